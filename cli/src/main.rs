@@ -1,0 +1,2 @@
+//! tulle
+fn main() {}

@@ -1,0 +1,1 @@
+//! Certificates of workloads: requests, rotation, verification, TLS configurations.

@@ -1,0 +1,1 @@
+//! Slim Kubernetes objects and their translation to the model.

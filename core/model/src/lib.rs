@@ -1,0 +1,23 @@
+//! Names, workloads, services, policies and the pure decisions made on them.
+//!
+//! Nothing here does I/O, reads a clock or knows a wire format: the same functions serve the proxies, their
+//! tests, the fuzzers, the benchmarks and `tulle explain`.
+
+pub mod authz;
+pub mod gateway;
+pub mod identity;
+pub mod mesh;
+pub mod name;
+pub mod network;
+pub mod reason;
+pub mod service;
+pub mod workload;
+
+pub use authz::{Connection, Verdict};
+pub use identity::Identity;
+pub use mesh::{Mesh, MeshUpdate};
+pub use name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
+pub use network::NetworkAddress;
+pub use reason::Reason;
+pub use service::Service;
+pub use workload::Workload;

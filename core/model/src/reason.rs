@@ -1,0 +1,167 @@
+//! The one list of error codes and reason tokens. A code is stable for ever and never reused.
+
+/// Defines [`Reason`] and everything that must never drift from it.
+macro_rules! reasons {
+    ($($variant:ident $code:literal $token:literal $flag:ident $help:literal;)*) => {
+        /// Why something was refused, or ended, with its stable code and token.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        pub enum Reason {
+            $(#[doc = concat!("`", $code, " ", $token, "`: ", $help)] $variant,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of codes.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The stable code, such as `T0412`.
+            #[must_use]
+            pub fn code(self) -> &'static str {
+                match self { $(Self::$variant => $code,)* }
+            }
+
+            /// The stable token, such as `policy_denied`.
+            #[must_use]
+            pub fn token(self) -> &'static str {
+                match self { $(Self::$variant => $token,)* }
+            }
+
+            /// The `response_flags` value of metrics.
+            #[must_use]
+            pub fn flag(self) -> ResponseFlag {
+                match self { $(Self::$variant => ResponseFlag::$flag,)* }
+            }
+
+            /// One sentence for an operator: what it means and what to look at.
+            #[must_use]
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    InvalidConfiguration "T0001" "invalid_configuration" None "a value of the process configuration cannot be used; every bad value is listed at start";
+    UnknownField "T0003" "unknown_field" None "a configuration field does not exist; check its spelling";
+    NetnsNotFound "T0102" "netns_not_found" None "the network namespace of an enrolled workload was not found on this node";
+    NetnsMismatch "T0103" "netns_mismatch" None "a network namespace does not hold the address of the workload it was found for";
+    PortTaken "T0104" "port_taken" None "the application already listens on a port that capture needs (15001, 15006, 15008)";
+    CaptureRulesMissing "T0105" "capture_rules_missing" None "the packet rules of an enrolled workload were not what they must be; they are applied again";
+    ListenersMissing "T0106" "listeners_missing" None "a listener of an enrolled workload was gone; it is opened again";
+    RulesRefused "T0107" "rules_refused" None "the kernel refused the packet rules; check that nf_tables, nat and conntrack are available";
+    ProxyNotConnected "T0108" "proxy_not_connected" None "no node proxy is connected to the agent; see `tulle status`";
+    ResourceRejected "T0201" "resource_rejected" Connect "a configuration object cannot be used; the last good version stays in force";
+    UnparsableFile "T0202" "unparsable_file" None "a file of the configuration folder cannot be read as YAML; its objects keep their last good form";
+    DuplicateObject "T0203" "duplicate_object" None "two files define the same object; the first path in byte order wins";
+    ConfigStale "T0204" "config_stale" None "a proxy has not accepted the newest configuration";
+    PolicyWidenedDeny "T0206" "policy_widened_deny" None "part of a DENY rule cannot be evaluated, so the rule denies more than it says";
+    CaIncomplete "T0301" "ca_incomplete" None "the certificate authority's files are incomplete or unsafe; nothing is generated over them";
+    NotPlacedOnNode "T0305" "not_placed_on_node" None "the asking node has no workload with that identity";
+    NodeNotTrusted "T0306" "node_not_trusted" None "the caller's credential is missing, unknown or for another node";
+    PolicyDenied "T0412" "policy_denied" Deny "a DENY rule matched";
+    NoAllowMatched "T0413" "no_allow_matched" Deny "ALLOW policies apply and none of their rules matched";
+    PolicyPending "T0414" "policy_pending" Deny "a policy that the workload names has not arrived yet";
+    PolicyUntranslatable "T0415" "policy_untranslatable" Deny "a policy cannot be translated and denies what it selects";
+    WaypointRequired "T0416" "waypoint_required" Deny "the destination only accepts traffic through its waypoint";
+    PolicyChanged "T0417" "policy_changed" Deny "an open connection was denied by a changed policy";
+    WrongDestination "T0418" "wrong_destination" None "the tunnel's authority is not for this workload";
+    NotConnect "T0419" "not_connect" None "the request on the tunnel port is not CONNECT";
+    BadAuthority "T0420" "bad_authority" None "the tunnel's authority is missing or not host:port";
+    SelfCall "T0421" "self_call" Connect "the target is a port of the proxy itself";
+    SourceNotTrusted "T0422" "source_not_trusted" None "an original source was claimed by a peer that may not";
+    ConnectFailed "T0501" "connect_failed" Connect "the connection to the next hop was refused or failed";
+    ConnectTimeout "T0504" "connect_timeout" Connect "the next hop did not answer; a NetworkPolicy may block HBONE port 15008";
+    NetworkPolicySuspected "T0505" "network_policy_suspected" NetworkPolicy "a NetworkPolicy may block HBONE port 15008";
+    NoHealthyEndpoint "T0506" "no_healthy_endpoint" Connect "the service has no endpoint that can be used on this port";
+    NoRoute "T0507" "no_route" Connect "there is no way to the destination";
+    NoGateway "T0508" "no_gateway" Connect "the endpoint is on another network and no gateway leads there";
+    WaypointUnavailable "T0509" "waypoint_unavailable" Connect "the destination's waypoint is unknown or has no endpoint";
+    TlsFailed "T0510" "tls_failed" TlsFailure "the TLS handshake failed";
+    PeerLost "T0511" "peer_lost" None "the connection to the peer was lost";
+    PeerIdentityMismatch "T0512" "peer_identity_mismatch" TlsFailure "the peer's certificate carries another identity than expected";
+    CertExpired "T0513" "cert_expired" IdentityError "the workload's certificate has expired and could not be renewed";
+    CertUnavailable "T0514" "cert_unavailable" IdentityError "the workload has no certificate yet";
+    Overload "T0515" "overload" Connect "a bound of the proxy is reached";
+    Http2Failed "T0518" "http2_failed" H2HandshakeFailure "the HTTP/2 connection could not be established";
+    PeerDrained "T0519" "peer_drained" None "the proxy or workload was drained and its deadline passed";
+    UnknownPort "T0520" "unknown_port" Connect "the port cannot be resolved at the destination";
+    WorkloadUnknown "T0521" "workload_unknown" Connect "the proxy has no description of the workload yet";
+    PortsExhausted "T0522" "ports_exhausted" Connect "no local port is free for another connection";
+    NameNotResolved "T0701" "name_not_resolved" Connect "the destination's host name could not be resolved";
+}
+
+/// Value of the `response_flags` label (Istio's vocabulary).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ResponseFlag {
+    /// `-`.
+    None,
+    /// `DENY`.
+    Deny,
+    /// `CONNECT`.
+    Connect,
+    /// `TLS_FAILURE`.
+    TlsFailure,
+    /// `H2_HANDSHAKE_FAILURE`.
+    H2HandshakeFailure,
+    /// `NETWORK_POLICY`.
+    NetworkPolicy,
+    /// `IDENTITY_ERROR`.
+    IdentityError,
+    /// `CERT_REVOKED`.
+    CertRevoked,
+}
+
+impl ResponseFlag {
+    /// The label's text.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Deny => "DENY",
+            Self::Connect => "CONNECT",
+            Self::TlsFailure => "TLS_FAILURE",
+            Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::IdentityError => "IDENTITY_ERROR",
+            Self::CertRevoked => "CERT_REVOKED",
+        }
+    }
+}
+
+impl std::fmt::Display for Reason {
+    /// `T0412 policy_denied`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.code(), self.token())
+    }
+}
+
+impl Reason {
+    /// The reason with this code, if there is one.
+    #[must_use]
+    pub fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.code() == code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn codes_and_tokens_are_unique_and_ordered() {
+        let codes: Vec<_> = Reason::ALL.iter().map(|reason| reason.code()).collect();
+        assert!(codes.is_sorted(), "codes stand in order: {codes:?}");
+        assert_eq!(codes.iter().collect::<HashSet<_>>().len(), codes.len());
+        let tokens: HashSet<_> = Reason::ALL.iter().map(|reason| reason.token()).collect();
+        assert_eq!(tokens.len(), codes.len());
+    }
+
+    #[test]
+    fn a_code_leads_back_to_its_reason() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_code(reason.code()), Some(*reason));
+        }
+    }
+}

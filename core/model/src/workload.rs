@@ -1,0 +1,175 @@
+//! Workloads: the pods, virtual machines and processes that send and receive traffic.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::gateway::GatewayAddress;
+use crate::identity::Identity;
+use crate::name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
+
+/// One workload, as the control plane describes it (`istio.workload.Workload`, wire.md 1.1).
+///
+/// Empty fields of the wire are already replaced by their meaning: trust domain, service account and cluster.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// Unique opaque name.
+    pub uid: WorkloadUid,
+    /// Name of the pod or entry.
+    pub name: Str,
+    /// Namespace of the pod or entry.
+    pub namespace: Str,
+    /// Trust domain of its identity.
+    pub trust_domain: Str,
+    /// Service account of its identity.
+    pub service_account: Str,
+    /// Addresses within [`Self::network`]; may be empty where a hostname or a gateway stands in.
+    pub addresses: Vec<IpAddr>,
+    /// Network id; empty is the default network.
+    pub network: Str,
+    /// Name resolved at connect time when there is no address.
+    pub hostname: Str,
+    /// How to reach it.
+    pub tunnel_protocol: TunnelProtocol,
+    /// Whether addresses may be looked up.
+    pub network_mode: NetworkMode,
+    /// The workload speaks HBONE itself; nothing is tunnelled on its behalf.
+    pub native_tunnel: bool,
+    /// Waypoint for traffic addressed to this workload.
+    pub waypoint: Option<GatewayAddress>,
+    /// Entry to its network for callers elsewhere.
+    pub network_gateway: Option<GatewayAddress>,
+    /// How the application itself wants the bytes.
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// Node it runs on.
+    pub node: Str,
+    /// Cluster it belongs to.
+    pub cluster_id: Str,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Names of its workload-selector policies.
+    pub authorization_policies: Vec<NamespacedName>,
+    /// Services it is an endpoint of, with its own port mapping (service port → target port).
+    pub services: BTreeMap<NamespacedHostname, PortMapping>,
+    /// Whether it may be chosen.
+    pub status: HealthStatus,
+    /// Balancing weight; zero is never chosen.
+    pub capacity: u32,
+    /// Telemetry: kind of owner.
+    pub workload_type: WorkloadType,
+    /// Telemetry: name of the owner.
+    pub workload_name: Str,
+    /// Telemetry: canonical service name.
+    pub canonical_name: Str,
+    /// Telemetry: canonical revision.
+    pub canonical_revision: Str,
+    /// Named values that peers who do not know them ignore, such as `tulle.dev/process`.
+    pub extensions: BTreeMap<Str, Str>,
+}
+
+impl Workload {
+    /// The identity its certificate carries.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity {
+            trust_domain: self.trust_domain.clone(),
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+        }
+    }
+}
+
+/// Target ports of one workload by service port.
+pub type PortMapping = BTreeMap<u16, u16>;
+
+/// How a workload is reached. The legacy sidecar protocol is refused where it is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum TunnelProtocol {
+    /// Plain TCP.
+    #[default]
+    None,
+    /// HTTP/2 CONNECT over mutual TLS, port 15008.
+    Hbone,
+}
+
+/// Whether a workload's addresses are its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum NetworkMode {
+    /// Own addresses.
+    #[default]
+    Standard,
+    /// Shares the node's; never looked up by address.
+    HostNetwork,
+}
+
+/// Whether a workload may be chosen as an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HealthStatus {
+    /// Ready.
+    #[default]
+    Healthy,
+    /// Not ready, or ending.
+    Unhealthy,
+}
+
+/// Kind of a workload's owner; telemetry only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadType {
+    /// A Deployment.
+    #[default]
+    Deployment,
+    /// A CronJob.
+    CronJob,
+    /// A bare pod.
+    Pod,
+    /// A Job.
+    Job,
+}
+
+impl WorkloadType {
+    /// The word used in baggage keys and labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::CronJob => "cronjob",
+            Self::Pod => "pod",
+            Self::Job => "job",
+        }
+    }
+}
+
+/// How an application wants its inbound bytes.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ApplicationTunnel {
+    /// Framing in front of the bytes.
+    pub protocol: ApplicationProtocol,
+    /// Port to connect to; `None` keeps the target port.
+    pub port: Option<u16>,
+}
+
+/// Framing of an [`ApplicationTunnel`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum ApplicationProtocol {
+    /// Nothing.
+    None,
+    /// A PROXY protocol version 2 header.
+    Proxy,
+}
+
+/// Region, zone and subzone; empty parts are unknown.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Locality {
+    /// Region.
+    pub region: Str,
+    /// Zone within the region.
+    pub zone: Str,
+    /// Subzone within the zone.
+    pub subzone: Str,
+}

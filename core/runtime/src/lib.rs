@@ -1,0 +1,1 @@
+//! What keeps a process healthy: configuration layers, drain, readiness, tasks, admin, metrics, logs.

@@ -1,0 +1,1 @@
+//! Sockets, byte copying and HBONE tunnels.

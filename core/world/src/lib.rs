@@ -1,0 +1,1 @@
+//! A world of nodes and pods in network namespaces of one machine, for the local mesh and for tests.

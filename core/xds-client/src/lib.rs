@@ -1,0 +1,1 @@
+//! Delta-ADS client session, its gRPC driver, and configuration from a local file.

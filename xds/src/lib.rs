@@ -1,0 +1,1 @@
+//! The control plane: sources, engine, delta ADS, certificate authority, status.
