@@ -1,1 +1,3 @@
 //! Slim Kubernetes objects and their translation to the model.
+
+pub mod translate;

@@ -1,0 +1,3 @@
+//! The engine: objects in, immutable cuts out, by a single writer.
+
+pub mod table;

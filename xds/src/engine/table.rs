@@ -1,0 +1,202 @@
+//! One type's resources by name, with content-hashed versions and a bounded log of changes.
+//!
+//! Tables are persistent: the engine edits its own clone while readers keep theirs, and both share what is equal.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rpds::RedBlackTreeMapSync;
+use tulle_model::Str;
+
+use crate::snapshot::{Change, Order, Scope, Slot};
+
+/// Changes remembered per type. A client further behind gets a comparison by versions instead.
+pub const LOG_ENTRIES_MAX: usize = 65_536;
+
+/// A resource as computed, before the table decides whether it is news.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource {
+    /// Resource name.
+    pub name: Str,
+    /// Other names it can be asked for by.
+    pub aliases: Vec<Str>,
+    /// The encoded message.
+    pub body: Bytes,
+    /// Place within one response.
+    pub order: Order,
+    /// Who may receive it.
+    pub scope: Scope,
+}
+
+/// Where an entry stands in the log: the cut, then its place within the cut.
+type LogPosition = (u64, u32);
+
+/// The resources of one type.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    slots: RedBlackTreeMapSync<Str, Arc<Slot>>,
+    aliases: RedBlackTreeMapSync<Str, Arc<BTreeSet<Str>>>,
+    log: RedBlackTreeMapSync<LogPosition, Str>,
+    /// Newest cut of which entries were dropped from the log.
+    forgotten: u64,
+}
+
+impl Table {
+    /// The resource of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Slot> {
+        self.slots.get(name).map(AsRef::as_ref)
+    }
+
+    /// The resource of this name, then those that have it as an alias.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> Vec<&Slot> {
+        let by_alias = self.aliases.get(name).into_iter().flat_map(|names| names.iter());
+        let by_alias = by_alias
+            .filter(|other| other.as_ref() != name)
+            .filter_map(|other| self.get(other));
+        self.get(name).into_iter().chain(by_alias).collect()
+    }
+
+    /// Every resource, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.values().map(AsRef::as_ref)
+    }
+
+    /// Number of resources.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.size()
+    }
+
+    /// Whether there is no resource.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// What changed after the cut `sequence`; `None` if the log does not reach back that far.
+    #[must_use]
+    pub fn changed_since(&self, sequence: u64) -> Option<impl Iterator<Item = Change> + use<'_>> {
+        if sequence < self.forgotten {
+            return None;
+        }
+        let mut told = BTreeSet::new();
+        let after = (sequence + 1, 0)..;
+        Some(self.log.range(after).filter_map(move |((at, _), name)| {
+            let change = match self.slots.get(name) {
+                Some(slot) if slot.sequence == *at => Change::Set(slot.clone()),
+                Some(_) => return None,
+                None => Change::Removed(name.clone()),
+            };
+            told.insert(name.clone()).then_some(change)
+        }))
+    }
+
+    /// Adds or replaces a resource; says whether that is a change. Equal content is none.
+    pub fn set(&mut self, resource: Resource, sequence: u64) -> bool {
+        let old = self.slots.get(&resource.name).cloned();
+        if old.as_ref().is_some_and(|old| same(old, &resource)) {
+            return false;
+        }
+        let version = match &old {
+            Some(old) if old.body == resource.body => old.version.clone(),
+            _ => version_of(&resource.body),
+        };
+        self.rename(
+            &resource.name,
+            old.as_deref().map_or(&[], |old| &old.aliases),
+            &resource.aliases,
+        );
+        let Resource {
+            name,
+            aliases,
+            body,
+            order,
+            scope,
+        } = resource;
+        self.record(&name, sequence);
+        let slot = Slot {
+            name: name.clone(),
+            aliases,
+            version,
+            body,
+            sequence,
+            order,
+            scope,
+        };
+        self.slots.insert_mut(name, Arc::new(slot));
+        true
+    }
+
+    /// Removes a resource; says whether there was one.
+    pub fn remove(&mut self, name: &str, sequence: u64) -> bool {
+        let Some(old) = self.slots.get(name).cloned() else {
+            return false;
+        };
+        self.rename(&old.name, &old.aliases, &[]);
+        self.record(&old.name, sequence);
+        self.slots.remove_mut(name);
+        true
+    }
+
+    /// Moves a resource from its old aliases to its new ones.
+    fn rename(&mut self, name: &Str, old: &[Str], new: &[Str]) {
+        for alias in old.iter().filter(|alias| !new.contains(alias)) {
+            let mut names = self
+                .aliases
+                .get(alias)
+                .map(|names| (**names).clone())
+                .unwrap_or_default();
+            names.remove(name);
+            if names.is_empty() {
+                self.aliases.remove_mut(alias);
+            } else {
+                self.aliases.insert_mut(alias.clone(), Arc::new(names));
+            }
+        }
+        for alias in new.iter().filter(|alias| !old.contains(alias)) {
+            let mut names = self
+                .aliases
+                .get(alias)
+                .map(|names| (**names).clone())
+                .unwrap_or_default();
+            names.insert(name.clone());
+            self.aliases.insert_mut(alias.clone(), Arc::new(names));
+        }
+    }
+
+    fn record(&mut self, name: &Str, sequence: u64) {
+        let place = match self.log.last() {
+            Some(((at, place), _)) if *at == sequence => place + 1,
+            _ => 0,
+        };
+        self.log.insert_mut((sequence, place), name.clone());
+        if self.log.size() <= LOG_ENTRIES_MAX {
+            return;
+        }
+        if let Some(oldest) = self.log.first().map(|(position, _)| *position) {
+            self.log.remove_mut(&oldest);
+            self.forgotten = oldest.0;
+        }
+    }
+}
+
+fn same(slot: &Slot, resource: &Resource) -> bool {
+    slot.body == resource.body
+        && slot.aliases == resource.aliases
+        && slot.order == resource.order
+        && slot.scope == resource.scope
+}
+
+/// First 8 bytes of the SHA-256 of an encoded message, as 16 hex digits.
+fn version_of(body: &[u8]) -> Str {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
+    let mut text = String::with_capacity(16);
+    for byte in &digest.as_ref()[..8] {
+        write!(text, "{byte:02x}").expect("writing to a string does not fail");
+    }
+    text.into()
+}

@@ -1,0 +1,250 @@
+//! One immutable cut of everything the control plane serves: resources, placements and the state of its objects.
+//!
+//! The engine publishes snapshots, everything else reads them. Cloning one costs a few reference counts.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rpds::RedBlackTreeMapSync;
+use tulle_model::{Identity, Str};
+
+pub mod objects;
+
+pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
+
+use crate::engine::table::Table;
+
+/// The types of resource that are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResourceType {
+    /// `istio.workload.Address`: workloads and services.
+    Address,
+    /// `istio.workload.Workload`: the older type that carries a bare workload.
+    Workload,
+    /// `istio.security.Authorization`.
+    Authorization,
+}
+
+impl ResourceType {
+    /// Every type, in the order in which additions are sent.
+    pub const ALL: [Self; 3] = [Self::Authorization, Self::Address, Self::Workload];
+
+    /// The type URL of the wire.
+    #[must_use]
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Self::Address => "type.googleapis.com/istio.workload.Address",
+            Self::Workload => "type.googleapis.com/istio.workload.Workload",
+            Self::Authorization => "type.googleapis.com/istio.security.Authorization",
+        }
+    }
+
+    /// The type with this URL.
+    #[must_use]
+    pub fn from_type_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|ty| ty.type_url() == url)
+    }
+}
+
+/// One encoded resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Resource name.
+    pub name: Str,
+    /// Other names it can be asked for by.
+    pub aliases: Vec<Str>,
+    /// First 8 bytes of the SHA-256 of [`Self::body`], in hex; equal on every replica.
+    pub version: Str,
+    /// The encoded message, which is the value of the `Any` on the wire.
+    pub body: Bytes,
+    /// Sequence of the cut that last changed the body, the aliases or the scope.
+    ///
+    /// A change of scope alone keeps the version: a client that already holds that version needs nothing.
+    pub sequence: u64,
+    /// Place within one response.
+    pub order: Order,
+    /// Who may receive it.
+    pub scope: Scope,
+}
+
+/// Place of a resource among the others of its type: additions go out in this order, removals in the reverse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Order {
+    /// A policy.
+    Policy,
+    /// A workload of a waypoint.
+    WaypointWorkload,
+    /// A service of a waypoint.
+    WaypointService,
+    /// Any other workload.
+    Workload,
+    /// Any other service.
+    Service,
+}
+
+/// Which nodes may receive a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Every node: addresses, and policies of the whole mesh.
+    Everyone,
+    /// A policy of one namespace; the nodes are those that hold a workload of that namespace.
+    Namespace {
+        /// The namespace.
+        namespace: Str,
+        /// Nodes that hold one of its workloads.
+        nodes: Arc<BTreeSet<Str>>,
+    },
+    /// A policy of selected workloads; the nodes are those that hold a workload that names it.
+    Workloads {
+        /// Nodes that hold such a workload.
+        nodes: Arc<BTreeSet<Str>>,
+    },
+}
+
+impl Scope {
+    /// Whether the proxy of this node may receive the resource.
+    #[must_use]
+    pub fn reaches(&self, node: &str) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Namespace { nodes, .. } | Self::Workloads { nodes } => nodes.contains(node),
+        }
+    }
+}
+
+/// One entry of what changed between two cuts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The resource is new, or its body, aliases or scope changed.
+    Set(Arc<Slot>),
+    /// There is no resource of this name any more.
+    Removed(Str),
+}
+
+impl Change {
+    /// Name of the resource.
+    #[must_use]
+    pub fn name(&self) -> &Str {
+        match self {
+            Self::Set(slot) => &slot.name,
+            Self::Removed(name) => name,
+        }
+    }
+}
+
+/// Which identities run on which node: what a node may ask certificates for.
+#[derive(Debug, Clone, Default)]
+pub struct Placement {
+    nodes: RedBlackTreeMapSync<Str, Arc<BTreeSet<Identity>>>,
+}
+
+impl Placement {
+    /// Whether a workload with this identity is placed on this node.
+    #[must_use]
+    pub fn holds(&self, node: &str, identity: &Identity) -> bool {
+        self.nodes
+            .get(node)
+            .is_some_and(|identities| identities.contains(identity))
+    }
+
+    /// The identities placed on a node, in order.
+    pub fn identities(&self, node: &str) -> impl Iterator<Item = &Identity> {
+        self.nodes
+            .get(node)
+            .into_iter()
+            .flat_map(|identities| identities.iter())
+    }
+
+    /// The nodes that hold any identity.
+    pub fn nodes(&self) -> impl Iterator<Item = &Str> {
+        self.nodes.keys()
+    }
+
+    /// Replaces the identities of a node; an empty set forgets the node.
+    pub fn place(&mut self, node: Str, identities: BTreeSet<Identity>) {
+        if identities.is_empty() {
+            self.nodes.remove_mut(&node);
+        } else {
+            self.nodes.insert_mut(node, Arc::new(identities));
+        }
+    }
+}
+
+/// One immutable cut.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    pub(crate) sequence: u64,
+    pub(crate) synced: bool,
+    pub(crate) addresses: Table,
+    pub(crate) workloads: Table,
+    pub(crate) authorizations: Table,
+    pub(crate) placement: Placement,
+    pub(crate) objects: Objects,
+}
+
+impl Snapshot {
+    /// Number of this cut; grows with every cut that changed anything.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Whether the sources were read completely at least once. Before that nothing may be served.
+    #[must_use]
+    pub fn synced(&self) -> bool {
+        self.synced
+    }
+
+    /// The resource of this name.
+    #[must_use]
+    pub fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+        self.table(ty).get(name)
+    }
+
+    /// The resources that have this name or this alias.
+    #[must_use]
+    pub fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot> {
+        self.table(ty).resolve(name_or_alias)
+    }
+
+    /// Every resource of a type, by name.
+    pub fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+        self.table(ty).iter()
+    }
+
+    /// What changed after the cut `sequence`, each name once at its newest state.
+    ///
+    /// `None` means that the log does not reach back that far: walk [`Self::resources`] and compare versions.
+    #[must_use]
+    pub fn changed_since(
+        &self,
+        ty: ResourceType,
+        sequence: u64,
+    ) -> Option<impl Iterator<Item = Change> + use<'_>> {
+        if sequence > self.sequence {
+            return None;
+        }
+        self.table(ty).changed_since(sequence)
+    }
+
+    /// Which identities run on which node.
+    #[must_use]
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// The state of the source: generation, broken files, objects and their conditions.
+    #[must_use]
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    fn table(&self, ty: ResourceType) -> &Table {
+        match ty {
+            ResourceType::Address => &self.addresses,
+            ResourceType::Workload => &self.workloads,
+            ResourceType::Authorization => &self.authorizations,
+        }
+    }
+}
