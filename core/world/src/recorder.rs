@@ -1,0 +1,119 @@
+//! The wire recorder: reads every frame that crosses the wire between the nodes and looks for a marker in it.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
+};
+use nix::sys::time::TimeVal;
+use tulle_linux::NetNs;
+
+/// A frame is at most one GSO packet.
+const FRAME_BYTES_MAX: usize = 96 * 1024;
+/// Room for bursts between two reads.
+const RECEIVE_BUFFER_BYTES: usize = 64 * 1024 * 1024;
+/// `PACKET_OUTGOING` of linux/if_packet.h: a frame that leaves; it was counted when it came in.
+const PACKET_OUTGOING: u8 = 4;
+
+/// Records the frames of a wire until it is dropped.
+#[derive(Debug)]
+pub struct Recorder {
+    shared: Arc<Shared>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    bytes: AtomicU64,
+    frames: AtomicU64,
+    marked: AtomicU64,
+}
+
+/// What has been seen so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recorded {
+    /// Bytes of frames looked through.
+    pub bytes: u64,
+    /// Frames looked through.
+    pub frames: u64,
+    /// Frames that hold the marker.
+    pub marked_frames: u64,
+}
+
+impl Recorder {
+    /// Starts to record in the namespace of a wire. `bridge` is the interface index of the wire itself, whose
+    /// frames are those of its ports again.
+    pub(crate) fn start(wire: &NetNs, bridge: u32, marker: &[u8]) -> io::Result<Self> {
+        let socket = wire.run(open)??;
+        let shared = Arc::new(Shared::default());
+        let (seen, marker) = (Arc::clone(&shared), marker.to_vec());
+        let thread = std::thread::Builder::new()
+            .name("wire-recorder".to_owned())
+            .spawn(move || record(&socket, bridge as usize, &marker, &seen))?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// What has been seen so far.
+    #[must_use]
+    pub fn seen(&self) -> Recorded {
+        Recorded {
+            bytes: self.shared.bytes.load(Ordering::Relaxed),
+            frames: self.shared.frames.load(Ordering::Relaxed),
+            marked_frames: self.shared.marked.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the recorder has been printed by its thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::EthAll,
+    )?;
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::new(0, 50_000))?;
+    // Without CAP_NET_ADMIN in the first user namespace the ordinary limit holds; frames may be lost under load.
+    let _ = setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER_BYTES);
+    Ok(socket)
+}
+
+fn record(socket: &OwnedFd, bridge: usize, marker: &[u8], seen: &Shared) {
+    let finder = memchr::memmem::Finder::new(marker);
+    let mut frame = vec![0; FRAME_BYTES_MAX];
+    while !seen.stop.load(Ordering::Relaxed) {
+        match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame) {
+            Ok((_, Some(from))) if from.pkttype() == PACKET_OUTGOING || from.ifindex() == bridge => {}
+            Ok((len, _)) => {
+                if finder.find(&frame[..len]).is_some() {
+                    seen.marked.fetch_add(1, Ordering::Relaxed);
+                }
+                seen.frames.fetch_add(1, Ordering::Relaxed);
+                seen.bytes.fetch_add(len as u64, Ordering::Relaxed);
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "the wire recorder stopped");
+                return;
+            }
+        }
+    }
+}
