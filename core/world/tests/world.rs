@@ -1,5 +1,7 @@
 //! The world is what it says it is: pods reach each other over the wire, and the recorder sees them do it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
