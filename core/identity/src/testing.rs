@@ -1,0 +1,156 @@
+//! Certificates for tests: an authority in memory, and workloads that it vouches for.
+
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls::pki_types::CertificateDer;
+use tulle_model::identity::Identity;
+
+use crate::ca::Issued;
+use crate::certificate::WorkloadCertificate;
+use crate::tls::KeyExchange;
+
+pub use crate::ca::FakeCa;
+pub use crate::manager::Clock;
+
+/// How long certificates are valid unless said otherwise.
+pub const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long before `now` certificates start, as real authorities do.
+const BACKDATED: Duration = Duration::from_secs(5 * 60);
+
+static SHARED: LazyLock<TestCa> = LazyLock::new(TestCa::new);
+
+/// A certificate of the authority that all tests of a process share.
+#[must_use]
+pub fn certificate(identity: &Identity) -> Arc<WorkloadCertificate> {
+    SHARED.certificate(identity)
+}
+
+/// The authority behind [`certificate`].
+#[must_use]
+pub fn shared_ca() -> &'static TestCa {
+    &SHARED
+}
+
+/// A self-signed authority. Two of them do not trust each other.
+pub struct TestCa {
+    root: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for TestCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TestCa")
+    }
+}
+
+impl Default for TestCa {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TestCa {
+    /// Makes a new root.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "tulle test");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let root = CertifiedIssuer::self_signed(params, key()).expect("the root's parameters are complete");
+        Self { root }
+    }
+
+    /// The root, as a file of roots would hold it.
+    #[must_use]
+    pub fn root_pem(&self) -> String {
+        self.root.pem()
+    }
+
+    /// The root.
+    #[must_use]
+    pub fn root_der(&self) -> CertificateDer<'static> {
+        self.root.der().clone()
+    }
+
+    /// Issues for `identity`, valid from a little before `now` until `lifetime` after it.
+    #[must_use]
+    pub fn issue(&self, identity: &Identity, now: SystemTime, lifetime: Duration) -> Issued {
+        let mut params = leaf([uri(&identity.to_string())]);
+        params.not_before = (now - BACKDATED).into();
+        params.not_after = (now + lifetime).into();
+        self.issue_as(params)
+    }
+
+    /// Issues exactly what `params` say, however odd.
+    #[must_use]
+    pub fn issue_as(&self, params: CertificateParams) -> Issued {
+        let key = key();
+        let leaf = params
+            .signed_by(&key, &self.root)
+            .expect("the leaf's parameters are complete");
+        Issued {
+            key: key.into(),
+            chain: vec![leaf.der().clone()],
+            roots: vec![self.root_der()],
+        }
+    }
+
+    /// A workload's certificate, valid for [`LIFETIME`].
+    #[must_use]
+    pub fn certificate(&self, identity: &Identity) -> Arc<WorkloadCertificate> {
+        let now = SystemTime::now();
+        let issued = self.issue(identity, now, LIFETIME);
+        let certificate = WorkloadCertificate::new(identity, &issued, KeyExchange::Standard, now);
+        Arc::new(certificate.expect("what the test authority issues can be used"))
+    }
+
+    /// Chain and key, both PEM, of a server with these DNS names or IP addresses.
+    #[must_use]
+    pub fn server(&self, names: &[&str]) -> (String, String) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let named = CertificateParams::new(names).expect("names are ASCII");
+        let params = leaf(named.subject_alt_names);
+        let key = key();
+        let leaf = params
+            .signed_by(&key, &self.root)
+            .expect("the leaf's parameters are complete");
+        (leaf.pem(), key.serialize_pem())
+    }
+}
+
+/// Parameters of an ordinary leaf with these names: empty subject, no CA, both TLS usages.
+#[must_use]
+pub fn leaf(names: impl IntoIterator<Item = SanType>) -> CertificateParams {
+    let now = SystemTime::now();
+    let mut params = CertificateParams::default();
+    params.not_before = (now - BACKDATED).into();
+    params.not_after = (now + LIFETIME).into();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = names.into_iter().collect();
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    params
+}
+
+/// A URI name.
+#[must_use]
+pub fn uri(text: &str) -> SanType {
+    SanType::URI(text.try_into().expect("URI names are ASCII"))
+}
+
+fn key() -> KeyPair {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("the system has randomness")
+}
