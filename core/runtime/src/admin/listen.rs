@@ -1,0 +1,161 @@
+//! Where pages are served: a TCP address, or a unix socket that only its owner can open.
+
+use std::fmt::{self, Display};
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use axum::Router;
+use tokio::net::{TcpListener, UnixListener};
+
+/// Mode of an admin socket: its owner only.
+const SOCKET_MODE: u32 = 0o600;
+
+/// A place to listen at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address; port 0 takes any.
+    Tcp(SocketAddr),
+    /// A unix socket's path; its folder is made if it is missing.
+    Unix(PathBuf),
+}
+
+/// Why a place cannot be listened at.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The address cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Tcp {
+        /// What was asked for.
+        address: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The socket cannot be made.
+    #[error("cannot make the socket {}: {source}", path.display())]
+    Unix {
+        /// What was asked for.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// A bound listener, not serving yet.
+#[derive(Debug)]
+pub struct Listener(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpListener),
+    Unix {
+        listener: UnixListener,
+        file: SocketFile,
+    },
+}
+
+impl Listener {
+    /// Binds a place.
+    ///
+    /// # Errors
+    /// What the kernel answers, with the place.
+    pub async fn bind(listen: &Listen) -> Result<Self, AdminError> {
+        match listen {
+            Listen::Tcp(address) => TcpListener::bind(address)
+                .await
+                .map(|listener| Self(Kind::Tcp(listener)))
+                .map_err(|source| AdminError::Tcp {
+                    address: *address,
+                    source,
+                }),
+            Listen::Unix(path) => bind_unix(path)
+                .map(|(listener, file)| Self(Kind::Unix { listener, file }))
+                .map_err(|source| AdminError::Unix {
+                    path: path.clone(),
+                    source,
+                }),
+        }
+    }
+
+    /// The bound TCP address, if it is TCP.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.0 {
+            Kind::Tcp(listener) => listener.local_addr().ok(),
+            Kind::Unix { .. } => None,
+        }
+    }
+
+    pub(super) fn is_tcp(&self) -> bool {
+        matches!(self.0, Kind::Tcp(_))
+    }
+
+    pub(super) async fn serve(
+        self,
+        router: Router,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        match self.0 {
+            Kind::Tcp(listener) => axum::serve(listener, router).with_graceful_shutdown(end).await,
+            Kind::Unix { listener, file } => {
+                let served = axum::serve(listener, router).with_graceful_shutdown(end).await;
+                drop(file);
+                served
+            }
+        }
+    }
+}
+
+impl Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.0, self.local_addr()) {
+            (Kind::Unix { file, .. }, _) => write!(f, "{}", file.path.display()),
+            (Kind::Tcp(_), Some(address)) => write!(f, "{address}"),
+            (Kind::Tcp(_), None) => f.write_str("unbound"),
+        }
+    }
+}
+
+/// The socket gets its mode under a name nobody looks for, then takes its place in one rename: it is never open to
+/// others, and a socket left behind by an earlier process is replaced.
+fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let fresh = PathBuf::from(name);
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&fresh)?;
+    fs::set_permissions(&fresh, Permissions::from_mode(SOCKET_MODE))?;
+    let inode = fs::metadata(&fresh)?.ino();
+    fs::rename(&fresh, path)?;
+    Ok((
+        listener,
+        SocketFile {
+            path: path.to_owned(),
+            inode,
+        },
+    ))
+}
+
+/// The socket's file, removed on drop unless a newer process put its own there.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            // Gone already is as good as removed.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Limits of the process itself: as many descriptors as allowed, and no memory image on disk.
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Raises the soft limit of open files to the hard one and returns it.
+///
+/// # Errors
+/// What the kernel answers; the old limit then stays.
+pub fn raise_nofile() -> Result<u64, Errno> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+/// Forbids core dumps, because keys live in this process's memory.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn no_core_dumps() -> Result<(), Errno> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)
+}
+
+/// Applies both, logging what the kernel refuses: a process without them still works.
+pub fn apply() {
+    match raise_nofile() {
+        Ok(limit) => tracing::debug!(limit, "open files limit raised"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+    if let Err(error) = no_core_dumps() {
+        tracing::warn!(%error, "cannot forbid core dumps");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_becomes_the_hard_one() {
+        let limit = raise_nofile().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!((soft, hard), (limit, limit));
+    }
+
+    #[test]
+    fn no_core_is_dumped() {
+        no_core_dumps().unwrap();
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap().0, 0);
+    }
+}

@@ -1,0 +1,229 @@
+//! The one way to spawn: every task has a name, is counted, and its panic is logged and stays inside it.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::FutureExt;
+use parking_lot::RwLock;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+static COUNTERS: RwLock<BTreeMap<&'static str, Arc<Counter>>> = RwLock::new(BTreeMap::new());
+
+#[derive(Debug, Default)]
+struct Counter {
+    started: AtomicU64,
+    ended: AtomicU64,
+    panicked: AtomicU64,
+}
+
+/// How the tasks of one name fared since the process started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    /// The name given to [`spawn`].
+    pub name: &'static str,
+    /// Tasks alive now.
+    pub running: u64,
+    /// Tasks ever started.
+    pub started: u64,
+    /// Tasks that ended in a panic.
+    pub panicked: u64,
+}
+
+/// Spawns `future` as a supervised task.
+///
+/// A panic is logged with the task's name and counted; the handle then yields it as a `JoinError`.
+pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    spawn_raw(supervised(name, future))
+}
+
+/// The counts of every name that was ever spawned, by name.
+#[must_use]
+pub fn counts() -> Vec<Count> {
+    let counters = COUNTERS.read();
+    counters
+        .iter()
+        .map(|(name, counter)| {
+            let ended = counter.ended.load(Ordering::Relaxed);
+            let started = counter.started.load(Ordering::Relaxed);
+            let panicked = counter.panicked.load(Ordering::Relaxed);
+            Count {
+                name,
+                running: started.saturating_sub(ended),
+                started,
+                panicked,
+            }
+        })
+        .collect()
+}
+
+/// Tasks that belong together and end together. Clones share the scope.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    tracker: TaskTracker,
+    cancelled: CancellationToken,
+}
+
+impl Scope {
+    /// An open scope without tasks.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Spawns a supervised task that ends when the scope is cancelled (its result is then `None`).
+    pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<Option<F::Output>>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let cancelled = self.cancelled.clone();
+        let bounded = async move { cancelled.run_until_cancelled_owned(future).await };
+        spawn_raw(self.tracker.track_future(supervised(name, bounded)))
+    }
+
+    /// Says that no more tasks come; [`Scope::wait`] needs it to end.
+    pub fn close(&self) {
+        self.tracker.close();
+    }
+
+    /// Ends every task of the scope at its next await.
+    pub fn cancel(&self) {
+        self.cancelled.cancel();
+    }
+
+    /// Waits until the scope is closed and its last task ended.
+    pub async fn wait(&self) {
+        self.tracker.wait().await;
+    }
+
+    /// Tasks of the scope alive now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Whether no task of the scope is alive.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tracker.is_empty()
+    }
+}
+
+async fn supervised<F: Future>(name: &'static str, future: F) -> F::Output {
+    let counter = counter(name);
+    counter.started.fetch_add(1, Ordering::Relaxed);
+    let _ended = Ended(&counter);
+    match AssertUnwindSafe(future).catch_unwind().await {
+        Ok(output) => output,
+        Err(panic) => {
+            counter.panicked.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(task = name, panic = message(&*panic), "a task panicked");
+            resume_unwind(panic)
+        }
+    }
+}
+
+/// Counts the end of a task on every path: return, panic, abort.
+struct Ended<'a>(&'a Counter);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn counter(name: &'static str) -> Arc<Counter> {
+    if let Some(counter) = COUNTERS.read().get(name) {
+        return Arc::clone(counter);
+    }
+    Arc::clone(COUNTERS.write().entry(name).or_default())
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&'static str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "this is the supervised way to spawn that the lint asks for"
+)]
+fn spawn_raw<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    tokio::spawn(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(name: &str) -> Count {
+        counts()
+            .into_iter()
+            .find(|count| count.name == name)
+            .expect("the name was spawned")
+    }
+
+    #[tokio::test]
+    async fn a_panic_stays_inside_its_task_and_is_counted() {
+        let failed = spawn("panics", async { panic!("on purpose") });
+        let other = spawn("lives", async { 7 });
+        assert!(failed.await.unwrap_err().is_panic());
+        assert_eq!(other.await.unwrap(), 7);
+        assert_eq!(
+            count("panics"),
+            Count {
+                name: "panics",
+                running: 0,
+                started: 1,
+                panicked: 1
+            }
+        );
+    }
+
+    #[tokio::test]
+    async fn an_aborted_task_no_longer_counts_as_running() {
+        let task = spawn("aborted", std::future::pending::<()>());
+        tokio::task::yield_now().await;
+        assert_eq!(count("aborted").running, 1);
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        assert_eq!(count("aborted").running, 0);
+    }
+
+    #[tokio::test]
+    async fn a_closed_scope_waits_for_its_last_task() {
+        let scope = Scope::new();
+        let (release, released) = tokio::sync::oneshot::channel::<()>();
+        scope.spawn("scoped", released);
+        scope.close();
+        assert_eq!(scope.len(), 1);
+        release.send(()).unwrap();
+        scope.wait().await;
+        assert!(scope.is_empty());
+    }
+
+    #[tokio::test]
+    async fn cancelling_a_scope_ends_tasks_that_would_wait_for_ever() {
+        let scope = Scope::new();
+        let task = scope.spawn("stuck", std::future::pending::<()>());
+        scope.close();
+        scope.cancel();
+        scope.wait().await;
+        assert_eq!(task.await.unwrap(), None);
+    }
+}
