@@ -28,7 +28,12 @@ pub enum HttpClientError {
 ///
 /// # Errors
 /// When the stream breaks, or the answer is larger than [`ANSWER_BYTES_MAX`].
-pub async fn get<S>(stream: S, host: &str, path: &str, headers: HeaderMap) -> Result<Response<Bytes>, HttpClientError>
+pub async fn get<S>(
+    stream: S,
+    host: &str,
+    path: &str,
+    headers: HeaderMap,
+) -> Result<Response<Bytes>, HttpClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -41,7 +46,12 @@ where
 ///
 /// # Errors
 /// As [`get`].
-pub async fn post_json<S>(stream: S, host: &str, path: &str, json: String) -> Result<Response<Bytes>, HttpClientError>
+pub async fn post_json<S>(
+    stream: S,
+    host: &str,
+    path: &str,
+    json: String,
+) -> Result<Response<Bytes>, HttpClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -51,7 +61,11 @@ where
     send(stream, host, request).await
 }
 
-async fn send<S, B>(stream: S, host: &str, mut request: Request<B>) -> Result<Response<Bytes>, HttpClientError>
+async fn send<S, B>(
+    stream: S,
+    host: &str,
+    mut request: Request<B>,
+) -> Result<Response<Bytes>, HttpClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
@@ -59,7 +73,9 @@ where
 {
     let host = http::HeaderValue::try_from(host).map_err(http::Error::from)?;
     request.headers_mut().insert(http::header::HOST, host);
-    request.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+    request
+        .headers_mut()
+        .insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let answer = async {
         let response = sender.send_request(request).await?;
@@ -90,12 +106,17 @@ mod tests {
         let server = async move {
             let mut head = vec![0; 1024];
             let len = far.read(&mut head).await.unwrap();
-            far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nready").await.unwrap();
+            far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nready")
+                .await
+                .unwrap();
             String::from_utf8(head[..len].to_vec()).unwrap()
         };
         let (answer, request) = tokio::join!(get(near, "tulle", "/healthz/ready", HeaderMap::new()), server);
         assert_eq!(answer.unwrap().body().as_ref(), b"ready");
-        assert!(request.starts_with("GET /healthz/ready HTTP/1.1\r\n"), "{request}");
+        assert!(
+            request.starts_with("GET /healthz/ready HTTP/1.1\r\n"),
+            "{request}"
+        );
         assert!(request.contains("host: tulle\r\n"), "{request}");
     }
 

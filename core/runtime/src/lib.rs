@@ -34,6 +34,7 @@ pub mod build_info;
 pub mod config;
 pub mod drain;
 pub mod exit;
+pub mod http_client;
 pub mod limits;
 pub mod metrics;
 pub mod ready;
