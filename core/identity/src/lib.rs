@@ -37,7 +37,7 @@ pub use acceptor::{Acceptor, AcceptorError, PeerCertificate, PeerInfo, ServerStr
 pub use ca::{CaClient, CaError, CaFuture, GrpcCa, GrpcCaOptions, Impersonation, Issued};
 pub use certificate::{InvalidCertificate, WorkloadCertificate};
 pub use channel::{AuthenticatedChannel, ChannelConfig, ChannelError, RootSource, TokenSource};
-pub use manager::{CertificateError, CertificateSummary, Clock, Options, SecretManager};
+pub use manager::{CertificateError, CertificateState, CertificateSummary, Clock, Options, SecretManager};
 pub use metrics::Metrics;
 pub use schedule::Priority;
 pub use tls::{HandshakeError, KeyExchange, PeerError, peer_identity};

@@ -1,16 +1,28 @@
-//! The store of the node's certificates: fetches, renews, forgets.
+//! The store of the node's certificates: fetches, renews, forgets. What to do when is decided in
+//! [`schedule`](crate::schedule); this is the shell that does it.
 
+mod driver;
+mod summary;
+
+use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 use tulle_model::identity::Identity;
 use tulle_model::reason::Reason;
 
 use crate::ca::{CaClient, CaError};
 use crate::certificate::WorkloadCertificate;
 use crate::metrics::Metrics;
-use crate::schedule::Priority;
+use crate::schedule::{Now, Priority, Schedule};
 use crate::tls::KeyExchange;
+
+pub use summary::{CertificateState, CertificateSummary};
 
 /// The wall clock, which tests replace.
 #[derive(Clone)]
@@ -35,8 +47,8 @@ impl Clock {
     }
 }
 
-impl std::fmt::Debug for Clock {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Clock")
     }
 }
@@ -100,56 +112,254 @@ impl CertificateError {
     }
 }
 
-/// One line of a dump. It holds no key material.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct CertificateSummary {
-    /// Whose certificate.
-    pub identity: Identity,
+/// A cheap handle on the store, which ends with its last handle.
+#[derive(Clone)]
+pub struct SecretManager {
+    handle: Arc<Handle>,
 }
 
-/// A cheap handle on the store.
-#[derive(Debug, Clone)]
-pub struct SecretManager {}
+/// Tells the driver when nobody is left.
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::Release);
+        self.0.wake.notify_one();
+    }
+}
+
+struct Shared {
+    ca: Arc<dyn CaClient>,
+    options: Options,
+    metrics: Metrics,
+    state: Mutex<State>,
+    /// The schedule changed.
+    wake: Notify,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    schedule: Schedule,
+    slots: HashMap<Identity, Slot>,
+}
+
+/// What is known about one identity's certificate.
+#[derive(Default)]
+struct Slot {
+    current: Option<Arc<WorkloadCertificate>>,
+    /// How the last attempt failed, if it did.
+    last: Option<CaError>,
+    /// An attempt ended, either way.
+    ended: Arc<Notify>,
+}
+
+impl Slot {
+    fn valid(&self, now: SystemTime) -> Option<Arc<WorkloadCertificate>> {
+        self.current
+            .as_ref()
+            .filter(|certificate| certificate.is_valid(now))
+            .map(Arc::clone)
+    }
+
+    fn missing(&self, identity: &Identity) -> CertificateError {
+        let (identity, last) = (identity.clone(), self.last.clone());
+        match self.current {
+            Some(_) => CertificateError::Expired { identity, last },
+            None => CertificateError::Unavailable { identity, last },
+        }
+    }
+}
+
+/// What a look into the store yields to somebody who wants a certificate.
+enum Look {
+    Valid(Arc<WorkloadCertificate>),
+    Wait(Arc<Notify>),
+    Hopeless(CertificateError),
+}
 
 impl SecretManager {
     /// Starts a store over `ca`. Must be called within a runtime; the store ends with its last handle.
     #[must_use]
-    pub fn new(_ca: Arc<dyn CaClient>, _options: Options, _metrics: Metrics) -> Self {
-        unimplemented!()
+    pub fn new(ca: Arc<dyn CaClient>, options: Options, metrics: Metrics) -> Self {
+        let shared = Arc::new(Shared {
+            ca,
+            options,
+            metrics,
+            state: Mutex::default(),
+            wake: Notify::new(),
+            closed: AtomicBool::new(false),
+        });
+        drop(tulle_runtime::tasks::spawn(
+            "certificates",
+            driver::run(Arc::clone(&shared)),
+        ));
+        Self {
+            handle: Arc::new(Handle(shared)),
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.handle.0
     }
 
     /// The valid certificate of `identity`; waits for one if there is none, at most [`Options::wait`].
     ///
     /// # Errors
-    /// When none can be had in time: `cert_unavailable`, or `cert_expired`.
+    /// When none can be had in time: `cert_unavailable`, or `cert_expired`. At once, when the next attempt is
+    /// further away than the wait.
     pub async fn fetch(
         &self,
-        _identity: &Identity,
-        _priority: Priority,
+        identity: &Identity,
+        priority: Priority,
     ) -> Result<Arc<WorkloadCertificate>, CertificateError> {
-        unimplemented!()
+        let shared = self.shared();
+        let deadline = Instant::now() + shared.options.wait;
+        if let Some(certificate) = shared.touch(identity)? {
+            return Ok(certificate);
+        }
+        let _waiting = Waiting::begin(shared, identity, priority);
+        loop {
+            let ended = match shared.look(identity, deadline) {
+                Look::Valid(certificate) => return Ok(certificate),
+                Look::Hopeless(error) => return Err(error),
+                Look::Wait(ended) => ended,
+            };
+            let mut ended = std::pin::pin!(ended.notified());
+            // From here on no end is missed; one that came before is seen by looking again.
+            ended.as_mut().enable();
+            if let Look::Valid(certificate) = shared.look(identity, deadline) {
+                return Ok(certificate);
+            }
+            if timeout_at(deadline, ended).await.is_err() {
+                return shared.last_look(identity);
+            }
+        }
     }
 
     /// The valid certificate of `identity`, if there is one now.
     #[must_use]
-    pub fn current(&self, _identity: &Identity) -> Option<Arc<WorkloadCertificate>> {
-        unimplemented!()
+    pub fn current(&self, identity: &Identity) -> Option<Arc<WorkloadCertificate>> {
+        let shared = self.shared();
+        let now = shared.options.clock.now();
+        shared.state.lock().slots.get(identity)?.valid(now)
     }
 
     /// A local workload of this identity appeared: fetch its certificate and keep it fresh.
-    pub fn retain(&self, _identity: &Identity) {
-        unimplemented!()
+    pub fn retain(&self, identity: &Identity) {
+        self.shared().state.lock().schedule.retain(identity);
+        self.shared().wake.notify_one();
     }
 
     /// A local workload of this identity is gone; the certificate is forgotten with the last one.
-    pub fn release(&self, _identity: &Identity) {
-        unimplemented!()
+    pub fn release(&self, identity: &Identity) {
+        let shared = self.shared();
+        let mut state = shared.state.lock();
+        if state.schedule.release(identity) {
+            if let Some(slot) = state.slots.get_mut(identity) {
+                slot.current = None;
+            }
+            shared.metrics.forgotten(identity);
+            shared.wake.notify_one();
+        }
     }
 
-    /// What is held, for dumps.
+    /// What is held, for dumps, by identity.
     #[must_use]
     pub fn list(&self) -> Vec<CertificateSummary> {
-        let _ = SystemTime::now;
-        unimplemented!()
+        let shared = self.shared();
+        let now = shared.options.clock.now();
+        let state = shared.state.lock();
+        let mut all: Vec<_> = state
+            .schedule
+            .identities()
+            .map(|identity| summary::of(&state, identity, now))
+            .collect();
+        all.sort_by(|one, other| one.identity.cmp(&other.identity));
+        all
     }
 }
+
+impl fmt::Debug for SecretManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let held = self.shared().state.lock().slots.len();
+        f.debug_struct("SecretManager")
+            .field("identities", &held)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Now {
+        Now {
+            wall: self.options.clock.now(),
+            monotonic: Instant::now().into_std(),
+        }
+    }
+
+    /// Notes the use of an identity; yields its certificate when there is nothing to wait for.
+    fn touch(&self, identity: &Identity) -> Result<Option<Arc<WorkloadCertificate>>, CertificateError> {
+        let now = self.options.clock.now();
+        let mut state = self.state.lock();
+        if !state.schedule.touch(identity) {
+            return Err(CertificateError::Unavailable {
+                identity: identity.clone(),
+                last: None,
+            });
+        }
+        Ok(state.slots.entry(identity.clone()).or_default().valid(now))
+    }
+
+    fn look(&self, identity: &Identity, deadline: Instant) -> Look {
+        let now = self.now();
+        let mut state = self.state.lock();
+        let pause = state.schedule.pause_left(identity, now);
+        let slot = state.slots.entry(identity.clone()).or_default();
+        if let Some(certificate) = slot.valid(now.wall) {
+            return Look::Valid(certificate);
+        }
+        match pause {
+            Some(pause) if Instant::now() + pause >= deadline => Look::Hopeless(slot.missing(identity)),
+            _ => Look::Wait(Arc::clone(&slot.ended)),
+        }
+    }
+
+    fn last_look(&self, identity: &Identity) -> Result<Arc<WorkloadCertificate>, CertificateError> {
+        let now = self.options.clock.now();
+        let mut state = self.state.lock();
+        let slot = state.slots.entry(identity.clone()).or_default();
+        slot.valid(now).ok_or_else(|| slot.missing(identity))
+    }
+}
+
+/// Counts a caller as waiting for as long as it lives, also when its future is dropped.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    identity: &'a Identity,
+    priority: Priority,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(shared: &'a Shared, identity: &'a Identity, priority: Priority) -> Self {
+        shared.state.lock().schedule.wait(identity, priority);
+        shared.wake.notify_one();
+        Self {
+            shared,
+            identity,
+            priority,
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.shared
+            .state
+            .lock()
+            .schedule
+            .leave(self.identity, self.priority);
+    }
+}
+
+#[cfg(test)]
+mod tests;

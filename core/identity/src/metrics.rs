@@ -1,13 +1,62 @@
 //! What the certificate store reports about itself.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use tulle_model::identity::Identity;
+use tulle_runtime::metrics::Registry;
+
 /// Metrics of a [`SecretManager`](crate::SecretManager). The default reports to nobody.
 #[derive(Debug, Clone, Default)]
-pub struct Metrics {}
+pub struct Metrics {
+    not_after: Family<OfIdentity, Gauge>,
+    fetches: Family<Outcome, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfIdentity {
+    identity: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+}
 
 impl Metrics {
-    /// Registers the metrics.
+    /// Metrics that `registry` exports.
     #[must_use]
-    pub fn register(_registry: &tulle_runtime::metrics::Registry) -> Self {
-        Self::default()
+    pub fn register(registry: &Registry) -> Self {
+        let not_after = "When the certificate in use expires, as a Unix timestamp";
+        let fetches = "Requests to the certificate authority, by result";
+        Self {
+            not_after: registry.register("tulle_cert_not_after_seconds", not_after, Family::default()),
+            fetches: registry.register("tulle_cert_fetches", fetches, Family::default()),
+        }
+    }
+
+    pub(crate) fn issued(&self, identity: &Identity, not_after: SystemTime) {
+        self.fetches.get_or_create(&Outcome { result: "issued" }).inc();
+        let seconds = not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.not_after
+            .get_or_create(&of(identity))
+            .set(seconds.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn failed(&self) {
+        self.fetches.get_or_create(&Outcome { result: "failed" }).inc();
+    }
+
+    pub(crate) fn forgotten(&self, identity: &Identity) {
+        self.not_after.remove(&of(identity));
+    }
+}
+
+fn of(identity: &Identity) -> OfIdentity {
+    OfIdentity {
+        identity: identity.to_string(),
     }
 }

@@ -1,0 +1,128 @@
+//! The task behind the store: starts what is due, sleeps until something else is.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tulle_model::identity::Identity;
+
+use super::Shared;
+use crate::ca::CaError;
+use crate::certificate::WorkloadCertificate;
+
+/// Longest sleep. The wall clock may be set, and what is due is looked at again.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// An attempt that takes longer has failed, whatever the client thinks.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub(super) async fn run(shared: Arc<Shared>) {
+    while !shared.closed.load(Ordering::Acquire) {
+        let (due, sleep) = plan(&shared);
+        for identity in due {
+            drop(tulle_runtime::tasks::spawn(
+                "certificate_fetch",
+                attempt(Arc::clone(&shared), identity),
+            ));
+        }
+        // Ended by time or by news; what there is to do is looked up either way.
+        let _ = timeout(sleep, shared.wake.notified()).await;
+    }
+}
+
+fn plan(shared: &Shared) -> (Vec<Identity>, Duration) {
+    let now = shared.now();
+    let mut state = shared.state.lock();
+    for forgotten in state.schedule.sweep(now) {
+        state.slots.remove(&forgotten);
+        shared.metrics.forgotten(&forgotten);
+    }
+    let mut due = Vec::new();
+    while let Some((identity, priority)) = state.schedule.next(now) {
+        tracing::debug!(%identity, ?priority, "asking for a certificate");
+        due.push(identity);
+    }
+    (
+        due,
+        state.schedule.wake_in(now).unwrap_or(SLEEP_MAX).min(SLEEP_MAX),
+    )
+}
+
+/// One request, whose end is recorded even if it panics.
+async fn attempt(shared: Arc<Shared>, identity: Identity) {
+    let mut attempt = Attempt {
+        shared,
+        identity,
+        ended: false,
+    };
+    let result = attempt.ask().await;
+    attempt.end(result);
+}
+
+struct Attempt {
+    shared: Arc<Shared>,
+    identity: Identity,
+    ended: bool,
+}
+
+impl Attempt {
+    async fn ask(&self) -> Result<Arc<WorkloadCertificate>, CaError> {
+        let issued = timeout(FETCH_TIMEOUT, self.shared.ca.fetch(&self.identity)).await;
+        let issued = issued.map_err(|_| CaError::Timeout(FETCH_TIMEOUT))??;
+        let options = &self.shared.options;
+        let certificate =
+            WorkloadCertificate::new(&self.identity, &issued, options.key_exchange, options.clock.now())?;
+        Ok(Arc::new(certificate))
+    }
+
+    fn end(&mut self, result: Result<Arc<WorkloadCertificate>, CaError>) {
+        self.ended = true;
+        match result {
+            Ok(certificate) => self.keep(certificate),
+            Err(error) => {
+                tracing::warn!(identity = %self.identity, %error, "no certificate was issued; trying again");
+                self.note(Some(error));
+            }
+        }
+        self.shared.wake.notify_one();
+    }
+
+    fn keep(&self, certificate: Arc<WorkloadCertificate>) {
+        let now = self.shared.now();
+        let mut state = self.shared.state.lock();
+        let not_after = certificate.not_after();
+        if !state.schedule.fetched(&self.identity, not_after, random(), now) {
+            return;
+        }
+        tracing::info!(identity = %self.identity, serial = certificate.serial(), "a certificate was issued");
+        self.shared.metrics.issued(&self.identity, not_after);
+        let slot = state.slots.entry(self.identity.clone()).or_default();
+        slot.current = Some(certificate);
+        slot.last = None;
+        slot.ended.notify_waiters();
+    }
+
+    fn note(&self, error: Option<CaError>) {
+        let now = self.shared.now();
+        self.shared.metrics.failed();
+        let mut state = self.shared.state.lock();
+        state.schedule.failed(&self.identity, random(), now);
+        let slot = state.slots.entry(self.identity.clone()).or_default();
+        slot.last = error;
+        slot.ended.notify_waiters();
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.note(None);
+            self.shared.wake.notify_one();
+        }
+    }
+}
+
+/// Uniform in -1..=1.
+fn random() -> f64 {
+    rand::random_range(-1.0..=1.0)
+}
