@@ -1,0 +1,43 @@
+//! One entry per parser of foreign bytes, for the fuzzers. Each panics when a property does not hold.
+
+use crate::hbone::connect;
+use crate::{Baggage, Forwarded, ReasonHeader, TraceParent, proxy_protocol};
+
+/// What was parsed is written and parsed alike.
+pub fn baggage(data: &[u8]) {
+    let parsed = Baggage::parse(&String::from_utf8_lossy(data));
+    assert_eq!(Baggage::parse(&parsed.to_string()), parsed);
+}
+
+/// What was parsed is written and parsed alike.
+pub fn forwarded(data: &[u8]) {
+    if let Ok(parsed) = String::from_utf8_lossy(data).parse::<Forwarded>() {
+        assert_eq!(parsed.to_string().parse(), Ok(parsed));
+    }
+}
+
+/// What was parsed is written and parsed alike.
+pub fn reason_header(data: &[u8]) {
+    if let Ok(parsed) = String::from_utf8_lossy(data).parse::<ReasonHeader>() {
+        assert_eq!(parsed.to_string().parse(), Ok(parsed));
+    }
+}
+
+/// What was parsed is written and parsed alike.
+pub fn traceparent(data: &[u8]) {
+    if let Ok(parsed) = String::from_utf8_lossy(data).parse::<TraceParent>() {
+        assert_eq!(parsed.to_string().parse(), Ok(parsed));
+    }
+}
+
+/// A header never claims more bytes than there are.
+pub fn proxy_protocol(data: &[u8]) {
+    if let Ok((_, length)) = proxy_protocol::Header::parse(data) {
+        assert!(length <= data.len());
+    }
+}
+
+/// Header values of a tunnel request, one per line: `name: value`.
+pub fn connect_headers(data: &[u8]) {
+    connect::fuzz_headers(data);
+}

@@ -1,0 +1,32 @@
+//! HBONE: TCP connections as CONNECT streams of an HTTP/2 connection over mutual TLS.
+//!
+//! The types here are the seam: open, accept, read a chunk, write a chunk, half-close, reset, drain. No signature
+//! names an HTTP/2 library, so that another framing can stand beside the first one.
+//!
+//! ```text
+//! client:  pool::HbonePool::open ─▶ client::ClientConnection::open ─▶ HboneStream
+//! server:  server::ServerConnection::accept ─▶ server::Incoming::{accept ─▶ HboneStream, reject}
+//! ```
+
+pub mod client;
+pub mod connect;
+pub mod error;
+mod h2_stream;
+mod liveness;
+pub mod pool;
+pub mod server;
+pub mod settings;
+pub mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use client::ClientConnection;
+pub use connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
+pub use error::{AcceptError, Blame, OpenError, Retry, StreamError};
+pub use pool::{Dial, HbonePool, PoolConfig, TunnelKey};
+pub use server::{Incoming, ServerConnection, ServerHandle};
+pub use settings::Settings;
+pub use stream::{HboneReader, HboneStream, HboneWriter, ResetCode};
+
+/// The port HBONE is served on unless a gateway says otherwise.
+pub const PORT: u16 = 15008;

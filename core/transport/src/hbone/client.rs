@@ -1,0 +1,262 @@
+//! The client side of a tunnel connection: establish it, drive it, open streams on it.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use h2::client::{Builder, Connection, SendRequest};
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tulle_identity::HandshakeError;
+use tulle_runtime::tasks;
+
+use super::connect::{ConnectRequest, ConnectResponse};
+use super::error::OpenError;
+use super::liveness::{Slot, Vitals, Watched, peer_lost, unused};
+use super::settings::Settings;
+use super::stream::HboneStream;
+use super::{h2_stream, stream::ResetCode};
+
+/// Bytes of one stream that wait inside the process to be sent; two of the largest copy buffers.
+const SEND_BUFFER_MAX: usize = 512 * 1024;
+
+/// An established connection to one peer. Clones share it; it is driven by a task of its own until it ends.
+///
+/// It ends by itself when it is unused for [`Settings::idle_timeout`], when the last handle and stream are gone,
+/// and when the peer is lost or goes away.
+#[derive(Clone)]
+pub struct ClientConnection {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Gone once the connection takes no new streams.
+    sender: Mutex<Option<SendRequest<Bytes>>>,
+    vitals: Arc<Vitals>,
+    streams_max: u32,
+}
+
+impl fmt::Debug for ClientConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientConnection")
+            .field("active", &self.active())
+            .finish_non_exhaustive()
+    }
+}
+
+/// TLS, then HTTP/2, over a connected socket. `tls` decides which identities the peer may have.
+pub async fn connect(
+    socket: TcpStream,
+    tls: Arc<ClientConfig>,
+    settings: &Settings,
+) -> Result<ClientConnection, OpenError> {
+    let peer = socket
+        .peer_addr()
+        .map_err(|error| tls_failed(HandshakeError::Io(error)))?;
+    let handshake = async {
+        let stream = tulle_identity::tls::connect(tls, socket)
+            .await
+            .map_err(tls_failed)?;
+        handshake(stream, settings).await
+    };
+    let late = |_| OpenError::ConnectTimeout {
+        peer,
+        after: settings.handshake_timeout,
+    };
+    timeout(settings.handshake_timeout, handshake)
+        .await
+        .map_err(late)?
+}
+
+fn tls_failed(error: HandshakeError) -> OpenError {
+    OpenError::Tls {
+        source: Arc::new(error),
+    }
+}
+
+/// HTTP/2 over a stream that is already protected, or needs no protection.
+pub async fn handshake<S>(stream: S, settings: &Settings) -> Result<ClientConnection, OpenError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let vitals = Vitals::new(settings.streams_max);
+    let (sender, connection) = builder(settings)
+        .handshake(Watched::new(stream, Arc::clone(&vitals)))
+        .await
+        .map_err(|error| OpenError::Http2 {
+            detail: error.to_string().into(),
+        })?;
+    let sender = Mutex::new(Some(sender));
+    let shared = Arc::new(Shared {
+        sender,
+        vitals: Arc::clone(&vitals),
+        streams_max: settings.streams_max,
+    });
+    tasks::spawn(
+        "hbone client",
+        drive(connection, vitals, Arc::downgrade(&shared), *settings),
+    );
+    Ok(ClientConnection { shared })
+}
+
+fn builder(settings: &Settings) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(settings.stream_window)
+        .initial_connection_window_size(settings.connection_window)
+        .max_frame_size(settings.frame_size)
+        .max_header_list_size(settings.client_header_list)
+        .max_send_buffer_size(SEND_BUFFER_MAX)
+        .data_frame_budget(settings.small_frame_budget())
+        .enable_push(false);
+    builder
+}
+
+/// Moves frames until the connection ends, and says why it did.
+async fn drive<S>(
+    mut connection: Connection<S, Bytes>,
+    vitals: Arc<Vitals>,
+    shared: Weak<Shared>,
+    settings: Settings,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let ping = connection.ping_pong().expect("only taken here");
+    let lost = peer_lost(ping, Arc::clone(&vitals), settings);
+    let retired = async {
+        tokio::select! {
+            () = unused(Arc::clone(&vitals), settings.idle_timeout) => {}
+            () = vitals.gone() => {}
+        }
+        // Without a sender, h2 says GOAWAY(NO_ERROR) and closes as soon as the last stream has ended.
+        drop(take_sender(&shared));
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        result = &mut connection => match result {
+            Ok(()) => vitals.lose("the connection was closed"),
+            Err(error) => vitals.lose(&error.to_string()),
+        },
+        () = lost => vitals.lose("no answer to PING"),
+        () = retired => {}
+    }
+    drop(take_sender(&shared));
+}
+
+fn take_sender(shared: &Weak<Shared>) -> Option<SendRequest<Bytes>> {
+    shared.upgrade().and_then(|shared| shared.sender.lock().take())
+}
+
+impl ClientConnection {
+    /// Asks the peer for a tunnel. No payload is sent before its 200.
+    pub async fn open(&self, request: &ConnectRequest) -> Result<(HboneStream, ConnectResponse), OpenError> {
+        let slot = self.reserve().ok_or(if self.is_retired() {
+            OpenError::GoingAway
+        } else {
+            OpenError::Overload
+        })?;
+        self.open_in(slot, request).await
+    }
+
+    /// Opens a stream in a place that was reserved.
+    pub(super) async fn open_in(
+        &self,
+        slot: Slot,
+        request: &ConnectRequest,
+    ) -> Result<(HboneStream, ConnectResponse), OpenError> {
+        let head = request.to_http().map_err(|error| OpenError::Request {
+            detail: error.to_string().into(),
+        })?;
+        let sender = self.shared.sender.lock().clone().ok_or_else(|| self.ended())?;
+        let mut sender = sender.ready().await.map_err(|error| self.explain(&error))?;
+        let (response, mut send) = sender
+            .send_request(head, false)
+            .map_err(|error| self.explain(&error))?;
+        let peer_max = u32::try_from(sender.current_max_send_streams()).unwrap_or(u32::MAX);
+        self.shared
+            .vitals
+            .set_limit(self.shared.streams_max.min(peer_max));
+        drop(sender);
+        let response = response.await.map_err(|error| self.explain(&error))?;
+        match ConnectResponse::from_http(&response) {
+            Ok(answer) => Ok((h2_stream::join(send, response.into_body(), slot), answer)),
+            Err(refusal) => {
+                send.send_reset(ResetCode::NoError.into());
+                Err(OpenError::Refused(refusal))
+            }
+        }
+    }
+
+    /// Reserves a place for a stream, if there is one.
+    pub(super) fn reserve(&self) -> Option<Slot> {
+        self.shared.vitals.acquire()
+    }
+
+    /// Streams open now.
+    #[must_use]
+    pub fn active(&self) -> u32 {
+        self.shared.vitals.active()
+    }
+
+    /// Streams that may be open at once: our own limit or the peer's, whichever is lower.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.shared.vitals.limit()
+    }
+
+    /// Whether no further stream can be opened.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.shared.vitals.is_retired()
+    }
+
+    /// Ends when no further stream can be opened; holds no handle meanwhile.
+    pub fn retired(&self) -> impl Future<Output = ()> + Send + use<> {
+        let vitals = Arc::clone(&self.shared.vitals);
+        async move { vitals.gone().await }
+    }
+
+    /// Opens no further stream. Those that are open go on; then the connection closes with GOAWAY(NO_ERROR).
+    pub fn drain(&self) {
+        self.shared.vitals.retire();
+    }
+
+    fn ended(&self) -> OpenError {
+        match self.shared.vitals.lost() {
+            Some(detail) => OpenError::PeerLost {
+                detail: Arc::clone(detail),
+            },
+            None => OpenError::GoingAway,
+        }
+    }
+
+    /// Says why a stream was not opened.
+    fn explain(&self, error: &h2::Error) -> OpenError {
+        if let Some(source) = self.shared.vitals.refused() {
+            return OpenError::Tls {
+                source: Arc::clone(source),
+            };
+        }
+        match error.reason() {
+            Some(reason) if error.is_reset() => OpenError::Reset(reason.into()),
+            Some(_) if error.is_go_away() && error.is_remote() => {
+                self.drain();
+                OpenError::GoingAway
+            }
+            Some(_) => OpenError::Http2 {
+                detail: error.to_string().into(),
+            },
+            None => OpenError::PeerLost {
+                detail: self
+                    .shared
+                    .vitals
+                    .lost()
+                    .cloned()
+                    .unwrap_or_else(|| error.to_string().into()),
+            },
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The server side of a tunnel connection: establish it, accept streams, answer or refuse them.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::Request;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tulle_identity::HandshakeError;
+use tulle_model::Identity;
+
+use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
+use super::error::{AcceptError, StreamError};
+use super::h2_stream;
+use super::liveness::{Slot, Vitals, Watched, peer_lost, unused};
+use super::settings::Settings;
+use super::stream::HboneStream;
+use crate::ReasonHeader;
+
+/// Bytes of one stream that wait inside the process to be sent; two of the largest copy buffers.
+const SEND_BUFFER_MAX: usize = 512 * 1024;
+
+/// Streams that a peer may reset before we accepted them, per connection, before it is sent away.
+const EARLY_RESETS_MAX: usize = 20;
+
+/// Streams that a peer may make us reset, per connection, before it is sent away.
+const FORCED_RESETS_MAX: usize = 1024;
+
+/// A connection and who is at its other end.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connection.
+    pub connection: ServerConnection,
+    /// The identity the client has proven.
+    pub identity: Identity,
+    /// Where it connects from.
+    pub address: SocketAddr,
+}
+
+/// TLS, then HTTP/2, over an accepted socket.
+pub async fn accept(
+    socket: TcpStream,
+    tls: Arc<ServerConfig>,
+    settings: &Settings,
+) -> Result<Accepted, AcceptError> {
+    let address = socket.peer_addr().map_err(HandshakeError::Io)?;
+    let handshake = async {
+        let (stream, identity) = tulle_identity::tls::accept(tls, socket).await?;
+        let connection = handshake(stream, settings).await?;
+        Ok(Accepted {
+            connection,
+            identity,
+            address: crate::socket::canonical(address),
+        })
+    };
+    let late = |_| AcceptError::Timeout(settings.handshake_timeout);
+    timeout(settings.handshake_timeout, handshake)
+        .await
+        .map_err(late)?
+}
+
+/// HTTP/2 over a stream that is already protected, or needs no protection.
+pub async fn handshake<S>(stream: S, settings: &Settings) -> Result<ServerConnection, AcceptError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let vitals = Vitals::new(settings.streams_max);
+    let stream: Box<dyn Stream> = Box::new(Watched::new(stream, Arc::clone(&vitals)));
+    let handshake = builder(settings).handshake(stream).await;
+    let mut connection = handshake.map_err(|error| AcceptError::Http2(error.to_string().into()))?;
+    let ping = connection.ping_pong().expect("only taken here");
+    let lost = peer_lost(ping, Arc::clone(&vitals), *settings);
+    let unused = unused(Arc::clone(&vitals), settings.idle_timeout);
+    Ok(ServerConnection {
+        connection,
+        lost: Box::pin(lost),
+        unused: Some(Box::pin(unused)),
+        handle: ServerHandle { wish: Arc::default() },
+        vitals,
+    })
+}
+
+fn builder(settings: &Settings) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(settings.stream_window)
+        .initial_connection_window_size(settings.connection_window)
+        .max_frame_size(settings.frame_size)
+        .max_header_list_size(settings.server_header_list)
+        .max_concurrent_streams(settings.streams_max)
+        .max_pending_accept_reset_streams(EARLY_RESETS_MAX)
+        .max_local_error_reset_streams(Some(FORCED_RESETS_MAX))
+        .max_send_buffer_size(SEND_BUFFER_MAX)
+        .data_frame_budget(settings.small_frame_budget());
+    builder
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+type Event = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// One client's connection. It moves frames only while [`Self::accept`] is being awaited, which is to go on until
+/// that says `None`, also while streams are open.
+pub struct ServerConnection {
+    connection: Connection<Box<dyn Stream>, Bytes>,
+    lost: Event,
+    /// Runs until it fired once.
+    unused: Option<Event>,
+    handle: ServerHandle,
+    vitals: Arc<Vitals>,
+}
+
+/// Ends a [`ServerConnection`] from elsewhere.
+#[derive(Debug, Clone)]
+pub struct ServerHandle {
+    wish: Arc<Wish>,
+}
+
+#[derive(Debug, Default)]
+struct Wish {
+    what: AtomicU8,
+    waker: AtomicWaker,
+}
+
+const DRAIN: u8 = 1;
+const CLOSE: u8 = 2;
+
+impl ServerHandle {
+    /// GOAWAY(NO_ERROR): no further stream is accepted, those that are open go on.
+    pub fn drain(&self) {
+        self.ask(DRAIN);
+    }
+
+    /// GOAWAY(NO_ERROR), and every open stream ends at once.
+    pub fn close(&self) {
+        self.ask(CLOSE);
+    }
+
+    fn ask(&self, what: u8) {
+        self.wish.what.fetch_or(what, Ordering::AcqRel);
+        self.wish.waker.wake();
+    }
+}
+
+impl ServerConnection {
+    /// A handle that can end this connection while [`Self::accept`] is awaited.
+    #[must_use]
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
+    }
+
+    /// Streams open now.
+    #[must_use]
+    pub fn active(&self) -> u32 {
+        self.vitals.active()
+    }
+
+    /// The next stream, or `None` once the connection has ended. May be cancelled and called again.
+    pub async fn accept(&mut self) -> Option<Incoming> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        self.poll_wishes(cx);
+        if self.lost.as_mut().poll(cx).is_ready() {
+            self.vitals.lose("no answer to PING");
+            return Poll::Ready(None);
+        }
+        match ready!(self.connection.poll_accept(cx)) {
+            Some(Ok((request, respond))) => {
+                let slot = self.vitals.occupy();
+                Poll::Ready(Some(Incoming::new(request, respond, slot)))
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "tunnel connection failed");
+                self.vitals.lose(&error.to_string());
+                Poll::Ready(None)
+            }
+            None => {
+                self.vitals.lose("the connection was closed");
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn poll_wishes(&mut self, cx: &mut Context<'_>) {
+        self.handle.wish.waker.register(cx.waker());
+        let wish = self.handle.wish.what.swap(0, Ordering::AcqRel);
+        if wish & CLOSE != 0 {
+            self.vitals.lose("closed by this side");
+            self.connection.abrupt_shutdown(Reason::NO_ERROR);
+        }
+        let unused = self
+            .unused
+            .as_mut()
+            .is_some_and(|unused| unused.as_mut().poll(cx).is_ready());
+        if unused {
+            self.unused = None;
+        }
+        if unused || wish & DRAIN != 0 {
+            self.vitals.retire();
+            self.connection.graceful_shutdown();
+        }
+    }
+}
+
+impl fmt::Debug for ServerConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerConnection")
+            .field("active", &self.active())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A stream that asks to become a tunnel. Dropping it unanswered resets it.
+pub struct Incoming {
+    request: Result<ConnectRequest, MalformedConnect>,
+    respond: SendResponse<Bytes>,
+    body: RecvStream,
+    slot: Slot,
+}
+
+impl Incoming {
+    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, slot: Slot) -> Self {
+        Self {
+            request: ConnectRequest::from_http(&request),
+            respond,
+            body: request.into_body(),
+            slot,
+        }
+    }
+
+    /// What is asked for, or why it is no tunnel request; then the answer is 400 with that reason.
+    pub fn request(&self) -> Result<&ConnectRequest, MalformedConnect> {
+        self.request.as_ref().map_err(|error| *error)
+    }
+
+    /// Answers 200. The application must be connected by now.
+    pub fn accept(mut self, response: &ConnectResponse) -> Result<HboneStream, StreamError> {
+        match self.respond.send_response(response.to_http(), false) {
+            Ok(send) => Ok(h2_stream::join(send, self.body, self.slot)),
+            Err(error) => Err(self.slot.explain(&error)),
+        }
+    }
+
+    /// Answers `status`, with the reason.
+    pub fn reject(mut self, status: u16, reason: impl Into<ReasonHeader>) {
+        let refusal = Refusal {
+            status,
+            header: Some(reason.into()),
+        };
+        if let Err(error) = self.respond.send_response(refusal.to_http(), true) {
+            tracing::debug!(%error, status, "refusal not delivered");
+        }
+    }
+
+    /// Waits until the client no longer wants the stream, for example because it was reset.
+    pub async fn cancelled(&mut self) {
+        let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming")
+            .field("request", &self.request)
+            .finish_non_exhaustive()
+    }
+}

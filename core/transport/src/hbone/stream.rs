@@ -1,0 +1,208 @@
+//! One tunnelled connection: chunks in, chunks out, half-close and reset, whoever implements them.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::error::StreamError;
+
+/// Why a stream is ended before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ResetCode {
+    /// NO_ERROR: the rest is not needed; after END_STREAM this is a plain close.
+    NoError,
+    /// CONNECT_ERROR: the TCP connection behind the tunnel failed or was reset.
+    Connect,
+    /// CANCEL: this side lost interest, for example because policy changed.
+    Cancel,
+    /// REFUSED_STREAM: not processed at all, safe to send again.
+    Refused,
+    /// Any other code of RFC 9113.
+    Other(u32),
+}
+
+/// The half of a stream that bytes come from. Implementations hand out what arrived and keep count of what was taken.
+pub(super) trait ReadChunks: Send {
+    /// The next chunk, never empty; `None` once the peer has finished.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>>;
+
+    /// Lets the peer send as many bytes again, now that they were taken.
+    fn release(&mut self, bytes: usize);
+}
+
+/// The half of a stream that bytes go to.
+pub(super) trait WriteChunks: Send {
+    /// Sends as much of `chunk` as the peer's window allows, at least one byte, and cuts it off the front.
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<usize, StreamError>>;
+
+    /// Ends this direction (FIN).
+    fn finish(&mut self) -> Result<(), StreamError>;
+
+    /// Ends both directions at once (RST). Does nothing on a stream that is already closed.
+    fn reset(&mut self, code: ResetCode);
+
+    /// Ready when the peer reset the stream or the connection was lost, whether or not anything is being sent.
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError>;
+}
+
+/// An open tunnel: the bytes of one TCP connection, both ways.
+///
+/// [`Self::split`] gives the chunk interface that [`crate::copy`] uses; as `AsyncRead + AsyncWrite` it can carry
+/// another protocol, such as the inner session of a double tunnel. Dropping it before both directions have ended
+/// resets it.
+#[derive(Debug)]
+pub struct HboneStream {
+    reader: HboneReader,
+    writer: HboneWriter,
+    /// What `AsyncRead` has been given but has not handed out.
+    unread: Bytes,
+}
+
+/// The receiving half of a tunnel.
+pub struct HboneReader(Box<dyn ReadChunks>);
+
+/// The sending half of a tunnel.
+pub struct HboneWriter(Box<dyn WriteChunks>);
+
+impl HboneStream {
+    pub(super) fn new(reader: impl ReadChunks + 'static, writer: impl WriteChunks + 'static) -> Self {
+        Self {
+            reader: HboneReader(Box::new(reader)),
+            writer: HboneWriter(Box::new(writer)),
+            unread: Bytes::new(),
+        }
+    }
+
+    /// Both halves. Bytes that `AsyncRead` left over are lost, so use one interface or the other.
+    #[must_use]
+    pub fn split(self) -> (HboneReader, HboneWriter) {
+        debug_assert!(
+            self.unread.is_empty(),
+            "a tunnel is used as chunks or as AsyncRead, not both"
+        );
+        (self.reader, self.writer)
+    }
+
+    /// Ends both directions at once.
+    pub fn reset(mut self, code: ResetCode) {
+        self.writer.reset(code);
+    }
+}
+
+impl HboneReader {
+    /// The next chunk, never empty; `None` once the peer has finished. Each chunk is to be [released](Self::release).
+    pub async fn read_chunk(&mut self) -> Option<Result<Bytes, StreamError>> {
+        poll_fn(|cx| self.poll_chunk(cx)).await
+    }
+
+    /// See [`Self::read_chunk`].
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
+        self.0.poll_chunk(cx)
+    }
+
+    /// Lets the peer send as many bytes again. To be called only once the bytes were taken by whom they are for.
+    pub fn release(&mut self, bytes: usize) {
+        self.0.release(bytes);
+    }
+}
+
+impl HboneWriter {
+    /// Sends all of `chunk`.
+    pub async fn write_chunk(&mut self, mut chunk: Bytes) -> Result<(), StreamError> {
+        while !chunk.is_empty() {
+            poll_fn(|cx| self.poll_write(cx, &mut chunk)).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a part of `chunk`, which must not be empty, and cuts it off the front.
+    pub fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Bytes,
+    ) -> Poll<Result<usize, StreamError>> {
+        self.0.poll_write(cx, chunk)
+    }
+
+    /// Ends this direction (FIN); the other stays open.
+    pub fn finish(&mut self) -> Result<(), StreamError> {
+        self.0.finish()
+    }
+
+    /// Ends both directions at once (RST).
+    pub fn reset(&mut self, code: ResetCode) {
+        self.0.reset(code);
+    }
+
+    /// Ready when the peer reset the stream or the connection was lost, whether or not anything is being sent.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.0.poll_reset(cx)
+    }
+}
+
+impl AsyncRead for HboneStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.unread.is_empty() {
+            match ready!(this.reader.poll_chunk(cx)) {
+                Some(chunk) => this.unread = chunk?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let taken = this.unread.len().min(buffer.remaining());
+        buffer.put_slice(&this.unread[..taken]);
+        this.unread.advance(taken);
+        this.reader.release(taken);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for HboneStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        // The copy is the price of a borrowed buffer; the chunk interface has none.
+        let mut chunk = Bytes::copy_from_slice(bytes);
+        Poll::Ready(Ok(ready!(self.writer.poll_write(cx, &mut chunk))?))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.writer.finish().map_err(Into::into))
+    }
+}
+
+impl From<StreamError> for io::Error {
+    fn from(error: StreamError) -> Self {
+        let kind = match error {
+            StreamError::Reset(_) | StreamError::Lost(_) => io::ErrorKind::ConnectionReset,
+            StreamError::Closed => io::ErrorKind::BrokenPipe,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl fmt::Debug for HboneReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HboneReader")
+    }
+}
+
+impl fmt::Debug for HboneWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HboneWriter")
+    }
+}

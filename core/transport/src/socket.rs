@@ -1,0 +1,277 @@
+//! Sockets: original destinations, options, source addresses, and how a connection ended.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// Connections the kernel queues for a listener.
+pub const BACKLOG: i32 = 4096;
+
+/// TCP keepalive: when an idle connection is probed, how often, and how many unanswered probes end it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Silence before the first probe.
+    pub idle: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Unanswered probes that end the connection.
+    pub retries: u32,
+}
+
+impl Keepalive {
+    /// What an ordinary connection gets.
+    pub const ORDINARY: Self = Self {
+        idle: Duration::from_secs(180),
+        interval: Duration::from_secs(180),
+        retries: 9,
+    };
+
+    /// What a half-closed connection gets, so that a peer that is gone is found within a minute or two.
+    pub const HALF_CLOSED: Self = Self {
+        idle: Duration::from_secs(30),
+        interval: Duration::from_secs(10),
+        retries: 3,
+    };
+
+    /// The longest a silent, dead peer stays unnoticed.
+    #[must_use]
+    pub fn span(self) -> Duration {
+        self.idle + self.interval * self.retries
+    }
+}
+
+/// Options of every socket of the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Send small segments at once [true].
+    pub nodelay: bool,
+    /// SO_MARK, which keeps the proxy's own packets from being captured again [none].
+    pub mark: Option<u32>,
+    /// Keepalive, or none for sockets that have another liveness check [180 s, 180 s, 9].
+    pub keepalive: Option<Keepalive>,
+    /// Whether unacknowledged data ends the connection after [`Keepalive::span`] [false].
+    pub user_timeout: bool,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            nodelay: true,
+            mark: None,
+            keepalive: Some(Keepalive::ORDINARY),
+            user_timeout: false,
+        }
+    }
+}
+
+impl SocketOptions {
+    /// Sets the options on an open socket, such as one that was just accepted.
+    pub fn apply(&self, stream: &TcpStream) -> io::Result<()> {
+        self.apply_to(&SockRef::from(stream))
+    }
+
+    fn apply_to(&self, socket: &Socket) -> io::Result<()> {
+        socket.set_tcp_nodelay(self.nodelay)?;
+        if let Some(mark) = self.mark {
+            socket.set_mark(mark)?;
+        }
+        if let Some(keepalive) = self.keepalive {
+            set_keepalive(socket, keepalive)?;
+            if self.user_timeout {
+                socket.set_tcp_user_timeout(Some(keepalive.span()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where new sockets come from. In shared mode they must be opened inside the pod's network namespace.
+pub trait SocketFactory: Send + Sync + std::fmt::Debug {
+    /// A new IPv4 TCP socket.
+    fn tcp_v4(&self) -> io::Result<Socket>;
+    /// A new IPv6 TCP socket.
+    fn tcp_v6(&self) -> io::Result<Socket>;
+}
+
+/// Sockets of the network namespace this process runs in.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CurrentNamespace;
+
+impl SocketFactory for CurrentNamespace {
+    fn tcp_v4(&self) -> io::Result<Socket> {
+        Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))
+    }
+
+    fn tcp_v6(&self) -> io::Result<Socket> {
+        Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))
+    }
+}
+
+/// Takes an IPv4-mapped IPv6 address for the IPv4 address it is.
+#[must_use]
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Where a captured connection was going before the packet rules redirected it.
+///
+/// The kernel keeps the answer in conntrack, one table per family; a dual-stack listener sees IPv4 connections
+/// as IPv4-mapped IPv6, so IPv4 is asked first for those.
+pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let local = stream.local_addr()?;
+    let found = if local.ip().to_canonical().is_ipv4() {
+        socket.original_dst_v4().or_else(|_| socket.original_dst_v6())
+    } else {
+        socket.original_dst_v6().or_else(|_| socket.original_dst_v4())
+    }?;
+    found
+        .as_socket()
+        .map(canonical)
+        .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}
+
+/// Connects to `destination`, from `source` if one is given (which needs CAP_NET_ADMIN if it is not local).
+pub async fn connect(
+    factory: &dyn SocketFactory,
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+    options: &SocketOptions,
+) -> io::Result<TcpStream> {
+    let destination = canonical(destination);
+    let socket = match destination {
+        SocketAddr::V4(_) => factory.tcp_v4()?,
+        SocketAddr::V6(_) => factory.tcp_v6()?,
+    };
+    options.apply_to(&socket)?;
+    if let Some(source) = source {
+        bind_source(&socket, destination, source.to_canonical())?;
+    }
+    into_tokio(socket)?.connect(destination).await
+}
+
+/// Sends from an address that need not be our own.
+fn bind_source(socket: &Socket, destination: SocketAddr, source: IpAddr) -> io::Result<()> {
+    match (destination, source) {
+        (SocketAddr::V4(_), IpAddr::V4(source)) => {
+            socket.set_ip_transparent_v4(true)?;
+            socket.set_freebind_v4(true)?;
+            socket.bind(&SocketAddr::V4(SocketAddrV4::new(source, 0)).into())
+        }
+        (SocketAddr::V6(_), IpAddr::V6(source)) => {
+            socket.set_ip_transparent_v6(true)?;
+            socket.set_freebind_v6(true)?;
+            socket.bind(&SocketAddr::V6(SocketAddrV6::new(source, 0, 0, 0)).into())
+        }
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "source and destination differ in family",
+        )),
+    }
+}
+
+/// Tokio takes any stream socket, connected or not, from the standard library's type.
+fn into_tokio(socket: Socket) -> io::Result<TcpSocket> {
+    socket.set_nonblocking(true)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// What a listener needs beyond its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ListenOptions {
+    /// Lets several processes listen on the same port (SO_REUSEPORT) [false].
+    pub reuse_port: bool,
+    /// Accepts connections to addresses that are not local (IP_TRANSPARENT) [false].
+    pub transparent: bool,
+    /// SO_MARK, inherited by the connections that are accepted [none].
+    pub mark: Option<u32>,
+}
+
+/// Opens a listener through `factory`. `[::]` takes both families.
+pub fn listen(
+    factory: &dyn SocketFactory,
+    address: SocketAddr,
+    options: ListenOptions,
+) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => factory.tcp_v4()?,
+        SocketAddr::V6(_) => factory.tcp_v6()?,
+    };
+    socket.set_reuse_address(true)?;
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    if options.transparent {
+        set_transparent(&socket, address)?;
+    }
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    listener_from(socket.into())
+}
+
+fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+/// Takes over a listening socket that another process opened for us.
+pub fn listener_from(socket: OwnedFd) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Makes closing this socket send RST instead of FIN.
+pub fn set_rst(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+/// Changes the keepalive of an open connection.
+pub fn tighten_keepalive(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
+    set_keepalive(&SockRef::from(stream), keepalive)
+}
+
+fn set_keepalive(socket: &Socket, keepalive: Keepalive) -> io::Result<()> {
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(keepalive.idle)
+            .with_interval(keepalive.interval)
+            .with_retries(keepalive.retries),
+    )
+}
+
+/// How the other end of a socket went away. A FIN is no error: it is the end of what is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Closed {
+    /// It sent RST, or we wrote after it had closed for good.
+    Reset,
+    /// It stopped answering.
+    TimedOut,
+    /// The network or the kernel said something else.
+    Failed,
+}
+
+/// Reads from an error how the other end went away.
+#[must_use]
+pub fn classify(error: &io::Error) -> Closed {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::NotConnected => Closed::Reset,
+        io::ErrorKind::TimedOut => Closed::TimedOut,
+        _ => Closed::Failed,
+    }
+}
