@@ -1,0 +1,182 @@
+//! Who may have which identity: a pure decision from the caller, what it asks for, and what runs where.
+
+use std::time::Duration;
+
+use tulle_model::{Identity, Reason, Str};
+
+use crate::snapshot::Placement;
+
+/// Why a certificate was not issued. The token goes to authenticated callers only.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No credential, or none that is known.
+    #[error("the caller is not known")]
+    Unauthenticated,
+    /// No workload with the identity runs on the caller's node.
+    #[error(
+        "no workload with identity {identity} is placed on node {node} ({})",
+        Reason::NotPlacedOnNode
+    )]
+    NotOnNode {
+        /// The identity asked for.
+        identity: Identity,
+        /// The caller's node.
+        node: Str,
+    },
+    /// The identity belongs to another trust domain.
+    #[error("identity {identity} is not of trust domain {trust_domain}")]
+    TrustDomain {
+        /// The identity asked for.
+        identity: Identity,
+        /// Ours.
+        trust_domain: Str,
+    },
+    /// The caller may not have what it asks for, or asks for nothing that can be read.
+    #[error("{0}")]
+    IdentityDenied(&'static str),
+    /// The request itself is bad.
+    #[error("{0}")]
+    CsrInvalid(#[from] crate::ca::issue::InvalidCsr),
+    /// Too many requests.
+    #[error("too many requests of this node; try again in {} ms", .retry_after.as_millis())]
+    RateLimited {
+        /// When a request has a chance again.
+        retry_after: Duration,
+    },
+    /// The issuer's certificate has ended or not begun.
+    #[error("the issuer's certificate is not valid now")]
+    IssuerExpired,
+    /// The sources were not read completely yet.
+    #[error("the control plane is still reading its sources")]
+    IndexNotSynced,
+    /// Signing failed.
+    #[error("the certificate could not be signed")]
+    SigningFailed,
+}
+
+impl Refusal {
+    /// The stable token.
+    #[must_use]
+    pub fn token(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "NODE_NOT_TRUSTED",
+            Self::NotOnNode { .. } => "POD_NOT_ON_NODE",
+            Self::TrustDomain { .. } => "TRUST_DOMAIN_MISMATCH",
+            Self::IdentityDenied(_) => "IDENTITY_DENIED",
+            Self::CsrInvalid(_) => "CSR_INVALID",
+            Self::RateLimited { .. } => "RATE_LIMITED",
+            Self::IssuerExpired => "ISSUER_EXPIRED",
+            Self::IndexNotSynced => "INDEX_NOT_SYNCED",
+            Self::SigningFailed => "SIGNING_FAILED",
+        }
+    }
+}
+
+/// What may be done with a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Sign for this identity.
+    Issue(Identity),
+    /// The placement may not have arrived yet; the refusal holds if it does not soon.
+    Wait(Refusal),
+    /// Never.
+    Refuse(Refusal),
+}
+
+/// Decides about a request of the proxy of `node`, which asks for the identity `impersonated`.
+///
+/// A node holds no workload identity of its own, so a request without one is refused. Nothing of the CSR is asked.
+#[must_use]
+pub fn authorize(
+    node: &Str,
+    impersonated: Option<&str>,
+    trust_domain: &Str,
+    placement: &Placement,
+    synced: bool,
+) -> Decision {
+    let Some(text) = impersonated else {
+        let refusal =
+            Refusal::IdentityDenied("a node token has no workload identity; name one to impersonate");
+        return Decision::Refuse(refusal);
+    };
+    let Ok(identity) = text.parse::<Identity>() else {
+        return Decision::Refuse(Refusal::IdentityDenied(
+            "the impersonated identity is no workload identity",
+        ));
+    };
+    if identity.trust_domain != *trust_domain {
+        return Decision::Refuse(Refusal::TrustDomain {
+            identity,
+            trust_domain: trust_domain.clone(),
+        });
+    }
+    if placement.holds(node, &identity) {
+        return Decision::Issue(identity);
+    }
+    if !synced {
+        return Decision::Wait(Refusal::IndexNotSynced);
+    }
+    Decision::Wait(Refusal::NotOnNode {
+        identity,
+        node: node.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+    fn decide(node: &str, impersonated: Option<&str>) -> Decision {
+        let mut placement = Placement::default();
+        placement.place("n1".into(), BTreeSet::from([WEB.parse().unwrap()]));
+        placement.place(
+            "n2".into(),
+            BTreeSet::from([Identity::new("cluster.local", "shop", "other")]),
+        );
+        authorize(
+            &node.into(),
+            impersonated,
+            &"cluster.local".into(),
+            &placement,
+            true,
+        )
+    }
+
+    #[test]
+    fn a_node_gets_the_identities_placed_on_it() {
+        assert_eq!(decide("n1", Some(WEB)), Decision::Issue(WEB.parse().unwrap()));
+    }
+
+    #[test]
+    fn an_identity_of_another_node_is_not_issued() {
+        let Decision::Wait(refusal) = decide("n2", Some(WEB)) else {
+            panic!("must not be issued");
+        };
+        assert_eq!(refusal.token(), "POD_NOT_ON_NODE");
+        assert!(refusal.to_string().contains("T0305"));
+    }
+
+    #[test]
+    fn another_trust_domain_is_refused_at_once() {
+        let Decision::Refuse(refusal) = decide("n1", Some("spiffe://other/ns/shop/sa/web")) else {
+            panic!("must be refused");
+        };
+        assert_eq!(refusal.token(), "TRUST_DOMAIN_MISMATCH");
+    }
+
+    #[test]
+    fn a_node_has_no_identity_of_its_own() {
+        for impersonated in [
+            None,
+            Some(""),
+            Some("web"),
+            Some("spiffe://cluster.local/ns/shop/sa/web\0"),
+        ] {
+            let decision = decide("n1", impersonated);
+            assert!(!matches!(decision, Decision::Issue(_)), "{impersonated:?}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Serving configuration: who asks, what they may have, what they still lack, and the streams that carry it.
+//!
+//! `session` and `push` decide with values; `ads` and `listen` only move messages.
+
+pub mod push;
+pub mod session;

@@ -1,0 +1,265 @@
+//! What a client still lacks of one type, between two cuts, and how that is cut into responses.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use tulle_model::Str;
+
+use crate::serve::session::{Store, Subscription};
+use crate::snapshot::{Order, ResourceType, Slot};
+
+/// Resources and removals in one response.
+pub const RESPONSE_ENTRIES_MAX: usize = 1000;
+/// Bytes of one response, save a single larger resource.
+pub const RESPONSE_BYTES_MAX: usize = 4 << 20;
+/// Framing counted per resource: tags, lengths and the type URL.
+const ENTRY_OVERHEAD: usize = 96;
+const ORDERS: [Order; 5] = [
+    Order::Policy,
+    Order::WaypointWorkload,
+    Order::WaypointService,
+    Order::Workload,
+    Order::Service,
+];
+
+/// What is still to be sent of one type, all of one cut. No name is both to be set and to be removed.
+#[derive(Debug, Default)]
+pub struct Queue {
+    additions: BTreeSet<(Order, Str)>,
+    removals: BTreeSet<(Reverse<Order>, Str)>,
+    /// An answer is owed even if it is empty.
+    answer: bool,
+}
+
+/// The content of one response.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// New and changed resources.
+    pub resources: Vec<Slot>,
+    /// Names gone.
+    pub removed: Vec<Str>,
+}
+
+impl Queue {
+    /// Whether nothing is to be sent.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.has_additions() && !self.has_removals()
+    }
+
+    /// Whether a resource, or an answer that may be empty, is to be sent.
+    #[must_use]
+    pub fn has_additions(&self) -> bool {
+        self.answer || !self.additions.is_empty()
+    }
+
+    /// Whether a removal is to be sent.
+    #[must_use]
+    pub fn has_removals(&self) -> bool {
+        !self.removals.is_empty()
+    }
+
+    /// Demands a response even if there is nothing to say.
+    pub fn owe_answer(&mut self) {
+        self.answer = true;
+    }
+
+    fn set(&mut self, slot: &Slot) {
+        self.forget(&slot.name);
+        slot.aliases.iter().for_each(|alias| self.forget_removal(alias));
+        self.additions.insert((slot.order, slot.name.clone()));
+    }
+
+    fn remove(&mut self, name: &Str, order: Order) {
+        self.forget(name);
+        self.removals.insert((Reverse(order), name.clone()));
+    }
+
+    fn forget(&mut self, name: &Str) {
+        self.forget_removal(name);
+        if !self.additions.is_empty() {
+            for order in ORDERS {
+                self.additions.remove(&(order, name.clone()));
+            }
+        }
+    }
+
+    fn forget_removal(&mut self, name: &Str) {
+        if !self.removals.is_empty() {
+            for order in ORDERS {
+                self.removals.remove(&(Reverse(order), name.clone()));
+            }
+        }
+    }
+
+    /// Drops everything but an answer that is owed.
+    pub fn clear(&mut self) {
+        self.additions.clear();
+        self.removals.clear();
+    }
+
+    /// Turns additions that a narrower subscription does not want any more into removals: the client may hold an
+    /// older form under an alias that it still asks for.
+    pub fn narrow<S: Store>(&mut self, ty: ResourceType, cut: &S, subscription: &Subscription) {
+        let wanted = |name: &str| {
+            cut.resource(ty, name)
+                .is_some_and(|slot| subscription.wants(slot))
+        };
+        let unwanted: Vec<_> = self
+            .additions
+            .iter()
+            .filter(|(_, name)| !wanted(name))
+            .cloned()
+            .collect();
+        for (order, name) in unwanted {
+            self.remove(&name, order);
+        }
+    }
+
+    /// Takes as much as fits one response. Removals follow the additions only if `removals_too`.
+    pub fn take<S: Store>(&mut self, ty: ResourceType, cut: &S, removals_too: bool) -> Taken {
+        let mut taken = Taken::default();
+        let mut bytes = 0;
+        let only_removals = !self.has_additions();
+        self.answer = false;
+        while taken.resources.len() < RESPONSE_ENTRIES_MAX {
+            let Some((_, name)) = self.additions.first() else {
+                break;
+            };
+            let slot = cut.resource(ty, name).expect("a queue holds names of its cut");
+            bytes += size_of(slot);
+            if bytes > RESPONSE_BYTES_MAX && !taken.resources.is_empty() {
+                break;
+            }
+            taken.resources.push(slot.clone());
+            self.additions.pop_first();
+        }
+        if self.additions.is_empty() && (removals_too || only_removals) {
+            self.take_removals(&mut taken, bytes);
+        }
+        taken
+    }
+
+    fn take_removals(&mut self, taken: &mut Taken, mut bytes: usize) {
+        while taken.resources.len() + taken.removed.len() < RESPONSE_ENTRIES_MAX {
+            let Some((_, name)) = self.removals.first() else {
+                break;
+            };
+            bytes += name.len() + ENTRY_OVERHEAD;
+            if bytes > RESPONSE_BYTES_MAX {
+                break;
+            }
+            taken
+                .removed
+                .extend(self.removals.pop_first().map(|(_, name)| name));
+        }
+    }
+}
+
+/// Bytes that a resource takes in a response, estimated from above.
+#[must_use]
+pub fn size_of(slot: &Slot) -> usize {
+    let aliases: usize = slot.aliases.iter().map(|alias| alias.len() + 6).sum();
+    slot.body.len() + slot.name.len() + slot.version.len() + aliases + ENTRY_OVERHEAD
+}
+
+/// Queues what a type's first request lacks, given what the client reports to hold.
+pub fn initial<S: Store>(
+    ty: ResourceType,
+    cut: &S,
+    node: &str,
+    subscription: &Subscription,
+    held: &BTreeMap<Str, Str>,
+    queue: &mut Queue,
+) {
+    let differs = |slot: &Slot| held.get(&slot.name) != Some(&slot.version);
+    if subscription.is_wildcard() {
+        let visible = cut.resources(ty).filter(|slot| slot.scope.reaches(node));
+        visible
+            .filter(|slot| differs(slot))
+            .for_each(|slot| queue.set(slot));
+    }
+    // Without a wildcard the held names are among the subscribed ones.
+    let asked: BTreeSet<&Str> = subscription.names().iter().chain(held.keys()).collect();
+    for name in asked {
+        if !subscription.is_wildcard() && !subscription.names().contains(name) {
+            continue;
+        }
+        let found = visible(ty, cut, node, name);
+        if found.is_empty() {
+            queue.remove(name, Order::Service);
+        }
+        found
+            .into_iter()
+            .filter(|slot| differs(slot))
+            .for_each(|slot| queue.set(slot));
+    }
+}
+
+/// Queues what a wildcard adds to what the client already holds by its earlier subscription.
+pub fn widened<S: Store>(
+    ty: ResourceType,
+    cut: &S,
+    node: &str,
+    before: &Subscription,
+    after: &Subscription,
+    queue: &mut Queue,
+) {
+    let visible = cut.resources(ty).filter(|slot| slot.scope.reaches(node));
+    let added = visible.filter(|slot| after.wants(slot) && !before.wants(slot));
+    added.for_each(|slot| queue.set(slot));
+}
+
+/// Queues the answer to a name asked for: the resources of that name or alias, or that there is none.
+pub fn asked<S: Store>(ty: ResourceType, cut: &S, node: &str, name: &Str, queue: &mut Queue) {
+    let found = visible(ty, cut, node, name);
+    if found.is_empty() {
+        queue.remove(name, Order::Service);
+    }
+    found.into_iter().for_each(|slot| queue.set(slot));
+}
+
+/// Queues what changed for a client between two cuts, by content and by who may see it, on top of what is queued.
+///
+/// Content of which `refused` says that the client refused it on this stream is left out.
+pub fn difference<S: Store>(
+    ty: ResourceType,
+    (old, new): (&S, &S),
+    node: &str,
+    subscription: &Subscription,
+    refused: impl Fn(&Slot) -> bool,
+    queue: &mut Queue,
+) {
+    if subscription.is_empty() {
+        return;
+    }
+    let held = |slot: &&Slot| slot.scope.reaches(node) && subscription.wants(slot);
+    let mut compare = |name: &str| {
+        let before = old.resource(ty, name).filter(held);
+        let after = new.resource(ty, name).filter(held);
+        match (before, after) {
+            (Some(before), Some(after)) if before.version == after.version => {}
+            (_, Some(after)) if refused(after) => queue.forget(&after.name),
+            (_, Some(after)) => queue.set(after),
+            (Some(before), None) => queue.remove(&before.name, before.order),
+            (None, None) => {}
+        }
+    };
+    match new.changed_since(ty, old.sequence()) {
+        Some(changes) => changes.for_each(|change| compare(change.name())),
+        // The log does not reach back: both cuts are at hand, so they are compared whole.
+        None => {
+            new.resources(ty).for_each(|slot| compare(&slot.name));
+            let gone = old
+                .resources(ty)
+                .filter(|slot| new.resource(ty, &slot.name).is_none());
+            gone.for_each(|slot| compare(&slot.name));
+        }
+    }
+}
+
+fn visible<'a, S: Store>(ty: ResourceType, cut: &'a S, node: &str, name: &str) -> Vec<&'a Slot> {
+    let mut found = cut.resolve(ty, name);
+    found.retain(|slot| slot.scope.reaches(node));
+    found
+}

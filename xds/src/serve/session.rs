@@ -1,0 +1,315 @@
+//! One client's delta-ADS stream as a state machine without I/O: requests in, responses out.
+//!
+//! ```text
+//!  request ──> subscription (what the client wants)
+//!                    │ asked for by name, or the wildcard began
+//!                    ▼
+//!  head ──> cut ──> queue per type ──> response ──> unacked ──> ACK | NACK
+//!        (never while a cut is sent in part: one is sent whole, in order, before the next)
+//! ```
+//!
+//! All types of a stream are brought from one cut to the next together. Within a cut, additions go out in the
+//! order policies, then addresses, and removals last in the reverse order.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tulle_model::Str;
+
+use crate::serve::push::{self, Queue, Taken};
+use crate::snapshot::{Change, ResourceType, Slot, Snapshot};
+
+mod delivery;
+mod message;
+mod subscription;
+
+pub use delivery::{Delivery, Rejection};
+pub use message::{Nack, Request, Response};
+pub use subscription::Subscription;
+
+/// Responses of one type that may wait for an answer.
+pub const UNACKED_RESPONSES_MAX: usize = 4;
+/// Bytes of one type that may wait for an answer.
+pub const UNACKED_BYTES_MAX: usize = 8 << 20;
+/// Names one stream may be subscribed to per type.
+pub const NAMES_MAX: usize = 250_000;
+/// Types outside our own that one stream may ask for.
+pub const UNKNOWN_TYPES_MAX: usize = 64;
+
+/// What a session reads: one immutable cut.
+pub trait Store: Clone {
+    /// Number of the cut.
+    fn sequence(&self) -> u64;
+    /// The resource of this name.
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot>;
+    /// The resources with this name or alias.
+    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot>;
+    /// Every resource of a type.
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot>;
+    /// What changed after the cut `sequence`; `None` if that is not known any more.
+    fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>>;
+}
+
+impl Store for std::sync::Arc<Snapshot> {
+    fn sequence(&self) -> u64 {
+        Snapshot::sequence(self)
+    }
+
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+        Snapshot::resource(self, ty, name)
+    }
+
+    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot> {
+        Snapshot::resolve(self, ty, name_or_alias)
+    }
+
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+        Snapshot::resources(self, ty)
+    }
+
+    fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>> {
+        Snapshot::changed_since(self, ty, sequence)
+    }
+}
+
+/// Why the server ends a stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum End {
+    /// A type of Envoy's own, which is never served.
+    #[error("resources of type {0} are not served")]
+    Unimplemented(Str),
+    /// The client subscribed to more names than one stream may hold.
+    #[error("a stream may subscribe to at most {NAMES_MAX} names of a type")]
+    TooManyNames,
+    /// The client asked for more unknown types than one stream may.
+    #[error("a stream may ask for at most {UNKNOWN_TYPES_MAX} unknown types")]
+    TooManyTypes,
+}
+
+/// The server's side of one stream.
+#[derive(Debug)]
+pub struct Session<S> {
+    /// Random per process, so that no nonce of an earlier process is mistaken for ours.
+    epoch: u64,
+    node: Str,
+    cut: S,
+    /// Part of the cut has been sent, so that the rest goes out before a newer one. Until then changes accumulate.
+    begun: bool,
+    nonces: u64,
+    types: BTreeMap<ResourceType, TypeState>,
+    /// Types we do not know; `true` while the one empty answer is still owed.
+    unknown: BTreeMap<Str, bool>,
+}
+
+#[derive(Debug, Default)]
+struct TypeState {
+    subscription: Subscription,
+    queue: Queue,
+    delivery: Delivery,
+}
+
+impl<S: Store> Session<S> {
+    /// A stream of the proxy or agent of `node`, beginning at a synced cut.
+    pub fn new(epoch: u64, node: Str, cut: S) -> Self {
+        Self {
+            epoch,
+            node,
+            cut,
+            begun: false,
+            nonces: 0,
+            types: BTreeMap::new(),
+            unknown: BTreeMap::new(),
+        }
+    }
+
+    /// Takes one request; what it asks for is sent by later calls of [`Self::poll_send`].
+    ///
+    /// # Errors
+    /// The stream must end.
+    pub fn on_request(&mut self, request: &Request, head: &S) -> Result<(), End> {
+        let Some(ty) = ResourceType::from_type_url(&request.type_url) else {
+            return self.on_unknown_type(&request.type_url);
+        };
+        self.advance(head);
+        match self.types.get_mut(&ty) {
+            None => {
+                let state = open(ty, request, &self.cut, &self.node)?;
+                self.types.insert(ty, state);
+            }
+            Some(state) => {
+                state.delivery.on_answer(&request.nonce, request.error.as_ref());
+                state.change(ty, request, &self.cut, &self.node)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An unknown type is answered once, with nothing, so that newer clients stay connected.
+    fn on_unknown_type(&mut self, type_url: &Str) -> Result<(), End> {
+        let message = type_url.rsplit('/').next().unwrap_or_default();
+        if message.starts_with("envoy.") {
+            return Err(End::Unimplemented(type_url.clone()));
+        }
+        if self.unknown.len() >= UNKNOWN_TYPES_MAX && !self.unknown.contains_key(type_url) {
+            return Err(End::TooManyTypes);
+        }
+        self.unknown.entry(type_url.clone()).or_insert(true);
+        Ok(())
+    }
+
+    /// The next response, if there is one that may be sent now.
+    pub fn poll_send(&mut self, head: &S, now: Instant) -> Option<Response> {
+        if let Some((type_url, owed)) = self.unknown.iter_mut().find(|(_, owed)| **owed) {
+            *owed = false;
+            let type_url = type_url.clone();
+            return Some(self.response(type_url, Taken::default()));
+        }
+        self.advance(head);
+        let mut additions = ResourceType::ALL.into_iter();
+        let mut removals = ResourceType::ALL.into_iter().rev();
+        let ty = additions
+            .find(|ty| self.has(*ty, Queue::has_additions))
+            .or_else(|| removals.find(|ty| self.has(*ty, Queue::has_removals)))?;
+        self.send(ty, now)
+    }
+
+    fn has(&self, ty: ResourceType, what: impl Fn(&Queue) -> bool) -> bool {
+        self.types.get(&ty).is_some_and(|state| what(&state.queue))
+    }
+
+    /// Brings every type to the newest cut, unless the one before has been sent in part only.
+    fn advance(&mut self, head: &S) {
+        if self.types.values().all(|state| state.queue.is_empty()) {
+            self.begun = false;
+        }
+        if self.begun || head.sequence() <= self.cut.sequence() {
+            return;
+        }
+        for (ty, state) in &mut self.types {
+            let refused = |slot: &Slot| state.delivery.was_rejected(&slot.name, &slot.version);
+            let (cuts, subscription) = ((&self.cut, head), &state.subscription);
+            push::difference(*ty, cuts, &self.node, subscription, refused, &mut state.queue);
+        }
+        self.cut = head.clone();
+    }
+
+    /// Makes a response of what the queue of one type holds, unless too much of it is unanswered.
+    fn send(&mut self, ty: ResourceType, now: Instant) -> Option<Response> {
+        let last = self.is_last_with_work(ty);
+        let state = self.types.get_mut(&ty)?;
+        if state.delivery.is_full() {
+            return None;
+        }
+        let taken = state.queue.take(ty, &self.cut, last);
+        self.begun = true;
+        let response = self.response(ty.type_url().into(), taken);
+        let state = self.types.get_mut(&ty)?;
+        state.delivery.on_sent(&response, now);
+        Some(response)
+    }
+
+    /// Whether removals of this type may follow its additions at once: no type after it has anything left.
+    fn is_last_with_work(&self, ty: ResourceType) -> bool {
+        let mut after = ResourceType::ALL
+            .into_iter()
+            .skip_while(|other| *other != ty)
+            .skip(1);
+        !after.any(|other| self.has(other, |queue| !queue.is_empty()))
+    }
+
+    fn response(&mut self, type_url: Str, taken: Taken) -> Response {
+        self.nonces += 1;
+        Response {
+            type_url,
+            nonce: format!("{:x}.{}.{}", self.epoch, self.cut.sequence(), self.nonces).into(),
+            cut: self.cut.sequence(),
+            resources: taken.resources,
+            removed: taken.removed,
+        }
+    }
+
+    /// How far the client is, per type it asked for.
+    pub fn deliveries(&self) -> impl Iterator<Item = (ResourceType, &Subscription, &Delivery)> {
+        let types = self.types.iter();
+        types.map(|(ty, state)| (*ty, &state.subscription, &state.delivery))
+    }
+
+    /// What the client rejected and is still in force.
+    pub fn rejections(&self) -> impl Iterator<Item = (ResourceType, &Str, &Rejection)> {
+        self.types.iter().flat_map(move |(ty, state)| {
+            let rejections = state.delivery.rejections();
+            rejections
+                .filter(move |(name, rejection)| {
+                    let slot = self.cut.resource(*ty, name);
+                    slot.is_some_and(|slot| slot.version == rejection.version)
+                })
+                .map(move |(name, rejection)| (*ty, name, rejection))
+        })
+    }
+
+    /// Number of types asked for that this server does not know.
+    #[must_use]
+    pub fn unknown_types(&self) -> usize {
+        self.unknown.len()
+    }
+}
+
+/// The first request of a type: subscription, and what the client lacks compared with what it reports to hold.
+fn open<S: Store>(ty: ResourceType, request: &Request, cut: &S, node: &str) -> Result<TypeState, End> {
+    let mut state = TypeState {
+        subscription: Subscription::open(request),
+        ..TypeState::default()
+    };
+    state.check_bounds()?;
+    // A nonce of an earlier stream says nothing here, but is counted.
+    state.delivery.on_answer(&request.nonce, request.error.as_ref());
+    push::initial(
+        ty,
+        cut,
+        node,
+        &state.subscription,
+        &request.initial_versions,
+        &mut state.queue,
+    );
+    if state.subscription.is_wildcard() || request.names_wildcard() {
+        state.queue.owe_answer();
+    }
+    Ok(state)
+}
+
+impl TypeState {
+    fn change<S: Store>(
+        &mut self,
+        ty: ResourceType,
+        request: &Request,
+        cut: &S,
+        node: &str,
+    ) -> Result<(), End> {
+        if !request.changes_subscription() {
+            return Ok(());
+        }
+        let before = self.subscription.clone();
+        let asked = self.subscription.change(request);
+        self.check_bounds()?;
+        if self.subscription.is_empty() {
+            self.queue.clear();
+            return Ok(());
+        }
+        self.queue.narrow(ty, cut, &self.subscription);
+        if self.subscription.is_wildcard() && !before.is_wildcard() {
+            push::widened(ty, cut, node, &before, &self.subscription, &mut self.queue);
+            self.queue.owe_answer();
+        }
+        for name in &asked {
+            push::asked(ty, cut, node, name, &mut self.queue);
+        }
+        Ok(())
+    }
+
+    fn check_bounds(&self) -> Result<(), End> {
+        if self.subscription.names().len() > NAMES_MAX {
+            return Err(End::TooManyNames);
+        }
+        Ok(())
+    }
+}

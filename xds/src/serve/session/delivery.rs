@@ -1,0 +1,227 @@
+//! What was sent of one type, what the client answered, and what it rejected.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use tulle_model::Str;
+
+use crate::serve::push::size_of;
+use crate::serve::session::{Nack, Response, UNACKED_BYTES_MAX, UNACKED_RESPONSES_MAX};
+
+/// Longest text kept of a rejection, in bytes.
+const REJECTION_TEXT_MAX: usize = 4096;
+/// Rejections kept per type and stream.
+const REJECTIONS_MAX: usize = 1000;
+
+/// The answers of a client for one type.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    unacked: VecDeque<Unacked>,
+    unacked_bytes: usize,
+    rejections: BTreeMap<Str, Rejection>,
+    sent: Option<u64>,
+    acked: Option<u64>,
+    acks: u64,
+    nacks: u64,
+    stale_nonces: u64,
+}
+
+#[derive(Debug)]
+struct Unacked {
+    nonce: Str,
+    cut: u64,
+    bytes: usize,
+    sent_at: Instant,
+    resources: Vec<(Str, Str)>,
+}
+
+/// One resource version that the client refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The version refused.
+    pub version: Str,
+    /// The client's words, cut and with control characters escaped.
+    pub text: Str,
+}
+
+impl Delivery {
+    /// Whether the client must answer before more is sent.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.unacked.len() >= UNACKED_RESPONSES_MAX || self.unacked_bytes >= UNACKED_BYTES_MAX
+    }
+
+    /// Notes a response that goes out.
+    pub(super) fn on_sent(&mut self, response: &Response, sent_at: Instant) {
+        let resources = response.resources.iter();
+        let entry = Unacked {
+            nonce: response.nonce.clone(),
+            cut: response.cut,
+            bytes: response.resources.iter().map(size_of).sum(),
+            sent_at,
+            resources: resources
+                .map(|slot| (slot.name.clone(), slot.version.clone()))
+                .collect(),
+        };
+        self.unacked_bytes += entry.bytes;
+        self.unacked.push_back(entry);
+        self.sent = Some(response.cut);
+    }
+
+    /// Takes the nonce and error of a request. An answer also covers the responses sent before its own.
+    pub(super) fn on_answer(&mut self, nonce: &str, error: Option<&Nack>) {
+        if nonce.is_empty() {
+            return;
+        }
+        let Some(at) = self.unacked.iter().position(|entry| *entry.nonce == *nonce) else {
+            self.stale_nonces += 1;
+            return;
+        };
+        for entry in self.unacked.drain(..=at).collect::<Vec<_>>() {
+            self.unacked_bytes -= entry.bytes;
+            match error {
+                Some(nack) if *entry.nonce == *nonce => {
+                    self.nacks += 1;
+                    self.reject(&entry, nack);
+                }
+                _ => {
+                    self.acks += 1;
+                    self.accept(&entry);
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, entry: &Unacked) {
+        self.acked = Some(entry.cut);
+        for (name, _) in &entry.resources {
+            self.rejections.remove(name);
+        }
+    }
+
+    /// Records the resources that the message names, or all of the response if it names none of them.
+    fn reject(&mut self, entry: &Unacked, nack: &Nack) {
+        let mut named = entry.resources.iter();
+        let named = named.any(|(name, _)| reason_for(&nack.message, name).is_some());
+        for (name, version) in &entry.resources {
+            let text = match reason_for(&nack.message, name) {
+                Some(text) => text,
+                None if named => {
+                    self.rejections.remove(name);
+                    continue;
+                }
+                None => &nack.message,
+            };
+            if self.rejections.len() < REJECTIONS_MAX || self.rejections.contains_key(name) {
+                let rejection = Rejection {
+                    version: version.clone(),
+                    text: escape(text).into(),
+                };
+                self.rejections.insert(name.clone(), rejection);
+            }
+        }
+    }
+
+    /// Whether the client refused exactly this version.
+    pub(super) fn was_rejected(&self, name: &str, version: &str) -> bool {
+        let rejection = self.rejections.get(name);
+        rejection.is_some_and(|rejection| &*rejection.version == version)
+    }
+
+    /// Everything rejected, also what is not in force any more.
+    pub(super) fn rejections(&self) -> impl Iterator<Item = (&Str, &Rejection)> {
+        self.rejections.iter()
+    }
+
+    /// Cut of the newest response sent.
+    #[must_use]
+    pub fn sent(&self) -> Option<u64> {
+        self.sent
+    }
+
+    /// Cut of the newest response that was accepted.
+    #[must_use]
+    pub fn acked(&self) -> Option<u64> {
+        self.acked
+    }
+
+    /// Responses accepted.
+    #[must_use]
+    pub fn acks(&self) -> u64 {
+        self.acks
+    }
+
+    /// Responses rejected.
+    #[must_use]
+    pub fn nacks(&self) -> u64 {
+        self.nacks
+    }
+
+    /// Answers to responses that this stream never sent, or that were answered before.
+    #[must_use]
+    pub fn stale_nonces(&self) -> u64 {
+        self.stale_nonces
+    }
+
+    /// Responses that wait for an answer.
+    #[must_use]
+    pub fn unacked(&self) -> usize {
+        self.unacked.len()
+    }
+
+    /// How long the oldest unanswered response waits.
+    #[must_use]
+    pub fn lag(&self, now: Instant) -> Option<Duration> {
+        let oldest = self.unacked.front()?;
+        Some(now.saturating_duration_since(oldest.sent_at))
+    }
+}
+
+/// The part of a NACK's message that speaks of one resource.
+fn reason_for<'a>(message: &'a str, name: &str) -> Option<&'a str> {
+    let start = message.match_indices(name).find_map(|(at, _)| {
+        let begins = at == 0 || message[..at].ends_with("; ");
+        let rest = message[at + name.len()..].strip_prefix(": ")?;
+        begins.then_some(message.len() - rest.len())
+    })?;
+    let rest = &message[start..];
+    Some(rest.split("; ").next().unwrap_or(rest))
+}
+
+/// Makes foreign text safe to print: cut to a bound, control characters escaped.
+fn escape(text: &str) -> String {
+    let mut escaped = String::new();
+    for character in text.chars() {
+        let before = escaped.len();
+        if character.is_control() {
+            escaped.extend(character.escape_default());
+        } else {
+            escaped.push(character);
+        }
+        if escaped.len() > REJECTION_TEXT_MAX {
+            escaped.truncate(before);
+            break;
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nack_message_is_split_by_resource() {
+        let message = "a/b: bad prefix; a/bc: no action";
+        assert_eq!(reason_for(message, "a/b"), Some("bad prefix"));
+        assert_eq!(reason_for(message, "a/bc"), Some("no action"));
+        assert_eq!(reason_for(message, "b"), None);
+        assert_eq!(reason_for("x: a/b: nested", "a/b"), None);
+    }
+
+    #[test]
+    fn foreign_text_is_cut_and_escaped() {
+        assert_eq!(escape("a\u{1b}[2J\n"), "a\\u{1b}[2J\\n");
+        assert_eq!(escape(&"é".repeat(REJECTION_TEXT_MAX)).len(), REJECTION_TEXT_MAX);
+    }
+}

@@ -1,0 +1,60 @@
+//! What a session takes and gives: delta discovery messages, free of any wire format.
+
+use std::collections::BTreeMap;
+
+use tulle_model::Str;
+
+use crate::snapshot::Slot;
+
+/// A delta discovery request, without the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Type URL.
+    pub type_url: Str,
+    /// Names or aliases to subscribe to; `*` is the wildcard.
+    pub subscribe: Vec<Str>,
+    /// Names or aliases to unsubscribe from.
+    pub unsubscribe: Vec<Str>,
+    /// What the client holds from before; read in the first request of a type only.
+    pub initial_versions: BTreeMap<Str, Str>,
+    /// Nonce of the response that is answered; empty if none is.
+    pub nonce: Str,
+    /// Set if the answer is a NACK.
+    pub error: Option<Nack>,
+}
+
+/// Why a client rejected a response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nack {
+    /// `name: reason`, joined with `; `.
+    pub message: String,
+}
+
+impl Request {
+    /// Whether the request subscribes or unsubscribes anything.
+    #[must_use]
+    pub fn changes_subscription(&self) -> bool {
+        !self.subscribe.is_empty() || !self.unsubscribe.is_empty()
+    }
+
+    /// Whether the wildcard is among the subscriptions.
+    #[must_use]
+    pub fn names_wildcard(&self) -> bool {
+        self.subscribe.iter().any(|name| &**name == "*")
+    }
+}
+
+/// A delta discovery response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// Type URL.
+    pub type_url: Str,
+    /// Never empty, unique per stream.
+    pub nonce: Str,
+    /// The cut that this response belongs to.
+    pub cut: u64,
+    /// New and changed resources.
+    pub resources: Vec<Slot>,
+    /// Names that do not exist, or not any more.
+    pub removed: Vec<Str>,
+}

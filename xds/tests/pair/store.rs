@@ -1,0 +1,119 @@
+//! A store of opaque resources that tests edit by hand.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tulle_model::Str;
+use tulle_xds::serve::session::Store;
+use tulle_xds::snapshot::{Change, Order, ResourceType, Scope, Slot};
+
+/// Entries the log keeps, small enough for tests to overrun it.
+pub(crate) const LOG_MAX: usize = 8;
+
+/// One immutable cut.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cut(Arc<Content>);
+
+#[derive(Debug, Clone, Default)]
+struct Content {
+    sequence: u64,
+    slots: BTreeMap<(ResourceType, Str), Slot>,
+    log: Vec<(u64, ResourceType, Str)>,
+    forgotten: u64,
+}
+
+impl Store for Cut {
+    fn sequence(&self) -> u64 {
+        self.0.sequence
+    }
+
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+        self.0.slots.get(&(ty, name.into()))
+    }
+
+    fn resolve(&self, ty: ResourceType, name: &str) -> Vec<&Slot> {
+        let by_alias =
+            |slot: &&Slot| &*slot.name == name || slot.aliases.iter().any(|alias| &**alias == name);
+        self.resources(ty).filter(by_alias).collect()
+    }
+
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+        self.0
+            .slots
+            .iter()
+            .filter(move |((of, _), _)| *of == ty)
+            .map(|(_, slot)| slot)
+    }
+
+    fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>> {
+        if sequence < self.0.forgotten {
+            return None;
+        }
+        let log = self.0.log.iter();
+        let names: BTreeSet<&Str> = log
+            .filter(|(at, of, _)| *at > sequence && *of == ty)
+            .map(|(_, _, n)| n)
+            .collect();
+        Some(names.into_iter().map(move |name| match self.resource(ty, name) {
+            Some(slot) => Change::Set(Arc::new(slot.clone())),
+            None => Change::Removed(name.clone()),
+        }))
+    }
+}
+
+impl Cut {
+    /// The next cut with these edits.
+    pub(crate) fn edit(&mut self, edits: impl IntoIterator<Item = Edit>) {
+        let content = Arc::make_mut(&mut self.0);
+        content.sequence += 1;
+        for edit in edits {
+            let (ty, name) = match edit {
+                Edit::Set(ty, mut slot) => {
+                    slot.sequence = content.sequence;
+                    let name = slot.name.clone();
+                    content.slots.insert((ty, name.clone()), slot);
+                    (ty, name)
+                }
+                Edit::Remove(ty, name) => {
+                    content.slots.remove(&(ty, name.clone()));
+                    (ty, name)
+                }
+            };
+            content.log.push((content.sequence, ty, name));
+            if content.log.len() > LOG_MAX {
+                content.forgotten = content.log.remove(0).0;
+            }
+        }
+    }
+}
+
+/// One change of a cut.
+#[derive(Debug, Clone)]
+pub(crate) enum Edit {
+    Set(ResourceType, Slot),
+    Remove(ResourceType, Str),
+}
+
+/// A resource whose content is its version.
+pub(crate) fn slot(name: &str, version: &str) -> Slot {
+    Slot {
+        name: name.into(),
+        aliases: Vec::new(),
+        version: version.into(),
+        body: Bytes::copy_from_slice(version.as_bytes()),
+        sequence: 0,
+        order: Order::Workload,
+        scope: Scope::Everyone,
+    }
+}
+
+/// `name@version`.
+pub(crate) fn set(ty: ResourceType, text: &str) -> Edit {
+    let (name, version) = text.split_once('@').expect("name@version");
+    Edit::Set(ty, slot(name, version))
+}
+
+pub(crate) fn remove(ty: ResourceType, name: &str) -> Edit {
+    Edit::Remove(ty, name.into())
+}
