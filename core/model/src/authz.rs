@@ -1,6 +1,13 @@
 //! Authorization: may this connection pass, and which policy decides.
 
+pub mod cidr;
+pub mod matcher;
 pub mod policy;
+#[cfg(any(test, feature = "testing"))]
+pub mod reference;
+#[cfg(test)]
+mod tests;
+mod text;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -15,6 +15,16 @@ pub struct GatewayAddress {
     pub hbone_mtls_port: u16,
 }
 
+impl std::fmt::Display for GatewayAddress {
+    /// `<namespace>/<hostname>:<port>` or `<network>/<ip>:<port>`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.destination {
+            GatewayDestination::Hostname(hostname) => write!(f, "{hostname}:{}", self.hbone_mtls_port),
+            GatewayDestination::Address(address) => write!(f, "{address}:{}", self.hbone_mtls_port),
+        }
+    }
+}
+
 /// What a [`GatewayAddress`] names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -46,13 +46,20 @@ impl Identity {
     /// The identity without its scheme, as authorization policies write principals.
     #[must_use]
     pub fn principal(&self) -> String {
-        format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        format!(
+            "{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
+        write!(
+            f,
+            "spiffe://{}/ns/{}/sa/{}",
+            self.trust_domain, self.namespace, self.service_account
+        )
     }
 }
 
@@ -61,7 +68,9 @@ impl FromStr for Identity {
 
     /// Exact form only: no trailing slash, no empty part, no further part (wire.md section 5).
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidIdentity { text: text.chars().take(256).collect() };
+        let invalid = || InvalidIdentity {
+            text: text.chars().take(256).collect(),
+        };
         let rest = text.strip_prefix("spiffe://").ok_or_else(invalid)?;
         let parts: Vec<&str> = rest.split('/').collect();
         match parts[..] {

@@ -4,20 +4,27 @@
 //! tests, the fuzzers, the benchmarks and `tulle explain`.
 
 pub mod authz;
+pub mod enrolment;
 pub mod gateway;
 pub mod identity;
+pub mod inbound;
 pub mod mesh;
 pub mod name;
 pub mod network;
 pub mod reason;
 pub mod service;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod upstream;
 pub mod workload;
 
 pub use authz::{Connection, Verdict};
 pub use identity::Identity;
-pub use mesh::{Mesh, MeshUpdate};
+pub use inbound::Authority;
+pub use mesh::{Changes, Mesh, MeshUpdate, PolicySet, Snapshot};
 pub use name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
 pub use network::NetworkAddress;
 pub use reason::Reason;
 pub use service::Service;
+pub use upstream::{Endpoint, NoUpstream, Upstream};
 pub use workload::Workload;

@@ -18,7 +18,10 @@ pub struct NamespacedName {
 impl NamespacedName {
     /// Joins a namespace and a name.
     pub fn new(namespace: impl Into<Str>, name: impl Into<Str>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -40,7 +43,10 @@ pub struct NamespacedHostname {
 impl NamespacedHostname {
     /// Joins a namespace and a host name.
     pub fn new(namespace: impl Into<Str>, hostname: impl Into<Str>) -> Self {
-        Self { namespace: namespace.into(), hostname: hostname.into() }
+        Self {
+            namespace: namespace.into(),
+            hostname: hostname.into(),
+        }
     }
 }
 

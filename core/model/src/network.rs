@@ -19,7 +19,10 @@ pub struct NetworkAddress {
 impl NetworkAddress {
     /// Puts an address into a network; an IPv4-mapped IPv6 address becomes IPv4.
     pub fn new(network: impl Into<Str>, address: IpAddr) -> Self {
-        Self { network: network.into(), address: address.to_canonical() }
+        Self {
+            network: network.into(),
+            address: address.to_canonical(),
+        }
     }
 }
 

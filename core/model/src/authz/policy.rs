@@ -33,7 +33,10 @@ impl Authorization {
     /// The key it is stored and referred to by.
     #[must_use]
     pub fn key(&self) -> NamespacedName {
-        NamespacedName { namespace: self.namespace.clone(), name: self.name.clone() }
+        NamespacedName {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
     }
 }
 

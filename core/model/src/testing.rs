@@ -1,0 +1,1 @@
+//! Builders that keep what a test assumes to a line or two.
