@@ -1,2 +1,145 @@
-//! xtask
-fn main() {}
+//! The project's own tasks: `cargo xtask demo|test|tidy`. Needs nothing but the standard library.
+
+#![allow(clippy::print_stdout, reason = "what a task prints is its result")]
+
+mod packages;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+const HELP: &str = "\
+The project's own tasks.
+
+Usage: cargo xtask <TASK> [OPTIONS]
+
+Tasks:
+  demo [--check] [ARGS…]  install what is missing, build release, run `tulle up --demo [ARGS…]`
+  test                    install what is missing, then run every check and test
+  tidy                    check the import arrows and the rules of ARCHITECTURE.md
+
+Options:
+  --no-install            refuse to install packages; say what is missing instead
+                          (the environment variable TULLE_NO_INSTALL=1 does the same)
+  -h, --help              print this help
+";
+
+fn main() -> ExitCode {
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let task = if arguments.is_empty() {
+        String::new()
+    } else {
+        arguments.remove(0)
+    };
+    let may_install = packages::may_install(&mut arguments);
+    let outcome = match task.as_str() {
+        "demo" => demo(may_install, &arguments),
+        "test" => no_more(&arguments).and_then(|()| test(may_install)),
+        "tidy" => no_more(&arguments).and_then(|()| tidy::run(&root())),
+        "-h" | "--help" | "help" => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("unknown task {task:?}\n\n{HELP}");
+            return ExitCode::from(64);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Refuses arguments that a task does not take.
+fn no_more(arguments: &[String]) -> Result<(), String> {
+    match arguments.first() {
+        None => Ok(()),
+        Some(argument) => Err(format!(
+            "unexpected argument {argument:?}; see cargo xtask --help"
+        )),
+    }
+}
+
+/// The folder of the workspace.
+fn root() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent()
+        .expect("xtask is a folder of the workspace")
+        .to_owned()
+}
+
+/// Builds the release binary and runs the main job.
+fn demo(may_install: bool, arguments: &[String]) -> Result<(), String> {
+    packages::ensure(packages::FOR_THE_DEMO, may_install)?;
+    step(
+        "build tulle (release)",
+        cargo(&["build", "--release", "--locked", "--package", "tulle-cli"]),
+    )?;
+    let binary = root().join("target/release/tulle");
+    step(
+        "tulle up --demo",
+        Command::new(binary).args(["up", "--demo"]).args(arguments),
+    )
+}
+
+/// Every check and every test, in the order in which they fail soonest.
+fn test(may_install: bool) -> Result<(), String> {
+    packages::ensure(packages::FOR_THE_TESTS, may_install)?;
+    let namespaces = packages::Namespaces::find()?;
+    step("formatting", cargo(&["fmt", "--all", "--check"]))?;
+    println!("── tidy");
+    tidy::run(&root())?;
+    step(
+        "lints",
+        cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "--deny",
+            "warnings",
+        ]),
+    )?;
+    step(
+        "build",
+        cargo(&["build", "--workspace", "--all-targets", "--locked"]),
+    )?;
+    let tests = ["test", "--workspace", "--locked", "--no-fail-fast"];
+    step("tests", &mut namespaces.inside("cargo", &tests, &root()))?;
+    step(
+        "build tulle (release)",
+        cargo(&["build", "--release", "--locked", "--package", "tulle-cli"]),
+    )?;
+    let binary = root().join("target/release/tulle");
+    step(
+        "the main job, checked",
+        Command::new(binary).args(["up", "--demo", "--check"]),
+    )
+}
+
+fn cargo(arguments: &[&str]) -> &'static mut Command {
+    // One command lives until the process ends; there are a handful of them.
+    let command = Box::leak(Box::new(Command::new(option_env!("CARGO").unwrap_or("cargo"))));
+    command.args(arguments).current_dir(root())
+}
+
+/// Runs one step, says which and how long it took.
+fn step(name: &str, command: &mut Command) -> Result<(), String> {
+    println!("── {name}");
+    let started = Instant::now();
+    let status = command
+        .status()
+        .map_err(|error| format!("{name}: cannot start {command:?}: {error}"))?;
+    let took = started.elapsed().as_secs();
+    if status.success() {
+        println!("── {name}: done in {took} s");
+        return Ok(());
+    }
+    Err(format!("{name} failed ({status}) after {took} s"))
+}

@@ -9,12 +9,14 @@
 //! the world's folder, route or rule of the host is touched.
 
 mod links;
+mod mesh;
 mod pod;
 mod process;
 mod recorder;
 mod services;
 mod topology;
 
+pub use mesh::{Component, Folders, Mesh, MeshError};
 pub use pod::Pod;
 pub use process::{Process, ProcessError};
 pub use recorder::{Recorded, Recorder};

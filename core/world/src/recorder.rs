@@ -33,10 +33,11 @@ struct Shared {
     bytes: AtomicU64,
     frames: AtomicU64,
     marked: AtomicU64,
+    marked_bytes: AtomicU64,
 }
 
 /// What has been seen so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Recorded {
     /// Bytes of frames looked through.
     pub bytes: u64,
@@ -44,6 +45,21 @@ pub struct Recorded {
     pub frames: u64,
     /// Frames that hold the marker.
     pub marked_frames: u64,
+    /// Bytes of those frames.
+    pub marked_bytes: u64,
+}
+
+impl Recorded {
+    /// What has been seen since an earlier look.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            bytes: self.bytes - earlier.bytes,
+            frames: self.frames - earlier.frames,
+            marked_frames: self.marked_frames - earlier.marked_frames,
+            marked_bytes: self.marked_bytes - earlier.marked_bytes,
+        }
+    }
 }
 
 impl Recorder {
@@ -69,6 +85,7 @@ impl Recorder {
             bytes: self.shared.bytes.load(Ordering::Relaxed),
             frames: self.shared.frames.load(Ordering::Relaxed),
             marked_frames: self.shared.marked.load(Ordering::Relaxed),
+            marked_bytes: self.shared.marked_bytes.load(Ordering::Relaxed),
         }
     }
 }
@@ -105,6 +122,7 @@ fn record(socket: &OwnedFd, bridge: usize, marker: &[u8], seen: &Shared) {
             Ok((len, _)) => {
                 if finder.find(&frame[..len]).is_some() {
                     seen.marked.fetch_add(1, Ordering::Relaxed);
+                    seen.marked_bytes.fetch_add(len as u64, Ordering::Relaxed);
                 }
                 seen.frames.fetch_add(1, Ordering::Relaxed);
                 seen.bytes.fetch_add(len as u64, Ordering::Relaxed);

@@ -1,0 +1,88 @@
+//! The commands and what they share.
+
+mod codes;
+mod completion;
+mod component;
+mod edges;
+mod explain;
+pub(crate) mod status;
+mod up;
+mod ztunnel_config;
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use tulle_runtime::exit::Exit;
+
+use crate::output::Form;
+use crate::running::{RunDir, default_run_dir};
+
+/// An ambient service mesh: encrypted, identified, governed traffic without restarting anything
+#[derive(Debug, Parser)]
+#[command(name = "tulle", version, max_term_width = 100, infer_subcommands = false)]
+#[command(after_help = "Start here:  tulle up --demo\nExplain an error code:  tulle codes T0412")]
+pub(crate) struct Tulle {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command that reads a running mesh.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Reading {
+    /// Folder with the components' admin sockets [default: /run/tulle, or /tmp/tulle-UID when not root]
+    #[arg(long, global = true, env = "TULLE_RUN_DIR", value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Form of the output
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Form,
+}
+
+impl Reading {
+    pub(crate) fn run_dir(&self) -> RunDir {
+        RunDir::new(self.run_dir.clone().unwrap_or_else(default_run_dir))
+    }
+
+    pub(crate) fn output(&self) -> Form {
+        self.output
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::Up),
+    Status(status::Status),
+    Edges(edges::Edges),
+    Explain(explain::Explain),
+    ZtunnelConfig(ztunnel_config::ZtunnelConfig),
+    Codes(codes::Codes),
+    Completion(completion::Completion),
+    #[command(flatten)]
+    Component(component::Component),
+    #[command(hide = true)]
+    DemoService(crate::demo::service::Args),
+}
+
+/// Runs a command; errors become one line on standard error.
+pub(crate) fn run(tulle: Tulle) -> Exit {
+    let outcome = match tulle.command {
+        Command::Component(component) => return component::run(component),
+        Command::Up(up) => up::run(&up),
+        Command::Status(status) => wait_for(status::run(status)),
+        Command::Edges(edges) => wait_for(edges::run(edges)),
+        Command::Explain(explain) => wait_for(explain::run(explain)),
+        Command::ZtunnelConfig(config) => wait_for(ztunnel_config::run(config)),
+        Command::Codes(codes) => codes::run(&codes),
+        Command::Completion(completion) => Ok(completion::run(&completion)),
+        Command::DemoService(args) => wait_for(async { crate::demo::service::run(args).await.map(|()| Exit::Ok) }),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Exit::Failed
+    })
+}
+
+/// Runs a future to its end on a runtime of this thread.
+fn wait_for(future: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}

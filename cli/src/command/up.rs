@@ -1,0 +1,109 @@
+//! `tulle up`: a mesh on this machine, without Kubernetes.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use tulle_linux::isolate::{self, Isolation};
+use tulle_runtime::exit::Exit;
+
+use crate::demo::Story;
+
+/// Start a mesh on this machine, without Kubernetes
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  tulle up --demo            show the mesh on a sample application; Ctrl-C ends it\n  \
+    tulle up --demo --check    the same unattended: verify each claim, tear down, exit 0 or 1")]
+pub(crate) struct Up {
+    /// Run the sample application: two nodes, five services, a client outside of the mesh
+    #[arg(long, required = true)]
+    demo: bool,
+    /// Verify every claim of the demo, tear down, and exit 0 or 1
+    #[arg(long, requires = "demo")]
+    check: bool,
+    /// Keep configuration, state and logs in this folder instead of a temporary one
+    #[arg(long, value_name = "DIR")]
+    keep_state: Option<PathBuf>,
+}
+
+/// Runs the demo. Must be called while the process has one thread.
+pub(crate) fn run(up: &Up) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    // Another user's sockets are found by that user's number, not by root's of the new namespace.
+    let run_dir = crate::running::default_run_dir();
+    let isolation = isolate::enter()?;
+    println!(
+        "{}",
+        match isolation {
+            Isolation::Root => "tulle up: as root, in network namespaces of its own",
+            Isolation::UserNamespace => "tulle up: not root, inside user and network namespaces of its own",
+        }
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(demo(up, started, run_dir))
+}
+
+async fn demo(up: &Up, started: Instant, run_dir: PathBuf) -> anyhow::Result<Exit> {
+    let temporary = match &up.keep_state {
+        Some(_) => None,
+        None => Some(tempfile::Builder::new().prefix("tulle-up-").tempdir()?),
+    };
+    let kept = up.keep_state.clone().map(std::path::absolute).transpose()?;
+    let root = temporary.as_ref().map(|folder| folder.path().to_owned()).or(kept).context("a folder is chosen")?;
+    let run_dir = if up.check { root.join("run") } else { claim(run_dir)? };
+    let mut story = Story::begin(started, &root, &run_dir).await?;
+    let told = tell(&mut story, up.check).await;
+    let report = story.end().await;
+    if !up.check && let Err(error) = std::fs::remove_dir_all(&run_dir) {
+        eprintln!("could not remove {}: {error}", run_dir.display());
+    }
+    if told.is_err() && let Some(folder) = temporary {
+        eprintln!("configuration, state and logs are kept in {}", folder.keep().display());
+    }
+    told?;
+    let report = report?;
+    let broken = report.broken_claims();
+    for claim in &broken {
+        eprintln!("✗ {claim}");
+    }
+    println!("{}", report.line());
+    Ok(if broken.is_empty() { Exit::Ok } else { Exit::Failed })
+}
+
+/// Tells the story to the table; then stays until it is told to end, unless it only checks.
+async fn tell(story: &mut Story, check: bool) -> anyhow::Result<()> {
+    let ended = tulle_runtime::signal::shutdown();
+    tokio::pin!(ended);
+    let steps = async {
+        story.install().await?;
+        story.enrol().await?;
+        story.talk().await?;
+        story.deny().await?;
+        story.sum_up().await?;
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        told = steps => told?,
+        signal = &mut ended => anyhow::bail!("ended by {signal} before the story was told"),
+    }
+    if check {
+        return Ok(());
+    }
+    println!("{}", story.hint());
+    let mut beat = tokio::time::interval(std::time::Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = &mut ended => return Ok(()),
+            _ = beat.tick() => story.check_processes()?,
+        }
+    }
+}
+
+/// Makes the folder of admin sockets ours; a mesh that still runs there is left alone.
+fn claim(run_dir: PathBuf) -> anyhow::Result<PathBuf> {
+    if run_dir.join("xds.sock").exists() {
+        let live = std::os::unix::net::UnixStream::connect(run_dir.join("xds.sock")).is_ok();
+        anyhow::ensure!(!live, "a mesh already runs here ({}); stop it first", run_dir.display());
+        std::fs::remove_dir_all(&run_dir).with_context(|| format!("cannot clean {}", run_dir.display()))?;
+    }
+    Ok(run_dir)
+}

@@ -1,0 +1,166 @@
+//! What a machine needs beyond the Rust toolchain, and how it gets it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// A program and the Debian package that has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Program {
+    program: &'static str,
+    package: &'static str,
+    why: &'static str,
+}
+
+const NFT: Program = Program {
+    program: "nft",
+    package: "nftables",
+    why: "applies the packet rules of captured pods",
+};
+
+/// What `tulle up --demo` runs.
+pub(crate) const FOR_THE_DEMO: &[Program] = &[NFT];
+
+/// What the tests run: real clients and servers.
+pub(crate) const FOR_THE_TESTS: &[Program] = &[
+    NFT,
+    Program {
+        program: "curl",
+        package: "curl",
+        why: "HTTP client",
+    },
+    Program {
+        program: "nginx",
+        package: "nginx-light",
+        why: "HTTP server",
+    },
+    Program {
+        program: "redis-server",
+        package: "redis-server",
+        why: "server that clients keep connections to",
+    },
+    Program {
+        program: "redis-cli",
+        package: "redis-tools",
+        why: "its client",
+    },
+    Program {
+        program: "iperf3",
+        package: "iperf3",
+        why: "bulk traffic",
+    },
+];
+
+/// Takes the refusal to install out of the arguments.
+pub(crate) fn may_install(arguments: &mut Vec<String>) -> bool {
+    let before = arguments.len();
+    arguments.retain(|argument| argument != "--no-install");
+    #[allow(clippy::disallowed_methods, reason = "this task has no configuration layers")]
+    let refused = std::env::var("TULLE_NO_INSTALL").is_ok_and(|value| value == "1");
+    arguments.len() == before && !refused
+}
+
+/// Installs the packages of the programs that are missing.
+pub(crate) fn ensure(programs: &[Program], may_install: bool) -> Result<(), String> {
+    let missing: Vec<_> = programs
+        .iter()
+        .filter(|program| !is_there(program.program))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("── missing programs");
+    for program in &missing {
+        println!(
+            "   {} ({}; Debian package {})",
+            program.program, program.why, program.package
+        );
+    }
+    let packages: Vec<_> = missing.iter().map(|program| program.package).collect();
+    let by_hand = format!("apt-get install {}", packages.join(" "));
+    if !may_install {
+        return Err(format!(
+            "not installed, as asked; install them by hand: {by_hand}"
+        ));
+    }
+    if !is_there("apt-get") {
+        return Err(format!("no apt-get here; on Debian it would be: {by_hand}"));
+    }
+    println!("   installing them now; refuse with --no-install or TULLE_NO_INSTALL=1");
+    apt_get(&["update", "-qq"])?;
+    let install = ["install", "--yes", "-qq", "--no-install-recommends"];
+    apt_get(&install.iter().chain(&packages).copied().collect::<Vec<_>>())
+        .map_err(|error| format!("{error}; by hand: {by_hand}"))
+}
+
+/// Runs apt-get as root, by sudo where we are not.
+fn apt_get(arguments: &[&str]) -> Result<(), String> {
+    let mut command = if is_root() {
+        Command::new("apt-get")
+    } else {
+        Command::new("sudo")
+    };
+    if !is_root() {
+        command.arg("apt-get");
+    }
+    let command = command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("apt-get {} failed ({status})", arguments.join(" "))),
+        Err(error) => Err(format!("apt-get {} cannot be run: {error}", arguments.join(" "))),
+    }
+}
+
+/// Whether a program is on the path, or where Debian keeps programs for administrators.
+fn is_there(program: &str) -> bool {
+    #[allow(clippy::disallowed_methods, reason = "this task has no configuration layers")]
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .chain(["/usr/sbin", "/sbin"])
+        .any(|folder| Path::new(folder).join(program).is_file())
+}
+
+fn is_root() -> bool {
+    let output = Command::new("id").arg("-u").output();
+    output.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+/// How the tests get rights to make network namespaces.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Namespaces {
+    Root,
+    UserNamespace,
+}
+
+impl Namespaces {
+    /// Root may make them; others need a user namespace.
+    pub(crate) fn find() -> Result<Self, String> {
+        if is_root() {
+            return Ok(Self::Root);
+        }
+        let mut trial = Command::new("unshare");
+        trial
+            .args(["--user", "--map-root-user", "--net", "true"])
+            .stderr(Stdio::null());
+        if trial.status().is_ok_and(|status| status.success()) {
+            return Ok(Self::UserNamespace);
+        }
+        Err("the kernel tests need root or user namespaces; allow them: \
+             sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 \
+             (with AppArmor also kernel.apparmor_restrict_unprivileged_userns=0), or run as root"
+            .to_owned())
+    }
+
+    /// A command that runs with those rights.
+    pub(crate) fn inside(self, program: &str, arguments: &[&str], folder: &Path) -> Command {
+        let mut command = match self {
+            Self::Root => Command::new(program),
+            Self::UserNamespace => {
+                let mut command = Command::new("unshare");
+                command.args(["--user", "--map-root-user", "--net", program]);
+                command
+            }
+        };
+        command.args(arguments).current_dir(folder);
+        command
+    }
+}
