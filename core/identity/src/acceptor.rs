@@ -295,3 +295,6 @@ impl AsyncWrite for ServerStream {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests;

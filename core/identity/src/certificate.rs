@@ -276,3 +276,6 @@ fn system_time(seconds: i64) -> SystemTime {
 pub(crate) fn unix_time(now: SystemTime) -> UnixTime {
     UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;

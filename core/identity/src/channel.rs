@@ -374,3 +374,6 @@ fn read_file(path: &Path) -> Result<String, ChannelError> {
         .map_err(failed)?;
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
 };
 use rustls::pki_types::CertificateDer;
 use tulle_model::identity::Identity;
@@ -102,6 +102,14 @@ impl TestCa {
             chain: vec![leaf.der().clone()],
             roots: vec![self.root_der()],
         }
+    }
+
+    /// Signs the key of a request, which is PEM, as `params` say; nothing else of the request counts.
+    #[must_use]
+    pub fn sign(&self, request: &str, params: CertificateParams) -> String {
+        let request = CertificateSigningRequestParams::from_pem(request).expect("the request can be read");
+        let leaf = params.signed_by(&request.public_key, &self.root);
+        leaf.expect("the leaf's parameters are complete").pem()
     }
 
     /// A workload's certificate, valid for [`LIFETIME`].

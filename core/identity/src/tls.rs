@@ -129,3 +129,6 @@ pub(crate) fn pem_certificates(
     use rustls::pki_types::pem::PemObject;
     CertificateDer::pem_slice_iter(pem).collect()
 }
+
+#[cfg(test)]
+mod tests;

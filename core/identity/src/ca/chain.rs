@@ -63,3 +63,45 @@ fn several(at: usize, element: &str) -> Result<Vec<CertificateDer<'static>>, Cha
         _ => Err(ChainError::Unreadable(at)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestCa;
+
+    fn root() -> String {
+        TestCa::new().root_pem()
+    }
+
+    #[test]
+    fn the_last_element_holds_the_roots() {
+        let (leaf, intermediate, roots) = (root(), root(), [root(), root()].concat());
+        let (chain, roots) = parse(&[leaf, intermediate, roots]).unwrap();
+        assert_eq!((chain.len(), roots.len()), (2, 2));
+    }
+
+    #[test]
+    fn a_reply_without_root_is_refused() {
+        assert_eq!(parse(&[]), Err(ChainError::Empty));
+        assert_eq!(parse(&[root()]), Err(ChainError::NoRoot));
+    }
+
+    #[test]
+    fn elements_must_hold_what_they_should() {
+        assert_eq!(parse(&[String::new(), root()]), Err(ChainError::Unreadable(0)));
+        assert_eq!(parse(&[root(), "no PEM".into()]), Err(ChainError::Unreadable(1)));
+        let cut = root().replace("END", "AND");
+        assert_eq!(parse(&[root(), cut]), Err(ChainError::Unreadable(1)));
+        assert_eq!(
+            parse(&[[root(), root()].concat(), root()]),
+            Err(ChainError::Several(0))
+        );
+    }
+
+    #[test]
+    fn an_endless_reply_is_refused() {
+        let one = root();
+        assert_eq!(parse(&vec![one.clone(); 65]), Err(ChainError::TooLong));
+        assert_eq!(parse(&[one.clone(), one.repeat(65)]), Err(ChainError::TooLong));
+    }
+}

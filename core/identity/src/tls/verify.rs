@@ -270,6 +270,7 @@ fn tls_error(error: webpki::Error) -> rustls::Error {
         Pki::CertExpired { .. } => CertificateError::Expired,
         Pki::CertNotValidYet { .. } => CertificateError::NotValidYet,
         Pki::UnknownIssuer => CertificateError::UnknownIssuer,
+        Pki::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         Pki::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
         Pki::BadDer | Pki::BadDerTime | Pki::TrailingData(_) => CertificateError::BadEncoding,
         other => CertificateError::Other(OtherError(Arc::new(other))),
