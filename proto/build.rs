@@ -14,7 +14,10 @@ const SOURCES: [&str; 7] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    writeln!(std::io::stdout(), "cargo:rerun-if-changed=api\ncargo:rerun-if-changed=build.rs")?;
+    writeln!(
+        std::io::stdout(),
+        "cargo:rerun-if-changed=api\ncargo:rerun-if-changed=build.rs"
+    )?;
     let descriptors = protox::compile(SOURCES, ["api"])?;
     tonic_prost_build::configure()
         // Ordered maps: equal messages encode to equal bytes, which versions are hashed from.

@@ -1,4 +1,24 @@
 //! Wire messages, generated from .proto files, and conversions to and from the model.
+//!
+//! The generated modules are what travels; [`convert`] is the only door between them and the model:
+//!
+//! ```
+//! use prost::Message;
+//! use tulle_proto::{Resource, decode_address, resource_name, workload};
+//!
+//! let wire = workload::Workload { uid: "Kubernetes//Pod/shop/web".into(), ..Default::default() };
+//! let body = workload::Address { r#type: Some(workload::address::Type::Workload(wire)) }.encode_to_vec();
+//! let Resource::Workload(web) = decode_address("Kubernetes//Pod/shop/web", &body)? else { panic!() };
+//! assert_eq!(web.service_account.as_ref(), "default");
+//! # Ok::<(), tulle_proto::Malformed>(())
+//! ```
+
+pub mod convert;
+#[cfg(feature = "testing")]
+pub mod fuzz;
+pub mod names;
+mod strict;
+pub mod stub;
 
 #[allow(
     missing_docs,
@@ -22,3 +42,9 @@ pub use generated::istio::security;
 pub use generated::istio::v1::auth as ca;
 pub use generated::istio::workload;
 pub use generated::istio::workload::zds;
+
+pub use convert::{
+    Cause, Malformed, Resource, decode_address, decode_authorization, decode_workload, encode_address,
+    encode_authorization,
+};
+pub use names::{ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_TYPE, aliases, resource_name};
