@@ -2,7 +2,9 @@
 
 pub mod ca;
 pub mod engine;
+pub mod metrics;
 pub mod serve;
 pub mod snapshot;
 pub mod source;
+pub mod status;
 pub mod token;

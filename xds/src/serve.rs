@@ -2,5 +2,8 @@
 //!
 //! `session` and `push` decide with values; `ads` and `listen` only move messages.
 
+pub mod ads;
+pub mod authenticate;
+pub mod listen;
 pub mod push;
 pub mod session;

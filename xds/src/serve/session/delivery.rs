@@ -1,7 +1,7 @@
 //! What was sent of one type, what the client answered, and what it rejected.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tulle_model::Str;
 
@@ -169,11 +169,10 @@ impl Delivery {
         self.unacked.len()
     }
 
-    /// How long the oldest unanswered response waits.
+    /// When the oldest unanswered response went out.
     #[must_use]
-    pub fn lag(&self, now: Instant) -> Option<Duration> {
-        let oldest = self.unacked.front()?;
-        Some(now.saturating_duration_since(oldest.sent_at))
+    pub fn waiting_since(&self) -> Option<Instant> {
+        self.unacked.front().map(|entry| entry.sent_at)
     }
 }
 

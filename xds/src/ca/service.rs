@@ -1,0 +1,256 @@
+//! `IstioCertificateService`: authenticates, authorises, waits a moment for a late placement, signs off the async
+//! threads, and answers with the leaf and the roots.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use prost_types::value::Kind;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tonic::{Code, Request, Response, Status};
+use tulle_model::{Identity, Str};
+use tulle_proto::ca::istio_certificate_service_server::IstioCertificateService;
+use tulle_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
+
+use crate::ca::Authority;
+use crate::ca::authorize::{Decision, Refusal, authorize};
+use crate::ca::issue::{CSR_BYTES_MAX, InvalidCsr, Leaf};
+use crate::ca::limit::{Holds, RateLimit};
+use crate::metrics::{Metrics, ReasonLabel};
+use crate::serve::authenticate::{Authenticator, Caller};
+use crate::snapshot::Snapshot;
+
+/// Largest message taken: the longest CSR and some metadata.
+pub const REQUEST_BYTES_MAX: usize = 4 * CSR_BYTES_MAX;
+/// How long a request waits for the placement of its workload.
+pub const HOLD_MAX: Duration = Duration::from_secs(5);
+/// Domain of the reasons in refusals.
+const ERROR_DOMAIN: &str = "ca.tulle.dev";
+
+/// The service. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct CaService {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    authority: Arc<Authority>,
+    authenticator: Authenticator,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    rate: RateLimit,
+    holds: Holds,
+    metrics: Metrics,
+}
+
+impl CaService {
+    /// A service that signs for what the snapshots place on the callers' nodes.
+    #[must_use]
+    pub fn new(
+        authority: Arc<Authority>,
+        authenticator: Authenticator,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        metrics: Metrics,
+    ) -> Self {
+        let shared = Shared {
+            authority,
+            authenticator,
+            snapshots,
+            rate: RateLimit::default(),
+            holds: Holds::default(),
+            metrics,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for CaService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let shared = &self.shared;
+        shared.metrics.csr_count.inc();
+        let caller = shared
+            .authenticator
+            .authenticate(request.metadata())
+            .await
+            .map_err(|error| {
+                tracing::debug!(%error, "unauthenticated certificate request");
+                shared.count(&Refusal::Unauthenticated);
+                // Without detail: this caller is nobody we know.
+                Status::unauthenticated("credentials are missing or not known")
+            })?;
+        match shared.issue(&caller, request.into_inner()).await {
+            Ok(leaf) => Ok(Response::new(IstioCertificateResponse {
+                cert_chain: vec![leaf.pem, shared.authority.root().certificate_pem().to_string()],
+            })),
+            Err(refusal) => {
+                shared.count(&refusal);
+                let (node, reason) = (&caller.node, refusal.token());
+                tracing::warn!(%node, reason, %refusal, "certificate refused");
+                Err(status(&refusal))
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn issue(&self, caller: &Caller, request: IstioCertificateRequest) -> Result<Leaf, Refusal> {
+        let rate = self.rate.take(&caller.node, Instant::now());
+        rate.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
+        if request.csr.len() > CSR_BYTES_MAX {
+            return Err(InvalidCsr::TooLong(request.csr.len()).into());
+        }
+        let impersonated = impersonated(&request);
+        let identity = self.authorized(&caller.node, impersonated.as_deref()).await?;
+        let (csr, seconds) = (request.csr, request.validity_duration);
+        let issued = self.authority.sign(csr, identity.clone(), seconds).await?;
+        if issued
+            .claimed
+            .iter()
+            .any(|claimed| *claimed != identity.to_string())
+        {
+            self.metrics.san_mismatches.inc();
+        }
+        self.metrics.issued.inc();
+        let (node, serial, not_after) = (
+            &caller.node,
+            &issued.leaf.serial,
+            issued.leaf.not_after.unix_timestamp(),
+        );
+        tracing::info!(%node, %identity, %serial, not_after, "certificate issued");
+        Ok(issued.leaf)
+    }
+
+    /// The identity that may be signed for; waits a moment if its workload is not known on the node yet.
+    async fn authorized(&self, node: &Str, impersonated: Option<&str>) -> Result<Identity, Refusal> {
+        let mut snapshots = self.snapshots.clone();
+        let mut refusal = match self.decide(node, impersonated, &mut snapshots) {
+            Decision::Issue(identity) => return Ok(identity),
+            Decision::Refuse(refusal) => return Err(refusal),
+            Decision::Wait(refusal) => refusal,
+        };
+        let Some(_held) = self.holds.enter(node) else {
+            return Err(refusal);
+        };
+        self.metrics.held.inc();
+        let waiting = async {
+            loop {
+                if snapshots.changed().await.is_err() {
+                    return None;
+                }
+                match self.decide(node, impersonated, &mut snapshots) {
+                    Decision::Issue(identity) => return Some(identity),
+                    Decision::Refuse(newer) | Decision::Wait(newer) => refusal = newer,
+                }
+            }
+        };
+        let placed = timeout(HOLD_MAX, waiting).await;
+        self.metrics.held.dec();
+        placed.ok().flatten().ok_or(refusal)
+    }
+
+    fn decide(
+        &self,
+        node: &Str,
+        impersonated: Option<&str>,
+        snapshots: &mut watch::Receiver<Arc<Snapshot>>,
+    ) -> Decision {
+        let snapshot = snapshots.borrow_and_update();
+        let trust_domain = self.authority.trust_domain();
+        authorize(
+            node,
+            impersonated,
+            trust_domain,
+            snapshot.placement(),
+            snapshot.synced(),
+        )
+    }
+
+    fn count(&self, refusal: &Refusal) {
+        let reason = ReasonLabel {
+            reason: refusal.token(),
+        };
+        self.metrics.csr_refused.get_or_create(&reason).inc();
+        match refusal {
+            Refusal::Unauthenticated => self.metrics.csr_unauthenticated.inc(),
+            Refusal::CsrInvalid(_) => self.metrics.csr_unparsable.inc(),
+            Refusal::IssuerExpired | Refusal::SigningFailed => self.metrics.csr_sign_errors.inc(),
+            _ => 0,
+        };
+    }
+}
+
+fn impersonated(request: &IstioCertificateRequest) -> Option<String> {
+    match request
+        .metadata
+        .as_ref()?
+        .fields
+        .get("ImpersonatedIdentity")?
+        .kind
+        .as_ref()?
+    {
+        Kind::StringValue(text) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// The reason of a refusal, as a client can read it without parsing text.
+#[derive(Clone, PartialEq, Message)]
+struct ErrorInfo {
+    #[prost(string, tag = "1")]
+    reason: String,
+    #[prost(string, tag = "2")]
+    domain: String,
+}
+
+/// When to try again.
+#[derive(Clone, PartialEq, Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
+}
+
+fn status(refusal: &Refusal) -> Status {
+    let code = match refusal {
+        Refusal::Unauthenticated => Code::Unauthenticated,
+        Refusal::NotOnNode { .. } | Refusal::TrustDomain { .. } | Refusal::IdentityDenied(_) => {
+            Code::PermissionDenied
+        }
+        Refusal::CsrInvalid(_) => Code::InvalidArgument,
+        Refusal::RateLimited { .. } => Code::ResourceExhausted,
+        Refusal::IssuerExpired => Code::FailedPrecondition,
+        Refusal::IndexNotSynced => Code::Unavailable,
+        Refusal::SigningFailed => Code::Internal,
+    };
+    let message = format!("{}: {refusal}", refusal.token());
+    let mut details = vec![any(
+        "google.rpc.ErrorInfo",
+        &ErrorInfo {
+            reason: refusal.token().to_owned(),
+            domain: ERROR_DOMAIN.to_owned(),
+        },
+    )];
+    if let Refusal::RateLimited { retry_after } = refusal {
+        let retry_delay = prost_types::Duration::try_from(*retry_after).ok();
+        details.push(any("google.rpc.RetryInfo", &RetryInfo { retry_delay }));
+    }
+    let details = tulle_proto::rpc_status::Status {
+        code: i32::from(code),
+        message: message.clone(),
+        details,
+    };
+    Status::with_details(code, message, details.encode_to_vec().into())
+}
+
+fn any(name: &str, message: &impl Message) -> prost_types::Any {
+    prost_types::Any {
+        type_url: format!("type.googleapis.com/{name}"),
+        value: message.encode_to_vec(),
+    }
+}

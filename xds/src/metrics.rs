@@ -1,0 +1,135 @@
+//! What the control plane counts. Names without a `tulle_` prefix are Istio's, so that its dashboards keep working.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry as Inner;
+use tulle_runtime::metrics::Registry;
+
+use crate::snapshot::ResourceType;
+
+/// Label of a resource type; bounded by [`ResourceType::ALL`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TypeLabel {
+    r#type: &'static str,
+}
+
+impl From<ResourceType> for TypeLabel {
+    fn from(ty: ResourceType) -> Self {
+        let r#type = match ty {
+            ResourceType::Address => "address",
+            ResourceType::Workload => "workload",
+            ResourceType::Authorization => "authorization",
+        };
+        Self { r#type }
+    }
+}
+
+/// Label of a refusal; bounded by the tokens there are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// The token.
+    pub reason: &'static str,
+}
+
+/// Counters and gauges of the servers. Clones share them.
+///
+/// Istio exports its counts without the suffix `_total`, which a counter here could not be named without; they are
+/// gauges that only rise.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// Streams connected.
+    pub streams: Gauge,
+    /// Responses sent.
+    pub pushes: Family<TypeLabel, Gauge>,
+    /// Responses rejected by clients.
+    pub rejects: Family<TypeLabel, Gauge>,
+    /// The same under our own name.
+    pub nacks: Family<TypeLabel, Counter>,
+    /// Answers to responses that were never sent on the stream, or answered before.
+    pub expired_nonces: Gauge,
+    /// Streams closed because the client did not read.
+    pub write_timeouts: Gauge,
+    /// Streams refused or ended by the server.
+    pub refused: Family<ReasonLabel, Counter>,
+    /// Certificate requests received.
+    pub csr_count: Gauge,
+    /// Requests without a credential that is known.
+    pub csr_unauthenticated: Gauge,
+    /// Requests that could not be parsed.
+    pub csr_unparsable: Gauge,
+    /// Requests that could not be signed.
+    pub csr_sign_errors: Gauge,
+    /// Certificates issued.
+    pub issued: Gauge,
+    /// Requests refused.
+    pub csr_refused: Family<ReasonLabel, Counter>,
+    /// Requests that wait for the placement of their workload.
+    pub held: Gauge,
+    /// Requests whose own names differ from the one issued.
+    pub san_mismatches: Counter,
+}
+
+impl Metrics {
+    /// Makes the metrics visible.
+    pub fn register(&self, registry: &Registry) {
+        registry.with_prefix("pilot", |inner| self.register_pilot(inner));
+        registry.with_prefix("citadel_server", |inner| self.register_citadel(inner));
+        registry.with_prefix("tulle_xds", |inner| {
+            inner.register("nacks", "Responses rejected by clients", self.nacks.clone());
+            inner.register("refused", "Streams refused or ended", self.refused.clone());
+        });
+        registry.with_prefix("tulle_ca", |inner| {
+            inner.register(
+                "refused",
+                "Certificate requests refused",
+                self.csr_refused.clone(),
+            );
+            let help = "Certificate requests that wait for a placement";
+            inner.register("held_requests", help, self.held.clone());
+            let help = "Certificate requests that claimed other names than were issued";
+            inner.register("san_mismatch", help, self.san_mismatches.clone());
+        });
+    }
+
+    fn register_pilot(&self, inner: &mut Inner) {
+        inner.register("xds", "Streams connected", self.streams.clone());
+        inner.register("xds_pushes", "Responses sent", self.pushes.clone());
+        inner.register(
+            "total_xds_rejects",
+            "Responses rejected by clients",
+            self.rejects.clone(),
+        );
+        inner.register(
+            "xds_expired_nonce",
+            "Answers with a stale nonce",
+            self.expired_nonces.clone(),
+        );
+        let help = "Streams closed because the client did not read";
+        inner.register("xds_write_timeout", help, self.write_timeouts.clone());
+    }
+
+    fn register_citadel(&self, inner: &mut Inner) {
+        inner.register(
+            "csr_count",
+            "Certificate requests received",
+            self.csr_count.clone(),
+        );
+        let help = "Certificate requests without a known credential";
+        inner.register(
+            "authentication_failure_count",
+            help,
+            self.csr_unauthenticated.clone(),
+        );
+        let help = "Certificate requests that could not be parsed";
+        inner.register("csr_parsing_err_count", help, self.csr_unparsable.clone());
+        let help = "Certificate requests that could not be signed";
+        inner.register("csr_sign_err_count", help, self.csr_sign_errors.clone());
+        inner.register(
+            "success_cert_issuance_count",
+            "Certificates issued",
+            self.issued.clone(),
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! The delta-ADS service: authenticates a stream by its headers, then lets a session talk over it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tulle_identity::PeerInfo;
+use tulle_model::Str;
+use tulle_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_runtime::drain::DrainWatcher;
+use tulle_runtime::tasks;
+
+use crate::metrics::{Metrics, ReasonLabel};
+use crate::serve::authenticate::Authenticator;
+use crate::snapshot::Snapshot;
+use crate::status::Clients;
+
+mod stream;
+mod wire;
+
+/// Largest request taken from an authenticated client.
+pub const REQUEST_BYTES_MAX: usize = 64 << 20;
+
+/// How streams are kept.
+#[derive(Debug, Clone)]
+pub struct AdsOptions {
+    /// A client that does not read for this long is cut off.
+    pub write_stall_max: Duration,
+    /// How long a client may take to send its first request.
+    pub first_request_wait: Duration,
+    /// Age at which a stream is ended, so that clients spread over replicas; varied by a quarter. `None`: never.
+    pub age_max: Option<Duration>,
+}
+
+impl Default for AdsOptions {
+    fn default() -> Self {
+        Self {
+            write_stall_max: Duration::from_secs(20),
+            first_request_wait: Duration::from_secs(30),
+            age_max: Some(Duration::from_secs(30 * 60)),
+        }
+    }
+}
+
+/// The service. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Ads {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    authenticator: Authenticator,
+    clients: Clients,
+    metrics: Metrics,
+    drain: DrainWatcher,
+    options: AdsOptions,
+    /// Makes nonces of this process unlike those of any other.
+    epoch: u64,
+}
+
+impl Ads {
+    /// A service that serves what the engine publishes.
+    #[must_use]
+    pub fn new(
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        authenticator: Authenticator,
+        clients: Clients,
+        metrics: Metrics,
+        drain: DrainWatcher,
+        options: AdsOptions,
+    ) -> Self {
+        let shared = Shared {
+            snapshots,
+            authenticator,
+            clients,
+            metrics,
+            drain,
+            options,
+            epoch: rand::random(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+}
+
+impl Shared {
+    fn refused(&self, reason: &'static str, status: Status) -> Status {
+        self.metrics.refused.get_or_create(&ReasonLabel { reason }).inc();
+        tracing::info!(reason, status = status.message(), "stream refused");
+        status
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let shared = &self.shared;
+        let caller = shared
+            .authenticator
+            .authenticate(request.metadata())
+            .await
+            .map_err(|error| {
+                tracing::debug!(%error, "unauthenticated stream");
+                shared.refused(
+                    "unauthenticated",
+                    Status::unauthenticated("credentials are missing or not known"),
+                )
+            })?;
+        if !shared.snapshots.borrow().synced() {
+            let status = Status::unavailable("the configuration is still being read");
+            return Err(shared.refused("not_synced", status));
+        }
+        let address = request
+            .extensions()
+            .get::<PeerInfo>()
+            .and_then(|peer| peer.remote);
+        // One response waits in the channel at most: what is newer accumulates in the snapshot.
+        let (responses, stream) = mpsc::channel(1);
+        let stream_task = stream::Stream {
+            shared: shared.clone(),
+            caller,
+            address,
+            requests: request.into_inner(),
+            responses,
+        };
+        tasks::spawn("ads stream", stream_task.run());
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// What the first message of a stream says about the client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct NodeFacts {
+    id: String,
+    node_name: Option<String>,
+    version: Str,
+}

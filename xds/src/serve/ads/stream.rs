@@ -1,0 +1,227 @@
+//! One open stream: reads requests, watches for new cuts, and writes one response at a time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tonic::{Status, Streaming};
+use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+
+use super::{NodeFacts, Shared, wire};
+use crate::serve::authenticate::{Caller, NotAdmitted, admit};
+use crate::serve::session::{End, Session};
+use crate::snapshot::{ResourceType, Snapshot};
+use crate::status::{ClientStatus, Connected};
+
+pub(super) struct Stream {
+    pub(super) shared: Arc<Shared>,
+    pub(super) caller: Caller,
+    pub(super) address: Option<SocketAddr>,
+    pub(super) requests: Streaming<DeltaDiscoveryRequest>,
+    pub(super) responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+/// Why a stream ended. `Ok` ends go without a status.
+enum Ended {
+    /// The client closed it, or is gone.
+    ByClient,
+    /// The server drains, or the stream is old enough; the client connects again.
+    ByAge,
+    /// The client did not read.
+    Stalled,
+    /// The server refuses to go on.
+    Refused(&'static str, Status),
+}
+
+impl Stream {
+    pub(super) async fn run(mut self) {
+        let ended = self.serve().await;
+        let node = &self.caller.node;
+        match ended {
+            Ended::ByClient => tracing::debug!(%node, "stream closed by the client"),
+            Ended::ByAge => tracing::debug!(%node, "stream ended"),
+            Ended::Stalled => {
+                self.shared.metrics.write_timeouts.inc();
+                tracing::warn!(%node, "stream closed: the client did not read");
+            }
+            Ended::Refused(reason, status) => {
+                let status = self.shared.refused(reason, status);
+                // The client may be gone; then nobody needs the status.
+                let _ = timeout(
+                    self.shared.options.write_stall_max,
+                    self.responses.send(Err(status)),
+                )
+                .await;
+            }
+        }
+    }
+
+    async fn serve(&mut self) -> Ended {
+        let first = match timeout(self.shared.options.first_request_wait, self.requests.message()).await {
+            Ok(Ok(Some(first))) => first,
+            Ok(_) => return Ended::ByClient,
+            Err(_) => {
+                let status = Status::deadline_exceeded("no request came on the stream");
+                return Ended::Refused("no_request", status);
+            }
+        };
+        let facts = first.node.as_ref().map(wire::node_facts).unwrap_or_default();
+        let connected = match self.admit(&facts) {
+            Ok(connected) => connected,
+            Err(ended) => return ended,
+        };
+        self.shared.metrics.streams.inc();
+        let ended = self.converse(first, &connected).await;
+        self.shared.metrics.streams.dec();
+        ended
+    }
+
+    fn admit(&self, facts: &NodeFacts) -> Result<Connected, Ended> {
+        let kind = admit(&self.caller, &facts.id, facts.node_name.as_deref()).map_err(|error| {
+            let status = match &error {
+                NotAdmitted::NoNodeName => Status::invalid_argument(error.to_string()),
+                _ => Status::permission_denied(error.to_string()),
+            };
+            Ended::Refused("not_admitted", status)
+        })?;
+        tracing::info!(node = %self.caller.node, ?kind, version = %facts.version, "client connected");
+        let status = ClientStatus {
+            node: self.caller.node.clone(),
+            kind,
+            version: facts.version.clone(),
+            address: self.address,
+            connected_since: jiff::Timestamp::now().to_string(),
+            types: Default::default(),
+            rejections: Vec::new(),
+            unknown_types: 0,
+        };
+        let connected = self.shared.clients.connect(status);
+        connected.map_err(|error| {
+            Ended::Refused("too_many_streams", Status::resource_exhausted(error.to_string()))
+        })
+    }
+
+    async fn converse(&mut self, first: DeltaDiscoveryRequest, connected: &Connected) -> Ended {
+        let mut snapshots = self.shared.snapshots.clone();
+        let head = snapshots.borrow_and_update().clone();
+        let mut conversation = Conversation {
+            session: Session::new(self.shared.epoch, self.caller.node.clone(), head.clone()),
+            head,
+            waiting: None,
+            since: Instant::now(),
+        };
+        if let Err(end) = conversation.take(first, &self.shared) {
+            return refusal(end);
+        }
+        let end_of_life = Instant::now() + age(self.shared.options.age_max);
+        let drain = self.shared.drain.clone();
+        let mut drained = std::pin::pin!(drain.signaled());
+        loop {
+            conversation.prepare(&self.shared);
+            connected.update(&conversation.session);
+            let stalled = conversation.since + self.shared.options.write_stall_max;
+            let writing = conversation.waiting.is_some();
+            tokio::select! {
+                permit = self.responses.reserve(), if writing => {
+                    let (Ok(permit), Some(response)) = (permit, conversation.waiting.take()) else {
+                        return Ended::ByClient;
+                    };
+                    permit.send(Ok(response));
+                }
+                () = sleep_until(stalled), if writing => return Ended::Stalled,
+                request = self.requests.message() => match request {
+                    Ok(Some(request)) => {
+                        if let Err(end) = conversation.take(request, &self.shared) {
+                            return refusal(end);
+                        }
+                    }
+                    Ok(None) | Err(_) => return Ended::ByClient,
+                },
+                head = newer(&mut snapshots) => match head {
+                    Some(head) => conversation.head = head,
+                    // The engine is gone: the process is ending.
+                    None => return Ended::ByAge,
+                },
+                () = self.responses.closed() => return Ended::ByClient,
+                _ = &mut drained => return Ended::ByAge,
+                () = sleep_until(end_of_life) => return Ended::ByAge,
+            }
+        }
+    }
+}
+
+/// The session with what is at hand around it.
+struct Conversation {
+    session: Session<Arc<Snapshot>>,
+    head: Arc<Snapshot>,
+    /// The response that waits for room in the connection.
+    waiting: Option<DeltaDiscoveryResponse>,
+    /// When it began to wait.
+    since: Instant,
+}
+
+impl Conversation {
+    fn take(&mut self, request: DeltaDiscoveryRequest, shared: &Shared) -> Result<(), End> {
+        let request = wire::request(request);
+        let rejected = request.error.is_some();
+        let before = self.stale_nonces();
+        self.session.on_request(&request, &self.head)?;
+        let stale = self.stale_nonces() > before;
+        if stale {
+            shared.metrics.expired_nonces.inc();
+        }
+        if let (true, false, Some(ty)) = (rejected, stale, ResourceType::from_type_url(&request.type_url)) {
+            shared.metrics.rejects.get_or_create(&ty.into()).inc();
+            shared.metrics.nacks.get_or_create(&ty.into()).inc();
+            tracing::warn!(
+                r#type = ty.type_url(),
+                "a client rejected resources; see /status for which and why"
+            );
+        }
+        Ok(())
+    }
+
+    fn stale_nonces(&self) -> u64 {
+        self.session
+            .deliveries()
+            .map(|(_, _, delivery)| delivery.stale_nonces())
+            .sum()
+    }
+
+    /// Makes the next response, if none waits and there is one.
+    fn prepare(&mut self, shared: &Shared) {
+        if self.waiting.is_some() {
+            return;
+        }
+        let Some(response) = self.session.poll_send(&self.head, std::time::Instant::now()) else {
+            return;
+        };
+        if let Some(ty) = ResourceType::from_type_url(&response.type_url) {
+            shared.metrics.pushes.get_or_create(&ty.into()).inc();
+        }
+        self.waiting = Some(wire::response(response));
+        self.since = Instant::now();
+    }
+}
+
+/// The newest cut, once there is a newer one.
+async fn newer(snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> Option<Arc<Snapshot>> {
+    snapshots.changed().await.ok()?;
+    Some(snapshots.borrow_and_update().clone())
+}
+
+/// The bound varied by a quarter either way; a stream without one lives as long as the process may.
+fn age(max: Option<Duration>) -> Duration {
+    const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    max.map_or(FOR_EVER, |max| max.mul_f64(rand::random_range(0.75..1.25)))
+}
+
+fn refusal(end: End) -> Ended {
+    let text = end.to_string();
+    match end {
+        End::Unimplemented(_) => Ended::Refused("unknown_type", Status::unimplemented(text)),
+        End::TooManyNames | End::TooManyTypes => Ended::Refused("too_much", Status::resource_exhausted(text)),
+    }
+}

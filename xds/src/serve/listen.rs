@@ -1,0 +1,53 @@
+//! The gRPC server on the TLS port: discovery and certificates, for authenticated callers only.
+
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tulle_identity::Acceptor;
+use tulle_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use tulle_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use tulle_runtime::drain::DrainWatcher;
+
+use crate::ca::service::{CaService, REQUEST_BYTES_MAX as CA_REQUEST_BYTES_MAX};
+use crate::serve::ads::{Ads, REQUEST_BYTES_MAX};
+
+/// Silence after which a client is asked whether it is alive.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long its answer may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams that one connection may open.
+const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
+/// Bytes in flight per stream and per connection.
+const WINDOW: u32 = 1 << 20;
+
+/// Serves until the drain is over. Failed handshakes and accept errors never end it.
+///
+/// # Errors
+/// The server cannot run at all.
+pub async fn serve(
+    listener: TcpListener,
+    acceptor: Acceptor,
+    ads: Ads,
+    ca: CaService,
+    drain: DrainWatcher,
+) -> Result<(), tonic::transport::Error> {
+    // A single resource may be larger than any bound of a response, so none is set on encoding.
+    let ads = AggregatedDiscoveryServiceServer::new(ads)
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(usize::MAX);
+    let ca = IstioCertificateServiceServer::new(ca).max_decoding_message_size(CA_REQUEST_BYTES_MAX);
+    let over = async move {
+        drain.signaled().await;
+    };
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .add_service(ads)
+        .add_service(ca)
+        .serve_with_incoming_shutdown(acceptor.incoming(listener), over)
+        .await
+}

@@ -1,0 +1,199 @@
+//! Who is connected and how far each client is; what `tulle status` reads.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tulle_model::Str;
+
+use crate::serve::authenticate::Kind;
+use crate::serve::session::{Session, Store};
+
+/// Streams that one node may hold per kind of client: one, one more during an upgrade, and two that are dying.
+pub const STREAMS_PER_CLIENT_MAX: usize = 4;
+
+/// The connected clients. Clones share the list.
+#[derive(Debug, Clone, Default)]
+pub struct Clients {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    clients: BTreeMap<u64, ClientStatus>,
+}
+
+/// One connected client.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientStatus {
+    /// Its node.
+    pub node: Str,
+    /// What it is.
+    pub kind: Kind,
+    /// The version it reports, if any.
+    pub version: Str,
+    /// Where it connects from.
+    pub address: Option<SocketAddr>,
+    /// Since when, RFC 3339.
+    pub connected_since: String,
+    /// Per type it asked for, by type URL.
+    pub types: BTreeMap<&'static str, TypeStatus>,
+    /// What it rejected and is still in force.
+    pub rejections: Vec<RejectionStatus>,
+    /// Types it asked for that are not served.
+    pub unknown_types: usize,
+}
+
+/// How far a client is with one type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TypeStatus {
+    /// Whether it asked for everything.
+    pub wildcard: bool,
+    /// Names it asked for.
+    pub names: usize,
+    /// Cut of the newest response sent.
+    pub sent: Option<u64>,
+    /// Cut of the newest response accepted.
+    pub acked: Option<u64>,
+    /// Responses that wait for its answer.
+    pub unacked: usize,
+    /// How long the oldest of them waits.
+    pub lag_ms: u64,
+    /// Responses accepted.
+    pub acks: u64,
+    /// Responses rejected.
+    pub nacks: u64,
+    /// Answers with a nonce that says nothing.
+    pub stale_nonces: u64,
+    /// When the oldest unanswered response went out; the lag is computed when asked for.
+    #[serde(skip)]
+    waiting_since: Option<Instant>,
+}
+
+/// A resource that a client rejected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RejectionStatus {
+    /// Type URL.
+    pub type_url: &'static str,
+    /// Resource.
+    pub name: Str,
+    /// The version rejected.
+    pub version: Str,
+    /// The client's words.
+    pub text: Str,
+}
+
+/// The client has as many streams as it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a client may hold at most {STREAMS_PER_CLIENT_MAX} streams")]
+pub struct TooManyStreams;
+
+impl Clients {
+    /// Adds a client until the returned guard is dropped.
+    ///
+    /// # Errors
+    /// The client has as many streams as it may.
+    pub fn connect(&self, status: ClientStatus) -> Result<Connected, TooManyStreams> {
+        let mut inner = self.inner.lock();
+        let same = inner.clients.values();
+        let same = same.filter(|other| other.node == status.node && other.kind == status.kind);
+        if same.count() >= STREAMS_PER_CLIENT_MAX {
+            return Err(TooManyStreams);
+        }
+        inner.next += 1;
+        let id = inner.next;
+        inner.clients.insert(id, status);
+        drop(inner);
+        Ok(Connected {
+            clients: self.clone(),
+            id,
+        })
+    }
+
+    /// Every client, by node and kind.
+    #[must_use]
+    pub fn list(&self, now: Instant) -> Vec<ClientStatus> {
+        let mut clients: Vec<_> = self.inner.lock().clients.values().cloned().collect();
+        for ty in clients.iter_mut().flat_map(|client| client.types.values_mut()) {
+            let lag = ty.waiting_since.map(|since| now.saturating_duration_since(since));
+            ty.lag_ms = lag.map_or(0, |lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
+        }
+        clients.sort_by(|one, other| (&one.node, one.kind).cmp(&(&other.node, other.kind)));
+        clients
+    }
+
+    /// Number of streams.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.lock().clients.len()
+    }
+
+    /// Whether nobody is connected.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Keeps a client in the list.
+#[derive(Debug)]
+pub struct Connected {
+    clients: Clients,
+    id: u64,
+}
+
+impl Connected {
+    /// Notes where the client's session stands.
+    pub fn update<S: Store>(&self, session: &Session<S>) {
+        let types = types_of(session);
+        let rejections = rejections_of(session);
+        let mut inner = self.clients.inner.lock();
+        if let Some(client) = inner.clients.get_mut(&self.id) {
+            client.types = types;
+            client.rejections = rejections;
+            client.unknown_types = session.unknown_types();
+        }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.clients.inner.lock().clients.remove(&self.id);
+    }
+}
+
+fn types_of<S: Store>(session: &Session<S>) -> BTreeMap<&'static str, TypeStatus> {
+    let types = session.deliveries().map(|(ty, subscription, delivery)| {
+        let status = TypeStatus {
+            wildcard: subscription.is_wildcard(),
+            names: subscription.names().len(),
+            sent: delivery.sent(),
+            acked: delivery.acked(),
+            unacked: delivery.unacked(),
+            lag_ms: 0,
+            acks: delivery.acks(),
+            nacks: delivery.nacks(),
+            stale_nonces: delivery.stale_nonces(),
+            waiting_since: delivery.waiting_since(),
+        };
+        (ty.type_url(), status)
+    });
+    types.collect()
+}
+
+fn rejections_of<S: Store>(session: &Session<S>) -> Vec<RejectionStatus> {
+    let rejections = session.rejections().map(|(ty, name, rejection)| RejectionStatus {
+        type_url: ty.type_url(),
+        name: name.clone(),
+        version: rejection.version.clone(),
+        text: rejection.text.clone(),
+    });
+    rejections.collect()
+}
