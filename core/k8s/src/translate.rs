@@ -1,3 +1,12 @@
 //! From slim objects to the model: pure functions that never fail and always say what they could not use.
 
+pub mod authorization;
 pub mod condition;
+pub mod mesh;
+pub mod peer_authentication;
+pub mod ports;
+pub mod service;
+pub mod waypoint;
+pub mod workload;
+
+pub use mesh::MeshConfig;

@@ -1,0 +1,165 @@
+//! From a document to an object: which one is it, does it hold only known fields, does every value fit.
+
+use std::sync::Arc;
+
+use super::{DEFAULT_NAMESPACE, Key, Kind, Object, Reading, stand_in};
+use crate::document::Fault;
+use crate::document::node::{Node, Value};
+use crate::schema;
+
+/// Longest name of an object.
+const NAME_BYTES_MAX: usize = 253;
+/// Longest name of a namespace.
+const NAMESPACE_BYTES_MAX: usize = 63;
+
+/// Reads one document.
+#[must_use]
+pub fn read(node: &Node) -> Reading {
+    let kind = match kind_of(node) {
+        Ok(kind) => kind,
+        Err(reading) => return reading,
+    };
+    match key_of(node, kind) {
+        Ok(key) => known(node, key),
+        Err(fault) => Reading::Unknown(fault),
+    }
+}
+
+/// Reads a document whose object is known.
+fn known(node: &Node, key: Key) -> Reading {
+    let place = node.place;
+    let unknown = schema::unknown_fields(node, key.kind);
+    let mut faults = if key.kind.is_security() {
+        unknown.clone()
+    } else {
+        Vec::new()
+    };
+    faults.extend(version_fault(node, key.kind));
+    match typed(node, &key) {
+        Ok(object) if faults.is_empty() => Reading::Good {
+            key,
+            object: Arc::new(object),
+            warnings: unknown,
+            place,
+        },
+        Ok(_) => bad(node, key, faults),
+        Err(fault) => {
+            faults.push(fault);
+            bad(node, key, faults)
+        }
+    }
+}
+
+fn bad(node: &Node, key: Key, faults: Vec<Fault>) -> Reading {
+    let stand_in = stand_in::of(node, &key, &faults).map(Arc::new);
+    Reading::Bad {
+        key,
+        faults,
+        stand_in,
+        place: node.place,
+    }
+}
+
+fn kind_of(node: &Node) -> Result<Kind, Reading> {
+    if !matches!(node.value, Value::Mapping(_)) {
+        let cause = format!("the document is {}, not an object", node.describe());
+        return Err(Reading::Unknown(Fault::new(
+            node.place,
+            cause,
+            "write a manifest with apiVersion and kind",
+        )));
+    }
+    let (Some(kind), Some(version)) = (node.text("kind"), node.text("apiVersion")) else {
+        let fix = "add both, for example `apiVersion: v1` and `kind: Service`";
+        return Err(Reading::Unknown(Fault::new(
+            node.place,
+            "`apiVersion` or `kind` is missing",
+            fix,
+        )));
+    };
+    let group = version.rsplit_once('/').map_or("", |(group, _)| group);
+    let known = Kind::ALL
+        .into_iter()
+        .find(|known| known.as_str() == kind && known.group() == group);
+    known.ok_or_else(|| {
+        let shown: String = format!("{version} {kind}")
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(128)
+            .collect();
+        let cause = format!("{shown} is not read by this control plane");
+        Reading::Skipped(Fault::new(node.place, cause, "nothing to do if that is meant so"))
+    })
+}
+
+fn version_fault(node: &Node, kind: Kind) -> Option<Fault> {
+    let field = node.field("apiVersion")?;
+    let text = node.text("apiVersion")?;
+    let version = text.rsplit_once('/').map_or(text, |(_, version)| version);
+    (!kind.versions().contains(&version)).then(|| {
+        let fix = format!("write one of: {}", kind.versions().join(", "));
+        Fault::new(
+            field.place,
+            format!("version `{version}` of {} is not known", kind.as_str()),
+            fix,
+        )
+    })
+}
+
+fn key_of(node: &Node, kind: Kind) -> Result<Key, Fault> {
+    let metadata = node.field("metadata").ok_or_else(|| {
+        Fault::new(
+            node.place,
+            "`metadata` is missing",
+            "add `metadata:` with a `name:`",
+        )
+    })?;
+    let name = named(metadata, "name", NAME_BYTES_MAX)?
+        .ok_or_else(|| Fault::new(metadata.place, "`metadata.name` is missing", "add a name"))?;
+    if !kind.is_namespaced() {
+        return Ok(Key::new(kind, "", name));
+    }
+    let namespace = named(metadata, "namespace", NAMESPACE_BYTES_MAX)?.unwrap_or(DEFAULT_NAMESPACE);
+    Ok(Key::new(kind, namespace, name))
+}
+
+/// Names become file names and parts of resource names, so that their form is checked before anything else.
+fn named<'a>(metadata: &'a Node, field: &str, bytes_max: usize) -> Result<Option<&'a str>, Fault> {
+    let Some(node) = metadata.field(field) else {
+        return Ok(None);
+    };
+    let Value::Text(text) = &node.value else {
+        let cause = format!("`metadata.{field}` is {}", node.describe());
+        return Err(Fault::new(node.place, cause, "put the value in quotes"));
+    };
+    let fits = text.len() <= bytes_max
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text.ends_with(|last: char| last.is_ascii_alphanumeric());
+    if fits {
+        return Ok(Some(text));
+    }
+    let cause = format!("`metadata.{field}` is not a name");
+    let fix = format!("use at most {bytes_max} small letters, digits, `-` and `.`");
+    Err(Fault::new(node.place, cause, fix))
+}
+
+/// Reads the object and completes its metadata.
+pub(super) fn typed(node: &Node, key: &Key) -> Result<Object, Fault> {
+    let mut object = match key.kind {
+        Kind::Namespace => Object::Namespace(node.read()?),
+        Kind::Node => Object::Node(node.read()?),
+        Kind::Pod => Object::Pod(node.read()?),
+        Kind::Service => Object::Service(node.read()?),
+        Kind::EndpointSlice => Object::EndpointSlice(node.read()?),
+        Kind::ServiceEntry => Object::ServiceEntry(node.read()?),
+        Kind::WorkloadEntry => Object::WorkloadEntry(node.read()?),
+        Kind::AuthorizationPolicy => Object::AuthorizationPolicy(node.read()?),
+        Kind::PeerAuthentication => Object::PeerAuthentication(node.read()?),
+        Kind::RequestAuthentication => Object::RequestAuthentication(node.read()?),
+    };
+    object.meta_mut().namespace = key.namespace.clone();
+    Ok(object)
+}

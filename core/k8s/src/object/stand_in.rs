@@ -1,0 +1,96 @@
+//! What a security object means while it cannot be read: the strictest thing it could say, where it says it.
+
+use super::{Key, Kind, Object};
+use crate::api::meta::Meta;
+use crate::api::security::{LabelSelector, Mtls, MtlsMode, PolicyTargetRef, Unreadable};
+use crate::api::{AuthorizationPolicy, PeerAuthentication};
+use crate::document::Fault;
+use crate::document::node::{Node, Value};
+use crate::schema;
+
+/// The stand-in for an object with these faults; `None` for kinds that restrict nothing by themselves.
+pub(super) fn of(node: &Node, key: &Key, faults: &[Fault]) -> Option<Object> {
+    let cause = faults
+        .iter()
+        .map(|fault| fault.cause.as_str())
+        .collect::<Vec<_>>()
+        .join("; ");
+    match key.kind {
+        Kind::AuthorizationPolicy => {
+            let reach = reach(node);
+            let mut policy = AuthorizationPolicy {
+                metadata: meta(node, key),
+                ..Default::default()
+            };
+            policy.spec.selector = reach.selector;
+            policy.spec.target_refs = reach.target_refs;
+            policy.unreadable = Some(Unreadable {
+                cause,
+                selector: reach.unreadable,
+            });
+            Some(Object::AuthorizationPolicy(policy))
+        }
+        Kind::PeerAuthentication => {
+            let reach = reach(node);
+            let mut policy = PeerAuthentication {
+                metadata: meta(node, key),
+                ..Default::default()
+            };
+            policy.spec.selector = reach.selector;
+            policy.spec.mtls = Mtls {
+                mode: MtlsMode::Strict,
+            };
+            policy.unreadable = Some(Unreadable {
+                cause,
+                selector: reach.unreadable,
+            });
+            Some(Object::PeerAuthentication(policy))
+        }
+        _ => None,
+    }
+}
+
+/// What an object applies to, as far as that can be read.
+#[derive(Default)]
+struct Reach {
+    selector: Option<LabelSelector>,
+    target_refs: Vec<PolicyTargetRef>,
+    /// It says what it applies to, and that cannot be read.
+    unreadable: bool,
+}
+
+fn reach(node: &Node) -> Reach {
+    let Some(spec) = node.field("spec") else {
+        return Reach::default();
+    };
+    if !matches!(spec.value, Value::Mapping(_)) {
+        return Reach {
+            unreadable: true,
+            ..Reach::default()
+        };
+    }
+    let selector = spec.field("selector").map(|selector| {
+        schema::is_known_selector(selector)
+            .then(|| selector.read::<LabelSelector>().ok())
+            .flatten()
+    });
+    let refs = spec
+        .field("targetRefs")
+        .map(|refs| refs.read::<Vec<PolicyTargetRef>>().ok());
+    let unreadable = selector == Some(None) || refs == Some(None);
+    Reach {
+        selector: selector.flatten(),
+        target_refs: refs.flatten().unwrap_or_default(),
+        unreadable,
+    }
+}
+
+/// The metadata if it can be read, else only what the object is called by.
+fn meta(node: &Node, key: &Key) -> Meta {
+    let read = node.field("metadata").and_then(|metadata| metadata.read().ok());
+    Meta {
+        name: key.name.clone(),
+        namespace: key.namespace.clone(),
+        ..read.unwrap_or_default()
+    }
+}

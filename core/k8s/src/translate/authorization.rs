@@ -1,0 +1,205 @@
+//! `AuthorizationPolicy` into the policy that node proxies evaluate.
+//!
+//! Node proxies see connections, not requests. What they cannot evaluate is decided against access: an ALLOW rule
+//! that needs it cannot match, a DENY rule matches without it.
+
+use tulle_model::authz::policy::{Action, Authorization, Rule, Scope};
+
+use super::MeshConfig;
+use super::condition::{Condition, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED};
+use crate::api::AuthorizationPolicy;
+use crate::api::meta::Labels;
+use crate::api::security::LabelSelector;
+
+mod rule;
+#[cfg(test)]
+mod tests;
+mod values;
+
+/// Annotation of policies that are evaluated and not enforced.
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// What an action becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Allow,
+    Deny,
+    /// `CUSTOM`, which only a waypoint can do: it denies.
+    Custom,
+    /// `AUDIT`, which never changes a verdict.
+    Audit,
+}
+
+/// Translates a policy; `None` where node proxies have nothing to enforce.
+#[must_use]
+pub fn authorization(
+    policy: &AuthorizationPolicy,
+    mesh: &MeshConfig,
+) -> (Option<Authorization>, Vec<Condition>) {
+    if has_targets(policy) && LabelSelector::labels(policy.spec.selector.as_ref()).is_none() {
+        return (None, vec![not_bound(policy)]);
+    }
+    let effect = match effect_of(policy) {
+        Ok(effect) => effect,
+        Err(cause) => return deny_all(policy, mesh, &cause),
+    };
+    match effect {
+        Effect::Audit => {
+            let message = "AUDIT is not carried out; the policy changes no verdict";
+            (
+                None,
+                vec![Condition::fails(ZTUNNEL_ACCEPTED, "UnsupportedValue", message)],
+            )
+        }
+        effect => {
+            let (rules, condition) = rules(policy, mesh, effect);
+            let action = if effect == Effect::Allow {
+                Action::Allow
+            } else {
+                Action::Deny
+            };
+            (Some(emitted(policy, mesh, action, rules)), vec![condition])
+        }
+    }
+}
+
+/// Whether a policy is attached to objects, and so enforced by their waypoints.
+#[must_use]
+pub fn has_targets(policy: &AuthorizationPolicy) -> bool {
+    policy.spec.target_ref.is_some() || !policy.spec.target_refs.is_empty()
+}
+
+/// The labels a policy selects by, if it selects.
+#[must_use]
+pub fn selector(policy: &AuthorizationPolicy) -> Option<&Labels> {
+    LabelSelector::labels(policy.spec.selector.as_ref())
+}
+
+/// What a policy applies to.
+#[must_use]
+pub fn scope(policy: &AuthorizationPolicy, mesh: &MeshConfig) -> Scope {
+    let unreadable_selector = policy
+        .unreadable
+        .as_ref()
+        .is_some_and(|unreadable| unreadable.selector);
+    if selector(policy).is_some() {
+        Scope::WorkloadSelector
+    } else if policy.metadata.namespace == mesh.root_namespace && !unreadable_selector {
+        Scope::Global
+    } else {
+        Scope::Namespace
+    }
+}
+
+fn effect_of(policy: &AuthorizationPolicy) -> Result<Effect, String> {
+    if let Some(unreadable) = &policy.unreadable {
+        return Err(unreadable.cause.clone());
+    }
+    if has_targets(policy) {
+        return Err("it has both a selector and targetRefs".to_owned());
+    }
+    match &*policy.spec.action {
+        "" | "ALLOW" => Ok(Effect::Allow),
+        "DENY" => Ok(Effect::Deny),
+        "CUSTOM" => Ok(Effect::Custom),
+        "AUDIT" => Ok(Effect::Audit),
+        other => Err(format!("`{}` is no action", other.escape_default())),
+    }
+}
+
+fn not_bound(policy: &AuthorizationPolicy) -> Condition {
+    let targets = policy.spec.target_refs.iter().chain(&policy.spec.target_ref);
+    let names: Vec<_> = targets
+        .map(|target| format!("{} {}", target.kind, target.name))
+        .collect();
+    let message = format!(
+        "no waypoint enforces this policy for {}; the workloads behind it refuse connections until one does, \
+         or the policy uses a selector",
+        names.join(", ")
+    );
+    Condition::fails(WAYPOINT_ACCEPTED, "AncestorNotBound", message)
+}
+
+/// The policy that stands where none can be made of the object.
+fn deny_all(
+    policy: &AuthorizationPolicy,
+    mesh: &MeshConfig,
+    cause: &str,
+) -> (Option<Authorization>, Vec<Condition>) {
+    let mut denial = emitted(policy, mesh, Action::Deny, vec![Rule::default()]);
+    denial.untranslatable = true;
+    let message = format!("{cause}; everything it selects is denied until the policy is corrected");
+    (
+        Some(denial),
+        vec![Condition::fails(ZTUNNEL_ACCEPTED, "Invalid", message)],
+    )
+}
+
+fn emitted(
+    policy: &AuthorizationPolicy,
+    mesh: &MeshConfig,
+    action: Action,
+    rules: Vec<Rule>,
+) -> Authorization {
+    Authorization {
+        name: policy.metadata.name.clone(),
+        namespace: policy.metadata.namespace.clone(),
+        scope: scope(policy, mesh),
+        action,
+        rules,
+        dry_run: policy.metadata.annotation(DRY_RUN) == Some("true"),
+        untranslatable: false,
+        match_peer: false,
+    }
+}
+
+/// Translates the rules and says what had to be decided against access.
+fn rules(policy: &AuthorizationPolicy, mesh: &MeshConfig, effect: Effect) -> (Vec<Rule>, Condition) {
+    let context = values::Context {
+        mesh,
+        namespace: &policy.metadata.namespace,
+    };
+    let mut rules = Vec::new();
+    let mut unknown = Vec::new();
+    for (index, rule) in policy.spec.rules.iter().enumerate() {
+        let translated = rule::translate(rule, &context);
+        if translated.unknown.is_empty() || effect != Effect::Allow {
+            rules.push(translated.rule);
+        }
+        unknown.extend(
+            translated
+                .unknown
+                .into_iter()
+                .map(|what| format!("rules[{index}].{what}")),
+        );
+    }
+    let condition = judge(effect, unknown.join(", "), rules.is_empty());
+    (rules, condition)
+}
+
+fn judge(effect: Effect, unknown: String, nothing_left: bool) -> Condition {
+    match (effect, unknown.is_empty()) {
+        (Effect::Custom, _) => {
+            let message = "CUSTOM needs a waypoint; the policy denies what it matches: use targetRefs";
+            Condition::fails(ZTUNNEL_ACCEPTED, "UnsupportedValue", message)
+        }
+        (_, true) => Condition::holds(ZTUNNEL_ACCEPTED, "Accepted", "node proxies enforce the policy"),
+        (Effect::Allow, false) if nothing_left => {
+            let message = format!(
+                "node proxies cannot evaluate {unknown}; no rule is left, so nothing is allowed: use targetRefs"
+            );
+            Condition::fails(ZTUNNEL_ACCEPTED, "Invalid", message)
+        }
+        (Effect::Allow, false) => {
+            let message =
+                format!("node proxies cannot evaluate {unknown}; these rules allow nothing: use targetRefs");
+            Condition::fails(ZTUNNEL_ACCEPTED, "PartiallyInvalid", message)
+        }
+        (_, false) => {
+            let message = format!(
+                "node proxies cannot evaluate {unknown}; these rules deny more than they say (T0206): use targetRefs"
+            );
+            Condition::fails(ZTUNNEL_ACCEPTED, "PartiallyInvalid", message)
+        }
+    }
+}
