@@ -1,0 +1,151 @@
+//! Bytes that were read and not yet written, in order.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// Chunks shorter than this are joined while they wait: each would keep a larger buffer alive, and a peer that sends
+/// tiny frames to a slow reader would cost us more than the bytes it sent.
+const JOINED_BELOW: usize = 512;
+
+/// A joined chunk is closed at this length.
+const JOINED_MAX: usize = 64 * 1024;
+
+/// What one direction holds. Its size is bounded by the source: one chunk of a socket, the window of a tunnel.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    /// Empty only if everything is.
+    front: Bytes,
+    rest: VecDeque<Bytes>,
+    joined: BytesMut,
+}
+
+impl Backlog {
+    pub(super) fn is_empty(&self) -> bool {
+        self.front.is_empty()
+    }
+
+    /// Appends a chunk that is not empty.
+    pub(super) fn push(&mut self, chunk: Bytes) {
+        if self.front.is_empty() {
+            self.front = chunk;
+        } else if chunk.len() < JOINED_BELOW {
+            self.joined.extend_from_slice(&chunk);
+            if self.joined.len() >= JOINED_MAX {
+                self.close_joined();
+            }
+        } else {
+            self.close_joined();
+            self.rest.push_back(chunk);
+        }
+    }
+
+    /// The chunk in front, to be cut by whoever takes bytes; then call [`Self::settle`].
+    pub(super) fn front(&mut self) -> &mut Bytes {
+        &mut self.front
+    }
+
+    /// The chunks in order, as many as fit; says how many.
+    pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let chunks = std::iter::once(&self.front[..]).chain(self.rest.iter().map(|chunk| &chunk[..]));
+        let all = chunks
+            .chain(std::iter::once(&self.joined[..]))
+            .filter(|chunk| !chunk.is_empty());
+        let mut count = 0;
+        for (slot, chunk) in slices.iter_mut().zip(all) {
+            *slot = IoSlice::new(chunk);
+            count += 1;
+        }
+        count
+    }
+
+    /// Drops the first `bytes`, which were written.
+    pub(super) fn advance(&mut self, mut bytes: usize) {
+        while bytes > 0 {
+            let part = bytes.min(self.front.len());
+            self.front.advance(part);
+            bytes -= part;
+            self.settle();
+            debug_assert!(
+                bytes == 0 || !self.is_empty(),
+                "no more is written than there was"
+            );
+            if self.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Moves the next chunk to the front if the one there is used up.
+    pub(super) fn settle(&mut self) {
+        if !self.front.is_empty() {
+            return;
+        }
+        self.front = match self.rest.pop_front() {
+            Some(chunk) => chunk,
+            None => {
+                // An idle connection keeps neither the joined bytes nor the list.
+                self.rest = VecDeque::new();
+                std::mem::take(&mut self.joined).freeze()
+            }
+        };
+    }
+
+    fn close_joined(&mut self) {
+        if !self.joined.is_empty() {
+            self.rest.push_back(std::mem::take(&mut self.joined).freeze());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bytes_leave_in_the_order_they_came(
+            chunks in proptest::collection::vec(1usize..2000, 1..40),
+            mut writes in proptest::collection::vec(1usize..5000, 1..80),
+        ) {
+            let mut backlog = Backlog::default();
+            let (mut given, mut taken) = (Vec::new(), Vec::new());
+            for (at, length) in chunks.into_iter().enumerate() {
+                let chunk = vec![u8::try_from(at).unwrap(); length];
+                given.extend(&chunk);
+                backlog.push(chunk.into());
+                if let Some(bytes) = writes.pop() {
+                    take(&mut backlog, bytes, &mut taken);
+                }
+            }
+            while !backlog.is_empty() {
+                take(&mut backlog, 1777, &mut taken);
+            }
+            prop_assert_eq!(given, taken);
+        }
+    }
+
+    fn take(backlog: &mut Backlog, most: usize, taken: &mut Vec<u8>) {
+        let mut slices = [IoSlice::new(&[]); 4];
+        let count = backlog.slices(&mut slices);
+        let flat: Vec<u8> = slices[..count]
+            .iter()
+            .flat_map(|slice| slice.iter().copied())
+            .take(most)
+            .collect();
+        backlog.advance(flat.len());
+        taken.extend(flat);
+    }
+
+    #[test]
+    fn tiny_chunks_are_joined_while_they_wait() {
+        let mut backlog = Backlog::default();
+        for _ in 0..10_000 {
+            backlog.push(Bytes::from_static(b"x"));
+        }
+        assert!(backlog.rest.is_empty());
+        assert_eq!(backlog.joined.len(), 9_999);
+    }
+}
