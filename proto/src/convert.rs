@@ -308,7 +308,7 @@ fn raw_address(bytes: &[u8]) -> Result<IpAddr, Flaw> {
     }
     match <[u8; 16]>::try_from(bytes) {
         Ok(v6) => Ok(IpAddr::from(v6)),
-        Err(_) => Err(Flaw::new("address", Cause::AddressLength(bytes.len()))),
+        Err(_) => Err(Flaw::new("", Cause::AddressLength(bytes.len()))),
     }
 }
 
@@ -319,7 +319,7 @@ fn ip(bytes: &[u8]) -> Result<IpAddr, Flaw> {
 
 /// A range without host bits; an IPv4-mapped range becomes IPv4, because that is how peers are seen.
 fn ip_net(bytes: &[u8], length: u32) -> Result<IpNet, Flaw> {
-    let address = raw_address(bytes)?;
+    let address = raw_address(bytes).map_err(|flaw| flaw.within("address"))?;
     let width = if address.is_ipv4() { 32 } else { 128 };
     let too_long = || Flaw::new("length", Cause::PrefixLength { length, width });
     let prefix = u8::try_from(length)

@@ -1,1 +1,22 @@
 //! Delta-ADS client session, its gRPC driver, and configuration from a local file.
+//!
+//! [`session`] decides: what a stream opens with, what a response changes, how it is answered. [`stream`] carries
+//! that over gRPC, and [`MeshState`] is what the rest of a proxy sees of it: the mesh, and a wake-up when it
+//! changed. [`local`] feeds the same state from a file.
+
+pub mod local;
+pub mod metrics;
+pub mod node;
+pub mod resource;
+pub mod session;
+pub mod state;
+pub mod status;
+pub mod stream;
+
+pub use metrics::Metrics;
+pub use node::{NodeInfo, NodeKind};
+pub use resource::ResourceType;
+pub use session::Session;
+pub use state::{ChangeStream, MeshState};
+pub use status::Status;
+pub use stream::{Client, Options};

@@ -15,7 +15,7 @@ pub(crate) enum Vip {
 }
 
 pub(crate) fn vip(address: wire::NetworkAddress) -> Result<Vip, Flaw> {
-    let host = ip(&address.address)?;
+    let host = ip(&address.address).map_err(|flaw| flaw.within("address"))?;
     let Some(length) = address.length else {
         return Ok(Vip::Host(NetworkAddress::new(address.network, host)));
     };

@@ -1,0 +1,57 @@
+//! The types of resources a client can ask for.
+
+use std::fmt;
+
+use tulle_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, Malformed, Resource, decode_address, decode_authorization,
+};
+
+/// A subscription of its own within the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResourceType {
+    /// Policies.
+    Authorization,
+    /// Workloads and services.
+    Address,
+}
+
+impl ResourceType {
+    /// Everything a node proxy needs.
+    pub const ALL: [Self; 2] = [Self::Authorization, Self::Address];
+
+    /// The type's name on the wire.
+    #[must_use]
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Self::Address => ADDRESS_TYPE,
+            Self::Authorization => AUTHORIZATION_TYPE,
+        }
+    }
+
+    /// The type with this name on the wire.
+    #[must_use]
+    pub fn from_type_url(type_url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == type_url)
+    }
+
+    /// Decodes one resource of this type.
+    ///
+    /// # Errors
+    /// Names the first field that cannot be used.
+    pub fn decode(self, name: &str, body: &[u8]) -> Result<Resource, Malformed> {
+        match self {
+            Self::Address => decode_address(name, body),
+            Self::Authorization => decode_authorization(name, body),
+        }
+    }
+}
+
+/// The short name: `Address`, `Authorization`.
+impl fmt::Display for ResourceType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address => f.write_str("Address"),
+            Self::Authorization => f.write_str("Authorization"),
+        }
+    }
+}

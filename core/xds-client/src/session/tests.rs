@@ -1,0 +1,349 @@
+use std::collections::BTreeMap;
+
+use prost::Message;
+use tulle_model::authz::policy::Scope;
+use tulle_model::{Mesh, NamespacedName, NetworkAddress};
+use tulle_proto::discovery::Resource as Envelope;
+use tulle_proto::{security, workload};
+
+use super::*;
+
+mod convergence;
+
+/// A workload on the wire; `tunnel_protocol` 77 makes it malformed.
+pub(super) fn workload(uid: &str, version: &str, tunnel_protocol: i32) -> Envelope {
+    let message = workload::Workload {
+        uid: uid.into(),
+        name: version.into(),
+        addresses: vec![vec![10, 0, 0, uid.len() as u8]],
+        tunnel_protocol,
+        ..Default::default()
+    };
+    let body = workload::Address {
+        r#type: Some(workload::address::Type::Workload(message)),
+    };
+    envelope(ResourceType::Address, uid, version, body.encode_to_vec())
+}
+
+/// A policy on the wire; `action` 77 makes it malformed.
+pub(super) fn policy(name: &str, version: &str, action: i32) -> Envelope {
+    let (namespace, own) = name.split_once('/').unwrap();
+    let message = security::Authorization {
+        name: own.into(),
+        namespace: namespace.into(),
+        scope: 1,
+        action,
+        dry_run: version.len().is_multiple_of(2),
+        ..Default::default()
+    };
+    envelope(
+        ResourceType::Authorization,
+        name,
+        version,
+        message.encode_to_vec(),
+    )
+}
+
+fn envelope(kind: ResourceType, name: &str, version: &str, value: Vec<u8>) -> Envelope {
+    let body = prost_types::Any {
+        type_url: kind.type_url().into(),
+        value,
+    };
+    Envelope {
+        name: name.into(),
+        version: version.into(),
+        resource: Some(body),
+        ..Default::default()
+    }
+}
+
+pub(super) fn response(
+    kind: ResourceType,
+    resources: Vec<Envelope>,
+    removed: &[&str],
+) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        type_url: kind.type_url().into(),
+        nonce: "n1".into(),
+        resources,
+        removed_resources: removed.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    }
+}
+
+/// A session and the mesh its updates go to.
+struct Client {
+    session: Session,
+    mesh: Mesh,
+}
+
+impl Client {
+    fn new() -> Self {
+        Self {
+            session: Session::new(Node::default(), &ResourceType::ALL),
+            mesh: Mesh::new(),
+        }
+    }
+
+    /// Delivers a response; returns the NACK's text, or `None` for an ACK.
+    fn take(&mut self, response: DeltaDiscoveryResponse) -> Option<String> {
+        let outcome = self.session.on_response(response);
+        self.mesh.apply(outcome.updates);
+        outcome.answer.error_detail.map(|status| status.message)
+    }
+
+    fn addresses(&mut self, resources: Vec<Envelope>) -> Option<String> {
+        self.take(response(ResourceType::Address, resources, &[]))
+    }
+
+    fn policies(&mut self, resources: Vec<Envelope>) -> Option<String> {
+        self.take(response(ResourceType::Authorization, resources, &[]))
+    }
+
+    fn name_of(&self, uid: &str) -> Option<String> {
+        self.mesh
+            .snapshot()
+            .workload(&uid.into())
+            .map(|workload| workload.name.as_ref().to_owned())
+    }
+
+    fn versions(&self, kind: ResourceType) -> BTreeMap<String, String> {
+        let mut requests = self.session.on_open().into_iter();
+        requests
+            .find(|request| request.type_url == kind.type_url())
+            .unwrap()
+            .initial_resource_versions
+    }
+}
+
+fn versions(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs
+        .iter()
+        .map(|(name, version)| ((*name).to_owned(), (*version).to_owned()))
+        .collect()
+}
+
+#[test]
+fn a_stream_opens_with_a_wildcard_per_type() {
+    let requests = Client::new().session.on_open();
+    assert_eq!(requests.len(), 2);
+    for (request, kind) in requests.iter().zip(ResourceType::ALL) {
+        assert_eq!(request.type_url, kind.type_url());
+        assert!(request.node.is_some() && request.initial_resource_versions.is_empty());
+        assert!(request.resource_names_subscribe.is_empty() && request.response_nonce.is_empty());
+    }
+}
+
+#[test]
+fn a_good_response_is_acked_with_its_nonce_and_nothing_else() {
+    let mut client = Client::new();
+    let outcome =
+        client
+            .session
+            .on_response(response(ResourceType::Address, vec![workload("a", "1", 1)], &[]));
+    let expected = DeltaDiscoveryRequest {
+        type_url: ResourceType::Address.type_url().into(),
+        response_nonce: "n1".into(),
+        ..Default::default()
+    };
+    assert_eq!(outcome.answer, expected);
+    assert!(outcome.accepted());
+    assert_eq!(outcome.first_ack, Some(ResourceType::Address));
+}
+
+#[test]
+fn good_resources_of_a_bad_response_are_applied_then_its_removals() {
+    let mut client = Client::new();
+    client.addresses(vec![workload("a", "1", 1), workload("gone", "1", 1)]);
+    let resources = vec![
+        workload("bad", "2", 77),
+        workload("a", "2", 1),
+        workload("worse", "2", 2),
+    ];
+    let nack = client
+        .take(response(ResourceType::Address, resources, &["gone"]))
+        .unwrap();
+    assert_eq!(
+        nack,
+        "bad: tunnel_protocol: unknown value 77; worse: tunnel_protocol: the legacy sidecar tunnel is not supported"
+    );
+    assert_eq!(client.name_of("a").as_deref(), Some("2"));
+    assert_eq!(client.name_of("gone"), None);
+    assert_eq!(client.name_of("bad"), None);
+}
+
+#[test]
+fn nack_keeps_the_last_good_value_and_its_version() {
+    let mut client = Client::new();
+    client.addresses(vec![workload("a", "1", 1)]);
+    assert!(client.addresses(vec![workload("a", "2", 77)]).is_some());
+    assert_eq!(client.name_of("a").as_deref(), Some("1"));
+    assert_eq!(client.versions(ResourceType::Address), versions(&[("a", "1")]));
+    let summary = client
+        .session
+        .summary()
+        .find(|summary| summary.kind == ResourceType::Address)
+        .unwrap();
+    let (name, rejection) = summary.rejected[0];
+    assert_eq!(
+        (name, rejection.version.as_ref(), rejection.last_good),
+        ("a", "2", true)
+    );
+    assert!(client.addresses(vec![workload("a", "3", 1)]).is_none());
+    assert_eq!(client.name_of("a").as_deref(), Some("3"));
+    assert_eq!(
+        client
+            .session
+            .summary()
+            .map(|summary| summary.rejected.len())
+            .sum::<usize>(),
+        0
+    );
+}
+
+#[test]
+fn a_policy_that_was_never_good_is_stood_in_for_by_a_denial() {
+    let mut client = Client::new();
+    assert!(client.policies(vec![policy("shop/p", "1", 77)]).is_some());
+    let key = NamespacedName::new("shop", "p");
+    let stub = client.mesh.snapshot().policy(&key).cloned().unwrap();
+    assert_eq!((stub.untranslatable, stub.scope), (true, Scope::Namespace));
+    assert_eq!(
+        client.versions(ResourceType::Authorization),
+        versions(&[("shop/p", "")])
+    );
+
+    client.policies(vec![policy("shop/p", "2", 1)]);
+    assert!(!client.mesh.snapshot().policy(&key).unwrap().untranslatable);
+    assert!(client.policies(vec![policy("shop/p", "3", 77)]).is_some());
+    assert!(
+        !client.mesh.snapshot().policy(&key).unwrap().untranslatable,
+        "the last good one stays"
+    );
+
+    client.take(response(ResourceType::Authorization, vec![], &["shop/p"]));
+    assert!(client.mesh.snapshot().policy(&key).is_none());
+}
+
+#[test]
+fn a_removed_stub_is_gone() {
+    let mut client = Client::new();
+    client.policies(vec![policy("shop/p", "1", 77)]);
+    assert!(
+        client
+            .take(response(ResourceType::Authorization, vec![], &["shop/p"]))
+            .is_none()
+    );
+    assert!(
+        client
+            .mesh
+            .snapshot()
+            .policy(&NamespacedName::new("shop", "p"))
+            .is_none()
+    );
+    assert!(client.versions(ResourceType::Authorization).is_empty());
+}
+
+#[test]
+fn a_workload_that_was_never_good_has_its_addresses_refused() {
+    let mut client = Client::new();
+    client.addresses(vec![workload("a", "1", 77)]);
+    let refused: Vec<_> = client.session.refused().collect();
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[0].0, "a");
+    assert!(
+        refused[0]
+            .1
+            .contains(&NetworkAddress::new("", [10, 0, 0, 1].into()))
+    );
+    client.addresses(vec![workload("a", "2", 1)]);
+    assert_eq!(client.session.refused().count(), 0);
+}
+
+#[test]
+fn a_type_that_was_not_asked_for_is_nacked() {
+    let mut client = Client::new();
+    let stray = DeltaDiscoveryResponse {
+        type_url: "x".into(),
+        nonce: "n9".into(),
+        ..Default::default()
+    };
+    let outcome = client.session.on_response(stray);
+    assert_eq!(
+        (outcome.answer.response_nonce.as_str(), outcome.accepted()),
+        ("n9", false)
+    );
+    assert_eq!(outcome.first_ack, None);
+    assert!(!client.session.synced());
+}
+
+#[test]
+fn an_empty_response_is_an_ack_that_counts() {
+    let mut client = Client::new();
+    assert!(client.addresses(vec![]).is_none());
+    assert!(!client.session.synced(), "the other type is still awaited");
+    let outcome = client
+        .session
+        .on_response(response(ResourceType::Authorization, vec![], &[]));
+    assert_eq!(outcome.first_ack, Some(ResourceType::Authorization));
+    assert!(client.session.synced());
+    let outcome = client
+        .session
+        .on_response(response(ResourceType::Authorization, vec![], &[]));
+    assert_eq!(outcome.first_ack, None, "only the first one is the first");
+}
+
+#[test]
+fn a_name_that_changes_its_kind_leaves_the_old_one_behind() {
+    let mut client = Client::new();
+    client.addresses(vec![workload("shop/web", "1", 1)]);
+    let service = workload::Service {
+        namespace: "shop".into(),
+        hostname: "web".into(),
+        ..Default::default()
+    };
+    let body = workload::Address {
+        r#type: Some(workload::address::Type::Service(service)),
+    };
+    client.addresses(vec![envelope(
+        ResourceType::Address,
+        "shop/web",
+        "2",
+        body.encode_to_vec(),
+    )]);
+    assert_eq!(client.name_of("shop/web"), None);
+    assert_eq!(client.mesh.snapshot().services().count(), 1);
+    client.take(response(ResourceType::Address, vec![], &["shop/web"]));
+    assert_eq!(client.mesh.snapshot().services().count(), 0);
+}
+
+#[test]
+fn an_envelope_without_body_or_of_another_type_is_malformed() {
+    let mut client = Client::new();
+    let empty = Envelope {
+        resource: None,
+        ..workload("a", "1", 1)
+    };
+    assert_eq!(client.addresses(vec![empty]).unwrap(), "a: resource: must be set");
+    let foreign = Envelope {
+        resource: policy("shop/p", "1", 1).resource,
+        ..workload("b", "1", 1)
+    };
+    assert!(
+        client
+            .addresses(vec![foreign])
+            .unwrap()
+            .starts_with("b: resource.type_url: the body is of type")
+    );
+}
+
+#[test]
+fn a_nack_of_many_resources_stays_within_its_bound() {
+    let mut client = Client::new();
+    let resources = (0..2_000)
+        .map(|index| workload(&format!("w{index}"), "1", 77))
+        .collect();
+    let nack = client.addresses(resources).unwrap();
+    assert!(nack.len() < NACK_TEXT_MAX + 64, "{}", nack.len());
+    assert!(nack.ends_with(" more"), "{nack}");
+}

@@ -1,0 +1,243 @@
+//! Drives a [`Session`] over gRPC: connects, answers, comes back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codegen::{Body as HttpBody, Bytes, StdError};
+use tonic::{Status as GrpcStatus, Streaming};
+use tulle_model::Str;
+use tulle_proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_proto::stub::RefusedAddresses;
+use tulle_runtime::backoff::Backoff;
+use tulle_runtime::drain::DrainWatcher;
+use tulle_runtime::ready::{BlockReady, Ready};
+
+use crate::metrics::{Metrics, TerminationReason};
+use crate::node::NodeInfo;
+use crate::resource::ResourceType;
+use crate::session::{Outcome, Session};
+use crate::state::MeshState;
+
+/// Largest response that is taken.
+const RESPONSE_BYTES_MAX: usize = 200 * 1024 * 1024;
+/// Answers that may wait for the stream.
+const REQUESTS_MAX: usize = 16;
+/// First wait before a new attempt.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+/// Longest wait before a new attempt.
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+
+/// How a client behaves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Who it is.
+    pub node: NodeInfo,
+    /// What it asks for, in this order.
+    pub types: Vec<ResourceType>,
+    /// Longest wait before a new attempt.
+    pub backoff_max: Duration,
+}
+
+impl Options {
+    /// Everything a node proxy needs, asked for by `node`.
+    #[must_use]
+    pub fn new(node: NodeInfo) -> Self {
+        Self {
+            node,
+            types: ResourceType::ALL.to_vec(),
+            backoff_max: BACKOFF_MAX,
+        }
+    }
+}
+
+/// Keeps a [`MeshState`] at what the control plane says.
+#[derive(Debug)]
+pub struct Client {
+    session: Session,
+    state: MeshState,
+    metrics: Metrics,
+    /// Dropped at the first ACK of their type.
+    blockers: BTreeMap<ResourceType, BlockReady>,
+    backoff: Backoff,
+}
+
+/// How a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("cannot open a stream: {0}")]
+    NotOpened(GrpcStatus),
+    #[error("the stream broke: {0}")]
+    Broken(GrpcStatus),
+    #[error("the server ended the stream")]
+    Finished,
+}
+
+impl End {
+    fn reason(&self) -> TerminationReason {
+        match self {
+            Self::NotOpened(_) => TerminationReason::ConnectionError,
+            Self::Broken(_) => TerminationReason::Error,
+            Self::Finished => TerminationReason::Reconnect,
+        }
+    }
+}
+
+impl Client {
+    /// A client that has not connected yet. Readiness waits for the first ACK of each type.
+    #[must_use]
+    pub fn new(options: Options, state: MeshState, metrics: Metrics, ready: &Ready) -> Self {
+        let session = Session::new(options.node.to_node(), &options.types);
+        state.update_status(|status| status.describe(&session));
+        let blocker = |kind: &ResourceType| (*kind, ready.register(format!("xds {kind}")));
+        Self {
+            blockers: options.types.iter().map(blocker).collect(),
+            backoff: Backoff::new(BACKOFF_MIN, options.backoff_max),
+            session,
+            state,
+            metrics,
+        }
+    }
+
+    /// Runs until the drain is over: connections that outlive its start still need new policies.
+    pub async fn run<C>(mut self, channel: C, drain: DrainWatcher)
+    where
+        C: GrpcService<Body> + Clone,
+        C::Error: Into<StdError>,
+        C::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
+        <C::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
+    {
+        loop {
+            let end = tokio::select! {
+                biased;
+                () = drain.over() => break,
+                end = self.stream(channel.clone()) => end,
+            };
+            self.metrics.ended(end.reason());
+            self.state.update_status(|status| status.lost(end.to_string()));
+            let wait = self.backoff.next();
+            tracing::warn!(error = %end, retry_in = ?wait, "no stream to the control plane");
+            tokio::select! {
+                () = drain.over() => break,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        self.metrics.ended(TerminationReason::Complete);
+        self.state.update_status(|status| status.lost("ended".into()));
+    }
+
+    /// One stream, from its first request to its end.
+    async fn stream<C>(&mut self, channel: C) -> End
+    where
+        C: GrpcService<Body>,
+        C::Error: Into<StdError>,
+        C::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
+        <C::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
+    {
+        let first = self.session.on_open();
+        let (answers, outgoing) = mpsc::channel(REQUESTS_MAX.max(first.len()));
+        for request in first {
+            answers
+                .try_send(request)
+                .expect("the channel was made to hold the first requests");
+        }
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
+        match client
+            .delta_aggregated_resources(ReceiverStream::new(outgoing))
+            .await
+        {
+            Err(status) => End::NotOpened(status),
+            Ok(response) => {
+                tracing::info!("connected to the control plane");
+                self.state.update_status(crate::Status::heard);
+                self.receive(response.into_inner(), &answers).await
+            }
+        }
+    }
+
+    async fn receive(
+        &mut self,
+        mut responses: Streaming<DeltaDiscoveryResponse>,
+        answers: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> End {
+        loop {
+            match responses.message().await {
+                Err(status) => return End::Broken(status),
+                Ok(None) => return End::Finished,
+                Ok(Some(response)) => {
+                    let answer = self.take(response);
+                    if answers.send(answer).await.is_err() {
+                        return End::Finished;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The new state is visible before anyone is woken, and both before the answer goes out.
+    fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        self.metrics.received(&response);
+        let (resources, removed) = (response.resources.len(), response.removed_resources.len());
+        let outcome = self.session.on_response(response);
+        self.publish(&outcome);
+        let accepted = outcome.accepted();
+        let refused = outcome.rejections_changed.then(|| self.refused());
+        if let Some(refused) = &refused {
+            // What is refused before or after the batch is refused while it is swapped in: no address may be
+            // unknown and unrefused for a moment.
+            self.state.add_refused(refused);
+        }
+        let changes = self.state.apply(outcome.updates);
+        if let Some(refused) = refused {
+            self.state.set_refused(refused);
+        }
+        if self.session.synced() {
+            self.state.set_synced();
+        }
+        if let Some(kind) = outcome.first_ack {
+            self.blockers.remove(&kind);
+        }
+        if accepted {
+            self.backoff.reset();
+        }
+        let type_url = outcome.answer.type_url.as_str();
+        tracing::debug!(
+            type_url,
+            resources,
+            removed,
+            generation = changes.generation,
+            accepted,
+            "response applied"
+        );
+        outcome.answer
+    }
+
+    fn publish(&self, outcome: &Outcome) {
+        if let Some(error) = &outcome.answer.error_detail {
+            tracing::warn!(
+                type_url = outcome.answer.type_url,
+                reason = error.message,
+                "resources rejected"
+            );
+        }
+        self.state.update_status(|status| {
+            status.heard();
+            status.describe(&self.session);
+        });
+    }
+
+    fn refused(&self) -> BTreeMap<Str, RefusedAddresses> {
+        let refused = self
+            .session
+            .refused()
+            .filter(|(_, addresses)| !addresses.is_empty());
+        refused
+            .map(|(name, addresses)| (name.into(), addresses.clone()))
+            .collect()
+    }
+}

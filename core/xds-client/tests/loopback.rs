@@ -1,0 +1,307 @@
+//! The client against a real gRPC server on the loopback interface.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status, Streaming};
+use tulle_model::{Mesh, NetworkAddress};
+use tulle_proto::discovery::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use tulle_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, workload};
+use tulle_runtime::drain::{self, DrainTrigger};
+use tulle_runtime::metrics::Registry;
+use tulle_runtime::ready::Ready;
+use tulle_runtime::tasks;
+use tulle_xds_client::{Client, MeshState, Metrics, NodeInfo, Options};
+
+/// Longest wait for anything; reached only by a failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Hands each stream to the test as a pair of ends.
+struct Script {
+    streams: mpsc::Sender<Stream>,
+}
+
+/// The server's end of one stream.
+struct Stream {
+    requests: Streaming<DeltaDiscoveryRequest>,
+    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Script {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (responses, outgoing) = mpsc::channel(8);
+        let stream = Stream {
+            requests: request.into_inner(),
+            responses,
+        };
+        self.streams
+            .send(stream)
+            .await
+            .map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+impl Stream {
+    async fn request(&mut self) -> DeltaDiscoveryRequest {
+        let request = tokio::time::timeout(PATIENCE, self.requests.message()).await;
+        request
+            .expect("in time")
+            .expect("an intact stream")
+            .expect("a request")
+    }
+
+    /// The two first requests, by type.
+    async fn opening(&mut self) -> BTreeMap<String, DeltaDiscoveryRequest> {
+        let (first, second) = (self.request().await, self.request().await);
+        [first, second]
+            .into_iter()
+            .map(|request| (request.type_url.clone(), request))
+            .collect()
+    }
+
+    /// Sends and returns the answer.
+    async fn exchange(
+        &mut self,
+        type_url: &str,
+        nonce: &str,
+        resources: Vec<Resource>,
+    ) -> DeltaDiscoveryRequest {
+        let response = DeltaDiscoveryResponse {
+            type_url: type_url.into(),
+            nonce: nonce.into(),
+            resources,
+            ..Default::default()
+        };
+        self.responses.send(Ok(response)).await.expect("an open stream");
+        let answer = self.request().await;
+        assert_eq!(answer.response_nonce, nonce);
+        answer
+    }
+}
+
+/// A running client and the streams it opens.
+struct Setup {
+    state: MeshState,
+    ready: Ready,
+    registry: Registry,
+    streams: mpsc::Receiver<Stream>,
+    drain: DrainTrigger,
+    client: tokio::task::JoinHandle<()>,
+}
+
+impl Setup {
+    async fn start() -> Self {
+        let (sender, streams) = mpsc::channel(8);
+        let address = serve(Script { streams: sender }).await;
+        let (state, registry, ready) = (MeshState::new(Mesh::new()), Registry::new(), Ready::new());
+        let node = NodeInfo {
+            node_name: "n1".into(),
+            ..NodeInfo::default()
+        };
+        let metrics = Metrics::register(&registry, &state);
+        let client = Client::new(Options::new(node), state.clone(), metrics, &ready);
+        let (drain, watcher) = drain::new();
+        let client = tasks::spawn("xds", client.run(channel(address), watcher));
+        Self {
+            state,
+            ready,
+            registry,
+            streams,
+            drain,
+            client,
+        }
+    }
+
+    async fn stream(&mut self) -> Stream {
+        tokio::time::timeout(PATIENCE, self.streams.recv())
+            .await
+            .expect("in time")
+            .expect("a stream")
+    }
+}
+
+async fn serve(script: Script) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let service = AggregatedDiscoveryServiceServer::new(script);
+    let server = Server::builder()
+        .add_service(service)
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    drop(tasks::spawn("server", server));
+    address
+}
+
+fn channel(address: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{address}"))
+        .expect("a uri")
+        .connect_lazy()
+}
+
+fn resource(uid: &str, version: &str, tunnel_protocol: i32) -> Resource {
+    let message = workload::Workload {
+        uid: uid.into(),
+        name: version.into(),
+        addresses: vec![vec![10, 0, 0, 1]],
+        tunnel_protocol,
+        ..Default::default()
+    };
+    let body = workload::Address {
+        r#type: Some(workload::address::Type::Workload(message)),
+    };
+    let any = prost_types::Any {
+        type_url: ADDRESS_TYPE.into(),
+        value: body.encode_to_vec(),
+    };
+    Resource {
+        name: uid.into(),
+        version: version.into(),
+        resource: Some(any),
+        ..Default::default()
+    }
+}
+
+fn name_of(state: &MeshState, uid: &str) -> Option<String> {
+    state
+        .snapshot()
+        .workload(&uid.into())
+        .map(|workload| workload.name.as_ref().to_owned())
+}
+
+#[tokio::test]
+async fn an_ack_means_visible_and_the_first_of_each_type_means_ready() {
+    let mut setup = Setup::start().await;
+    assert_eq!(setup.ready.pending(), ["xds Address", "xds Authorization"]);
+    let mut stream = setup.stream().await;
+    let opening = stream.opening().await;
+    let node = opening[ADDRESS_TYPE]
+        .node
+        .clone()
+        .expect("the first message names the node");
+    assert!(node.id.starts_with("ztunnel~1.1.1.1~"), "{}", node.id);
+
+    let ack = stream
+        .exchange(ADDRESS_TYPE, "1", vec![resource("web", "v1", 1)])
+        .await;
+    assert_eq!((ack.node, ack.error_detail), (None, None));
+    assert_eq!(
+        name_of(&setup.state, "web").as_deref(),
+        Some("v1"),
+        "visible before the ACK"
+    );
+    assert_eq!(setup.ready.pending(), ["xds Authorization"]);
+    assert!(!setup.state.synced());
+
+    stream.exchange(AUTHORIZATION_TYPE, "2", vec![]).await;
+    assert!(setup.ready.is_ready() && setup.state.synced());
+    let status = setup.state.status();
+    assert!(status.connected && status.types.iter().all(|kind| kind.acked));
+    let text = setup.registry.encode();
+    assert!(
+        text.contains(&format!("istio_xds_message_total{{url=\"{ADDRESS_TYPE}\"}} 1")),
+        "{text}"
+    );
+    assert!(text.contains("istio_xds_message_bytes_total{"), "{text}");
+    assert!(
+        text.contains("tulle_config_generation 1") && text.contains("tulle_config_age_seconds 0"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_lost_stream_is_opened_anew_with_everything_held() {
+    let mut setup = Setup::start().await;
+    let mut stream = setup.stream().await;
+    stream.opening().await;
+    stream
+        .exchange(
+            ADDRESS_TYPE,
+            "1",
+            vec![resource("web", "v1", 1), resource("db", "v7", 0)],
+        )
+        .await;
+    let nack = stream
+        .exchange(ADDRESS_TYPE, "2", vec![resource("web", "v2", 77)])
+        .await;
+    assert!(
+        nack.error_detail
+            .expect("a NACK")
+            .message
+            .starts_with("web: tunnel_protocol")
+    );
+    let broken = Status::internal("gone");
+    stream.responses.send(Err(broken)).await.expect("an open stream");
+    drop(stream);
+
+    let mut stream = setup.stream().await;
+    let opening = stream.opening().await;
+    let held = &opening[ADDRESS_TYPE].initial_resource_versions;
+    let expected = BTreeMap::from([
+        ("db".to_owned(), "v7".to_owned()),
+        ("web".to_owned(), "v1".to_owned()),
+    ]);
+    assert_eq!(*held, expected, "the rejected version is not among them");
+    assert_eq!(
+        name_of(&setup.state, "web").as_deref(),
+        Some("v1"),
+        "state outlives the stream"
+    );
+    let text = setup.registry.encode();
+    assert!(
+        text.contains("istio_xds_connection_terminations_total{reason=\"Error\"} 1"),
+        "{text}"
+    );
+    assert!(text.contains("tulle_config_rejected 1"), "{text}");
+}
+
+#[tokio::test]
+async fn addresses_of_a_workload_that_was_never_good_are_refused_until_it_is() {
+    let mut setup = Setup::start().await;
+    let mut stream = setup.stream().await;
+    stream.opening().await;
+    let address = NetworkAddress::new("", [10, 0, 0, 1].into());
+    stream
+        .exchange(ADDRESS_TYPE, "1", vec![resource("web", "v1", 77)])
+        .await;
+    assert_eq!(setup.state.refused(&address).as_deref(), Some("web"));
+    let status = setup.state.status();
+    assert_eq!(status.rejected(), 1);
+    stream
+        .exchange(ADDRESS_TYPE, "2", vec![resource("web", "v2", 1)])
+        .await;
+    assert_eq!(setup.state.refused(&address), None);
+    assert_eq!(setup.state.status().rejected(), 0);
+}
+
+#[tokio::test]
+async fn the_client_ends_when_the_drain_is_over() {
+    let mut setup = Setup::start().await;
+    let mut stream = setup.stream().await;
+    stream.opening().await;
+    setup.drain.drain_and_wait(PATIENCE).await;
+    tokio::time::timeout(PATIENCE, setup.client)
+        .await
+        .expect("in time")
+        .expect("no panic");
+    assert!(!setup.state.status().connected);
+    let text = setup.registry.encode();
+    assert!(
+        text.contains("istio_xds_connection_terminations_total{reason=\"Complete\"} 1"),
+        "{text}"
+    );
+}
