@@ -7,3 +7,6 @@ pub mod authenticate;
 pub mod listen;
 pub mod push;
 pub mod session;
+
+#[cfg(test)]
+mod tests;

@@ -12,8 +12,9 @@ use tulle_model::Str;
 use crate::serve::authenticate::Kind;
 use crate::serve::session::{Session, Store};
 
-/// Streams that one node may hold per kind of client: one, one more during an upgrade, and two that are dying.
-pub const STREAMS_PER_CLIENT_MAX: usize = 4;
+/// Streams that one node may hold per kind of client. An agent may call itself a node proxy, so: the two of them,
+/// each once more during an upgrade, and as many again that are dying.
+pub const STREAMS_PER_CLIENT_MAX: usize = 8;
 
 /// The connected clients. Clones share the list.
 #[derive(Debug, Clone, Default)]

@@ -303,3 +303,6 @@ fn sign(root: &Root, params: CertificateParams, key: &impl rcgen::PublicKeyData)
         not_after: params.not_after,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,7 +24,7 @@ use crate::snapshot::Snapshot;
 /// Largest message taken: the longest CSR and some metadata.
 pub const REQUEST_BYTES_MAX: usize = 4 * CSR_BYTES_MAX;
 /// How long a request waits for the placement of its workload.
-pub const HOLD_MAX: Duration = Duration::from_secs(5);
+pub const HOLD_MAX_DEFAULT: Duration = Duration::from_secs(5);
 /// Domain of the reasons in refusals.
 const ERROR_DOMAIN: &str = "ca.tulle.dev";
 
@@ -41,17 +41,20 @@ struct Shared {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     rate: RateLimit,
     holds: Holds,
+    hold_max: Duration,
     metrics: Metrics,
 }
 
 impl CaService {
-    /// A service that signs for what the snapshots place on the callers' nodes.
+    /// A service that signs for what the snapshots place on the callers' nodes, and waits up to `hold_max` for a
+    /// placement that is late.
     #[must_use]
     pub fn new(
         authority: Arc<Authority>,
         authenticator: Authenticator,
         snapshots: watch::Receiver<Arc<Snapshot>>,
         metrics: Metrics,
+        hold_max: Duration,
     ) -> Self {
         let shared = Shared {
             authority,
@@ -59,6 +62,7 @@ impl CaService {
             snapshots,
             rate: RateLimit::default(),
             holds: Holds::default(),
+            hold_max,
             metrics,
         };
         Self {
@@ -150,7 +154,7 @@ impl Shared {
                 }
             }
         };
-        let placed = timeout(HOLD_MAX, waiting).await;
+        let placed = timeout(self.hold_max, waiting).await;
         self.metrics.held.dec();
         placed.ok().flatten().ok_or(refusal)
     }

@@ -1,0 +1,528 @@
+//! Real clients against the real server, over TLS on loopback; only the engine is played by hand.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost_types::value::Kind as ValueKind;
+use prost_types::{Struct, Value};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+use tulle_identity::channel::authenticated;
+use tulle_identity::{AuthenticatedChannel, ChannelConfig, RootSource, TokenSource};
+use tulle_model::{Identity, Str};
+use tulle_proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use tulle_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use tulle_proto::core::Node;
+use tulle_proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_runtime::drain::{self, DrainTrigger};
+use tulle_runtime::tasks;
+
+use crate::ca::root::Root;
+use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
+use crate::ca::{Authority, TTL_MAX_DEFAULT};
+use crate::engine::table::Resource;
+use crate::metrics::Metrics;
+use crate::serve::ads::{Ads, AdsOptions};
+use crate::serve::authenticate::Authenticator;
+use crate::serve::listen;
+use crate::snapshot::{Order, ResourceType, Scope, Snapshot};
+use crate::status::Clients;
+use crate::token::TokenStore;
+
+/// Longer than anything here takes, shorter than a stuck test.
+const PATIENCE: Duration = Duration::from_secs(10);
+const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+struct Server {
+    address: String,
+    root: String,
+    tokens: TokenStore,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    clients: Clients,
+    metrics: Metrics,
+    drain: DrainTrigger,
+}
+
+impl Server {
+    async fn start() -> Self {
+        Self::start_with(AdsOptions::default(), HOLD_MAX_DEFAULT).await
+    }
+
+    async fn start_with(options: AdsOptions, hold_max: Duration) -> Self {
+        let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
+        let root = Root::generate("cluster.local", time::OffsetDateTime::now_utc()).unwrap();
+        let authority = Arc::new(Authority::new(root, "cluster.local".into(), TTL_MAX_DEFAULT));
+        let certificate = authority.server_certificate(&["localhost".into()]).unwrap();
+        let acceptor =
+            tulle_identity::server_acceptor(&certificate.leaf.pem, &certificate.key_pem, None).unwrap();
+        let (tokens, clients, metrics) = (TokenStore::memory(), Clients::default(), Metrics::default());
+        let (drain, watcher) = drain::new();
+        let authenticator = Authenticator::new(tokens.clone());
+        let ads = Ads::new(
+            receiver.clone(),
+            authenticator.clone(),
+            clients.clone(),
+            metrics.clone(),
+            watcher.clone(),
+            options,
+        );
+        let ca = CaService::new(
+            authority.clone(),
+            authenticator,
+            receiver,
+            metrics.clone(),
+            hold_max,
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        tasks::spawn("test server", listen::serve(listener, acceptor, ads, ca, watcher));
+        let server = Self {
+            address,
+            root: authority.root().certificate_pem().to_string(),
+            tokens,
+            snapshots,
+            clients,
+            metrics,
+            drain,
+        };
+        server.publish(|_| {});
+        server
+    }
+
+    /// Publishes the next cut.
+    fn publish(&self, edit: impl FnOnce(&mut Snapshot)) {
+        let mut next = (**self.snapshots.borrow()).clone();
+        next.sequence += 1;
+        next.synced = true;
+        edit(&mut next);
+        self.snapshots.send_replace(Arc::new(next));
+    }
+
+    fn set(&self, ty: ResourceType, name: &str, body: &'static [u8]) {
+        self.publish(|snapshot| {
+            let sequence = snapshot.sequence;
+            let table = match ty {
+                ResourceType::Authorization => &mut snapshot.authorizations,
+                _ => &mut snapshot.addresses,
+            };
+            let resource = Resource {
+                name: name.into(),
+                aliases: Vec::new(),
+                body: Bytes::from_static(body),
+                order: Order::Workload,
+                scope: Scope::Everyone,
+            };
+            assert!(table.set(resource, sequence));
+        });
+    }
+
+    fn place(&self, node: &str, identity: &str) {
+        self.publish(|snapshot| {
+            let identity: Identity = identity.parse().unwrap();
+            snapshot.placement.place(node.into(), BTreeSet::from([identity]));
+        });
+    }
+
+    fn channel(&self, token: &str) -> AuthenticatedChannel {
+        let config = ChannelConfig {
+            address: self.address.parse().unwrap(),
+            root: RootSource::Pem(self.root.clone()),
+            server_name: None,
+            token: TokenSource::Literal(token.to_owned()),
+            headers: Vec::new(),
+            cluster_id: None,
+        };
+        authenticated(&config).unwrap()
+    }
+
+    async fn connect(&self, token: &str, first: DeltaDiscoveryRequest) -> Result<Client, Status> {
+        let (requests, receiver) = mpsc::channel(16);
+        requests.send(first).await.unwrap();
+        let mut client = AggregatedDiscoveryServiceClient::new(self.channel(token));
+        let stream = client
+            .delta_aggregated_resources(ReceiverStream::new(receiver))
+            .await?;
+        Ok(Client {
+            requests,
+            responses: stream.into_inner(),
+        })
+    }
+
+    async fn certificate(&self, token: &str, identity: &str) -> Result<IstioCertificateResponse, Status> {
+        let identity_value = text(identity);
+        let request = IstioCertificateRequest {
+            csr: csr(),
+            validity_duration: 3600,
+            metadata: Some(Struct {
+                fields: [("ImpersonatedIdentity".to_owned(), identity_value)].into(),
+            }),
+        };
+        let mut client = IstioCertificateServiceClient::new(self.channel(token));
+        Ok(client.create_certificate(request).await?.into_inner())
+    }
+}
+
+struct Client {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: Streaming<DeltaDiscoveryResponse>,
+}
+
+impl Client {
+    async fn receive(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
+        let message = timeout(PATIENCE, self.responses.message())
+            .await
+            .expect("an answer in time");
+        message.map(|message| message.expect("the stream is open"))
+    }
+
+    async fn answer(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
+        let error_detail = error.map(|message| tulle_proto::rpc_status::Status {
+            code: 3,
+            message: message.to_owned(),
+            details: Vec::new(),
+        });
+        let request = DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            error_detail,
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    /// Expects resources `(name, body)` and removals, and accepts them.
+    async fn expect(&mut self, resources: &[(&str, &[u8])], removed: &[&str]) {
+        let response = self.receive().await.unwrap();
+        let sent = response.resources.iter();
+        let sent = sent.map(|resource| {
+            let any = resource.resource.as_ref().expect("content");
+            assert_eq!(any.type_url, response.type_url);
+            assert_eq!(resource.version.len(), 16);
+            (&*resource.name, &*any.value)
+        });
+        assert_eq!(sent.collect::<Vec<_>>(), resources);
+        assert_eq!(response.removed_resources, removed);
+        self.answer(&response, None).await;
+    }
+}
+
+fn text(text: &str) -> Value {
+    Value {
+        kind: Some(ValueKind::StringValue(text.to_owned())),
+    }
+}
+
+fn first(node: &str, ty: ResourceType) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        node: Some(Node {
+            id: "ztunnel~1.1.1.1~z.istio-system~istio-system.svc.cluster.local".to_owned(),
+            metadata: Some(Struct {
+                fields: [("NODE_NAME".to_owned(), text(node))].into(),
+            }),
+            build_version: "test".to_owned(),
+            ..Node::default()
+        }),
+        type_url: ty.type_url().to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+fn csr() -> String {
+    let params = rcgen::CertificateParams::default();
+    params
+        .serialize_request(&rcgen::KeyPair::generate().unwrap())
+        .unwrap()
+        .pem()
+        .unwrap()
+}
+
+async fn until(what: impl Fn() -> bool) {
+    timeout(PATIENCE, async {
+        while !what() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it comes true in time");
+}
+
+#[tokio::test]
+async fn a_client_follows_additions_changes_and_removals() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    server.set(ResourceType::Address, "a", b"one");
+    let mut client = server
+        .connect(&token, first("n1", ResourceType::Address))
+        .await
+        .unwrap();
+    client.expect(&[("a", b"one")], &[]).await;
+    server.set(ResourceType::Address, "a", b"two");
+    client.expect(&[("a", b"two")], &[]).await;
+    server.set(ResourceType::Address, "b", b"one");
+    client.expect(&[("b", b"one")], &[]).await;
+    server.publish(|snapshot| {
+        let sequence = snapshot.sequence;
+        snapshot.addresses.remove("a", sequence);
+    });
+    client.expect(&[], &["a"]).await;
+    until(|| {
+        server.clients.list(std::time::Instant::now())[0]
+            .types
+            .values()
+            .all(|ty| ty.unacked == 0)
+    })
+    .await;
+    let status = server.clients.list(std::time::Instant::now()).remove(0);
+    let ty = &status.types[ResourceType::Address.type_url()];
+    assert_eq!(
+        (&*status.node, &*status.version, ty.wildcard, ty.acks, ty.nacks),
+        ("n1", "test", true, 4, 0)
+    );
+    assert_eq!(ty.acked, ty.sent);
+}
+
+#[tokio::test]
+async fn a_rejection_shows_in_the_status_and_ends_with_the_next_version() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    server.set(ResourceType::Authorization, "ns/p", b"bad");
+    let mut client = server
+        .connect(&token, first("n1", ResourceType::Authorization))
+        .await
+        .unwrap();
+    let response = client.receive().await.unwrap();
+    client.answer(&response, Some("ns/p: unknown action")).await;
+    let rejections = || {
+        server.clients.list(std::time::Instant::now())[0]
+            .rejections
+            .clone()
+    };
+    until(|| !rejections().is_empty()).await;
+    let rejection = rejections().remove(0);
+    assert_eq!((&*rejection.name, &*rejection.text), ("ns/p", "unknown action"));
+    server.set(ResourceType::Authorization, "ns/p", b"good");
+    client.expect(&[("ns/p", b"good")], &[]).await;
+    until(|| rejections().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_gone_leaves_the_list() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    let mut client = server
+        .connect(&token, first("n1", ResourceType::Address))
+        .await
+        .unwrap();
+    client.expect(&[], &[]).await;
+    assert_eq!(server.clients.len(), 1);
+    drop(client);
+    until(|| server.clients.is_empty()).await;
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_unauthenticated() {
+    let server = Server::start().await;
+    server.tokens.create("n1").unwrap();
+    server.place("n1", WEB);
+    for token in [
+        "nonsense".to_owned(),
+        format!("tulle1.n1.{}", "0".repeat(64)),
+        format!("tulle1.n2.{}", "0".repeat(64)),
+    ] {
+        let refused = server.connect(&token, first("n1", ResourceType::Address)).await;
+        assert_eq!(
+            refused.err().map(|status| status.code()),
+            Some(Code::Unauthenticated),
+            "{token}"
+        );
+        let refused = server.certificate(&token, WEB).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{token}");
+        assert!(refused.details().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_token_does_not_open_another_nodes_stream() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    let mut client = server
+        .connect(&token, first("n2", ResourceType::Address))
+        .await
+        .unwrap();
+    assert_eq!(client.receive().await.unwrap_err().code(), Code::PermissionDenied);
+    let mut nameless = first("n1", ResourceType::Address);
+    nameless.node = None;
+    let mut client = server.connect(&token, nameless).await.unwrap();
+    assert_eq!(client.receive().await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn an_unsynced_server_refuses_streams() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    server.publish(|snapshot| snapshot.synced = false);
+    let refused = server.connect(&token, first("n1", ResourceType::Address)).await;
+    assert_eq!(refused.err().map(|status| status.code()), Some(Code::Unavailable));
+}
+
+#[tokio::test]
+async fn envoys_own_types_end_the_stream() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    let mut request = first("n1", ResourceType::Address);
+    request.type_url = "type.googleapis.com/envoy.config.listener.v3.Listener".to_owned();
+    let mut client = server.connect(&token, request).await.unwrap();
+    assert_eq!(client.receive().await.unwrap_err().code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn requests_of_many_megabytes_are_accepted() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    server.set(ResourceType::Address, "a", b"one");
+    let mut request = first("n1", ResourceType::Address);
+    let held = (0..100_000).map(|n| (format!("held-{n:060}"), format!("{n:016}")));
+    request.initial_resource_versions = held.collect();
+    let mut client = server.connect(&token, request).await.unwrap();
+    let mut removed = 0;
+    while removed < 100_000 {
+        let response = client.receive().await.unwrap();
+        removed += response.removed_resources.len();
+        client.answer(&response, None).await;
+    }
+}
+
+#[tokio::test]
+async fn streams_per_client_are_bounded() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..crate::status::STREAMS_PER_CLIENT_MAX {
+        let mut client = server
+            .connect(&token, first("n1", ResourceType::Address))
+            .await
+            .unwrap();
+        client.expect(&[], &[]).await;
+        clients.push(client);
+    }
+    let mut client = server
+        .connect(&token, first("n1", ResourceType::Address))
+        .await
+        .unwrap();
+    assert_eq!(
+        client.receive().await.unwrap_err().code(),
+        Code::ResourceExhausted
+    );
+}
+
+#[tokio::test]
+async fn a_stream_of_age_is_ended_and_can_be_opened_again() {
+    let options = AdsOptions {
+        age_max: Some(Duration::from_millis(50)),
+        ..AdsOptions::default()
+    };
+    let server = Server::start_with(options, HOLD_MAX_DEFAULT).await;
+    let token = server.tokens.create("n1").unwrap();
+    for _ in 0..2 {
+        let mut client = server
+            .connect(&token, first("n1", ResourceType::Address))
+            .await
+            .unwrap();
+        client.expect(&[], &[]).await;
+        let end = timeout(PATIENCE, client.responses.message())
+            .await
+            .expect("an end in time");
+        assert!(matches!(end, Ok(None)), "{end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_ends_the_streams() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    let mut client = server
+        .connect(&token, first("n1", ResourceType::Address))
+        .await
+        .unwrap();
+    client.expect(&[], &[]).await;
+    server.drain.start(drain::DrainMode::Graceful);
+    let end = timeout(PATIENCE, client.responses.message())
+        .await
+        .expect("an end in time");
+    assert!(matches!(end, Ok(None)), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_placed_identity_gets_its_certificate() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    server.place("n1", WEB);
+    let reply = server.certificate(&token, WEB).await.unwrap();
+    assert_eq!(reply.cert_chain.len(), 2);
+    assert_eq!(reply.cert_chain[1], server.root);
+    let (_, pem) = x509_parser::pem::parse_x509_pem(reply.cert_chain[0].as_bytes()).unwrap();
+    let leaf = pem.parse_x509().unwrap();
+    let names = leaf.subject_alternative_name().unwrap().expect("names").value;
+    assert_eq!(
+        names.general_names,
+        [x509_parser::extensions::GeneralName::URI(WEB)]
+    );
+}
+
+#[tokio::test]
+async fn our_own_ca_client_accepts_the_answer() {
+    use tulle_identity::CaClient as _;
+    use tulle_identity::ca::{GrpcCa, GrpcCaOptions};
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    server.place("n1", WEB);
+    let client = GrpcCa::new(server.channel(&token), GrpcCaOptions::default());
+    let issued = client.fetch(&WEB.parse().unwrap()).await.unwrap();
+    assert_eq!((issued.chain.len(), issued.roots.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_late_placement_is_waited_for() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    let asking = server.certificate(&token, WEB);
+    let placing = async {
+        until(|| server.metrics.held.get() == 1).await;
+        server.place("n1", WEB);
+    };
+    let (reply, ()) = tokio::join!(asking, placing);
+    assert_eq!(reply.unwrap().cert_chain.len(), 2);
+}
+
+#[tokio::test]
+async fn an_identity_of_another_node_or_domain_is_refused_with_its_reason() {
+    let server = Server::start_with(AdsOptions::default(), Duration::from_millis(1)).await;
+    let token = server.tokens.create("n2").unwrap();
+    server.place("n1", WEB);
+    for (identity, reason) in [
+        (WEB, "POD_NOT_ON_NODE"),
+        ("spiffe://cluster.local/ns/shop/sa/nobody", "POD_NOT_ON_NODE"),
+        ("spiffe://other/ns/shop/sa/web", "TRUST_DOMAIN_MISMATCH"),
+        ("web", "IDENTITY_DENIED"),
+    ] {
+        let refused = server.certificate(&token, identity).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{identity}");
+        assert!(refused.message().starts_with(reason), "{}", refused.message());
+        assert!(String::from_utf8_lossy(refused.details()).contains(reason));
+    }
+}
+
+#[test]
+fn names_are_shared_text() {
+    // `Str` crosses threads with the tasks of streams.
+    fn shared<T: Send + Sync>() {}
+    shared::<Str>();
+    shared::<Ads>();
+    shared::<CaService>();
+}
