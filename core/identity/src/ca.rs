@@ -65,3 +65,21 @@ pub enum CaError {
     #[error(transparent)]
     Invalid(#[from] InvalidCertificate),
 }
+
+impl CaError {
+    /// Whether the authority is to blame rather than the request: it may be back at any moment, for everybody.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        use tonic::Code::{Aborted, Cancelled, DeadlineExceeded, Internal, Unavailable, Unknown};
+        match self {
+            Self::Timeout(_) => true,
+            Self::Status { code, .. } => {
+                matches!(
+                    code,
+                    Aborted | Cancelled | DeadlineExceeded | Internal | Unavailable | Unknown
+                )
+            }
+            Self::Request(_) | Self::Chain(_) | Self::Invalid(_) => false,
+        }
+    }
+}

@@ -25,6 +25,7 @@ pub mod acceptor;
 pub mod ca;
 pub mod certificate;
 pub mod channel;
+pub mod clock;
 pub mod csr;
 pub mod manager;
 pub mod metrics;
@@ -37,7 +38,8 @@ pub use acceptor::{Acceptor, AcceptorError, PeerCertificate, PeerInfo, ServerStr
 pub use ca::{CaClient, CaError, CaFuture, GrpcCa, GrpcCaOptions, Impersonation, Issued};
 pub use certificate::{InvalidCertificate, WorkloadCertificate};
 pub use channel::{AuthenticatedChannel, ChannelConfig, ChannelError, RootSource, TokenSource};
-pub use manager::{CertificateError, CertificateState, CertificateSummary, Clock, Options, SecretManager};
+pub use clock::Clock;
+pub use manager::{CertificateError, CertificateState, CertificateSummary, Options, SecretManager};
 pub use metrics::Metrics;
 pub use schedule::Priority;
 pub use tls::{HandshakeError, KeyExchange, PeerError, peer_identity};

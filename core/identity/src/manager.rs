@@ -18,40 +18,12 @@ use tulle_model::reason::Reason;
 
 use crate::ca::{CaClient, CaError};
 use crate::certificate::WorkloadCertificate;
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::schedule::{Now, Priority, Schedule};
 use crate::tls::KeyExchange;
 
 pub use summary::{CertificateState, CertificateSummary};
-
-/// The wall clock, which tests replace.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
-
-impl Clock {
-    /// The system's clock.
-    #[must_use]
-    pub fn system() -> Self {
-        Self::from_fn(SystemTime::now)
-    }
-
-    /// A clock that asks `now`.
-    pub fn from_fn(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    /// What time it is.
-    #[must_use]
-    pub fn now(&self) -> SystemTime {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clock")
-    }
-}
 
 /// How the store behaves.
 #[derive(Debug, Clone)]
@@ -83,7 +55,7 @@ pub enum CertificateError {
         /// Whose certificate.
         identity: Identity,
         /// What the last attempt ended with.
-        last: Option<CaError>,
+        last: Option<Arc<CaError>>,
     },
     /// The last one has expired and could not be renewed.
     #[error("the certificate of {identity} expired{}", because(.last))]
@@ -91,11 +63,11 @@ pub enum CertificateError {
         /// Whose certificate.
         identity: Identity,
         /// What the last attempt ended with.
-        last: Option<CaError>,
+        last: Option<Arc<CaError>>,
     },
 }
 
-fn because(last: &Option<CaError>) -> String {
+fn because(last: &Option<Arc<CaError>>) -> String {
     last.as_ref()
         .map(|error| format!("; last attempt: {error}"))
         .unwrap_or_default()
@@ -149,7 +121,7 @@ struct State {
 struct Slot {
     current: Option<Arc<WorkloadCertificate>>,
     /// How the last attempt failed, if it did.
-    last: Option<CaError>,
+    last: Option<Arc<CaError>>,
     /// An attempt ended, either way.
     ended: Arc<Notify>,
 }
@@ -262,6 +234,13 @@ impl SecretManager {
             shared.metrics.forgotten(identity);
             shared.wake.notify_one();
         }
+    }
+
+    /// How long all local workloads could go on if no certificate were issued any more. None without any.
+    #[must_use]
+    pub fn outage_budget(&self) -> Option<Duration> {
+        let now = self.shared().options.clock.now();
+        self.shared().state.lock().schedule.first_expiry(now)
     }
 
     /// What is held, for dumps, by identity.

@@ -1,6 +1,6 @@
 //! What the certificate store reports about itself.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -14,6 +14,7 @@ use tulle_runtime::metrics::Registry;
 pub struct Metrics {
     not_after: Family<OfIdentity, Gauge>,
     fetches: Family<Outcome, Counter>,
+    outage_budget: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -32,7 +33,9 @@ impl Metrics {
     pub fn register(registry: &Registry) -> Self {
         let not_after = "When the certificate in use expires, as a Unix timestamp";
         let fetches = "Requests to the certificate authority, by result";
+        let budget = "How long all local workloads could go on if no certificate were issued any more";
         Self {
+            outage_budget: registry.register("tulle_ca_outage_budget_seconds", budget, Gauge::default()),
             not_after: registry.register("tulle_cert_not_after_seconds", not_after, Family::default()),
             fetches: registry.register("tulle_cert_fetches", fetches, Family::default()),
         }
@@ -48,6 +51,11 @@ impl Metrics {
 
     pub(crate) fn failed(&self) {
         self.fetches.get_or_create(&Outcome { result: "failed" }).inc();
+    }
+
+    pub(crate) fn outage_budget(&self, left: Option<Duration>) {
+        let seconds = left.unwrap_or_default().as_secs();
+        self.outage_budget.set(seconds.try_into().unwrap_or(i64::MAX));
     }
 
     pub(crate) fn forgotten(&self, identity: &Identity) {

@@ -21,6 +21,10 @@ pub const IDENTITIES_MAX: usize = 16_384;
 pub const RETRY_MIN: Duration = Duration::from_millis(500);
 /// Longest pause.
 pub const RETRY_MAX: Duration = Duration::from_secs(150);
+/// Pause between attempts, of all identities together, while connections wait for an authority that is away.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause between two renewals, so that a node does not flood an authority that just came back.
+pub const RENEWAL_SPACING: Duration = Duration::from_millis(25);
 /// Pauses vary by this part, so that a node's requests do not come together.
 const RETRY_JITTER: f64 = 0.2;
 /// Renewals vary by this part.
@@ -35,6 +39,15 @@ pub enum Priority {
     First,
     /// One exists and gets old.
     Renewal,
+}
+
+/// Whose fault a failed attempt was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The authority did not answer. Once it does for anybody, all others try again.
+    Outage,
+    /// It answered, and refused this identity.
+    Refusal,
 }
 
 /// Both clocks: certificates live by the wall clock, pauses by the one that nobody can set.
@@ -52,6 +65,8 @@ pub struct Schedule {
     entries: HashMap<Identity, Entry>,
     fetching: usize,
     arrivals: u64,
+    last_start: Option<Instant>,
+    last_renewal: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +80,8 @@ struct Entry {
     fetching: bool,
     failures: u32,
     retry_at: Option<Instant>,
+    /// The pause is the authority's fault.
+    outage: bool,
     held: Option<Held>,
     /// Order of arrival; first come, first served within a priority.
     arrival: u64,
@@ -85,20 +102,17 @@ enum Due {
 }
 
 impl Entry {
-    fn due(&self, now: Now) -> Due {
-        let wanted = if self.fetching {
-            Due::Never
-        } else {
-            self.wanted(now.wall)
+    /// How long nothing may be asked for it. While a connection waits for an authority that is away, that is
+    /// not longer than the pause between probes.
+    fn pause(&self, now: Now, last_start: Option<Instant>) -> Duration {
+        let left = |at: Option<Instant>| {
+            at.map(|at| at.saturating_duration_since(now.monotonic))
+                .unwrap_or_default()
         };
-        let pause = self
-            .retry_at
-            .map(|at| at.saturating_duration_since(now.monotonic))
-            .unwrap_or_default();
-        match wanted {
-            Due::Now(_) if pause > Duration::ZERO => Due::In(pause),
-            Due::In(later) => Due::In(later.max(pause)),
-            wanted => wanted,
+        let own = left(self.retry_at);
+        match self.most_urgent_waiter() {
+            Some(Priority::Waiting) if self.outage => own.min(left(last_start.map(|at| at + PROBE_INTERVAL))),
+            _ => own,
         }
     }
 
@@ -140,6 +154,23 @@ impl Entry {
 }
 
 impl Schedule {
+    fn due(&self, entry: &Entry, now: Now) -> Due {
+        let wanted = if entry.fetching {
+            Due::Never
+        } else {
+            entry.wanted(now.wall)
+        };
+        let mut pause = entry.pause(now, self.last_start);
+        if let (Due::Now(Priority::Renewal), Some(last)) = (wanted, self.last_renewal) {
+            pause = pause.max((last + RENEWAL_SPACING).saturating_duration_since(now.monotonic));
+        }
+        match wanted {
+            Due::Now(_) if pause > Duration::ZERO => Due::In(pause),
+            Due::In(later) => Due::In(later.max(pause)),
+            wanted => wanted,
+        }
+    }
+
     fn entry(&mut self, identity: &Identity) -> &mut Entry {
         self.arrivals += 1;
         let new = Entry {
@@ -200,7 +231,7 @@ impl Schedule {
         let due = self
             .entries
             .iter()
-            .filter_map(|(identity, entry)| match entry.due(now) {
+            .filter_map(|(identity, entry)| match self.due(entry, now) {
                 Due::Now(priority) => Some((priority, entry.arrival, identity)),
                 _ => None,
             });
@@ -208,11 +239,16 @@ impl Schedule {
         let identity = identity.clone();
         self.entry(&identity).fetching = true;
         self.fetching += 1;
+        self.last_start = Some(now.monotonic);
+        if priority == Priority::Renewal {
+            self.last_renewal = Some(now.monotonic);
+        }
         Some((identity, priority))
     }
 
     /// A certificate came. `random` is in -1..=1. Says whether it is still wanted.
     pub fn fetched(&mut self, identity: &Identity, not_after: SystemTime, random: f64, now: Now) -> bool {
+        self.end_outage();
         let Some(entry) = self.finish(identity) else {
             return false;
         };
@@ -230,10 +266,23 @@ impl Schedule {
     }
 
     /// An attempt failed. `random` is in -1..=1.
-    pub fn failed(&mut self, identity: &Identity, random: f64, now: Now) {
+    pub fn failed(&mut self, identity: &Identity, failure: Failure, random: f64, now: Now) {
+        if failure == Failure::Refusal {
+            self.end_outage();
+        }
         if let Some(entry) = self.finish(identity) {
+            entry.outage = failure == Failure::Outage;
             entry.retry_at = Some(now.monotonic + pause(entry.failures, random));
             entry.failures = entry.failures.saturating_add(1);
+        }
+    }
+
+    /// The authority answers again: nobody waits longer because it did not.
+    fn end_outage(&mut self) {
+        for entry in self.entries.values_mut().filter(|entry| entry.outage) {
+            entry.outage = false;
+            entry.failures = 0;
+            entry.retry_at = None;
         }
     }
 
@@ -248,17 +297,20 @@ impl Schedule {
     #[must_use]
     pub fn pause_left(&self, identity: &Identity, now: Now) -> Option<Duration> {
         let entry = self.entries.get(identity).filter(|entry| !entry.fetching)?;
-        let left = entry.retry_at?.saturating_duration_since(now.monotonic);
+        let left = entry.pause(now, self.last_start);
         (left > Duration::ZERO).then_some(left)
     }
 
     /// How long until something becomes due by itself.
     #[must_use]
     pub fn wake_in(&self, now: Now) -> Option<Duration> {
-        let waits = self.entries.values().filter_map(|entry| match entry.due(now) {
-            Due::In(later) => Some(later),
-            Due::Now(_) | Due::Never => None,
-        });
+        let waits = self
+            .entries
+            .values()
+            .filter_map(|entry| match self.due(entry, now) {
+                Due::In(later) => Some(later),
+                Due::Now(_) | Due::Never => None,
+            });
         waits.min()
     }
 
@@ -279,6 +331,17 @@ impl Schedule {
             Some(entry) => (entry.held.map(|held| held.renew_at), entry.retained),
             None => (None, 0),
         }
+    }
+
+    /// How long until the first certificate of a local workload expires.
+    #[must_use]
+    pub fn first_expiry(&self, wall: SystemTime) -> Option<Duration> {
+        let retained = self.entries.values().filter(|entry| entry.retained > 0);
+        let left = |held: Option<Held>| {
+            held.map(|held| held.not_after.duration_since(wall).unwrap_or_default())
+                .unwrap_or_default()
+        };
+        retained.map(|entry| left(entry.held)).min()
     }
 
     /// Every identity that is kept track of.

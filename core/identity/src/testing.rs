@@ -15,7 +15,7 @@ use crate::certificate::WorkloadCertificate;
 use crate::tls::KeyExchange;
 
 pub use crate::ca::FakeCa;
-pub use crate::manager::Clock;
+pub use crate::clock::Clock;
 
 /// How long certificates are valid unless said otherwise.
 pub const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -39,7 +39,11 @@ pub fn shared_ca() -> &'static TestCa {
 
 /// A self-signed authority. Two of them do not trust each other.
 pub struct TestCa {
-    root: CertifiedIssuer<'static, KeyPair>,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    /// The issuer's certificate and those above it, without the root.
+    intermediates: Vec<CertificateDer<'static>>,
+    /// The root, if the issuer is not the root itself.
+    above: Option<CertificateDer<'static>>,
 }
 
 impl std::fmt::Debug for TestCa {
@@ -58,27 +62,45 @@ impl TestCa {
     /// Makes a new root.
     #[must_use]
     pub fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, "tulle test");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let root = CertifiedIssuer::self_signed(params, key()).expect("the root's parameters are complete");
-        Self { root }
+        let root = CertifiedIssuer::self_signed(authority("tulle test"), key());
+        let issuer = root.expect("the root's parameters are complete");
+        Self {
+            issuer,
+            intermediates: Vec::new(),
+            above: None,
+        }
+    }
+
+    /// An authority under this one, with parameters that `edit` may change.
+    #[must_use]
+    pub fn intermediate(&self, edit: impl FnOnce(&mut CertificateParams)) -> Self {
+        let mut params = authority("tulle test intermediate");
+        edit(&mut params);
+        let issuer = CertifiedIssuer::signed_by(params, key(), &self.issuer);
+        let issuer = issuer.expect("the intermediate's parameters are complete");
+        let mut intermediates = vec![issuer.der().clone()];
+        intermediates.extend(self.intermediates.iter().cloned());
+        Self {
+            issuer,
+            intermediates,
+            above: Some(self.root_der()),
+        }
     }
 
     /// The root, as a file of roots would hold it.
+    ///
+    /// # Panics
+    /// For an intermediate.
     #[must_use]
     pub fn root_pem(&self) -> String {
-        self.root.pem()
+        assert!(self.above.is_none(), "an intermediate is no root");
+        self.issuer.pem()
     }
 
     /// The root.
     #[must_use]
     pub fn root_der(&self) -> CertificateDer<'static> {
-        self.root.der().clone()
+        self.above.as_ref().unwrap_or_else(|| self.issuer.der()).clone()
     }
 
     /// Issues for `identity`, valid from a little before `now` until `lifetime` after it.
@@ -95,11 +117,13 @@ impl TestCa {
     pub fn issue_as(&self, params: CertificateParams) -> Issued {
         let key = key();
         let leaf = params
-            .signed_by(&key, &self.root)
+            .signed_by(&key, &self.issuer)
             .expect("the leaf's parameters are complete");
+        let mut chain = vec![leaf.der().clone()];
+        chain.extend(self.intermediates.iter().cloned());
         Issued {
             key: key.into(),
-            chain: vec![leaf.der().clone()],
+            chain,
             roots: vec![self.root_der()],
         }
     }
@@ -108,7 +132,7 @@ impl TestCa {
     #[must_use]
     pub fn sign(&self, request: &str, params: CertificateParams) -> String {
         let request = CertificateSigningRequestParams::from_pem(request).expect("the request can be read");
-        let leaf = params.signed_by(&request.public_key, &self.root);
+        let leaf = params.signed_by(&request.public_key, &self.issuer);
         leaf.expect("the leaf's parameters are complete").pem()
     }
 
@@ -129,7 +153,7 @@ impl TestCa {
         let params = leaf(named.subject_alt_names);
         let key = key();
         let leaf = params
-            .signed_by(&key, &self.root)
+            .signed_by(&key, &self.issuer)
             .expect("the leaf's parameters are complete");
         (leaf.pem(), key.serialize_pem())
     }
@@ -157,6 +181,15 @@ pub fn leaf(names: impl IntoIterator<Item = SanType>) -> CertificateParams {
 #[must_use]
 pub fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().expect("URI names are ASCII"))
+}
+
+fn authority(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 fn key() -> KeyPair {

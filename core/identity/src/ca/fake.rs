@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tulle_model::identity::Identity;
 
 use super::{CaClient, CaError, CaFuture};
-use crate::manager::Clock;
+use crate::clock::Clock;
 use crate::testing::TestCa;
 
 /// A cheap handle on the authority; clones share what was asked and how to answer.
@@ -57,13 +57,22 @@ impl FakeCa {
         self.script.lock().delay = delay;
     }
 
-    /// Refuses from now on, or answers again.
-    pub fn set_failing(&self, failing: bool) {
-        let error = CaError::Status {
-            code: tonic::Code::Unavailable,
-            message: "out for lunch".to_owned(),
+    /// Cannot be reached from now on, or can again.
+    pub fn set_away(&self, away: bool) {
+        self.set_failure(away.then_some((tonic::Code::Unavailable, "out for lunch")));
+    }
+
+    /// Refuses from now on, or issues again.
+    pub fn set_refusing(&self, refusing: bool) {
+        self.set_failure(refusing.then_some((tonic::Code::PermissionDenied, "not on this node")));
+    }
+
+    fn set_failure(&self, failure: Option<(tonic::Code, &str)>) {
+        let error = |(code, message): (_, &str)| CaError::Status {
+            code,
+            message: message.to_owned(),
         };
-        self.script.lock().failure = failing.then_some(error);
+        self.script.lock().failure = failure.map(error);
     }
 
     /// Whom certificates were asked for, in order.

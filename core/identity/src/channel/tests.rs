@@ -53,10 +53,6 @@ impl IstioCertificateService for Service {
                 .and_then(|it| it.to_str().ok())
                 .map(str::to_owned)
         };
-        let peer = request
-            .extensions()
-            .get::<PeerInfo>()
-            .and_then(|info| info.certificate.clone());
         if let Some(peer) = request.extensions().get::<PeerInfo>() {
             assert!(peer.remote.is_some() && peer.certificate.is_none());
         }

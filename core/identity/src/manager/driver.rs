@@ -10,6 +10,7 @@ use tulle_model::identity::Identity;
 use super::Shared;
 use crate::ca::CaError;
 use crate::certificate::WorkloadCertificate;
+use crate::schedule::Failure;
 
 /// Longest sleep. The wall clock may be set, and what is due is looked at again.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
@@ -42,6 +43,9 @@ fn plan(shared: &Shared) -> (Vec<Identity>, Duration) {
         tracing::debug!(%identity, ?priority, "asking for a certificate");
         due.push(identity);
     }
+    shared
+        .metrics
+        .outage_budget(state.schedule.first_expiry(now.wall));
     (
         due,
         state.schedule.wake_in(now).unwrap_or(SLEEP_MAX).min(SLEEP_MAX),
@@ -106,9 +110,13 @@ impl Attempt {
         let now = self.shared.now();
         self.shared.metrics.failed();
         let mut state = self.shared.state.lock();
-        state.schedule.failed(&self.identity, random(), now);
+        let failure = match &error {
+            Some(error) if error.is_outage() => Failure::Outage,
+            _ => Failure::Refusal,
+        };
+        state.schedule.failed(&self.identity, failure, random(), now);
         let slot = state.slots.entry(self.identity.clone()).or_default();
-        slot.last = error;
+        slot.last = error.map(Arc::new);
         slot.ended.notify_waiters();
     }
 }

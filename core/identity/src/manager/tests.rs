@@ -81,10 +81,10 @@ async fn waiting_ends_after_five_seconds_as_unavailable() {
 #[tokio::test(start_paused = true)]
 async fn a_waiter_outlasts_short_pauses() {
     let world = world();
-    world.ca.set_failing(true);
+    world.ca.set_away(true);
     let recovers = async {
         pass(Duration::from_secs(1)).await;
-        world.ca.set_failing(false);
+        world.ca.set_away(false);
     };
     let web = id("web");
     let (fetched, ()) = tokio::join!(world.secrets.fetch(&web, Priority::Waiting), recovers);
@@ -92,9 +92,9 @@ async fn a_waiter_outlasts_short_pauses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_pause_fails_the_waiter_at_once_and_says_why() {
+async fn a_long_pause_after_refusals_fails_the_waiter_at_once_and_says_why() {
     let world = world();
-    world.ca.set_failing(true);
+    world.ca.set_refusing(true);
     world.secrets.retain(&id("web"));
     pass(Duration::from_secs(90)).await;
     let start = Instant::now();
@@ -104,13 +104,34 @@ async fn a_long_pause_fails_the_waiter_at_once_and_says_why() {
         .await
         .unwrap_err();
     assert_eq!(start.elapsed(), Duration::ZERO);
-    assert!(error.to_string().contains("out for lunch"), "{error}");
+    assert!(error.to_string().contains("not on this node"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_notice_within_two_seconds_that_the_authority_is_back() {
+    let world = world();
+    world.ca.set_away(true);
+    world.secrets.retain(&id("web"));
+    (0..100).for_each(|n| world.secrets.retain(&id(&format!("other{n}"))));
+    pass(HOUR).await;
+    world.ca.set_away(false);
+    let start = Instant::now();
+    world.secrets.fetch(&id("web"), Priority::Waiting).await.unwrap();
+    assert!(start.elapsed() <= Duration::from_secs(2));
+    pass(Duration::from_secs(1)).await;
+    assert!(
+        world
+            .secrets
+            .list()
+            .iter()
+            .all(|line| line.state == CertificateState::Valid)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn retries_slow_down_while_the_authority_is_away() {
     let world = world();
-    world.ca.set_failing(true);
+    world.ca.set_away(true);
     world.secrets.retain(&id("web"));
     pass(HOUR).await;
     let asked = world.ca.asked().len();
@@ -159,7 +180,7 @@ async fn a_valid_certificate_is_used_until_it_expires_and_not_beyond() {
     let world = world();
     world.secrets.retain(&id("web"));
     settle().await;
-    world.ca.set_failing(true);
+    world.ca.set_away(true);
     pass(DAY - HOUR).await;
     world.secrets.fetch(&id("web"), Priority::Waiting).await.unwrap();
     pass(HOUR + Duration::from_secs(1)).await;
@@ -170,7 +191,7 @@ async fn a_valid_certificate_is_used_until_it_expires_and_not_beyond() {
         .await
         .unwrap_err();
     assert_eq!(error.reason(), Reason::CertExpired);
-    world.ca.set_failing(false);
+    world.ca.set_away(false);
     pass(Duration::from_secs(151)).await;
     world.secrets.fetch(&id("web"), Priority::Waiting).await.unwrap();
 }

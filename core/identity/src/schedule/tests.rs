@@ -81,7 +81,7 @@ fn eight_are_under_way_at_once() {
     let first = drain(&mut schedule, now);
     assert_eq!(first.len(), FETCHES_MAX);
     schedule.fetched(&first[0].0, now.wall + DAY, 0.0, now);
-    schedule.failed(&first[1].0, 0.0, now);
+    schedule.failed(&first[1].0, Failure::Refusal, 0.0, now);
     assert_eq!(drain(&mut schedule, now).len(), 2);
 }
 
@@ -122,7 +122,7 @@ fn pauses_double_up_to_150_seconds() {
     let mut at = now;
     for _ in 0..12 {
         schedule.next(at).unwrap();
-        schedule.failed(&id("web"), 0.0, at);
+        schedule.failed(&id("web"), Failure::Refusal, 0.0, at);
         let pause = schedule.wake_in(at).unwrap();
         assert_eq!(schedule.next(after(at, pause - Duration::from_millis(1))), None);
         pauses.push(pause.as_millis());
@@ -150,14 +150,14 @@ fn success_forgets_earlier_failures() {
     for _ in 0..5 {
         let at = after(now, DAY);
         schedule.next(at).unwrap();
-        schedule.failed(&id("web"), 0.0, now);
+        schedule.failed(&id("web"), Failure::Refusal, 0.0, now);
     }
     let at = after(now, DAY);
     schedule.next(at).unwrap();
     schedule.fetched(&id("web"), at.wall + DAY, 0.0, at);
     let later = after(at, DAY);
     schedule.next(later).unwrap();
-    schedule.failed(&id("web"), 0.0, later);
+    schedule.failed(&id("web"), Failure::Refusal, 0.0, later);
     assert_eq!(schedule.pause_left(&id("web"), later), Some(RETRY_MIN));
 }
 
@@ -175,7 +175,7 @@ fn setting_the_wall_clock_back_does_not_lengthen_a_pause() {
     let mut schedule = Schedule::default();
     schedule.retain(&id("web"));
     schedule.next(now).unwrap();
-    schedule.failed(&id("web"), 0.0, now);
+    schedule.failed(&id("web"), Failure::Refusal, 0.0, now);
     let later = Now {
         wall: now.wall - DAY,
         monotonic: now.monotonic + RETRY_MIN,
@@ -248,7 +248,7 @@ fn a_pause_outlives_its_waiters() {
     schedule.touch(&id("web"));
     schedule.wait(&id("web"), Priority::Waiting);
     schedule.next(now).unwrap();
-    schedule.failed(&id("web"), 0.0, now);
+    schedule.failed(&id("web"), Failure::Refusal, 0.0, now);
     schedule.leave(&id("web"), Priority::Waiting);
     assert_eq!(schedule.sweep(now), []);
     assert_eq!(schedule.sweep(after(now, RETRY_MIN)), [id("web")]);
@@ -260,4 +260,92 @@ fn strangers_beyond_the_bound_are_not_cared_for() {
     (0..IDENTITIES_MAX).for_each(|n| assert!(schedule.touch(&id(&format!("w{n}")))));
     assert!(!schedule.touch(&id("one-more")));
     assert!(schedule.touch(&id("w0")), "known ones still are");
+}
+
+#[test]
+fn one_answer_ends_the_outage_for_all() {
+    let now = start();
+    let mut schedule = Schedule::default();
+    ["a", "b", "c"].iter().for_each(|name| schedule.retain(&id(name)));
+    drain(&mut schedule, now);
+    schedule.failed(&id("a"), Failure::Outage, 0.0, now);
+    assert_eq!(schedule.next(now), None);
+    schedule.failed(&id("b"), Failure::Refusal, 0.0, now);
+    assert_eq!(
+        drain(&mut schedule, now),
+        [(id("a"), Priority::First)],
+        "a refusal is an answer"
+    );
+    schedule.failed(&id("a"), Failure::Outage, 0.0, now);
+    schedule.fetched(&id("c"), now.wall + DAY, 0.0, now);
+    assert_eq!(
+        drain(&mut schedule, now),
+        [(id("a"), Priority::First)],
+        "the refused one still pauses"
+    );
+}
+
+/// A schedule in which two identities have failed so often that their pauses are long.
+fn long_outage(failure: Failure, now: Now) -> Schedule {
+    let mut schedule = Schedule::default();
+    for name in ["a", "b"] {
+        schedule.retain(&id(name));
+        schedule.next(now).unwrap();
+        schedule.failed(&id(name), failure, 0.0, now);
+        schedule.entry(&id(name)).retry_at = Some(now.monotonic + RETRY_MAX);
+    }
+    schedule
+}
+
+#[test]
+fn connections_waiting_for_an_absent_authority_probe_it_once_a_second() {
+    let now = start();
+    let mut schedule = long_outage(Failure::Outage, now);
+    ["a", "b"]
+        .iter()
+        .for_each(|name| schedule.wait(&id(name), Priority::Waiting));
+    assert_eq!(schedule.next(now), None);
+    assert_eq!(schedule.wake_in(now), Some(PROBE_INTERVAL));
+    assert_eq!(schedule.pause_left(&id("a"), now), Some(PROBE_INTERVAL));
+    let later = after(now, PROBE_INTERVAL);
+    assert_eq!(drain(&mut schedule, later).len(), 1, "one probe for all");
+}
+
+#[test]
+fn waiting_does_not_shorten_the_pause_of_a_refused_identity() {
+    let now = start();
+    let mut schedule = long_outage(Failure::Refusal, now);
+    schedule.wait(&id("a"), Priority::Waiting);
+    assert_eq!(schedule.next(after(now, PROBE_INTERVAL * 2)), None);
+    assert_eq!(schedule.pause_left(&id("a"), now), Some(RETRY_MAX));
+}
+
+#[test]
+fn renewals_do_not_flood_the_authority() {
+    let now = start();
+    let mut schedule = Schedule::default();
+    (0..5).for_each(|n| schedule.retain(&id(&format!("w{n}"))));
+    for (identity, _) in drain(&mut schedule, now) {
+        schedule.fetched(&identity, now.wall + DAY, 0.0, now);
+    }
+    let half = after(now, DAY / 2);
+    assert_eq!(drain(&mut schedule, half).len(), 1);
+    assert_eq!(schedule.wake_in(half), Some(RENEWAL_SPACING));
+    assert_eq!(drain(&mut schedule, after(half, RENEWAL_SPACING)).len(), 1);
+}
+
+#[test]
+fn the_budget_is_the_first_expiry_of_a_local_workload() {
+    let now = start();
+    let mut schedule = holding("web", now);
+    assert_eq!(schedule.first_expiry(now.wall), Some(DAY));
+    schedule.touch(&id("stranger"));
+    assert_eq!(schedule.first_expiry(now.wall + HOUR), Some(DAY - HOUR));
+    schedule.retain(&id("new"));
+    assert_eq!(
+        schedule.first_expiry(now.wall),
+        Some(Duration::ZERO),
+        "it has none at all"
+    );
+    assert_eq!(Schedule::default().first_expiry(now.wall), None);
 }

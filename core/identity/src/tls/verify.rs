@@ -15,6 +15,8 @@ use tulle_model::reason::Reason;
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+/// Tag of an otherName within a GeneralName.
+const TAG_OTHER: u32 = 0;
 /// Tag of a uniformResourceIdentifier within a GeneralName.
 const TAG_URI: u32 = 6;
 
@@ -33,6 +35,9 @@ pub enum PeerError {
     /// The leaf has several URI names, so it is not clear who the peer is.
     #[error("the peer's certificate has {0} URI names instead of one")]
     SeveralUriNames(usize),
+    /// The leaf has a name of a form that nobody here can judge.
+    #[error("the peer's certificate has an otherName, which no workload has")]
+    OtherName,
     /// The URI name is no workload identity.
     #[error("the peer's URI name `{0}` is no workload identity")]
     NotAnIdentity(String),
@@ -64,6 +69,7 @@ impl PeerError {
             | Self::Malformed
             | Self::NoUriName
             | Self::SeveralUriNames(_)
+            | Self::OtherName
             | Self::NotAnIdentity(_) => Reason::TlsFailed,
         }
     }
@@ -93,12 +99,14 @@ pub fn peer_identity(presented: &[CertificateDer<'_>]) -> Result<Identity, PeerE
     names(leaf)?.identity()
 }
 
-/// The URI names of a certificate, readable or not.
+/// The names of a certificate, as far as they matter.
 pub(crate) struct Names {
+    /// Readable or not.
     uris: Vec<String>,
+    other: bool,
 }
 
-/// Reads the subject alternative names; only URIs matter, DNS names are ignored.
+/// Reads the subject alternative names; DNS names and addresses are ignored.
 pub(crate) fn names(leaf: &CertificateDer<'_>) -> Result<Names, PeerError> {
     let (rest, parsed) = X509Certificate::from_der(leaf).map_err(|_| PeerError::Malformed)?;
     if !rest.is_empty() {
@@ -110,21 +118,30 @@ pub(crate) fn names(leaf: &CertificateDer<'_>) -> Result<Names, PeerError> {
     let all = extension
         .map(|extension| extension.value.general_names.as_slice())
         .unwrap_or_default();
-    let uris = all.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
-        // One that cannot be read still counts: it must not hide beside a readable one.
-        GeneralName::Invalid(tag, bytes) if tag.0 == TAG_URI => {
-            Some(String::from_utf8_lossy(bytes).into_owned())
+    let mut names = Names {
+        uris: Vec::new(),
+        other: false,
+    };
+    for name in all {
+        match name {
+            GeneralName::URI(uri) => names.uris.push((*uri).to_owned()),
+            // One that cannot be read still counts: it must not hide beside a readable one.
+            GeneralName::Invalid(tag, bytes) if tag.0 == TAG_URI => {
+                names.uris.push(String::from_utf8_lossy(bytes).into_owned());
+            }
+            GeneralName::OtherName(..) => names.other = true,
+            GeneralName::Invalid(tag, _) if tag.0 == TAG_OTHER => names.other = true,
+            _ => {}
         }
-        _ => None,
-    });
-    Ok(Names { uris: uris.collect() })
+    }
+    Ok(names)
 }
 
 impl Names {
     /// The single URI name.
     pub(crate) fn uri(&self) -> Result<&str, PeerError> {
         match &self.uris[..] {
+            _ if self.other => Err(PeerError::OtherName),
             [] => Err(PeerError::NoUriName),
             [uri] => Ok(uri),
             several => Err(PeerError::SeveralUriNames(several.len())),
