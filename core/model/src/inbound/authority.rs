@@ -100,8 +100,8 @@ fn parse_address(host: &str) -> Option<IpAddr> {
     }
 }
 
-/// Labels of letters, digits, hyphens and underscores; the last is not a number, so no odd form of an IPv4
-/// address passes for a name.
+/// Labels of letters, digits, hyphens and underscores; the last is not a number, decimal or hexadecimal, so no
+/// odd form of an IPv4 address passes for a name.
 fn is_hostname(host: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
@@ -113,7 +113,7 @@ fn is_hostname(host: &str) -> bool {
             && !label.ends_with('-')
     };
     let last = host.rsplit('.').next().unwrap_or_default();
-    host.len() <= HOSTNAME_LENGTH_MAX
-        && host.split('.').all(label)
-        && !last.bytes().all(|byte| byte.is_ascii_digit())
+    let is_number =
+        last.bytes().all(|byte| byte.is_ascii_digit()) || last.to_ascii_lowercase().starts_with("0x");
+    host.len() <= HOSTNAME_LENGTH_MAX && host.split('.').all(label) && !is_number
 }
