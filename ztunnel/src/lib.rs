@@ -1,1 +1,32 @@
 //! The node proxy: captures the traffic of a node's pods and carries it in HBONE tunnels.
+//!
+//! It owns no protocol above CONNECT and works without Kubernetes: which pods to serve comes from the node's agent,
+//! what is known of the mesh from the control plane, certificates from its authority.
+//!
+//! ```text
+//! app ── inpod ── fleet ── proxy ─┬─ outbound: identify → plan → connect ──────────┬─ carry: copy → record
+//!                                 └─ inbound:  authenticate → authorize → connect ─┘
+//! ```
+
+pub mod accept;
+pub mod admin;
+pub mod app;
+pub mod carry;
+pub mod config;
+pub mod connections;
+pub mod dedicated;
+pub mod dial;
+pub mod error;
+pub mod fleet;
+pub mod inbound;
+pub mod inpod;
+pub mod metrics;
+pub mod outbound;
+pub mod plaintext;
+pub mod pod;
+pub mod proxy;
+pub mod record;
+pub mod sockets;
+
+pub use app::{App, run, run_process};
+pub use config::Config;

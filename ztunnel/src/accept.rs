@@ -1,0 +1,98 @@
+//! The accept loop that all listeners share.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tulle_runtime::tasks;
+
+use crate::pod::Pod;
+
+/// Pause after an accept that failed for want of something, such as descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether a pod's listeners accept. Dropping the sender changes nothing.
+#[derive(Debug, Clone)]
+pub struct Accepting {
+    handed_over: watch::Receiver<bool>,
+    own_queue: bool,
+}
+
+impl Accepting {
+    /// Accept until `handed_over` turns true, or the pod drains. With `own_queue` the connections that the kernel
+    /// has queued by then are accepted first; without it they belong to whoever else holds the sockets.
+    #[must_use]
+    pub fn new(handed_over: watch::Receiver<bool>, own_queue: bool) -> Self {
+        Self {
+            handed_over,
+            own_queue,
+        }
+    }
+
+    async fn stopped(&mut self, pod: &Pod) {
+        let handed_over = async {
+            if self
+                .handed_over
+                .wait_for(|handed_over| *handed_over)
+                .await
+                .is_err()
+            {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = handed_over => {}
+            _ = pod.drain.signaled() => {}
+        }
+    }
+}
+
+/// Accepts connections and serves each in a task of its own, until accepting stops.
+pub async fn accept<F>(
+    listener: TcpListener,
+    pod: Arc<Pod>,
+    mut accepting: Accepting,
+    task: &'static str,
+    serve: fn(Arc<Pod>, TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let start = |(stream, peer): (TcpStream, SocketAddr)| {
+        // Guards are waited for by the drain, so take one before the task gets its turn.
+        let guard = pod.drain.guard();
+        let serving = serve(Arc::clone(&pod), stream, tulle_model::network::canonical(peer));
+        tasks::spawn(task, async move {
+            let _guard = guard;
+            serving.await;
+        });
+    };
+    loop {
+        tokio::select! {
+            biased;
+            () = accepting.stopped(&pod) => break,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => start(accepted),
+                Err(error) => pause_after(&error).await,
+            },
+        }
+    }
+    while accepting.own_queue {
+        match listener.accept().now_or_never() {
+            Some(Ok(accepted)) => start(accepted),
+            _ => return,
+        }
+    }
+}
+
+/// A connection that died in the queue is nothing to wait for; a lack of descriptors is.
+async fn pause_after(error: &io::Error) {
+    let gone = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
+    if !gone.contains(&error.kind()) {
+        tracing::warn!(%error, "cannot accept");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}

@@ -1,0 +1,88 @@
+//! Pages for operators and for `tulle`: what is known, what is open, what would happen.
+
+mod dump;
+pub mod explain;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use tokio::sync::Notify;
+use tulle_runtime::admin;
+use tulle_runtime::metrics::Registry;
+use tulle_runtime::ready::Ready;
+use tulle_runtime::telemetry::LogHandle;
+
+use crate::connections::ConnectionDump;
+use crate::fleet::FleetView;
+use crate::plaintext::Caller;
+use crate::pod::Node;
+
+/// What the pages show. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Pages {
+    /// What all pods share.
+    pub node: Arc<Node>,
+    /// The pods.
+    pub fleet: FleetView,
+    /// Readiness.
+    pub ready: Ready,
+    /// Metrics.
+    pub registry: Registry,
+    /// Log levels; `None` where logging is not ours to change.
+    pub log: Option<LogHandle>,
+    /// Notified by `/quitquitquit`.
+    pub quit: Arc<Notify>,
+}
+
+const INDEX: &str = "GET  /config_dump   workloads, services, policies, certificates, pods\n\
+                     GET  /connections   open connections\n\
+                     GET  /plaintext     callers without the mesh, of the last 24 hours\n\
+                     POST /explain       what would happen to a connection\n\
+                     POST /logging       ?level=<filter> or ?reset\n\
+                     POST /quitquitquit  drain and end\n";
+
+impl Pages {
+    /// Pages of the admin port.
+    #[must_use]
+    pub fn admin(&self) -> Router {
+        let pages = Router::new()
+            .route("/", get(|| async { INDEX }))
+            .route("/config_dump", get(dump::config_dump))
+            .route("/connections", get(connections))
+            .route("/plaintext", get(plaintext))
+            .route("/explain", post(explain::answer))
+            .route("/quitquitquit", post(quit))
+            .with_state(self.clone());
+        match &self.log {
+            Some(log) => pages.merge(admin::logging(log)),
+            None => pages,
+        }
+    }
+
+    /// Pages of the unix socket: those, metrics and readiness.
+    #[must_use]
+    pub fn local(&self) -> Router {
+        self.admin()
+            .merge(admin::metrics(&self.registry))
+            .merge(admin::readiness(&self.ready))
+    }
+}
+
+async fn connections(State(pages): State<Pages>) -> Json<Vec<ConnectionDump>> {
+    let mut open = pages.node.connections.list();
+    open.sort_by_key(|live| live.story.started);
+    Json(open.iter().map(|live| ConnectionDump::from(&**live)).collect())
+}
+
+async fn plaintext(State(pages): State<Pages>) -> Json<Vec<Caller>> {
+    Json(pages.node.plaintext.list())
+}
+
+async fn quit(State(pages): State<Pages>) -> impl IntoResponse {
+    pages.quit.notify_one();
+    (StatusCode::OK, "shutdown now\n")
+}

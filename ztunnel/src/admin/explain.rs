@@ -1,0 +1,251 @@
+//! `/explain`: the decisions of a connection that does not exist, by the functions that decide real ones.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use tulle_model::authz::AllowBecause;
+use tulle_model::{Connection, Identity, NetworkAddress, Snapshot, Str, Verdict, Workload};
+
+use super::Pages;
+use crate::config::WorkloadName;
+use crate::error::Error;
+use crate::outbound::plan::{Plan, plan};
+
+/// A connection to explain.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// Only one end; both without it.
+    #[serde(default)]
+    pub direction: Option<Direction>,
+    /// The client, as the control plane names it.
+    #[serde(default)]
+    pub source: Option<Source>,
+    /// The client's identity, where its workload is not known here.
+    #[serde(default)]
+    pub identity: Option<Identity>,
+    /// Where it connects to.
+    pub destination: SocketAddr,
+    /// Where it connects from; by default the source's first address.
+    #[serde(default)]
+    pub source_ip: Option<IpAddr>,
+}
+
+/// Which end decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Where the client's proxy sends it.
+    Outbound,
+    /// Whether the server's proxy lets it pass.
+    Inbound,
+}
+
+/// The client's workload.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    namespace: Str,
+    name: Str,
+    service_account: Str,
+}
+
+/// What would happen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+pub struct Explanation {
+    /// The way the client's proxy takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Way>,
+    /// `allow` or `deny`, where the server is known; absent if the client's proxy refuses already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<&'static str>,
+    /// Code and token, if it is refused.
+    pub reason: Option<String>,
+    /// What the refusal says.
+    pub error: Option<String>,
+    /// The policy that decides, if one does.
+    pub policy: Option<String>,
+    /// Generation of the configuration.
+    pub generation: u64,
+}
+
+/// A way outbound.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+pub struct Way {
+    /// `passthrough`, `plain` or `hbone`.
+    pub kind: &'static str,
+    /// Where TCP goes.
+    pub next_hop: String,
+    /// The workload that answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    /// The service that was addressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// What the tunnel asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
+    /// Who may answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<String>,
+}
+
+pub(super) async fn answer(
+    State(pages): State<Pages>,
+    Json(question): Json<Question>,
+) -> Result<Json<Explanation>, (StatusCode, String)> {
+    let network = &pages.node.config.network;
+    let explanation = explain(&pages.node.mesh.snapshot(), network, &question);
+    explanation
+        .map(Json)
+        .map_err(|error| (StatusCode::NOT_FOUND, format!("{error}\n")))
+}
+
+/// Explains a connection.
+///
+/// # Errors
+/// When the source is not known.
+pub fn explain(snapshot: &Snapshot, network: &Str, question: &Question) -> Result<Explanation, Error> {
+    let source = question
+        .source
+        .as_ref()
+        .map(|source| find(snapshot, source))
+        .transpose()?;
+    let mut explanation = Explanation {
+        generation: snapshot.generation(),
+        ..Explanation::default()
+    };
+    let mut target = (question.destination, true);
+    if let (Some(source), None | Some(Direction::Outbound)) = (&source, question.direction) {
+        // Always the same choice among equals, so that two answers do not differ for no reason.
+        match plan(snapshot, source, question.destination, &mut |_| 0, &[]) {
+            Ok(plan) => {
+                target = target_of(&plan, question.destination);
+                explanation.plan = Some(way(&plan));
+            }
+            Err(error) => {
+                explanation.verdict = Some("deny");
+                explanation.refuse(&error);
+                return Ok(explanation);
+            }
+        }
+    }
+    if question.direction != Some(Direction::Outbound) {
+        judge(
+            snapshot,
+            network,
+            question,
+            source.as_deref(),
+            target,
+            &mut explanation,
+        );
+    }
+    Ok(explanation)
+}
+
+fn find(snapshot: &Snapshot, source: &Source) -> Result<Arc<Workload>, Error> {
+    let Source {
+        namespace,
+        name,
+        service_account,
+    } = source;
+    snapshot
+        .workload_by_name(namespace, name, service_account)
+        .ok_or_else(|| Error::WorkloadUnknown {
+            namespace: namespace.to_string(),
+            name: name.to_string(),
+        })
+}
+
+/// Where the connection arrives, and whether it is by a tunnel.
+fn target_of(plan: &Plan, destination: SocketAddr) -> (SocketAddr, bool) {
+    match plan {
+        Plan::Passthrough(_) => (destination, false),
+        Plan::Plain(endpoint) => (endpoint.dial, false),
+        Plan::Tunnel(endpoint) => (endpoint.authority, true),
+    }
+}
+
+fn way(plan: &Plan) -> Way {
+    let way = Way {
+        kind: match plan {
+            Plan::Passthrough(_) => "passthrough",
+            Plan::Plain(_) => "plain",
+            Plan::Tunnel(_) => "hbone",
+        },
+        next_hop: plan.next_hop().to_string(),
+        ..Way::default()
+    };
+    let Some(endpoint) = plan.endpoint() else {
+        return way;
+    };
+    Way {
+        workload: Some(endpoint.workload.uid.to_string()),
+        service: endpoint.service.as_ref().map(|service| service.key().to_string()),
+        authority: matches!(plan, Plan::Tunnel(_)).then(|| endpoint.authority.to_string()),
+        expected: endpoint.expected.iter().map(ToString::to_string).collect(),
+        ..way
+    }
+}
+
+/// What the server's proxy says; nothing if no workload is known there.
+fn judge(
+    snapshot: &Snapshot,
+    network: &Str,
+    question: &Question,
+    source: Option<&Workload>,
+    (target, tunnelled): (SocketAddr, bool),
+    explanation: &mut Explanation,
+) {
+    let address = NetworkAddress::new(Arc::clone(network), target.ip());
+    let Some(workload) = snapshot.workload_by_address(&address) else {
+        return;
+    };
+    let identity = question
+        .identity
+        .clone()
+        .or_else(|| source.map(Workload::identity));
+    let source_ip = question
+        .source_ip
+        .or_else(|| source.and_then(|source| source.addresses.first().copied()));
+    let connection = Connection {
+        peer: identity.filter(|_| tunnelled),
+        original_source: None,
+        source_ip: source_ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
+        destination: target,
+    };
+    match snapshot.policies_for(&workload).check(&connection) {
+        Verdict::Allow { because } => {
+            explanation.verdict = Some("allow");
+            if let AllowBecause::Policy { policy, .. } = because {
+                explanation.policy = Some(policy.to_string());
+            }
+        }
+        Verdict::Deny { because } => {
+            explanation.verdict = Some("deny");
+            explanation.refuse(&Error::Denied(because));
+        }
+    }
+}
+
+impl Explanation {
+    fn refuse(&mut self, error: &Error) {
+        self.reason = error.reason().map(|reason| reason.to_string());
+        self.error = Some(error.to_string());
+        self.policy = error.policy();
+    }
+}
+
+impl From<&WorkloadName> for Source {
+    fn from(name: &WorkloadName) -> Self {
+        Self {
+            namespace: Arc::clone(&name.namespace),
+            name: Arc::clone(&name.name),
+            service_account: Arc::clone(&name.service_account),
+        }
+    }
+}

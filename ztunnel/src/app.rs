@@ -1,0 +1,496 @@
+//! The process: everything is built here, in order, and ended here.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tulle_identity::ca::{CaClient, GrpcCa, GrpcCaOptions, Impersonation};
+use tulle_identity::{ChannelConfig, ChannelError, KeyExchange, SecretManager, channel};
+use tulle_model::Mesh;
+use tulle_runtime::admin::{self, AdminError, Listen, Listener};
+use tulle_runtime::config::Env;
+use tulle_runtime::drain::{self, DrainTrigger, DrainWatcher};
+use tulle_runtime::exit::Exit;
+use tulle_runtime::metrics::Registry;
+use tulle_runtime::ready::Ready;
+use tulle_runtime::telemetry::{self, LogFormat, LogHandle, TelemetryError};
+use tulle_runtime::{limits, signal, tasks};
+use tulle_xds_client::local::{Local, LocalError, LocalSource};
+use tulle_xds_client::{Client, MeshState, NodeInfo, Options};
+
+use crate::admin::Pages;
+use crate::config::{CertificateAuthority, Config, ControlPlane, LocalXds, ProxyMode};
+use crate::connections::{Connections, run_rejudge};
+use crate::dedicated::Dedicated;
+use crate::fleet::{Fleet, FleetView};
+use crate::inpod;
+use crate::metrics::Metrics;
+use crate::plaintext::Plaintext;
+use crate::pod::Node;
+
+/// How often the bytes of open connections are passed on to their series.
+const PASS_ON: Duration = Duration::from_secs(1);
+
+/// How long the last pages and log lines may take at the end.
+const END_WAIT: Duration = Duration::from_secs(1);
+
+/// Why the process cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A runtime cannot be made.
+    #[error("cannot start threads: {0}")]
+    Runtime(#[source] std::io::Error),
+    /// A page cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The control plane's address, roots or headers cannot be used.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The local configuration cannot be used.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// Logging cannot be set up.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// The listeners of a dedicated proxy cannot be opened.
+    #[error("cannot listen for the workload: {0}")]
+    Listen(#[source] std::io::Error),
+    /// The task that serves pods ended.
+    #[error("the task that serves pods panicked")]
+    Panicked,
+}
+
+/// Runs the node proxy as this process, configured by its environment.
+pub fn run_process(env: &dyn Env) -> Exit {
+    let config = match Config::from_env(env) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return Exit::Usage;
+        }
+    };
+    let format = if config.log.json {
+        LogFormat::Json
+    } else {
+        LogFormat::Text
+    };
+    let log = match telemetry::init(format, &config.log.filter) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("{error}");
+            return Exit::Usage;
+        }
+    };
+    limits::apply();
+    let outcome = run(config, log.clone());
+    if let Err(error) = &outcome {
+        tracing::error!(%error, "the node proxy cannot run");
+    }
+    log.flush();
+    if outcome.is_ok() { Exit::Ok } else { Exit::Failed }
+}
+
+/// Runs until SIGTERM, SIGINT or `/quitquitquit`, and drains.
+///
+/// Two runtimes: this thread serves pages, configuration and certificates; worker threads carry traffic, so that
+/// neither waits for the other.
+///
+/// # Errors
+/// When something that the process needs cannot be had.
+pub fn run(config: Config, log: LogHandle) -> Result<(), Error> {
+    let workers = worker_runtime(config.worker_threads)?;
+    let control = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    let outcome = control.block_on(async {
+        let app = App::start(config, Some(log), None, workers.handle()).await?;
+        let quit = app.quit();
+        let cause = tokio::select! {
+            cause = signal::shutdown() => cause,
+            () = quit.notified() => "/quitquitquit",
+        };
+        tracing::info!(cause, "draining");
+        app.stop().await
+    });
+    workers.shutdown_timeout(END_WAIT);
+    outcome
+}
+
+fn worker_runtime(threads: usize) -> Result<Runtime, Error> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name("ztunnel-worker")
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)
+}
+
+/// A running node proxy.
+#[derive(Debug)]
+pub struct App {
+    node: Arc<Node>,
+    ready: Ready,
+    registry: Registry,
+    drain: DrainTrigger,
+    quit: Arc<Notify>,
+    serving: JoinHandle<usize>,
+    pages: Vec<JoinHandle<()>>,
+    addresses: Addresses,
+}
+
+/// Where the pages of a running process are; with port 0 configured, tests look here.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Addresses {
+    /// Admin on IPv4 loopback.
+    pub admin: Option<SocketAddr>,
+    /// Metrics.
+    pub stats: Option<SocketAddr>,
+    /// Readiness.
+    pub readiness: Option<SocketAddr>,
+}
+
+impl App {
+    /// Builds everything and starts it. Traffic is carried on `workers`; `ca` replaces the configured authority.
+    ///
+    /// # Errors
+    /// When something that the process needs cannot be had.
+    pub async fn start(
+        config: Config,
+        log: Option<LogHandle>,
+        ca: Option<Arc<dyn CaClient>>,
+        workers: &Handle,
+    ) -> Result<Self, Error> {
+        log_effective(&config);
+        let registry = Registry::for_process("ztunnel");
+        let ready = Ready::new();
+        let (drain, watcher) = drain::new();
+        let mesh = MeshState::new(Mesh::new());
+        let ca = ca.map_or_else(|| authority(&config), Ok)?;
+        let node = Arc::new(node(config, &registry, mesh, ca));
+        follow_configuration(&node, &registry, &ready, &watcher)?;
+        workers.spawn_named("rejudge", rejudge(&node));
+        workers.spawn_named("pass-on-bytes", pass_on(Arc::clone(&node), watcher.clone()));
+        let (serving, fleet) = serve_pods(&node, &ready, &watcher, workers).await?;
+        let quit = Arc::new(Notify::new());
+        let pages = Pages {
+            node: Arc::clone(&node),
+            fleet,
+            ready: ready.clone(),
+            registry: registry.clone(),
+            log,
+            quit: Arc::clone(&quit),
+        };
+        let (pages, addresses) = serve_pages(&node.config, &pages, &watcher, workers).await?;
+        Ok(Self {
+            node,
+            ready,
+            registry,
+            drain,
+            quit,
+            serving,
+            pages,
+            addresses,
+        })
+    }
+
+    /// Notified when an operator asks the process to end.
+    #[must_use]
+    pub fn quit(&self) -> Arc<Notify> {
+        Arc::clone(&self.quit)
+    }
+
+    /// What all pods share.
+    #[must_use]
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Whether it is ready, and what it waits for.
+    #[must_use]
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Where its pages are.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Not ready any more; stops accepting, waits for what is open up to the deadline, resets the rest.
+    ///
+    /// # Errors
+    /// When pods were no longer served because of a fault.
+    pub async fn stop(self) -> Result<(), Error> {
+        let draining = self.ready.register("draining");
+        self.drain.start(drain::DrainMode::Graceful);
+        let remaining = self.serving.await.map_err(|_| Error::Panicked)?;
+        tracing::info!(reset = remaining, "drained");
+        self.drain.wait(Duration::ZERO).await;
+        let ended = futures_util::future::join_all(self.pages);
+        // A page that does not end in time ends with the process.
+        let _ = tokio::time::timeout(END_WAIT, ended).await;
+        drop(draining);
+        Ok(())
+    }
+}
+
+/// Spawning on another runtime, still supervised.
+trait SpawnNamed {
+    fn spawn_named<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static;
+}
+
+impl SpawnNamed for Handle {
+    fn spawn_named<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let _inside = self.enter();
+        tasks::spawn(name, future)
+    }
+}
+
+fn log_effective(config: &Config) {
+    let text = serde_json::to_string(config).unwrap_or_else(|error| error.to_string());
+    tracing::info!(
+        version = tulle_runtime::build_info::tag(),
+        config = text,
+        "starting"
+    );
+}
+
+fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClient>) -> Node {
+    let metrics = registry.with(Metrics::register);
+    let key_exchange = if config.post_quantum_only {
+        KeyExchange::PostQuantumOnly
+    } else {
+        KeyExchange::Standard
+    };
+    let options = tulle_identity::Options {
+        key_exchange,
+        ..tulle_identity::Options::default()
+    };
+    Node {
+        secrets: SecretManager::new(ca, options, tulle_identity::Metrics::register(registry)),
+        connections: Connections::new(metrics.clone()),
+        plaintext: Plaintext::default(),
+        metrics,
+        mesh,
+        config,
+    }
+}
+
+fn authority(config: &Config) -> Result<Arc<dyn CaClient>, Error> {
+    let server = match &config.ca {
+        CertificateAuthority::Server(server) => server,
+        #[cfg(feature = "testing")]
+        CertificateAuthority::Fake => return Ok(fake_authority()),
+    };
+    let options = GrpcCaOptions {
+        ttl: config.secret_ttl,
+        impersonation: match config.mode {
+            ProxyMode::Shared => Impersonation::Workload,
+            ProxyMode::Dedicated(_) => Impersonation::Own,
+        },
+        ..GrpcCaOptions::default()
+    };
+    let channel = channel::authenticated(&channel_config(config, server))?;
+    Ok(Arc::new(GrpcCa::new(channel, options)))
+}
+
+#[cfg(feature = "testing")]
+fn fake_authority() -> Arc<dyn CaClient> {
+    use tulle_identity::testing::{Clock, FakeCa, TestCa};
+    Arc::new(FakeCa::new(Arc::new(TestCa::new()), Clock::system()))
+}
+
+fn channel_config(config: &Config, server: &ControlPlane) -> ChannelConfig {
+    ChannelConfig {
+        address: server.address.clone(),
+        root: server.root.clone(),
+        server_name: server.server_name.clone(),
+        token: server.token.clone(),
+        headers: Vec::new(),
+        cluster_id: Some(config.cluster_id.to_string()),
+    }
+}
+
+/// Starts what keeps the mesh up to date: a local source, the control plane, or both.
+fn follow_configuration(
+    node: &Node,
+    registry: &Registry,
+    ready: &Ready,
+    drain: &DrainWatcher,
+) -> Result<(), Error> {
+    let config = &node.config;
+    if let Some(local) = &config.local_xds {
+        let source = match local {
+            LocalXds::Path(path) => LocalSource::File(path.clone()),
+            LocalXds::Text(text) => LocalSource::Text(text.clone()),
+        };
+        let local = Local::load(source, node.mesh.clone())?;
+        tasks::spawn("local-configuration", local.run(drain.clone()));
+    }
+    if let Some(server) = &config.xds {
+        let channel = channel::authenticated(&channel_config(config, server))?;
+        let metrics = tulle_xds_client::Metrics::register(registry, &node.mesh);
+        let client = Client::new(Options::new(node_info(config)), node.mesh.clone(), metrics, ready);
+        tasks::spawn("xds-client", client.run(channel, drain.clone()));
+    }
+    Ok(())
+}
+
+fn node_info(config: &Config) -> NodeInfo {
+    let text = |text: &str| Value::String(text.to_owned());
+    NodeInfo {
+        name: config.process.pod_name.clone(),
+        namespace: config.process.pod_namespace.clone(),
+        node_name: config.node.to_string(),
+        instance_ips: config.process.instance_ip.into_iter().collect(),
+        metadata: [
+            ("CLUSTER_ID".to_owned(), text(&config.cluster_id)),
+            ("NETWORK".to_owned(), text(&config.network)),
+            (
+                "SERVICE_ACCOUNT".to_owned(),
+                text(&config.process.service_account),
+            ),
+        ]
+        .into(),
+        build_version: tulle_runtime::build_info::tag(),
+        ..NodeInfo::default()
+    }
+}
+
+fn rejudge(node: &Node) -> impl Future<Output = ()> + Send + use<> {
+    run_rejudge(
+        node.connections.clone(),
+        node.mesh.clone(),
+        node.config.policy_wait,
+    )
+}
+
+async fn pass_on(node: Arc<Node>, drain: DrainWatcher) {
+    let mut ticks = tokio::time::interval(PASS_ON);
+    loop {
+        ticks.tick().await;
+        node.connections.pass_on();
+        if drain.is_draining() {
+            let open = i64::try_from(node.connections.len()).unwrap_or(i64::MAX);
+            node.metrics.drain_remaining.set(open);
+        }
+    }
+}
+
+/// Starts to serve pods; the task ends, with the number of connections that were cut, when the process drains.
+async fn serve_pods(
+    node: &Arc<Node>,
+    ready: &Ready,
+    drain: &DrainWatcher,
+    workers: &Handle,
+) -> Result<(JoinHandle<usize>, FleetView), Error> {
+    let deadline = node.config.drain_deadline;
+    match node.config.mode.clone() {
+        ProxyMode::Shared => {
+            let fleet = Fleet::new(Arc::clone(node), ready.clone());
+            let view = fleet.view();
+            let snapshot = ready.register("the agent's snapshot");
+            let following = inpod::run(fleet, node.config.inpod.socket.clone(), snapshot, drain.clone());
+            let serving = async move { following.await.drain(deadline).await };
+            Ok((workers.spawn_named("fleet", serving), view))
+        }
+        ProxyMode::Dedicated(name) => {
+            let started = ready.register("proxy");
+            let opening = workers.spawn_named("open-listeners", Dedicated::open(Arc::clone(node), name));
+            let dedicated = opening
+                .await
+                .map_err(|_| Error::Panicked)?
+                .map_err(Error::Listen)?;
+            let serving = dedicated.run(started, drain.clone());
+            Ok((workers.spawn_named("dedicated", serving), FleetView::default()))
+        }
+    }
+}
+
+/// Serves admin, metrics and readiness.
+async fn serve_pages(
+    config: &Config,
+    pages: &Pages,
+    drain: &DrainWatcher,
+    workers: &Handle,
+) -> Result<(Vec<JoinHandle<()>>, Addresses), Error> {
+    let ports = config.process_ports;
+    let mut tasks = Vec::new();
+    let mut addresses = Addresses::default();
+
+    let admin = bind((Ipv4Addr::LOCALHOST, ports.admin).into()).await?;
+    addresses.admin = admin.local_addr();
+    tasks.push(tasks::spawn(
+        "admin",
+        admin::serve(admin, pages.admin(), drain.clone()),
+    ));
+    // A kernel without IPv6 on loopback is no reason not to start; port 0 must not open a second, unknown one.
+    if config.ipv6 && ports.admin != 0 {
+        match bind((Ipv6Addr::LOCALHOST, ports.admin).into()).await {
+            Ok(admin) => tasks.push(tasks::spawn(
+                "admin",
+                admin::serve(admin, pages.admin(), drain.clone()),
+            )),
+            Err(error) => tracing::debug!(%error, "no admin pages over IPv6"),
+        }
+    }
+    let path = config
+        .run_dir
+        .join(format!("ztunnel-{}.sock", socket_name(&config.node)));
+    match Listener::bind(&Listen::Unix(path)).await {
+        Ok(unix) => tasks.push(tasks::spawn(
+            "admin",
+            admin::serve(unix, pages.local(), drain.clone()),
+        )),
+        Err(error) => tracing::warn!(%error, "`tulle` cannot ask this process"),
+    }
+
+    let stats = bind_any(config.ipv6, ports.stats).await?;
+    addresses.stats = stats.local_addr();
+    tasks.push(tasks::spawn(
+        "metrics",
+        admin::serve_open(stats, admin::metrics(&pages.registry), drain.clone()),
+    ));
+
+    let readiness = admin::readiness(&pages.ready);
+    let listener = {
+        let _inside = workers.enter();
+        bind_any(config.ipv6, ports.readiness).await?
+    };
+    addresses.readiness = listener.local_addr();
+    tasks.push(workers.spawn_named("readiness", admin::serve_open(listener, readiness, drain.clone())));
+    Ok((tasks, addresses))
+}
+
+/// A node without a name still has a socket.
+fn socket_name(node: &str) -> &str {
+    if node.is_empty() { "local" } else { node }
+}
+
+async fn bind(address: SocketAddr) -> Result<Listener, AdminError> {
+    Listener::bind(&Listen::Tcp(address)).await
+}
+
+async fn bind_any(ipv6: bool, port: u16) -> Result<Listener, AdminError> {
+    if ipv6 && let Ok(listener) = bind((Ipv6Addr::UNSPECIFIED, port).into()).await {
+        return Ok(listener);
+    }
+    bind((Ipv4Addr::UNSPECIFIED, port).into()).await
+}

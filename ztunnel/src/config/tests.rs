@@ -1,0 +1,126 @@
+use super::*;
+use tulle_runtime::config::MapEnv;
+
+fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let env: MapEnv = variables.iter().copied().collect();
+    Config::from_env(&env)
+}
+
+#[test]
+fn nothing_set_serves_the_node() {
+    let config = read(&[]).unwrap();
+    assert_eq!(config.mode, ProxyMode::Shared);
+    assert_eq!(config.packet_mark, Some(1337));
+    assert_eq!(config.drain_deadline, Duration::from_secs(5));
+    assert_eq!(
+        config.xds.unwrap().address.to_string(),
+        "https://localhost:15012/"
+    );
+}
+
+#[test]
+fn in_kubernetes_the_control_plane_has_its_usual_name() {
+    let config = read(&[("KUBERNETES_SERVICE_HOST", "10.0.0.1")]).unwrap();
+    assert_eq!(
+        config.xds.unwrap().address.host(),
+        Some("istiod.istio-system.svc")
+    );
+}
+
+#[test]
+fn dedicated_mode_needs_its_workload() {
+    let error = read(&[("PROXY_MODE", "dedicated")]).unwrap_err();
+    assert!(error.to_string().contains("PROXY_WORKLOAD_INFO"), "{error}");
+    let config = read(&[
+        ("PROXY_MODE", "dedicated"),
+        ("PROXY_WORKLOAD_INFO", "shop/web-1/web"),
+    ])
+    .unwrap();
+    let ProxyMode::Dedicated(name) = config.mode else {
+        panic!("dedicated")
+    };
+    assert_eq!(name.to_string(), "shop/web-1/web");
+    assert_eq!(config.packet_mark, None, "no mark by default");
+}
+
+#[test]
+fn all_bad_values_are_listed_together() {
+    let error = read(&[
+        ("PROXY_MODE", "both"),
+        ("SECRET_TTL", "long"),
+        ("HTTP2_FRAME_SIZE", "1KiB"),
+        ("IPV6_ENABLED", "perhaps"),
+        ("XDS_ADDRESS", "ftp://x"),
+        ("ZTUNNEL_WORKER_THREADS", "many"),
+        ("TULLE_REASON_DETAIL", "all"),
+        ("PROXY_CONFIG", "concurrency: [1"),
+    ])
+    .unwrap_err();
+    let names: Vec<_> = error
+        .problems
+        .iter()
+        .map(|problem| problem.name.as_str())
+        .collect();
+    for name in [
+        "PROXY_MODE",
+        "SECRET_TTL",
+        "HTTP2_FRAME_SIZE",
+        "IPV6_ENABLED",
+        "XDS_ADDRESS",
+        "ZTUNNEL_WORKER_THREADS",
+        "TULLE_REASON_DETAIL",
+        "PROXY_CONFIG",
+    ] {
+        assert!(names.contains(&name), "{name} is missing in {names:?}");
+    }
+}
+
+#[test]
+fn a_local_configuration_needs_no_control_plane() {
+    let config = read(&[("LOCAL_XDS", "workloads: []")]).unwrap();
+    assert!(config.xds.is_none());
+    let both = read(&[("LOCAL_XDS", "workloads: []"), ("LOCAL_XDS_PATH", "/x")]);
+    assert!(both.is_err());
+}
+
+#[test]
+fn the_drain_leaves_a_margin_of_the_grace_period() {
+    for (grace, deadline) in [("30", 25), ("10", 9), ("1", 1), ("2m", 115)] {
+        let config = read(&[("TERMINATION_GRACE_PERIOD_SECONDS", grace)]).unwrap();
+        assert_eq!(
+            config.drain_deadline,
+            Duration::from_secs(deadline),
+            "grace of {grace}"
+        );
+    }
+    let config = read(&[
+        ("TERMINATION_GRACE_PERIOD_SECONDS", "30"),
+        ("CONNECTION_TERMINATION_DEADLINE", "3s"),
+    ])
+    .unwrap();
+    assert_eq!(config.drain_deadline, Duration::from_secs(3));
+}
+
+#[test]
+fn a_token_never_shows() {
+    let config = read(&[("AUTH_TOKEN", "tulle1.n1.5ec4e7")]).unwrap();
+    let dump = serde_json::to_string(&config).unwrap();
+    assert!(!dump.contains("5ec4e7"), "{dump}");
+    assert!(!format!("{config:?}").contains("5ec4e7"));
+}
+
+#[test]
+fn istio_s_proxy_config_sets_ports_and_address() {
+    let yaml = "discoveryAddress: pilot:15012\nproxyAdminPort: 25000\nstatsPort: 25020\nconcurrency: 3\nholdApplication: x";
+    let config = read(&[("PROXY_CONFIG", yaml)]).unwrap();
+    assert_eq!(config.process_ports.admin, 25000);
+    assert_eq!(config.process_ports.stats, 25020);
+    assert_eq!(config.worker_threads, 3);
+    assert_eq!(config.xds.unwrap().address.to_string(), "https://pilot:15012/");
+}
+
+#[cfg(not(feature = "testing"))]
+#[test]
+fn there_is_no_fake_authority_outside_of_tests() {
+    assert!(read(&[("FAKE_CA", "true")]).is_err());
+}

@@ -1,0 +1,94 @@
+//! How a pod reaches peers: TCP from its own namespace, TLS under its own identity.
+
+use std::sync::Arc;
+
+use tulle_identity::Priority;
+use tulle_model::Identity;
+use tulle_runtime::drain::DrainWatcher;
+use tulle_runtime::tasks;
+use tulle_transport::OpenError;
+use tulle_transport::hbone::pool::DialFuture;
+use tulle_transport::hbone::{ClientConnection, Dial, HbonePool, PoolConfig, Settings, TunnelKey, client};
+use tulle_transport::socket::{self, SocketFactory};
+
+use crate::outbound::ATTEMPT_TIME_MAX;
+use crate::pod::Node;
+
+/// Dials tunnels for one pod.
+#[derive(Debug)]
+pub struct Dialer {
+    node: Arc<Node>,
+    sockets: Arc<dyn SocketFactory>,
+}
+
+impl Dialer {
+    /// A dialer that opens its sockets with `sockets`.
+    #[must_use]
+    pub fn new(node: Arc<Node>, sockets: Arc<dyn SocketFactory>) -> Self {
+        Self { node, sockets }
+    }
+
+    /// A pool over this dialer that says goodbye when the pod drains.
+    #[must_use]
+    pub fn into_pool(self, drain: &DrainWatcher) -> HbonePool {
+        let bounds = self.node.config.pool;
+        let config = PoolConfig {
+            streams_per_connection: u32::try_from(bounds.streams_max).unwrap_or(u32::MAX),
+            connections_per_key: bounds.connections_per_key,
+            dial_timeout: ATTEMPT_TIME_MAX,
+        };
+        let pool = HbonePool::new(config, self);
+        let (draining, drain) = (pool.clone(), drain.clone());
+        tasks::spawn("pool-drain", async move {
+            drain.signaled().await;
+            draining.drain();
+        });
+        pool
+    }
+
+    async fn connect(&self, key: &TunnelKey) -> Result<ClientConnection, OpenError> {
+        let certificate = self.node.secrets.fetch(&key.source, Priority::Waiting).await;
+        let certificate = certificate.map_err(|error| OpenError::Certificate {
+            reason: error.reason(),
+            detail: error.to_string().into(),
+        })?;
+        let options = self.node.socket_options();
+        let stream = socket::connect(&*self.sockets, key.destination, None, &options).await;
+        let stream = stream.map_err(|error| OpenError::connect(key.destination, error))?;
+        let expected: Vec<Identity> = key.expected.iter().cloned().collect();
+        client::connect(
+            stream,
+            certificate.client_config(&expected),
+            &client_settings(&self.node),
+        )
+        .await
+    }
+}
+
+impl Dial for Dialer {
+    fn dial<'a>(&'a self, key: &'a TunnelKey) -> DialFuture<'a> {
+        Box::pin(self.connect(key))
+    }
+}
+
+fn client_settings(node: &Node) -> Settings {
+    Settings {
+        idle_timeout: node.config.pool.unused_release,
+        ..with_windows(Settings::client(), node)
+    }
+}
+
+/// HTTP/2 settings of the tunnels that peers open to us.
+#[must_use]
+pub fn server_settings(node: &Node) -> Settings {
+    with_windows(Settings::server(), node)
+}
+
+fn with_windows(settings: Settings, node: &Node) -> Settings {
+    Settings {
+        stream_window: node.config.http2.stream_window,
+        connection_window: node.config.http2.connection_window,
+        frame_size: node.config.http2.frame,
+        ..settings
+    }
+}

@@ -1,0 +1,293 @@
+//! One tunnelled stream: *authenticate → authorize → connect → reply 200 → copy → record*.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tulle_model::workload::{ApplicationProtocol, ApplicationTunnel};
+use tulle_model::{Authority, Connection, NetworkAddress, Reason, Service, Snapshot, Workload};
+use tulle_transport::hbone::{ConnectRequest, ConnectResponse, Incoming};
+use tulle_transport::{Baggage, ReasonHeader, proxy_protocol};
+
+use super::authorize::{Permitted, authorize};
+use super::listener::Tunnel;
+use super::{connect, refuse_own_port};
+use crate::carry;
+use crate::config::ReasonDetail;
+use crate::error::Error;
+use crate::metrics::labels::{Direction, Party};
+use crate::pod::Pod;
+use crate::record::Story;
+
+/// What was asked for, understood.
+struct Asked {
+    workload: Arc<Workload>,
+    service: Option<Arc<Service>>,
+    target: SocketAddr,
+    connection: Connection,
+}
+
+/// A stream whose application is connected.
+struct Established {
+    asked: Asked,
+    permitted: Permitted,
+    application: TcpStream,
+}
+
+/// Serves one stream to its end.
+pub(super) async fn serve(pod: Arc<Pod>, mut incoming: Incoming, tunnel: Tunnel) {
+    let _socket = pod.node.metrics.socket(Direction::Inbound);
+    let mut story = Story::begin(Direction::Inbound, tunnel.peer, tunnel.local);
+    story.mutual_tls = true;
+    story.source.principal = Some(tunnel.identity.clone());
+    let request = incoming.request().cloned();
+    let established = tokio::select! {
+        established = establish(&pod, &tunnel, request, &mut story) => established,
+        () = incoming.cancelled() => return,
+        () = pod.drain.urgent() => Err(Error::Drained),
+    };
+    match established {
+        Ok(established) => open(&pod, established, incoming, story).await,
+        Err(error) => refuse(&pod, incoming, &story, &error),
+    }
+}
+
+/// Everything before the answer.
+async fn establish(
+    pod: &Pod,
+    tunnel: &Tunnel,
+    request: Result<ConnectRequest, tulle_transport::hbone::MalformedConnect>,
+    story: &mut Story,
+) -> Result<Established, Error> {
+    let request = request.map_err(|malformed| bad(malformed.to_string(), malformed.reason()))?;
+    story.authority = Some(request.authority.clone());
+    let workload = pod.workload().await?;
+    let asked = understand(pod, tunnel, &request, workload)?;
+    describe(pod, tunnel, &request, &asked, story);
+    let permitted = authorize(pod, asked.connection.clone()).await?;
+    story.generation = permitted.judged.generation;
+    story.policy.clone_from(&permitted.policy);
+    let application = connect_application(pod, tunnel, &request, &asked).await?;
+    Ok(Established {
+        asked,
+        permitted,
+        application,
+    })
+}
+
+fn bad(detail: String, reason: Reason) -> Error {
+    Error::BadRequest { detail, reason }
+}
+
+/// Reads what is asked for against what is known here.
+fn understand(
+    pod: &Pod,
+    tunnel: &Tunnel,
+    request: &ConnectRequest,
+    workload: Arc<Workload>,
+) -> Result<Asked, Error> {
+    let authority: Authority = request
+        .authority
+        .parse()
+        .map_err(|error| bad(format!("{}: {error}", request.authority), Reason::BadAuthority))?;
+    let snapshot = pod.node.mesh.snapshot();
+    let target = snapshot
+        .inbound_target(&workload, tunnel.local, &authority)
+        .map_err(|reason| {
+            bad(
+                format!("{authority} is not for {}: {}", pod.name, reason.token()),
+                reason,
+            )
+        })?;
+    refuse_own_port(pod, target)?;
+    if request.original_source.is_some()
+        && !snapshot.is_waypoint_of(&workload, &tunnel.identity, tunnel.peer_ip())
+    {
+        let detail = format!("{} may not speak for others here", tunnel.identity);
+        return Err(bad(detail, Reason::SourceNotTrusted));
+    }
+    Ok(Asked {
+        service: service_asked_for(&snapshot, &workload, request, &authority),
+        connection: Connection {
+            peer: Some(tunnel.identity.clone()),
+            original_source: request.original_source.clone(),
+            source_ip: tunnel.peer_ip(),
+            destination: target,
+        },
+        target,
+        workload,
+    })
+}
+
+/// The service for telemetry: only one that this workload really serves.
+fn service_asked_for(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    request: &ConnectRequest,
+    authority: &Authority,
+) -> Option<Arc<Service>> {
+    let told = request
+        .forwarded
+        .as_ref()
+        .and_then(|forwarded| forwarded.host.as_deref());
+    let named = match authority {
+        Authority::Host { hostname, .. } => Some(&**hostname),
+        Authority::Ip(_) => None,
+    };
+    let host = named.or(told)?;
+    let key = workload.services.keys().find(|key| &*key.hostname == host)?;
+    snapshot.service(key).cloned()
+}
+
+/// Writes into the story who both ends are. What the peer says of itself counts only where nothing is known.
+fn describe(pod: &Pod, tunnel: &Tunnel, request: &ConnectRequest, asked: &Asked, story: &mut Story) {
+    let own_network = &pod.node.config.network;
+    let foreign = request
+        .forwarded_network
+        .as_deref()
+        .is_some_and(|network| *network != **own_network);
+    let address = NetworkAddress::new(Arc::clone(own_network), tunnel.peer_ip());
+    let known = pod.node.mesh.snapshot().workload_by_address(&address);
+    let known = known.filter(|workload| !foreign && workload.identity() == tunnel.identity);
+    let source = known.map_or_else(|| claimed(&request.baggage), |workload| Party::of(&workload));
+    story.source = source.proven(Some(tunnel.identity.clone()));
+    story.destination = Party::of(&asked.workload).proven(Some(asked.workload.identity()));
+    story.destination_address = asked.target;
+    if let Some(service) = &asked.service {
+        story.service_is(service);
+    }
+    story.planned = true;
+}
+
+fn claimed(baggage: &Baggage) -> Party {
+    let text = |text: &Option<String>| text.as_deref().map(Into::into);
+    Party {
+        pod: None,
+        workload: baggage.workload.as_ref().map(|(_, name)| name.as_str().into()),
+        canonical_service: text(&baggage.service_name),
+        canonical_revision: text(&baggage.service_version),
+        namespace: text(&baggage.namespace),
+        principal: None,
+        cluster: text(&baggage.cluster),
+        region: text(&baggage.region),
+        zone: text(&baggage.zone),
+    }
+}
+
+/// Connects, and tells an application that wants it who its client is.
+async fn connect_application(
+    pod: &Pod,
+    tunnel: &Tunnel,
+    request: &ConnectRequest,
+    asked: &Asked,
+) -> Result<TcpStream, Error> {
+    let wants_header = matches!(
+        asked.workload.application_tunnel,
+        Some(ApplicationTunnel {
+            protocol: ApplicationProtocol::Proxy,
+            ..
+        })
+    );
+    if !wants_header {
+        return connect(pod, asked.target, Some(tunnel.peer_ip())).await;
+    }
+    let (to, from) = if pod.node.config.localhost_app_tunnel {
+        (
+            SocketAddr::new(loopback(asked.target.ip()), asked.target.port()),
+            None,
+        )
+    } else {
+        (asked.target, Some(tunnel.peer_ip()))
+    };
+    let mut application = connect(pod, to, from).await?;
+    let header = proxy_header(tunnel, request, asked).encode();
+    let written = application.write_all(&header).await;
+    written.map_err(|source| Error::Connect { to, source })?;
+    Ok(application)
+}
+
+fn loopback(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+/// The real client, and the address it asked for; for a host name the service's own (wire.md section 7).
+fn proxy_header(tunnel: &Tunnel, request: &ConnectRequest, asked: &Asked) -> proxy_protocol::Header {
+    let client = request
+        .forwarded
+        .as_ref()
+        .map_or(tunnel.peer, |forwarded| forwarded.client);
+    let destination = match request.authority.parse() {
+        Ok(Authority::Ip(address)) => address,
+        Ok(Authority::Host { port, .. }) => vip(asked, port),
+        Err(_) => asked.target,
+    };
+    let identity = asked
+        .connection
+        .original_source
+        .as_ref()
+        .unwrap_or(&tunnel.identity);
+    let header = proxy_protocol::Header::new(client, destination).identity(identity);
+    match &asked.service {
+        Some(service) => header.service(&service.hostname),
+        None => header,
+    }
+}
+
+fn vip(asked: &Asked, port: u16) -> SocketAddr {
+    let addresses = asked.service.iter().flat_map(|service| &service.addresses);
+    let rank = |address: &&NetworkAddress| {
+        (
+            address.network != asked.workload.network,
+            address.address.is_ipv6(),
+        )
+    };
+    addresses
+        .min_by_key(rank)
+        .map_or(asked.target, |vip| SocketAddr::new(vip.address, port))
+}
+
+/// Answers 200 and carries.
+async fn open(pod: &Pod, established: Established, incoming: Incoming, story: Story) {
+    let Established {
+        asked,
+        permitted,
+        application,
+    } = established;
+    let baggage = if pod.node.config.response_baggage {
+        Baggage::of(&asked.workload)
+    } else {
+        Baggage::default()
+    };
+    match incoming.accept(&ConnectResponse { baggage }) {
+        Ok(stream) => carry::run(pod, application, stream.into(), story, Some(permitted.judged)).await,
+        Err(error) => {
+            carry::reset(application);
+            story.fail(
+                &pod.node.metrics,
+                &tulle_transport::CopyError::Tunnel(error).into(),
+            );
+        }
+    }
+}
+
+fn refuse(pod: &Pod, incoming: Incoming, story: &Story, error: &Error) {
+    story.fail(&pod.node.metrics, error);
+    incoming.reject(error.status(), told(pod, story, error));
+}
+
+/// How much of the reason the peer learns. Only peers of our trust domain get this far.
+fn told(pod: &Pod, story: &Story, error: &Error) -> ReasonHeader {
+    let reason = ReasonHeader::new(error.reason().unwrap_or(Reason::ConnectFailed));
+    if pod.node.config.reason_detail != ReasonDetail::Full {
+        return reason;
+    }
+    let reason = reason.id(story.id);
+    match error.policy() {
+        Some(policy) => reason.policy(policy),
+        None => reason,
+    }
+}

@@ -1,0 +1,86 @@
+//! One tunnel connection of a peer: TLS, then a task for each stream in it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tulle_model::Identity;
+use tulle_runtime::tasks;
+use tulle_transport::hbone::ServerConnection;
+use tulle_transport::hbone::server::{self, Accepted};
+
+use super::connection;
+use crate::dial::server_settings;
+use crate::error::Error;
+use crate::metrics::labels::Direction;
+use crate::pod::Pod;
+use crate::record::Story;
+
+/// Who is at the other end of a tunnel, and which of our addresses it came to.
+#[derive(Debug, Clone)]
+pub(super) struct Tunnel {
+    /// The identity the peer has proven.
+    pub(super) identity: Identity,
+    /// The peer's address.
+    pub(super) peer: SocketAddr,
+    /// The address of ours that was connected to.
+    pub(super) local: SocketAddr,
+}
+
+impl Tunnel {
+    pub(super) fn peer_ip(&self) -> IpAddr {
+        self.peer.ip()
+    }
+}
+
+/// Serves one tunnel connection until it ends.
+pub async fn serve(pod: Arc<Pod>, socket: TcpStream, peer: SocketAddr) {
+    let local = socket.local_addr().map_or(peer, tulle_model::network::canonical);
+    match establish(&pod, socket).await {
+        Ok(accepted) => {
+            let tunnel = Tunnel {
+                identity: accepted.identity,
+                peer: accepted.address,
+                local,
+            };
+            streams(&pod, accepted.connection, tunnel).await;
+        }
+        Err(error) => Story::begin(Direction::Inbound, peer, local).fail(&pod.node.metrics, &error),
+    }
+}
+
+async fn establish(pod: &Pod, socket: TcpStream) -> Result<Accepted, Error> {
+    let _handshake = pod
+        .handshakes
+        .try_acquire()
+        .map_err(|_| Error::Overload("too many handshakes at once"))?;
+    let workload = pod.workload().await?;
+    let certificate = pod.certificate(&workload).await?;
+    Ok(server::accept(socket, certificate.server_config(), &server_settings(&pod.node)).await?)
+}
+
+/// Accepts streams until the connection ends. Frames move only while `accept` is awaited.
+async fn streams(pod: &Arc<Pod>, mut connection: ServerConnection, tunnel: Tunnel) {
+    let handle = connection.handle();
+    let goodbye = async {
+        pod.drain.signaled().await;
+        handle.drain();
+        pod.drain.urgent().await;
+        handle.close();
+        std::future::pending::<()>().await;
+    };
+    let accepting = async {
+        while let Some(incoming) = connection.accept().await {
+            let guard = pod.drain.guard();
+            let serving = connection::serve(Arc::clone(pod), incoming, tunnel.clone());
+            tasks::spawn("inbound-stream", async move {
+                let _guard = guard;
+                serving.await;
+            });
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = goodbye => {}
+    }
+}

@@ -1,0 +1,67 @@
+//! Captured inbound plaintext: callers outside the mesh, who pass unless a policy asks for an identity.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tulle_model::NetworkAddress;
+use tulle_transport::socket;
+
+use super::authorize::{Permitted, authorize, plaintext};
+use super::{connect, refuse_own_port};
+use crate::carry;
+use crate::error::Error;
+use crate::metrics::labels::Direction;
+use crate::pod::Pod;
+use crate::record::Story;
+
+/// Serves one plaintext connection to its end.
+pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
+    let _socket = pod.node.metrics.socket(Direction::Inbound);
+    let target = identify(&pod, &client);
+    let mut story = Story::begin(Direction::Inbound, peer, *target.as_ref().unwrap_or(&peer));
+    let established = match target {
+        Ok(target) => establish(&pod, peer, target, &mut story).await,
+        Err(error) => Err(error),
+    };
+    match established {
+        Ok((permitted, application)) => {
+            pod.node.plaintext.note(&story);
+            let judged = Some(permitted.judged);
+            carry::run(&pod, application, client.into(), story, judged).await;
+        }
+        Err(error) => {
+            carry::reset(client);
+            story.fail(&pod.node.metrics, &error);
+        }
+    }
+}
+
+/// What the client wanted to reach.
+fn identify(pod: &Pod, client: &TcpStream) -> Result<SocketAddr, Error> {
+    // A socket that cannot take its options is already dead; the copy will find out.
+    let _ = pod.node.socket_options().apply(client);
+    let target = socket::original_destination(client).map_err(Error::OriginalDestination)?;
+    refuse_own_port(pod, target)?;
+    Ok(target)
+}
+
+async fn establish(
+    pod: &Pod,
+    peer: SocketAddr,
+    target: SocketAddr,
+    story: &mut Story,
+) -> Result<(Permitted, TcpStream), Error> {
+    let workload = pod.workload().await?;
+    story.destination_is(&workload);
+    let address = NetworkAddress::new(Arc::clone(&pod.node.config.network), peer.ip());
+    if let Some(source) = pod.node.mesh.snapshot().workload_by_address(&address) {
+        story.source_is(&source);
+    }
+    story.planned = true;
+    let permitted = authorize(pod, plaintext(peer.ip(), target)).await?;
+    story.generation = permitted.judged.generation;
+    story.policy.clone_from(&permitted.policy);
+    let application = connect(pod, target, Some(peer.ip())).await?;
+    Ok((permitted, application))
+}

@@ -1,0 +1,89 @@
+//! Sockets opened inside of a pod's network namespace.
+//!
+//! A thread has to enter the namespace to open one, so they are opened a few at a time. What is in stock is closed
+//! with the pod: a socket keeps its namespace alive.
+
+use std::fmt;
+use std::io;
+
+use parking_lot::Mutex;
+use socket2::{Domain, Protocol, Socket, Type};
+use tulle_linux::NetNs;
+use tulle_transport::socket::SocketFactory;
+
+/// Sockets opened per visit of the namespace.
+const BATCH: usize = 8;
+
+/// Opens sockets in one namespace.
+pub struct NetnsSockets {
+    netns: NetNs,
+    v4: Mutex<Vec<Socket>>,
+    v6: Mutex<Vec<Socket>>,
+}
+
+impl NetnsSockets {
+    /// A factory for one namespace.
+    #[must_use]
+    pub fn new(netns: NetNs) -> Self {
+        Self {
+            netns,
+            v4: Mutex::default(),
+            v6: Mutex::default(),
+        }
+    }
+
+    fn take(&self, stock: &Mutex<Vec<Socket>>, domain: Domain) -> io::Result<Socket> {
+        if let Some(socket) = stock.lock().pop() {
+            return Ok(socket);
+        }
+        let mut opened = self.netns.run(move || open_batch(domain))??;
+        let socket = opened.pop().ok_or(io::ErrorKind::Other)?;
+        let mut stock = stock.lock();
+        stock.extend(opened);
+        // Several tasks may have found the stock empty at once.
+        stock.truncate(BATCH);
+        Ok(socket)
+    }
+}
+
+fn open_batch(domain: Domain) -> io::Result<Vec<Socket>> {
+    (0..BATCH)
+        .map(|_| Socket::new(domain, Type::STREAM, Some(Protocol::TCP)))
+        .collect()
+}
+
+impl SocketFactory for NetnsSockets {
+    fn tcp_v4(&self) -> io::Result<Socket> {
+        self.take(&self.v4, Domain::IPV4)
+    }
+
+    fn tcp_v6(&self) -> io::Result<Socket> {
+        self.take(&self.v6, Domain::IPV6)
+    }
+}
+
+impl fmt::Debug for NetnsSockets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("NetnsSockets").field(&self.netns).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stock_is_opened_once_and_used_up() {
+        let Ok(netns) = NetNs::create() else {
+            eprintln!("skipped: network namespaces cannot be made here");
+            return;
+        };
+        let sockets = NetnsSockets::new(netns);
+        for _ in 0..BATCH {
+            sockets.tcp_v4().unwrap();
+        }
+        assert!(sockets.v4.lock().is_empty());
+        sockets.tcp_v4().unwrap();
+        assert_eq!(sockets.v4.lock().len(), BATCH - 1);
+    }
+}

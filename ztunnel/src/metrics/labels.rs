@@ -1,0 +1,233 @@
+//! The labels of a connection's series, as Istio's dashboards know them. What is not known is `unknown`.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
+use tulle_model::reason::ResponseFlag;
+use tulle_model::workload::Workload;
+use tulle_model::{Identity, Service, Str};
+
+/// Which end of the connection this proxy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The client's end; label `reporter="source"`.
+    Outbound,
+    /// The server's end; label `reporter="destination"`.
+    Inbound,
+}
+
+impl Direction {
+    /// As the access log and Tulle's own labels say it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+
+    /// As Istio's label `reporter` says it.
+    #[must_use]
+    pub fn reporter(self) -> &'static str {
+        match self {
+            Self::Outbound => "source",
+            Self::Inbound => "destination",
+        }
+    }
+}
+
+/// One end of a connection, described for telemetry.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Party {
+    /// Name of the pod; not a label, the access log has it.
+    pub pod: Option<Str>,
+    /// Name of the owner.
+    pub workload: Option<Str>,
+    /// Canonical service.
+    pub canonical_service: Option<Str>,
+    /// Canonical revision.
+    pub canonical_revision: Option<Str>,
+    /// Namespace.
+    pub namespace: Option<Str>,
+    /// Identity proven by mutual TLS.
+    pub principal: Option<Identity>,
+    /// Cluster.
+    pub cluster: Option<Str>,
+    /// Region.
+    pub region: Option<Str>,
+    /// Zone.
+    pub zone: Option<Str>,
+}
+
+/// Empty text is no text.
+fn known(text: &Str) -> Option<Str> {
+    (!text.is_empty()).then(|| text.clone())
+}
+
+impl Party {
+    /// What the control plane knows of a workload. The principal is left out: only a handshake proves it.
+    #[must_use]
+    pub fn of(workload: &Workload) -> Self {
+        Self {
+            pod: known(&workload.name),
+            workload: known(&workload.workload_name),
+            canonical_service: known(&workload.canonical_name),
+            canonical_revision: known(&workload.canonical_revision),
+            namespace: known(&workload.namespace),
+            principal: None,
+            cluster: known(&workload.cluster_id),
+            region: known(&workload.locality.region),
+            zone: known(&workload.locality.zone),
+        }
+    }
+
+    /// The same party with a proven identity.
+    #[must_use]
+    pub fn proven(mut self, identity: Option<Identity>) -> Self {
+        self.principal = identity;
+        self
+    }
+}
+
+/// The service a connection is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct ServiceLabels {
+    /// Host name.
+    pub hostname: Option<Str>,
+    /// Namespace.
+    pub namespace: Option<Str>,
+    /// Short name.
+    pub name: Option<Str>,
+}
+
+impl ServiceLabels {
+    /// The labels of a service.
+    #[must_use]
+    pub fn of(service: &Service) -> Self {
+        Self {
+            hostname: known(&service.hostname),
+            namespace: known(&service.namespace),
+            name: known(&service.name),
+        }
+    }
+}
+
+/// Every label of the `istio_tcp_*` families.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TrafficLabels {
+    /// Which end reports.
+    pub direction: Direction,
+    /// The client.
+    pub source: Party,
+    /// The server.
+    pub destination: Party,
+    /// The service, if the client named one.
+    pub service: ServiceLabels,
+    /// How it ended; `-` while nothing is wrong.
+    pub flag: ResponseFlag,
+    /// Whether both ends were proven by mutual TLS.
+    pub mutual_tls: bool,
+}
+
+const UNKNOWN: &str = "unknown";
+
+static UNKNOWN_TEXT: LazyLock<Str> = LazyLock::new(|| Arc::from(UNKNOWN));
+
+/// Writes labels with one prefix.
+struct Labels<'a, 'b> {
+    encoder: &'a mut LabelSetEncoder<'b>,
+    prefix: &'static str,
+}
+
+impl Labels<'_, '_> {
+    fn text(&mut self, name: &str, value: &str) -> fmt::Result {
+        (format!("{}{name}", self.prefix).as_str(), value).encode(self.encoder.encode_label())
+    }
+
+    fn optional(&mut self, name: &str, value: Option<&Str>) -> fmt::Result {
+        self.text(name, value.unwrap_or(&UNKNOWN_TEXT))
+    }
+
+    fn party(&mut self, party: &Party) -> fmt::Result {
+        self.optional("workload", party.workload.as_ref())?;
+        self.optional("canonical_service", party.canonical_service.as_ref())?;
+        self.optional("canonical_revision", party.canonical_revision.as_ref())?;
+        self.optional("workload_namespace", party.namespace.as_ref())?;
+        match &party.principal {
+            Some(identity) => self.text("principal", &identity.to_string())?,
+            None => self.text("principal", UNKNOWN)?,
+        }
+        self.optional("app", party.canonical_service.as_ref())?;
+        self.optional("version", party.canonical_revision.as_ref())?;
+        self.optional("cluster", party.cluster.as_ref())?;
+        for (name, value) in [("region", &party.region), ("zone", &party.zone)] {
+            if let Some(value) = value {
+                self.text(name, value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl EncodeLabelSet for TrafficLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let mut labels = Labels { encoder, prefix: "" };
+        labels.text("reporter", self.direction.reporter())?;
+        labels.prefix = "source_";
+        labels.party(&self.source)?;
+        labels.prefix = "destination_";
+        labels.optional("service", self.service.hostname.as_ref())?;
+        labels.optional("service_namespace", self.service.namespace.as_ref())?;
+        labels.optional("service_name", self.service.name.as_ref())?;
+        labels.party(&self.destination)?;
+        labels.prefix = "";
+        labels.text("request_protocol", "tcp")?;
+        labels.text("response_flags", self.flag.as_str())?;
+        let security = if self.mutual_tls { "mutual_tls" } else { UNKNOWN };
+        labels.text("connection_security_policy", security)
+    }
+}
+
+/// Labels of counters of refusals.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RefusalLabels {
+    /// Stable code.
+    pub code: &'static str,
+    /// Stable token, label `reason`.
+    pub reason: &'static str,
+    /// Direction, where the family has it.
+    pub direction: Option<Direction>,
+}
+
+impl EncodeLabelSet for RefusalLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let mut labels = Labels { encoder, prefix: "" };
+        labels.text("code", self.code)?;
+        labels.text("reason", self.reason)?;
+        match self.direction {
+            Some(direction) => labels.text("direction", direction.as_str()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The label `reporter` alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ReporterLabel(pub Direction);
+
+impl EncodeLabelSet for ReporterLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        Labels { encoder, prefix: "" }.text("reporter", self.0.reporter())
+    }
+}
+
+/// The label `direction` alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DirectionLabel(pub Direction);
+
+impl EncodeLabelSet for DirectionLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        Labels { encoder, prefix: "" }.text("direction", self.0.as_str())
+    }
+}

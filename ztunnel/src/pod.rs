@@ -1,0 +1,198 @@
+//! One workload that is served: what its listeners and connections share.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tulle_identity::{SecretManager, WorkloadCertificate};
+use tulle_model::mesh::Snapshot;
+use tulle_model::{Identity, NetworkAddress, Workload};
+use tulle_runtime::drain::DrainWatcher;
+use tulle_transport::HbonePool;
+use tulle_transport::socket::{self, SocketFactory, SocketOptions};
+use tulle_xds_client::MeshState;
+
+use crate::config::{Config, WorkloadName};
+use crate::connections::Connections;
+use crate::dial::Dialer;
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::plaintext::Plaintext;
+
+/// How long a connection waits for the description of its own workload.
+pub const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// Inbound handshakes of one workload at once, so that one pod cannot starve the rest.
+pub const HANDSHAKES_MAX: usize = 1024;
+
+/// What all workloads of this process share.
+#[derive(Debug)]
+pub struct Node {
+    /// Configuration of the process.
+    pub config: Config,
+    /// What is known of the mesh.
+    pub mesh: MeshState,
+    /// Certificates of local workloads.
+    pub secrets: SecretManager,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Open connections.
+    pub connections: Connections,
+    /// Callers without the mesh.
+    pub plaintext: Plaintext,
+}
+
+impl Node {
+    /// Options of a socket towards a peer or an application.
+    #[must_use]
+    pub fn socket_options(&self) -> SocketOptions {
+        let keepalive = self.config.keepalive;
+        SocketOptions {
+            nodelay: true,
+            mark: self.config.packet_mark,
+            keepalive: keepalive.map(|keepalive| socket::Keepalive {
+                idle: keepalive.time,
+                interval: keepalive.interval,
+                retries: keepalive.retries,
+            }),
+            user_timeout: keepalive.is_some_and(|keepalive| keepalive.user_timeout),
+        }
+    }
+}
+
+/// One workload that is served. Its identity is that of the namespace its sockets live in, never of an address.
+#[derive(Debug)]
+pub struct Pod {
+    /// What the agent, or the configuration, calls it.
+    pub name: WorkloadName,
+    /// What all workloads share.
+    pub node: Arc<Node>,
+    /// Opens sockets where the workload lives.
+    pub sockets: Arc<dyn SocketFactory>,
+    /// Its tunnels; never shared with another workload.
+    pub pool: HbonePool,
+    /// When to end.
+    pub drain: DrainWatcher,
+    /// Places for handshakes that are under way.
+    pub handshakes: Semaphore,
+}
+
+impl Pod {
+    /// Makes the shared state of one workload.
+    #[must_use]
+    pub fn new(
+        name: WorkloadName,
+        node: Arc<Node>,
+        sockets: Arc<dyn SocketFactory>,
+        drain: DrainWatcher,
+    ) -> Self {
+        let dialer = Dialer::new(Arc::clone(&node), Arc::clone(&sockets));
+        Self {
+            pool: dialer.into_pool(&drain),
+            name,
+            node,
+            sockets,
+            drain,
+            handshakes: Semaphore::new(HANDSHAKES_MAX),
+        }
+    }
+
+    /// Its description in a snapshot.
+    #[must_use]
+    pub fn find(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
+        let WorkloadName {
+            namespace,
+            name,
+            service_account,
+        } = &self.name;
+        snapshot.workload_by_name(namespace, name, service_account)
+    }
+
+    /// Its description; waits for it, and for the first answer of the control plane, so that an empty table is
+    /// never read as "pass through".
+    ///
+    /// # Errors
+    /// `workload_unknown` after [`WORKLOAD_WAIT`].
+    pub async fn workload(&self) -> Result<Arc<Workload>, Error> {
+        self.workload_within(WORKLOAD_WAIT).await
+    }
+
+    /// As [`Self::workload`], with another bound.
+    ///
+    /// # Errors
+    /// `workload_unknown` when the bound passed.
+    pub async fn workload_within(&self, wait: Duration) -> Result<Arc<Workload>, Error> {
+        let mesh = &self.node.mesh;
+        let found = mesh.wait_for(wait, |snapshot| {
+            mesh.synced().then(|| self.find(snapshot)).flatten()
+        });
+        found.await.ok_or_else(|| self.unknown())
+    }
+
+    /// An address whose newest description was rejected must not be taken for an unknown one and passed through.
+    ///
+    /// # Errors
+    /// `resource_rejected`.
+    pub fn refuse_rejected(&self, destination: SocketAddr) -> Result<(), Error> {
+        let address = NetworkAddress::new(Arc::clone(&self.node.config.network), destination.ip());
+        match self.node.mesh.refused(&address) {
+            Some(resource) => Err(Error::Rejected {
+                destination,
+                resource,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The error of a workload that is not described.
+    #[must_use]
+    pub fn unknown(&self) -> Error {
+        Error::WorkloadUnknown {
+            namespace: self.name.namespace.to_string(),
+            name: self.name.name.to_string(),
+        }
+    }
+
+    /// The certificate it presents now.
+    ///
+    /// # Errors
+    /// When there is none that is valid.
+    pub async fn certificate(&self, workload: &Workload) -> Result<Arc<WorkloadCertificate>, Error> {
+        let priority = tulle_identity::Priority::Waiting;
+        Ok(self.node.secrets.fetch(&workload.identity(), priority).await?)
+    }
+
+    /// Waits until it is described and its certificate is there, and keeps the certificate fresh as long as the
+    /// guard lives.
+    pub async fn keep_certificate(&self) -> Retained {
+        loop {
+            if let Ok(workload) = self.workload().await {
+                return Retained::new(&self.node.secrets, workload.identity());
+            }
+        }
+    }
+}
+
+/// Keeps a certificate fresh as long as it lives.
+#[derive(Debug)]
+pub struct Retained {
+    secrets: SecretManager,
+    identity: Identity,
+}
+
+impl Retained {
+    fn new(secrets: &SecretManager, identity: Identity) -> Self {
+        secrets.retain(&identity);
+        Self {
+            secrets: secrets.clone(),
+            identity,
+        }
+    }
+}
+
+impl Drop for Retained {
+    fn drop(&mut self) {
+        self.secrets.release(&self.identity);
+    }
+}

@@ -1,0 +1,254 @@
+//! The story of one connection: what is learned of it phase by phase, and the line and the counts it ends in.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tulle_model::reason::ResponseFlag;
+use tulle_model::{NamespacedName, Service, Workload};
+
+use crate::error::Error;
+use crate::metrics::Metrics;
+use crate::metrics::labels::{Direction, Party, ServiceLabels, TrafficLabels};
+
+/// One access line; the keys and their order are those of node-proxy.md section 17.
+macro_rules! access {
+    ($level:ident, $story:expr, $fields:expr, $message:literal) => {
+        tracing::event!(
+            target: "access",
+            parent: None,
+            tracing::Level::$level,
+            src.addr = %$story.source_address,
+            src.workload = $story.source.pod.as_deref().or($story.source.workload.as_deref()),
+            src.namespace = $story.source.namespace.as_deref(),
+            src.identity = $fields.source_identity.as_deref(),
+            src.cluster = $story.source.cluster.as_deref(),
+            dst.addr = %$story.destination_address,
+            dst.hbone_addr = $story.authority.as_deref(),
+            dst.service = $story.service.hostname.as_deref(),
+            dst.workload = $story.destination.pod.as_deref().or($story.destination.workload.as_deref()),
+            dst.namespace = $story.destination.namespace.as_deref(),
+            dst.identity = $fields.destination_identity.as_deref(),
+            dst.cluster = $story.destination.cluster.as_deref(),
+            direction = $story.direction.as_str(),
+            bytes_sent = $fields.sent,
+            bytes_recv = $fields.received,
+            duration = $fields.duration,
+            error = $fields.error.as_deref(),
+            reason = $fields.reason.as_deref(),
+            policy = $fields.policy.as_deref(),
+            id = %$story.id,
+            generation = $story.generation,
+            $message
+        )
+    };
+}
+
+/// A name for one connection, unique enough to find its line; written as 16 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(u64);
+
+impl ConnectionId {
+    /// A fresh name.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// What is known of a connection so far.
+#[derive(Debug, Clone)]
+pub struct Story {
+    /// Its name.
+    pub id: ConnectionId,
+    /// Which end this proxy is.
+    pub direction: Direction,
+    /// When it was accepted.
+    pub started: Instant,
+    /// Address of the client.
+    pub source_address: SocketAddr,
+    /// Where the bytes go: the next hop outbound, the application inbound.
+    pub destination_address: SocketAddr,
+    /// What the tunnel asks for; `None` without a tunnel.
+    pub authority: Option<String>,
+    /// The client.
+    pub source: Party,
+    /// The server.
+    pub destination: Party,
+    /// The service the client named.
+    pub service: ServiceLabels,
+    /// Whether both ends were proven by mutual TLS.
+    pub mutual_tls: bool,
+    /// The policy that let it pass.
+    pub policy: Option<NamespacedName>,
+    /// Generation of the configuration it was decided on.
+    pub generation: u64,
+    /// A next hop, or an application, was chosen: from here on a failure is the end of a connection and no longer
+    /// an early refusal.
+    pub planned: bool,
+}
+
+/// Bytes of a connection, by direction of flow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// From the client towards the server.
+    pub from_client: u64,
+    /// From the server towards the client.
+    pub to_client: u64,
+}
+
+impl Story {
+    /// The beginning: a connection was accepted.
+    #[must_use]
+    pub fn begin(direction: Direction, source: SocketAddr, destination: SocketAddr) -> Self {
+        Self {
+            id: ConnectionId::random(),
+            direction,
+            started: Instant::now(),
+            source_address: source,
+            destination_address: destination,
+            authority: None,
+            source: Party::default(),
+            destination: Party::default(),
+            service: ServiceLabels::default(),
+            mutual_tls: false,
+            policy: None,
+            generation: 0,
+            planned: false,
+        }
+    }
+
+    /// Learns the client's workload.
+    pub fn source_is(&mut self, workload: &Workload) {
+        let principal = self.source.principal.take();
+        self.source = Party::of(workload).proven(principal);
+    }
+
+    /// Learns the server's workload.
+    pub fn destination_is(&mut self, workload: &Workload) {
+        let principal = self.destination.principal.take();
+        self.destination = Party::of(workload).proven(principal);
+    }
+
+    /// Learns the service the client named.
+    pub fn service_is(&mut self, service: &Service) {
+        self.service = ServiceLabels::of(service);
+    }
+
+    /// The labels of its series.
+    #[must_use]
+    pub fn labels(&self, flag: ResponseFlag) -> TrafficLabels {
+        TrafficLabels {
+            direction: self.direction,
+            source: self.source.clone(),
+            destination: self.destination.clone(),
+            service: self.service.clone(),
+            flag,
+            mutual_tls: self.mutual_tls,
+        }
+    }
+
+    /// Ends a connection that never opened: one line, and the counts of its reason.
+    pub fn fail(&self, metrics: &Metrics, error: &Error) {
+        self.count_failure(metrics, error);
+        if self.planned {
+            self.line(Line::Failed, Bytes::default(), Some(error));
+        } else {
+            self.line(Line::Refused, Bytes::default(), Some(error));
+        }
+    }
+
+    /// Says that bytes may flow.
+    pub fn opened(&self) {
+        self.line(Line::Opened, Bytes::default(), None);
+    }
+
+    /// Ends a connection that was open.
+    pub fn complete(&self, metrics: &Metrics, bytes: Bytes, error: Option<&Error>) {
+        match error {
+            None => self.line(Line::Complete, bytes, None),
+            Some(error) => {
+                self.count_failure(metrics, error);
+                self.line(Line::Failed, bytes, Some(error));
+            }
+        }
+    }
+
+    /// Every refusal of ours counts as denied, every refusal of a peer as refused; both count as failed.
+    fn count_failure(&self, metrics: &Metrics, error: &Error) {
+        if error.flag() != ResponseFlag::None {
+            metrics.failed.get_or_create(&self.labels(error.flag())).inc();
+        }
+        let Some(reason) = error.reason() else { return };
+        match error {
+            _ if error.refused_by_peer().is_some() => metrics.count_refused(reason),
+            Error::Broken(_) | Error::Drained => {}
+            _ => metrics.count_denied(reason, self.direction),
+        }
+    }
+
+    fn line(&self, line: Line, bytes: Bytes, error: Option<&Error>) {
+        let fields = Fields::of(self, bytes, error);
+        match line {
+            Line::Opened => access!(DEBUG, self, fields, "connection opened"),
+            Line::Complete => access!(INFO, self, fields, "connection complete"),
+            Line::Failed => access!(ERROR, self, fields, "connection complete"),
+            Line::Refused => access!(WARN, self, fields, "connection failed"),
+        }
+    }
+}
+
+/// Which line.
+enum Line {
+    Opened,
+    Complete,
+    Failed,
+    Refused,
+}
+
+/// Texts of a line that have to be made first.
+struct Fields {
+    source_identity: Option<String>,
+    destination_identity: Option<String>,
+    sent: u64,
+    received: u64,
+    duration: String,
+    error: Option<String>,
+    reason: Option<String>,
+    policy: Option<String>,
+}
+
+impl Fields {
+    fn of(story: &Story, bytes: Bytes, error: Option<&Error>) -> Self {
+        // Seen from the local pod: the client sends outbound, the server sends inbound.
+        let (sent, received) = match story.direction {
+            Direction::Outbound => (bytes.from_client, bytes.to_client),
+            Direction::Inbound => (bytes.to_client, bytes.from_client),
+        };
+        let proven = |party: &Party| {
+            let identity = party.principal.as_ref().filter(|_| story.mutual_tls)?;
+            Some(identity.to_string())
+        };
+        let allowed_by = || story.policy.as_ref().map(ToString::to_string);
+        Self {
+            source_identity: proven(&story.source),
+            destination_identity: proven(&story.destination),
+            sent,
+            received,
+            duration: milliseconds(story.started.elapsed()),
+            error: error.map(ToString::to_string),
+            reason: error.and_then(Error::reason).map(|reason| reason.to_string()),
+            policy: error.map_or_else(allowed_by, Error::policy),
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
+}

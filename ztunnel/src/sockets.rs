@@ -1,0 +1,272 @@
+//! The three listeners of a pod: taken over from the agent, or opened in the pod's namespace.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketType};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tulle_linux::NetNs;
+use tulle_proto::zds::sockets::Kind;
+
+use crate::config::Ports;
+
+/// Connections that may wait to be accepted (capped by `net.core.somaxconn` of the namespace).
+const BACKLOG: i32 = 4096;
+
+/// Why a listener of the agent is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// A kind that is unknown, missing or there twice.
+    #[error("the sockets of a pod are one of each kind: outbound, inbound plain, inbound hbone")]
+    Kinds,
+    /// Not a listening TCP socket of the port of its kind.
+    #[error("the {kind} socket is not a listening TCP socket on port {port}")]
+    Mismatch {
+        /// What it was said to be.
+        kind: &'static str,
+        /// The port it must listen on.
+        port: u16,
+    },
+    /// The kernel does not tell.
+    #[error("the {kind} socket cannot be inspected: {source}")]
+    Inspect {
+        /// What it was said to be.
+        kind: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The listening sockets of one pod. They stay open as long as any copy is.
+#[derive(Debug)]
+pub struct PodSockets {
+    outbound: OwnedFd,
+    inbound_plain: OwnedFd,
+    inbound_hbone: OwnedFd,
+}
+
+/// The same, ready to be accepted from.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Captured outbound TCP.
+    pub outbound: TcpListener,
+    /// Captured inbound plaintext.
+    pub inbound_plain: TcpListener,
+    /// Tunnels.
+    pub inbound_hbone: TcpListener,
+}
+
+/// The kinds of [`PodSockets`], in the order of [`PodSockets::copies`].
+pub const KINDS: [Kind; 3] = [Kind::Outbound, Kind::InboundPlain, Kind::InboundHbone];
+
+impl PodSockets {
+    /// Takes over the agent's sockets after proving each of them. Sockets for DNS are closed: capture of names is
+    /// not served by this version, and the agent is told by the absence of answers on them.
+    ///
+    /// # Errors
+    /// When one is not what it is said to be; all are closed then.
+    pub fn take(handed: impl Iterator<Item = (Kind, OwnedFd)>) -> Result<Self, SocketError> {
+        let (mut outbound, mut inbound_plain, mut inbound_hbone) = (None, None, None);
+        for (kind, fd) in handed {
+            let place = match kind {
+                Kind::Outbound => &mut outbound,
+                Kind::InboundPlain => &mut inbound_plain,
+                Kind::InboundHbone => &mut inbound_hbone,
+                Kind::DnsUdp4 | Kind::DnsUdp6 | Kind::DnsTcp4 | Kind::DnsTcp6 => continue,
+                Kind::Unspecified => return Err(SocketError::Kinds),
+            };
+            prove(kind, &fd)?;
+            if place.replace(fd).is_some() {
+                return Err(SocketError::Kinds);
+            }
+        }
+        Ok(Self {
+            outbound: outbound.ok_or(SocketError::Kinds)?,
+            inbound_plain: inbound_plain.ok_or(SocketError::Kinds)?,
+            inbound_hbone: inbound_hbone.ok_or(SocketError::Kinds)?,
+        })
+    }
+
+    /// Opens them here, or inside of a namespace.
+    ///
+    /// # Errors
+    /// What the kernel says: a port that is taken, or a namespace that cannot be entered.
+    pub async fn open(netns: Option<&NetNs>, options: OpenOptions) -> io::Result<Self> {
+        match netns {
+            Some(netns) => netns.run_async(move || options.open()).await?,
+            None => options.open(),
+        }
+    }
+
+    /// Copies of the descriptors, in the order of [`KINDS`].
+    ///
+    /// # Errors
+    /// When no descriptor is free.
+    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
+        [&self.outbound, &self.inbound_plain, &self.inbound_hbone]
+            .into_iter()
+            .map(OwnedFd::try_clone)
+            .collect()
+    }
+
+    /// Copies to accept from. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When no descriptor is free.
+    pub fn listeners(&self) -> io::Result<Listeners> {
+        Ok(Listeners {
+            outbound: listener(&self.outbound)?,
+            inbound_plain: listener(&self.inbound_plain)?,
+            inbound_hbone: listener(&self.inbound_hbone)?,
+        })
+    }
+}
+
+fn listener(fd: &OwnedFd) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(fd.try_clone()?);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// The name and the port a kind stands for.
+fn expected(kind: Kind) -> (&'static str, u16) {
+    match kind {
+        Kind::Outbound => ("outbound", Ports::DEFAULT.outbound),
+        Kind::InboundPlain => ("inbound plain", Ports::DEFAULT.inbound_plain),
+        _ => ("inbound hbone", Ports::DEFAULT.inbound_hbone),
+    }
+}
+
+/// Checks type, family, port and that it listens (capture.md section 6).
+fn prove(kind: Kind, fd: &OwnedFd) -> Result<(), SocketError> {
+    let (name, port) = expected(kind);
+    let inspect = |source: rustix::io::Errno| SocketError::Inspect {
+        kind: name,
+        source: source.into(),
+    };
+    let family = sockopt::socket_domain(fd).map_err(inspect)?;
+    let stream = sockopt::socket_type(fd).map_err(inspect)? == SocketType::STREAM;
+    let listening = sockopt::socket_acceptconn(fd).map_err(inspect)?;
+    let address = rustix::net::getsockname(fd.as_fd()).map_err(inspect)?;
+    let bound = SocketAddr::try_from(address).is_ok_and(|address| address.port() == port);
+    let internet = family == AddressFamily::INET || family == AddressFamily::INET6;
+    if internet && stream && listening && bound {
+        return Ok(());
+    }
+    Err(SocketError::Mismatch { kind: name, port })
+}
+
+/// How listeners are opened where the agent hands none over.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenOptions {
+    /// Which ports.
+    pub ports: Ports,
+    /// Dual-stack wildcard, or IPv4 alone.
+    pub ipv6: bool,
+    /// SO_REUSEPORT, for an upgrade without an agent that owns the sockets.
+    pub reuse_port: bool,
+    /// SO_MARK; accepted sockets inherit it.
+    pub mark: Option<u32>,
+}
+
+impl OpenOptions {
+    fn open(self) -> io::Result<PodSockets> {
+        Ok(PodSockets {
+            outbound: self.listen(self.ports.outbound)?.into(),
+            inbound_plain: self.listen(self.ports.inbound_plain)?.into(),
+            inbound_hbone: self.listen(self.ports.inbound_hbone)?.into(),
+        })
+    }
+
+    /// A wildcard listener; without IPv6 in the namespace it is one for IPv4.
+    fn listen(self, port: u16) -> io::Result<Socket> {
+        if self.ipv6 {
+            match self.listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+                Err(error) if no_ipv6(&error) => {}
+                outcome => return outcome,
+            }
+        }
+        self.listen_on(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+    }
+
+    fn listen_on(self, address: SocketAddr) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(true)?;
+        if self.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        if let Some(mark) = self.mark {
+            socket.set_mark(mark)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket)
+    }
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) || error.kind() == io::ErrorKind::AddrNotAvailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handed(kind: Kind, socket: impl Into<OwnedFd>) -> impl Iterator<Item = (Kind, OwnedFd)> {
+        std::iter::once((kind, socket.into()))
+    }
+
+    #[test]
+    fn a_socket_of_another_port_is_refused() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let refused = PodSockets::take(handed(Kind::Outbound, listener)).unwrap_err();
+        assert!(
+            matches!(refused, SocketError::Mismatch { port: 15001, .. }),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_socket_that_does_not_listen_is_refused() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(PodSockets::take(handed(Kind::InboundHbone, socket)).is_err());
+    }
+
+    #[test]
+    fn an_incomplete_set_is_refused() {
+        assert!(matches!(
+            PodSockets::take(std::iter::empty()),
+            Err(SocketError::Kinds)
+        ));
+    }
+
+    #[tokio::test]
+    async fn copies_accept_from_the_same_queue() {
+        let ports = Ports {
+            outbound: 0,
+            inbound_plain: 0,
+            inbound_hbone: 0,
+        };
+        let options = OpenOptions {
+            ports,
+            ipv6: true,
+            reuse_port: false,
+            mark: None,
+        };
+        let sockets = PodSockets::open(None, options).await.unwrap();
+        let first = sockets.listeners().unwrap();
+        let port = first.outbound.local_addr().unwrap().port();
+        drop(first);
+        let second = sockets.listeners().unwrap();
+        let client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let (_, peer) = second.outbound.accept().await.unwrap();
+        assert_eq!(peer.port(), client.local_addr().unwrap().port());
+    }
+}
