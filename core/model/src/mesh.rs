@@ -24,6 +24,7 @@ use crate::identity::Identity;
 use crate::name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
 use crate::network::NetworkAddress;
 use crate::service::Service;
+use crate::upstream::Tables;
 use crate::workload::Workload;
 use changes::Collector;
 use policies::Policies;
@@ -254,9 +255,13 @@ impl Snapshot {
             MeshUpdate::RemoveWorkload(uid) => changes.workload(self.workloads.remove(&uid), uid),
             MeshUpdate::Service(service) => {
                 let key = service.key();
-                changes.service(self.services.insert(service), key);
+                let changed = self.services.insert(service);
+                self.note_service(changed, key, changes);
             }
-            MeshUpdate::RemoveService(key) => changes.service(self.services.remove(&key), key),
+            MeshUpdate::RemoveService(key) => {
+                let changed = self.services.remove(&key);
+                self.note_service(changed, key, changes);
+            }
             MeshUpdate::Policy(policy) => {
                 let (key, scope) = (policy.key(), policy.scope);
                 if let Some(before) = self.policies.insert(policy) {
@@ -269,6 +274,18 @@ impl Snapshot {
                 }
             }
         }
+    }
+
+    fn note_service(&mut self, changed: bool, key: NamespacedHostname, changes: &mut Collector) {
+        if changed {
+            self.workloads.forget_tables(&key);
+            changes.service(key);
+        }
+    }
+
+    /// The tables by which endpoints of a service are drawn; `None` if it has no endpoints.
+    pub(crate) fn tables(&self, key: &NamespacedHostname) -> Option<&Tables> {
+        self.workloads.tables(key)
     }
 
     /// The uids of the workloads of a namespace.

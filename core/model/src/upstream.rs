@@ -3,6 +3,7 @@
 mod address;
 mod balance;
 mod locality;
+mod table;
 #[cfg(test)]
 mod tests;
 mod waypoint;
@@ -19,6 +20,7 @@ use crate::reason::Reason;
 use crate::service::{LoadBalancingMode, Service};
 use crate::workload::{TunnelProtocol, Workload};
 use balance::Purpose;
+pub(crate) use table::Tables;
 
 /// The next hop of a connection.
 #[derive(Debug, Clone, PartialEq)]

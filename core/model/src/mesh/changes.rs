@@ -56,10 +56,8 @@ impl Collector {
         }
     }
 
-    pub(super) fn service(&mut self, changed: bool, key: NamespacedHostname) {
-        if changed {
-            self.services.insert(key);
-        }
+    pub(super) fn service(&mut self, key: NamespacedHostname) {
+        self.services.insert(key);
     }
 
     pub(super) fn policy(&mut self, key: NamespacedName, scopes: impl IntoIterator<Item = Scope>) {

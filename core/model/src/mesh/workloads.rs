@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Map, OrderedMap, OrderedSet, empty_map};
 use crate::name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
 use crate::network::NetworkAddress;
+use crate::upstream::Tables;
 use crate::workload::{HealthStatus, NetworkMode, TunnelProtocol, Workload};
 
 /// Workloads by uid, address, name, service, policy and namespace.
@@ -15,9 +16,17 @@ pub(super) struct Workloads {
     by_address: Map<NetworkAddress, Owners>,
     /// By `<namespace>/<name>/<service account>`; none of the three may hold a slash.
     by_name: Map<String, Owners>,
-    by_service: Map<NamespacedHostname, OrderedMap<WorkloadUid, Arc<Workload>>>,
+    by_service: Map<NamespacedHostname, Endpoints>,
     by_policy: Map<NamespacedName, OrderedSet<WorkloadUid>>,
     by_namespace: Map<Str, OrderedSet<WorkloadUid>>,
+}
+
+/// The workloads of one service, and what draws among them are made from.
+#[derive(Debug, Clone, Default)]
+struct Endpoints {
+    by_uid: OrderedMap<WorkloadUid, Arc<Workload>>,
+    /// Shared by all snapshots in which neither the service nor an endpoint changed.
+    tables: Arc<Tables>,
 }
 
 /// Workloads that share a key, the preferred one first; nearly always one.
@@ -84,7 +93,27 @@ impl Workloads {
         &'a self,
         key: &NamespacedHostname,
     ) -> impl Iterator<Item = (&'a WorkloadUid, &'a Arc<Workload>)> + use<'a> {
-        self.by_service.get(key).into_iter().flat_map(OrderedMap::iter)
+        self.by_service
+            .get(key)
+            .into_iter()
+            .flat_map(|endpoints| endpoints.by_uid.iter())
+    }
+
+    pub(super) fn tables(&self, key: &NamespacedHostname) -> Option<&Tables> {
+        self.by_service.get(key).map(|endpoints| &*endpoints.tables)
+    }
+
+    /// To be called when a service changed: its tables were made from what it was.
+    pub(super) fn forget_tables(&mut self, key: &NamespacedHostname) {
+        if let Some(Endpoints { by_uid, .. }) = self.by_service.get(key).cloned() {
+            self.by_service.insert_mut(
+                key.clone(),
+                Endpoints {
+                    by_uid,
+                    tables: Arc::default(),
+                },
+            );
+        }
     }
 
     pub(super) fn members(&self, namespace: &Str) -> impl Iterator<Item = &WorkloadUid> {
@@ -109,9 +138,16 @@ impl Workloads {
         }
         add_owner(&mut self.by_name, own_name_key(workload), workload);
         for key in workload.services.keys() {
-            let mut endpoints = self.by_service.get(key).cloned().unwrap_or_default();
-            endpoints.insert_mut(uid.clone(), Arc::clone(workload));
-            self.by_service.insert_mut(key.clone(), endpoints);
+            let before = self.by_service.get(key).map(|endpoints| endpoints.by_uid.clone());
+            let mut by_uid = before.unwrap_or_default();
+            by_uid.insert_mut(uid.clone(), Arc::clone(workload));
+            self.by_service.insert_mut(
+                key.clone(),
+                Endpoints {
+                    by_uid,
+                    tables: Arc::default(),
+                },
+            );
         }
         for policy in &workload.authorization_policies {
             add_member(&mut self.by_policy, policy, uid);
@@ -129,11 +165,17 @@ impl Workloads {
             let Some(endpoints) = self.by_service.get(key) else {
                 continue;
             };
-            let rest = endpoints.remove(uid);
-            if rest.is_empty() {
+            let by_uid = endpoints.by_uid.remove(uid);
+            if by_uid.is_empty() {
                 self.by_service.remove_mut(key);
             } else {
-                self.by_service.insert_mut(key.clone(), rest);
+                self.by_service.insert_mut(
+                    key.clone(),
+                    Endpoints {
+                        by_uid,
+                        tables: Arc::default(),
+                    },
+                );
             }
         }
         for policy in &workload.authorization_policies {

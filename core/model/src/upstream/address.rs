@@ -21,7 +21,7 @@ pub(super) fn choose(workload: &Workload, requested: IpAddr, families: IpFamilie
         .or(Some(first))
 }
 
-fn allows(families: IpFamilies, address: IpAddr) -> bool {
+pub(super) fn allows(families: IpFamilies, address: IpAddr) -> bool {
     match families {
         IpFamilies::Automatic | IpFamilies::Dual => true,
         IpFamilies::Ipv4Only => address.is_ipv4(),

@@ -4,9 +4,9 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
+use super::table::{Candidate, Class, Table};
 use super::{NoUpstream, Search, address, locality};
+use crate::name::NamespacedHostname;
 use crate::service::{HealthPolicy, Service};
 use crate::workload::{HealthStatus, Workload};
 
@@ -35,15 +35,6 @@ struct Preference {
     rank: Reverse<usize>,
 }
 
-/// An endpoint that may be drawn.
-struct Candidate {
-    workload: Arc<Workload>,
-    target_port: u16,
-}
-
-/// Few services have more endpoints of one preference; those that have pay one allocation.
-const CANDIDATES_INLINE: usize = 16;
-
 impl Search<'_> {
     /// Draws an endpoint, weighted by capacity, among those of the best preference.
     pub(super) fn choose(
@@ -52,19 +43,18 @@ impl Search<'_> {
         port: u16,
         purpose: Purpose,
     ) -> Result<Chosen, NoUpstream> {
-        let best = self.best_candidates(service, port, purpose);
-        let total = best.iter().map(|one| u64::from(one.workload.capacity)).sum();
-        if total == 0 {
+        let table = self.table(service, port, purpose);
+        if table.total() == 0 {
             return Err(NoUpstream::NoHealthyEndpoint {
                 service: service.key(),
                 port,
             });
         }
-        let drawn = (self.random)(total);
         let Candidate {
             workload,
             target_port,
-        } = draw(best, drawn).expect("the draw is below the total");
+        } = table.at((self.random)(table.total()));
+        let workload = Arc::clone(workload);
         if workload.network != self.source.network {
             let network = workload.network.clone();
             return Err(NoUpstream::NoGateway {
@@ -76,7 +66,7 @@ impl Search<'_> {
             Some(address) => Ok(Chosen {
                 workload,
                 address,
-                target_port,
+                target_port: *target_port,
             }),
             None => Err(NoUpstream::NameNotResolved {
                 workload: workload.uid.clone(),
@@ -85,20 +75,30 @@ impl Search<'_> {
         }
     }
 
-    fn best_candidates(
-        &self,
-        service: &Service,
-        port: u16,
-        purpose: Purpose,
-    ) -> SmallVec<[Candidate; CANDIDATES_INLINE]> {
-        let mut best = SmallVec::new();
-        let mut best_preference = None;
+    /// The table to draw from. One that leaves out what was tried is made for this connection only.
+    fn table(&self, service: &Service, port: u16, purpose: Purpose) -> Arc<Table> {
         let key = service.key();
-        for workload in self.snapshot.endpoints(&key) {
-            let Some(target_port) = self.usable(service, port, purpose, &workload) else {
+        let class = Class {
+            service,
+            source: self.source,
+            port,
+            purpose,
+        };
+        let make = || Table::new(&class, self.best_candidates(&key, &class));
+        match self.snapshot.tables(&key) {
+            Some(tables) if self.exclude.is_empty() => tables.get_or_make(&class, make),
+            _ => Arc::new(make()),
+        }
+    }
+
+    fn best_candidates(&self, key: &NamespacedHostname, class: &Class<'_>) -> Vec<Candidate> {
+        let mut best = Vec::new();
+        let mut best_preference = None;
+        for workload in self.snapshot.endpoints(key) {
+            let Some(target_port) = usable(key, class, &workload) else {
                 continue;
             };
-            let Some(preference) = self.preference(service, &workload) else {
+            let Some(preference) = self.preference(class.service, &workload) else {
                 continue;
             };
             if best_preference.is_some_and(|best| preference > best) {
@@ -116,24 +116,6 @@ impl Search<'_> {
         best
     }
 
-    /// The target port, if the endpoint may be chosen at all.
-    fn usable(&self, service: &Service, port: u16, purpose: Purpose, endpoint: &Workload) -> Option<u16> {
-        let health = service
-            .load_balancing
-            .as_ref()
-            .map(|balancing| balancing.health_policy);
-        let healthy = endpoint.status == HealthStatus::Healthy || health == Some(HealthPolicy::AllowAll);
-        let has_address = !endpoint.hostname.is_empty() && endpoint.addresses.is_empty()
-            || address::choose(endpoint, self.destination.ip(), service.ip_families).is_some();
-        let has_gateway = endpoint.network != self.source.network && endpoint.network_gateway.is_some();
-        let allowed = endpoint.capacity > 0 && healthy && (has_address || has_gateway);
-        if allowed {
-            target_port(service, port, purpose, endpoint)
-        } else {
-            None
-        }
-    }
-
     fn preference(&self, service: &Service, endpoint: &Workload) -> Option<Preference> {
         let rank = locality::rank(service.load_balancing.as_ref(), self.source, endpoint)?;
         Some(Preference {
@@ -145,32 +127,50 @@ impl Search<'_> {
     }
 }
 
+/// The target port, if the endpoint may be chosen at all.
+fn usable(key: &NamespacedHostname, class: &Class<'_>, endpoint: &Workload) -> Option<u16> {
+    let Class { service, source, .. } = class;
+    let health = service
+        .load_balancing
+        .as_ref()
+        .map(|balancing| balancing.health_policy);
+    let healthy = endpoint.status == HealthStatus::Healthy || health == Some(HealthPolicy::AllowAll);
+    let has_name = endpoint.addresses.is_empty() && !endpoint.hostname.is_empty();
+    let has_address = endpoint
+        .addresses
+        .iter()
+        .any(|ip| address::allows(service.ip_families, *ip));
+    let has_gateway = endpoint.network != source.network && endpoint.network_gateway.is_some();
+    let allowed = endpoint.capacity > 0 && healthy && (has_address || has_name || has_gateway);
+    if allowed {
+        target_port(key, class, endpoint)
+    } else {
+        None
+    }
+}
+
 /// The endpoint's own mapping, else the service's port, else what a waypoint's application tunnel makes of it.
-fn target_port(service: &Service, port: u16, purpose: Purpose, endpoint: &Workload) -> Option<u16> {
+fn target_port(key: &NamespacedHostname, class: &Class<'_>, endpoint: &Workload) -> Option<u16> {
+    let Class {
+        service,
+        port,
+        purpose,
+        ..
+    } = class;
     let own = || {
         endpoint
             .services
-            .get(&service.key())
-            .and_then(|ports| ports.get(&port))
+            .get(key)
+            .and_then(|ports| ports.get(port))
             .copied()
     };
-    let common = || service.ports.get(&port).and_then(|found| found.target_port);
+    let common = || service.ports.get(port).and_then(|found| found.target_port);
     let tunnelled = || {
         let tunnel = endpoint
             .application_tunnel
             .as_ref()
-            .filter(|_| purpose == Purpose::Waypoint)?;
-        tunnel.port.map(|_| port)
+            .filter(|_| *purpose == Purpose::Waypoint)?;
+        tunnel.port.map(|_| *port)
     };
     own().or_else(common).or_else(tunnelled)
-}
-
-/// The candidate whose share of the total holds the draw.
-fn draw(candidates: impl IntoIterator<Item = Candidate>, mut drawn: u64) -> Option<Candidate> {
-    candidates.into_iter().find(|one| {
-        let share = u64::from(one.workload.capacity);
-        let holds = drawn < share;
-        drawn = drawn.saturating_sub(share);
-        holds
-    })
 }

@@ -1,5 +1,6 @@
 //! How near an endpoint is to its caller, in the terms of the service's routing preference.
 
+use crate::name::Str;
 use crate::service::{LoadBalancing, LoadBalancingMode, Scope};
 use crate::workload::Workload;
 
@@ -45,12 +46,17 @@ fn bonus(scopes: &[Scope], source: &Workload, endpoint: &Workload) -> usize {
 }
 
 fn shares(scope: Scope, source: &Workload, endpoint: &Workload) -> bool {
+    place(scope, source) == place(scope, endpoint)
+}
+
+/// Where a workload is, in terms of one scope.
+pub(super) fn place(scope: Scope, workload: &Workload) -> &Str {
     match scope {
-        Scope::Region => source.locality.region == endpoint.locality.region,
-        Scope::Zone => source.locality.zone == endpoint.locality.zone,
-        Scope::Subzone => source.locality.subzone == endpoint.locality.subzone,
-        Scope::Node => source.node == endpoint.node,
-        Scope::Cluster => source.cluster_id == endpoint.cluster_id,
-        Scope::Network => source.network == endpoint.network,
+        Scope::Region => &workload.locality.region,
+        Scope::Zone => &workload.locality.zone,
+        Scope::Subzone => &workload.locality.subzone,
+        Scope::Node => &workload.node,
+        Scope::Cluster => &workload.cluster_id,
+        Scope::Network => &workload.network,
     }
 }

@@ -680,3 +680,56 @@ fn a_canary_waypoint_does_not_go_through_the_primary() {
         Ok(Upstream::Direct(_))
     ));
 }
+
+#[test]
+fn a_change_of_service_or_endpoint_reaches_the_next_draw() {
+    let mesh = shop().with(shop_pod("a", "10.0.0.7")).build();
+    let ask = || {
+        let result = mesh
+            .snapshot()
+            .upstream_for(&client().build(), socket("10.96.0.1:80"), &mut |_| 0, &[]);
+        result.map(|upstream| match upstream {
+            Upstream::Direct(endpoint) => endpoint.authority.to_string(),
+            other => panic!("not direct: {other:?}"),
+        })
+    };
+    assert_eq!(ask(), Ok("10.0.0.7:8080".into()));
+    mesh.apply(vec![shop_pod("a", "10.0.0.8").into()]);
+    assert_eq!(ask(), Ok("10.0.0.8:8080".into()), "the endpoint moved");
+    mesh.apply(vec![service("shop").vip("10.96.0.1").port(80, 9090).into()]);
+    assert_eq!(ask(), Ok("10.0.0.8:9090".into()), "the service's port changed");
+    mesh.apply(vec![shop_pod("a", "10.0.0.8").unhealthy().into()]);
+    assert!(ask().is_err(), "the endpoint became unhealthy");
+}
+
+#[test]
+fn callers_in_different_places_draw_from_different_tables() {
+    let mesh = mesh()
+        .with(
+            service("shop")
+                .vip("10.96.0.1")
+                .port(80, 8080)
+                .port(81, 8081)
+                .failover([Scope::Zone]),
+        )
+        .with(shop_pod("one", "10.0.0.7").locality("eu/1"))
+        .with(shop_pod("two", "10.0.0.8").locality("eu/2"))
+        .build();
+    let snapshot = mesh.snapshot();
+    // More places than tables are kept for, each asked twice.
+    for round in 0..2 {
+        for zone in 1..40 {
+            let source = client().locality(&format!("eu/{zone}")).build();
+            let found = snapshot.upstream_for(&source, socket("10.96.0.1:81"), &mut |of| of - 1, &[]);
+            let expected = if zone == 1 {
+                "10.0.0.7:8081"
+            } else {
+                "10.0.0.8:8081"
+            };
+            assert!(
+                matches!(&found, Ok(Upstream::Direct(one)) if one.authority == socket(expected)),
+                "{round} {zone}: {found:?}"
+            );
+        }
+    }
+}
