@@ -1,25 +1,26 @@
 //! gRPC channels to the control plane: TLS over our own configuration, a token and headers with each request.
 
-use std::fmt;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+mod credentials;
+mod source;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore, version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
-use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
 
-use crate::tls::{ALPN, HandshakeError, KeyExchange, crypto, pem_certificates};
+use crate::tls::{ALPN, HandshakeError, KeyExchange, crypto};
+
+pub use credentials::Credentials;
+pub use source::{RootSource, TokenSource};
 
 /// TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,8 +28,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long its answer may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest token or root file that is read.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A channel that authenticates every request.
 pub type AuthenticatedChannel = InterceptedService<Channel, Credentials>;
@@ -48,84 +47,6 @@ pub struct ChannelConfig {
     pub headers: Vec<(String, String)>,
     /// Sent as `clusterid`.
     pub cluster_id: Option<String>,
-}
-
-/// Where the roots of a channel come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RootSource {
-    /// A file, read again for each connection, so that a rotated root needs no restart.
-    File(PathBuf),
-    /// PEM text.
-    Pem(String),
-    /// The roots of the operating system. Not built in.
-    System,
-}
-
-impl RootSource {
-    /// Reads a setting: `SYSTEM`, PEM text, or a path.
-    #[must_use]
-    pub fn from_setting(text: &str) -> Self {
-        match text {
-            "SYSTEM" => Self::System,
-            pem if pem.contains("-----BEGIN") => Self::Pem(pem.to_owned()),
-            path => Self::File(path.into()),
-        }
-    }
-
-    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, ChannelError> {
-        let (pem, from) = match self {
-            Self::File(path) => (read_file(path)?, path.display().to_string()),
-            Self::Pem(pem) => (pem.clone(), "the configured text".to_owned()),
-            Self::System => return Err(ChannelError::SystemRoots),
-        };
-        match pem_certificates(pem.as_bytes()) {
-            Ok(found) if !found.is_empty() => Ok(found),
-            _ => Err(ChannelError::NoRoots { from }),
-        }
-    }
-}
-
-/// Where the bearer token comes from.
-#[derive(Clone, PartialEq, Eq)]
-pub enum TokenSource {
-    /// A file, read for each request, as tokens are short-lived.
-    File(PathBuf),
-    /// The token itself.
-    Literal(String),
-    /// No token is sent.
-    None,
-}
-
-impl TokenSource {
-    /// Reads a setting: a path if it looks like one or exists, else the token itself; nothing if empty.
-    #[must_use]
-    pub fn from_setting(text: &str) -> Self {
-        match text {
-            "" => Self::None,
-            path if path.starts_with('/') || path.starts_with('.') || Path::new(path).exists() => {
-                Self::File(path.into())
-            }
-            token => Self::Literal(token.to_owned()),
-        }
-    }
-
-    fn read(&self) -> Result<Option<String>, ChannelError> {
-        match self {
-            Self::File(path) => Ok(Some(read_file(path)?.trim().to_owned())),
-            Self::Literal(token) => Ok(Some(token.clone())),
-            Self::None => Ok(None),
-        }
-    }
-}
-
-impl fmt::Debug for TokenSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-            Self::Literal(_) => f.write_str("Literal(hidden)"),
-            Self::None => f.write_str("None"),
-        }
-    }
 }
 
 /// Why a channel cannot be made, or cannot connect.
@@ -295,84 +216,6 @@ fn verifying(root: &RootSource) -> Result<ClientConfig, ChannelError> {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
-}
-
-/// Adds token, cluster and headers to each request.
-#[derive(Clone)]
-pub struct Credentials {
-    token: TokenSource,
-    metadata: Arc<[(MetadataKey<Ascii>, MetadataValue<Ascii>)]>,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.metadata.iter().map(|(name, _)| name.as_str()).collect();
-        f.debug_struct("Credentials")
-            .field("token", &self.token)
-            .field("metadata", &names)
-            .finish()
-    }
-}
-
-impl Credentials {
-    /// Checks that all of it can be sent.
-    ///
-    /// # Errors
-    /// When a name or value is not valid gRPC metadata.
-    pub fn new(config: &ChannelConfig) -> Result<Self, ChannelError> {
-        let cluster = config.cluster_id.iter().map(|id| ("clusterid", id.as_str()));
-        let headers = config
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()));
-        let metadata: Result<Vec<_>, _> = cluster
-            .chain(headers)
-            .map(|(name, value)| entry(name, value))
-            .collect();
-        Ok(Self {
-            token: config.token.clone(),
-            metadata: metadata?.into(),
-        })
-    }
-}
-
-fn entry(name: &str, value: &str) -> Result<(MetadataKey<Ascii>, MetadataValue<Ascii>), ChannelError> {
-    let invalid = || ChannelError::Header(name.to_owned());
-    let key = MetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes()).map_err(|_| invalid())?;
-    Ok((key, value.parse().map_err(|_| invalid())?))
-}
-
-impl Interceptor for Credentials {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        for (name, value) in self.metadata.iter() {
-            request.metadata_mut().insert(name.clone(), value.clone());
-        }
-        let token = self
-            .token
-            .read()
-            .map_err(|error| Status::unauthenticated(error.to_string()))?;
-        if let Some(token) = token {
-            let bearer: Result<MetadataValue<Ascii>, _> = format!("Bearer {token}").parse();
-            let mut bearer =
-                bearer.map_err(|_| Status::unauthenticated("the token is not valid in a header"))?;
-            bearer.set_sensitive(true);
-            request.metadata_mut().insert("authorization", bearer);
-        }
-        Ok(request)
-    }
-}
-
-fn read_file(path: &Path) -> Result<String, ChannelError> {
-    let failed = |error| ChannelError::File {
-        path: path.to_owned(),
-        error,
-    };
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(FILE_BYTES_MAX)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
-    Ok(text)
 }
 
 #[cfg(test)]

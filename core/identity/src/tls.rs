@@ -4,6 +4,7 @@
 //! learns of it from the first read, as an `io::Error`; [`HandshakeError::from`] explains that one as well.
 
 mod client;
+mod peer;
 mod provider;
 mod server;
 mod verify;
@@ -19,11 +20,12 @@ use tulle_model::identity::Identity;
 use tulle_model::reason::Reason;
 
 pub(crate) use client::mesh_client;
+pub(crate) use peer::names;
+pub use peer::{PeerError, peer_identity};
 pub use provider::KeyExchange;
 pub(crate) use provider::{crypto, signing_key};
 pub(crate) use server::{mesh_server, without_resumption};
-pub use verify::{PeerError, peer_identity};
-pub(crate) use verify::{chain_error, names};
+pub(crate) use verify::chain_error;
 
 /// The one application protocol of the mesh and of its control plane.
 pub const ALPN: &[u8] = b"h2";

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
-use tonic::{Code, Response};
+use tonic::{Code, Request, Response, Status};
 use tulle_model::identity::Identity;
 use tulle_proto::ca::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,

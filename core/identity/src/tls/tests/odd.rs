@@ -326,3 +326,30 @@ async fn what_an_intermediate_may_not_do_it_cannot() {
         judged_by_client(&issued).await.expect_err(name);
     }
 }
+
+proptest::proptest! {
+    /// Bytes of strangers reach the reader before anything vouches for them.
+    #[test]
+    fn no_damage_to_a_certificate_makes_reading_it_panic(
+        damage in proptest::collection::vec((0_usize..1024, proptest::prelude::any::<u8>()), 1..8),
+        length in 0_usize..1024,
+    ) {
+        let mut bytes = certificate(&id(WEB)).chain()[0].to_vec();
+        for (at, byte) in damage {
+            let at = at % bytes.len();
+            bytes[at] = byte;
+        }
+        let _ = peer_identity(&[CertificateDer::from(bytes.clone())]);
+        bytes.truncate(length);
+        let _ = peer_identity(&[CertificateDer::from(bytes)]);
+    }
+
+    /// Whatever is accepted as a name is written back exactly: nothing is normalised on the way.
+    #[test]
+    fn an_accepted_name_is_the_name_that_was_written(text in "spiffe://[ -~]{0,40}(/ns/[a-z]{1,4}/sa/[ -~]{0,6})?") {
+        let issued = shared().issue_as(leaf([uri(&text)]));
+        if let Ok(identity) = peer_identity(&issued.chain) {
+            assert_eq!(identity.to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Where roots and tokens come from: files, which may change at any time, or settings.
+
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::CertificateDer;
+
+use super::ChannelError;
+use crate::tls::pem_certificates;
+
+/// Largest token or root file that is read.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Where the roots of a channel come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootSource {
+    /// A file, read again for each connection, so that a rotated root needs no restart.
+    File(PathBuf),
+    /// PEM text.
+    Pem(String),
+    /// The roots of the operating system. Not built in.
+    System,
+}
+
+impl RootSource {
+    /// Reads a setting: `SYSTEM`, PEM text, or a path.
+    #[must_use]
+    pub fn from_setting(text: &str) -> Self {
+        match text {
+            "SYSTEM" => Self::System,
+            pem if pem.contains("-----BEGIN") => Self::Pem(pem.to_owned()),
+            path => Self::File(path.into()),
+        }
+    }
+
+    pub(super) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, ChannelError> {
+        let (pem, from) = match self {
+            Self::File(path) => (read_file(path)?, path.display().to_string()),
+            Self::Pem(pem) => (pem.clone(), "the configured text".to_owned()),
+            Self::System => return Err(ChannelError::SystemRoots),
+        };
+        match pem_certificates(pem.as_bytes()) {
+            Ok(found) if !found.is_empty() => Ok(found),
+            _ => Err(ChannelError::NoRoots { from }),
+        }
+    }
+}
+
+/// Where the bearer token comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// A file, read for each request, as tokens are short-lived.
+    File(PathBuf),
+    /// The token itself.
+    Literal(String),
+    /// No token is sent.
+    None,
+}
+
+impl TokenSource {
+    /// Reads a setting: a path if it looks like one or exists, else the token itself; nothing if empty.
+    #[must_use]
+    pub fn from_setting(text: &str) -> Self {
+        match text {
+            "" => Self::None,
+            path if path.starts_with('/') || path.starts_with('.') || Path::new(path).exists() => {
+                Self::File(path.into())
+            }
+            token => Self::Literal(token.to_owned()),
+        }
+    }
+
+    pub(super) fn read(&self) -> Result<Option<String>, ChannelError> {
+        match self {
+            Self::File(path) => Ok(Some(read_file(path)?.trim().to_owned())),
+            Self::Literal(token) => Ok(Some(token.clone())),
+            Self::None => Ok(None),
+        }
+    }
+}
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Literal(_) => f.write_str("Literal(hidden)"),
+            Self::None => f.write_str("None"),
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, ChannelError> {
+    let failed = |error| ChannelError::File {
+        path: path.to_owned(),
+        error,
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(FILE_BYTES_MAX)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    Ok(text)
+}
