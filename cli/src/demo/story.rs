@@ -140,7 +140,7 @@ impl Story {
         let mut captured = 0;
         for node in NODES {
             let agent = self.run_dir.component(Kind::Agent, node);
-            captured += crate::command::status::pods(&agent).await?.iter().filter(|pod| pod.state == "In").count();
+            captured += crate::command::status::pods(&agent).await?.iter().filter(|pod| pod.state == "in").count();
         }
         Ok(captured)
     }

@@ -1,0 +1,68 @@
+//! Manifests as a user would write them.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use tulle_world::Pod;
+
+/// The namespace that tests enrol.
+pub const NAMESPACE: &str = "app";
+
+/// A namespace, enrolled or not.
+#[must_use]
+pub fn namespace(name: &str, enrolled: bool) -> String {
+    let labels = if enrolled { "\n  labels:\n    istio.io/dataplane-mode: ambient" } else { "" };
+    format!("---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}{labels}\n")
+}
+
+/// A pod as a WorkloadEntry; its service account and `app` label are `account`.
+#[must_use]
+pub fn workload(namespace: &str, pod: &Pod, account: &str) -> String {
+    let (name, node, ipv4, ipv6) = (pod.name(), pod.node(), pod.ipv4(), pod.ipv6());
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  \
+         namespace: {namespace}\n  annotations:\n    tulle.dev/node: {node}\n    tulle.dev/process: netns:{name}\n    \
+         tulle.dev/addresses: \"{ipv4},{ipv6}\"\nspec:\n  address: {ipv4}\n  serviceAccount: {account}\n  \
+         labels:\n    app: {account}\n"
+    )
+}
+
+/// A service that selects `app: <name>`; ports are (service port, target port).
+#[must_use]
+pub fn service(name: &str, addresses: &[IpAddr], ports: &[(u16, u16)]) -> String {
+    let list = addresses.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ");
+    let mut yaml = format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\nspec:\n  \
+         clusterIP: \"{}\"\n  clusterIPs: [{list}]\n  selector:\n    app: {name}\n  ports:\n",
+        addresses[0]
+    );
+    for (port, target) in ports {
+        let _ = writeln!(yaml, "  - name: tcp-{port}\n    port: {port}\n    targetPort: {target}");
+    }
+    yaml
+}
+
+/// A policy on the pods of an app; `rules` is the YAML of its rules.
+#[must_use]
+pub fn policy(name: &str, app: &str, action: &str, rules: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: {name}\n  \
+         namespace: {NAMESPACE}\nspec:\n  selector:\n    matchLabels:\n      app: {app}\n  action: {action}\n  \
+         rules:\n{rules}"
+    )
+}
+
+/// A rule that matches callers of a service account.
+#[must_use]
+pub fn from_account(account: &str) -> String {
+    format!("  - from:\n    - source:\n        principals: [cluster.local/ns/{NAMESPACE}/sa/{account}]\n")
+}
+
+/// Strict mutual TLS for the namespace.
+#[must_use]
+pub fn strict() -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\n  name: default\n  \
+         namespace: {NAMESPACE}\nspec:\n  mtls:\n    mode: STRICT\n"
+    )
+}

@@ -1,0 +1,190 @@
+//! A mesh under test: nodes and pods, the components as processes, and the folder that configures them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tulle_runtime::http_client;
+use tulle_world::{Component, Folders, Mesh, Pod, World};
+
+use crate::manifest::{self, NAMESPACE};
+
+/// How long anything may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Nodes, pods and components. Everything ends with the value.
+#[derive(Debug)]
+pub struct TestMesh {
+    /// The components; declared first, so that they end before the world does.
+    pub mesh: Mesh,
+    /// Nodes and pods.
+    pub world: World,
+    workloads: BTreeMap<String, String>,
+    folder: TempDir,
+    nodes: Vec<String>,
+}
+
+impl TestMesh {
+    /// A world whose components are not started yet; [`NAMESPACE`] is enrolled from the start.
+    pub async fn new(nodes: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let world = World::create(folder.path(), nodes).await.unwrap_or_else(|error| {
+            panic!("the kernel tests need root or user namespaces (cargo xtask test arranges that): {error}")
+        });
+        let folders = Folders::create(crate::binary::tulle(), folder.path()).unwrap();
+        let mesh = Mesh::new(folders).with_environment("RUST_LOG", "info,tulle_ztunnel=debug");
+        let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
+        let this = Self { mesh, world, workloads: BTreeMap::new(), folder, nodes };
+        this.apply("namespace", &manifest::namespace(NAMESPACE, true));
+        this
+    }
+
+    /// Starts every component and waits until all are ready.
+    pub async fn start(&mut self) {
+        self.mesh.start_control(&self.world).await.unwrap();
+        for node in &self.nodes {
+            let token = tulle_xds::token::create(&self.mesh.folders().state, node).unwrap();
+            self.mesh.set_token(node, &token).unwrap();
+            self.mesh.start_agent(&self.world, node).unwrap();
+            self.mesh.start_ztunnel(&self.world, node).unwrap();
+        }
+        for node in self.nodes.clone() {
+            self.mesh.wait_ready(&Component::Agent(node.clone())).await.unwrap();
+            self.mesh.wait_ready(&Component::Ztunnel(node)).await.unwrap();
+        }
+    }
+
+    /// Adds a pod to the enrolled namespace; it is captured once the agent is done with it.
+    pub async fn pod(&mut self, node: &str, name: &str) -> Pod {
+        self.pod_in(NAMESPACE, node, name, name).await
+    }
+
+    /// Adds a pod that the mesh knows nothing of.
+    pub async fn stranger(&mut self, node: &str, name: &str) -> Pod {
+        self.world.add_pod(node, name).await.unwrap()
+    }
+
+    /// Adds a pod to a namespace under a service account, which is also its `app`.
+    pub async fn pod_in(&mut self, namespace: &str, node: &str, name: &str, account: &str) -> Pod {
+        let pod = self.world.add_pod(node, name).await.unwrap();
+        self.workloads.insert(name.to_owned(), manifest::workload(namespace, &pod, account));
+        self.write_workloads();
+        pod
+    }
+
+    /// Takes a pod out of the configuration; its world stays.
+    pub fn forget(&mut self, pod: &Pod) {
+        self.workloads.remove(pod.name());
+        self.write_workloads();
+    }
+
+    fn write_workloads(&self) {
+        let all: Vec<_> = self.workloads.values().map(String::as_str).collect();
+        self.apply("workloads", &all.concat());
+    }
+
+    /// Writes a file of the configuration folder, whole.
+    pub fn apply(&self, name: &str, yaml: &str) {
+        let path = self.config_file(name);
+        let draft = path.with_extension("yaml~");
+        std::fs::write(&draft, yaml).and_then(|()| std::fs::rename(&draft, &path)).unwrap();
+    }
+
+    /// Removes a file of the configuration folder.
+    pub fn remove(&self, name: &str) {
+        std::fs::remove_file(self.config_file(name)).unwrap();
+    }
+
+    fn config_file(&self, name: &str) -> std::path::PathBuf {
+        self.mesh.folders().config.join(format!("{name}.yaml"))
+    }
+
+    /// A folder for the files of the test.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Waits until the agents say that these pods are captured and verified.
+    pub async fn captured(&self, pods: &[&Pod]) {
+        for pod in pods {
+            self.wait_state(pod, &["in"]).await;
+        }
+    }
+
+    /// Waits until the agents say that these pods are left alone.
+    pub async fn left(&self, pods: &[&Pod]) {
+        for pod in pods {
+            self.wait_state(pod, &["out", "gone", ""]).await;
+        }
+    }
+
+    async fn wait_state(&self, pod: &Pod, wanted: &[&str]) {
+        let agent = Component::Agent(pod.node().to_owned());
+        let mut state = String::new();
+        let reached = eventually(async || {
+            let pods = self.ask(&agent, "/pods").await;
+            let items = pods["items"].as_array().or(pods.as_array()).cloned().unwrap_or_default();
+            let found = items.iter().find(|item| item["name"] == pod.name());
+            state = found.map_or(String::new(), |item| item["state"].as_str().unwrap_or_default().to_owned());
+            wanted.contains(&state.as_str())
+        });
+        assert!(reached.await, "{} is {state:?}, wanted {wanted:?}\n{}", pod.name(), self.logs());
+    }
+
+    /// Asks a component's admin socket.
+    pub async fn ask(&self, component: &Component, path: &str) -> serde_json::Value {
+        serde_json::from_str(&self.text(component, path).await).unwrap_or(serde_json::Value::Null)
+    }
+
+    /// A page of a component's admin socket; empty when it does not answer.
+    pub async fn text(&self, component: &Component, path: &str) -> String {
+        let Ok(stream) = UnixStream::connect(self.mesh.folders().socket(component)).await else {
+            return String::new();
+        };
+        let answer = http_client::get(stream, "localhost", path, http::HeaderMap::new()).await;
+        answer.map(|answer| String::from_utf8_lossy(answer.body()).into_owned()).unwrap_or_default()
+    }
+
+    /// The sum of a node proxy's series whose line contains every given text.
+    pub async fn metric(&self, node: &str, texts: &[&str]) -> f64 {
+        let metrics = self.text(&Component::Ztunnel(node.to_owned()), "/metrics").await;
+        let lines = metrics.lines().filter(|line| texts.iter().all(|text| line.contains(text)));
+        lines.filter_map(|line| line.split_whitespace().last()?.parse::<f64>().ok()).sum()
+    }
+
+    /// The log of a component so far.
+    #[must_use]
+    pub fn log(&self, component: &Component) -> String {
+        std::fs::read_to_string(self.mesh.folders().log(&component.name())).unwrap_or_default()
+    }
+
+    /// The ends of all logs, for a test that fails.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for entry in std::fs::read_dir(&self.mesh.folders().logs).unwrap().flatten() {
+            let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(25)..].join("\n");
+            text.push_str(&format!("── {}\n{tail}\n", entry.file_name().display()));
+        }
+        text
+    }
+}
+
+/// Tries until something holds, for as long as [`PATIENCE`] lasts.
+pub async fn eventually(mut holds: impl AsyncFnMut() -> bool) -> bool {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if holds().await {
+            return true;
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

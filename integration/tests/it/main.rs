@@ -1,0 +1,11 @@
+//! The mesh in real network namespaces: real processes, packet rules, TLS, clients and servers.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod capture;
+mod configuration;
+mod enrolment;
+mod hostile;
+mod outage;
+mod peers;
+mod policy;

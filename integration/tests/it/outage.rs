@@ -1,0 +1,80 @@
+//! Components end and come back while traffic goes on.
+
+use tulle_integration::mesh::eventually;
+use tulle_integration::storm::Storm;
+use tulle_integration::traffic::{Echo, Pinned, assert_echo, gets_through};
+use tulle_integration::{TestMesh, manifest};
+use tulle_world::{Component, Pod};
+
+async fn pair() -> (TestMesh, Pod, Pod) {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let web = mesh.pod("n1", "web").await;
+    let db = mesh.pod("n2", "db").await;
+    mesh.start().await;
+    mesh.captured(&[&web, &db]).await;
+    (mesh, web, db)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_a_killed_control_plane_costs_no_connection_and_comes_back() {
+    let (mut mesh, web, db) = pair().await;
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    let pinned = Pinned::open(web.namespace(), echo.address(), 10).await;
+    let storm = Storm::start(web.namespace(), &[echo.address()], 4);
+    mesh.mesh.kill(&Component::Control).unwrap();
+    let seen = storm.done();
+    assert!(eventually(async || storm.done() > seen + 100).await, "traffic goes on without a control plane");
+    mesh.mesh.start_control(&mesh.world).await.unwrap();
+    mesh.apply("deny", &manifest::policy("no-web", "db", "DENY", &manifest::from_account("nobody")));
+    let seen = storm.done();
+    assert!(eventually(async || storm.done() > seen + 100).await);
+    let outcome = storm.end().await;
+    assert_eq!(outcome.failed, 0, "of {}: {:#?}\n{}", outcome.done, outcome.failures, mesh.logs());
+    assert_eq!(pinned.lost(), 0);
+    // The proxies are connected again: what is written now arrives.
+    mesh.apply("deny", &manifest::policy("no-web", "db", "DENY", &manifest::from_account("web")));
+    let arrived = eventually(async || !gets_through(web.namespace(), echo.address()).await).await;
+    assert!(arrived, "a policy written after the restart is in force\n{}", mesh.logs());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f07_a_killed_agent_costs_no_connection_and_takes_its_sockets_back() {
+    let (mut mesh, web, db) = pair().await;
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    let pinned = Pinned::open(web.namespace(), echo.address(), 10).await;
+    let storm = Storm::start(web.namespace(), &[echo.address()], 4);
+    for node in ["n1", "n2"] {
+        mesh.mesh.kill(&Component::Agent(node.into())).unwrap();
+        let seen = storm.done();
+        assert!(eventually(async || storm.done() > seen + 50).await, "traffic goes on without an agent");
+        mesh.mesh.start_agent(&mesh.world, node).unwrap();
+        mesh.mesh.wait_ready(&Component::Agent(node.into())).await.unwrap();
+    }
+    mesh.captured(&[&web, &db]).await;
+    let outcome = storm.end().await;
+    assert_eq!(outcome.failed, 0, "of {}: {:#?}\n{}", outcome.done, outcome.failures, mesh.logs());
+    assert_eq!(pinned.lost(), 0);
+    // The restarted agent enrols new pods as before.
+    let late = mesh.pod("n2", "late").await;
+    mesh.captured(&[&late]).await;
+    let echo = Echo::start(late.namespace(), late.ipv4(), 8080).await;
+    assert_echo(web.namespace(), echo.address()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f06_a_killed_node_proxy_is_never_bypassed_and_serves_again_when_it_is_back() {
+    let (mut mesh, web, db) = pair().await;
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    assert_echo(web.namespace(), echo.address()).await;
+    let before = echo.peers().len();
+    mesh.mesh.kill(&Component::Ztunnel("n1".into())).unwrap();
+    // The agent holds the listening socket, so the connection waits for the next proxy instead of passing by.
+    let (namespace, address) = (web.namespace().clone(), echo.address());
+    let waiting = tulle_integration::traffic::spawn(async move { gets_through(&namespace, address).await });
+    mesh.mesh.start_ztunnel(&mesh.world, "n1").unwrap();
+    mesh.mesh.wait_ready(&Component::Ztunnel("n1".into())).await.unwrap();
+    assert!(waiting.await.unwrap(), "the waiting connection is served\n{}", mesh.logs());
+    assert_eq!(echo.peers().len(), before + 1);
+    let tunnelled = ["istio_tcp_connections_opened_total", "reporter=\"destination\"", "mutual_tls"];
+    assert_eq!(mesh.metric("n2", &tunnelled).await, 2.0, "both came through the tunnel");
+}

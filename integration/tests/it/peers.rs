@@ -1,0 +1,96 @@
+//! Real clients and servers through the mesh: curl, nginx, redis, iperf3.
+
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use tulle_integration::mesh::eventually;
+use tulle_integration::traffic::gets_through;
+use tulle_integration::{TestMesh, manifest};
+use tulle_world::{Pod, Process};
+
+/// Runs a program in a pod to its end and gives its output, which must be a success.
+fn run(pod: &Pod, program: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = pod.namespace().spawn(command).unwrap_or_else(|error| panic!("{program}: {error}"));
+    let output = child.wait_with_output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{program} {arguments:?}: {}\n{stdout}\n{stderr}", output.status);
+    stdout.into_owned()
+}
+
+/// Starts a server in a pod and waits until its port answers inside of the pod.
+async fn serve(pod: &Pod, program: &str, arguments: &[&str], port: u16) -> Process {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let server = pod.spawn(program, command).unwrap();
+    let own = std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port);
+    let listening = eventually(async || {
+        let attempt = pod.namespace().run_async(move || std::net::TcpStream::connect(own)).await;
+        attempt.is_ok_and(|connected| connected.is_ok())
+    });
+    assert!(listening.await, "{program} listens on {port}");
+    server
+}
+
+async fn pair() -> (TestMesh, Pod, Pod) {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let client = mesh.pod("n1", "client").await;
+    let server = mesh.pod("n2", "server").await;
+    let address: IpAddr = "10.96.0.60".parse().unwrap();
+    let ports = [(80, 8080), (6379, 6379), (5201, 5201)];
+    mesh.apply("server-service", &manifest::service("server", &[address], &ports));
+    mesh.start().await;
+    mesh.captured(&[&client, &server]).await;
+    (mesh, client, server)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn curl_reads_from_nginx() {
+    let (mesh, client, server) = pair().await;
+    let folder = mesh.folder().join("nginx");
+    std::fs::create_dir_all(folder.join("html")).unwrap();
+    let body: String = (0..200_000).map(|line| format!("line {line}\n")).collect();
+    std::fs::write(folder.join("html/body.txt"), &body).unwrap();
+    let root = folder.display();
+    let configuration = format!(
+        "daemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{}}\n\
+         http {{ access_log off; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;\n\
+         fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
+         server {{ listen 8080; root {root}/html; }} }}\n"
+    );
+    std::fs::write(folder.join("nginx.conf"), configuration).unwrap();
+    let conf = folder.join("nginx.conf").display().to_string();
+    let prefix = root.to_string();
+    let _nginx = serve(&server, "nginx", &["-p", &prefix, "-c", &conf], 8080).await;
+    let url = "http://10.96.0.60/body.txt";
+    let answer = run(&client, "curl", &["--silent", "--show-error", "--fail", "--max-time", "20", url, url]);
+    assert!(answer == body.repeat(2), "{} bytes of {}", answer.len(), 2 * body.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_keeps_a_connection_and_pipelines() {
+    let (mesh, client, server) = pair().await;
+    let folder = mesh.folder().display().to_string();
+    let arguments = ["--port", "6379", "--save", "", "--dir", &folder, "--protected-mode", "no"];
+    let _redis = serve(&server, "redis-server", &arguments, 6379).await;
+    assert_eq!(run(&client, "redis-cli", &["-h", "10.96.0.60", "set", "key", "value"]).trim(), "OK");
+    assert_eq!(run(&client, "redis-cli", &["-h", "10.96.0.60", "get", "key"]).trim(), "value");
+    let load = ["-h", "10.96.0.60", "-n", "5000", "-c", "20", "-P", "8", "-t", "set,get", "-q"];
+    let report = run(&client, "redis-benchmark", &load);
+    assert!(report.contains("SET:") && report.contains("GET:"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn iperf3_moves_bulk_both_ways() {
+    let (_mesh, client, server) = pair().await;
+    let _iperf3 = serve(&server, "iperf3", &["--server"], 5201).await;
+    for direction in [&[][..], &["--reverse"][..]] {
+        let base = ["--client", "10.96.0.60", "--bytes", "64M", "--parallel", "2", "--json"];
+        let arguments: Vec<&str> = base.iter().chain(direction).copied().collect();
+        let report: serde_json::Value = serde_json::from_str(&run(&client, "iperf3", &arguments)).unwrap();
+        let moved = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
+        assert!(moved >= 60 * 1024 * 1024, "{moved} bytes moved");
+    }
+    assert!(!gets_through(client.namespace(), "10.96.0.60:9".parse().unwrap()).await);
+}
