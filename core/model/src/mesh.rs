@@ -5,6 +5,8 @@
 
 mod changes;
 mod cidrs;
+#[cfg(test)]
+mod oracle;
 mod policies;
 mod services;
 #[cfg(test)]

@@ -82,6 +82,12 @@ impl Cidrs {
             })
     }
 
+    /// How many entries all indexes hold, to prove that none is left behind.
+    #[cfg(test)]
+    pub(super) fn indexed(&self) -> usize {
+        self.by_range.size() + self.lengths.size()
+    }
+
     fn count(&mut self, (network, range): &(Str, IpNet), change: impl Fn(usize) -> usize) {
         let key = (network.clone(), family(range.addr()));
         let mut lengths = self.lengths.get(&key).cloned().unwrap_or_default();

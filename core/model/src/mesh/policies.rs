@@ -159,6 +159,12 @@ impl Policies {
         set
     }
 
+    /// How many entries all indexes hold, to prove that none is left behind.
+    #[cfg(test)]
+    pub(super) fn indexed(&self) -> usize {
+        self.by_key.size() + self.global.size() + self.by_namespace.size()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.by_key.values()
     }

@@ -92,6 +92,12 @@ impl Services {
         self.by_key.values()
     }
 
+    /// How many entries all indexes hold, to prove that none is left behind.
+    #[cfg(test)]
+    pub(super) fn indexed(&self) -> usize {
+        self.by_key.size() + self.by_vip.size() + self.by_hostname.size() + self.cidrs.indexed()
+    }
+
     fn unindex(&mut self, key: &NamespacedHostname, service: &Service) {
         for vip in vips(service) {
             unshare(&mut self.by_vip, &vip, key);

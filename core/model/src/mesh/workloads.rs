@@ -131,6 +131,17 @@ impl Workloads {
         self.by_uid.values()
     }
 
+    /// How many entries all indexes hold, to prove that none is left behind.
+    #[cfg(test)]
+    pub(super) fn indexed(&self) -> usize {
+        self.by_uid.size()
+            + self.by_address.size()
+            + self.by_name.size()
+            + self.by_service.size()
+            + self.by_policy.size()
+            + self.by_namespace.size()
+    }
+
     fn index(&mut self, workload: &Arc<Workload>) {
         let uid = &workload.uid;
         for address in addresses(workload) {
