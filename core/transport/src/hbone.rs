@@ -18,7 +18,7 @@ pub mod server;
 pub mod settings;
 pub mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use client::ClientConnection;
 pub use connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};

@@ -111,7 +111,7 @@ mod tests {
             mut writes in proptest::collection::vec(1usize..5000, 1..80),
         ) {
             let mut backlog = Backlog::default();
-            let (mut given, mut taken) = (Vec::new(), Vec::new());
+            let (mut given, mut taken) = (Vec::<u8>::new(), Vec::new());
             for (at, length) in chunks.into_iter().enumerate() {
                 let chunk = vec![u8::try_from(at).unwrap(); length];
                 given.extend(&chunk);

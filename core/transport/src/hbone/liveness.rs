@@ -270,25 +270,46 @@ impl<S: AsyncRead> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite> AsyncWrite for Watched<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.project().inner.poll_write(cx, bytes)
+impl<S: AsyncRead> Watched<S> {
+    /// A peer that refused our certificate has closed by the time we write. What it said still waits to be read.
+    fn explained<T>(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(_)) = &result {
+            let this = self.project();
+            let mut byte = [0];
+            if let Poll::Ready(Err(error)) = this.inner.poll_read(cx, &mut ReadBuf::new(&mut byte)) {
+                this.vitals.failed(&error);
+            }
+        }
+        result
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = self.as_mut().project().inner.poll_write(cx, bytes);
+        self.explained(cx, result)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.project().inner.poll_write_vectored(cx, slices)
+        let result = self.as_mut().project().inner.poll_write_vectored(cx, slices);
+        self.explained(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().inner.poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = self.as_mut().project().inner.poll_flush(cx);
+        self.explained(cx, result)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
