@@ -1,3 +1,277 @@
 //! The engine: objects in, immutable cuts out, by a single writer.
+//!
+//! A turn takes one batch of changes, computes what they touch, and publishes one cut. Everything that means
+//! something in the mesh is decided in [`compute`].
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tulle_k8s::translate::MeshConfig;
+use tulle_k8s::{Key, Object};
+use tulle_model::Str;
+
+use crate::snapshot::{FileProblem, ObjectStatus, Snapshot};
+
+pub mod affected;
+pub mod compute;
+mod index;
+mod placement;
+mod reach;
 pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod world;
+
+use affected::{Affected, affected, differs, everything};
+use compute::{Emitted, OutKey, Part, compute};
+use placement::Placed;
+use reach::Reach;
+use table::Table;
+use world::World;
+
+/// Changes from which computing everything is cheaper than asking each what it touches.
+const CHANGES_INCREMENTAL_MAX: usize = 1_000;
+
+/// One change of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Which object.
+    pub key: Key,
+    /// Its new form; `None` once it is gone.
+    pub object: Option<InForce>,
+}
+
+/// An object that is in force, and where it comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InForce {
+    /// The object.
+    pub object: Arc<Object>,
+    /// File that defines it.
+    pub file: Str,
+    /// Generation that brought this form.
+    pub generation: u64,
+    /// Generation that tried to replace it and was refused.
+    pub stale_since: Option<u64>,
+}
+
+/// What a source has to say at once; it becomes one cut.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Batch {
+    /// Generation of the source.
+    pub generation: u64,
+    /// The changes.
+    pub events: Vec<Event>,
+    /// Every finding that holds now.
+    pub problems: Arc<Vec<FileProblem>>,
+    /// Why the source keeps an older state than the one it sees.
+    pub degraded: Option<Str>,
+    /// The source has been read completely at least once.
+    pub synced: bool,
+}
+
+/// The engine's state; one writer owns it.
+#[derive(Debug)]
+pub struct Engine {
+    world: World,
+    outputs: BTreeMap<OutKey, Vec<Part>>,
+    /// Outputs that say something of an object.
+    owned: BTreeMap<Key, BTreeSet<OutKey>>,
+    reach: Reach,
+    placed: Placed,
+    sources: BTreeMap<Key, InForce>,
+    snapshot: Snapshot,
+}
+
+/// The way to a running engine.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    /// The newest cut.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl Engine {
+    /// An engine that knows nothing yet.
+    #[must_use]
+    pub fn new(mesh: MeshConfig) -> Self {
+        Self {
+            world: World::new(mesh),
+            outputs: BTreeMap::new(),
+            owned: BTreeMap::new(),
+            reach: Reach::default(),
+            placed: Placed::default(),
+            sources: BTreeMap::new(),
+            snapshot: Snapshot::default(),
+        }
+    }
+
+    /// Runs the engine as a task of its own; it ends with its source.
+    #[must_use]
+    pub fn spawn(mesh: MeshConfig, mut batches: mpsc::Receiver<Batch>) -> EngineHandle {
+        let mut engine = Self::new(mesh);
+        let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
+        drop(tulle_runtime::tasks::spawn("engine", async move {
+            while let Some(batch) = batches.recv().await {
+                let snapshot = engine.apply(batch);
+                publish.send_replace(Arc::new(snapshot));
+            }
+            // Readers keep the last cut until the process ends.
+            publish.closed().await;
+        }));
+        EngineHandle { snapshots }
+    }
+
+    /// Applies a batch as one turn and returns the new cut.
+    pub fn apply(&mut self, batch: Batch) -> Snapshot {
+        let affected = self.take(&batch.events);
+        let sequence = self.snapshot.sequence + 1;
+        let mut told: BTreeSet<Key> = batch.events.iter().map(|event| event.key.clone()).collect();
+        let mut changed = false;
+        for out in affected {
+            let parts = compute(&out, &self.world);
+            told.extend(parts.iter().map(|part| part.owner.clone()));
+            changed |= self.replace(out, parts, sequence, &mut told);
+        }
+        changed |= self.rescope(sequence);
+        changed |= self.placed.publish(&mut self.snapshot.placement);
+        self.tell(&batch, told);
+        if changed || batch.synced != self.snapshot.synced {
+            self.snapshot.sequence = sequence;
+        }
+        self.snapshot.synced |= batch.synced;
+        self.snapshot.clone()
+    }
+
+    /// Takes the changes into the world and says what they touch.
+    fn take(&mut self, events: &[Event]) -> Affected {
+        let mut out = Affected::new();
+        let one_by_one = events.len() <= CHANGES_INCREMENTAL_MAX;
+        for Event { key, object } in events {
+            let new = object.as_ref().map(|in_force| in_force.object.clone());
+            match object.clone() {
+                Some(in_force) => self.sources.insert(key.clone(), in_force),
+                None => self.sources.remove(key),
+            };
+            if !differs(self.world.get(key), new.as_deref()) {
+                continue;
+            }
+            if one_by_one {
+                affected(key, &self.world, &mut out);
+            }
+            self.placed.change(key, self.world.get(key), new.as_deref(), self.world.mesh());
+            self.world.set(key, new);
+            if one_by_one {
+                affected(key, &self.world, &mut out);
+            }
+        }
+        if !one_by_one {
+            everything(&self.world, &mut out);
+            out.extend(self.outputs.keys().cloned());
+        }
+        out
+    }
+
+    /// Puts the new parts of an output in the place of the old ones.
+    fn replace(&mut self, out: OutKey, parts: Vec<Part>, sequence: u64, told: &mut BTreeSet<Key>) -> bool {
+        let old = self.outputs.remove(&out).unwrap_or_default();
+        told.extend(old.iter().map(|part| part.owner.clone()));
+        for part in &old {
+            if let Some(outputs) = self.owned.get_mut(&part.owner) {
+                outputs.remove(&out);
+            }
+        }
+        let mut changed = false;
+        let kept: BTreeSet<Str> = emitted(&parts).map(Emitted::name).collect();
+        for gone in emitted(&old) {
+            self.reach.remove(gone);
+            if !kept.contains(&gone.name()) {
+                changed |= self.remove(gone, sequence);
+            }
+        }
+        for new in emitted(&parts) {
+            self.reach.add(new);
+            changed |= self.set(new, sequence);
+        }
+        for part in &parts {
+            self.owned.entry(part.owner.clone()).or_default().insert(out.clone());
+        }
+        if !parts.is_empty() {
+            self.outputs.insert(out, parts);
+        }
+        changed
+    }
+
+    fn set(&mut self, new: &Emitted, sequence: u64) -> bool {
+        let resource = new.encode(self.reach.scope(new));
+        match new {
+            Emitted::Workload(workload, _) => {
+                let bare = compute::bare_workload(workload, &resource);
+                let changed = self.snapshot.addresses.set(resource, sequence);
+                self.snapshot.workloads.set(bare, sequence) | changed
+            }
+            Emitted::Service(..) => self.snapshot.addresses.set(resource, sequence),
+            Emitted::Authorization(_) => self.snapshot.authorizations.set(resource, sequence),
+        }
+    }
+
+    fn remove(&mut self, gone: &Emitted, sequence: u64) -> bool {
+        let name = gone.name();
+        match gone {
+            Emitted::Workload(..) => {
+                let changed = self.snapshot.addresses.remove(&name, sequence);
+                self.snapshot.workloads.remove(&name, sequence) | changed
+            }
+            Emitted::Service(..) => self.snapshot.addresses.remove(&name, sequence),
+            Emitted::Authorization(_) => self.snapshot.authorizations.remove(&name, sequence),
+        }
+    }
+
+    /// Brings up to date which nodes may receive the policies whose workloads moved.
+    fn rescope(&mut self, sequence: u64) -> bool {
+        let table: &mut Table = &mut self.snapshot.authorizations;
+        let mut changed = false;
+        for name in self.reach.moved() {
+            changed |= match self.reach.scope_of(&name) {
+                Some(scope) => table.rescope(&name, scope, sequence),
+                None => false,
+            };
+        }
+        changed
+    }
+
+    /// Publishes what is known of the objects that were touched.
+    fn tell(&mut self, batch: &Batch, told: BTreeSet<Key>) {
+        let objects = &mut self.snapshot.objects;
+        objects.generation = batch.generation;
+        objects.degraded.clone_from(&batch.degraded);
+        objects.problems = batch.problems.clone();
+        for key in told {
+            let Some(source) = self.sources.get(&key) else {
+                objects.objects.remove_mut(&key);
+                continue;
+            };
+            let outputs = self.owned.get(&key).into_iter().flatten();
+            let parts = outputs.filter_map(|out| self.outputs.get(out)).flatten().filter(|part| part.owner == key);
+            let (mut conditions, mut resources) = (Vec::new(), Vec::new());
+            for part in parts {
+                conditions.extend(part.conditions.iter().cloned());
+                resources.extend(part.emitted.iter().map(Emitted::name));
+            }
+            let status = ObjectStatus {
+                key: key.clone(),
+                file: source.file.clone(),
+                generation: source.generation,
+                stale_since: source.stale_since,
+                conditions,
+                resources,
+            };
+            if objects.objects.get(&key).is_none_or(|old| **old != status) {
+                objects.objects.insert_mut(key, Arc::new(status));
+            }
+        }
+    }
+}
+
+fn emitted(parts: &[Part]) -> impl Iterator<Item = &Emitted> {
+    parts.iter().flat_map(|part| &part.emitted)
+}

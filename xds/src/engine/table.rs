@@ -131,6 +131,14 @@ impl Table {
         true
     }
 
+    /// Changes who may receive a resource; says whether that is a change.
+    pub fn rescope(&mut self, name: &str, scope: Scope, sequence: u64) -> bool {
+        let Some(old) = self.slots.get(name).filter(|old| old.scope != scope).cloned() else { return false };
+        self.record(&old.name, sequence);
+        self.slots.insert_mut(old.name.clone(), Arc::new(Slot { scope, sequence, ..(*old).clone() }));
+        true
+    }
+
     /// Removes a resource; says whether there was one.
     pub fn remove(&mut self, name: &str, sequence: u64) -> bool {
         let Some(old) = self.slots.get(name).cloned() else {

@@ -8,26 +8,7 @@ use tulle_k8s::translate::condition::Condition;
 use tulle_model::{Reason, Str};
 
 /// What a configuration object is called by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct ObjectKey {
-    /// Kind, such as `AuthorizationPolicy`.
-    pub kind: Str,
-    /// Namespace; empty for kinds without one.
-    pub namespace: Str,
-    /// Name.
-    pub name: Str,
-}
-
-impl std::fmt::Display for ObjectKey {
-    /// `AuthorizationPolicy shop/deny-all`.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.namespace.is_empty() {
-            write!(f, "{} {}", self.kind, self.name)
-        } else {
-            write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
-        }
-    }
-}
+pub use tulle_k8s::Key as ObjectKey;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

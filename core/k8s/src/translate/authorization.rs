@@ -36,7 +36,7 @@ pub fn authorization(
     policy: &AuthorizationPolicy,
     mesh: &MeshConfig,
 ) -> (Option<Authorization>, Vec<Condition>) {
-    if has_targets(policy) && LabelSelector::labels(policy.spec.selector.as_ref()).is_none() {
+    if has_only_targets(policy) {
         return (None, vec![not_bound(policy)]);
     }
     let effect = match effect_of(policy) {
@@ -73,6 +73,29 @@ pub fn has_targets(policy: &AuthorizationPolicy) -> bool {
 #[must_use]
 pub fn selector(policy: &AuthorizationPolicy) -> Option<&Labels> {
     LabelSelector::labels(policy.spec.selector.as_ref())
+}
+
+/// Whether a policy reaches node proxies under its own name.
+#[must_use]
+pub fn is_emitted(policy: &AuthorizationPolicy) -> bool {
+    let audits = &*policy.spec.action == "AUDIT" && policy.unreadable.is_none() && !has_targets(policy);
+    !has_only_targets(policy) && !audits
+}
+
+/// Whether a policy is the business of waypoints alone.
+#[must_use]
+pub fn has_only_targets(policy: &AuthorizationPolicy) -> bool {
+    let unreadable_reach = policy
+        .unreadable
+        .as_ref()
+        .is_some_and(|unreadable| unreadable.selector);
+    has_targets(policy) && selector(policy).is_none() && !unreadable_reach
+}
+
+/// Whether a policy is evaluated and not enforced.
+#[must_use]
+pub fn is_dry_run(policy: &AuthorizationPolicy) -> bool {
+    policy.metadata.annotation(DRY_RUN) == Some("true")
 }
 
 /// What a policy applies to.
@@ -147,7 +170,7 @@ fn emitted(
         scope: scope(policy, mesh),
         action,
         rules,
-        dry_run: policy.metadata.annotation(DRY_RUN) == Some("true"),
+        dry_run: is_dry_run(policy),
         untranslatable: false,
         match_peer: false,
     }

@@ -220,14 +220,10 @@ pub fn service_entry(entry: &ServiceEntry, around: Around<'_>) -> (Vec<Model>, V
         load_balancing: entry_balancing(entry, around, &mut findings),
         visibility: visibility(&entry.spec.export_to, &mut findings),
     };
-    let hosts: Vec<&Str> = entry
-        .spec
-        .hosts
-        .iter()
-        .filter(|host| is_host(host, &mut findings))
-        .collect();
-    let models = hosts
-        .iter()
+    for host in entry.spec.hosts.iter().filter(|host| !is_host(host)) {
+        findings.add(format!("`{}` is no host name and is left out", shown(host)));
+    }
+    let models = hosts(entry)
         .map(|host| one_host(entry, host, &common, around.network, &mut findings))
         .collect();
     (models, findings.conditions(&entry.metadata, around.namespace))
@@ -266,18 +262,19 @@ fn one_host(
     }
 }
 
+/// The hosts of a service entry that can be served.
+pub fn hosts(entry: &ServiceEntry) -> impl Iterator<Item = &Str> {
+    entry.spec.hosts.iter().filter(|host| is_host(host))
+}
+
 /// Whether a text may be a host name: it becomes part of a resource name.
-fn is_host(host: &str, findings: &mut Findings) -> bool {
+fn is_host(host: &str) -> bool {
     let name = host.strip_prefix("*.").unwrap_or(host);
-    let fits = !name.is_empty()
+    !name.is_empty()
         && name.len() <= 253
         && name
             .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
-    if !fits {
-        findings.add(format!("`{}` is no host name and is left out", shown(host)));
-    }
-    fits
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
 }
 
 fn entry_ports(entry: &ServiceEntry) -> BTreeMap<u16, ServicePort> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use tulle_model::enrolment::{self, NamespaceFacts, PodFacts};
+use tulle_model::enrolment::{self, NamespaceFacts, PodFacts, Tunnel};
 use tulle_model::workload::{
     HealthStatus, Locality, NetworkMode, PortMapping, TunnelProtocol, Workload, WorkloadType,
 };
@@ -67,6 +67,24 @@ pub fn pod_addresses(pod: &Pod) -> Vec<IpAddr> {
     addresses
 }
 
+/// How a pod is reached.
+#[must_use]
+pub fn pod_tunnel(
+    pod: &Pod,
+    namespace: Option<&Namespace>,
+    node: Option<&Node>,
+    mesh: &MeshConfig,
+) -> Tunnel {
+    let meta = &pod.metadata;
+    let facts = PodFacts::read(
+        pod.spec.host_network,
+        |name| meta.label(name),
+        |name| meta.annotation(name),
+    );
+    let derived = node.is_some_and(|node| node.metadata.annotation(ENROLMENT_ANNOTATION) == Some("derived"));
+    tunnel(&facts, &meta.namespace, namespace, mesh, derived)
+}
+
 /// Whether a pod has ended.
 #[must_use]
 pub fn is_over(pod: &Pod) -> bool {
@@ -81,14 +99,6 @@ pub fn pod(pod: &Pod, around: &Around<'_>) -> (Option<Workload>, Vec<Condition>)
         return (None, Vec::new());
     }
     let meta = &pod.metadata;
-    let facts = PodFacts::read(
-        pod.spec.host_network,
-        |name| meta.label(name),
-        |name| meta.annotation(name),
-    );
-    let derived = around
-        .node
-        .is_some_and(|node| node.metadata.annotation(ENROLMENT_ANNOTATION) == Some("derived"));
     let (workload_name, workload_type) = owner::of(meta);
     let ready = has_condition(&pod.status.conditions, "Ready", "True") && meta.deletion_timestamp.is_none();
     let mut workload = base(
@@ -110,9 +120,8 @@ pub fn pod(pod: &Pod, around: &Around<'_>) -> (Option<Workload>, Vec<Condition>)
     workload.locality = around.node.map(node_locality).unwrap_or_default();
     if pod.spec.host_network {
         workload.network_mode = NetworkMode::HostNetwork;
-    } else {
-        set_tunnel(&mut workload, &facts, around, derived);
     }
+    set_tunnel(&mut workload, pod_tunnel(pod, around.namespace, around.node, around.mesh));
     (
         Some(workload),
         waypoint::binding(meta, around.namespace).into_iter().collect(),
@@ -146,7 +155,10 @@ pub fn workload_entry(entry: &WorkloadEntry, around: &Around<'_>) -> (Option<Wor
         |name| meta.annotation(name),
     );
     let placed = !workload.node.is_empty();
-    set_tunnel(&mut workload, &facts, around, placed);
+    set_tunnel(
+        &mut workload,
+        tunnel(&facts, &meta.namespace, around.namespace, around.mesh, placed),
+    );
     conclude(workload, findings, meta, around)
 }
 
@@ -162,6 +174,35 @@ pub fn entry_labels(entry: &WorkloadEntry) -> Labels {
             .map(|(name, value)| (name.clone(), value.clone())),
     );
     labels
+}
+
+/// The addresses of a workload entry.
+#[must_use]
+pub fn entry_addresses(entry: &WorkloadEntry) -> Vec<IpAddr> {
+    let first = entry
+        .spec
+        .address
+        .parse::<IpAddr>()
+        .ok()
+        .map(|address| address.to_canonical());
+    let mut addresses: Vec<IpAddr> = first.into_iter().collect();
+    for address in placement::further_addresses(&entry.metadata, &mut Vec::new()) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+/// The network of something with these labels; `own` is one that it names itself.
+#[must_use]
+pub fn network(own: &Str, labels: &Labels, default: &Str) -> Str {
+    let label = labels.get(NETWORK_LABEL);
+    if own.is_empty() {
+        label.unwrap_or(default).clone()
+    } else {
+        own.clone()
+    }
 }
 
 /// Translates an endpoint that is written into a service entry.
@@ -182,7 +223,10 @@ pub fn inline_endpoint(
     );
     endpoint(&mut workload, spec, &mut findings);
     let facts = PodFacts::read(false, |name| spec.labels.get(name).map(AsRef::as_ref), |_| None);
-    set_tunnel(&mut workload, &facts, around, false);
+    set_tunnel(
+        &mut workload,
+        tunnel(&facts, &meta.namespace, around.namespace, around.mesh, false),
+    );
     conclude(workload, findings, meta, around)
 }
 
@@ -308,16 +352,29 @@ fn node_locality(node: &Node) -> Locality {
 }
 
 /// `derived` says that the workload's node captures whatever is enrolled.
-fn set_tunnel(workload: &mut Workload, facts: &PodFacts<'_>, around: &Around<'_>, derived: bool) {
-    let mode = around
-        .namespace
-        .and_then(|namespace| namespace.metadata.label(enrolment::DATAPLANE_MODE_LABEL));
+fn tunnel(
+    facts: &PodFacts<'_>,
+    namespace: &str,
+    object: Option<&Namespace>,
+    mesh: &MeshConfig,
+    derived: bool,
+) -> Tunnel {
+    if facts.host_network {
+        return Tunnel {
+            protocol: TunnelProtocol::None,
+            native: false,
+        };
+    }
+    let dataplane_mode = object.and_then(|object| object.metadata.label(enrolment::DATAPLANE_MODE_LABEL));
     let namespace = NamespaceFacts {
-        name: &workload.namespace,
-        dataplane_mode: mode,
+        name: namespace,
+        dataplane_mode,
     };
-    let decision = enrolment::enrolled(facts, &namespace, &around.mesh.enrolment);
-    let tunnel = enrolment::tunnel(facts, decision, derived);
+    let decision = enrolment::enrolled(facts, &namespace, &mesh.enrolment);
+    enrolment::tunnel(facts, decision, derived)
+}
+
+fn set_tunnel(workload: &mut Workload, tunnel: Tunnel) {
     workload.tunnel_protocol = tunnel.protocol;
     workload.native_tunnel = tunnel.native;
 }

@@ -1,0 +1,191 @@
+//! Which outputs a change of one object can touch.
+//!
+//! Asked on the world before the change and on the world after it; what is missed here would stay stale, so that
+//! a doubtful case counts as touched. An output that comes out equal costs nothing further.
+
+use std::collections::BTreeSet;
+
+use tulle_k8s::api::meta::Labels;
+use tulle_k8s::api::{AuthorizationPolicy, EndpointSlice, PeerAuthentication};
+use tulle_k8s::translate::workload::ENROLMENT_ANNOTATION;
+use tulle_k8s::translate::{authorization, peer_authentication, service};
+use tulle_k8s::{Key, Kind, Object};
+use tulle_model::Str;
+
+use super::compute::OutKey;
+use super::index::{self, IndexKey, SERVICE_NAME};
+use super::world::World;
+
+/// Outputs to compute again.
+pub type Affected = BTreeSet<OutKey>;
+
+/// Whether a new form of an object says anything new to the mesh.
+#[must_use]
+pub fn differs(old: Option<&Object>, new: Option<&Object>) -> bool {
+    match (old, new) {
+        (Some(Object::Namespace(old)), Some(Object::Namespace(new))) => {
+            let (old, new) = (&old.metadata, &new.metadata);
+            (&old.labels, &old.annotations) != (&new.labels, &new.annotations)
+        }
+        (Some(Object::Node(old)), Some(Object::Node(new))) => {
+            let locality = |labels: &Labels| -> Vec<Option<Str>> {
+                let names = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
+                names.iter().map(|name| labels.get(*name).cloned()).collect()
+            };
+            let enrolment = |labels: &Labels| labels.get(ENROLMENT_ANNOTATION).cloned();
+            locality(&old.metadata.labels) != locality(&new.metadata.labels)
+                || enrolment(&old.metadata.annotations) != enrolment(&new.metadata.annotations)
+        }
+        (old, new) => old != new,
+    }
+}
+
+/// The outputs that the object of this key touches as it stands in this world.
+pub fn affected(key: &Key, world: &World, out: &mut Affected) {
+    let Some(object) = world.get(key) else { return };
+    match object {
+        Object::Pod(_) | Object::WorkloadEntry(_) => sharing(key, world, out),
+        Object::Service(object) => definitions(&service::hostname(&object.metadata, world.mesh()), world, out),
+        Object::ServiceEntry(object) => {
+            sharing(key, world, out);
+            for host in &object.spec.hosts {
+                definitions(host, world, out);
+            }
+        }
+        Object::EndpointSlice(object) => slice(key, object, world, out),
+        Object::Namespace(_) if key.name == world.mesh().root_namespace => everything(world, out),
+        Object::Namespace(_) => namespace(&key.name, world, out),
+        Object::Node(_) => {
+            for key in world.lookup(&IndexKey::Node(key.name.clone())) {
+                sharing(key, world, out);
+            }
+        }
+        Object::AuthorizationPolicy(object) => authorization_policy(key, object, world, out),
+        Object::PeerAuthentication(object) => peer_authentication_policy(key, object, world, out),
+        Object::RequestAuthentication(_) => {
+            out.insert(OutKey::Policies(key.clone()));
+        }
+    }
+}
+
+/// Every output of the world.
+pub fn everything(world: &World, out: &mut Affected) {
+    out.insert(OutKey::StaticStrict);
+    for (key, object) in world.iter() {
+        match key.kind {
+            Kind::Pod | Kind::WorkloadEntry | Kind::EndpointSlice | Kind::ServiceEntry => {
+                out.insert(OutKey::Workloads(key.clone()));
+            }
+            kind if kind.is_security() => {
+                out.insert(OutKey::Policies(key.clone()));
+            }
+            _ => {}
+        }
+        let hostnames = index::keys(object, world.mesh()).into_iter().filter_map(|entry| match entry {
+            IndexKey::Hostname(hostname) => Some(OutKey::Services(hostname)),
+            _ => None,
+        });
+        out.extend(hostnames);
+    }
+}
+
+/// A source of workloads, and those that claim one of its addresses.
+fn sharing(key: &Key, world: &World, out: &mut Affected) {
+    if !out.insert(OutKey::Workloads(key.clone())) {
+        return;
+    }
+    let Some(object) = world.get(key) else { return };
+    for entry in index::keys(object, world.mesh()) {
+        if let IndexKey::Address(_) = entry {
+            out.extend(world.lookup(&entry).cloned().map(OutKey::Workloads));
+        }
+    }
+}
+
+/// A host name, and the endpoints of everything that defines it.
+fn definitions(hostname: &Str, world: &World, out: &mut Affected) {
+    out.insert(OutKey::Services(hostname.clone()));
+    for key in world.lookup(&IndexKey::Hostname(hostname.clone())) {
+        let Some(object) = world.get(key) else { continue };
+        if key.kind == Kind::ServiceEntry {
+            sharing(key, world, out);
+        }
+        for selected in index::selector(object).into_iter().flat_map(|labels| world.selected(&key.namespace, labels)) {
+            sharing(selected, world, out);
+        }
+        for slice_key in world.lookup(&IndexKey::SlicesOf(key.namespace.clone(), key.name.clone())) {
+            if let Some(object) = world.endpoint_slice(&slice_key.namespace, &slice_key.name) {
+                slice(slice_key, object, world, out);
+            }
+        }
+    }
+}
+
+fn slice(key: &Key, slice: &EndpointSlice, world: &World, out: &mut Affected) {
+    sharing(key, world, out);
+    if !slice.metadata.labels.contains_key(SERVICE_NAME) {
+        return;
+    }
+    for target in slice.endpoints.iter().filter_map(|endpoint| endpoint.target_ref.as_ref()) {
+        sharing(&Key::new(Kind::Pod, key.namespace.clone(), target.name.clone()), world, out);
+    }
+}
+
+fn namespace(name: &str, world: &World, out: &mut Affected) {
+    for key in world.workloads_in(name) {
+        sharing(key, world, out);
+    }
+    for kind in [Kind::Service, Kind::ServiceEntry] {
+        for (_, object) in world.of_kind_in(kind, name) {
+            for entry in index::keys(object, world.mesh()) {
+                if let IndexKey::Hostname(hostname) = entry {
+                    out.insert(OutKey::Services(hostname));
+                }
+            }
+        }
+    }
+}
+
+/// The workloads that a selector selects, in one namespace or from the root namespace in all.
+fn selected(namespace: &str, labels: &Labels, world: &World, out: &mut Affected) {
+    for key in world.selected(namespace, labels) {
+        sharing(key, world, out);
+    }
+}
+
+fn authorization_policy(key: &Key, policy: &AuthorizationPolicy, world: &World, out: &mut Affected) {
+    out.insert(OutKey::Policies(key.clone()));
+    let Some(labels) = authorization::selector(policy) else { return };
+    if key.namespace == world.mesh().root_namespace {
+        for namespace in workload_namespaces(world) {
+            selected(&namespace, labels, world, out);
+        }
+    } else {
+        selected(&key.namespace, labels, world, out);
+    }
+}
+
+fn peer_authentication_policy(key: &Key, policy: &PeerAuthentication, world: &World, out: &mut Affected) {
+    out.insert(OutKey::StaticStrict);
+    out.insert(OutKey::Policies(key.clone()));
+    if let Some(labels) = peer_authentication::selector(policy) {
+        selected(&key.namespace, labels, world, out);
+        return;
+    }
+    let mesh_wide = key.namespace == world.mesh().root_namespace;
+    let reached = |namespace: &Str| mesh_wide || *namespace == key.namespace;
+    for (other, _) in world.of_kind(Kind::PeerAuthentication).filter(|(other, _)| reached(&other.namespace)) {
+        out.insert(OutKey::Policies(other.clone()));
+    }
+    for namespace in workload_namespaces(world).into_iter().filter(reached) {
+        for key in world.workloads_in(&namespace) {
+            sharing(key, world, out);
+        }
+    }
+}
+
+/// The namespaces that hold a source of workloads.
+fn workload_namespaces(world: &World) -> BTreeSet<Str> {
+    let sources = [Kind::Pod, Kind::WorkloadEntry, Kind::ServiceEntry, Kind::EndpointSlice];
+    sources.into_iter().flat_map(|kind| world.of_kind(kind)).map(|(key, _)| key.namespace.clone()).collect()
+}

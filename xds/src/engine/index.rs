@@ -1,0 +1,110 @@
+//! What each object can be found by.
+
+use std::net::IpAddr;
+
+use tulle_k8s::Object;
+use tulle_k8s::api::meta::Labels;
+use tulle_k8s::translate::workload::{entry_labels, node_of, pod_addresses};
+use tulle_k8s::translate::{MeshConfig, authorization, peer_authentication, service};
+use tulle_model::Str;
+
+/// One entry of the reverse index.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum IndexKey {
+    /// Sources of workloads with this address.
+    Address(IpAddr),
+    /// Workloads on this node.
+    Node(Str),
+    /// Definitions of this host name.
+    Hostname(Str),
+    /// Sources of workloads in a namespace with this label.
+    Label(Str, Str, Str),
+    /// Selectors in a namespace whose first label is this.
+    Selector(Str, Str, Str),
+    /// Slices of this service.
+    SlicesOf(Str, Str),
+    /// Slices with an endpoint that is this pod.
+    SlicesWith(Str, Str),
+    /// Sources of workloads in a namespace.
+    Workloads(Str),
+}
+
+impl IndexKey {
+    /// The entry of a label.
+    pub(super) fn label(namespace: &str, name: &Str, value: &Str) -> Self {
+        Self::Label(namespace.into(), name.clone(), value.clone())
+    }
+
+    /// The entry of a selector.
+    pub(super) fn selector(namespace: &str, name: &Str, value: &Str) -> Self {
+        Self::Selector(namespace.into(), name.clone(), value.clone())
+    }
+}
+
+/// Label of slices with the name of their service.
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// The labels an object selects workloads by, if it selects any.
+pub(super) fn selector(object: &Object) -> Option<&Labels> {
+    let labels = match object {
+        Object::Service(object) => Some(&object.spec.selector),
+        Object::ServiceEntry(object) => object.spec.workload_selector.as_ref().map(|selector| &selector.labels),
+        Object::AuthorizationPolicy(object) => authorization::selector(object),
+        Object::PeerAuthentication(object) => peer_authentication::selector(object),
+        _ => None,
+    };
+    labels.filter(|labels| !labels.is_empty())
+}
+
+/// Everything an object can be found by.
+pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
+    let namespace = &object.meta().namespace;
+    let mut keys = Vec::new();
+    if let Some((name, value)) = selector(object).and_then(|labels| labels.iter().next()) {
+        keys.push(IndexKey::selector(namespace, name, value));
+    }
+    let mut labelled = |labels: &Labels| -> Vec<IndexKey> {
+        labels.iter().map(|(name, value)| IndexKey::label(namespace, name, value)).collect()
+    };
+    match object {
+        Object::Pod(pod) => {
+            keys.extend(labelled(&pod.metadata.labels));
+            keys.push(IndexKey::Workloads(namespace.clone()));
+            keys.push(IndexKey::Node(pod.spec.node_name.clone()));
+            keys.extend(pod_addresses(pod).into_iter().map(IndexKey::Address));
+        }
+        Object::WorkloadEntry(entry) => {
+            keys.extend(labelled(&entry_labels(entry)));
+            keys.push(IndexKey::Workloads(namespace.clone()));
+            keys.extend(node_of(&entry.metadata).map(IndexKey::Node));
+            keys.extend(tulle_k8s::translate::workload::entry_addresses(entry).into_iter().map(IndexKey::Address));
+        }
+        Object::ServiceEntry(entry) => {
+            keys.push(IndexKey::Workloads(namespace.clone()));
+            keys.extend(entry.spec.hosts.iter().cloned().map(IndexKey::Hostname));
+            for endpoint in &entry.spec.endpoints {
+                keys.extend(labelled(&endpoint.labels));
+                keys.extend(address(&endpoint.address).map(IndexKey::Address));
+            }
+        }
+        Object::Service(object) => keys.push(IndexKey::Hostname(service::hostname(&object.metadata, mesh))),
+        Object::EndpointSlice(slice) => {
+            keys.push(IndexKey::Workloads(namespace.clone()));
+            if let Some(service) = slice.metadata.labels.get(SERVICE_NAME) {
+                keys.push(IndexKey::SlicesOf(namespace.clone(), service.clone()));
+            }
+            for endpoint in &slice.endpoints {
+                keys.extend(endpoint.addresses.iter().filter_map(|text| address(text)).map(IndexKey::Address));
+                let target = endpoint.target_ref.as_ref().filter(|target| &*target.kind == "Pod");
+                keys.extend(target.map(|target| IndexKey::SlicesWith(namespace.clone(), target.name.clone())));
+            }
+        }
+        _ => {}
+    }
+    keys
+}
+
+/// An address in the form it is compared in.
+pub(super) fn address(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}

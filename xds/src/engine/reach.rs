@@ -1,0 +1,117 @@
+//! Which nodes may receive which policy: kept by counting the workloads that are sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tulle_model::authz::policy::Scope as PolicyScope;
+use tulle_model::{Str, Workload};
+
+use super::compute::Emitted;
+use crate::snapshot::Scope;
+
+/// Workloads per node.
+type Nodes = BTreeMap<Str, usize>;
+
+/// The counts, and what moved since they were last asked.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    by_namespace: BTreeMap<Str, Nodes>,
+    by_policy: BTreeMap<Str, Nodes>,
+    policies: BTreeMap<Str, (Str, PolicyScope)>,
+    namespaces_moved: BTreeSet<Str>,
+    policies_moved: BTreeSet<Str>,
+}
+
+impl Reach {
+    /// Counts a resource that is sent from now on.
+    pub(super) fn add(&mut self, emitted: &Emitted) {
+        match emitted {
+            Emitted::Workload(workload, _) => self.count(workload, true),
+            Emitted::Authorization(policy) => {
+                self.policies.insert(emitted.name(), (policy.namespace.clone(), policy.scope));
+            }
+            Emitted::Service(..) => {}
+        }
+    }
+
+    /// Forgets a resource.
+    pub(super) fn remove(&mut self, emitted: &Emitted) {
+        match emitted {
+            Emitted::Workload(workload, _) => self.count(workload, false),
+            Emitted::Authorization(_) => {
+                self.policies.remove(&emitted.name());
+            }
+            Emitted::Service(..) => {}
+        }
+    }
+
+    fn count(&mut self, workload: &Workload, add: bool) {
+        if workload.node.is_empty() {
+            return;
+        }
+        if step(&mut self.by_namespace, &workload.namespace, &workload.node, add) {
+            self.namespaces_moved.insert(workload.namespace.clone());
+        }
+        for policy in &workload.authorization_policies {
+            let name: Str = policy.to_string().into();
+            if step(&mut self.by_policy, &name, &workload.node, add) {
+                self.policies_moved.insert(name);
+            }
+        }
+    }
+
+    /// Who may receive a resource.
+    pub(super) fn scope(&self, emitted: &Emitted) -> Scope {
+        match emitted {
+            Emitted::Authorization(policy) => self.of(&emitted.name(), &policy.namespace, policy.scope),
+            _ => Scope::Everyone,
+        }
+    }
+
+    /// Who may receive the policy of this name, if there is one.
+    pub(super) fn scope_of(&self, name: &Str) -> Option<Scope> {
+        self.policies.get(name).map(|(namespace, scope)| self.of(name, namespace, *scope))
+    }
+
+    fn of(&self, name: &Str, namespace: &Str, scope: PolicyScope) -> Scope {
+        let nodes = |counts: Option<&Nodes>| {
+            Arc::new(counts.into_iter().flat_map(|counts| counts.keys().cloned()).collect::<BTreeSet<Str>>())
+        };
+        match scope {
+            PolicyScope::Global => Scope::Everyone,
+            PolicyScope::Namespace => {
+                let nodes = nodes(self.by_namespace.get(namespace));
+                Scope::Namespace { namespace: namespace.clone(), nodes }
+            }
+            PolicyScope::WorkloadSelector => Scope::Workloads { nodes: nodes(self.by_policy.get(name)) },
+        }
+    }
+
+    /// The policies whose nodes may have changed since this was last asked.
+    pub(super) fn moved(&mut self) -> BTreeSet<Str> {
+        let namespaces = std::mem::take(&mut self.namespaces_moved);
+        let mut moved = std::mem::take(&mut self.policies_moved);
+        if !namespaces.is_empty() {
+            let of_namespace = self.policies.iter().filter(|(_, (namespace, scope))| {
+                *scope == PolicyScope::Namespace && namespaces.contains(namespace)
+            });
+            moved.extend(of_namespace.map(|(name, _)| name.clone()));
+        }
+        moved
+    }
+}
+
+/// Counts a workload on a node up or down; says whether the node came or went.
+fn step(counts: &mut BTreeMap<Str, Nodes>, of: &Str, node: &Str, add: bool) -> bool {
+    let nodes = counts.entry(of.clone()).or_default();
+    let count = nodes.entry(node.clone()).or_default();
+    *count = if add { *count + 1 } else { count.saturating_sub(1) };
+    let edge = *count == usize::from(add);
+    if *count == 0 {
+        nodes.remove(node);
+        if nodes.is_empty() {
+            counts.remove(of);
+        }
+    }
+    edge
+}
