@@ -15,6 +15,7 @@ use crate::ca::root::Root;
 pub mod authorize;
 pub mod issue;
 pub mod limit;
+pub mod renew;
 pub mod root;
 pub mod service;
 

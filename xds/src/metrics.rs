@@ -9,6 +9,10 @@ use tulle_runtime::metrics::Registry;
 
 use crate::snapshot::ResourceType;
 
+mod observed;
+
+pub use observed::Observed;
+
 /// Label of a resource type; bounded by [`ResourceType::ALL`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TypeLabel {

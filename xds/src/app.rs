@@ -1,0 +1,318 @@
+//! The control plane as a process: builds every part, reads top to bottom, ends when asked to.
+
+use std::future::Future;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tulle_k8s::translate::MeshConfig;
+use tulle_runtime::admin::{self, AdminError, Listen, Listener};
+use tulle_runtime::drain::{self, DrainWatcher};
+use tulle_runtime::exit::Exit;
+use tulle_runtime::metrics::Registry;
+use tulle_runtime::ready::{BlockReady, Ready};
+use tulle_runtime::tasks::Scope;
+use tulle_runtime::{build_info, limits, signal, telemetry};
+
+use crate::ca::Authority;
+use crate::ca::renew::{self, ServerCertificateError};
+use crate::ca::root::{Root, RootError};
+use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
+use crate::config::{Action, Config};
+use crate::debug::Pages;
+use crate::metrics::{Metrics, Observed};
+use crate::serve::ads::{Ads, AdsOptions};
+use crate::serve::authenticate::Authenticator;
+use crate::serve::listen;
+use crate::snapshot::Snapshot;
+use crate::state_dir::{StateDir, StateDirError};
+use crate::status::Clients;
+use crate::token::{self, TokenStore};
+
+/// How long open streams may take to end once the process is asked to.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// The root certificate beside the admin socket, for programs that may not read the state folder.
+const ROOT_COPY: &str = "xds-root-cert.pem";
+
+/// Why the control plane cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] StateDirError),
+    /// There is no root to sign with.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// There is no certificate to serve with.
+    #[error(transparent)]
+    Certificate(#[from] ServerCertificateError),
+    /// An address cannot be listened at.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// An operator's page cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// A file for other programs cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The exit code: what another start could not change by itself is misuse.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::State(StateDirError::Locked { .. })
+            | Self::Listen { .. }
+            | Self::Admin(_)
+            | Self::Write { .. } => Exit::Failed,
+            Self::State(_) | Self::Root(_) | Self::Certificate(_) => Exit::Usage,
+        }
+    }
+}
+
+/// Runs the control plane, or its action, as the whole process.
+#[must_use]
+pub fn main(config: Config) -> Exit {
+    match &config.action {
+        Some(Action::Token { node, state_dir }) => print_token(state_dir, node),
+        None => run_process(config),
+    }
+}
+
+fn print_token(state_dir: &std::path::Path, node: &str) -> Exit {
+    let token = match token::create(state_dir, node) {
+        Ok(token) => token,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error}");
+            return match error {
+                token::TokenError::NodeId(_) => Exit::Usage,
+                _ => Exit::Failed,
+            };
+        }
+    };
+    match writeln!(io::stdout(), "{token}") {
+        Ok(()) => Exit::Ok,
+        Err(_) => Exit::Failed,
+    }
+}
+
+fn run_process(config: Config) -> Exit {
+    let fail = |exit: Exit, error: &dyn std::fmt::Display| {
+        let _ = writeln!(io::stderr(), "error: {error}");
+        exit
+    };
+    let _log = match telemetry::init(config.log_format, &config.log_level) {
+        Ok(log) => log,
+        Err(error) => return fail(Exit::Usage, &error),
+    };
+    limits::apply();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(Exit::Failed, &error),
+    };
+    match runtime.block_on(run(config, signal::shutdown())) {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            tracing::error!(%error, "the control plane cannot run");
+            error.exit()
+        }
+    }
+}
+
+/// Runs the control plane until `shutdown` completes.
+///
+/// # Errors
+/// It cannot be started.
+pub async fn run<R: std::fmt::Display>(
+    config: Config,
+    shutdown: impl Future<Output = R>,
+) -> Result<(), Error> {
+    tracing::info!(version = build_info::tag(), ?config, "control plane starts");
+    let _state = StateDir::open(&config.state_dir)?;
+    let ready = Ready::new();
+    let (reading, starting) = (ready.register("configuration"), ready.register("listeners"));
+    let (trigger, drain) = drain::new();
+    let scope = Scope::new();
+
+    let authority = Arc::new(Authority::new(
+        root(&config)?,
+        config.trust_domain.as_str().into(),
+        config.max_certificate_ttl,
+    ));
+    let names = config.server_names(host_name().as_deref());
+    let acceptor = renew::acceptor(&authority, &names)?;
+    let listeners = bind(&config.listen).await?;
+
+    let snapshots = source(&config, &scope);
+    let (clients, metrics) = (Clients::default(), Metrics::default());
+    let registry = Registry::for_process("xds");
+    metrics.register(&registry);
+    let observed = Observed {
+        snapshots: snapshots.clone(),
+        clients: clients.clone(),
+        authority: authority.clone(),
+    };
+    registry.with(|inner| inner.register_collector(Box::new(observed)));
+
+    let authenticator = Authenticator::new(TokenStore::in_state_dir(&config.state_dir));
+    let ads = Ads::new(
+        snapshots.clone(),
+        authenticator.clone(),
+        clients.clone(),
+        metrics.clone(),
+        drain.clone(),
+        ads_options(&config),
+    );
+    let ca = CaService::new(
+        authority.clone(),
+        authenticator,
+        snapshots.clone(),
+        metrics,
+        HOLD_MAX_DEFAULT,
+    );
+    for listener in listeners {
+        let served = listen::serve(listener, acceptor.clone(), ads.clone(), ca.clone(), drain.clone());
+        let guard = drain.guard();
+        scope.spawn("grpc server", async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the gRPC server ended");
+            }
+            drop(guard);
+        });
+    }
+    scope.spawn(
+        "server certificate",
+        renew::keep_fresh(authority.clone(), names, acceptor, drain.clone()),
+    );
+    scope.spawn("sync", synced(snapshots.clone(), reading));
+
+    write_root_copy(&config, &authority)?;
+    let pages = Pages {
+        snapshots,
+        clients,
+        authority,
+        ready: ready.clone(),
+    };
+    serve_pages(&config, pages, &registry, &drain, &scope).await?;
+    drop(starting);
+
+    let reason = shutdown.await;
+    tracing::info!(%reason, "control plane ends");
+    let remaining = trigger.drain_and_wait(DRAIN_MAX).await;
+    if remaining > 0 {
+        tracing::warn!(remaining, "connections did not end in time");
+    }
+    scope.cancel();
+    scope.close();
+    scope.wait().await;
+    Ok(())
+}
+
+fn root(config: &Config) -> Result<Root, RootError> {
+    let now = OffsetDateTime::now_utc();
+    if config.memory_ca {
+        tracing::warn!("the root certificate is kept in memory: it ends with this process");
+        return Root::generate(&config.trust_domain, now);
+    }
+    Root::load_or_create(&config.state_dir.join("ca"), &config.trust_domain, now)
+}
+
+/// Starts to read the configuration, and the engine that serves what it means.
+fn source(config: &Config, scope: &Scope) -> watch::Receiver<Arc<Snapshot>> {
+    let mesh = MeshConfig {
+        cluster_id: config.cluster_id.as_str().into(),
+        trust_domain: config.trust_domain.as_str().into(),
+        domain: config.cluster_domain.as_str().into(),
+        root_namespace: config.root_namespace.as_str().into(),
+        ..MeshConfig::default()
+    };
+    unimplemented!()
+}
+
+fn ads_options(config: &Config) -> AdsOptions {
+    AdsOptions {
+        age_max: Some(config.max_stream_age).filter(|age| !age.is_zero()),
+        ..AdsOptions::default()
+    }
+}
+
+async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| Error::Listen {
+            address: *address,
+            source,
+        })?;
+        let bound = listener.local_addr().unwrap_or(*address);
+        tracing::info!(address = %bound, "serving discovery and certificates over TLS");
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Ready as far as configuration goes once a cut is complete.
+async fn synced(mut snapshots: watch::Receiver<Arc<Snapshot>>, reading: BlockReady) {
+    if snapshots.wait_for(|snapshot| snapshot.synced()).await.is_ok() {
+        tracing::info!("configuration read");
+        drop(reading);
+    }
+}
+
+/// Operators' pages on the unix socket; metrics and readiness on TCP.
+async fn serve_pages(
+    config: &Config,
+    pages: Pages,
+    registry: &Registry,
+    drain: &DrainWatcher,
+    scope: &Scope,
+) -> Result<(), Error> {
+    let socket = Listener::bind(&Listen::Unix(config.run_dir.join("xds.sock"))).await?;
+    let metrics = Listener::bind(&Listen::Tcp(config.metrics_address)).await?;
+    let readiness = Listener::bind(&Listen::Tcp(config.readiness_address)).await?;
+    let ready = admin::readiness(&pages.ready);
+    let router = pages
+        .router()
+        .merge(admin::metrics(registry))
+        .merge(ready.clone());
+    scope.spawn("admin socket", admin::serve(socket, router, drain.clone()));
+    scope.spawn(
+        "metrics",
+        admin::serve_open(metrics, admin::metrics(registry), drain.clone()),
+    );
+    scope.spawn("readiness", admin::serve_open(readiness, ready, drain.clone()));
+    Ok(())
+}
+
+fn write_root_copy(config: &Config, authority: &Authority) -> Result<(), Error> {
+    let path = config.run_dir.join(ROOT_COPY);
+    let new = path.with_extension("new");
+    let written = std::fs::create_dir_all(&config.run_dir)
+        .and_then(|()| std::fs::write(&new, authority.root().certificate_pem().as_bytes()))
+        .and_then(|()| std::fs::rename(&new, &path));
+    written.map_err(|source| Error::Write { path, source })
+}
+
+/// The machine's own name, where it can stand in a certificate.
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    (!name.is_empty() && name.bytes().all(allowed)).then(|| name.to_owned())
+}

@@ -1,0 +1,208 @@
+//! Pages for operators on the unix socket: status, and what is served to whom.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::routing::get;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tulle_model::Str;
+use tulle_proto::convert::{self, Resource};
+use tulle_runtime::build_info;
+use tulle_runtime::ready::Ready;
+
+use crate::ca::Authority;
+use crate::snapshot::{Objects, ResourceType, Scope, Slot, Snapshot};
+use crate::status::{ClientStatus, Clients, TypeStatus};
+
+/// Resources in one dump of a type.
+pub const DUMP_RESOURCES_MAX: usize = 100_000;
+
+/// What the pages read.
+#[derive(Debug, Clone)]
+pub struct Pages {
+    /// What is served.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Who is connected.
+    pub clients: Clients,
+    /// Who signs.
+    pub authority: Arc<Authority>,
+    /// What the process waits for.
+    pub ready: Ready,
+}
+
+/// Answer of `GET /status`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    version: String,
+    trust_domain: Str,
+    /// What the process waits for before it is ready.
+    pending: Vec<String>,
+    synced: bool,
+    /// The newest cut.
+    head: u64,
+    /// Number of resources by type URL.
+    resources: BTreeMap<&'static str, usize>,
+    issuer: IssuerStatus,
+    source: Objects,
+    clients: Vec<ClientStatus>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct IssuerStatus {
+    serial: Str,
+    /// RFC 3339.
+    not_after: String,
+    expires_in_seconds: i64,
+}
+
+impl Pages {
+    /// Every page.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/status", get(status))
+            .route("/debug/config_dump", get(config_dump))
+            .route("/debug/syncz", get(syncz))
+            .with_state(self)
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
+    }
+
+    fn status(&self) -> Status {
+        let snapshot = self.snapshot();
+        let types = ResourceType::ALL.into_iter();
+        Status {
+            version: build_info::tag(),
+            trust_domain: self.authority.trust_domain().clone(),
+            pending: self.ready.pending(),
+            synced: snapshot.synced(),
+            head: snapshot.sequence(),
+            resources: types
+                .map(|ty| (ty.type_url(), snapshot.resources(ty).count()))
+                .collect(),
+            issuer: self.issuer(),
+            source: snapshot.objects().clone(),
+            clients: self.clients.list(Instant::now()),
+        }
+    }
+
+    fn issuer(&self) -> IssuerStatus {
+        let root = self.authority.root();
+        let not_after = root.not_after().unix_timestamp();
+        let end = jiff::Timestamp::from_second(not_after);
+        IssuerStatus {
+            serial: root.serial().clone(),
+            not_after: end.map_or_else(|_| not_after.to_string(), |end| end.to_string()),
+            expires_in_seconds: not_after - jiff::Timestamp::now().as_second(),
+        }
+    }
+}
+
+async fn status(State(pages): State<Pages>) -> Json<Status> {
+    Json(pages.status())
+}
+
+/// Narrows a dump.
+#[derive(Debug, Default, Deserialize)]
+struct DumpQuery {
+    /// Part of the type URL, such as `Authorization`.
+    r#type: Option<String>,
+    /// Name or alias.
+    name: Option<String>,
+    /// Only what this node may receive.
+    node: Option<String>,
+}
+
+async fn config_dump(State(pages): State<Pages>, Query(query): Query<DumpQuery>) -> Json<Value> {
+    let snapshot = pages.snapshot();
+    let wanted = |ty: &ResourceType| {
+        query
+            .r#type
+            .as_ref()
+            .is_none_or(|part| ty.type_url().contains(part.as_str()))
+    };
+    let types = ResourceType::ALL.into_iter().filter(wanted);
+    let dumps = types.map(|ty| (ty.type_url().to_owned(), dump(&snapshot, ty, &query)));
+    let dumps: serde_json::Map<String, Value> = dumps.collect();
+    Json(json!({ "head": snapshot.sequence(), "resources": dumps }))
+}
+
+fn dump(snapshot: &Snapshot, ty: ResourceType, query: &DumpQuery) -> Value {
+    let reaches = |slot: &&Slot| query.node.as_ref().is_none_or(|node| slot.scope.reaches(node));
+    let slots: Vec<&Slot> = match &query.name {
+        Some(name) => snapshot.resolve(ty, name),
+        None => snapshot.resources(ty).take(DUMP_RESOURCES_MAX).collect(),
+    };
+    slots
+        .into_iter()
+        .filter(reaches)
+        .map(|slot| describe(ty, slot))
+        .collect()
+}
+
+fn describe(ty: ResourceType, slot: &Slot) -> Value {
+    let decoded = match ty {
+        ResourceType::Address => convert::decode_address(&slot.name, &slot.body),
+        ResourceType::Workload => convert::decode_workload(&slot.name, &slot.body),
+        ResourceType::Authorization => convert::decode_authorization(&slot.name, &slot.body),
+    };
+    let value = match decoded {
+        Ok(Resource::Workload(workload)) => json!({ "workload": workload }),
+        Ok(Resource::Service(service)) => json!({ "service": service }),
+        Ok(Resource::Authorization(policy)) => json!({ "authorization": policy }),
+        Err(error) => json!({ "undecodable": error.to_string() }),
+    };
+    let nodes = match &slot.scope {
+        Scope::Everyone => Value::Null,
+        Scope::Namespace { nodes, .. } | Scope::Workloads { nodes } => json!(nodes),
+    };
+    json!({
+        "name": slot.name,
+        "aliases": slot.aliases,
+        "version": slot.version,
+        "changedAt": slot.sequence,
+        "nodes": nodes,
+        "value": value,
+    })
+}
+
+/// One line per client: how far it is with each type.
+#[derive(Debug, Serialize)]
+struct SyncLine {
+    node: Str,
+    kind: crate::serve::authenticate::Kind,
+    types: BTreeMap<&'static str, Value>,
+}
+
+async fn syncz(State(pages): State<Pages>) -> Json<Vec<SyncLine>> {
+    let clients = pages.clients.list(Instant::now()).into_iter();
+    let lines = clients.map(|client| SyncLine {
+        node: client.node,
+        kind: client.kind,
+        types: ResourceType::ALL
+            .into_iter()
+            .map(|ty| sync_of(ty, &client.types))
+            .collect(),
+    });
+    Json(lines.collect())
+}
+
+fn sync_of(ty: ResourceType, types: &BTreeMap<&'static str, TypeStatus>) -> (&'static str, Value) {
+    let state = match types.get(ty.type_url()) {
+        None => json!("not subscribed"),
+        Some(status) if status.unacked > 0 => {
+            json!({ "behind_ms": status.lag_ms, "unacked": status.unacked })
+        }
+        Some(_) => json!("synced"),
+    };
+    (ty.type_url(), state)
+}

@@ -1,0 +1,120 @@
+//! Values read at each scrape from what is served, who is connected and who signs.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use tokio::sync::watch;
+
+use super::TypeLabel;
+use crate::ca::Authority;
+use crate::snapshot::{ResourceType, Snapshot};
+use crate::status::Clients;
+
+/// What is looked at during a scrape.
+#[derive(Debug)]
+pub struct Observed {
+    /// What is served.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Who is connected.
+    pub clients: Clients,
+    /// Who signs.
+    pub authority: Arc<Authority>,
+}
+
+impl Collector for Observed {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let snapshot = self.snapshots.borrow().clone();
+        self.configuration(&snapshot, &mut encoder)?;
+        let help = "Longest wait of a client's answer";
+        gauge(
+            &mut encoder,
+            "tulle_xds_stream_lag_seconds",
+            help,
+            self.lag_seconds(),
+        )?;
+        self.issuer(&mut encoder)
+    }
+}
+
+impl Observed {
+    fn configuration(&self, snapshot: &Snapshot, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let (objects, count) = (snapshot.objects(), |count: usize| {
+            i64::try_from(count).unwrap_or(i64::MAX)
+        });
+        let sequence = i64::try_from(snapshot.sequence()).unwrap_or(i64::MAX);
+        gauge(
+            encoder,
+            "tulle_xds_head_seq",
+            "Number of the newest cut",
+            sequence,
+        )?;
+        let generation = i64::try_from(objects.generation).unwrap_or(i64::MAX);
+        gauge(
+            encoder,
+            "tulle_xds_config_generation",
+            "Generation of the configuration",
+            generation,
+        )?;
+        let help = "Findings that refuse an object or file";
+        gauge(
+            encoder,
+            "tulle_xds_config_rejected_objects",
+            help,
+            count(objects.errors().count()),
+        )?;
+        let stale = objects
+            .objects
+            .values()
+            .filter(|object| object.stale_since.is_some())
+            .count();
+        let help = "Objects of which a newer form is refused";
+        gauge(encoder, "tulle_xds_config_stale_objects", help, count(stale))?;
+        let help = "Whether the sources were read completely";
+        gauge(
+            encoder,
+            "tulle_xds_source_synced",
+            help,
+            i64::from(snapshot.synced()),
+        )?;
+        let help = "Resources served";
+        let mut family = encoder.encode_descriptor("tulle_xds_resources", help, None, MetricType::Gauge)?;
+        for ty in ResourceType::ALL {
+            let value = ConstGauge::new(count(snapshot.resources(ty).count()));
+            value.encode(family.encode_family(&TypeLabel::from(ty))?)?;
+        }
+        Ok(())
+    }
+
+    fn lag_seconds(&self) -> i64 {
+        let clients = self.clients.list(Instant::now());
+        let lags = clients
+            .iter()
+            .flat_map(|client| client.types.values())
+            .map(|ty| ty.lag_ms / 1000);
+        lags.max().map_or(0, |lag| i64::try_from(lag).unwrap_or(i64::MAX))
+    }
+
+    fn issuer(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let end = self.authority.root().not_after().unix_timestamp();
+        let left = end - jiff::Timestamp::now().as_second();
+        for (what, help) in [
+            ("root_cert", "End of the root certificate"),
+            ("cert_chain", "End of the issuer's certificate"),
+        ] {
+            let name = |unit: &str| format!("citadel_server_{what}_expiry_{unit}");
+            gauge(encoder, &name("timestamp"), help, end)?;
+            gauge(encoder, &name("seconds"), help, left)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: i64) -> fmt::Result {
+    let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    ConstGauge::new(value).encode(metric)
+}
