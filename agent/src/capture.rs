@@ -1,0 +1,170 @@
+//! What is done in a pod's namespace to join and to leave, in the order that breaks no connection.
+//!
+//! The order is the point: listeners before rules, the conntrack setting before the table, stale entries before
+//! capture. Every step can be repeated.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tulle_linux::NetNs;
+
+use crate::conntrack::{self, Select};
+use crate::error::CaptureError;
+use crate::netns::Located;
+use crate::repair::Observed;
+use crate::rules::plan::{self, Table, Variant};
+use crate::rules::{Comparison, Rules};
+use crate::{routes, sock_diag, sysctl};
+
+/// How often a leaving pod's namespace is looked at for sockets of the proxy.
+const LEAVE_POLL: Duration = Duration::from_millis(50);
+
+/// Captures pods in one way.
+#[derive(Debug, Clone)]
+pub struct Capture {
+    rules: Arc<dyn Rules>,
+    table: Arc<Table>,
+}
+
+impl Capture {
+    /// Captures with these rules.
+    #[must_use]
+    pub fn new(rules: Arc<dyn Rules>, variant: &Variant) -> Self {
+        Self {
+            rules,
+            table: Arc::new(plan::capture(variant)),
+        }
+    }
+
+    /// Steps 2 to 6 of joining; the listeners must exist. A failure is undone, unless rules of ours stood already:
+    /// then the pod stays closed.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub async fn install(&self, pod: &Located) -> Result<(), CaptureError> {
+        let before = self.holds_rules(&pod.netns).await?;
+        let installed = self.install_steps(pod).await;
+        if installed.is_err() && !before {
+            // The failure that counts is the one that is returned.
+            let _ = self.remove(pod).await;
+        }
+        installed
+    }
+
+    async fn install_steps(&self, pod: &Located) -> Result<(), CaptureError> {
+        self.forbid_mid_stream(&pod.netns).await?;
+        delete(&pod.netns, &[Select::Captured, Select::Dns]).await?;
+        routes::install(&pod.netns, pod.ipv6).await?;
+        self.rules.apply(&pod.netns, &self.table).await?;
+        delete(&pod.netns, &[Select::Dns]).await
+    }
+
+    /// Steps 2 and 3 of leaving: nothing new is captured, what is captured goes on.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub async fn drain(&self, pod: &Located) -> Result<(), CaptureError> {
+        self.rules.apply(&pod.netns, &plan::drain()).await?;
+        delete(&pod.netns, &[Select::CapturedUdp]).await
+    }
+
+    /// Step 5 of leaving: waits until no socket of the proxy is left, at most until the deadline. Returns how many
+    /// were left.
+    ///
+    /// # Errors
+    /// When the sockets cannot be listed.
+    pub async fn wait_for_proxy_to_leave(
+        &self,
+        pod: &Located,
+        wait: Duration,
+    ) -> Result<usize, CaptureError> {
+        let deadline = Instant::now() + wait;
+        loop {
+            let left = sock_diag::marked_sockets(&pod.netns)
+                .await
+                .map_err(CaptureError::kernel("list the sockets of the pod's namespace"))?;
+            if left.is_empty() || Instant::now() >= deadline {
+                return Ok(left.len());
+            }
+            tokio::time::sleep(LEAVE_POLL).await;
+        }
+    }
+
+    /// Steps 6 and 7 of leaving: nothing of ours remains.
+    ///
+    /// # Errors
+    /// The first step that failed.
+    pub async fn remove(&self, pod: &Located) -> Result<(), CaptureError> {
+        self.rules.remove(&pod.netns).await?;
+        routes::remove(&pod.netns, pod.ipv6).await?;
+        sysctl::set_tcp_loose(&pod.netns, true)
+            .await
+            .map_err(CaptureError::kernel("set nf_conntrack_tcp_loose"))?;
+        delete(&pod.netns, &[Select::Captured, Select::Transparent]).await
+    }
+
+    /// Whether a table of ours is in the namespace, in whatever form.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn holds_rules(&self, netns: &NetNs) -> Result<bool, CaptureError> {
+        Ok(self.rules.compare(netns, &self.table).await? != Comparison::Missing)
+    }
+
+    /// What the kernel has for a captured pod.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn observe(&self, pod: &Located) -> Result<Observed, CaptureError> {
+        let tcp_loose = sysctl::tcp_loose(&pod.netns).await;
+        Ok(Observed {
+            rules: self.rules.compare(&pod.netns, &self.table).await?,
+            routes: routes::present(&pod.netns, pod.ipv6).await?,
+            strict_conntrack: tcp_loose.is_ok_and(|loose| !loose),
+        })
+    }
+
+    /// Puts the table back.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn repair_rules(&self, pod: &Located) -> Result<(), CaptureError> {
+        self.rules.apply(&pod.netns, &self.table).await
+    }
+
+    /// Puts route and rule back.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn repair_routes(&self, pod: &Located) -> Result<(), CaptureError> {
+        routes::install(&pod.netns, pod.ipv6).await
+    }
+
+    /// Keeps conntrack from taking up connections in mid-stream.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn forbid_mid_stream(&self, netns: &NetNs) -> Result<(), CaptureError> {
+        sysctl::set_tcp_loose(netns, false)
+            .await
+            .map_err(CaptureError::kernel("set nf_conntrack_tcp_loose"))
+    }
+}
+
+async fn delete(netns: &NetNs, selected: &'static [Select]) -> Result<(), CaptureError> {
+    let deleted = conntrack::delete(netns, selected)
+        .await
+        .map_err(CaptureError::kernel(
+            "delete conntrack entries of the pod's namespace",
+        ))?;
+    if deleted > 0 {
+        tracing::debug!(
+            deleted,
+            ?selected,
+            inode = netns.inode(),
+            "conntrack entries deleted"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Settings of the agent: flags, some of them environment variables too.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use tulle_runtime::telemetry::{DEFAULT_FILTER, LogFormat};
+
+/// Run the node agent: it enrols the pods of this node, owns their packet rules, routes and listening sockets, and
+/// hands them to the node proxy.
+///
+/// When it is stopped it leaves rules and pods as they are, so that a restart breaks nothing; `--cleanup-on-exit`
+/// takes everything back first.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// Id of this node, as the control plane knows it
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// Address of the control plane
+    #[arg(long, env = "XDS_ADDRESS", default_value = "https://localhost:15012")]
+    pub xds_address: http::Uri,
+    /// What the control plane's certificate must chain to: a file, or PEM text
+    #[arg(long, env = "XDS_ROOT_CA", default_value = "/var/run/tulle/root-cert.pem")]
+    pub xds_root_ca: String,
+    /// File with this node's credential
+    #[arg(long, env = "AUTH_TOKEN", default_value = "/var/run/tulle/token")]
+    pub token_file: PathBuf,
+    /// Id of this cluster
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Folder of admin sockets; this agent's is `agent-<node>.sock`
+    #[arg(long, env = "TULLE_RUN_DIR", default_value = "/run/tulle")]
+    pub run_dir: PathBuf,
+    /// Socket at which node proxies connect
+    #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
+    pub inpod_uds: PathBuf,
+    /// Folder of named network namespaces
+    #[arg(long, default_value = "/run/netns")]
+    pub netns_dir: PathBuf,
+    /// Capture DNS too
+    #[arg(long, default_value_t = false)]
+    pub dns_capture: bool,
+    /// Take every pod out of the mesh before ending
+    #[arg(long, default_value_t = false)]
+    pub cleanup_on_exit: bool,
+    /// TCP port of the admin pages on loopback, or `off`; the unix socket is always there
+    #[arg(long, default_value = "off")]
+    pub admin_port: Port,
+    /// Port of /metrics, or `off`
+    #[arg(long, default_value = "15024")]
+    pub metrics_port: Port,
+    /// Port of /healthz/ready, or `off`
+    #[arg(long, default_value = "15025")]
+    pub readiness_port: Port,
+    /// What is logged: a level, or a list of target=level
+    #[arg(long, env = "RUST_LOG", default_value = DEFAULT_FILTER)]
+    pub log_level: String,
+    /// How it is logged: text or json
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// A port that may be off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Not served.
+    Off,
+    /// Served at this port.
+    On(u16),
+}
+
+/// Text that is neither a port nor `off`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("must be a port or `off`")]
+pub struct InvalidPort;
+
+impl FromStr for Port {
+    type Err = InvalidPort;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            port => port.parse().map(Self::On).map_err(|_| InvalidPort),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    #[test]
+    fn the_node_is_all_that_must_be_given() {
+        let config = Command::try_parse_from(["agent", "--node", "n1"]).unwrap().config;
+        assert_eq!(config.netns_dir, PathBuf::from("/run/netns"));
+        assert_eq!(config.inpod_uds, PathBuf::from("/var/run/ztunnel/ztunnel.sock"));
+        assert!(!config.dns_capture && !config.cleanup_on_exit);
+        assert_eq!(config.admin_port, Port::Off);
+    }
+
+    #[test]
+    fn a_port_may_be_off() {
+        assert_eq!("off".parse(), Ok(Port::Off));
+        assert_eq!("0".parse(), Ok(Port::On(0)));
+        assert_eq!("many".parse::<Port>(), Err(InvalidPort));
+    }
+}

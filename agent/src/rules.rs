@@ -1,0 +1,41 @@
+//! Packet rules: what a pod's namespace must hold ([`plan`]), and putting it there ([`nft`]).
+
+pub mod nft;
+pub mod plan;
+
+use futures_util::future::BoxFuture;
+use tulle_linux::NetNs;
+
+use crate::error::CaptureError;
+use plan::Table;
+
+/// Puts a table into a namespace and looks at what is there. Every method is one transaction.
+pub trait Rules: std::fmt::Debug + Send + Sync {
+    /// Replaces our table; packets see the old one or the new one, nothing between.
+    fn apply<'a>(&'a self, netns: &'a NetNs, table: &'a Table) -> BoxFuture<'a, Result<(), CaptureError>>;
+    /// Removes our table; that there is none is no error.
+    fn remove<'a>(&'a self, netns: &'a NetNs) -> BoxFuture<'a, Result<(), CaptureError>>;
+    /// How our table in the namespace relates to the plan.
+    fn compare<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'a Table,
+    ) -> BoxFuture<'a, Result<Comparison, CaptureError>>;
+}
+
+/// What a look at the kernel's table gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Comparison {
+    /// It is what the plan says.
+    Equal,
+    /// There is none.
+    Missing,
+    /// It is another; the lines that differ, `-` for planned and `+` for found.
+    Different {
+        /// The differing lines, at most [`DIFF_LINES_MAX`].
+        diff: Vec<String>,
+    },
+}
+
+/// Lines of a difference that are kept for the log.
+pub const DIFF_LINES_MAX: usize = 20;

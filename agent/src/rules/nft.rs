@@ -1,0 +1,314 @@
+//! Applies and reads tables by running `nft` inside the pod's namespace.
+//!
+//! The first of two backends: one that speaks netlink in process takes its place, and this one then serves as what it
+//! is compared with.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tulle_linux::NetNs;
+
+use super::plan::{
+    CAPTURED_MARK, Chain, DNS_PORT, HBONE_PORT, Hook, INBOUND_PORT, MARK_MASK, OUTBOUND_PORT, PROBE_V4,
+    PROBE_V6, PROXY_MARK, Rule, TABLE, TRANSPARENT_MARK, Table,
+};
+use super::{Comparison, DIFF_LINES_MAX, Rules};
+use crate::error::CaptureError;
+
+/// How long one run may take; the kernel may wait some 20 ms for a grace period.
+const RUN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Programs tried, because the folder of system programs is not in everyone's path.
+const PROGRAMS: [&str; 2] = ["nft", "/usr/sbin/nft"];
+/// Listings kept for comparison; there is one per variant of rules.
+const LISTINGS_MAX: usize = 64;
+
+/// Rules through the `nft` program.
+#[derive(Debug, Default)]
+pub struct Nft {
+    /// How this nft prints a table, by script: printed once from a scratch namespace.
+    listings: Mutex<HashMap<String, String>>,
+}
+
+impl Nft {
+    /// A backend that has printed nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    async fn load(&self, netns: &NetNs, script: String) -> Result<(), CaptureError> {
+        let output = run(netns, &["-f", "-"], script).await?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(refused(&output))
+        }
+    }
+
+    async fn list(&self, netns: &NetNs) -> Result<Option<String>, CaptureError> {
+        let output = run(
+            netns,
+            &["--stateless", "list", "table", "inet", TABLE],
+            String::new(),
+        )
+        .await?;
+        if output.status.success() {
+            return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
+        }
+        let missing = String::from_utf8_lossy(&output.stderr).contains("No such file or directory");
+        if missing { Ok(None) } else { Err(refused(&output)) }
+    }
+
+    /// How this nft prints the planned table: it is loaded into a namespace of nobody and printed from there, so that
+    /// the comparison depends on no version's way of printing.
+    async fn planned(&self, table: &Table) -> Result<String, CaptureError> {
+        let script = render(table);
+        if let Some(listing) = self.listings.lock().get(&script) {
+            return Ok(listing.clone());
+        }
+        let scratch = NetNs::create().map_err(CaptureError::kernel("make a scratch network namespace"))?;
+        self.load(&scratch, script.clone()).await?;
+        let listing = self.list(&scratch).await?.unwrap_or_default();
+        let mut listings = self.listings.lock();
+        if listings.len() >= LISTINGS_MAX {
+            listings.clear();
+        }
+        listings.insert(script, listing.clone());
+        Ok(listing)
+    }
+}
+
+impl Rules for Nft {
+    fn apply<'a>(&'a self, netns: &'a NetNs, table: &'a Table) -> BoxFuture<'a, Result<(), CaptureError>> {
+        self.load(netns, render(table)).boxed()
+    }
+
+    fn remove<'a>(&'a self, netns: &'a NetNs) -> BoxFuture<'a, Result<(), CaptureError>> {
+        self.load(netns, format!("table inet {TABLE}\ndelete table inet {TABLE}\n"))
+            .boxed()
+    }
+
+    fn compare<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'a Table,
+    ) -> BoxFuture<'a, Result<Comparison, CaptureError>> {
+        async move {
+            let Some(found) = self.list(netns).await? else {
+                return Ok(Comparison::Missing);
+            };
+            let planned = self.planned(table).await?;
+            if found == planned {
+                return Ok(Comparison::Equal);
+            }
+            Ok(Comparison::Different {
+                diff: difference(&planned, &found),
+            })
+        }
+        .boxed()
+    }
+}
+
+async fn run(
+    netns: &NetNs,
+    arguments: &'static [&'static str],
+    input: String,
+) -> Result<Output, CaptureError> {
+    let work = netns.run_async(move || run_here(arguments, &input));
+    let outcome = tokio::time::timeout(RUN_TIMEOUT, work)
+        .await
+        .map_err(|_| CaptureError::RulesRefused("nft did not end in time".to_owned()))?;
+    outcome.and_then(|ran| ran).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => CaptureError::RulesRefused("the program nft was not found".to_owned()),
+        _ => CaptureError::Kernel {
+            step: "run nft in the pod's namespace",
+            source: error,
+        },
+    })
+}
+
+/// Runs nft in the calling thread's namespace.
+fn run_here(arguments: &[&str], input: &str) -> io::Result<Output> {
+    let start = |program: &str| {
+        Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+    };
+    let mut child = match start(PROGRAMS[0]) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => start(PROGRAMS[1])?,
+        started => started?,
+    };
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    child.wait_with_output()
+}
+
+fn refused(output: &Output) -> CaptureError {
+    let text = String::from_utf8_lossy(&output.stderr);
+    CaptureError::RulesRefused(
+        text.lines()
+            .next()
+            .unwrap_or("nft failed without a message")
+            .to_owned(),
+    )
+}
+
+fn difference(planned: &str, found: &str) -> Vec<String> {
+    let missing = planned
+        .lines()
+        .filter(|line| !found.lines().any(|other| other == *line));
+    let foreign = found
+        .lines()
+        .filter(|line| !planned.lines().any(|other| other == *line));
+    let missing = missing.map(|line| format!("-{}", line.trim()));
+    let mut diff: Vec<_> = missing
+        .chain(foreign.map(|line| format!("+{}", line.trim())))
+        .collect();
+    if diff.is_empty() {
+        diff.push("the same lines in another order or number".to_owned());
+    }
+    diff.truncate(DIFF_LINES_MAX);
+    diff
+}
+
+/// The transaction that replaces our table with `table`.
+#[must_use]
+pub fn render(table: &Table) -> String {
+    let mut script = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
+    for chain in &table.chains {
+        render_chain(&mut script, chain);
+    }
+    script.push_str("}\n");
+    script
+}
+
+fn render_chain(script: &mut String, chain: &Chain) {
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        writeln!(script, "{text}").expect("writing to a string does not fail");
+    };
+    line(format_args!(
+        "    chain {} {{ type {}; policy accept;",
+        chain.name,
+        hook(chain.hook)
+    ));
+    for rule in &chain.rules {
+        for text in statements(rule) {
+            line(format_args!("        {text}"));
+        }
+    }
+    line(format_args!("    }}"));
+}
+
+fn hook(hook: Hook) -> &'static str {
+    match hook {
+        Hook::RawPrerouting => "filter hook prerouting priority raw",
+        Hook::RawOutput => "filter hook output priority raw",
+        Hook::ManglePrerouting => "filter hook prerouting priority mangle",
+        Hook::MangleOutput => "route hook output priority mangle",
+        Hook::NatPrerouting => "nat hook prerouting priority dstnat",
+        Hook::NatOutput => "nat hook output priority -100",
+    }
+}
+
+/// The text of one rule; a reroute takes two.
+fn statements(rule: &Rule) -> Vec<String> {
+    let proxy = format!("meta mark & {MARK_MASK:#x} == {PROXY_MARK:#x}");
+    let keep = !MARK_MASK;
+    let captured = format!("ct mark set ct mark & {keep:#x} | {CAPTURED_MARK:#x}");
+    let to = |port: u16| format!("counter redirect to :{port}");
+    let text = match rule {
+        Rule::ZoneDnsReplies => "iifname != \"lo\" udp sport 53 ct zone set 1".to_owned(),
+        Rule::ZoneDnsRequests => format!("{proxy} udp dport 53 ct zone set 1"),
+        Rule::MarkTransparent => format!(
+            "iifname \"lo\" ct direction original {proxy} ct mark set ct mark & {keep:#x} | {TRANSPARENT_MARK:#x}"
+        ),
+        Rule::AcceptLoopbackIn => "iifname \"lo\" accept".to_owned(),
+        Rule::AcceptLoopbackOut => "oifname \"lo\" accept".to_owned(),
+        Rule::DropOddSyn => {
+            "tcp flags & (syn | ack) == syn ct state invalid,untracked counter drop".to_owned()
+        }
+        Rule::DropSynToOwnPorts { dns } => {
+            let dns = if *dns {
+                format!(", {DNS_PORT}")
+            } else {
+                String::new()
+            };
+            format!(
+                "tcp flags & (syn | ack) == syn tcp dport {{ {OUTBOUND_PORT}, {INBOUND_PORT}{dns} }} counter drop"
+            )
+        }
+        Rule::RouteTransparentReplies => format!(
+            "ct direction reply ct mark & {MARK_MASK:#x} == {TRANSPARENT_MARK:#x} \
+             meta mark set meta mark & {keep:#x} | {TRANSPARENT_MARK:#x}"
+        ),
+        Rule::AcceptOtherProtocols => "meta l4proto != tcp accept".to_owned(),
+        Rule::Reroute(interface) => {
+            let from = format!("iifname \"{interface}\" meta l4proto tcp");
+            return vec![
+                format!("{from} {captured}"),
+                format!("{from} {}", to(OUTBOUND_PORT)),
+            ];
+        }
+        Rule::AcceptFromProbe4 => format!("ip saddr {PROBE_V4} counter accept"),
+        Rule::AcceptFromProbe6 => format!("ip6 saddr {PROBE_V6} counter accept"),
+        Rule::AcceptTunnels => format!("tcp dport {HBONE_PORT} counter accept"),
+        Rule::MarkCaptured => captured,
+        Rule::RedirectInbound => format!("meta l4proto tcp {}", to(INBOUND_PORT)),
+        Rule::AcceptProxy => format!("{proxy} counter accept"),
+        Rule::AcceptToProbe4 => format!("ip daddr {PROBE_V4} counter accept"),
+        Rule::AcceptToProbe6 => format!("ip6 daddr {PROBE_V6} counter accept"),
+        Rule::RedirectDnsUdp => format!("udp dport 53 {captured} {}", to(DNS_PORT)),
+        Rule::RedirectDnsTcp => format!("tcp dport 53 {}", to(DNS_PORT)),
+        Rule::RedirectOutbound => format!("meta l4proto tcp {}", to(OUTBOUND_PORT)),
+    };
+    vec![text]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{Variant, capture, drain};
+    use super::*;
+
+    #[test]
+    fn the_table_with_dns_is_the_one_of_the_design() {
+        insta::assert_snapshot!(render(&capture(&Variant {
+            dns: true,
+            ..Variant::default()
+        })));
+    }
+
+    #[test]
+    fn the_table_without_dns_lacks_its_chains_and_ports() {
+        insta::assert_snapshot!(render(&capture(&Variant::default())));
+    }
+
+    #[test]
+    fn the_table_without_inbound_and_with_a_virtual_interface() {
+        let reroute = vec!["eth1".parse().unwrap()];
+        insta::assert_snapshot!(render(&capture(&Variant {
+            dns: false,
+            inbound: false,
+            reroute
+        })));
+    }
+
+    #[test]
+    fn the_drain_table_captures_nothing_new() {
+        insta::assert_snapshot!(render(&drain()));
+    }
+
+    #[test]
+    fn a_difference_names_missing_and_foreign_lines() {
+        assert_eq!(difference("a\nb\n", "b\nc\n"), ["-a", "+c"]);
+    }
+}

@@ -1,0 +1,159 @@
+//! Accepts proxies and feeds each of them: its snapshot first, then what comes.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tulle_linux::seqpacket::{SeqPacket, SeqPacketListener};
+use tulle_proto::convert::zds::Request;
+use tulle_runtime::tasks;
+
+use super::connection::{Connection, ConnectionError};
+use super::hub::{Announcement, Command, Connected, Hub};
+
+/// At most five connections a second.
+const ACCEPT_INTERVAL: Duration = Duration::from_millis(200);
+/// Descriptors of namespaces travel here: for the owner only.
+const SOCKET_MODE: u32 = 0o600;
+
+/// Why proxies cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen at {}: {source}", path.display())]
+pub struct ZdsError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Binds the socket; the returned future accepts proxies for as long as it is polled.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn serve(path: &Path, hub: Hub) -> Result<impl Future<Output = ()> + Send + use<>, ZdsError> {
+    let listener = bind(path).map_err(|source| ZdsError {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(accept(listener, hub))
+}
+
+/// A socket left behind by an earlier agent is replaced in one rename, after ours has its mode.
+fn bind(path: &Path) -> io::Result<SeqPacketListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let fresh = PathBuf::from(name);
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = SeqPacketListener::bind(&fresh)?;
+    fs::set_permissions(&fresh, Permissions::from_mode(SOCKET_MODE))?;
+    fs::rename(&fresh, path)?;
+    Ok(listener)
+}
+
+async fn accept(listener: SeqPacketListener, hub: Hub) {
+    loop {
+        match listener.accept().await {
+            Ok(socket) => {
+                tasks::spawn("zds-proxy", converse(socket, hub.clone()));
+            }
+            Err(error) => tracing::warn!(%error, "cannot accept a proxy"),
+        }
+        tokio::time::sleep(ACCEPT_INTERVAL).await;
+    }
+}
+
+async fn converse(socket: SeqPacket, hub: Hub) {
+    let (connection, hello) = match Connection::greet(socket).await {
+        Ok(greeted) => greeted,
+        Err(error) => {
+            tracing::warn!(%error, "a proxy did not introduce itself");
+            return;
+        }
+    };
+    let Connected { info, mut requests } = hub.connect(hello.abilities);
+    tracing::info!(
+        proxy = info.id,
+        generation = info.generation,
+        sockets = info.takes_sockets,
+        "proxy connected"
+    );
+    let session = Session {
+        connection,
+        hub: &hub,
+        info: &info,
+    };
+    let error = match session.snapshot().await {
+        Ok(()) => session.answer(&mut requests).await,
+        Err(error) => error,
+    };
+    hub.disconnect(info.id);
+    tracing::info!(proxy = info.id, %error, "proxy disconnected");
+}
+
+struct Session<'a> {
+    connection: Connection,
+    hub: &'a Hub,
+    info: &'a super::ProxyInfo,
+}
+
+impl Session<'_> {
+    async fn snapshot(&self) -> Result<(), ConnectionError> {
+        tokio::select! {
+            () = self.hub.until_complete() => {}
+            error = self.connection.ended() => return Err(error),
+        }
+        for (request, pod) in self.hub.snapshot(self.info) {
+            let (answer, _) = self
+                .connection
+                .exchange(&request, &descriptors(&request, pod.as_deref()))
+                .await?;
+            let Some(pod) = pod else { continue };
+            if let Err(error) = self.hub.answered(&pod.uid, self.info.id, answer) {
+                tracing::warn!(uid = %pod.uid, proxy = self.info.id, %error, "a pod of the snapshot was refused");
+            }
+        }
+        self.connection.exchange(&Request::SnapshotSent, &[]).await?;
+        Ok(())
+    }
+
+    /// Passes requests on until the connection ends; says why it did.
+    async fn answer(&self, requests: &mut tokio::sync::mpsc::Receiver<Command>) -> ConnectionError {
+        loop {
+            let command = tokio::select! {
+                command = requests.recv() => command,
+                error = self.connection.ended() => return error,
+            };
+            let Some(Command { request, pod, reply }) = command else {
+                return ConnectionError::Closed;
+            };
+            match self
+                .connection
+                .exchange(&request, &descriptors(&request, pod.as_deref()))
+                .await
+            {
+                // Whoever asked may have given up; the request was carried out all the same.
+                Ok(answered) => drop(reply.send(answered)),
+                Err(error) => return error,
+            }
+        }
+    }
+}
+
+/// The namespace first, then the listeners if they were announced.
+fn descriptors<'a>(request: &Request, pod: Option<&'a Announcement>) -> Vec<BorrowedFd<'a>> {
+    let (Request::Add(added), Some(pod)) = (request, pod) else {
+        return Vec::new();
+    };
+    let mut fds = vec![pod.netns.fd()];
+    if let (Some(_), Some(listeners)) = (&added.sockets, &pod.listeners) {
+        fds.extend(listeners.fds());
+    }
+    fds
+}

@@ -1,0 +1,259 @@
+//! Rules, routes, conntrack and settings, as the kernel has them.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+
+use tulle_agent::capture::Capture;
+use tulle_agent::conntrack::{self, Select};
+use tulle_agent::repair::{Held, deviations};
+use tulle_agent::rules::nft::Nft;
+use tulle_agent::rules::plan::{self, Table, Variant};
+use tulle_agent::rules::{Comparison, Rules};
+use tulle_agent::sockets::Listeners;
+use tulle_agent::sysctl;
+
+use crate::pod::{OUTSIDE, POD, World, assert_alive};
+
+const HELD: Held = Held {
+    listeners: true,
+    announced: true,
+};
+
+fn tables() -> Vec<Table> {
+    vec![
+        plan::capture(&Variant::default()),
+        plan::capture(&Variant {
+            dns: true,
+            ..Variant::default()
+        }),
+        plan::capture(&Variant {
+            dns: true,
+            inbound: false,
+            reroute: vec!["eth0".parse().unwrap()],
+        }),
+        plan::drain(),
+    ]
+}
+
+#[tokio::test]
+async fn what_is_applied_is_what_the_plan_says() {
+    let Some(world) = World::new("what_is_applied_is_what_the_plan_says") else {
+        return;
+    };
+    let nft = Nft::new();
+    for table in tables() {
+        assert_ne!(nft.compare(&world.pod, &table).await.unwrap(), Comparison::Equal);
+        nft.apply(&world.pod, &table).await.unwrap();
+        nft.apply(&world.pod, &table).await.unwrap();
+        assert_eq!(nft.compare(&world.pod, &table).await.unwrap(), Comparison::Equal);
+    }
+    nft.remove(&world.pod).await.unwrap();
+    nft.remove(&world.pod).await.unwrap();
+    assert_eq!(world.output("nft", "list ruleset"), "");
+}
+
+#[tokio::test]
+async fn a_changed_table_is_told_from_the_plan_by_its_lines() {
+    let Some(world) = World::new("a_changed_table_is_told_from_the_plan_by_its_lines") else {
+        return;
+    };
+    let nft = Nft::new();
+    let table = plan::capture(&Variant::default());
+    nft.apply(&world.pod, &table).await.unwrap();
+    world.output("nft", "insert rule inet tulle nat-out tcp dport 80 accept");
+    let Comparison::Different { diff } = nft.compare(&world.pod, &table).await.unwrap() else {
+        panic!("the table was changed")
+    };
+    assert_eq!(diff, ["+tcp dport 80 accept"]);
+}
+
+#[tokio::test]
+async fn joining_and_leaving_leave_nothing_behind() {
+    let Some(world) = World::new("joining_and_leaving_leave_nothing_behind") else {
+        return;
+    };
+    let pod = world.located().await;
+    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    for _ in 0..3 {
+        capture.install(&pod).await.unwrap();
+        assert_eq!(deviations(&capture.observe(&pod).await.unwrap(), HELD), []);
+        assert!(
+            world
+                .output("ip", "rule")
+                .contains("32764:\tfrom all fwmark 0x111/0xfff lookup 100")
+        );
+        assert_eq!(
+            world.output("ip", "route show table 100").trim(),
+            "local default dev lo scope host"
+        );
+        assert!(
+            world
+                .output("ip", "-6 rule")
+                .contains("fwmark 0x111/0xfff lookup 100")
+        );
+        assert!(
+            world
+                .output("ip", "-6 route show table 100")
+                .starts_with("local default dev lo")
+        );
+        assert!(!sysctl::tcp_loose(&pod.netns).await.unwrap());
+
+        capture.drain(&pod).await.unwrap();
+        capture.remove(&pod).await.unwrap();
+        capture.remove(&pod).await.unwrap();
+        assert_eq!(world.output("nft", "list ruleset"), "");
+        assert!(!world.output("ip", "rule").contains("lookup 100"));
+        assert!(!world.output("ip", "-6 rule").contains("lookup 100"));
+        assert!(sysctl::tcp_loose(&pod.netns).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn every_deviation_is_seen_and_repaired() {
+    let Some(world) = World::new("every_deviation_is_seen_and_repaired") else {
+        return;
+    };
+    let pod = world.located().await;
+    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    capture.install(&pod).await.unwrap();
+    world.output("nft", "delete table inet tulle");
+    world.output("ip", "rule del pref 32764");
+    sysctl::set_tcp_loose(&pod.netns, true).await.unwrap();
+    let found = deviations(&capture.observe(&pod).await.unwrap(), HELD);
+    assert_eq!(
+        found.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["tcp_loose", "routes", "rules"]
+    );
+
+    capture.forbid_mid_stream(&pod.netns).await.unwrap();
+    capture.repair_routes(&pod).await.unwrap();
+    capture.repair_rules(&pod).await.unwrap();
+    assert_eq!(deviations(&capture.observe(&pod).await.unwrap(), HELD), []);
+}
+
+#[tokio::test]
+async fn exactly_the_selected_conntrack_entries_are_deleted() {
+    let Some(world) = World::new("exactly_the_selected_conntrack_entries_are_deleted") else {
+        return;
+    };
+    let pod = world.located().await;
+    let dns = Variant {
+        dns: true,
+        ..Variant::default()
+    };
+    Nft::new().apply(&world.pod, &plan::capture(&dns)).await.unwrap();
+    let _receiver = world
+        .pod
+        .run(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 15053)))
+        .unwrap()
+        .unwrap();
+    let sender = world.pod.run(|| UdpSocket::bind((POD, 0))).unwrap().unwrap();
+    sender.send_to(b"captured", (OUTSIDE, 53)).unwrap();
+    sender.send_to(b"not captured", (OUTSIDE, 9999)).unwrap();
+    let listed = || world.output("conntrack", "-L");
+    assert!(
+        listed().contains("dport=53 ") && listed().contains("mark=546"),
+        "{}",
+        listed()
+    );
+
+    assert_eq!(
+        conntrack::delete(&pod.netns, &[Select::Transparent])
+            .await
+            .unwrap(),
+        0
+    );
+    assert_eq!(
+        conntrack::delete(&pod.netns, &[Select::CapturedUdp])
+            .await
+            .unwrap(),
+        1
+    );
+    assert_eq!(
+        conntrack::delete(&pod.netns, &[Select::Captured, Select::Dns])
+            .await
+            .unwrap(),
+        0
+    );
+    assert!(
+        listed().contains("dport=9999") && !listed().contains("dport=53 "),
+        "{}",
+        listed()
+    );
+}
+
+#[tokio::test]
+async fn old_connections_live_on_and_new_ones_are_captured() {
+    let Some(world) = World::new("old_connections_live_on_and_new_ones_are_captured") else {
+        return;
+    };
+    let server = world.serve(8080);
+    let mut old = world.dial(8080).unwrap();
+    let (mut old_server, _) = server.accept().unwrap();
+    assert_alive(&mut old, &mut old_server);
+
+    let pod = world.located().await;
+    let listeners = Listeners::open(&pod.netns, false).await.unwrap();
+    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    capture.install(&pod).await.unwrap();
+    assert_alive(&mut old, &mut old_server);
+    let new = world.dial(8080).unwrap();
+    assert_eq!(
+        listeners.reset_waiting(),
+        1,
+        "the new connection waits at the proxy's port"
+    );
+    server.set_nonblocking(true).unwrap();
+    assert!(server.accept().is_err(), "and not at the application's");
+    let ended = std::io::Read::read(&mut &new, &mut [0; 1]).unwrap_err();
+    assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
+
+    capture.drain(&pod).await.unwrap();
+    drop(listeners);
+    capture.remove(&pod).await.unwrap();
+    assert_alive(&mut old, &mut old_server);
+    server.set_nonblocking(false).unwrap();
+    let mut plain = world.dial(8080).unwrap();
+    let (mut plain_server, _) = server.accept().unwrap();
+    assert_alive(&mut plain, &mut plain_server);
+}
+
+#[tokio::test]
+async fn a_port_that_the_application_uses_is_named() {
+    let Some(world) = World::new("a_port_that_the_application_uses_is_named") else {
+        return;
+    };
+    let _application = world.serve(15006);
+    let error = Listeners::open(&world.pod, false).await.unwrap_err();
+    assert_eq!(error.reason().token(), "port_taken");
+    assert!(error.to_string().contains("15006"), "{error}");
+    drop(_application);
+    assert!(
+        Listeners::open(&world.pod, false).await.is_ok(),
+        "nothing of the failed attempt stayed open"
+    );
+}
+
+#[tokio::test]
+async fn nobody_shares_the_ports_of_the_listeners() {
+    let Some(world) = World::new("nobody_shares_the_ports_of_the_listeners") else {
+        return;
+    };
+    let listeners = Listeners::open(&world.pod, true).await.unwrap();
+    assert_eq!(listeners.kinds().len(), 7, "three for TCP, four for DNS");
+    for port in [15001, 15006, 15008] {
+        let thief = world.pod.run(move || {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.set_reuse_port(true)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&std::net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())
+        });
+        assert_eq!(thief.unwrap().unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+    }
+    let marked = tulle_agent::sock_diag::marked_sockets(&world.pod).await.unwrap();
+    assert_eq!(
+        marked.iter().filter(|socket| socket.listening).count(),
+        5,
+        "{marked:?}"
+    );
+}

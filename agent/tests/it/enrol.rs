@@ -1,0 +1,294 @@
+//! A pod's task from its first word to its last, with a scripted proxy and a real kernel.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::{Semaphore, watch};
+use tulle_agent::board::Board;
+use tulle_agent::capture::Capture;
+use tulle_agent::enroll::Goal;
+use tulle_agent::enroll::task::{self, Shared, Timing, Wanted};
+use tulle_agent::metrics::{Metrics, RepairLabels};
+use tulle_agent::pods::Pod;
+use tulle_agent::repair::Check;
+use tulle_agent::rules::nft::Nft;
+use tulle_agent::rules::plan::Variant;
+use tulle_agent::zds::Hub;
+use tulle_linux::NetNs;
+use tulle_proto::convert::zds::{Answer, Request, Sockets};
+use tulle_runtime::metrics::Registry;
+use tulle_runtime::tasks;
+
+use crate::pod::{PATIENCE, POD, World, assert_alive};
+use crate::proxy::Proxy;
+
+/// An agent for the one pod of a world.
+struct Agent {
+    shared: Shared,
+    wanted: watch::Sender<Wanted>,
+    server: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Agent {
+    fn start(world: &World, goal: Goal) -> Self {
+        let hub = Hub::new();
+        let path = world.folder.path().join("zds.sock");
+        let server = tasks::spawn("zds", tulle_agent::zds::serve(&path, hub.clone()).unwrap());
+        let metrics = Metrics::register(&Registry::new());
+        let shared = Shared {
+            capture: Capture::new(Arc::new(Nft::new()), &Variant::default()),
+            hub: hub.clone(),
+            board: Board::new(metrics.clone()),
+            metrics,
+            netns_dir: world.folder.path().into(),
+            host_inode: NetNs::current().unwrap().inode(),
+            dns: false,
+            joins: Arc::new(Semaphore::new(1)),
+            timing: Timing {
+                verify_interval: Duration::from_millis(100),
+                leave_notice: Duration::ZERO,
+                leave_deadline: Duration::from_secs(1),
+            },
+        };
+        hub.keep(&"u1".into());
+        hub.complete();
+        let (wanted, receiver) = watch::channel(Wanted {
+            pod: web(),
+            goal,
+            at_once: false,
+        });
+        let task = tasks::spawn("pod", task::run(shared.clone(), receiver));
+        Self {
+            shared,
+            wanted,
+            server,
+            task,
+        }
+    }
+
+    fn aim(&self, goal: Goal) {
+        self.wanted.send_modify(|wanted| wanted.goal = goal);
+    }
+
+    async fn until(&self, state: &str) {
+        let reached = async {
+            loop {
+                let entries = self.shared.board.entries();
+                match entries.first() {
+                    Some(entry) if entry.state == state => return,
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let entries = || self.shared.board.entries();
+        tokio::time::timeout(PATIENCE, reached)
+            .await
+            .unwrap_or_else(|_| panic!("not {state}: {:?}", entries()));
+    }
+
+    fn repairs(&self, check: Check) -> u64 {
+        self.shared
+            .metrics
+            .repairs
+            .get_or_create_owned(&RepairLabels { check })
+            .get()
+    }
+
+    /// Ends without a word, as a killed process does: whatever it held is closed.
+    async fn kill(self) {
+        self.task.abort();
+        self.server.abort();
+        let _ = self.task.await;
+        let _ = self.server.await;
+        self.shared.hub.forget(&"u1".into());
+    }
+}
+
+fn web() -> Pod {
+    Pod {
+        uid: "u1".into(),
+        name: "web".into(),
+        namespace: "shop".into(),
+        service_account: "web".into(),
+        addresses: vec![IpAddr::V4(POD)],
+        netns: Some("netns:web".parse().unwrap()),
+        enrolled: true,
+    }
+}
+
+async fn connect(world: &World, generation: &str) -> Proxy {
+    Proxy::connect(&world.folder.path().join("zds.sock"), Some(generation)).await
+}
+
+/// Lets a proxy take the pod; returns its copies of the listeners.
+async fn take(proxy: &Proxy) -> (Sockets, Vec<std::os::fd::OwnedFd>) {
+    let (added, mut fds) = proxy.added().await;
+    proxy.accept().await;
+    fds.remove(0);
+    (added.sockets.unwrap(), fds)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_pod_joins_and_leaves_without_losing_a_connection() {
+    let Some(world) = World::new("a_running_pod_joins_and_leaves_without_losing_a_connection") else {
+        return;
+    };
+    let server = world.serve(8080);
+    let mut old = world.dial(8080).unwrap();
+    let (mut old_server, _) = server.accept().unwrap();
+
+    let agent = Agent::start(&world, Goal::Captured);
+    let proxy = connect(&world, "1").await;
+    assert_eq!(proxy.snapshot().await[0].0, Request::Keep { uid: "u1".into() });
+    let (_, copies) = take(&proxy).await;
+    agent.until("In").await;
+    assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
+    assert_alive(&mut old, &mut old_server);
+
+    agent.aim(Goal::Released);
+    assert_eq!(proxy.request().await.0, Request::Delete { uid: "u1".into() });
+    drop(copies);
+    proxy.accept().await;
+    agent.until("Out").await;
+    assert_eq!(world.output("nft", "list ruleset"), "");
+    assert_alive(&mut old, &mut old_server);
+    let sockets = tulle_agent::sock_diag::marked_sockets(&world.pod).await.unwrap();
+    assert!(sockets.is_empty(), "{sockets:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_proxy_a_pod_is_not_captured_and_says_why() {
+    let Some(world) = World::new("without_a_proxy_a_pod_is_not_captured_and_says_why") else {
+        return;
+    };
+    let agent = Agent::start(&world, Goal::Captured);
+    agent.until("Retry").await;
+    assert_eq!(world.output("nft", "list ruleset"), "");
+    let error = agent.shared.board.entries().remove(0).error.unwrap();
+    assert_eq!((error.code, error.token), ("T0108", "proxy_not_connected"));
+
+    let proxy = connect(&world, "1").await;
+    proxy.snapshot().await;
+    take(&proxy).await;
+    agent.until("In").await;
+    assert!(agent.shared.board.entries().remove(0).error.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_and_rules_survive_a_restart_of_the_agent() {
+    let Some(world) = World::new("listeners_and_rules_survive_a_restart_of_the_agent") else {
+        return;
+    };
+    let agent = Agent::start(&world, Goal::Captured);
+    let proxy = connect(&world, "1").await;
+    proxy.snapshot().await;
+    let (sockets, copies) = take(&proxy).await;
+    agent.until("In").await;
+    agent.kill().await;
+    proxy.ended().await;
+
+    assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
+    world.dial(15008).expect("the proxy's copy still listens");
+
+    let agent = Agent::start(&world, Goal::Captured);
+    let proxy = connect(&world, "1").await;
+    assert_eq!(proxy.snapshot().await[0].0, Request::Keep { uid: "u1".into() });
+    assert_eq!(
+        proxy.request().await.0,
+        Request::ReturnSockets { uid: "u1".into() }
+    );
+    let fds: Vec<_> = copies.iter().map(std::os::fd::AsFd::as_fd).collect();
+    proxy
+        .answer(
+            &Answer {
+                error: None,
+                sockets: Some(sockets),
+            },
+            &fds,
+        )
+        .await;
+    let (_, again) = take(&proxy).await;
+    agent.until("In").await;
+    let inode = |fd: &std::os::fd::OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+    assert_eq!(
+        again.iter().map(inode).collect::<Vec<_>>(),
+        copies.iter().map(inode).collect::<Vec<_>>()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pod_changes_of_its_capture_is_put_back_and_counted() {
+    let Some(world) = World::new("what_a_pod_changes_of_its_capture_is_put_back_and_counted") else {
+        return;
+    };
+    let agent = Agent::start(&world, Goal::Captured);
+    let proxy = connect(&world, "1").await;
+    proxy.snapshot().await;
+    take(&proxy).await;
+    agent.until("In").await;
+    for (check, program, change) in [
+        (Check::rules, "nft", "delete table inet tulle"),
+        (Check::routes, "ip", "route flush table 100"),
+        (
+            Check::tcp_loose,
+            "sysctl",
+            "-w net.netfilter.nf_conntrack_tcp_loose=1",
+        ),
+    ] {
+        world.output(program, change);
+        let repaired = async {
+            while agent.repairs(check) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, repaired)
+            .await
+            .expect("repaired in time");
+    }
+    agent.until("Degraded").await;
+    assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
+    let _: Counter = Counter::default();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it() {
+    let Some(world) = World::new("a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it") else {
+        return;
+    };
+    let agent = Agent::start(&world, Goal::Captured);
+    let proxy = connect(&world, "1").await;
+    proxy.snapshot().await;
+    let (_, copies) = take(&proxy).await;
+    agent.until("In").await;
+    agent.aim(Goal::Forgotten);
+    assert_eq!(proxy.request().await.0, Request::Delete { uid: "u1".into() });
+    drop(copies);
+    proxy.accept().await;
+    tokio::time::timeout(PATIENCE, agent.task)
+        .await
+        .expect("the task ends")
+        .unwrap();
+    assert!(agent.shared.board.entries().is_empty());
+    assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
+    assert!(
+        tulle_agent::sock_diag::marked_sockets(&world.pod)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted() {
+    let Some(world) = World::new("rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted") else {
+        return;
+    };
+    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    capture.install(&world.located().await).await.unwrap();
+    let agent = Agent::start(&world, Goal::Released);
+    agent.until("Out").await;
+    assert_eq!(world.output("nft", "list ruleset"), "");
+}

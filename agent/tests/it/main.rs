@@ -1,0 +1,10 @@
+//! The agent against a real kernel, in network namespaces that the tests make and that go with them.
+//!
+//! They need root, or to be started in user, network and mount namespaces (`unshare -Urnm`). Where neither holds each
+//! test says that it was skipped.
+
+mod capture;
+mod enrol;
+mod pod;
+mod proxy;
+mod zds;
