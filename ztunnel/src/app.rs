@@ -23,14 +23,14 @@ use tulle_xds_client::local::{Local, LocalError, LocalSource};
 use tulle_xds_client::{Client, MeshState, NodeInfo, Options};
 
 use crate::admin::Pages;
-use crate::config::{CertificateAuthority, Config, ControlPlane, LocalXds, ProxyMode};
+use crate::config::{CertificateAuthority, Config, ControlPlane, LocalXds, Ports, ProxyMode};
 use crate::connections::{Connections, run_rejudge};
 use crate::dedicated::Dedicated;
 use crate::fleet::{Fleet, FleetView};
 use crate::inpod;
 use crate::metrics::Metrics;
 use crate::plaintext::Plaintext;
-use crate::pod::Node;
+use crate::pod::{Node, Pod};
 
 /// How often the bytes of open connections are passed on to their series.
 const PASS_ON: Duration = Duration::from_secs(1);
@@ -138,9 +138,20 @@ pub struct App {
     registry: Registry,
     drain: DrainTrigger,
     quit: Arc<Notify>,
-    serving: JoinHandle<usize>,
+    serving: Serving,
     pages: Vec<JoinHandle<()>>,
     addresses: Addresses,
+}
+
+/// The task that serves pods.
+#[derive(Debug)]
+struct Serving {
+    /// Ends with the number of connections that were cut.
+    task: JoinHandle<usize>,
+    /// What dumps show.
+    view: FleetView,
+    /// The workload of a dedicated proxy, and its listeners.
+    dedicated: Option<(Arc<Pod>, Ports)>,
 }
 
 /// Where the pages of a running process are; with port 0 configured, tests look here.
@@ -175,11 +186,11 @@ impl App {
         follow_configuration(&node, &registry, &ready, &watcher)?;
         workers.spawn_named("rejudge", rejudge(&node));
         workers.spawn_named("pass-on-bytes", pass_on(Arc::clone(&node), watcher.clone()));
-        let (serving, fleet) = serve_pods(&node, &ready, &watcher, workers).await?;
+        let serving = serve_pods(&node, &ready, &watcher, workers).await?;
         let quit = Arc::new(Notify::new());
         let pages = Pages {
             node: Arc::clone(&node),
-            fleet,
+            fleet: serving.view.clone(),
             ready: ready.clone(),
             registry: registry.clone(),
             log,
@@ -222,6 +233,12 @@ impl App {
         &self.registry
     }
 
+    /// The workload of a dedicated proxy, and the ports its listeners are bound to.
+    #[must_use]
+    pub fn dedicated(&self) -> Option<(Arc<Pod>, Ports)> {
+        self.serving.dedicated.clone()
+    }
+
     /// Where its pages are.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
@@ -235,7 +252,7 @@ impl App {
     pub async fn stop(self) -> Result<(), Error> {
         let draining = self.ready.register("draining");
         self.drain.start(drain::DrainMode::Graceful);
-        let remaining = self.serving.await.map_err(|_| Error::Panicked)?;
+        let remaining = self.serving.task.await.map_err(|_| Error::Panicked)?;
         tracing::info!(reset = remaining, "drained");
         self.drain.wait(Duration::ZERO).await;
         let ended = futures_util::future::join_all(self.pages);
@@ -394,23 +411,15 @@ async fn pass_on(node: Arc<Node>, drain: DrainWatcher) {
     }
 }
 
-/// Starts to serve pods; the task ends, with the number of connections that were cut, when the process drains.
+/// Starts to serve pods, until the process drains.
 async fn serve_pods(
     node: &Arc<Node>,
     ready: &Ready,
     drain: &DrainWatcher,
     workers: &Handle,
-) -> Result<(JoinHandle<usize>, FleetView), Error> {
-    let deadline = node.config.drain_deadline;
+) -> Result<Serving, Error> {
     match node.config.mode.clone() {
-        ProxyMode::Shared => {
-            let fleet = Fleet::new(Arc::clone(node), ready.clone());
-            let view = fleet.view();
-            let snapshot = ready.register("the agent's snapshot");
-            let following = inpod::run(fleet, node.config.inpod.socket.clone(), snapshot, drain.clone());
-            let serving = async move { following.await.drain(deadline).await };
-            Ok((workers.spawn_named("fleet", serving), view))
-        }
+        ProxyMode::Shared => Ok(serve_fleet(node, ready, drain, workers)),
         ProxyMode::Dedicated(name) => {
             let started = ready.register("proxy");
             let opening = workers.spawn_named("open-listeners", Dedicated::open(Arc::clone(node), name));
@@ -418,9 +427,27 @@ async fn serve_pods(
                 .await
                 .map_err(|_| Error::Panicked)?
                 .map_err(Error::Listen)?;
-            let serving = dedicated.run(started, drain.clone());
-            Ok((workers.spawn_named("dedicated", serving), FleetView::default()))
+            let ports = dedicated.sockets().ports().map_err(Error::Listen)?;
+            Ok(Serving {
+                dedicated: Some((Arc::clone(dedicated.pod()), ports)),
+                task: workers.spawn_named("dedicated", dedicated.run(started, drain.clone())),
+                view: FleetView::default(),
+            })
         }
+    }
+}
+
+fn serve_fleet(node: &Arc<Node>, ready: &Ready, drain: &DrainWatcher, workers: &Handle) -> Serving {
+    let fleet = Fleet::new(Arc::clone(node), ready.clone());
+    let view = fleet.view();
+    let snapshot = ready.register("the agent's snapshot");
+    let following = inpod::run(fleet, node.config.inpod.socket.clone(), snapshot, drain.clone());
+    let deadline = node.config.drain_deadline;
+    let serving = async move { following.await.drain(deadline).await };
+    Serving {
+        task: workers.spawn_named("fleet", serving),
+        view,
+        dedicated: None,
     }
 }
 

@@ -5,7 +5,7 @@ pub mod plan;
 
 use std::time::Duration;
 
-pub use self::connection::serve;
+pub use self::connection::{serve, serve_to};
 
 /// Everything before the first byte of the application.
 pub const CONNECT_BUDGET: Duration = Duration::from_secs(10);

@@ -112,6 +112,18 @@ impl PodSockets {
             .collect()
     }
 
+    /// The ports they are bound to.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn ports(&self) -> io::Result<Ports> {
+        Ok(Ports {
+            outbound: port_of(&self.outbound)?,
+            inbound_plain: port_of(&self.inbound_plain)?,
+            inbound_hbone: port_of(&self.inbound_hbone)?,
+        })
+    }
+
     /// Copies to accept from. Needs a tokio runtime.
     ///
     /// # Errors
@@ -123,6 +135,11 @@ impl PodSockets {
             inbound_hbone: listener(&self.inbound_hbone)?,
         })
     }
+}
+
+fn port_of(fd: &OwnedFd) -> io::Result<u16> {
+    let address = SocketAddr::try_from(rustix::net::getsockname(fd)?)?;
+    Ok(address.port())
 }
 
 fn listener(fd: &OwnedFd) -> io::Result<TcpListener> {

@@ -23,15 +23,21 @@ use crate::record::Story;
 
 /// Serves one captured connection to its end.
 pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
+    match identify(&pod, &client) {
+        Ok(destination) => serve_to(pod, client, peer, destination).await,
+        Err(error) => {
+            carry::reset(client);
+            let story = Story::begin(Direction::Outbound, peer, peer);
+            story.fail(&pod.node.metrics, &error);
+        }
+    }
+}
+
+/// Serves a connection whose original destination is known.
+pub async fn serve_to(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr, destination: SocketAddr) {
     let _socket = pod.node.metrics.socket(Direction::Outbound);
-    let identified = identify(&pod, &client);
-    let destination = *identified.as_ref().unwrap_or(&peer);
     let mut story = Story::begin(Direction::Outbound, peer, destination);
-    let established = match identified {
-        Ok(destination) => establish(&pod, peer, destination, &mut story).await,
-        Err(error) => Err(error),
-    };
-    match established {
+    match establish(&pod, peer, destination, &mut story).await {
         Ok(upstream) => carry::run(&pod, client, upstream, story, None).await,
         Err(error) => {
             carry::reset(client);
@@ -45,7 +51,6 @@ fn identify(pod: &Pod, client: &TcpStream) -> Result<SocketAddr, Error> {
     // A socket that cannot take its options is already dead; the copy will find out.
     let _ = pod.node.socket_options().apply(client);
     let destination = socket::original_destination(client).map_err(Error::OriginalDestination)?;
-    refuse_self_call(destination, &pod.node.config.ports)?;
     Ok(destination)
 }
 
@@ -56,6 +61,7 @@ async fn establish(
     destination: SocketAddr,
     story: &mut Story,
 ) -> Result<Remote, Error> {
+    refuse_self_call(destination, &pod.node.config.ports)?;
     let deadline = Instant::now() + CONNECT_BUDGET;
     let source = pod.workload().await?;
     story.source_is(&source);

@@ -1,0 +1,294 @@
+//! In-pod mode against an agent that is played by the test. Needs network namespaces; says so where it has none.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use tulle_identity::testing::{Clock, FakeCa, TestCa};
+use tulle_linux::NetNs;
+use tulle_linux::seqpacket::{SeqPacket, SeqPacketListener};
+use tulle_proto::zds;
+use tulle_proto::zds::sockets::Kind;
+use tulle_proto::zds::workload_request::Payload;
+use tulle_runtime::config::MapEnv;
+use tulle_ztunnel::config::ProcessPorts;
+use tulle_ztunnel::{App, Config};
+
+use crate::world::SOON;
+
+const PORTS: [u16; 3] = [15001, 15006, 15008];
+
+/// A proxy in shared mode and the agent it follows.
+struct Agent {
+    app: App,
+    listener: SeqPacketListener,
+    proxy: SeqPacket,
+    folder: tempfile::TempDir,
+}
+
+/// A new namespace, or none where the kernel or the user has none to give.
+fn namespace() -> Option<NetNs> {
+    match NetNs::create() {
+        Ok(netns) => Some(netns),
+        Err(error) => {
+            eprintln!("skipped: network namespaces cannot be made here: {error}");
+            None
+        }
+    }
+}
+
+impl Agent {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("ztunnel.sock");
+        let listener = SeqPacketListener::bind(&socket).unwrap();
+        let env = MapEnv::from([
+            ("INPOD_UDS", socket.to_str().unwrap()),
+            ("LOCAL_XDS", "workloads: []"),
+            ("TULLE_RUN_DIR", folder.path().to_str().unwrap()),
+        ]);
+        let config = Config {
+            process_ports: ProcessPorts {
+                admin: 0,
+                stats: 0,
+                readiness: 0,
+            },
+            ..Config::from_env(&env).unwrap()
+        };
+        let ca = Arc::new(FakeCa::new(Arc::new(TestCa::new()), Clock::system()));
+        let app = App::start(config, None, Some(ca), &Handle::current())
+            .await
+            .unwrap();
+        let proxy = accept(&listener).await;
+        Self {
+            app,
+            listener,
+            proxy,
+            folder,
+        }
+    }
+
+    /// Sends a request; what comes back is the error of the Ack, and its sockets.
+    async fn ask(&self, payload: Payload, fds: &[BorrowedFd<'_>]) -> (String, Vec<Kind>, Vec<OwnedFd>) {
+        let request = zds::WorkloadRequest {
+            payload: Some(payload),
+        };
+        self.proxy.send(&request.encode_to_vec(), fds).await.unwrap();
+        let mut buffer = [0; 1024];
+        let received = timeout(SOON, self.proxy.recv(&mut buffer))
+            .await
+            .unwrap()
+            .unwrap();
+        let response = zds::WorkloadResponse::decode(&buffer[..received.len]).unwrap();
+        let Some(zds::workload_response::Payload::Ack(ack)) = response.payload else {
+            panic!("an Ack")
+        };
+        let kinds = ack
+            .sockets
+            .map(|sockets| sockets.kinds().collect())
+            .unwrap_or_default();
+        (ack.error, kinds, received.fds)
+    }
+
+    async fn assert_done(&self, payload: Payload, fds: &[BorrowedFd<'_>]) {
+        let (error, _, _) = self.ask(payload, fds).await;
+        assert_eq!(error, "");
+    }
+
+    async fn reconnected(&mut self) {
+        self.proxy = accept(&self.listener).await;
+    }
+
+    fn pods(&self) -> usize {
+        let metrics = self.app.registry().encode();
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("workload_manager_active_proxy_count "));
+        line.unwrap().parse().unwrap()
+    }
+}
+
+async fn accept(listener: &SeqPacketListener) -> SeqPacket {
+    let proxy = timeout(SOON, listener.accept())
+        .await
+        .expect("the proxy dials")
+        .unwrap();
+    let mut buffer = [0; 64];
+    let received = timeout(SOON, proxy.recv(&mut buffer)).await.unwrap().unwrap();
+    let hello = zds::ZdsHello::decode(&buffer[..received.len]).unwrap();
+    assert_eq!(hello.version(), zds::Version::V1);
+    assert!(hello.abilities.unwrap().sockets);
+    proxy
+}
+
+fn add(uid: &str, kinds: &[Kind]) -> Payload {
+    Payload::Add(zds::AddWorkload {
+        uid: uid.to_owned(),
+        workload_info: Some(zds::WorkloadInfo {
+            name: uid.to_owned(),
+            namespace: "shop".to_owned(),
+            service_account: "web".to_owned(),
+        }),
+        sockets: (!kinds.is_empty()).then(|| zds::Sockets {
+            kinds: kinds.iter().map(|kind| i32::from(*kind)).collect(),
+            mark: 0,
+        }),
+        ..zds::AddWorkload::default()
+    })
+}
+
+fn del(uid: &str) -> Payload {
+    Payload::Del(zds::DelWorkload { uid: uid.to_owned() })
+}
+
+fn keep(uid: &str) -> Payload {
+    Payload::Keep(zds::KeepWorkload { uid: uid.to_owned() })
+}
+
+fn snapshot_sent() -> Payload {
+    Payload::SnapshotSent(zds::SnapshotSent {})
+}
+
+/// Whether all ports of the proxy are taken inside of a namespace.
+fn listens(netns: &NetNs) -> bool {
+    let free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
+    netns.run(move || !PORTS.iter().any(free)).unwrap()
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let reached = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, reached)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_is_served_from_add_to_del() {
+    let Some(netns) = namespace() else { return };
+    let agent = Agent::start().await;
+    assert_eq!(agent.app.ready().pending(), ["the agent's snapshot"]);
+    agent.assert_done(add("a", &[]), &[netns.fd()]).await;
+    agent.assert_done(snapshot_sent(), &[]).await;
+    assert!(listens(&netns));
+    assert!(agent.app.ready().is_ready());
+    agent.assert_done(add("a", &[]), &[netns.fd()]).await;
+    assert_eq!(
+        agent.pods(),
+        1,
+        "the same uid in the same namespace is nothing new"
+    );
+    agent.assert_done(del("a"), &[]).await;
+    agent.assert_done(del("never heard of"), &[]).await;
+    until("the listeners are closed", || !listens(&netns)).await;
+    assert_eq!(agent.pods(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_namespace_under_a_known_uid_replaces_its_proxy() {
+    let (Some(old), Some(new)) = (namespace(), namespace()) else {
+        return;
+    };
+    let agent = Agent::start().await;
+    agent.assert_done(add("a", &[]), &[old.fd()]).await;
+    agent.assert_done(add("a", &[]), &[new.fd()]).await;
+    assert!(listens(&new));
+    until("the old listeners are closed", || !listens(&old)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_not_mentioned_after_a_reconnect_is_dropped() {
+    let (Some(kept), Some(dropped)) = (namespace(), namespace()) else {
+        return;
+    };
+    let mut agent = Agent::start().await;
+    agent.assert_done(add("kept", &[]), &[kept.fd()]).await;
+    agent.assert_done(add("dropped", &[]), &[dropped.fd()]).await;
+    agent.assert_done(snapshot_sent(), &[]).await;
+    let (error, _, _) = agent.ask(keep("kept"), &[]).await;
+    assert!(error.contains("before snapshot_sent"), "{error}");
+    agent.reconnected().await;
+    assert!(
+        listens(&kept) && listens(&dropped),
+        "a lost connection changes nothing"
+    );
+    agent.assert_done(keep("kept"), &[]).await;
+    agent.assert_done(snapshot_sent(), &[]).await;
+    until("the forgotten pod is dropped", || !listens(&dropped)).await;
+    assert!(listens(&kept));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_violation_is_answered_and_ends_the_connection() {
+    let mut agent = Agent::start().await;
+    let (error, _, _) = agent.ask(add("a", &[]), &[]).await;
+    assert!(error.contains("descriptors"), "{error}");
+    agent.reconnected().await;
+    let file = std::fs::File::open("/proc/self/status").unwrap();
+    let (error, _, _) = agent.ask(add("a", &[]), &[file.as_fd()]).await;
+    assert!(error.contains("no network namespace"), "{error}");
+    agent.reconnected().await;
+    assert_eq!(agent.pods(), 0);
+    assert!(agent.folder.path().exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_the_application_holds_is_an_error_and_is_tried_again() {
+    let Some(netns) = namespace() else { return };
+    let agent = Agent::start().await;
+    let taken = netns
+        .run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 15006)).unwrap())
+        .unwrap();
+    let (error, _, _) = agent.ask(add("a", &[]), &[netns.fd()]).await;
+    assert!(error.contains("cannot be started"), "{error}");
+    assert!(
+        agent
+            .app
+            .ready()
+            .pending()
+            .iter()
+            .any(|pending| pending.contains("proxy of a"))
+    );
+    drop(taken);
+    let again = Duration::from_secs(7);
+    let started = async {
+        while !listens(&netns) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(again, started).await.expect("tried again every 5 s");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_of_the_agent_are_used_given_back_and_handed_over() {
+    let Some(netns) = namespace() else { return };
+    let agent = Agent::start().await;
+    let opened = netns.run(|| PORTS.map(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()));
+    let opened = opened.unwrap();
+    let kinds = [Kind::Outbound, Kind::InboundPlain, Kind::InboundHbone];
+    let fds: Vec<_> = std::iter::once(netns.fd())
+        .chain(opened.iter().map(AsFd::as_fd))
+        .collect();
+    agent.assert_done(add("a", &kinds), &fds).await;
+    let uid = "a".to_owned();
+    let (error, returned, copies) = agent
+        .ask(
+            Payload::ReturnSockets(zds::ReturnSockets { uid: uid.clone() }),
+            &[],
+        )
+        .await;
+    assert_eq!((error.as_str(), &returned[..], copies.len()), ("", &kinds[..], 3));
+    drop((opened, copies));
+    assert!(listens(&netns), "the proxy's copies hold the ports");
+    agent
+        .assert_done(Payload::HandOver(zds::HandOver { uid }), &[])
+        .await;
+    until("the proxy's copies are closed", || !listens(&netns)).await;
+}

@@ -1,0 +1,119 @@
+//! What operators can ask.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::world::{SOON, World, assert_echoes};
+
+/// One request over HTTP/1.1; the whole answer as text.
+async fn request(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, head: &str, body: &str) -> String {
+    let text = format!(
+        "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(SOON, stream.read_to_string(&mut answer))
+        .await
+        .unwrap()
+        .unwrap();
+    answer
+}
+
+async fn admin(world: &World, head: &str, body: &str) -> String {
+    let address = world.app.addresses().admin.unwrap();
+    request(TcpStream::connect(address).await.unwrap(), head, body).await
+}
+
+#[tokio::test]
+async fn a_dump_shows_the_mesh_and_no_key() {
+    let world = World::start("").await;
+    let _open = world.ask_echo().await.unwrap();
+    let dump = admin(&world, "GET /config_dump", "").await;
+    for part in [
+        "\"workloads\"",
+        "\"web-1\"",
+        "\"certificates\"",
+        "spiffe://cluster.local/ns/shop/sa/web",
+    ] {
+        assert!(dump.contains(part), "{part} is missing in {dump}");
+    }
+    assert!(!dump.contains("PRIVATE KEY"));
+}
+
+#[tokio::test]
+async fn open_connections_are_listed_while_they_are_open() {
+    let world = World::start("").await;
+    let (mut stream, _) = world.ask_echo().await.unwrap();
+    assert_echoes(&mut stream, b"listed").await;
+    let list = admin(&world, "GET /connections", "").await;
+    assert!(
+        list.contains("\"direction\":\"inbound\"") && list.contains("\"mutualTls\":true"),
+        "{list}"
+    );
+    drop(stream);
+    let gone = async {
+        while !world.app.node().connections.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, gone)
+        .await
+        .expect("leaves the list with its end");
+}
+
+#[tokio::test]
+async fn a_denial_is_explained_before_it_happens() {
+    let world = World::start("").await;
+    world.apply(
+        "policies:\n- {name: deny-reviews, namespace: shop, scope: Namespace, action: Deny, \
+         rules: [[[{principals: [{Exact: cluster.local/ns/shop/sa/reviews}]}]]]}\n",
+    );
+    let question = r#"{"direction":"inbound","identity":"spiffe://cluster.local/ns/shop/sa/reviews",
+                       "destination":"127.0.0.1:80","source_ip":"127.0.0.2"}"#;
+    let answer = admin(&world, "POST /explain", question).await;
+    for part in ["\"verdict\":\"deny\"", "T0412 policy_denied", "shop/deny-reviews"] {
+        assert!(answer.contains(part), "{part} is missing in {answer}");
+    }
+    let allowed = admin(
+        &world,
+        "POST /explain",
+        &question.replace("sa/reviews", "sa/ratings"),
+    )
+    .await;
+    assert!(allowed.contains("\"verdict\":\"allow\""), "{allowed}");
+}
+
+#[tokio::test]
+async fn the_way_of_a_connection_is_explained() {
+    let world = World::start("").await;
+    let question = r#"{"source":{"namespace":"shop","name":"web-1","service_account":"web"},
+                       "destination":"192.0.2.1:443"}"#;
+    let answer = admin(&world, "POST /explain", question).await;
+    assert!(answer.contains("\"kind\":\"passthrough\""), "{answer}");
+    let unknown = question.replace("web-1", "nobody");
+    assert!(
+        admin(&world, "POST /explain", &unknown)
+            .await
+            .starts_with("HTTP/1.1 404")
+    );
+}
+
+#[tokio::test]
+async fn the_unix_socket_serves_pages_metrics_and_readiness() {
+    let world = World::start("").await;
+    let path = world.run_dir().join("ztunnel-local.sock");
+    for (head, part) in [
+        ("GET /healthz/ready", "200 OK"),
+        ("GET /metrics", "istio_build"),
+        ("GET /connections", "[]"),
+        ("POST /quitquitquit", "shutdown now"),
+    ] {
+        let answer = request(UnixStream::connect(&path).await.unwrap(), head, "").await;
+        assert!(answer.contains(part), "{head}: {answer}");
+    }
+    tokio::time::timeout(SOON, world.app.quit().notified())
+        .await
+        .expect("/quitquitquit asks to end");
+}
