@@ -195,7 +195,10 @@ mod tests {
     fn an_unknown_field_deep_inside_is_found_with_its_path() {
         // rules { clauses { matches { namespaces { 9: 1 } } } }
         let text_match = [0x48, 0x01];
-        let wrap = |key: u8, inner: &[u8]| [&[key, inner.len() as u8], inner].concat();
+        let wrap = |key: u8, inner: &[u8]| {
+            let length = u8::try_from(inner.len()).expect("a short message");
+            [&[key, length], inner].concat()
+        };
         let body = wrap(0x2a, &wrap(0x0a, &wrap(0x12, &wrap(0x0a, &text_match))));
         let (path, cause) = unknown(&body).expect("field 9 is unknown");
         assert_eq!(path, "rules[0].clauses[0].matches[0].namespaces[0].message");

@@ -33,7 +33,7 @@ fn policy(matches: security::Match) -> security::Authorization {
 }
 
 fn flaw(policy: &security::Authorization) -> (String, Cause) {
-    let flaw = decode_authorization("shop/p", &policy.encode_to_vec()).unwrap_err();
+    let flaw = decode_authorization("shop/p", &policy.encode_to_vec()).expect_err("a refusal");
     (flaw.field, flaw.cause)
 }
 

@@ -3,6 +3,19 @@
 //! [`session`] decides: what a stream opens with, what a response changes, how it is answered. [`stream`] carries
 //! that over gRPC, and [`MeshState`] is what the rest of a proxy sees of it: the mesh, and a wake-up when it
 //! changed. [`local`] feeds the same state from a file.
+//!
+//! ```
+//! use tulle_model::Mesh;
+//! use tulle_xds_client::MeshState;
+//! use tulle_xds_client::local::{Local, LocalSource};
+//!
+//! let state = MeshState::new(Mesh::new());
+//! let text = "workloads: [{name: web, namespace: shop, workloadIps: [10.0.0.1], protocol: HBONE}]";
+//! Local::load(LocalSource::Text(text.into()), state.clone())?;
+//! assert!(state.synced());
+//! assert_eq!(state.snapshot().workloads().count(), 1);
+//! # Ok::<(), tulle_xds_client::local::LocalError>(())
+//! ```
 
 pub mod local;
 pub mod metrics;

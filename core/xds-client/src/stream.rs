@@ -9,7 +9,7 @@ use tonic::body::Body;
 use tonic::client::GrpcService;
 use tonic::codegen::{Body as HttpBody, Bytes, StdError};
 use tonic::{Status as GrpcStatus, Streaming};
-use tulle_model::Str;
+use tulle_model::{Reason, Str};
 use tulle_proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_proto::stub::RefusedAddresses;
@@ -219,11 +219,8 @@ impl Client {
 
     fn publish(&self, outcome: &Outcome) {
         if let Some(error) = &outcome.answer.error_detail {
-            tracing::warn!(
-                type_url = outcome.answer.type_url,
-                reason = error.message,
-                "resources rejected"
-            );
+            let (code, type_url) = (Reason::ResourceRejected.code(), outcome.answer.type_url.as_str());
+            tracing::warn!(code, type_url, reason = error.message, "resources rejected");
         }
         self.state.update_status(|status| {
             status.heard();

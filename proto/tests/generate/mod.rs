@@ -36,7 +36,9 @@ fn net() -> impl Strategy<Value = IpNet> {
     (ip(), 0_u8..=128)
         .prop_map(|(address, length)| {
             let width = if address.is_ipv4() { 32 } else { 128 };
-            IpNet::new(address, length.min(width)).unwrap().trunc()
+            IpNet::new(address, length.min(width))
+                .expect("a length within the width")
+                .trunc()
         })
         // A truncated IPv6 range may turn out IPv4-mapped; decoders never produce that.
         .prop_filter("IPv4-mapped", |net| net.network().to_canonical() == net.network())

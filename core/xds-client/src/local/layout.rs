@@ -1,28 +1,28 @@
 //! The YAML layout, and its translation into the model. Unknown fields are refused: they are misspelt.
 
+mod names;
+mod words;
+
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use tulle_model::authz::ServiceAccountMatch;
 use tulle_model::authz::policy::{self, Authorization, Clause};
-use tulle_model::gateway::{GatewayAddress, GatewayDestination, HBONE_PORT, WeightedWaypoint};
+use tulle_model::gateway::{GatewayAddress, HBONE_PORT, WeightedWaypoint};
 use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
 use tulle_model::network::NetworkCidr;
-use tulle_model::service::{
-    AppProtocol, HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service, ServicePort,
-    Visibility,
-};
-use tulle_model::workload::{
-    ApplicationProtocol, ApplicationTunnel, HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload,
-    WorkloadType,
-};
-use tulle_model::{Identity, NamespacedHostname, NamespacedName, NetworkAddress, Str, WorkloadUid};
+use tulle_model::service::{AppProtocol, LoadBalancing, Service, ServicePort};
+use tulle_model::workload::{ApplicationProtocol, ApplicationTunnel, Locality, Workload, WorkloadType};
+use tulle_model::{Identity, Str, WorkloadUid};
 use tulle_proto::convert::workload::{DEFAULT_CAPACITY, DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT};
+
+use names::{Destination, Hostname, Name, Parsed, Vip};
+use words::{
+    LocalAction, LocalFamilies, LocalHealthPolicy, LocalMode, LocalNetworkMode, LocalPreference,
+    LocalProtocol, LocalScope, LocalStatus, LocalVisibility,
+};
 
 /// A whole file.
 #[derive(Deserialize, Default)]
@@ -193,71 +193,7 @@ fn hbone_port() -> u16 {
     HBONE_PORT
 }
 
-/// Declares an enum of the file with the spellings it may have, and what each stands for.
-macro_rules! words {
-    ($(#[$attribute:meta])* $local:ident => $model:ty { $($(#[$variant_attribute:meta])* $word:ident = $value:expr,)* }) => {
-        $(#[$attribute])*
-        #[derive(Deserialize, Clone, Copy)]
-        enum $local { $($(#[$variant_attribute])* $word,)* }
-
-        impl From<$local> for $model {
-            fn from(word: $local) -> Self {
-                match word { $($local::$word => $value,)* }
-            }
-        }
-    };
-}
-
-words! { #[derive(Default)] LocalProtocol => TunnelProtocol {
-    #[default] #[serde(rename = "TCP", alias = "NONE")] Tcp = TunnelProtocol::None,
-    #[serde(rename = "HBONE")] Hbone = TunnelProtocol::Hbone,
-}}
-words! { #[derive(Default)] LocalNetworkMode => NetworkMode {
-    #[default] Standard = NetworkMode::Standard,
-    HostNetwork = NetworkMode::HostNetwork,
-}}
-words! { #[derive(Default)] LocalStatus => HealthStatus {
-    #[default] Healthy = HealthStatus::Healthy,
-    Unhealthy = HealthStatus::Unhealthy,
-}}
-words! { #[derive(Default)] LocalVisibility => Visibility {
-    #[default] #[serde(alias = "PUBLIC")] Public = Visibility::Public,
-    #[serde(alias = "NAMESPACE")] Namespace = Visibility::Namespace,
-}}
-words! { LocalScope => policy::Scope {
-    Global = policy::Scope::Global,
-    Namespace = policy::Scope::Namespace,
-    WorkloadSelector = policy::Scope::WorkloadSelector,
-}}
-words! { LocalAction => policy::Action {
-    Allow = policy::Action::Allow,
-    Deny = policy::Action::Deny,
-}}
-words! { LocalPreference => Scope {
-    Region = Scope::Region,
-    Zone = Scope::Zone,
-    Subzone = Scope::Subzone,
-    Node = Scope::Node,
-    Cluster = Scope::Cluster,
-    Network = Scope::Network,
-}}
-words! { #[derive(Default)] LocalMode => LoadBalancingMode {
-    #[default] Standard = LoadBalancingMode::Unspecified,
-    Strict = LoadBalancingMode::Strict,
-    Failover = LoadBalancingMode::Failover,
-    Passthrough = LoadBalancingMode::Passthrough,
-}}
-words! { #[derive(Default)] LocalHealthPolicy => HealthPolicy {
-    #[default] OnlyHealthy = HealthPolicy::OnlyHealthy,
-    AllowAll = HealthPolicy::AllowAll,
-}}
-words! { LocalFamilies => IpFamilies {
-    #[serde(rename = "IPv4", alias = "IPV4_ONLY")] Ipv4 = IpFamilies::Ipv4Only,
-    #[serde(rename = "IPv6", alias = "IPV6_ONLY")] Ipv6 = IpFamilies::Ipv6Only,
-    Dual = IpFamilies::Dual,
-}}
-
-/// A text match; `Presence` is a word, or a key whose value says nothing.
+/// A text match, one key with its text; that of `Presence` is an empty list.
 #[derive(Deserialize)]
 enum LocalText {
     #[serde(alias = "exact")]
@@ -268,83 +204,6 @@ enum LocalText {
     Suffix(Str),
     #[serde(alias = "presence")]
     Presence(),
-}
-
-/// A value written as text, so that an error stands at its line.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Parsed<T>(T);
-
-impl<'de, T: FromStr<Err: Display>> Deserialize<'de> for Parsed<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map(Self)
-            .map_err(D::Error::custom)
-    }
-}
-
-/// `<namespace>/<name>`.
-struct Name(NamespacedName);
-
-/// `<namespace>/<hostname>`.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Hostname(NamespacedHostname);
-
-/// `<network>/<ip>`.
-struct Vip(NetworkAddress);
-
-/// `<network>/<ip>` or `<namespace>/<hostname>`.
-struct Destination(GatewayDestination);
-
-impl FromStr for Name {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (namespace, name) = two_parts(text)?;
-        Ok(Self(NamespacedName::new(namespace, name)))
-    }
-}
-
-impl FromStr for Hostname {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (namespace, hostname) = two_parts(text)?;
-        Ok(Self(NamespacedHostname::new(namespace, hostname)))
-    }
-}
-
-impl FromStr for Vip {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let address = text
-            .split_once('/')
-            .and_then(|(network, ip)| Some((network, ip.parse().ok()?)));
-        let (network, ip) = address.ok_or_else(|| format!("`{text}` is not <network>/<ip>"))?;
-        Ok(Self(NetworkAddress::new(network, ip)))
-    }
-}
-
-impl FromStr for Destination {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(Vip(address)) = text.parse() {
-            return Ok(Self(GatewayDestination::Address(address)));
-        }
-        text.parse()
-            .map(|Hostname(hostname)| Self(GatewayDestination::Hostname(hostname)))
-    }
-}
-
-fn two_parts(text: &str) -> Result<(&str, &str), String> {
-    match text.split_once('/') {
-        Some((first, second)) if !first.is_empty() && !second.is_empty() && !second.contains('/') => {
-            Ok((first, second))
-        }
-        _ => Err(format!("`{text}` is not <namespace>/<name>")),
-    }
 }
 
 fn or_default(text: Str, default: &str) -> Str {

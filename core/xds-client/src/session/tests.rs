@@ -15,7 +15,7 @@ pub(super) fn workload(uid: &str, version: &str, tunnel_protocol: i32) -> Envelo
     let message = workload::Workload {
         uid: uid.into(),
         name: version.into(),
-        addresses: vec![vec![10, 0, 0, uid.len() as u8]],
+        addresses: vec![vec![10, 0, 0, u8::try_from(uid.len()).unwrap()]],
         tunnel_protocol,
         ..Default::default()
     };

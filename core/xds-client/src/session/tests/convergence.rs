@@ -228,10 +228,17 @@ impl World {
             Some((_, Quality::Malformed)) => None,
         };
         assert_eq!(self.held(kind, name), expected, "{name}");
-        if let Some((version, Quality::Good)) =
-            self.server.tables.get(&kind).and_then(|table| table.get(name))
-        {
-            assert_eq!(self.client.versions(kind).get(name), Some(version));
+        let held = self.client.versions(kind).remove(name);
+        match self.server.tables.get(&kind).and_then(|table| table.get(name)) {
+            None => assert_eq!(held, None, "{name} is gone"),
+            Some((version, Quality::Good)) => {
+                assert_eq!(held.as_ref(), Some(version));
+                let current = kind == ResourceType::Authorization || self.client.name_of(name) == held;
+                assert!(current, "{name} has the newest value");
+            }
+            Some((version, Quality::Malformed)) => {
+                assert_ne!(held.as_ref(), Some(version), "rejected, not recorded")
+            }
         }
     }
 
