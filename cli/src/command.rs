@@ -74,7 +74,9 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::ZtunnelConfig(config) => wait_for(ztunnel_config::run(config)),
         Command::Codes(codes) => codes::run(&codes),
         Command::Completion(completion) => Ok(completion::run(&completion)),
-        Command::DemoService(args) => wait_for(async { crate::demo::service::run(args).await.map(|()| Exit::Ok) }),
+        Command::DemoService(args) => {
+            wait_for(async { crate::demo::service::run(args).await.map(|()| Exit::Ok) })
+        }
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -84,5 +86,8 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
 
 /// Runs a future to its end on a runtime of this thread.
 fn wait_for(future: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(future)
 }

@@ -7,4 +7,4 @@ pub(crate) mod service;
 mod stats;
 mod story;
 
-pub(crate) use story::{Report, Story};
+pub(crate) use story::Story;

@@ -52,8 +52,14 @@ pub(crate) async fn metrics(component: &Component) -> anyhow::Result<Vec<Sample>
 /// Series of the destinations' proxies → edges, by source and destination.
 fn fold(samples: &[Sample]) -> Vec<Edge> {
     let mut edges: BTreeMap<(String, String), Edge> = BTreeMap::new();
-    for sample in samples.iter().filter(|sample| sample.label("reporter") == "destination") {
-        let key = (sample.label("source_workload").to_owned(), sample.label("destination_workload").to_owned());
+    for sample in samples
+        .iter()
+        .filter(|sample| sample.label("reporter") == "destination")
+    {
+        let key = (
+            sample.label("source_workload").to_owned(),
+            sample.label("destination_workload").to_owned(),
+        );
         let edge = edges.entry(key.clone()).or_default();
         (edge.source, edge.destination) = key;
         let mtls = sample.label("connection_security_policy") == "mutual_tls";
@@ -79,14 +85,26 @@ fn count(edge: &mut Edge, sample: &Sample, mtls: bool) {
             edge.mtls_connections += if mtls { value } else { 0 };
         }
         "istio_tcp_received_bytes_total" | "istio_tcp_sent_bytes_total" => edge.bytes += value,
-        "istio_tcp_connections_failed_total" if sample.label("response_flags") == "DENY" => edge.denied += value,
+        "istio_tcp_connections_failed_total" if sample.label("response_flags") == "DENY" => {
+            edge.denied += value
+        }
         _ => {}
     }
 }
 
 /// The edges as a table for people.
 pub(crate) fn table(edges: &[Edge]) -> comfy_table::Table {
-    let header = ["SOURCE", "DESTINATION", "SOURCE-ID", "DESTINATION-ID", "CONNS", "BYTES", "MTLS", "DENIED", "VERDICT"];
+    let header = [
+        "SOURCE",
+        "DESTINATION",
+        "SOURCE-ID",
+        "DESTINATION-ID",
+        "CONNS",
+        "BYTES",
+        "MTLS",
+        "DENIED",
+        "VERDICT",
+    ];
     let mut table = crate::output::table(&header);
     for edge in edges {
         table.add_row([
@@ -139,7 +157,10 @@ istio_tcp_sent_bytes_total{reporter="destination",source_workload="web",destinat
         let edges = fold(&crate::prometheus::parse(TEXT));
         assert_eq!(edges.len(), 1);
         let edge = &edges[0];
-        assert_eq!((edge.connections, edge.mtls_connections, edge.denied, edge.bytes), (4, 3, 2, 40));
+        assert_eq!(
+            (edge.connections, edge.mtls_connections, edge.denied, edge.bytes),
+            (4, 3, 2, 40)
+        );
         assert!(!edge.all_mtls());
         assert_eq!(mtls_share(edge), "◐ 75 %");
         assert_eq!(short(&edge.source_identity), "a/web");

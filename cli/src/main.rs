@@ -22,7 +22,11 @@ fn main() -> Exit {
         Err(error) => {
             // Help and version are asked for and go to standard output; anything else is misuse.
             let asked = !error.use_stderr();
-            if error.print().is_err() || !asked { Exit::Usage } else { Exit::Ok }
+            if error.print().is_err() || !asked {
+                Exit::Usage
+            } else {
+                Exit::Ok
+            }
         }
     }
 }

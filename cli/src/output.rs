@@ -16,7 +16,7 @@ pub(crate) enum Form {
 /// An empty table in the house's form: a header, columns apart by spaces, no lines.
 pub(crate) fn table(header: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
+    table.load_style(comfy_table::presets::NOTHING);
     table.set_header(header.iter().copied());
     table
 }

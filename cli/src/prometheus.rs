@@ -19,7 +19,10 @@ impl Sample {
 
 /// Every series of a text. Lines that are none are passed over.
 pub(crate) fn parse(text: &str) -> Vec<Sample> {
-    text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect()
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(sample)
+        .collect()
 }
 
 fn sample(line: &str) -> Option<Sample> {
@@ -34,7 +37,11 @@ fn sample(line: &str) -> Option<Sample> {
         }
     };
     let value = rest.split_whitespace().next()?.parse().ok()?;
-    Some(Sample { name: series.to_owned(), labels, value })
+    Some(Sample {
+        name: series.to_owned(),
+        labels,
+        value,
+    })
 }
 
 /// Labels up to the closing brace, and what follows it. Values escape `\`, `"` and line feed.
@@ -70,7 +77,8 @@ mod tests {
 
     #[test]
     fn series_are_read_with_their_labels() {
-        let samples = parse("# HELP a b\nopened_total{src=\"a \\\"b\\\"\",dst=\"c,}\"} 7\nup 1\n\nnonsense\n");
+        let samples =
+            parse("# HELP a b\nopened_total{src=\"a \\\"b\\\"\",dst=\"c,}\"} 7\nup 1\n\nnonsense\n");
         assert_eq!(samples.len(), 2);
         assert_eq!(samples[0].label("src"), "a \"b\"");
         assert_eq!(samples[0].label("dst"), "c,}");

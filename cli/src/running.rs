@@ -46,7 +46,11 @@ pub(crate) fn default_run_dir() -> PathBuf {
         return configured.into();
     }
     let uid = Uid::effective();
-    if uid.is_root() { "/run/tulle".into() } else { format!("/tmp/tulle-{uid}").into() }
+    if uid.is_root() {
+        "/run/tulle".into()
+    } else {
+        format!("/tmp/tulle-{uid}").into()
+    }
 }
 
 impl RunDir {
@@ -56,7 +60,12 @@ impl RunDir {
 
     /// Every component that has a socket here.
     pub(crate) fn components(&self) -> anyhow::Result<Vec<Component>> {
-        let missing = || format!("no mesh runs here: cannot read {} (start one: tulle up --demo)", self.0.display());
+        let missing = || {
+            format!(
+                "no mesh runs here: cannot read {} (start one: tulle up --demo)",
+                self.0.display()
+            )
+        };
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.0).with_context(missing)? {
             let socket = entry?.path();
@@ -64,14 +73,22 @@ impl RunDir {
                 found.push(component);
             }
         }
-        anyhow::ensure!(!found.is_empty(), "no mesh runs here: no component in {}", self.0.display());
+        anyhow::ensure!(
+            !found.is_empty(),
+            "no mesh runs here: no component in {}",
+            self.0.display()
+        );
         found.sort();
         Ok(found)
     }
 
     /// Every component of a kind.
     pub(crate) fn of_kind(&self, kind: Kind) -> anyhow::Result<Vec<Component>> {
-        Ok(self.components()?.into_iter().filter(|component| component.kind == kind).collect())
+        Ok(self
+            .components()?
+            .into_iter()
+            .filter(|component| component.kind == kind)
+            .collect())
     }
 
     /// The component of a kind on a node, running or not.
@@ -81,7 +98,11 @@ impl RunDir {
             Kind::Agent => format!("agent-{node}.sock"),
             Kind::Ztunnel => format!("ztunnel-{node}.sock"),
         };
-        Component { kind, node: node.to_owned(), socket: self.0.join(name) }
+        Component {
+            kind,
+            node: node.to_owned(),
+            socket: self.0.join(name),
+        }
     }
 }
 
@@ -94,19 +115,35 @@ impl Component {
             Some(("ztunnel", node)) => (Kind::Ztunnel, node),
             _ => return None,
         };
-        Some(Self { kind, node: node.to_owned(), socket: socket.clone() })
+        Some(Self {
+            kind,
+            node: node.to_owned(),
+            socket: socket.clone(),
+        })
     }
 
     async fn connect(&self) -> anyhow::Result<UnixStream> {
         let connected = UnixStream::connect(&self.socket).await;
-        connected.with_context(|| format!("{} does not answer at {}", self.kind.as_str(), self.socket.display()))
+        connected.with_context(|| {
+            format!(
+                "{} does not answer at {}",
+                self.kind.as_str(),
+                self.socket.display()
+            )
+        })
     }
 
     /// A page of the component's admin server, as text.
     pub(crate) async fn text(&self, path: &str) -> anyhow::Result<String> {
-        let answer = http_client::get(self.connect().await?, "localhost", path, http::HeaderMap::new()).await?;
+        let answer =
+            http_client::get(self.connect().await?, "localhost", path, http::HeaderMap::new()).await?;
         let body = String::from_utf8(answer.body().to_vec())?;
-        anyhow::ensure!(answer.status().is_success(), "{path}: {}: {}", answer.status(), body.trim());
+        anyhow::ensure!(
+            answer.status().is_success(),
+            "{path}: {}: {}",
+            answer.status(),
+            body.trim()
+        );
         Ok(body)
     }
 
@@ -118,11 +155,20 @@ impl Component {
     }
 
     /// Sends a question to the component's admin server.
-    pub(crate) async fn ask<T: DeserializeOwned>(&self, path: &str, question: &serde_json::Value) -> anyhow::Result<T> {
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        question: &serde_json::Value,
+    ) -> anyhow::Result<T> {
         let stream = self.connect().await?;
         let answer = http_client::post_json(stream, "localhost", path, question.to_string()).await?;
         let body = String::from_utf8_lossy(answer.body());
-        anyhow::ensure!(answer.status().is_success(), "{path}: {}: {}", answer.status(), body.trim());
+        anyhow::ensure!(
+            answer.status().is_success(),
+            "{path}: {}: {}",
+            answer.status(),
+            body.trim()
+        );
         Ok(serde_json::from_str(&body)?)
     }
 }

@@ -20,6 +20,9 @@ fn build() -> PathBuf {
     assert!(status.success(), "the tulle binary cannot be built");
     // A test runs from <target>/<profile>/deps.
     let own = std::env::current_exe().expect("a test has a path");
-    let profile = own.parent().and_then(|deps| deps.parent()).expect("tests are in <profile>/deps");
+    let profile = own
+        .parent()
+        .and_then(|deps| deps.parent())
+        .expect("tests are in <profile>/deps");
     profile.join("tulle")
 }

@@ -25,7 +25,11 @@ pub fn identity(account: &str) -> Identity {
 ///
 /// # Errors
 /// What the authority answers.
-pub fn certificate(mesh: &TestMesh, node: &str, wanted: &Identity) -> Result<Arc<WorkloadCertificate>, CaError> {
+pub fn certificate(
+    mesh: &TestMesh,
+    node: &str,
+    wanted: &Identity,
+) -> Result<Arc<WorkloadCertificate>, CaError> {
     let control = mesh.world.node(tulle_world::CONTROL).unwrap().ipv4();
     let config = ChannelConfig {
         address: format!("https://{control}:15012").parse().unwrap(),
@@ -55,8 +59,15 @@ where
     F: Future<Output = T>,
 {
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), work()).await.unwrap() })
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(20), work())
+                .await
+                .unwrap()
+        })
     };
     namespace.run(run).unwrap()
 }
@@ -72,12 +83,19 @@ pub async fn open(
     let socket = connect(from, to).await.unwrap();
     let tls = own.client_config(std::slice::from_ref(expected));
     let connection = client::connect(socket, tls, &tulle_transport::hbone::Settings::default()).await?;
-    let request = ConnectRequest { authority: authority.to_owned(), ..ConnectRequest::default() };
+    let request = ConnectRequest {
+        authority: authority.to_owned(),
+        ..ConnectRequest::default()
+    };
     match connection.open(&request).await {
         Ok(_) => Ok((200, None)),
-        Err(OpenError::Refused(refusal)) => {
-            Ok((refusal.status, refusal.header.as_ref().map(|_| refusal.reason().code().to_owned())))
-        }
+        Err(OpenError::Refused(refusal)) => Ok((
+            refusal.status,
+            refusal
+                .header
+                .as_ref()
+                .map(|_| refusal.reason().code().to_owned()),
+        )),
         Err(other) => Err(other),
     }
 }

@@ -11,7 +11,11 @@ pub const NAMESPACE: &str = "app";
 /// A namespace, enrolled or not.
 #[must_use]
 pub fn namespace(name: &str, enrolled: bool) -> String {
-    let labels = if enrolled { "\n  labels:\n    istio.io/dataplane-mode: ambient" } else { "" };
+    let labels = if enrolled {
+        "\n  labels:\n    istio.io/dataplane-mode: ambient"
+    } else {
+        ""
+    };
     format!("---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}{labels}\n")
 }
 
@@ -30,14 +34,21 @@ pub fn workload(namespace: &str, pod: &Pod, account: &str) -> String {
 /// A service that selects `app: <name>`; ports are (service port, target port).
 #[must_use]
 pub fn service(name: &str, addresses: &[IpAddr], ports: &[(u16, u16)]) -> String {
-    let list = addresses.iter().map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ");
+    let list = addresses
+        .iter()
+        .map(|address| format!("\"{address}\""))
+        .collect::<Vec<_>>()
+        .join(", ");
     let mut yaml = format!(
         "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {NAMESPACE}\nspec:\n  \
          clusterIP: \"{}\"\n  clusterIPs: [{list}]\n  selector:\n    app: {name}\n  ports:\n",
         addresses[0]
     );
     for (port, target) in ports {
-        let _ = writeln!(yaml, "  - name: tcp-{port}\n    port: {port}\n    targetPort: {target}");
+        let _ = writeln!(
+            yaml,
+            "  - name: tcp-{port}\n    port: {port}\n    targetPort: {target}"
+        );
     }
     yaml
 }

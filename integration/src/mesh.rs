@@ -36,7 +36,13 @@ impl TestMesh {
         let folders = Folders::create(crate::binary::tulle(), folder.path()).unwrap();
         let mesh = Mesh::new(folders).with_environment("RUST_LOG", "info,tulle_ztunnel=debug");
         let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
-        let this = Self { mesh, world, workloads: BTreeMap::new(), folder, nodes };
+        let this = Self {
+            mesh,
+            world,
+            workloads: BTreeMap::new(),
+            folder,
+            nodes,
+        };
         this.apply("namespace", &manifest::namespace(NAMESPACE, true));
         this
     }
@@ -44,15 +50,45 @@ impl TestMesh {
     /// Starts every component and waits until all are ready.
     pub async fn start(&mut self) {
         self.mesh.start_control(&self.world).await.unwrap();
-        for node in &self.nodes {
-            let token = tulle_xds::token::create(&self.mesh.folders().state, node).unwrap();
-            self.mesh.set_token(node, &token).unwrap();
-            self.mesh.start_agent(&self.world, node).unwrap();
-            self.mesh.start_ztunnel(&self.world, node).unwrap();
+        for node in self.nodes.clone() {
+            self.start_node(&node);
         }
         for node in self.nodes.clone() {
-            self.mesh.wait_ready(&Component::Agent(node.clone())).await.unwrap();
+            self.mesh
+                .wait_ready(&Component::Agent(node.clone()))
+                .await
+                .unwrap();
             self.mesh.wait_ready(&Component::Ztunnel(node)).await.unwrap();
+        }
+    }
+
+    fn start_node(&mut self, node: &str) {
+        let token = tulle_xds::token::create(&self.mesh.folders().state, node).unwrap();
+        self.mesh.set_token(node, &token).unwrap();
+        self.mesh.start_agent(&self.world, node).unwrap();
+        self.mesh.start_ztunnel(&self.world, node).unwrap();
+    }
+
+    /// As [`Self::start`], but one node is served by a ztunnel of another make, which binds its sockets itself.
+    pub async fn start_with_foreign_ztunnel(&mut self, foreign: &str, binary: &Path) {
+        let folders = self.mesh.folders().clone();
+        self.mesh = Mesh::new(folders)
+            .with_foreign_ztunnel(foreign, binary)
+            .with_environment("RUST_LOG", "info");
+        self.mesh.start_control(&self.world).await.unwrap();
+        for node in self.nodes.clone() {
+            self.start_node(&node);
+        }
+        for node in self.nodes.clone() {
+            if node == foreign {
+                self.mesh.wait_ready_at(&self.world, &node, 15021).await.unwrap();
+            } else {
+                self.mesh
+                    .wait_ready(&Component::Ztunnel(node.clone()))
+                    .await
+                    .unwrap();
+            }
+            self.mesh.wait_ready(&Component::Agent(node)).await.unwrap();
         }
     }
 
@@ -69,7 +105,8 @@ impl TestMesh {
     /// Adds a pod to a namespace under a service account, which is also its `app`.
     pub async fn pod_in(&mut self, namespace: &str, node: &str, name: &str, account: &str) -> Pod {
         let pod = self.world.add_pod(node, name).await.unwrap();
-        self.workloads.insert(name.to_owned(), manifest::workload(namespace, &pod, account));
+        self.workloads
+            .insert(name.to_owned(), manifest::workload(namespace, &pod, account));
         self.write_workloads();
         pod
     }
@@ -89,7 +126,9 @@ impl TestMesh {
     pub fn apply(&self, name: &str, yaml: &str) {
         let path = self.config_file(name);
         let draft = path.with_extension("yaml~");
-        std::fs::write(&draft, yaml).and_then(|()| std::fs::rename(&draft, &path)).unwrap();
+        std::fs::write(&draft, yaml)
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .unwrap();
     }
 
     /// Removes a file of the configuration folder.
@@ -126,12 +165,23 @@ impl TestMesh {
         let mut state = String::new();
         let reached = eventually(async || {
             let pods = self.ask(&agent, "/pods").await;
-            let items = pods["items"].as_array().or(pods.as_array()).cloned().unwrap_or_default();
+            let items = pods["items"]
+                .as_array()
+                .or(pods.as_array())
+                .cloned()
+                .unwrap_or_default();
             let found = items.iter().find(|item| item["name"] == pod.name());
-            state = found.map_or(String::new(), |item| item["state"].as_str().unwrap_or_default().to_owned());
+            state = found.map_or(String::new(), |item| {
+                item["state"].as_str().unwrap_or_default().to_owned()
+            });
             wanted.contains(&state.as_str())
         });
-        assert!(reached.await, "{} is {state:?}, wanted {wanted:?}\n{}", pod.name(), self.logs());
+        assert!(
+            reached.await,
+            "{} is {state:?}, wanted {wanted:?}\n{}",
+            pod.name(),
+            self.logs()
+        );
     }
 
     /// Asks a component's admin socket.
@@ -145,14 +195,20 @@ impl TestMesh {
             return String::new();
         };
         let answer = http_client::get(stream, "localhost", path, http::HeaderMap::new()).await;
-        answer.map(|answer| String::from_utf8_lossy(answer.body()).into_owned()).unwrap_or_default()
+        answer
+            .map(|answer| String::from_utf8_lossy(answer.body()).into_owned())
+            .unwrap_or_default()
     }
 
     /// The sum of a node proxy's series whose line contains every given text.
     pub async fn metric(&self, node: &str, texts: &[&str]) -> f64 {
         let metrics = self.text(&Component::Ztunnel(node.to_owned()), "/metrics").await;
-        let lines = metrics.lines().filter(|line| texts.iter().all(|text| line.contains(text)));
-        lines.filter_map(|line| line.split_whitespace().last()?.parse::<f64>().ok()).sum()
+        let lines = metrics
+            .lines()
+            .filter(|line| texts.iter().all(|text| line.contains(text)));
+        lines
+            .filter_map(|line| line.split_whitespace().last()?.parse::<f64>().ok())
+            .sum()
     }
 
     /// The log of a component so far.

@@ -24,7 +24,10 @@ impl Echo {
     /// Listens on an address of the namespace.
     pub async fn start(namespace: &NetNs, address: impl Into<IpAddr>, port: u16) -> Self {
         let address = SocketAddr::new(address.into(), port);
-        let listener = namespace.run_async(move || std::net::TcpListener::bind(address)).await.unwrap();
+        let listener = namespace
+            .run_async(move || std::net::TcpListener::bind(address))
+            .await
+            .unwrap();
         let listener = listener.unwrap_or_else(|error| panic!("cannot listen on {address}: {error}"));
         listener.set_nonblocking(true).unwrap();
         let listener = TcpListener::from_std(listener).unwrap();
@@ -33,7 +36,8 @@ impl Echo {
         let seen = Arc::clone(&peers);
         let task = spawn(async move {
             while let Ok((mut stream, peer)) = listener.accept().await {
-                seen.lock().push(SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+                seen.lock()
+                    .push(SocketAddr::new(peer.ip().to_canonical(), peer.port()));
                 spawn(async move {
                     let (mut read, mut write) = stream.split();
                     // A caller that resets its connection is the caller's affair.
@@ -68,7 +72,10 @@ impl Drop for Echo {
 pub fn spawn<T: Send + 'static>(
     task: impl Future<Output = T> + Send + 'static,
 ) -> tokio::task::JoinHandle<T> {
-    #[allow(clippy::disallowed_methods, reason = "a test's runtime is the scope of its tasks")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a test's runtime is the scope of its tasks"
+    )]
     tokio::spawn(task)
 }
 
@@ -110,7 +117,9 @@ pub async fn assert_echo(namespace: &NetNs, to: SocketAddr) {
 
 /// Whether a call gets through whole; a refusal shows as a reset or an empty answer.
 pub async fn gets_through(namespace: &NetNs, to: SocketAddr) -> bool {
-    call(namespace, to, b"may I?").await.is_ok_and(|answer| answer == b"may I?")
+    call(namespace, to, b"may I?")
+        .await
+        .is_ok_and(|answer| answer == b"may I?")
 }
 
 /// Connections that stay open and exchange a byte now and then.
@@ -127,7 +136,9 @@ impl Pinned {
         let (lost, echoes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let mut tasks = Vec::new();
         for _ in 0..count {
-            let stream = connect(namespace, to).await.unwrap_or_else(|error| panic!("pinning {to}: {error}"));
+            let stream = connect(namespace, to)
+                .await
+                .unwrap_or_else(|error| panic!("pinning {to}: {error}"));
             let (lost, echoes) = (Arc::clone(&lost), Arc::clone(&echoes));
             tasks.push(spawn(async move {
                 beat(stream, &echoes).await;

@@ -6,6 +6,23 @@ use nix::unistd::Pid;
 use tulle_runtime::config::{Env, ProcessEnv};
 use tulle_runtime::exit::Exit;
 
+/// The variables that a node without Kubernetes sets; the reference has all of them.
+const ZTUNNEL_HELP: &str = "\
+Environment (ztunnel's names; docs/reference/config.md has all of them):
+  NODE_NAME             own node
+  PROXY_MODE            shared (all pods of the node, through the agent) or dedicated [shared]
+  PROXY_WORKLOAD_INFO   dedicated mode: NAMESPACE/NAME/SERVICE_ACCOUNT
+  INPOD_UDS             socket of the agent [/var/run/ztunnel/ztunnel.sock]
+  XDS_ADDRESS           control plane, https://HOST:PORT; empty: none
+  CA_ADDRESS            certificate authority, https://HOST:PORT
+  XDS_ROOT_CA           root of the control plane: path or PEM text (likewise CA_ROOT_CA)
+  AUTH_TOKEN            file with the node's token, or the token itself
+  LOCAL_XDS_PATH        workloads, services and policies from this YAML file instead
+  TULLE_RUN_DIR         folder of the admin socket [/run/tulle]
+  RUST_LOG, LOG_FORMAT  log filter [info]; text or json [text]
+
+Exit codes: 0 ended when asked to; 1 failed while running; 64 a variable has a bad value.";
+
 /// A component of the mesh.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Component {
@@ -14,12 +31,15 @@ pub(crate) enum Component {
     /// Run the node agent: enrols this node's pods and owns their packet rules and sockets
     Agent(tulle_agent::Config),
     /// Run the node proxy; it takes ztunnel's environment variables
-    #[command(after_help = tulle_ztunnel::config::HELP)]
+    #[command(after_help = ZTUNNEL_HELP)]
     Ztunnel,
 }
 
 pub(crate) fn run(component: Component) -> Exit {
-    if ProcessEnv.var("TULLE_EXIT_WITH_STDIN").is_some_and(|value| value == "true") {
+    if ProcessEnv
+        .var("TULLE_EXIT_WITH_STDIN")
+        .is_some_and(|value| value == "true")
+    {
         end_with_stdin();
     }
     match component {

@@ -13,7 +13,9 @@ pub(crate) struct Edges {
 
 pub(crate) async fn run(edges: Edges) -> anyhow::Result<Exit> {
     let (found, silent) = crate::edges::collect(&edges.reading.run_dir()).await?;
-    crate::output::print(edges.reading.output(), "edges", &found, || crate::edges::table(&found))?;
+    crate::output::print(edges.reading.output(), "edges", &found, || {
+        crate::edges::table(&found)
+    })?;
     for missing in &silent {
         eprintln!("warning: does not answer: {missing}");
     }

@@ -43,15 +43,23 @@ pub(crate) async fn run(explain: Explain) -> anyhow::Result<Exit> {
     let run_dir = explain.reading.run_dir();
     let explained = answer(&run_dir, &explain.source, &explain.destination).await?;
     match explain.reading.output() {
-        Form::Json => crate::output::print(Form::Json, "explain", &[&explained], || crate::output::table(&[]))?,
+        Form::Json => {
+            crate::output::print(Form::Json, "explain", &[&explained], || crate::output::table(&[]))?
+        }
         Form::Table => print!("{}", page(&explained)),
     }
-    Ok(if explain.exit_code && explained.verdict == "deny" { Exit::Failed } else { Exit::Ok })
+    Ok(if explain.exit_code && explained.verdict == "deny" {
+        Exit::Failed
+    } else {
+        Exit::Ok
+    })
 }
 
 async fn answer(run_dir: &RunDir, source: &str, destination: &str) -> anyhow::Result<Explained> {
     let proxies = run_dir.of_kind(Kind::Ztunnel)?;
-    let first = proxies.first().context("no node proxy answers; is the mesh running?")?;
+    let first = proxies
+        .first()
+        .context("no node proxy answers; is the mesh running?")?;
     let dump: Value = first.json("/config_dump").await?;
     let source = find_workload(&dump, source)?;
     let destination = resolve(&dump, destination)?;
@@ -64,7 +72,9 @@ async fn answer(run_dir: &RunDir, source: &str, destination: &str) -> anyhow::Re
     let caller = proxy_of(&proxies, &source);
     let outbound: Value = match caller {
         Some(proxy) => proxy.ask("/explain", &question("outbound", destination)).await?,
-        None => json!({"plan": {"kind": "plain", "next_hop": destination}, "note": "no node proxy serves the caller"}),
+        None => {
+            json!({"plan": {"kind": "plain", "next_hop": destination}, "note": "no node proxy serves the caller"})
+        }
     };
     let inbound = match answering(&dump, &proxies, &outbound, destination) {
         Some((proxy, target)) => Some(proxy.ask("/explain", &question("inbound", target)).await?),
@@ -72,7 +82,13 @@ async fn answer(run_dir: &RunDir, source: &str, destination: &str) -> anyhow::Re
     };
     let denied = |answer: &Value| answer["verdict"] == "deny";
     let refused = denied(&outbound) || inbound.as_ref().is_some_and(denied);
-    Ok(Explained { source, destination, outbound, inbound, verdict: if refused { "deny" } else { "allow" } })
+    Ok(Explained {
+        source,
+        destination,
+        outbound,
+        inbound,
+        verdict: if refused { "deny" } else { "allow" },
+    })
 }
 
 /// The proxy that judges the connection, and the address it judges.
@@ -108,7 +124,9 @@ fn find<'a>(objects: &'a Value, wanted: &str) -> Result<Option<&'a Value>, Strin
     match found[..] {
         [] => Ok(None),
         [one] => Ok(Some(one)),
-        _ => Err(format!("{wanted} is in several namespaces; write NAMESPACE/{wanted}")),
+        _ => Err(format!(
+            "{wanted} is in several namespaces; write NAMESPACE/{wanted}"
+        )),
     }
 }
 
@@ -123,7 +141,9 @@ fn resolve(dump: &Value, destination: &str) -> anyhow::Result<SocketAddr> {
     if let Ok(address) = destination.parse() {
         return Ok(address);
     }
-    let (host, port) = destination.rsplit_once(':').context("the destination has no port; write NAME:PORT")?;
+    let (host, port) = destination
+        .rsplit_once(':')
+        .context("the destination has no port; write NAME:PORT")?;
     let port: u16 = port.parse().with_context(|| format!("{port} is no port"))?;
     let service = find(&dump["services"], host).map_err(anyhow::Error::msg)?;
     let by_hostname = |service: &&Value| service["hostname"] == host;
@@ -134,9 +154,13 @@ fn resolve(dump: &Value, destination: &str) -> anyhow::Result<SocketAddr> {
             .map_err(anyhow::Error::msg)?
             .with_context(|| format!("no service or workload {host}"))?["addresses"],
     };
-    let first = addresses.get(0).with_context(|| format!("{host} has no address"))?;
+    let first = addresses
+        .get(0)
+        .with_context(|| format!("{host} has no address"))?;
     let text = first["address"].as_str().or(first.as_str()).unwrap_or_default();
-    let ip: IpAddr = text.parse().with_context(|| format!("{text:?} of {host} is no address"))?;
+    let ip: IpAddr = text
+        .parse()
+        .with_context(|| format!("{text:?} of {host} is no address"))?;
     Ok(SocketAddr::new(ip, port))
 }
 
@@ -153,12 +177,19 @@ fn page(explained: &Explained) -> String {
         text(&source["node"])
     )];
     let way = match plan["kind"].as_str() {
-        Some("hbone") => format!("──HBONE──▶ {} for {}", text(&plan["next_hop"]), text(&plan["authority"])),
+        Some("hbone") => format!(
+            "──HBONE──▶ {} for {}",
+            text(&plan["next_hop"]),
+            text(&plan["authority"])
+        ),
         Some(_) => format!("──plain──▶ {}", text(&plan["next_hop"])),
         None => "refused by the caller's proxy".to_owned(),
     };
     lines.push(format!("path     {} {way}", explained.destination));
-    for (place, answer) in [("caller", Some(&explained.outbound)), ("server", explained.inbound.as_ref())] {
+    for (place, answer) in [
+        ("caller", Some(&explained.outbound)),
+        ("server", explained.inbound.as_ref()),
+    ] {
         if let Some(answer) = answer {
             lines.push(verdict_line(place, answer));
         }
@@ -169,10 +200,17 @@ fn page(explained: &Explained) -> String {
 
 fn verdict_line(place: &str, answer: &Value) -> String {
     let generation = &answer["generation"];
-    let policy = answer["policy"].as_str().map(|policy| format!(" by {policy}")).unwrap_or_default();
+    let policy = answer["policy"]
+        .as_str()
+        .map(|policy| format!(" by {policy}"))
+        .unwrap_or_default();
     match (answer["verdict"].as_str(), answer["reason"].as_str()) {
         (Some("deny"), Some(reason)) => {
-            let help = reason.split(' ').next().and_then(Reason::from_code).map_or("", Reason::help);
+            let help = reason
+                .split(' ')
+                .next()
+                .and_then(Reason::from_code)
+                .map_or("", Reason::help);
             format!("{place}   DENY{policy}   {reason}: {help}   (generation {generation})")
         }
         (Some("deny"), None) => format!("{place}   DENY{policy}   (generation {generation})"),
@@ -198,10 +236,22 @@ mod tests {
 
     #[test]
     fn a_service_is_meant_before_a_workload_of_its_name() {
-        assert_eq!(resolve(&dump(), "web:80").unwrap(), "10.96.0.1:80".parse().unwrap());
-        assert_eq!(resolve(&dump(), "web.shop.svc.cluster.local:80").unwrap(), "10.96.0.1:80".parse().unwrap());
-        assert_eq!(resolve(&dump(), "a/db:80").unwrap(), "10.1.0.3:80".parse().unwrap());
-        assert_eq!(resolve(&dump(), "[fd00::1]:80").unwrap(), "[fd00::1]:80".parse().unwrap());
+        assert_eq!(
+            resolve(&dump(), "web:80").unwrap(),
+            "10.96.0.1:80".parse().unwrap()
+        );
+        assert_eq!(
+            resolve(&dump(), "web.shop.svc.cluster.local:80").unwrap(),
+            "10.96.0.1:80".parse().unwrap()
+        );
+        assert_eq!(
+            resolve(&dump(), "a/db:80").unwrap(),
+            "10.1.0.3:80".parse().unwrap()
+        );
+        assert_eq!(
+            resolve(&dump(), "[fd00::1]:80").unwrap(),
+            "[fd00::1]:80".parse().unwrap()
+        );
     }
 
     #[test]

@@ -81,15 +81,29 @@ pub(crate) async fn run(status: Status) -> anyhow::Result<Exit> {
 }
 
 fn table(rows: &[Row]) -> comfy_table::Table {
-    let header = ["COMPONENT", "NODE", "VERSION", "GEN", "CONNS", "CERTS", "NEXT-EXPIRY", "STATE"];
+    let header = [
+        "COMPONENT",
+        "NODE",
+        "VERSION",
+        "GEN",
+        "CONNS",
+        "CERTS",
+        "NEXT-EXPIRY",
+        "STATE",
+    ];
     let mut table = crate::output::table(&header);
     let number = |value: Option<usize>| value.map_or("-".to_owned(), |value| value.to_string());
     for row in rows {
         table.add_row([
             row.component.to_owned(),
-            if row.node.is_empty() { "-".to_owned() } else { row.node.clone() },
+            if row.node.is_empty() {
+                "-".to_owned()
+            } else {
+                row.node.clone()
+            },
             row.version.clone(),
-            row.generation.map_or("-".to_owned(), |generation| generation.to_string()),
+            row.generation
+                .map_or("-".to_owned(), |generation| generation.to_string()),
             number(row.connections),
             number(row.certificates),
             row.next_expiry.clone().unwrap_or_else(|| "-".to_owned()),
@@ -102,7 +116,12 @@ fn table(rows: &[Row]) -> comfy_table::Table {
 impl Row {
     fn of(component: &Component) -> Self {
         let (component, node) = (component.kind.as_str(), component.node.clone());
-        Self { component, node, version: "-".to_owned(), ..Self::default() }
+        Self {
+            component,
+            node,
+            version: "-".to_owned(),
+            ..Self::default()
+        }
     }
 
     /// Not ready, or something to know: not ok.
@@ -129,7 +148,8 @@ async fn control(component: &Component) -> anyhow::Result<Row> {
     row.connections = status["clients"].as_array().map(Vec::len);
     row.next_expiry = status["issuer"]["notAfter"].as_str().map(str::to_owned);
     if let Some(degraded) = source["degraded"].as_str() {
-        row.findings.push(format!("the folder is not used as it is: {degraded}"));
+        row.findings
+            .push(format!("the folder is not used as it is: {degraded}"));
     }
     for problem in array(&source["problems"]).filter(|problem| problem["severity"] != "note") {
         row.findings.push(problem_line(problem));
@@ -139,7 +159,11 @@ async fn control(component: &Component) -> anyhow::Result<Row> {
     }
     for client in array(&status["clients"]) {
         for rejection in array(&client["rejections"]) {
-            let (node, name, said) = (text(&client["node"]), text(&rejection["name"]), text(&rejection["text"]));
+            let (node, name, said) = (
+                text(&client["node"]),
+                text(&rejection["name"]),
+                text(&rejection["text"]),
+            );
             row.findings.push(format!("T0201 {node} rejected {name}: {said}"));
         }
     }
@@ -153,22 +177,43 @@ fn problem_line(problem: &Value) -> String {
         _ => text(&problem["file"]),
     };
     let object = match &problem["object"] {
-        Value::Object(key) => format!(" {} {}/{}:", text(&key["kind"]), text(&key["namespace"]), text(&key["name"])),
+        Value::Object(key) => format!(
+            " {} {}/{}:",
+            text(&key["kind"]),
+            text(&key["namespace"]),
+            text(&key["name"])
+        ),
         _ => String::new(),
     };
-    format!("{place}: {}:{object} {}; {}", text(&problem["reason"]), text(&problem["cause"]), text(&problem["fix"]))
+    format!(
+        "{place}: {}:{object} {}; {}",
+        text(&problem["reason"]),
+        text(&problem["cause"]),
+        text(&problem["fix"])
+    )
 }
 
 /// What an object's conditions say that is not well, and whether an older form is in force.
 fn object_lines(object: &Value) -> Vec<String> {
     let key = &object["key"];
-    let name = format!("{} {}/{}", text(&key["kind"]), text(&key["namespace"]), text(&key["name"]));
+    let name = format!(
+        "{} {}/{}",
+        text(&key["kind"]),
+        text(&key["namespace"]),
+        text(&key["name"])
+    );
     let mut lines = Vec::new();
     if let Some(generation) = object["staleSince"].as_u64() {
-        lines.push(format!("T0204 {name}: an older form is in force since generation {generation}"));
+        lines.push(format!(
+            "T0204 {name}: an older form is in force since generation {generation}"
+        ));
     }
     for condition in array(&object["conditions"]).filter(|condition| condition["status"] == "False") {
-        lines.push(format!("{name}: {}: {}", text(&condition["reason"]), text(&condition["message"])));
+        lines.push(format!(
+            "{name}: {}: {}",
+            text(&condition["reason"]),
+            text(&condition["message"])
+        ));
     }
     lines
 }
@@ -181,7 +226,10 @@ async fn agent(component: &Component) -> anyhow::Result<Row> {
     for pod in &pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
         if let Some(error) = &pod.error {
-            row.findings.push(format!("{} {name} ({}): {}; {}", error.code, pod.state, error.message, error.fix));
+            row.findings.push(format!(
+                "{} {name} ({}): {}; {}",
+                error.code, pod.state, error.message, error.fix
+            ));
         } else if pod.state == "degraded" {
             row.findings.push(format!("{name} is degraded"));
         }
@@ -198,9 +246,17 @@ async fn ztunnel(component: &Component) -> anyhow::Result<Row> {
     row.connections = Some(connections.len());
     let certificates: Vec<&Value> = array(&dump["certificates"]).collect();
     row.certificates = Some(certificates.len());
-    row.next_expiry = certificates.iter().filter_map(|one| one["notAfter"].as_str()).min().map(str::to_owned);
+    row.next_expiry = certificates
+        .iter()
+        .filter_map(|one| one["notAfter"].as_str())
+        .min()
+        .map(str::to_owned);
     for certificate in certificates.iter().filter(|one| !one["lastError"].is_null()) {
-        row.findings.push(format!("{}: {}", text(&certificate["identity"]), text(&certificate["lastError"])));
+        row.findings.push(format!(
+            "{}: {}",
+            text(&certificate["identity"]),
+            text(&certificate["lastError"])
+        ));
     }
     Ok(row.judge(component).await)
 }

@@ -11,8 +11,10 @@ use crate::demo::Story;
 
 /// Start a mesh on this machine, without Kubernetes
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tulle up --demo            show the mesh on a sample application; Ctrl-C ends it\n  \
-    tulle up --demo --check    the same unattended: verify each claim, tear down, exit 0 or 1")]
+#[command(
+    after_help = "Examples:\n  tulle up --demo            show the mesh on a sample application; Ctrl-C ends it\n  \
+    tulle up --demo --check    the same unattended: verify each claim, tear down, exit 0 or 1"
+)]
 pub(crate) struct Up {
     /// Run the sample application: two nodes, five services, a client outside of the mesh
     #[arg(long, required = true)]
@@ -38,7 +40,10 @@ pub(crate) fn run(up: &Up) -> anyhow::Result<Exit> {
             Isolation::UserNamespace => "tulle up: not root, inside user and network namespaces of its own",
         }
     );
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(demo(up, started, run_dir))
 }
 
@@ -48,16 +53,31 @@ async fn demo(up: &Up, started: Instant, run_dir: PathBuf) -> anyhow::Result<Exi
         None => Some(tempfile::Builder::new().prefix("tulle-up-").tempdir()?),
     };
     let kept = up.keep_state.clone().map(std::path::absolute).transpose()?;
-    let root = temporary.as_ref().map(|folder| folder.path().to_owned()).or(kept).context("a folder is chosen")?;
-    let run_dir = if up.check { root.join("run") } else { claim(run_dir)? };
+    let root = temporary
+        .as_ref()
+        .map(|folder| folder.path().to_owned())
+        .or(kept)
+        .context("a folder is chosen")?;
+    let run_dir = if up.check {
+        root.join("run")
+    } else {
+        claim(run_dir)?
+    };
     let mut story = Story::begin(started, &root, &run_dir).await?;
     let told = tell(&mut story, up.check).await;
     let report = story.end().await;
-    if !up.check && let Err(error) = std::fs::remove_dir_all(&run_dir) {
+    if !up.check
+        && let Err(error) = std::fs::remove_dir_all(&run_dir)
+    {
         eprintln!("could not remove {}: {error}", run_dir.display());
     }
-    if told.is_err() && let Some(folder) = temporary {
-        eprintln!("configuration, state and logs are kept in {}", folder.keep().display());
+    if told.is_err()
+        && let Some(folder) = temporary
+    {
+        eprintln!(
+            "configuration, state and logs are kept in {}",
+            folder.keep().display()
+        );
     }
     told?;
     let report = report?;
@@ -102,7 +122,11 @@ async fn tell(story: &mut Story, check: bool) -> anyhow::Result<()> {
 fn claim(run_dir: PathBuf) -> anyhow::Result<PathBuf> {
     if run_dir.join("xds.sock").exists() {
         let live = std::os::unix::net::UnixStream::connect(run_dir.join("xds.sock")).is_ok();
-        anyhow::ensure!(!live, "a mesh already runs here ({}); stop it first", run_dir.display());
+        anyhow::ensure!(
+            !live,
+            "a mesh already runs here ({}); stop it first",
+            run_dir.display()
+        );
         std::fs::remove_dir_all(&run_dir).with_context(|| format!("cannot clean {}", run_dir.display()))?;
     }
     Ok(run_dir)

@@ -9,7 +9,9 @@ use crate::running::{Component, Kind};
 
 /// Show what the node proxies know and do: workloads, policies, certificates, connections
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  tulle ztunnel-config workloads\n  tulle ztunnel-config certificates --node n1 -o json")]
+#[command(
+    after_help = "Examples:\n  tulle ztunnel-config workloads\n  tulle ztunnel-config certificates --node n1 -o json"
+)]
 pub(crate) struct ZtunnelConfig {
     #[command(subcommand)]
     what: What,
@@ -69,14 +71,32 @@ impl What {
     fn header(self) -> &'static [&'static str] {
         match self {
             Self::Workloads => &["NAMESPACE", "NAME", "ADDRESS", "NODE", "WAYPOINT", "PROTOCOL"],
-            Self::Services => &["NAMESPACE", "SERVICE NAME", "SERVICE VIP", "WAYPOINT", "ENDPOINTS"],
+            Self::Services => &[
+                "NAMESPACE",
+                "SERVICE NAME",
+                "SERVICE VIP",
+                "WAYPOINT",
+                "ENDPOINTS",
+            ],
             Self::Policies => &["NODE", "NAMESPACE", "POLICY NAME", "ACTION", "SCOPE", "RULES"],
-            Self::Certificates => {
-                &["NODE", "CERTIFICATE NAME", "STATUS", "SERIAL NUMBER", "NOT AFTER", "NOT BEFORE"]
-            }
-            Self::Connections => {
-                &["NODE", "WORKLOAD", "DIRECTION", "LOCAL", "REMOTE", "REMOTE TARGET", "PROTOCOL", "BYTES"]
-            }
+            Self::Certificates => &[
+                "NODE",
+                "CERTIFICATE NAME",
+                "STATUS",
+                "SERIAL NUMBER",
+                "NOT AFTER",
+                "NOT BEFORE",
+            ],
+            Self::Connections => &[
+                "NODE",
+                "WORKLOAD",
+                "DIRECTION",
+                "LOCAL",
+                "REMOTE",
+                "REMOTE TARGET",
+                "PROTOCOL",
+                "BYTES",
+            ],
         }
     }
 
@@ -120,8 +140,16 @@ impl What {
 
 fn connection_row(item: &Value) -> Vec<String> {
     let inbound = item["direction"] == "inbound";
-    let (own, other) = if inbound { ("destination_workload", "source_workload") } else { ("source_workload", "destination_workload") };
-    let (local, remote) = if inbound { (&item["dst"], &item["src"]) } else { (&item["src"], &item["dst"]) };
+    let (own, other) = if inbound {
+        ("destination_workload", "source_workload")
+    } else {
+        ("source_workload", "destination_workload")
+    };
+    let (local, remote) = if inbound {
+        (&item["dst"], &item["src"])
+    } else {
+        (&item["src"], &item["dst"])
+    };
     let bytes = item["bytes_sent"].as_u64().unwrap_or(0) + item["bytes_recv"].as_u64().unwrap_or(0);
     vec![
         text(&item["onNode"]),
@@ -130,7 +158,12 @@ fn connection_row(item: &Value) -> Vec<String> {
         text(local),
         text(remote),
         text(&item[other]),
-        if item["mutual_tls"] == true { "HBONE" } else { "TCP" }.to_owned(),
+        if item["mutual_tls"] == true {
+            "HBONE"
+        } else {
+            "TCP"
+        }
+        .to_owned(),
         bytes.to_string(),
     ]
 }
@@ -139,12 +172,20 @@ pub(crate) async fn run(config: ZtunnelConfig) -> anyhow::Result<Exit> {
     let components = config.reading.run_dir().of_kind(Kind::Ztunnel)?;
     let wanted = |component: &Component| config.node.as_ref().is_none_or(|node| *node == component.node);
     let components: Vec<_> = components.into_iter().filter(wanted).collect();
-    anyhow::ensure!(!components.is_empty(), "no node proxy answers{}", match &config.node {
-        Some(node) => format!(" for node {node}"),
-        None => String::new(),
-    });
+    anyhow::ensure!(
+        !components.is_empty(),
+        "no node proxy answers{}",
+        match &config.node {
+            Some(node) => format!(" for node {node}"),
+            None => String::new(),
+        }
+    );
     let what = config.what;
-    let asked = if what.is_shared() { &components[..1] } else { &components[..] };
+    let asked = if what.is_shared() {
+        &components[..1]
+    } else {
+        &components[..]
+    };
     let mut items = Vec::new();
     for component in asked {
         items.extend(fetch(component, what).await?);
@@ -167,7 +208,9 @@ async fn fetch(component: &Component, what: What) -> anyhow::Result<Vec<Value>> 
         Some(field) => answer[field].take(),
         None => answer,
     };
-    let Value::Array(mut items) = items else { anyhow::bail!("{page} of node {} is no list", component.node) };
+    let Value::Array(mut items) = items else {
+        anyhow::bail!("{page} of node {} is no list", component.node)
+    };
     for item in items.iter_mut().filter_map(Value::as_object_mut) {
         item.insert("onNode".to_owned(), component.node.clone().into());
     }
@@ -189,7 +232,11 @@ fn list(value: &Value) -> String {
         address => text(address),
     };
     let items: Vec<_> = value.as_array().into_iter().flatten().map(address).collect();
-    if items.is_empty() { "-".to_owned() } else { items.join(",") }
+    if items.is_empty() {
+        "-".to_owned()
+    } else {
+        items.join(",")
+    }
 }
 
 fn waypoint(value: &Value) -> String {

@@ -38,7 +38,15 @@ const fn pod(
     node: &'static str,
     calls: &'static [&'static str],
 ) -> PodSpec {
-    PodSpec { name, app, version, node, calls, rate: 0, outside: false }
+    PodSpec {
+        name,
+        app,
+        version,
+        node,
+        calls,
+        rate: 0,
+        outside: false,
+    }
 }
 
 /// Front page → details, reviews → ratings, a load generator, and a client outside of the mesh. The latter is on
@@ -49,9 +57,22 @@ pub(crate) const PODS: [PodSpec; 8] = [
     pod("reviews-v1", "reviews", "v1", "n1", &[]),
     pod("reviews-v2", "reviews", "v2", "n2", &["ratings"]),
     pod("reviews-v3", "reviews", "v3", "n1", &["ratings"]),
-    pod("productpage-v1", "productpage", "v1", "n1", &["details", "reviews"]),
-    PodSpec { rate: 20, ..pod("load-v1", "load", "v1", "n2", &["productpage"]) },
-    PodSpec { rate: 2, outside: true, ..pod("legacy", "legacy", "v1", "n1", &["productpage"]) },
+    pod(
+        "productpage-v1",
+        "productpage",
+        "v1",
+        "n1",
+        &["details", "reviews"],
+    ),
+    PodSpec {
+        rate: 20,
+        ..pod("load-v1", "load", "v1", "n2", &["productpage"])
+    },
+    PodSpec {
+        rate: 2,
+        outside: true,
+        ..pod("legacy", "legacy", "v1", "n1", &["productpage"])
+    },
 ];
 
 /// Services by name; the index gives the virtual address.
@@ -59,15 +80,25 @@ const SERVICES: [&str; 4] = ["productpage", "details", "reviews", "ratings"];
 
 /// The virtual address of a service.
 pub(crate) fn virtual_address(service: &str) -> Ipv4Addr {
-    let index = SERVICES.iter().position(|name| *name == service).expect("the service is in the list");
-    Ipv4Addr::new(10, 96, 0, 10 + u8::try_from(index).expect("there are four services"))
+    let index = SERVICES
+        .iter()
+        .position(|name| *name == service)
+        .expect("the service is in the list");
+    Ipv4Addr::new(
+        10,
+        96,
+        0,
+        10 + u8::try_from(index).expect("there are four services"),
+    )
 }
 
 /// The services as plain nodes know them before there is a mesh.
 pub(crate) fn virtual_services(pods: &[(PodSpec, Pod)]) -> Vec<VirtualService> {
     let backends = |service: &str, port| {
         let serving = pods.iter().filter(|(spec, _)| spec.app == service);
-        serving.map(|(_, pod)| Backend(SocketAddr::new(pod.ipv4().into(), port))).collect()
+        serving
+            .map(|(_, pod)| Backend(SocketAddr::new(pod.ipv4().into(), port)))
+            .collect()
     };
     let ports = [PAGE_PORT, ECHO_PORT];
     let of_service = |service: &'static &'static str| {
@@ -85,14 +116,20 @@ pub(crate) fn edges() -> Vec<(&'static str, &'static str)> {
     callers
         .flat_map(|caller| caller.calls.iter().map(move |service| (caller, *service)))
         .flat_map(|(caller, service)| {
-            PODS.iter().filter(move |callee| callee.app == service).map(move |callee| (caller.name, callee.name))
+            PODS.iter()
+                .filter(move |callee| callee.app == service)
+                .map(move |callee| (caller.name, callee.name))
         })
         .collect()
 }
 
 /// The namespaces as a manifest, the application's labelled or not.
 pub(crate) fn namespaces_yaml(enrolled: bool) -> String {
-    let labels = if enrolled { "\n  labels:\n    istio.io/dataplane-mode: ambient" } else { "" };
+    let labels = if enrolled {
+        "\n  labels:\n    istio.io/dataplane-mode: ambient"
+    } else {
+        ""
+    };
     format!(
         "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {NAMESPACE}{labels}\n---\n\
          apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {OUTSIDE}\n"

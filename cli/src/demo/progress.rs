@@ -21,8 +21,11 @@ impl Progress {
     pub(crate) fn doing(&mut self, what: &str) {
         self.clear();
         if stdout().is_terminal() {
-            let style = ProgressStyle::with_template(" {spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-            let spinner = ProgressBar::new_spinner().with_style(style).with_message(what.to_owned());
+            let style = ProgressStyle::with_template(" {spinner} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let spinner = ProgressBar::new_spinner()
+                .with_style(style)
+                .with_message(what.to_owned());
             spinner.enable_steady_tick(Duration::from_millis(100));
             self.spinner = Some(spinner);
         }

@@ -45,7 +45,10 @@ pub(crate) struct Args {
 
 fn parse_call(text: &str) -> Result<(String, std::net::IpAddr), String> {
     let (name, address) = text.split_once('=').ok_or("expected NAME=ADDRESS")?;
-    Ok((name.to_owned(), address.parse().map_err(|error| format!("{address}: {error}"))?))
+    Ok((
+        name.to_owned(),
+        address.parse().map_err(|error| format!("{address}: {error}"))?,
+    ))
 }
 
 #[derive(Debug, Clone)]
@@ -58,11 +61,16 @@ struct Service {
 
 /// Runs the service until standard input ends.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let names = args.calls.iter().map(|(name, _)| (name.clone(), CallStats::default()));
+    let names = args
+        .calls
+        .iter()
+        .map(|(name, _)| (name.clone(), CallStats::default()));
     let service = Service {
         name: args.name.into(),
         marker: args.marker.into(),
-        stats: Arc::new(Mutex::new(Stats { calls: names.collect::<BTreeMap<_, _>>() })),
+        stats: Arc::new(Mutex::new(Stats {
+            calls: names.collect::<BTreeMap<_, _>>(),
+        })),
         calls: args.calls.into(),
     };
     let pages = TcpListener::bind(("::", PAGE_PORT)).await?;
@@ -72,7 +80,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     tasks::spawn("pages", async move { axum::serve(pages, router).await });
     tasks::spawn("lines", echo_lines(lines));
     for (name, address) in service.calls.iter().cloned() {
-        tasks::spawn("old", service.clone().pin(name, SocketAddr::new(address, ECHO_PORT), Pin::Old));
+        tasks::spawn(
+            "old",
+            service
+                .clone()
+                .pin(name, SocketAddr::new(address, ECHO_PORT), Pin::Old),
+        );
     }
     if args.rate > 0 {
         tasks::spawn("load", service.clone().load(args.rate));
@@ -93,9 +106,16 @@ impl Service {
     async fn obey(self) -> anyhow::Result<()> {
         let mut commands = BufReader::new(blocking_stdin()).lines();
         while let Some(command) = commands.next_line().await? {
-            anyhow::ensure!(command == "pin", "unknown command {command:?}; the only one is `pin`");
+            anyhow::ensure!(
+                command == "pin",
+                "unknown command {command:?}; the only one is `pin`"
+            );
             for (name, address) in self.calls.iter().cloned() {
-                tasks::spawn("pinned", self.clone().pin(name, SocketAddr::new(address, ECHO_PORT), Pin::New));
+                tasks::spawn(
+                    "pinned",
+                    self.clone()
+                        .pin(name, SocketAddr::new(address, ECHO_PORT), Pin::New),
+                );
             }
         }
         Ok(())
@@ -134,7 +154,11 @@ impl Service {
         let marker = http::HeaderValue::from_str(&self.marker)?;
         let headers = http::HeaderMap::from_iter([(http::HeaderName::from_static("x-marker"), marker)]);
         let answer = http_client::get(stream, host, "/", headers).await?;
-        anyhow::ensure!(answer.status().is_success(), "{host} answered {}", answer.status());
+        anyhow::ensure!(
+            answer.status().is_success(),
+            "{host} answered {}",
+            answer.status()
+        );
         Ok(serde_json::from_slice(answer.body())?)
     }
 
@@ -144,7 +168,7 @@ impl Service {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            self.page().await;
+            let _page = self.page().await;
         }
     }
 
@@ -211,13 +235,17 @@ async fn echo_lines(listener: TcpListener) {
 async fn report(stats: Arc<Mutex<Stats>>) {
     loop {
         let line = serde_json::to_string(&*stats.lock()).expect("counts can be written as JSON");
-        let mut stdout = std::io::stdout().lock();
-        if writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err() {
+        if write_line(&line).is_err() {
             return;
         }
-        drop(stdout);
         tokio::time::sleep(BEAT).await;
     }
+}
+
+fn write_line(line: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
 }
 
 /// Standard input as an async stream, read on a thread of its own.

@@ -76,15 +76,36 @@ impl Story {
         let recorder = world.record(marker.as_bytes()).await?;
         progress.doing("starting the application");
         let (mut application, placed) = Application::start(&mut world, &folders, &marker).await?;
-        write(&folders.config.join("namespaces.yaml"), &application::namespaces_yaml(false))?;
-        write(&folders.config.join("services.yaml"), &application::services_yaml())?;
-        write(&folders.config.join("workloads.yaml"), &application::workloads_yaml(&placed))?;
+        write(
+            &folders.config.join("namespaces.yaml"),
+            &application::namespaces_yaml(false),
+        )?;
+        write(
+            &folders.config.join("services.yaml"),
+            &application::services_yaml(),
+        )?;
+        write(
+            &folders.config.join("workloads.yaml"),
+            &application::workloads_yaml(&placed),
+        )?;
         let everyone_talks = |application: &Application| {
-            application.all_calls().iter().all(|(_, _, calls)| calls.pages > 0 && calls.old.echoes > 0)
+            application
+                .all_calls()
+                .iter()
+                .all(|(_, _, calls)| calls.pages > 0 && calls.old.echoes > 0)
         };
-        application.wait("the application's first pages", Duration::from_secs(10), everyone_talks).await?;
+        application
+            .wait(
+                "the application's first pages",
+                Duration::from_secs(10),
+                everyone_talks,
+            )
+            .await?;
         let process_ids = application.process_ids();
-        let report = Report { marked_before: recorder.seen().marked_frames, ..Report::default() };
+        let report = Report {
+            marked_before: recorder.seen().marked_frames,
+            ..Report::default()
+        };
         progress.done(&format!(
             "2 nodes, {} pods: the application talks plainly, the recorder read {} frames of it",
             placed.len(),
@@ -92,15 +113,28 @@ impl Story {
         ));
         let mesh = Mesh::new(folders.clone());
         let run_dir = RunDir::new(run_dir.to_owned());
-        Ok(Self { started, progress, folders, world, application, process_ids, recorder, mesh, run_dir, report })
+        Ok(Self {
+            started,
+            progress,
+            folders,
+            world,
+            application,
+            process_ids,
+            recorder,
+            mesh,
+            run_dir,
+            report,
+        })
     }
 
     /// Puts the mesh under the running application.
     pub(crate) async fn install(&mut self) -> anyhow::Result<()> {
-        self.progress.doing("starting the control plane, agents and node proxies");
+        self.progress
+            .doing("starting the control plane, agents and node proxies");
         self.mesh.start_control(&self.world).await?;
         for node in NODES {
-            self.mesh.set_token(node, &tulle_xds::token::create(&self.folders.state, node)?)?;
+            self.mesh
+                .set_token(node, &tulle_xds::token::create(&self.folders.state, node)?)?;
             self.mesh.start_agent(&self.world, node)?;
             self.mesh.start_ztunnel(&self.world, node)?;
         }
@@ -108,15 +142,20 @@ impl Story {
             self.mesh.wait_ready(&Component::Ztunnel(node.to_owned())).await?;
             self.mesh.wait_ready(&Component::Agent(node.to_owned())).await?;
         }
-        self.progress.done("control plane with its CA, 2 agents, 2 node proxies");
+        self.progress
+            .done("control plane with its CA, 2 agents, 2 node proxies");
         Ok(())
     }
 
     /// Labels the namespace in its file and waits until the running pods are captured.
     pub(crate) async fn enrol(&mut self) -> anyhow::Result<()> {
-        self.progress.doing("labelling the namespace istio.io/dataplane-mode: ambient");
+        self.progress
+            .doing("labelling the namespace istio.io/dataplane-mode: ambient");
         let edited = Instant::now();
-        write(&self.folders.config.join("namespaces.yaml"), &application::namespaces_yaml(true))?;
+        write(
+            &self.folders.config.join("namespaces.yaml"),
+            &application::namespaces_yaml(true),
+        )?;
         let inside = application::PODS.iter().filter(|pod| !pod.outside).count();
         loop {
             let captured = self.captured().await?;
@@ -129,7 +168,10 @@ impl Story {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.report.enrolment = edited.elapsed();
-        let text = format!("{inside} running pods enrolled in {} ms, none restarted", self.report.enrolment.as_millis());
+        let text = format!(
+            "{inside} running pods enrolled in {} ms, none restarted",
+            self.report.enrolment.as_millis()
+        );
         self.progress.done(&text);
         self.report.recorded = self.settled().await;
         Ok(())
@@ -140,7 +182,11 @@ impl Story {
         let mut captured = 0;
         for node in NODES {
             let agent = self.run_dir.component(Kind::Agent, node);
-            captured += crate::command::status::pods(&agent).await?.iter().filter(|pod| pod.state == "in").count();
+            captured += crate::command::status::pods(&agent)
+                .await?
+                .iter()
+                .filter(|pod| pod.state == "in")
+                .count();
         }
         Ok(captured)
     }
@@ -173,19 +219,35 @@ impl Story {
             let (edges, silent) = edges::collect(&self.run_dir).await?;
             anyhow::ensure!(silent.is_empty(), "{}", silent.join("; "));
             self.report.edges = inside(edges);
-            self.report.outside_pages = self.application.calls("legacy", "productpage").pages - outside_before;
-            let used = self.report.edges.iter().filter(|edge| edge.connections >= CONNECTIONS_PER_EDGE).count();
+            self.report.outside_pages =
+                self.application.calls("legacy", "productpage").pages - outside_before;
+            let used = self
+                .report
+                .edges
+                .iter()
+                .filter(|edge| edge.connections >= CONNECTIONS_PER_EDGE)
+                .count();
             let checked = self.recorder.seen().since(self.report.recorded).bytes;
-            if used == application::edges().len() && checked >= CHECKED_BYTES_MIN && self.report.outside_pages > 0 {
+            if used == application::edges().len()
+                && checked >= CHECKED_BYTES_MIN
+                && self.report.outside_pages > 0
+            {
                 break;
             }
             self.check_processes()?;
             let late = begun.elapsed() > Duration::from_secs(20);
-            anyhow::ensure!(!late, "only {used} of {} edges were used within 20 s", application::edges().len());
+            anyhow::ensure!(
+                !late,
+                "only {used} of {} edges were used within 20 s",
+                application::edges().len()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let mtls = self.report.edges.iter().filter(|edge| edge.all_mtls()).count();
-        self.progress.done(&format!("{} edges, {mtls} mTLS (TLS 1.3)", self.report.edges.len()));
+        self.progress.done(&format!(
+            "{} edges, {mtls} mTLS (TLS 1.3)",
+            self.report.edges.len()
+        ));
         Ok(())
     }
 
@@ -195,12 +257,17 @@ impl Story {
         let (caller, service) = (DENIED_EDGE.0, "details");
         let before = self.application.calls(caller, service);
         let written = Instant::now();
-        write(&self.folders.config.join("deny-details.yaml"), application::DENY_DETAILS)?;
+        write(
+            &self.folders.config.join("deny-details.yaml"),
+            application::DENY_DETAILS,
+        )?;
         let closed = move |application: &Application| {
             let now = application.calls(caller, service);
             now.failed > before.failed && now.pinned.open == 0
         };
-        self.application.wait("the denial", Duration::from_secs(10), closed).await?;
+        self.application
+            .wait("the denial", Duration::from_secs(10), closed)
+            .await?;
         self.report.denial = written.elapsed();
         self.report.denied = 1;
         self.report.reason = self.caller_reason().await?;
@@ -223,12 +290,18 @@ impl Story {
             let refused = edges::metrics(&proxy).await?.into_iter().find(|sample| {
                 sample.name == "tulle_refused_total" && sample.label("code") == "T0412" && sample.value > 0.0
             });
-            let line = log.lines().rev().find(|line| line.contains("T0412") && line.contains("shop/deny-details"));
+            let line = log
+                .lines()
+                .rev()
+                .find(|line| line.contains("T0412") && line.contains("shop/deny-details"));
             if let (Some(_), Some(line)) = (refused, line) {
                 return Ok(reason_of(line));
             }
             let late = begun.elapsed() > Duration::from_secs(5);
-            anyhow::ensure!(!late, "the caller's node proxy does not show T0412 shop/deny-details");
+            anyhow::ensure!(
+                !late,
+                "the caller's node proxy does not show T0412 shop/deny-details"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -246,11 +319,20 @@ impl Story {
             .all_calls()
             .iter()
             .map(|(spec, service, calls)| {
-                calls.old.lost + if denied(spec.name, service) { 0 } else { calls.pinned.lost }
+                calls.old.lost
+                    + if denied(spec.name, service) {
+                        0
+                    } else {
+                        calls.pinned.lost
+                    }
             })
             .sum();
         let now = self.application.process_ids();
-        self.report.restarted = now.iter().zip(&self.process_ids).filter(|(now, then)| now != then).count();
+        self.report.restarted = now
+            .iter()
+            .zip(&self.process_ids)
+            .filter(|(now, then)| now != then)
+            .count();
         self.report.ready = self.started.elapsed();
         println!("\n{table}\n");
         Ok(&self.report)
@@ -291,7 +373,9 @@ fn inside(edges: Vec<Edge>) -> Vec<Edge> {
 /// `reason=… policy=…` out of an access line.
 fn reason_of(line: &str) -> String {
     let parts = line.split_whitespace().filter(|part| {
-        ["reason=", "policy=", "T0412"].iter().any(|wanted| part.contains(wanted))
+        ["reason=", "policy=", "T0412"]
+            .iter()
+            .any(|wanted| part.contains(wanted))
     });
     parts.collect::<Vec<_>>().join(" ")
 }
@@ -299,7 +383,8 @@ fn reason_of(line: &str) -> String {
 /// Writes a file in one step, so that nobody reads half of it.
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let draft = path.with_extension("yaml~");
-    std::fs::write(&draft, text).and_then(|()| std::fs::rename(&draft, path))
+    std::fs::write(&draft, text)
+        .and_then(|()| std::fs::rename(&draft, path))
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -314,23 +399,55 @@ impl Report {
         };
         let expected = application::edges().len();
         let mtls = self.edges.iter().filter(|edge| edge.all_mtls()).count();
-        claim(self.marked_before > 0, "the recorder saw no plain text before enrolment, so it proves nothing".into());
-        claim(self.edges.len() == expected, format!("{} of {expected} edges were used", self.edges.len()));
-        claim(mtls == expected, format!("{mtls} of {expected} edges are mutual TLS only"));
-        claim(self.recorded.marked_bytes == 0, format!("{} bytes of plain text on the wire", self.recorded.marked_bytes));
+        claim(
+            self.marked_before > 0,
+            "the recorder saw no plain text before enrolment, so it proves nothing".into(),
+        );
+        claim(
+            self.edges.len() == expected,
+            format!("{} of {expected} edges were used", self.edges.len()),
+        );
+        claim(
+            mtls == expected,
+            format!("{mtls} of {expected} edges are mutual TLS only"),
+        );
+        claim(
+            self.recorded.marked_bytes == 0,
+            format!("{} bytes of plain text on the wire", self.recorded.marked_bytes),
+        );
         claim(
             self.recorded.bytes >= CHECKED_BYTES_MIN,
             format!("only {} bytes were looked through", self.recorded.bytes),
         );
         claim(self.denied == 1, "no edge was denied".into());
-        claim(self.denial <= DENIAL_TIME_MAX, format!("the denial took {:?}, more than 1 s", self.denial));
-        claim(self.reason.contains("T0412"), "the caller's side does not show the reason".into());
+        claim(
+            self.denial <= DENIAL_TIME_MAX,
+            format!("the denial took {:?}, more than 1 s", self.denial),
+        );
+        claim(
+            self.reason.contains("T0412"),
+            "the caller's side does not show the reason".into(),
+        );
         let denied = self.edges.iter().filter(|edge| edge.denied > 0);
-        let denied: Vec<_> = denied.map(|edge| (edge.source.as_str(), edge.destination.as_str())).collect();
-        claim(denied == [DENIED_EDGE], format!("denied edges: {denied:?}, expected {DENIED_EDGE:?}"));
-        claim(self.resets == 0, format!("{} lasting connections were reset", self.resets));
-        claim(self.restarted == 0, format!("{} processes were restarted", self.restarted));
-        claim(self.outside_pages > 0, "the client outside of the mesh got no page".into());
+        let denied: Vec<_> = denied
+            .map(|edge| (edge.source.as_str(), edge.destination.as_str()))
+            .collect();
+        claim(
+            denied == [DENIED_EDGE],
+            format!("denied edges: {denied:?}, expected {DENIED_EDGE:?}"),
+        );
+        claim(
+            self.resets == 0,
+            format!("{} lasting connections were reset", self.resets),
+        );
+        claim(
+            self.restarted == 0,
+            format!("{} processes were restarted", self.restarted),
+        );
+        claim(
+            self.outside_pages > 0,
+            "the client outside of the mesh got no page".into(),
+        );
         broken
     }
 

@@ -112,6 +112,8 @@ pub struct Mesh {
     folders: Folders,
     /// Environment that every node proxy gets on top.
     environment: BTreeMap<String, String>,
+    /// Node proxies of another make, by node.
+    foreign: BTreeMap<String, PathBuf>,
     processes: BTreeMap<Component, Process>,
 }
 
@@ -168,6 +170,7 @@ impl Mesh {
         Self {
             folders,
             environment: BTreeMap::new(),
+            foreign: BTreeMap::new(),
             processes: BTreeMap::new(),
         }
     }
@@ -176,6 +179,13 @@ impl Mesh {
     #[must_use]
     pub fn with_environment(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Lets a node be served by another ztunnel than ours. It has no unix admin socket; see [`Self::wait_ready_at`].
+    #[must_use]
+    pub fn with_foreign_ztunnel(mut self, node: &str, binary: &Path) -> Self {
+        self.foreign.insert(node.to_owned(), binary.to_owned());
         self
     }
 
@@ -305,6 +315,9 @@ impl Mesh {
         command.envs(environment.iter().copied());
         if matches!(component, Component::Ztunnel(_)) {
             command.envs(&self.environment);
+            if let Some(binary) = self.foreign.get(node) {
+                command = foreign(binary, &command, &self.folders.log(&name))?;
+            }
         }
         let process = world.node(node)?.spawn(&name, command)?;
         self.processes.insert(component, process);
@@ -330,6 +343,38 @@ impl Mesh {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
+    }
+
+    /// Waits until a readiness port inside of a node answers.
+    ///
+    /// # Errors
+    /// When a component ends, or it does not answer in time.
+    pub async fn wait_ready_at(&mut self, world: &World, node: &str, port: u16) -> Result<(), MeshError> {
+        let namespace = world.node(node)?.namespace().clone();
+        let deadline = tokio::time::Instant::now() + READY_TIMEOUT;
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        loop {
+            self.ensure_running()?;
+            let connected = namespace
+                .run_async(move || std::net::TcpStream::connect(address))
+                .await;
+            if let Ok(Ok(stream)) = connected
+                && stream.set_nonblocking(true).is_ok()
+                && let Ok(stream) = tokio::net::TcpStream::from_std(stream)
+                && answers_ready(stream).await
+            {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= deadline {
+                let name = format!("ztunnel-{node}");
+                return Err(MeshError::NotReady {
+                    log: self.folders.log(&name),
+                    name,
+                    timeout: READY_TIMEOUT,
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Fails with the end of its log if a component has ended by itself.
@@ -396,10 +441,36 @@ struct Place {
     inpod: String,
 }
 
+/// The same environment and log for a binary of another make, which does not watch standard input.
+fn foreign(binary: &Path, ours: &Command, log: &Path) -> Result<Command, MeshError> {
+    let log = file_step(
+        "log for a foreign ztunnel",
+        File::options().create(true).append(true).open(log),
+    )?;
+    let mut command = Command::new(binary);
+    command
+        .stdin(Stdio::null())
+        .stdout(file_step("share a log", log.try_clone())?)
+        .stderr(log);
+    for (name, value) in ours.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    Ok(command)
+}
+
 async fn is_ready(socket: &Path) -> bool {
-    let Ok(stream) = UnixStream::connect(socket).await else {
-        return false;
-    };
+    match UnixStream::connect(socket).await {
+        Ok(stream) => answers_ready(stream).await,
+        Err(_) => false,
+    }
+}
+
+async fn answers_ready<S>(stream: S) -> bool
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
     let answer = http_client::get(stream, "localhost", "/healthz/ready", http::HeaderMap::new()).await;
     answer.is_ok_and(|answer| answer.status().is_success())
 }

@@ -20,14 +20,26 @@ async fn enrolled_pods_reach_each_other_on_one_node_and_across_nodes_by_both_fam
             let echo = Echo::start(server.namespace(), address, 8080).await;
             assert_echo(web.namespace(), echo.address()).await;
             let seen: Vec<_> = echo.peers().iter().map(SocketAddr::ip).collect();
-            let own = if address.is_ipv4() { IpAddr::V4(web.ipv4()) } else { IpAddr::V6(web.ipv6()) };
+            let own = if address.is_ipv4() {
+                IpAddr::V4(web.ipv4())
+            } else {
+                IpAddr::V6(web.ipv6())
+            };
             assert_eq!(seen, [own], "the server sees the client's own address");
         }
     }
     for node in ["n1", "n2"] {
-        let tunnelled =
-            ["istio_tcp_connections_opened_total", "reporter=\"destination\"", "connection_security_policy=\"mutual_tls\""];
-        assert_eq!(mesh.metric(node, &tunnelled).await, 2.0, "IPv4 and IPv6 to {node}\n{}", mesh.logs());
+        let tunnelled = [
+            "istio_tcp_connections_opened_total",
+            "reporter=\"destination\"",
+            "connection_security_policy=\"mutual_tls\"",
+        ];
+        assert_eq!(
+            mesh.metric(node, &tunnelled).await,
+            2.0,
+            "IPv4 and IPv6 to {node}\n{}",
+            mesh.logs()
+        );
     }
 }
 
@@ -84,7 +96,10 @@ async fn a_service_address_leads_to_the_target_port_of_its_endpoints() {
     for address in addresses {
         assert_echo(web.namespace(), SocketAddr::new(address, 80)).await;
     }
-    assert!(!gets_through(web.namespace(), SocketAddr::new(addresses[0], 81)).await, "the service has no port 81");
+    assert!(
+        !gets_through(web.namespace(), SocketAddr::new(addresses[0], 81)).await,
+        "the service has no port 81"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -97,7 +112,9 @@ async fn a_large_body_arrives_unchanged_both_ways() {
     mesh.captured(&[&web, &db]).await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
 
-    let body: Vec<u8> = (0..BODY_BYTES).map(|index| (index as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let body: Vec<u8> = (0..BODY_BYTES)
+        .map(|index| (index as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3])
+        .collect();
     let stream = connect(web.namespace(), echo.address()).await.unwrap();
     let (mut read, mut write) = stream.into_split();
     let sent = body.clone();
@@ -108,7 +125,11 @@ async fn a_large_body_arrives_unchanged_both_ways() {
     let mut answer = Vec::with_capacity(BODY_BYTES);
     read.read_to_end(&mut answer).await.unwrap();
     writer.await.unwrap();
-    assert!(answer == body, "{} of {BODY_BYTES} bytes came back, or some were changed", answer.len());
+    assert!(
+        answer == body,
+        "{} of {BODY_BYTES} bytes came back, or some were changed",
+        answer.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,7 +140,12 @@ async fn a_half_closed_connection_goes_on_in_the_other_direction() {
     mesh.start().await;
     mesh.captured(&[&web, &db]).await;
     let address = SocketAddr::new(db.ipv4().into(), 8080);
-    let listener = db.namespace().run_async(move || std::net::TcpListener::bind(address)).await.unwrap().unwrap();
+    let listener = db
+        .namespace()
+        .run_async(move || std::net::TcpListener::bind(address))
+        .await
+        .unwrap()
+        .unwrap();
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let server = spawn(async move {
@@ -149,12 +175,19 @@ async fn a_reset_of_the_server_reaches_the_client_as_a_reset() {
     mesh.start().await;
     mesh.captured(&[&web, &db]).await;
     let address = SocketAddr::new(db.ipv4().into(), 8080);
-    let listener = db.namespace().run_async(move || std::net::TcpListener::bind(address)).await.unwrap().unwrap();
+    let listener = db
+        .namespace()
+        .run_async(move || std::net::TcpListener::bind(address))
+        .await
+        .unwrap()
+        .unwrap();
     let server = std::thread::spawn(move || {
         use std::io::Read as _;
         let (mut stream, _) = listener.accept().unwrap();
         stream.read_exact(&mut [0; 5]).unwrap();
-        socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        socket2::SockRef::from(&stream)
+            .set_linger(Some(std::time::Duration::ZERO))
+            .unwrap();
     });
     let mut client = connect(web.namespace(), address).await.unwrap();
     client.write_all(b"hello").await.unwrap();

@@ -30,17 +30,34 @@ async fn pods_join_and_leave_in_a_storm_without_a_failed_or_broken_connection() 
         mesh.captured(&[&web, &db, &near]).await;
         captured.push(Pinned::open(web.namespace(), v4.address(), 5).await);
         let seen = storm.done();
-        assert!(eventually(async || storm.done() > seen + 200).await, "the storm goes on while enrolled");
+        assert!(
+            eventually(async || storm.done() > seen + 200).await,
+            "the storm goes on while enrolled"
+        );
         mesh.apply("namespace", &manifest::namespace(manifest::NAMESPACE, false));
         // The captured connections are served to their end before the pods are let go.
-        assert!(captured.last().is_some_and(|pinned| pinned.lost() == 0), "{}", mesh.logs());
+        assert!(
+            captured.last().is_some_and(|pinned| pinned.lost() == 0),
+            "{}",
+            mesh.logs()
+        );
         captured.clear();
         mesh.left(&[&web, &db, &near]).await;
         let seen = storm.done();
-        assert!(eventually(async || storm.done() > seen + 200).await, "the storm goes on while not enrolled");
+        assert!(
+            eventually(async || storm.done() > seen + 200).await,
+            "the storm goes on while not enrolled"
+        );
     }
     let outcome = storm.end().await;
-    assert_eq!(outcome.failed, 0, "of {}: {:#?}\n{}", outcome.done, outcome.failures, mesh.logs());
+    assert_eq!(
+        outcome.failed,
+        0,
+        "of {}: {:#?}\n{}",
+        outcome.done,
+        outcome.failures,
+        mesh.logs()
+    );
     assert_eq!(old.lost(), 0, "connections of before the mesh are still open");
     assert!(old.echoes() > 0);
 }
@@ -53,7 +70,9 @@ async fn a_pod_that_left_has_no_rule_of_ours() {
     mesh.captured(&[&web]).await;
     let rules = || {
         let mut command = std::process::Command::new("nft");
-        command.args(["list", "ruleset"]).stdout(std::process::Stdio::piped());
+        command
+            .args(["list", "ruleset"])
+            .stdout(std::process::Stdio::piped());
         let child = web.namespace().spawn(command).unwrap();
         String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
     };
@@ -78,10 +97,20 @@ async fn rules_that_something_removed_come_back() {
     // The agent looks again every 30 s ± 20 %.
     let repaired = async {
         let repairs = || mesh.text(&tulle_world::Component::Agent("n1".into()), "/metrics");
-        while !repairs().await.lines().any(|line| line.starts_with("tulle_capture_repairs_total") && !line.ends_with(" 0")) {
+        while !repairs()
+            .await
+            .lines()
+            .any(|line| line.starts_with("tulle_capture_repairs_total") && !line.ends_with(" 0"))
+        {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(45), repaired).await.is_ok(), "{}", mesh.logs());
+    assert!(
+        tokio::time::timeout(Duration::from_secs(45), repaired)
+            .await
+            .is_ok(),
+        "{}",
+        mesh.logs()
+    );
     assert_echo(web.namespace(), echo.address()).await;
 }

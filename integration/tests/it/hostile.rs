@@ -41,15 +41,26 @@ async fn f33_the_tunnel_port_answers_each_wrong_request_with_its_status() {
     ];
     for (authority, status, code) in cases {
         let answer = open(&caller, &own, &identity("db"), port(&db, 15008), &authority).await;
-        let (answered, reason) = answer.unwrap_or_else(|error| panic!("{authority}: {error}\n{}", mesh.logs()));
+        let (answered, reason) =
+            answer.unwrap_or_else(|error| panic!("{authority}: {error}\n{}", mesh.logs()));
         assert_eq!(answered, status, "{authority}: {reason:?}");
         if code.is_some() {
             assert_eq!(reason.as_deref(), code, "{authority}");
         }
     }
-    mesh.apply("deny", &manifest::policy("no-web", "db", "DENY", &manifest::from_account("web")));
+    mesh.apply(
+        "deny",
+        &manifest::policy("no-web", "db", "DENY", &manifest::from_account("web")),
+    );
     let refused = eventually(async || {
-        let answer = open(&caller, &own, &identity("db"), port(&db, 15008), &format!("{ip}:8080")).await;
+        let answer = open(
+            &caller,
+            &own,
+            &identity("db"),
+            port(&db, 15008),
+            &format!("{ip}:8080"),
+        )
+        .await;
         answer.unwrap() == (401, Some("T0412".to_owned()))
     });
     assert!(refused.await, "{}", mesh.logs());
@@ -65,7 +76,9 @@ async fn the_tunnel_port_takes_no_method_but_connect() {
     let stream = tulle_identity::tls::connect(tls, socket).await.unwrap();
     let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
     spawn(connection);
-    let request = http::Request::get(format!("https://{}:8080/", db.ipv4())).body(()).unwrap();
+    let request = http::Request::get(format!("https://{}:8080/", db.ipv4()))
+        .body(())
+        .unwrap();
     let (response, _) = sender.send_request(request, true).unwrap();
     let response = response.await.unwrap();
     assert_eq!(response.status(), 400);
@@ -78,7 +91,14 @@ async fn n01_a_peer_under_another_identity_is_not_believed() {
     let (mesh, _web, db) = pair().await;
     let caller = mesh.world.node("n1").unwrap().namespace().clone();
     let own = certificate(&mesh, "n1", &identity("web")).unwrap();
-    let wrong = open(&caller, &own, &identity("vault"), port(&db, 15008), &format!("{}:8080", db.ipv4())).await;
+    let wrong = open(
+        &caller,
+        &own,
+        &identity("vault"),
+        port(&db, 15008),
+        &format!("{}:8080", db.ipv4()),
+    )
+    .await;
     let error = wrong.unwrap_err();
     assert!(matches!(error, OpenError::Tls { .. }), "{error:?}");
     assert_eq!(error.reason().code(), "T0512", "{error}");
@@ -90,8 +110,10 @@ async fn a_node_proxy_refuses_an_endpoint_that_presents_another_identity_and_nev
     let web = mesh.pod("n1", "web").await;
     let impostor = mesh.stranger("n2", "impostor").await;
     // The mesh is told that "vault" is at this address and speaks HBONE itself.
-    let entry = manifest::workload(manifest::NAMESPACE, &impostor, "vault")
-        .replace("    app: vault\n", "    app: vault\n    networking.istio.io/tunnel: http\n");
+    let entry = manifest::workload(manifest::NAMESPACE, &impostor, "vault").replace(
+        "    app: vault\n",
+        "    app: vault\n    networking.istio.io/tunnel: http\n",
+    );
     mesh.apply("impostor", &entry);
     // And another workload on that node has an identity that the impostor may really use.
     let thief = mesh.pod("n2", "thief").await;
@@ -99,19 +121,33 @@ async fn a_node_proxy_refuses_an_endpoint_that_presents_another_identity_and_nev
     mesh.captured(&[&web, &thief]).await;
     let stolen = certificate(&mesh, "n2", &identity("thief")).unwrap();
     let address = port(&impostor, 15008);
-    let listener = impostor.namespace().run_async(move || std::net::TcpListener::bind(address)).await.unwrap().unwrap();
+    let listener = impostor
+        .namespace()
+        .run_async(move || std::net::TcpListener::bind(address))
+        .await
+        .unwrap()
+        .unwrap();
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let server = spawn(async move {
         let (socket, _) = listener.accept().await.unwrap();
-        tulle_identity::tls::accept(stolen.server_config(), socket).await.is_ok()
+        tulle_identity::tls::accept(stolen.server_config(), socket)
+            .await
+            .is_ok()
     });
     let plain = Echo::start(impostor.namespace(), impostor.ipv4(), 8080).await;
-    assert!(!gets_through(web.namespace(), plain.address()).await, "the connection is refused");
+    assert!(
+        !gets_through(web.namespace(), plain.address()).await,
+        "the connection is refused"
+    );
     assert!(plain.peers().is_empty(), "nothing is sent in plain text instead");
     let _ = server.await;
     let reported = || mesh.log(&Component::Ztunnel("n1".into()));
-    assert!(eventually(async || reported().contains("T0512")).await, "{}", reported());
+    assert!(
+        eventually(async || reported().contains("T0512")).await,
+        "{}",
+        reported()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -120,7 +156,10 @@ async fn n03_the_authority_issues_only_what_is_placed_on_the_asking_node() {
     assert!(certificate(&mesh, "n1", &identity("web")).is_ok());
     for (node, account) in [("n1", "db"), ("n2", "web"), ("n1", "nobody")] {
         let refused = certificate(&mesh, node, &identity(account)).unwrap_err();
-        assert!(refused.to_string().contains("T0305") || refused.to_string().contains("not_placed_on_node"), "{refused}");
+        assert!(
+            refused.to_string().contains("T0305") || refused.to_string().contains("not_placed_on_node"),
+            "{refused}"
+        );
     }
     let foreign = tulle_model::Identity::new("elsewhere.example", manifest::NAMESPACE, "web");
     assert!(certificate(&mesh, "n1", &foreign).is_err());

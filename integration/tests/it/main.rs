@@ -6,6 +6,7 @@ mod capture;
 mod configuration;
 mod enrolment;
 mod hostile;
+mod interop;
 mod outage;
 mod peers;
 mod policy;

@@ -23,18 +23,38 @@ async fn f01_a_killed_control_plane_costs_no_connection_and_comes_back() {
     let storm = Storm::start(web.namespace(), &[echo.address()], 4);
     mesh.mesh.kill(&Component::Control).unwrap();
     let seen = storm.done();
-    assert!(eventually(async || storm.done() > seen + 100).await, "traffic goes on without a control plane");
+    assert!(
+        eventually(async || storm.done() > seen + 100).await,
+        "traffic goes on without a control plane"
+    );
     mesh.mesh.start_control(&mesh.world).await.unwrap();
-    mesh.apply("deny", &manifest::policy("no-web", "db", "DENY", &manifest::from_account("nobody")));
+    mesh.apply(
+        "deny",
+        &manifest::policy("no-web", "db", "DENY", &manifest::from_account("nobody")),
+    );
     let seen = storm.done();
     assert!(eventually(async || storm.done() > seen + 100).await);
     let outcome = storm.end().await;
-    assert_eq!(outcome.failed, 0, "of {}: {:#?}\n{}", outcome.done, outcome.failures, mesh.logs());
+    assert_eq!(
+        outcome.failed,
+        0,
+        "of {}: {:#?}\n{}",
+        outcome.done,
+        outcome.failures,
+        mesh.logs()
+    );
     assert_eq!(pinned.lost(), 0);
     // The proxies are connected again: what is written now arrives.
-    mesh.apply("deny", &manifest::policy("no-web", "db", "DENY", &manifest::from_account("web")));
+    mesh.apply(
+        "deny",
+        &manifest::policy("no-web", "db", "DENY", &manifest::from_account("web")),
+    );
     let arrived = eventually(async || !gets_through(web.namespace(), echo.address()).await).await;
-    assert!(arrived, "a policy written after the restart is in force\n{}", mesh.logs());
+    assert!(
+        arrived,
+        "a policy written after the restart is in force\n{}",
+        mesh.logs()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -46,13 +66,26 @@ async fn f07_a_killed_agent_costs_no_connection_and_takes_its_sockets_back() {
     for node in ["n1", "n2"] {
         mesh.mesh.kill(&Component::Agent(node.into())).unwrap();
         let seen = storm.done();
-        assert!(eventually(async || storm.done() > seen + 50).await, "traffic goes on without an agent");
+        assert!(
+            eventually(async || storm.done() > seen + 50).await,
+            "traffic goes on without an agent"
+        );
         mesh.mesh.start_agent(&mesh.world, node).unwrap();
-        mesh.mesh.wait_ready(&Component::Agent(node.into())).await.unwrap();
+        mesh.mesh
+            .wait_ready(&Component::Agent(node.into()))
+            .await
+            .unwrap();
     }
     mesh.captured(&[&web, &db]).await;
     let outcome = storm.end().await;
-    assert_eq!(outcome.failed, 0, "of {}: {:#?}\n{}", outcome.done, outcome.failures, mesh.logs());
+    assert_eq!(
+        outcome.failed,
+        0,
+        "of {}: {:#?}\n{}",
+        outcome.done,
+        outcome.failures,
+        mesh.logs()
+    );
     assert_eq!(pinned.lost(), 0);
     // The restarted agent enrols new pods as before.
     let late = mesh.pod("n2", "late").await;
@@ -72,9 +105,24 @@ async fn f06_a_killed_node_proxy_is_never_bypassed_and_serves_again_when_it_is_b
     let (namespace, address) = (web.namespace().clone(), echo.address());
     let waiting = tulle_integration::traffic::spawn(async move { gets_through(&namespace, address).await });
     mesh.mesh.start_ztunnel(&mesh.world, "n1").unwrap();
-    mesh.mesh.wait_ready(&Component::Ztunnel("n1".into())).await.unwrap();
-    assert!(waiting.await.unwrap(), "the waiting connection is served\n{}", mesh.logs());
+    mesh.mesh
+        .wait_ready(&Component::Ztunnel("n1".into()))
+        .await
+        .unwrap();
+    assert!(
+        waiting.await.unwrap(),
+        "the waiting connection is served\n{}",
+        mesh.logs()
+    );
     assert_eq!(echo.peers().len(), before + 1);
-    let tunnelled = ["istio_tcp_connections_opened_total", "reporter=\"destination\"", "mutual_tls"];
-    assert_eq!(mesh.metric("n2", &tunnelled).await, 2.0, "both came through the tunnel");
+    let tunnelled = [
+        "istio_tcp_connections_opened_total",
+        "reporter=\"destination\"",
+        "mutual_tls",
+    ];
+    assert_eq!(
+        mesh.metric("n2", &tunnelled).await,
+        2.0,
+        "both came through the tunnel"
+    );
 }

@@ -11,22 +11,42 @@ use tulle_world::{Pod, Process};
 /// Runs a program in a pod to its end and gives its output, which must be a success.
 fn run(pod: &Pod, program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
-    command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = pod.namespace().spawn(command).unwrap_or_else(|error| panic!("{program}: {error}"));
+    command
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = pod
+        .namespace()
+        .spawn(command)
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
     let output = child.wait_with_output().unwrap();
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{program} {arguments:?}: {}\n{stdout}\n{stderr}", output.status);
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{stdout}\n{stderr}",
+        output.status
+    );
     stdout.into_owned()
 }
 
 /// Starts a server in a pod and waits until its port answers inside of the pod.
 async fn serve(pod: &Pod, program: &str, arguments: &[&str], port: u16) -> Process {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let server = pod.spawn(program, command).unwrap();
     let own = std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port);
     let listening = eventually(async || {
-        let attempt = pod.namespace().run_async(move || std::net::TcpStream::connect(own)).await;
+        let attempt = pod
+            .namespace()
+            .run_async(move || std::net::TcpStream::connect(own))
+            .await;
         attempt.is_ok_and(|connected| connected.is_ok())
     });
     assert!(listening.await, "{program} listens on {port}");
@@ -64,19 +84,55 @@ async fn curl_reads_from_nginx() {
     let prefix = root.to_string();
     let _nginx = serve(&server, "nginx", &["-p", &prefix, "-c", &conf], 8080).await;
     let url = "http://10.96.0.60/body.txt";
-    let answer = run(&client, "curl", &["--silent", "--show-error", "--fail", "--max-time", "20", url, url]);
-    assert!(answer == body.repeat(2), "{} bytes of {}", answer.len(), 2 * body.len());
+    let answer = run(
+        &client,
+        "curl",
+        &["--silent", "--show-error", "--fail", "--max-time", "20", url, url],
+    );
+    assert!(
+        answer == body.repeat(2),
+        "{} bytes of {}",
+        answer.len(),
+        2 * body.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_keeps_a_connection_and_pipelines() {
     let (mesh, client, server) = pair().await;
     let folder = mesh.folder().display().to_string();
-    let arguments = ["--port", "6379", "--save", "", "--dir", &folder, "--protected-mode", "no"];
+    let arguments = [
+        "--port",
+        "6379",
+        "--save",
+        "",
+        "--dir",
+        &folder,
+        "--protected-mode",
+        "no",
+    ];
     let _redis = serve(&server, "redis-server", &arguments, 6379).await;
-    assert_eq!(run(&client, "redis-cli", &["-h", "10.96.0.60", "set", "key", "value"]).trim(), "OK");
-    assert_eq!(run(&client, "redis-cli", &["-h", "10.96.0.60", "get", "key"]).trim(), "value");
-    let load = ["-h", "10.96.0.60", "-n", "5000", "-c", "20", "-P", "8", "-t", "set,get", "-q"];
+    assert_eq!(
+        run(&client, "redis-cli", &["-h", "10.96.0.60", "set", "key", "value"]).trim(),
+        "OK"
+    );
+    assert_eq!(
+        run(&client, "redis-cli", &["-h", "10.96.0.60", "get", "key"]).trim(),
+        "value"
+    );
+    let load = [
+        "-h",
+        "10.96.0.60",
+        "-n",
+        "5000",
+        "-c",
+        "20",
+        "-P",
+        "8",
+        "-t",
+        "set,get",
+        "-q",
+    ];
     let report = run(&client, "redis-benchmark", &load);
     assert!(report.contains("SET:") && report.contains("GET:"), "{report}");
 }
@@ -86,7 +142,15 @@ async fn iperf3_moves_bulk_both_ways() {
     let (_mesh, client, server) = pair().await;
     let _iperf3 = serve(&server, "iperf3", &["--server"], 5201).await;
     for direction in [&[][..], &["--reverse"][..]] {
-        let base = ["--client", "10.96.0.60", "--bytes", "64M", "--parallel", "2", "--json"];
+        let base = [
+            "--client",
+            "10.96.0.60",
+            "--bytes",
+            "64M",
+            "--parallel",
+            "2",
+            "--json",
+        ];
         let arguments: Vec<&str> = base.iter().chain(direction).copied().collect();
         let report: serde_json::Value = serde_json::from_str(&run(&client, "iperf3", &arguments)).unwrap();
         let moved = report["end"]["sum_received"]["bytes"].as_u64().unwrap();

@@ -23,18 +23,37 @@ async fn a_deny_policy_ends_open_connections_of_its_edge_and_no_others() {
     let allowed = Pinned::open(job.namespace(), echo.address(), 5).await;
 
     let written = Instant::now();
-    mesh.apply("deny", &manifest::policy("no-web", "db", "DENY", &manifest::from_account("web")));
-    assert!(eventually(async || denied.lost() == 5).await, "{} of 5 ended\n{}", denied.lost(), mesh.logs());
-    assert!(written.elapsed() <= IN_FORCE_MAX, "the policy took {:?}", written.elapsed());
-    assert!(!gets_through(web.namespace(), echo.address()).await, "new connections are refused, too");
+    mesh.apply(
+        "deny",
+        &manifest::policy("no-web", "db", "DENY", &manifest::from_account("web")),
+    );
+    assert!(
+        eventually(async || denied.lost() == 5).await,
+        "{} of 5 ended\n{}",
+        denied.lost(),
+        mesh.logs()
+    );
+    assert!(
+        written.elapsed() <= IN_FORCE_MAX,
+        "the policy took {:?}",
+        written.elapsed()
+    );
+    assert!(
+        !gets_through(web.namespace(), echo.address()).await,
+        "new connections are refused, too"
+    );
     assert_echo(job.namespace(), echo.address()).await;
     assert_eq!(allowed.lost(), 0, "other edges are untouched");
 
     // The caller's side knows why.
-    let counted = eventually(async || mesh.metric("n1", &["tulle_refused_total", "T0412"]).await >= 1.0).await;
+    let counted =
+        eventually(async || mesh.metric("n1", &["tulle_refused_total", "T0412"]).await >= 1.0).await;
     assert!(counted, "the caller's proxy counts the refusal");
     let logged = || mesh.log(&Component::Ztunnel("n1".into()));
-    assert!(eventually(async || logged().contains("app/no-web")).await, "the caller's proxy names the policy");
+    assert!(
+        eventually(async || logged().contains("app/no-web")).await,
+        "the caller's proxy names the policy"
+    );
 
     mesh.remove("deny");
     let again = eventually(async || gets_through(web.namespace(), echo.address()).await).await;
@@ -55,14 +74,24 @@ async fn an_allow_policy_refuses_everyone_it_does_not_name() {
     let plain = Pinned::open(stranger.namespace(), echo.address(), 3).await;
     let named = Pinned::open(web.namespace(), echo.address(), 3).await;
 
-    mesh.apply("allow", &manifest::policy("only-web", "db", "ALLOW", &manifest::from_account("web")));
+    mesh.apply(
+        "allow",
+        &manifest::policy("only-web", "db", "ALLOW", &manifest::from_account("web")),
+    );
     let ended = eventually(async || other_account.lost() == 3 && plain.lost() == 3).await;
-    assert!(ended, "open: {} and {} of 3 ended\n{}", other_account.lost(), plain.lost(), mesh.logs());
+    assert!(
+        ended,
+        "open: {} and {} of 3 ended\n{}",
+        other_account.lost(),
+        plain.lost(),
+        mesh.logs()
+    );
     assert!(!gets_through(job.namespace(), echo.address()).await);
     assert!(!gets_through(stranger.namespace(), echo.address()).await);
     assert_echo(web.namespace(), echo.address()).await;
     assert_eq!(named.lost(), 0);
-    let counted = eventually(async || mesh.metric("n1", &["tulle_refused_total", "T0413"]).await >= 1.0).await;
+    let counted =
+        eventually(async || mesh.metric("n1", &["tulle_refused_total", "T0413"]).await >= 1.0).await;
     assert!(counted, "the caller's proxy counts no_allow_matched");
 }
 
@@ -85,5 +114,8 @@ async fn a_policy_that_cannot_be_evaluated_here_denies_what_it_selects() {
     assert!(refused, "the policy denies what it selects\n{}", mesh.logs());
     assert_echo(web.namespace(), beside.address()).await;
     let status = mesh.text(&Component::Control, "/status").await;
-    assert!(status.contains("no-admin"), "the status names the policy: {status}");
+    assert!(
+        status.contains("no-admin"),
+        "the status names the policy: {status}"
+    );
 }
