@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tulle_k8s::translate::MeshConfig;
 use tulle_k8s::{Key, Object};
 use tulle_model::Str;
+use tulle_runtime::tasks::Scope;
 
 use crate::snapshot::{FileProblem, ObjectStatus, Snapshot};
 
@@ -107,17 +108,17 @@ impl Engine {
 
     /// Runs the engine as a task of its own; it ends with its source.
     #[must_use]
-    pub fn spawn(mesh: MeshConfig, mut batches: mpsc::Receiver<Batch>) -> EngineHandle {
+    pub fn spawn(mesh: MeshConfig, mut batches: mpsc::Receiver<Batch>, scope: &Scope) -> EngineHandle {
         let mut engine = Self::new(mesh);
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
-        drop(tulle_runtime::tasks::spawn("engine", async move {
+        scope.spawn("engine", async move {
             while let Some(batch) = batches.recv().await {
                 let snapshot = engine.apply(batch);
                 publish.send_replace(Arc::new(snapshot));
             }
             // Readers keep the last cut until the process ends.
             publish.closed().await;
-        }));
+        });
         EngineHandle { snapshots }
     }
 
@@ -158,7 +159,8 @@ impl Engine {
             if one_by_one {
                 affected(key, &self.world, &mut out);
             }
-            self.placed.change(key, self.world.get(key), new.as_deref(), self.world.mesh());
+            self.placed
+                .change(key, self.world.get(key), new.as_deref(), self.world.mesh());
             self.world.set(key, new);
             if one_by_one {
                 affected(key, &self.world, &mut out);
@@ -193,7 +195,10 @@ impl Engine {
             changed |= self.set(new, sequence);
         }
         for part in &parts {
-            self.owned.entry(part.owner.clone()).or_default().insert(out.clone());
+            self.owned
+                .entry(part.owner.clone())
+                .or_default()
+                .insert(out.clone());
         }
         if !parts.is_empty() {
             self.outputs.insert(out, parts);
@@ -251,7 +256,10 @@ impl Engine {
                 continue;
             };
             let outputs = self.owned.get(&key).into_iter().flatten();
-            let parts = outputs.filter_map(|out| self.outputs.get(out)).flatten().filter(|part| part.owner == key);
+            let parts = outputs
+                .filter_map(|out| self.outputs.get(out))
+                .flatten()
+                .filter(|part| part.owner == key);
             let (mut conditions, mut resources) = (Vec::new(), Vec::new());
             for part in parts {
                 conditions.extend(part.conditions.iter().cloned());

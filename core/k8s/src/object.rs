@@ -225,6 +225,16 @@ impl Object {
         }
     }
 
+    /// Whether it stands in for one that could not be read.
+    #[must_use]
+    pub fn is_stand_in(&self) -> bool {
+        match self {
+            Self::AuthorizationPolicy(object) => object.unreadable.is_some(),
+            Self::PeerAuthentication(object) => object.unreadable.is_some(),
+            _ => false,
+        }
+    }
+
     /// Its key.
     #[must_use]
     pub fn key(&self) -> Key {

@@ -29,7 +29,11 @@ pub fn differs(old: Option<&Object>, new: Option<&Object>) -> bool {
         }
         (Some(Object::Node(old)), Some(Object::Node(new))) => {
             let locality = |labels: &Labels| -> Vec<Option<Str>> {
-                let names = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"];
+                let names = [
+                    "topology.kubernetes.io/region",
+                    "topology.kubernetes.io/zone",
+                    "topology.istio.io/subzone",
+                ];
                 names.iter().map(|name| labels.get(*name).cloned()).collect()
             };
             let enrolment = |labels: &Labels| labels.get(ENROLMENT_ANNOTATION).cloned();
@@ -45,7 +49,9 @@ pub fn affected(key: &Key, world: &World, out: &mut Affected) {
     let Some(object) = world.get(key) else { return };
     match object {
         Object::Pod(_) | Object::WorkloadEntry(_) => sharing(key, world, out),
-        Object::Service(object) => definitions(&service::hostname(&object.metadata, world.mesh()), world, out),
+        Object::Service(object) => {
+            definitions(&service::hostname(&object.metadata, world.mesh()), world, out)
+        }
         Object::ServiceEntry(object) => {
             sharing(key, world, out);
             for host in &object.spec.hosts {
@@ -81,10 +87,12 @@ pub fn everything(world: &World, out: &mut Affected) {
             }
             _ => {}
         }
-        let hostnames = index::keys(object, world.mesh()).into_iter().filter_map(|entry| match entry {
-            IndexKey::Hostname(hostname) => Some(OutKey::Services(hostname)),
-            _ => None,
-        });
+        let hostnames = index::keys(object, world.mesh())
+            .into_iter()
+            .filter_map(|entry| match entry {
+                IndexKey::Hostname(hostname) => Some(OutKey::Services(hostname)),
+                _ => None,
+            });
         out.extend(hostnames);
     }
 }
@@ -110,7 +118,10 @@ fn definitions(hostname: &Str, world: &World, out: &mut Affected) {
         if key.kind == Kind::ServiceEntry {
             sharing(key, world, out);
         }
-        for selected in index::selector(object).into_iter().flat_map(|labels| world.selected(&key.namespace, labels)) {
+        for selected in index::selector(object)
+            .into_iter()
+            .flat_map(|labels| world.selected(&key.namespace, labels))
+        {
             sharing(selected, world, out);
         }
         for slice_key in world.lookup(&IndexKey::SlicesOf(key.namespace.clone(), key.name.clone())) {
@@ -126,8 +137,16 @@ fn slice(key: &Key, slice: &EndpointSlice, world: &World, out: &mut Affected) {
     if !slice.metadata.labels.contains_key(SERVICE_NAME) {
         return;
     }
-    for target in slice.endpoints.iter().filter_map(|endpoint| endpoint.target_ref.as_ref()) {
-        sharing(&Key::new(Kind::Pod, key.namespace.clone(), target.name.clone()), world, out);
+    for target in slice
+        .endpoints
+        .iter()
+        .filter_map(|endpoint| endpoint.target_ref.as_ref())
+    {
+        sharing(
+            &Key::new(Kind::Pod, key.namespace.clone(), target.name.clone()),
+            world,
+            out,
+        );
     }
 }
 
@@ -155,7 +174,9 @@ fn selected(namespace: &str, labels: &Labels, world: &World, out: &mut Affected)
 
 fn authorization_policy(key: &Key, policy: &AuthorizationPolicy, world: &World, out: &mut Affected) {
     out.insert(OutKey::Policies(key.clone()));
-    let Some(labels) = authorization::selector(policy) else { return };
+    let Some(labels) = authorization::selector(policy) else {
+        return;
+    };
     if key.namespace == world.mesh().root_namespace {
         for namespace in workload_namespaces(world) {
             selected(&namespace, labels, world, out);
@@ -174,7 +195,10 @@ fn peer_authentication_policy(key: &Key, policy: &PeerAuthentication, world: &Wo
     }
     let mesh_wide = key.namespace == world.mesh().root_namespace;
     let reached = |namespace: &Str| mesh_wide || *namespace == key.namespace;
-    for (other, _) in world.of_kind(Kind::PeerAuthentication).filter(|(other, _)| reached(&other.namespace)) {
+    for (other, _) in world
+        .of_kind(Kind::PeerAuthentication)
+        .filter(|(other, _)| reached(&other.namespace))
+    {
         out.insert(OutKey::Policies(other.clone()));
     }
     for namespace in workload_namespaces(world).into_iter().filter(reached) {
@@ -186,6 +210,15 @@ fn peer_authentication_policy(key: &Key, policy: &PeerAuthentication, world: &Wo
 
 /// The namespaces that hold a source of workloads.
 fn workload_namespaces(world: &World) -> BTreeSet<Str> {
-    let sources = [Kind::Pod, Kind::WorkloadEntry, Kind::ServiceEntry, Kind::EndpointSlice];
-    sources.into_iter().flat_map(|kind| world.of_kind(kind)).map(|(key, _)| key.namespace.clone()).collect()
+    let sources = [
+        Kind::Pod,
+        Kind::WorkloadEntry,
+        Kind::ServiceEntry,
+        Kind::EndpointSlice,
+    ];
+    sources
+        .into_iter()
+        .flat_map(|kind| world.of_kind(kind))
+        .map(|(key, _)| key.namespace.clone())
+        .collect()
 }

@@ -89,35 +89,65 @@ impl Emitted {
         let name = self.name();
         match self {
             Self::Workload(workload, waypoint) => {
-                let order = if *waypoint { Order::WaypointWorkload } else { Order::Workload };
+                let order = if *waypoint {
+                    Order::WaypointWorkload
+                } else {
+                    Order::Workload
+                };
                 let alias = |address: &IpAddr| format!("{}/{address}", workload.network).into();
                 let aliases = workload.addresses.iter().map(alias).collect();
                 let body = address(&Wire::Workload(workload.clone()));
-                Resource { name, aliases, body, order, scope }
+                Resource {
+                    name,
+                    aliases,
+                    body,
+                    order,
+                    scope,
+                }
             }
             Self::Service(service, waypoint) => {
-                let order = if *waypoint { Order::WaypointService } else { Order::Service };
+                let order = if *waypoint {
+                    Order::WaypointService
+                } else {
+                    Order::Service
+                };
                 let hosts = service.addresses.iter().map(|address| address.to_string().into());
                 let ranges = service.cidrs.iter().map(|range| range.to_string().into());
                 let aliases = hosts.chain(ranges).collect();
                 let body = address(&Wire::Service(service.clone()));
-                Resource { name, aliases, body, order, scope }
+                Resource {
+                    name,
+                    aliases,
+                    body,
+                    order,
+                    scope,
+                }
             }
             Self::Authorization(policy) => {
                 let body = encode_authorization(policy).into();
-                Resource { name, aliases: Vec::new(), body, order: Order::Policy, scope }
+                Resource {
+                    name,
+                    aliases: Vec::new(),
+                    body,
+                    order: Order::Policy,
+                    scope,
+                }
             }
         }
     }
 }
 
 fn address(resource: &Wire) -> bytes::Bytes {
-    encode_address(resource).expect("workloads and services are addresses").into()
+    encode_address(resource)
+        .expect("workloads and services are addresses")
+        .into()
 }
 
 /// A bare workload, as the older resource type carries it.
 #[must_use]
 pub fn bare_workload(workload: &Workload, of: &Resource) -> Resource {
-    let body = tulle_proto::workload::Workload::from(workload).encode_to_vec().into();
+    let body = tulle_proto::workload::Workload::from(workload)
+        .encode_to_vec()
+        .into();
     Resource { body, ..of.clone() }
 }

@@ -48,7 +48,11 @@ pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) fn selector(object: &Object) -> Option<&Labels> {
     let labels = match object {
         Object::Service(object) => Some(&object.spec.selector),
-        Object::ServiceEntry(object) => object.spec.workload_selector.as_ref().map(|selector| &selector.labels),
+        Object::ServiceEntry(object) => object
+            .spec
+            .workload_selector
+            .as_ref()
+            .map(|selector| &selector.labels),
         Object::AuthorizationPolicy(object) => authorization::selector(object),
         Object::PeerAuthentication(object) => peer_authentication::selector(object),
         _ => None,
@@ -64,7 +68,10 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
         keys.push(IndexKey::selector(namespace, name, value));
     }
     let mut labelled = |labels: &Labels| -> Vec<IndexKey> {
-        labels.iter().map(|(name, value)| IndexKey::label(namespace, name, value)).collect()
+        labels
+            .iter()
+            .map(|(name, value)| IndexKey::label(namespace, name, value))
+            .collect()
     };
     match object {
         Object::Pod(pod) => {
@@ -77,7 +84,11 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
             keys.extend(labelled(&entry_labels(entry)));
             keys.push(IndexKey::Workloads(namespace.clone()));
             keys.extend(node_of(&entry.metadata).map(IndexKey::Node));
-            keys.extend(tulle_k8s::translate::workload::entry_addresses(entry).into_iter().map(IndexKey::Address));
+            keys.extend(
+                tulle_k8s::translate::workload::entry_addresses(entry)
+                    .into_iter()
+                    .map(IndexKey::Address),
+            );
         }
         Object::ServiceEntry(entry) => {
             keys.push(IndexKey::Workloads(namespace.clone()));
@@ -94,9 +105,20 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
                 keys.push(IndexKey::SlicesOf(namespace.clone(), service.clone()));
             }
             for endpoint in &slice.endpoints {
-                keys.extend(endpoint.addresses.iter().filter_map(|text| address(text)).map(IndexKey::Address));
-                let target = endpoint.target_ref.as_ref().filter(|target| &*target.kind == "Pod");
-                keys.extend(target.map(|target| IndexKey::SlicesWith(namespace.clone(), target.name.clone())));
+                keys.extend(
+                    endpoint
+                        .addresses
+                        .iter()
+                        .filter_map(|text| address(text))
+                        .map(IndexKey::Address),
+                );
+                let target = endpoint
+                    .target_ref
+                    .as_ref()
+                    .filter(|target| &*target.kind == "Pod");
+                keys.extend(
+                    target.map(|target| IndexKey::SlicesWith(namespace.clone(), target.name.clone())),
+                );
             }
         }
         _ => {}

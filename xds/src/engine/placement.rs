@@ -19,7 +19,13 @@ pub(super) struct Placed {
 
 impl Placed {
     /// Counts the change of an object.
-    pub(super) fn change(&mut self, key: &Key, old: Option<&Object>, new: Option<&Object>, mesh: &MeshConfig) {
+    pub(super) fn change(
+        &mut self,
+        key: &Key,
+        old: Option<&Object>,
+        new: Option<&Object>,
+        mesh: &MeshConfig,
+    ) {
         if let Some((node, identity)) = old.and_then(|object| place(key, object, mesh)) {
             self.step(node, identity, false);
         }
@@ -45,8 +51,12 @@ impl Placed {
     pub(super) fn publish(&mut self, placement: &mut Placement) -> bool {
         let mut changed = false;
         for node in std::mem::take(&mut self.moved) {
-            let now: BTreeSet<Identity> =
-                self.nodes.get(&node).into_iter().flat_map(|identities| identities.keys().cloned()).collect();
+            let now: BTreeSet<Identity> = self
+                .nodes
+                .get(&node)
+                .into_iter()
+                .flat_map(|identities| identities.keys().cloned())
+                .collect();
             if !placement.identities(&node).eq(now.iter()) {
                 placement.place(node, now);
                 changed = true;
@@ -63,7 +73,11 @@ fn place(key: &Key, object: &Object, mesh: &MeshConfig) -> Option<(Str, Identity
         Object::WorkloadEntry(entry) => (node_of(&entry.metadata)?, &entry.spec.service_account),
         _ => return None,
     };
-    let service_account = if service_account.is_empty() { "default".into() } else { service_account.clone() };
+    let service_account = if service_account.is_empty() {
+        "default".into()
+    } else {
+        service_account.clone()
+    };
     let identity = Identity::new(mesh.trust_domain.clone(), key.namespace.clone(), service_account);
     (!node.is_empty()).then_some((node, identity))
 }

@@ -28,7 +28,8 @@ impl Reach {
         match emitted {
             Emitted::Workload(workload, _) => self.count(workload, true),
             Emitted::Authorization(policy) => {
-                self.policies.insert(emitted.name(), (policy.namespace.clone(), policy.scope));
+                self.policies
+                    .insert(emitted.name(), (policy.namespace.clone(), policy.scope));
             }
             Emitted::Service(..) => {}
         }
@@ -70,20 +71,32 @@ impl Reach {
 
     /// Who may receive the policy of this name, if there is one.
     pub(super) fn scope_of(&self, name: &Str) -> Option<Scope> {
-        self.policies.get(name).map(|(namespace, scope)| self.of(name, namespace, *scope))
+        self.policies
+            .get(name)
+            .map(|(namespace, scope)| self.of(name, namespace, *scope))
     }
 
     fn of(&self, name: &Str, namespace: &Str, scope: PolicyScope) -> Scope {
         let nodes = |counts: Option<&Nodes>| {
-            Arc::new(counts.into_iter().flat_map(|counts| counts.keys().cloned()).collect::<BTreeSet<Str>>())
+            Arc::new(
+                counts
+                    .into_iter()
+                    .flat_map(|counts| counts.keys().cloned())
+                    .collect::<BTreeSet<Str>>(),
+            )
         };
         match scope {
             PolicyScope::Global => Scope::Everyone,
             PolicyScope::Namespace => {
                 let nodes = nodes(self.by_namespace.get(namespace));
-                Scope::Namespace { namespace: namespace.clone(), nodes }
+                Scope::Namespace {
+                    namespace: namespace.clone(),
+                    nodes,
+                }
             }
-            PolicyScope::WorkloadSelector => Scope::Workloads { nodes: nodes(self.by_policy.get(name)) },
+            PolicyScope::WorkloadSelector => Scope::Workloads {
+                nodes: nodes(self.by_policy.get(name)),
+            },
         }
     }
 

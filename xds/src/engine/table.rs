@@ -133,9 +133,18 @@ impl Table {
 
     /// Changes who may receive a resource; says whether that is a change.
     pub fn rescope(&mut self, name: &str, scope: Scope, sequence: u64) -> bool {
-        let Some(old) = self.slots.get(name).filter(|old| old.scope != scope).cloned() else { return false };
+        let Some(old) = self.slots.get(name).filter(|old| old.scope != scope).cloned() else {
+            return false;
+        };
         self.record(&old.name, sequence);
-        self.slots.insert_mut(old.name.clone(), Arc::new(Slot { scope, sequence, ..(*old).clone() }));
+        self.slots.insert_mut(
+            old.name.clone(),
+            Arc::new(Slot {
+                scope,
+                sequence,
+                ..(*old).clone()
+            }),
+        );
         true
     }
 

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tulle_k8s::api::meta::{Labels, selects};
-use tulle_k8s::api::{AuthorizationPolicy, EndpointSlice, Namespace, Node, PeerAuthentication, Pod, Service, ServiceEntry, WorkloadEntry};
+use tulle_k8s::api::{
+    AuthorizationPolicy, EndpointSlice, Namespace, Node, PeerAuthentication, Pod, Service, ServiceEntry,
+    WorkloadEntry,
+};
 use tulle_k8s::translate::MeshConfig;
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::Str;
@@ -38,8 +41,16 @@ macro_rules! getters {
 impl World {
     /// An empty world.
     #[must_use]
-    pub fn new(mesh: MeshConfig) -> Self {
-        Self { mesh, objects: BTreeMap::new(), index: BTreeMap::new() }
+    pub fn new(mut mesh: MeshConfig) -> Self {
+        // Policies of the whole mesh live in the root namespace; what runs there is never captured.
+        mesh.enrolment
+            .excluded_namespaces
+            .insert(mesh.root_namespace.clone());
+        Self {
+            mesh,
+            objects: BTreeMap::new(),
+            index: BTreeMap::new(),
+        }
     }
 
     /// The mesh's settings.
@@ -97,17 +108,25 @@ impl World {
 
     /// The objects of a kind.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&Key, &Object)> {
-        self.from(Key::new(kind, "", "")).take_while(move |(key, _)| key.kind == kind)
+        self.from(Key::new(kind, "", ""))
+            .take_while(move |(key, _)| key.kind == kind)
     }
 
     /// The objects of a kind in a namespace.
-    pub fn of_kind_in<'a>(&'a self, kind: Kind, namespace: &'a str) -> impl Iterator<Item = (&'a Key, &'a Object)> {
+    pub fn of_kind_in<'a>(
+        &'a self,
+        kind: Kind,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = (&'a Key, &'a Object)> {
         let first = Key::new(kind, namespace, "");
-        self.from(first).take_while(move |(key, _)| key.kind == kind && &*key.namespace == namespace)
+        self.from(first)
+            .take_while(move |(key, _)| key.kind == kind && &*key.namespace == namespace)
     }
 
     fn from(&self, first: Key) -> impl Iterator<Item = (&Key, &Object)> {
-        self.objects.range(first..).map(|(key, object)| (key, object.as_ref()))
+        self.objects
+            .range(first..)
+            .map(|(key, object)| (key, object.as_ref()))
     }
 
     getters! {
@@ -141,7 +160,8 @@ impl World {
     /// The network of what names none.
     #[must_use]
     pub fn network(&self) -> Str {
-        self.mesh.default_network(self.namespace(&self.mesh.root_namespace))
+        self.mesh
+            .default_network(self.namespace(&self.mesh.root_namespace))
     }
 
     /// The objects of a kind in a namespace whose selector matches these labels.
@@ -163,7 +183,10 @@ impl World {
     pub fn selected(&self, namespace: &str, selector: &Labels) -> impl Iterator<Item = &Key> {
         let first = selector.iter().next();
         let entry = first.map(|(name, value)| IndexKey::label(namespace, name, value));
-        entry.and_then(|entry| self.index.get(&entry)).into_iter().flatten()
+        entry
+            .and_then(|entry| self.index.get(&entry))
+            .into_iter()
+            .flatten()
     }
 
     /// The sources of workloads in a namespace.

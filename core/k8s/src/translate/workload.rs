@@ -121,7 +121,10 @@ pub fn pod(pod: &Pod, around: &Around<'_>) -> (Option<Workload>, Vec<Condition>)
     if pod.spec.host_network {
         workload.network_mode = NetworkMode::HostNetwork;
     }
-    set_tunnel(&mut workload, pod_tunnel(pod, around.namespace, around.node, around.mesh));
+    set_tunnel(
+        &mut workload,
+        pod_tunnel(pod, around.namespace, around.node, around.mesh),
+    );
     (
         Some(workload),
         waypoint::binding(meta, around.namespace).into_iter().collect(),

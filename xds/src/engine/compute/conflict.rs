@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use tulle_k8s::api::Pod;
-use tulle_k8s::translate::workload::{entry_addresses, entry_labels, is_over, network, pod_addresses, pod_tunnel};
+use tulle_k8s::translate::workload::{
+    entry_addresses, entry_labels, is_over, network, pod_addresses, pod_tunnel,
+};
 use tulle_k8s::{Key, Object};
 use tulle_model::Str;
 use tulle_model::workload::TunnelProtocol;
@@ -29,7 +31,11 @@ pub(super) fn claims(address: IpAddr, in_network: &Str, world: &World) -> Vec<Cl
             let object = world.get(key)?;
             let rank = rank(object, address, in_network, &default, world)?;
             let created = object.meta().creation_timestamp.unwrap_or(Timestamp::MAX);
-            Some(Claim { rank, created, key: key.clone() })
+            Some(Claim {
+                rank,
+                created,
+                key: key.clone(),
+            })
         })
         .collect();
     claims.sort();
@@ -49,15 +55,30 @@ fn rank(object: &Object, address: IpAddr, in_network: &Str, default: &Str, world
             let here = network(&entry.spec.network, &entry_labels(entry), default) == *in_network;
             (here && entry_addresses(entry).contains(&address)).then_some(2)
         }
-        Object::ServiceEntry(entry) => entry.spec.endpoints.iter().any(|endpoint| {
-            index::address(&endpoint.address) == Some(address)
-                && network(&endpoint.network, &endpoint.labels, default) == *in_network
-        }).then_some(3),
-        Object::EndpointSlice(slice) => slice.endpoints.iter().any(|endpoint| {
-            endpoint.target_ref.as_ref().is_none_or(|target| &*target.kind != "Pod")
-                && default == in_network
-                && endpoint.addresses.iter().any(|text| index::address(text) == Some(address))
-        }).then_some(4),
+        Object::ServiceEntry(entry) => entry
+            .spec
+            .endpoints
+            .iter()
+            .any(|endpoint| {
+                index::address(&endpoint.address) == Some(address)
+                    && network(&endpoint.network, &endpoint.labels, default) == *in_network
+            })
+            .then_some(3),
+        Object::EndpointSlice(slice) => slice
+            .endpoints
+            .iter()
+            .any(|endpoint| {
+                endpoint
+                    .target_ref
+                    .as_ref()
+                    .is_none_or(|target| &*target.kind != "Pod")
+                    && default == in_network
+                    && endpoint
+                        .addresses
+                        .iter()
+                        .any(|text| index::address(text) == Some(address))
+            })
+            .then_some(4),
         _ => None,
     }
 }

@@ -24,13 +24,24 @@ pub(super) type Services = BTreeMap<NamespacedHostname, PortMapping>;
 /// The services a pod is an endpoint of.
 pub(super) fn of_pod(pod: &Pod, world: &World) -> Services {
     let meta = &pod.metadata;
-    let mut services = selecting(&meta.namespace, &meta.labels, world, |service| ports::at_pod(service, pod), &NamedPorts::new());
+    let mut services = selecting(
+        &meta.namespace,
+        &meta.labels,
+        world,
+        |service| ports::at_pod(service, pod),
+        &NamedPorts::new(),
+    );
     for key in world.lookup(&IndexKey::SlicesWith(meta.namespace.clone(), meta.name.clone())) {
-        let Some(slice) = world.endpoint_slice(&key.namespace, &key.name) else { continue };
-        let targets = slice.endpoints.iter().filter_map(|endpoint| endpoint.target_ref.as_ref());
-        let is_target = targets.into_iter().any(|target| {
-            &*target.kind == "Pod" && target.name == meta.name && target.uid == meta.uid
-        });
+        let Some(slice) = world.endpoint_slice(&key.namespace, &key.name) else {
+            continue;
+        };
+        let targets = slice
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.target_ref.as_ref());
+        let is_target = targets
+            .into_iter()
+            .any(|target| &*target.kind == "Pod" && target.name == meta.name && target.uid == meta.uid);
         if is_target {
             services.extend(of_slice(slice, world));
         }
@@ -42,7 +53,13 @@ pub(super) fn of_pod(pod: &Pod, world: &World) -> Services {
 pub(super) fn of_entry(entry: &WorkloadEntry, world: &World) -> Services {
     let own = &entry.spec.ports;
     let at_entry = |service: &Service| ports::at_entry(service, own);
-    selecting(&entry.metadata.namespace, &entry_labels(entry), world, at_entry, own)
+    selecting(
+        &entry.metadata.namespace,
+        &entry_labels(entry),
+        world,
+        at_entry,
+        own,
+    )
 }
 
 /// The services that select these labels.
@@ -62,7 +79,9 @@ fn selecting(
         }
     }
     for (key, object) in world.selecting(Kind::ServiceEntry, namespace, labels) {
-        let Object::ServiceEntry(object) = object else { continue };
+        let Object::ServiceEntry(object) = object else {
+            continue;
+        };
         found.extend(of_service_entry(key, object, own, world));
     }
     found
@@ -70,7 +89,8 @@ fn selecting(
 
 /// The services of a service entry for an endpoint with these ports.
 fn of_service_entry(key: &Key, entry: &ServiceEntry, own: &NamedPorts, world: &World) -> Services {
-    let hosts = service::hosts(entry).filter(|host| services::winner(host, &key.namespace, world) == Some(key));
+    let hosts =
+        service::hosts(entry).filter(|host| services::winner(host, &key.namespace, world) == Some(key));
     hosts
         .map(|host| {
             let hostname = NamespacedHostname::new(key.namespace.clone(), host.clone());
@@ -83,13 +103,18 @@ fn of_service_entry(key: &Key, entry: &ServiceEntry, own: &NamedPorts, world: &W
 fn of_slice(slice: &EndpointSlice, world: &World) -> Services {
     let namespace = &slice.metadata.namespace;
     let name = slice.metadata.labels.get(SERVICE_NAME);
-    let Some(service) = name.and_then(|name| world.service(namespace, name)) else { return Services::new() };
+    let Some(service) = name.and_then(|name| world.service(namespace, name)) else {
+        return Services::new();
+    };
     let hostname = service::hostname(&service.metadata, world.mesh());
     let key = Key::new(Kind::Service, namespace.clone(), service.metadata.name.clone());
     if !service.spec.selector.is_empty() || services::winner(&hostname, namespace, world) != Some(&key) {
         return Services::new();
     }
-    Services::from([(NamespacedHostname::new(namespace.clone(), hostname), ports::at_slice(service, slice))])
+    Services::from([(
+        NamespacedHostname::new(namespace.clone(), hostname),
+        ports::at_slice(service, slice),
+    )])
 }
 
 /// The services that come with another claim to an address.
@@ -100,7 +125,9 @@ pub(super) fn of_claim(key: &Key, address: IpAddr, world: &World) -> Services {
         Some(Object::ServiceEntry(entry)) => {
             let here = |endpoint: &&EndpointSpec| index::address(&endpoint.address) == Some(address);
             let endpoint = entry.spec.endpoints.iter().find(here);
-            endpoint.map(|endpoint| of_service_entry(key, entry, &endpoint.ports, world)).unwrap_or_default()
+            endpoint
+                .map(|endpoint| of_service_entry(key, entry, &endpoint.ports, world))
+                .unwrap_or_default()
         }
         Some(Object::EndpointSlice(slice)) => of_slice(slice, world),
         _ => Services::new(),
@@ -109,27 +136,49 @@ pub(super) fn of_claim(key: &Key, address: IpAddr, world: &World) -> Services {
 
 /// The workloads that are written into a service entry.
 pub(super) fn inline(key: &Key, world: &World) -> Vec<Part> {
-    let Some(entry) = world.service_entry(&key.namespace, &key.name) else { return Vec::new() };
-    let mut part = Part { owner: key.clone(), emitted: Vec::new(), conditions: Vec::new() };
+    let Some(entry) = world.service_entry(&key.namespace, &key.name) else {
+        return Vec::new();
+    };
+    let mut part = Part {
+        owner: key.clone(),
+        emitted: Vec::new(),
+        conditions: Vec::new(),
+    };
     let mut seen = BTreeSet::new();
-    for endpoint in entry.spec.endpoints.iter().filter(|endpoint| seen.insert(&endpoint.address)) {
+    for endpoint in entry
+        .spec
+        .endpoints
+        .iter()
+        .filter(|endpoint| seen.insert(&endpoint.address))
+    {
         let network = workload::network(&endpoint.network, &endpoint.labels, &world.network());
         let address = index::address(&endpoint.address);
-        let claims = address.map(|address| conflict::claims(address, &network, world)).unwrap_or_default();
+        let claims = address
+            .map(|address| conflict::claims(address, &network, world))
+            .unwrap_or_default();
         if claims.first().is_some_and(|best| best.key != *key) {
             continue;
         }
         let mut services = of_service_entry(key, entry, &endpoint.ports, world);
         for other in claims.iter().filter(|claim| claim.key != *key) {
-            services.extend(address.into_iter().flat_map(|address| of_claim(&other.key, address, world)));
+            services.extend(
+                address
+                    .into_iter()
+                    .flat_map(|address| of_claim(&other.key, address, world)),
+            );
         }
         let policies = policies::selecting(&key.namespace, &endpoint.labels, world);
         let default = world.network();
         let around = around(key, world, &default, services, policies);
         let (found, conditions) = workload::inline_endpoint(entry, endpoint, &around);
-        part.emitted.extend(found.map(|found| Emitted::Workload(Arc::new(found), false)));
+        part.emitted
+            .extend(found.map(|found| Emitted::Workload(Arc::new(found), false)));
         // Only what could not be used is said here; the services say the rest.
-        part.conditions.extend(conditions.into_iter().filter(|condition| condition.reason.contains("nvalid")));
+        part.conditions.extend(
+            conditions
+                .into_iter()
+                .filter(|condition| condition.reason.contains("nvalid")),
+        );
     }
     part.emitted.extend(dns(key, entry, world));
     vec![part]
@@ -148,22 +197,40 @@ fn dns(key: &Key, entry: &ServiceEntry, world: &World) -> Vec<Emitted> {
             let hostname = NamespacedHostname::new(key.namespace.clone(), host.clone());
             let ports = services.get(&hostname)?.clone();
             let default = world.network();
-            let around = around(key, world, &default, Services::from([(hostname, ports)]), Vec::new());
-            Some(Emitted::Workload(Arc::new(workload::dns_endpoint(entry, host, &around)), false))
+            let around = around(
+                key,
+                world,
+                &default,
+                Services::from([(hostname, ports)]),
+                Vec::new(),
+            );
+            Some(Emitted::Workload(
+                Arc::new(workload::dns_endpoint(entry, host, &around)),
+                false,
+            ))
         })
         .collect()
 }
 
 /// The workloads of a slice's endpoints that stand for no pod.
 pub(super) fn slice(key: &Key, world: &World) -> Vec<Part> {
-    let Some(slice) = world.endpoint_slice(&key.namespace, &key.name) else { return Vec::new() };
-    let mut part = Part { owner: key.clone(), emitted: Vec::new(), conditions: Vec::new() };
+    let Some(slice) = world.endpoint_slice(&key.namespace, &key.name) else {
+        return Vec::new();
+    };
+    let mut part = Part {
+        owner: key.clone(),
+        emitted: Vec::new(),
+        conditions: Vec::new(),
+    };
     let services = of_slice(slice, world);
     if services.is_empty() || &*slice.address_type == "FQDN" {
         return vec![part];
     }
     let no_pod = |endpoint: &&SliceEndpoint| {
-        endpoint.target_ref.as_ref().is_none_or(|target| &*target.kind != "Pod")
+        endpoint
+            .target_ref
+            .as_ref()
+            .is_none_or(|target| &*target.kind != "Pod")
     };
     let mut seen = BTreeSet::new();
     for endpoint in slice.endpoints.iter().filter(no_pod) {
@@ -194,5 +261,12 @@ fn around<'a>(
     policies: Vec<tulle_model::NamespacedName>,
 ) -> Around<'a> {
     let namespace = world.namespace(&key.namespace);
-    Around { mesh: world.mesh(), namespace, node: None, network, services, policies }
+    Around {
+        mesh: world.mesh(),
+        namespace,
+        node: None,
+        network,
+        services,
+        policies,
+    }
 }

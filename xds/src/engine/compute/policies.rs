@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tulle_k8s::api::meta::Labels;
 use tulle_k8s::api::{PeerAuthentication, RequestAuthentication};
+use tulle_k8s::translate::authorization;
 use tulle_k8s::translate::condition::{Condition, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED};
 use tulle_k8s::translate::peer_authentication::{self, Wider};
-use tulle_k8s::translate::authorization;
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::NamespacedName;
 
@@ -19,15 +19,23 @@ pub(super) fn policies(key: &Key, world: &World) -> Vec<Part> {
         Some(Object::AuthorizationPolicy(policy)) => authorization::authorization(policy, world.mesh()),
         Some(Object::PeerAuthentication(policy)) => {
             let wider = wider(&key.namespace, world);
-            let (emitted, mut conditions) = peer_authentication::peer_authentication(policy, wider, world.mesh());
+            let (emitted, mut conditions) =
+                peer_authentication::peer_authentication(policy, wider, world.mesh());
             conditions.extend(outranked(policy, wider, world));
             (emitted, conditions)
         }
         Some(Object::RequestAuthentication(policy)) => (None, vec![request_authentication(policy)]),
         _ => return Vec::new(),
     };
-    let emitted = emitted.map(|policy| Emitted::Authorization(Arc::new(policy))).into_iter().collect();
-    vec![Part { owner: key.clone(), emitted, conditions }]
+    let emitted = emitted
+        .map(|policy| Emitted::Authorization(Arc::new(policy)))
+        .into_iter()
+        .collect();
+    vec![Part {
+        owner: key.clone(),
+        emitted,
+        conditions,
+    }]
 }
 
 fn request_authentication(policy: &RequestAuthentication) -> Condition {
@@ -55,16 +63,28 @@ pub(super) fn wider<'a>(namespace: &str, world: &'a World) -> Wider<'a> {
             .collect()
     };
     let of_namespace = all(namespace).into_iter();
-    let of_root = all(root).into_iter().filter(|policy| peer_authentication::is_mesh_wide(policy, world.mesh()));
-    Wider { namespace: peer_authentication::oldest(of_namespace), root: peer_authentication::oldest(of_root) }
+    let of_root = all(root)
+        .into_iter()
+        .filter(|policy| peer_authentication::is_mesh_wide(policy, world.mesh()));
+    Wider {
+        namespace: peer_authentication::oldest(of_namespace),
+        root: peer_authentication::oldest(of_root),
+    }
 }
 
 /// Says so if an older policy holds in the place of this one.
 fn outranked(policy: &PeerAuthentication, wider: Wider<'_>, world: &World) -> Option<Condition> {
-    let holder = if peer_authentication::is_mesh_wide(policy, world.mesh()) { wider.root } else { wider.namespace };
+    let holder = if peer_authentication::is_mesh_wide(policy, world.mesh()) {
+        wider.root
+    } else {
+        wider.namespace
+    };
     let holder = holder.filter(|_| peer_authentication::selector(policy).is_none())?;
     (holder.metadata.name != policy.metadata.name).then(|| {
-        let message = format!("the older {} holds for the whole of it; remove one of the two", holder.metadata.name);
+        let message = format!(
+            "the older {} holds for the whole of it; remove one of the two",
+            holder.metadata.name
+        );
         Condition::fails(ZTUNNEL_ACCEPTED, "Invalid", message)
     })
 }
@@ -74,10 +94,17 @@ pub(super) fn static_strict(world: &World) -> Vec<Part> {
     let root = world.mesh().root_namespace.clone();
     let wanted = is_static_wanted(world);
     let emitted = wanted.then(|| peer_authentication::static_strict(world.mesh()));
-    let emitted = emitted.map(|policy| Emitted::Authorization(Arc::new(policy))).into_iter().collect();
+    let emitted = emitted
+        .map(|policy| Emitted::Authorization(Arc::new(policy)))
+        .into_iter()
+        .collect();
     // It belongs to no object of the user; its name cannot be one of theirs.
     let owner = Key::new(Kind::PeerAuthentication, root, peer_authentication::STATIC_STRICT);
-    vec![Part { owner, emitted, conditions: Vec::new() }]
+    vec![Part {
+        owner,
+        emitted,
+        conditions: Vec::new(),
+    }]
 }
 
 fn is_static_wanted(world: &World) -> bool {
@@ -89,9 +116,14 @@ fn is_static_wanted(world: &World) -> bool {
 pub(super) fn selecting(namespace: &str, labels: &Labels, world: &World) -> Vec<NamespacedName> {
     let root = &*world.mesh().root_namespace;
     let mut names: Vec<NamespacedName> = Vec::new();
-    for home in [namespace, root].into_iter().take(if namespace == root { 1 } else { 2 }) {
+    for home in [namespace, root]
+        .into_iter()
+        .take(if namespace == root { 1 } else { 2 })
+    {
         for (key, object) in world.selecting(Kind::AuthorizationPolicy, home, labels) {
-            let Object::AuthorizationPolicy(policy) = object else { continue };
+            let Object::AuthorizationPolicy(policy) = object else {
+                continue;
+            };
             // A proxy that does not get dry runs would wait for them for ever.
             if authorization::is_emitted(policy) && !authorization::is_dry_run(policy) {
                 names.push(NamespacedName::new(key.namespace.clone(), key.name.clone()));
@@ -104,7 +136,11 @@ pub(super) fn selecting(namespace: &str, labels: &Labels, world: &World) -> Vec<
         _ => None,
     });
     let selecting = peer_authentication::oldest(selecting);
-    names.extend(peer_authentication::reference(selecting, wider(namespace, world), world.mesh()));
+    names.extend(peer_authentication::reference(
+        selecting,
+        wider(namespace, world),
+        world.mesh(),
+    ));
     names.sort();
     names.dedup();
     names

@@ -36,7 +36,12 @@ fn defines(object: &Object) -> bool {
 pub(super) fn winner<'a>(hostname: &Str, namespace: &str, world: &'a World) -> Option<&'a Key> {
     let keys = world.lookup(&IndexKey::Hostname(hostname.clone()));
     keys.filter(|key| &*key.namespace == namespace)
-        .filter_map(|key| world.get(key).filter(|object| defines(object)).map(|object| precedence(key, object)))
+        .filter_map(|key| {
+            world
+                .get(key)
+                .filter(|object| defines(object))
+                .map(|object| precedence(key, object))
+        })
         .min()
         .map(|(_, _, key)| key)
 }
@@ -48,7 +53,11 @@ pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
     for key in world.lookup(&IndexKey::Hostname(hostname.clone())) {
         let Some(object) = world.get(key) else { continue };
         let (found, conditions) = translate(object, hostname, world);
-        let mut part = Part { owner: key.clone(), emitted: Vec::new(), conditions };
+        let mut part = Part {
+            owner: key.clone(),
+            emitted: Vec::new(),
+            conditions,
+        };
         match (found, winner(hostname, &key.namespace, world)) {
             (Some(found), Some(winner)) if winner == key => {
                 if found.visibility == Visibility::Public {
@@ -62,8 +71,10 @@ pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
         }
         parts.push(part);
     }
-    if let Some(Emitted::Service(canonical, _)) =
-        emitted.values().next().and_then(|index| parts[*index].emitted.first_mut())
+    if let Some(Emitted::Service(canonical, _)) = emitted
+        .values()
+        .next()
+        .and_then(|index| parts[*index].emitted.first_mut())
     {
         Arc::make_mut(canonical).canonical = true;
     }
@@ -79,7 +90,11 @@ fn conflicted(hostname: &str, winner: &Key) -> Condition {
 fn translate(object: &Object, hostname: &Str, world: &World) -> (Option<Service>, Vec<Condition>) {
     let network = world.network();
     let namespace = world.namespace(&object.meta().namespace);
-    let around = Around { mesh: world.mesh(), namespace, network: &network };
+    let around = Around {
+        mesh: world.mesh(),
+        namespace,
+        network: &network,
+    };
     match object {
         Object::Service(object) => service::service(object, around),
         Object::ServiceEntry(object) => {

@@ -16,8 +16,14 @@ use super::{Emitted, Part, conflict, policies};
 
 /// The workload of a pod.
 pub(super) fn pod(key: &Key, world: &World) -> Vec<Part> {
-    let Some(pod) = world.pod(&key.namespace, &key.name) else { return Vec::new() };
-    let mut part = Part { owner: key.clone(), emitted: Vec::new(), conditions: Vec::new() };
+    let Some(pod) = world.pod(&key.namespace, &key.name) else {
+        return Vec::new();
+    };
+    let mut part = Part {
+        owner: key.clone(),
+        emitted: Vec::new(),
+        conditions: Vec::new(),
+    };
     let mut services = endpoints::of_pod(pod, world);
     if !pod.spec.host_network && !workload::is_over(pod) {
         let network = workload::network(&"".into(), &pod.metadata.labels, &world.network());
@@ -28,14 +34,27 @@ pub(super) fn pod(key: &Key, world: &World) -> Vec<Part> {
     }
     let node = world.node(&pod.spec.node_name);
     let network = world.network();
-    let around = Around { node, ..around(key, &pod.metadata.labels, services, &network, world) };
-    finish(part, workload::pod(pod, &around), waypoint::is_gateway(&pod.metadata))
+    let around = Around {
+        node,
+        ..around(key, &pod.metadata.labels, services, &network, world)
+    };
+    finish(
+        part,
+        workload::pod(pod, &around),
+        waypoint::is_gateway(&pod.metadata),
+    )
 }
 
 /// The workload of a workload entry.
 pub(super) fn entry(key: &Key, world: &World) -> Vec<Part> {
-    let Some(entry) = world.workload_entry(&key.namespace, &key.name) else { return Vec::new() };
-    let mut part = Part { owner: key.clone(), emitted: Vec::new(), conditions: Vec::new() };
+    let Some(entry) = world.workload_entry(&key.namespace, &key.name) else {
+        return Vec::new();
+    };
+    let mut part = Part {
+        owner: key.clone(),
+        emitted: Vec::new(),
+        conditions: Vec::new(),
+    };
     let labels = entry_labels(entry);
     let mut services = endpoints::of_entry(entry, world);
     let network = workload::network(&entry.spec.network, &labels, &world.network());
@@ -45,8 +64,15 @@ pub(super) fn entry(key: &Key, world: &World) -> Vec<Part> {
     }
     let node = node_of(&entry.metadata).and_then(|node| world.node(&node));
     let network = world.network();
-    let around = Around { node, ..around(key, &labels, services, &network, world) };
-    finish(part, workload::workload_entry(entry, &around), waypoint::is_gateway(&entry.metadata))
+    let around = Around {
+        node,
+        ..around(key, &labels, services, &network, world)
+    };
+    finish(
+        part,
+        workload::workload_entry(entry, &around),
+        waypoint::is_gateway(&entry.metadata),
+    )
 }
 
 fn around<'a>(
@@ -58,12 +84,20 @@ fn around<'a>(
 ) -> Around<'a> {
     let namespace = world.namespace(&key.namespace);
     let policies = policies::selecting(&key.namespace, labels, world);
-    Around { mesh: world.mesh(), namespace, node: None, network, services, policies }
+    Around {
+        mesh: world.mesh(),
+        namespace,
+        node: None,
+        network,
+        services,
+        policies,
+    }
 }
 
 fn finish(mut part: Part, translated: (Option<Workload>, Vec<Condition>), of_gateway: bool) -> Vec<Part> {
     let (found, conditions) = translated;
-    part.emitted.extend(found.map(|found| Emitted::Workload(Arc::new(found), of_gateway)));
+    part.emitted
+        .extend(found.map(|found| Emitted::Workload(Arc::new(found), of_gateway)));
     part.conditions.extend(conditions);
     vec![part]
 }
@@ -79,7 +113,10 @@ fn settle(
     for address in addresses {
         let claims = conflict::claims(*address, network, world);
         if let Some(best) = claims.first().filter(|best| best.key != *key) {
-            let message = format!("{} has address {address} too and wins; correct one of the two", best.key);
+            let message = format!(
+                "{} has address {address} too and wins; correct one of the two",
+                best.key
+            );
             return Err(Condition::holds(ADDRESS_CONFLICT, "AddressConflict", message));
         }
         for other in claims.iter().filter(|claim| claim.key != *key) {

@@ -1,0 +1,126 @@
+//! The folder source: watches a tree of manifests and turns each settled state of it into one batch.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+
+use crate::engine::Batch;
+use crate::history::History;
+use crate::snapshot::Severity;
+use library::{Library, Settled};
+use scan::{Scan, Scanner};
+use watcher::Watcher;
+
+pub(crate) mod library;
+pub(crate) mod parse;
+mod scan;
+mod watcher;
+
+/// A scan starts once nothing happened for this long …
+const QUIET: Duration = Duration::from_millis(20);
+/// … and at the latest this long after the first event.
+const QUIET_MAX: Duration = Duration::from_millis(250);
+/// Time between scans when nothing happens: what inotify misses is found by then.
+const RESCAN: Duration = Duration::from_secs(30);
+/// A file that cannot be parsed and is younger than this may still be in the middle of being written.
+const WRITING_MAX: Duration = Duration::from_millis(200);
+
+/// Reads the folder until the engine is gone.
+pub async fn run(root: PathBuf, history: Option<History>, batches: mpsc::Sender<Batch>) {
+    let mut watcher = Watcher::new(&root);
+    let mut reader = Reader::new(root, history);
+    loop {
+        let (scan, settled);
+        // Files and parsing block; they get a thread of their own.
+        (reader, scan, settled) = match spawn_blocking(move || reader.look()).await {
+            Ok(looked) => looked,
+            Err(error) => return tracing::error!(%error, "the configuration folder is not read any more"),
+        };
+        // A folder that was not watched while it was scanned may have changed since.
+        let rescan = watcher.watch(scan.directories());
+        log(&settled);
+        if let Some(batch) = settled.batch
+            && batches.send(batch).await.is_err()
+        {
+            return;
+        }
+        let now = Instant::now();
+        let next = match (rescan, settled.read_again) {
+            (true, _) => now,
+            (false, true) => now + WRITING_MAX,
+            (false, false) => now + RESCAN,
+        };
+        settle(&mut watcher, next).await;
+    }
+}
+
+/// What looking at the folder needs and remembers.
+struct Reader {
+    scanner: Scanner,
+    library: Library,
+    history: Option<History>,
+}
+
+impl Reader {
+    fn new(root: PathBuf, history: Option<History>) -> Self {
+        let library = history.as_ref().and_then(History::load).unwrap_or_default();
+        Self {
+            scanner: Scanner::new(root),
+            library,
+            history,
+        }
+    }
+
+    /// Looks once, and records what is in force if that changed.
+    fn look(mut self) -> (Self, Scan, Settled) {
+        let scan = self.scanner.scan();
+        let settled = self.library.settle(&scan, jiff::Timestamp::now());
+        if settled.batch.is_some()
+            && let Some(history) = &mut self.history
+        {
+            history.record(&self.library);
+        }
+        (self, scan, settled)
+    }
+}
+
+/// Waits for something to happen and to be over, or for the next scan that is due anyway.
+async fn settle(watcher: &mut Watcher, next: Instant) {
+    tokio::select! {
+        () = sleep_until(next) => return,
+        () = watcher.event() => {}
+    }
+    let latest = Instant::now() + QUIET_MAX;
+    loop {
+        tokio::select! {
+            () = sleep_until(latest.min(Instant::now() + QUIET)) => return,
+            () = watcher.event() => {}
+        }
+    }
+}
+
+/// Tells what changed, once.
+fn log(settled: &Settled) {
+    for problem in &settled.news {
+        match problem.severity {
+            Severity::Error => tracing::error!(%problem, "configuration refused"),
+            Severity::Warning => tracing::warn!(%problem, "configuration is probably not as meant"),
+            Severity::Note => tracing::info!(%problem, "configuration skipped"),
+        }
+    }
+    let Some(batch) = &settled.batch else { return };
+    tracing::info!(
+        generation = batch.generation,
+        changes = batch.events.len(),
+        "configuration read"
+    );
+    if let Some(reason) = &batch.degraded {
+        tracing::error!(%reason, "the configuration folder is degraded; the last state stays in force");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! One file's text into what it says about objects.
+
+use std::sync::Arc;
+
+use tulle_k8s::document::node::{Node, Place};
+use tulle_k8s::document::{Fault, documents};
+use tulle_k8s::object::{Reading, read};
+use tulle_k8s::{Key, Object};
+use tulle_model::{Reason, Str};
+
+use crate::snapshot::{FileProblem, Severity};
+
+/// What a file says.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Parsed {
+    /// What it says about objects, in its own order.
+    pub(crate) statements: Vec<Statement>,
+    /// Findings.
+    pub(crate) problems: Vec<FileProblem>,
+    /// Something in it cannot be read at all, so that nobody knows what it says as a whole.
+    pub(crate) is_broken: bool,
+}
+
+/// What a file says about one object.
+#[derive(Debug, Clone)]
+pub(crate) struct Statement {
+    pub(crate) key: Key,
+    pub(crate) place: Place,
+    pub(crate) form: Form,
+}
+
+/// The form an object has in a file.
+#[derive(Debug, Clone)]
+pub(crate) enum Form {
+    /// It can be used.
+    Good(Good),
+    /// It cannot; what denies in its place.
+    Bad(Option<Good>),
+}
+
+/// An object, and the way it was written.
+#[derive(Debug, Clone)]
+pub(crate) struct Good {
+    pub(crate) object: Arc<Object>,
+    /// As JSON, without places.
+    pub(crate) written: Arc<str>,
+}
+
+impl Good {
+    fn new(object: Arc<Object>, node: &Node) -> Self {
+        let written = serde_json::to_string(node).unwrap_or_default();
+        Self {
+            object,
+            written: written.into(),
+        }
+    }
+}
+
+/// Reads back what [`Good::written`] holds.
+pub(crate) fn restore(written: &str) -> Option<(Key, Good)> {
+    let node = documents(written).pop()?.ok()?;
+    match read(&node) {
+        Reading::Good { key, object, .. } => Some((key, Good::new(object, &node))),
+        Reading::Bad { key, stand_in, .. } => Some((key, Good::new(stand_in?, &node))),
+        Reading::Skipped(_) | Reading::Unknown(_) => None,
+    }
+}
+
+/// Reads a file's text.
+pub(crate) fn parse(file: &Str, text: &str) -> Parsed {
+    let mut parsed = Parsed::default();
+    if &**file == "mesh.yaml" {
+        let cause = "mesh settings are not read from a file yet";
+        parsed.problem(
+            file,
+            Severity::Warning,
+            Reason::UnknownField,
+            None,
+            Fault::new(Place::START, cause, "use the flags of `tulle xds`"),
+        );
+        return parsed;
+    }
+    for document in documents(text) {
+        match document {
+            Ok(node) => parsed.take(file, &node),
+            Err(fault) => parsed.broken(file, fault),
+        }
+    }
+    parsed
+}
+
+/// A file that could not be read.
+pub(crate) fn unreadable(file: &Str, cause: &str) -> Parsed {
+    let mut parsed = Parsed::default();
+    let place = Place { line: 0, column: 0 };
+    parsed.broken(
+        file,
+        Fault::new(
+            place,
+            cause,
+            "make it a readable file inside of the configuration folder",
+        ),
+    );
+    parsed
+}
+
+impl Parsed {
+    fn take(&mut self, file: &Str, node: &Node) {
+        match read(node) {
+            Reading::Good {
+                key,
+                object,
+                warnings,
+                place,
+            } => {
+                for warning in warnings {
+                    self.problem(
+                        file,
+                        Severity::Warning,
+                        Reason::UnknownField,
+                        Some(key.clone()),
+                        warning,
+                    );
+                }
+                self.statements.push(Statement {
+                    key,
+                    place,
+                    form: Form::Good(Good::new(object, node)),
+                });
+            }
+            Reading::Bad {
+                key,
+                faults,
+                stand_in,
+                place,
+            } => {
+                for fault in faults {
+                    let unknown_field = fault.cause.starts_with("there is no field");
+                    let reason = if unknown_field {
+                        Reason::UnknownField
+                    } else {
+                        Reason::ResourceRejected
+                    };
+                    self.problem(file, Severity::Error, reason, Some(key.clone()), fault);
+                }
+                let stand_in = stand_in.map(|object| Good::new(object, node));
+                self.statements.push(Statement {
+                    key,
+                    place,
+                    form: Form::Bad(stand_in),
+                });
+            }
+            Reading::Skipped(fault) => {
+                self.problem(file, Severity::Note, Reason::ResourceRejected, None, fault)
+            }
+            Reading::Unknown(fault) => self.broken(file, fault),
+        }
+    }
+
+    fn broken(&mut self, file: &Str, fault: Fault) {
+        self.is_broken = true;
+        self.problem(file, Severity::Error, Reason::UnparsableFile, None, fault);
+    }
+
+    fn problem(&mut self, file: &Str, severity: Severity, reason: Reason, object: Option<Key>, fault: Fault) {
+        let Fault { place, cause, fix } = fault;
+        let (line, column) = (place.line, place.column);
+        self.problems.push(FileProblem {
+            file: file.clone(),
+            line,
+            column,
+            severity,
+            reason,
+            object,
+            cause,
+            fix,
+        });
+    }
+}

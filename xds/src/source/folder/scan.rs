@@ -1,0 +1,222 @@
+//! One look at the tree: which files there are and what they hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tulle_k8s::document::FILE_BYTES_MAX;
+use tulle_model::Str;
+
+use super::WRITING_MAX;
+
+/// Most files that are read.
+const FILES_MAX: usize = 20_000;
+/// Deepest directory below the root.
+const DIRECTORIES_DEEP_MAX: usize = 32;
+/// Files younger than this are read again although they look unchanged: two writes may share a time stamp.
+const STAMP_RESOLUTION: Duration = Duration::from_secs(2);
+
+/// What one look found.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Scan {
+    /// Files by path below the root.
+    pub(super) files: BTreeMap<Str, File>,
+    /// Directories that could not be read, by path below the root.
+    pub(super) unreadable: BTreeMap<Str, String>,
+    /// Why the root itself could not be read.
+    pub(super) no_root: Option<String>,
+    directories: BTreeSet<PathBuf>,
+}
+
+/// One file.
+#[derive(Debug, Clone)]
+pub(super) struct File {
+    /// Its text, or why there is none.
+    pub(super) text: Result<Arc<str>, String>,
+    /// It may still be in the middle of being written.
+    pub(super) is_fresh: bool,
+}
+
+impl Scan {
+    /// Every directory that was read.
+    pub(super) fn directories(&self) -> &BTreeSet<PathBuf> {
+        &self.directories
+    }
+
+    /// Whether the root could be read.
+    pub(super) fn is_readable(&self) -> bool {
+        self.no_root.is_none()
+    }
+}
+
+/// What tells that a file is as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    inode: (u64, u64),
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+/// Looks at the tree; remembers files that have not changed.
+#[derive(Debug)]
+pub(super) struct Scanner {
+    root: PathBuf,
+    known: BTreeMap<Str, (Stamp, Arc<str>)>,
+}
+
+impl Scanner {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self {
+            root,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at the whole tree.
+    pub(super) fn scan(&mut self) -> Scan {
+        let mut scan = Scan::default();
+        match self.root.canonicalize() {
+            Ok(root) => {
+                let mut walk = Walk {
+                    root: &root,
+                    open: Vec::new(),
+                    known: &mut self.known,
+                    scan: &mut scan,
+                };
+                if let Err(error) = walk.directory(&self.root, "") {
+                    scan.no_root = Some(format!("{} cannot be read: {error}", self.root.display()));
+                }
+            }
+            Err(error) => scan.no_root = Some(format!("{} cannot be read: {error}", self.root.display())),
+        }
+        self.known.retain(|path, _| scan.files.contains_key(path));
+        scan
+    }
+}
+
+struct Walk<'a> {
+    /// The root, with every symlink resolved.
+    root: &'a Path,
+    /// The directories being read, resolved: one of them found again is a loop.
+    open: Vec<PathBuf>,
+    known: &'a mut BTreeMap<Str, (Stamp, Arc<str>)>,
+    scan: &'a mut Scan,
+}
+
+impl Walk<'_> {
+    fn directory(&mut self, path: &Path, below: &str) -> io::Result<()> {
+        let real = path.canonicalize()?;
+        if self.open.contains(&real) || self.open.len() > DIRECTORIES_DEEP_MAX {
+            return Ok(());
+        }
+        let mut names = Vec::new();
+        for entry in fs::read_dir(path)? {
+            names.push(entry?.file_name());
+        }
+        names.sort();
+        self.scan.directories.insert(path.to_owned());
+        self.open.push(real);
+        for name in names {
+            let Some(name) = name.to_str().filter(|name| !is_skipped(name)) else {
+                continue;
+            };
+            let below = if below.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{below}/{name}")
+            };
+            self.entry(&path.join(name), &below);
+        }
+        self.open.pop();
+        Ok(())
+    }
+
+    fn entry(&mut self, path: &Path, below: &str) {
+        let fail = |scan: &mut Scan, cause: String| {
+            let file = File {
+                text: Err(cause),
+                is_fresh: false,
+            };
+            scan.files.insert(below.into(), file);
+        };
+        let is_manifest = is_manifest(below);
+        let metadata = match self.resolve(path) {
+            Ok(metadata) => metadata,
+            Err(error) if is_manifest && error.kind() != io::ErrorKind::NotFound => {
+                return fail(self.scan, format!("it cannot be read: {error}"));
+            }
+            Err(_) => return,
+        };
+        if metadata.is_dir() {
+            if let Err(error) = self.directory(path, below) {
+                self.scan
+                    .unreadable
+                    .insert(below.into(), format!("the directory cannot be read: {error}"));
+            }
+        } else if metadata.is_file() && is_manifest {
+            if self.scan.files.len() >= FILES_MAX {
+                return fail(self.scan, format!("there are more than {FILES_MAX} files"));
+            }
+            let file = self.file(path, below, &metadata);
+            self.scan.files.insert(below.into(), file);
+        }
+    }
+
+    /// Follows symlinks, as long as they stay inside of the root.
+    fn resolve(&self, path: &Path) -> io::Result<Metadata> {
+        let real = path.canonicalize()?;
+        if !real.starts_with(self.root) {
+            let message = "it is a link to something outside of the configuration folder";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
+        fs::metadata(real)
+    }
+
+    fn file(&mut self, path: &Path, below: &str, metadata: &Metadata) -> File {
+        let age = SystemTime::now().duration_since(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+        let age = age.unwrap_or(Duration::ZERO);
+        let is_fresh = age < WRITING_MAX;
+        let stamp = Stamp {
+            inode: (metadata.dev(), metadata.ino()),
+            bytes: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        };
+        let known = self
+            .known
+            .get(below)
+            .filter(|(known, _)| *known == stamp && age > STAMP_RESOLUTION);
+        if let Some((_, text)) = known {
+            return File {
+                text: Ok(text.clone()),
+                is_fresh,
+            };
+        }
+        if metadata.len() > FILE_BYTES_MAX as u64 {
+            let cause = format!("it has {} bytes, more than {FILE_BYTES_MAX}", metadata.len());
+            return File {
+                text: Err(cause),
+                is_fresh,
+            };
+        }
+        let text = fs::read_to_string(path)
+            .map(Arc::<str>::from)
+            .map_err(|error| format!("it cannot be read: {error}"));
+        if let Ok(text) = &text {
+            self.known.insert(below.into(), (stamp, text.clone()));
+        }
+        File { text, is_fresh }
+    }
+}
+
+/// Names that editors and mounted volumes use for themselves.
+fn is_skipped(name: &str) -> bool {
+    name.starts_with('.') || name.ends_with('~') || name.ends_with(".swp")
+}
+
+fn is_manifest(path: &str) -> bool {
+    [".yaml", ".yml", ".json"].iter().any(|end| path.ends_with(end))
+}
