@@ -19,6 +19,7 @@ pub mod settings;
 pub mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod window;
 
 pub use client::ClientConnection;
 pub use connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};

@@ -1,6 +1,8 @@
 //! The client side of a tunnel connection: establish it, drive it, open streams on it.
 
 use std::fmt;
+use std::future::{pending, poll_fn};
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -82,7 +84,7 @@ pub async fn handshake<S>(stream: S, settings: &Settings) -> Result<ClientConnec
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let vitals = Vitals::new(settings.streams_max);
+    let vitals = Vitals::new(settings);
     let (sender, connection) = builder(settings)
         .handshake(Watched::new(stream, Arc::clone(&vitals)))
         .await
@@ -125,23 +127,30 @@ async fn drive<S>(
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let ping = connection.ping_pong().expect("only taken here");
-    let lost = peer_lost(ping, Arc::clone(&vitals), settings);
-    let retired = async {
+    let mut lost = pin!(peer_lost(ping, Arc::clone(&vitals), settings));
+    let mut retired = pin!(async {
         tokio::select! {
             () = unused(Arc::clone(&vitals), settings.idle_timeout) => {}
             () = vitals.gone() => {}
         }
         // Without a sender, h2 says GOAWAY(NO_ERROR) and closes as soon as the last stream has ended.
         drop(take_sender(&shared));
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        result = &mut connection => match result {
-            Ok(()) => vitals.lose("the connection was closed"),
-            Err(error) => vitals.lose(&error.to_string()),
-        },
-        () = lost => vitals.lose("no answer to PING"),
-        () = retired => {}
+        pending::<()>().await;
+    });
+    loop {
+        tokio::select! {
+            result = &mut connection => {
+                let why = result.map_or_else(|error| error.to_string(), |()| "the connection was closed".to_owned());
+                vitals.lose(&why);
+                break;
+            }
+            () = &mut lost => {
+                vitals.lose("no answer to PING");
+                break;
+            }
+            target = poll_fn(|cx| vitals.window().poll_target(cx)) => connection.set_target_window_size(target),
+            () = &mut retired => {}
+        }
     }
     drop(take_sender(&shared));
 }

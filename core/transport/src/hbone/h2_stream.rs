@@ -16,6 +16,7 @@ pub(super) fn join(send: SendStream<Bytes>, receive: RecvStream, slot: Slot) -> 
     let reader = H2Reader {
         receive,
         ended: false,
+        held: 0,
         slot: Arc::clone(&slot),
     };
     HboneStream::new(
@@ -31,6 +32,8 @@ pub(super) fn join(send: SendStream<Bytes>, receive: RecvStream, slot: Slot) -> 
 struct H2Reader {
     receive: RecvStream,
     ended: bool,
+    /// Bytes handed out and not released.
+    held: usize,
     slot: Arc<Slot>,
 }
 
@@ -40,7 +43,11 @@ impl ReadChunks for H2Reader {
             match ready!(self.receive.poll_data(cx)) {
                 // An empty frame carries nothing, not even a meaning.
                 Some(Ok(chunk)) if chunk.is_empty() => {}
-                Some(Ok(chunk)) => return Poll::Ready(Some(Ok(chunk))),
+                Some(Ok(chunk)) => {
+                    self.held += chunk.len();
+                    self.slot.window().hold(chunk.len());
+                    return Poll::Ready(Some(Ok(chunk)));
+                }
                 Some(Err(error)) => {
                     self.ended = true;
                     return Poll::Ready(Some(Err(self.slot.explain(&error))));
@@ -52,8 +59,18 @@ impl ReadChunks for H2Reader {
     }
 
     fn release(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.held);
+        self.held -= bytes;
+        self.slot.window().let_go(bytes);
         // Fails only if more is released than was received, or the stream is gone; then there is nothing to credit.
         let _ = self.receive.flow_control().release_capacity(bytes);
+    }
+}
+
+impl Drop for H2Reader {
+    /// h2 gives the connection back what a dropped stream held.
+    fn drop(&mut self) {
+        self.slot.window().let_go(self.held);
     }
 }
 

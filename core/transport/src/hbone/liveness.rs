@@ -24,6 +24,7 @@ use tulle_identity::HandshakeError;
 
 use super::error::StreamError;
 use super::settings::Settings;
+use super::window::Window;
 
 /// Set in [`Vitals::streams`] once no further stream may open.
 const RETIRED: u32 = 1 << 31;
@@ -42,19 +43,21 @@ pub(super) struct Vitals {
     heard_ms: AtomicU64,
     lost: OnceLock<Arc<str>>,
     refused: OnceLock<Arc<HandshakeError>>,
+    window: Window,
 }
 
 impl Vitals {
-    pub(super) fn new(limit: u32) -> Arc<Self> {
+    pub(super) fn new(settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
             streams: AtomicU32::new(0),
-            limit: AtomicU32::new(limit.max(1)),
+            limit: AtomicU32::new(settings.streams_max.max(1)),
             busy: watch::Sender::new(false),
             gone: CancellationToken::new(),
             epoch: Instant::now(),
             heard_ms: AtomicU64::new(0),
             lost: OnceLock::new(),
             refused: OnceLock::new(),
+            window: Window::new(settings.connection_window),
         })
     }
 
@@ -141,6 +144,10 @@ impl Vitals {
         self.refused.get()
     }
 
+    pub(super) fn window(&self) -> &Window {
+        &self.window
+    }
+
     fn heard(&self) {
         let elapsed = Instant::now().duration_since(self.epoch).as_millis();
         self.heard_ms
@@ -166,6 +173,10 @@ impl Vitals {
 pub(super) struct Slot(Arc<Vitals>);
 
 impl Slot {
+    pub(super) fn window(&self) -> &Window {
+        self.0.window()
+    }
+
     /// Says how a stream ended in terms of the seam.
     pub(super) fn explain(&self, error: &h2::Error) -> StreamError {
         match error.reason() {
@@ -243,12 +254,17 @@ pin_project_lite::pin_project! {
         #[pin]
         inner: S,
         vitals: Arc<Vitals>,
+        write_failed: bool,
     }
 }
 
 impl<S> Watched<S> {
     pub(super) fn new(inner: S, vitals: Arc<Vitals>) -> Self {
-        Self { inner, vitals }
+        Self {
+            inner,
+            vitals,
+            write_failed: false,
+        }
     }
 }
 
@@ -271,18 +287,22 @@ impl<S: AsyncRead> AsyncRead for Watched<S> {
 }
 
 impl<S: AsyncRead> Watched<S> {
-    /// A peer that refused our certificate has closed by the time we write. What it said still waits to be read.
+    /// A peer that refused our certificate has closed by the time we write. What it said still waits to be read, or
+    /// will be there in a moment: a failed socket is always readable.
     fn explained<T>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(_)) = &result {
-            let this = self.project();
-            let mut byte = [0];
-            if let Poll::Ready(Err(error)) = this.inner.poll_read(cx, &mut ReadBuf::new(&mut byte)) {
-                this.vitals.failed(&error);
-            }
+        if !matches!(result, Poll::Ready(Err(_))) {
+            return result;
+        }
+        let this = self.project();
+        let mut byte = [0];
+        match this.inner.poll_read(cx, &mut ReadBuf::new(&mut byte)) {
+            Poll::Ready(Err(error)) => this.vitals.failed(&error),
+            Poll::Pending if !std::mem::replace(this.write_failed, true) => return Poll::Pending,
+            _ => {}
         }
         result
     }

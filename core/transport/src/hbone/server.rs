@@ -75,7 +75,7 @@ pub async fn handshake<S>(stream: S, settings: &Settings) -> Result<ServerConnec
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let vitals = Vitals::new(settings.streams_max);
+    let vitals = Vitals::new(settings);
     let stream: Box<dyn Stream> = Box::new(Watched::new(stream, Arc::clone(&vitals)));
     let handshake = builder(settings).handshake(stream).await;
     let mut connection = handshake.map_err(|error| AcceptError::Http2(error.to_string().into()))?;
@@ -177,6 +177,9 @@ impl ServerConnection {
         if self.lost.as_mut().poll(cx).is_ready() {
             self.vitals.lose("no answer to PING");
             return Poll::Ready(None);
+        }
+        if let Poll::Ready(target) = self.vitals.window().poll_target(cx) {
+            self.connection.set_target_window_size(target);
         }
         match ready!(self.connection.poll_accept(cx)) {
             Some(Ok((request, respond))) => {
