@@ -23,6 +23,7 @@ pub mod ca;
 pub mod config;
 pub mod debug;
 pub mod engine;
+pub mod history;
 pub mod metrics;
 pub mod serve;
 pub mod snapshot;

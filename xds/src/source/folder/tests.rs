@@ -1,1 +1,205 @@
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tulle_k8s::translate::MeshConfig;
+use tulle_model::workload::TunnelProtocol;
+use tulle_runtime::tasks::Scope;
+
+use crate::snapshot::{ObjectKey, ResourceType, Snapshot};
+use crate::source::{FolderConfig, start};
+
+const UID: &str = "Kubernetes/networking.istio.io/WorkloadEntry/shop/web";
+const ENTRY: &str = "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: web
+  namespace: shop
+  annotations: {tulle.dev/node: n1, 'tulle.dev/process': 'netns:web', 'tulle.dev/addresses': '10.0.0.1,fd00::1'}
+spec:
+  address: 10.0.0.1
+  serviceAccount: web
+  labels: {app: web}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, clusterIPs: [10.9.0.1], ports: [{name: http, port: 80, targetPort: 8080}]}
+";
+
+/// A folder that is being read, for as long as this lives.
+struct Folder {
+    config: TempDir,
+    state: TempDir,
+    scope: Scope,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        self.scope.cancel();
+    }
+}
+
+impl Folder {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let (config, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        for (name, text) in files {
+            put(config.path(), name, text);
+        }
+        Self::over(config, state)
+    }
+
+    fn over(config: TempDir, state: TempDir) -> Self {
+        let scope = Scope::new();
+        let folder = FolderConfig {
+            config_dir: config.path().to_owned(),
+            state_dir: Some(state.path().to_owned()),
+        };
+        let snapshots = start(folder, MeshConfig::default(), &scope);
+        Self { config, state, scope, snapshots }
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        put(self.config.path(), name, text);
+    }
+
+    async fn until(&mut self, holds: impl FnMut(&Snapshot) -> bool) -> Arc<Snapshot> {
+        let mut holds = holds;
+        let wait = self.snapshots.wait_for(|snapshot| snapshot.synced() && holds(snapshot));
+        let found = tokio::time::timeout(Duration::from_secs(10), wait).await.expect("in time");
+        found.expect("the engine runs").clone()
+    }
+
+    async fn restart(mut self) -> Self {
+        self.scope.cancel();
+        self.scope.close();
+        self.scope.wait().await;
+        let config = std::mem::replace(&mut self.config, TempDir::new().unwrap());
+        let state = std::mem::replace(&mut self.state, TempDir::new().unwrap());
+        Self::over(config, state)
+    }
+}
+
+fn put(root: &Path, name: &str, text: &str) {
+    let path = root.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let new = path.with_extension("tmp");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+fn namespace(mode: &str) -> String {
+    format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  labels: {{istio.io/dataplane-mode: {mode}}}\n")
+}
+
+fn tunnel(snapshot: &Snapshot) -> Option<TunnelProtocol> {
+    let slot = snapshot.resource(ResourceType::Address, UID)?;
+    match tulle_proto::convert::decode_address(&slot.name, &slot.body).unwrap() {
+        tulle_proto::convert::Resource::Workload(workload) => Some(workload.tunnel_protocol),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn a_label_edit_reaches_the_cut_within_100_ms() {
+    let mut folder = Folder::new(&[("shop.yaml", ENTRY), ("ns.yaml", &namespace("none"))]);
+    let before = folder.until(|snapshot| tunnel(snapshot).is_some()).await;
+    assert_eq!(tunnel(&before), Some(TunnelProtocol::None));
+    // The first scans settle which directories are watched.
+    let started = Instant::now();
+    folder.put("ns.yaml", &namespace("ambient"));
+    folder.until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::Hbone)).await;
+    let took = started.elapsed();
+    assert!(took < Duration::from_millis(100), "took {took:?}");
+}
+
+#[tokio::test]
+async fn a_file_in_a_new_directory_is_found() {
+    let mut folder = Folder::new(&[]);
+    folder.until(|_| true).await;
+    folder.put("team/a/shop.yaml", ENTRY);
+    folder.until(|snapshot| tunnel(snapshot).is_some()).await;
+}
+
+#[tokio::test]
+async fn a_broken_file_keeps_its_objects_and_names_line_cause_and_fix() {
+    let mut folder = Folder::new(&[("shop.yaml", ENTRY)]);
+    folder.until(|snapshot| tunnel(snapshot).is_some()).await;
+    folder.put("shop.yaml", "apiVersion: v1\nkind: [Service\nmetadata: {}\n");
+    let snapshot = folder.until(|snapshot| snapshot.objects().errors().next().is_some()).await;
+    assert!(tunnel(&snapshot).is_some());
+    let problem = snapshot.objects().errors().next().unwrap().to_string();
+    assert!(problem.starts_with("shop.yaml:"), "{problem}");
+    assert!(problem.contains("T0202 unparsable_file"), "{problem}");
+    assert!(problem.contains("correct the file"), "{problem}");
+    let key = ObjectKey::new(tulle_k8s::Kind::WorkloadEntry, "shop", "web");
+    assert!(snapshot.objects().object(&key).unwrap().stale_since.is_some());
+}
+
+#[tokio::test]
+async fn the_last_good_form_survives_a_restart() {
+    let mut folder = Folder::new(&[("shop.yaml", ENTRY)]);
+    let before = folder.until(|snapshot| tunnel(snapshot).is_some()).await;
+    folder.put("shop.yaml", "{{{");
+    folder.until(|snapshot| snapshot.objects().errors().next().is_some()).await;
+    let mut folder = folder.restart().await;
+    let after = folder.until(|_| true).await;
+    let version = |snapshot: &Snapshot| snapshot.resource(ResourceType::Address, UID).map(|slot| slot.version.clone());
+    assert_eq!(version(&after), version(&before));
+    assert!(version(&after).is_some());
+}
+
+#[tokio::test]
+async fn a_missing_folder_is_not_an_empty_mesh() {
+    let (config, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let root = config.path().to_owned();
+    std::fs::remove_dir(&root).unwrap();
+    let mut folder = Folder::over(config, state);
+    let degraded = folder.snapshots.wait_for(|snapshot| snapshot.objects().degraded.is_some()).await.unwrap().clone();
+    assert!(!degraded.synced());
+    put(&root, "shop.yaml", ENTRY);
+    folder.until(|snapshot| tunnel(snapshot).is_some()).await;
+}
+
+#[tokio::test]
+async fn conditions_stand_in_a_file_per_object() {
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: {action: AUDIT}\n";
+    let mut folder = Folder::new(&[("p.yaml", policy)]);
+    folder.until(|_| true).await;
+    let path = folder.state.path().join("status/AuthorizationPolicy/shop/p.yaml");
+    let text = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => return text,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    });
+    let text = text.await.expect("in time");
+    assert!(text.contains("type: ZtunnelAccepted") && text.contains("reason: UnsupportedValue"), "{text}");
+}
+
+#[tokio::test]
+async fn a_link_out_of_the_folder_is_refused() {
+    let outside = TempDir::new().unwrap();
+    put(outside.path(), "shop.yaml", ENTRY);
+    let mut folder = Folder::new(&[]);
+    std::os::unix::fs::symlink(outside.path().join("shop.yaml"), folder.config.path().join("shop.yaml")).unwrap();
+    let snapshot = folder.until(|snapshot| snapshot.objects().errors().next().is_some()).await;
+    assert!(tunnel(&snapshot).is_none());
+}
+
+#[tokio::test]
+async fn a_swap_of_linked_directories_is_seen() {
+    let mut folder = Folder::new(&[("..a/ns.yaml", &namespace("none")), ("..b/ns.yaml", &namespace("ambient")), ("shop.yaml", ENTRY)]);
+    let root = folder.config.path().to_owned();
+    std::os::unix::fs::symlink("..a", root.join("..data")).unwrap();
+    std::os::unix::fs::symlink("..data/ns.yaml", root.join("ns.yaml")).unwrap();
+    folder.until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::None)).await;
+    std::os::unix::fs::symlink("..b", root.join("..new")).unwrap();
+    std::fs::rename(root.join("..new"), root.join("..data")).unwrap();
+    folder.until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::Hbone)).await;
+}
