@@ -165,11 +165,7 @@ impl TestMesh {
         let mut state = String::new();
         let reached = eventually(async || {
             let pods = self.ask(&agent, "/pods").await;
-            let items = pods["items"]
-                .as_array()
-                .or(pods.as_array())
-                .cloned()
-                .unwrap_or_default();
+            let items = pods["pods"].as_array().cloned().unwrap_or_default();
             let found = items.iter().find(|item| item["name"] == pod.name());
             state = found.map_or(String::new(), |item| {
                 item["state"].as_str().unwrap_or_default().to_owned()

@@ -49,9 +49,17 @@ struct Row {
     findings: Vec<String>,
 }
 
+/// What an agent says of its node.
+#[derive(Debug, Deserialize)]
+struct NodeStatus {
+    pods: Vec<PodStatus>,
+    #[serde(default)]
+    proxies: Vec<Value>,
+}
+
 /// The pods of an agent.
 pub(crate) async fn pods(agent: &Component) -> anyhow::Result<Vec<PodStatus>> {
-    agent.json("/pods").await
+    Ok(agent.json::<NodeStatus>("/pods").await?.pods)
 }
 
 pub(crate) async fn run(status: Status) -> anyhow::Result<Exit> {
@@ -219,10 +227,13 @@ fn object_lines(object: &Value) -> Vec<String> {
 }
 
 async fn agent(component: &Component) -> anyhow::Result<Row> {
-    let pods = pods(component).await?;
+    let NodeStatus { pods, proxies } = component.json("/pods").await?;
     let mut row = Row::of(component);
     row.version = tulle_runtime::build_info::tag().to_owned();
     row.connections = Some(pods.iter().filter(|pod| pod.state == "in").count());
+    if proxies.is_empty() {
+        row.findings.push("T0108 no node proxy is connected; start one on this node".to_owned());
+    }
     for pod in &pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
         if let Some(error) = &pod.error {
