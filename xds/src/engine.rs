@@ -124,7 +124,13 @@ impl Engine {
 
     /// Applies a batch as one turn and returns the new cut.
     pub fn apply(&mut self, batch: Batch) -> Snapshot {
-        let affected = self.take(&batch.events);
+        let one_by_one = batch.events.len() <= CHANGES_INCREMENTAL_MAX;
+        self.turn(&batch, one_by_one)
+    }
+
+    /// One turn: asks each change what it touches, or computes everything.
+    fn turn(&mut self, batch: &Batch, one_by_one: bool) -> Snapshot {
+        let affected = self.take(&batch.events, one_by_one);
         let sequence = self.snapshot.sequence + 1;
         let mut told: BTreeSet<Key> = batch.events.iter().map(|event| event.key.clone()).collect();
         let mut changed = false;
@@ -135,7 +141,7 @@ impl Engine {
         }
         changed |= self.rescope(sequence);
         changed |= self.placed.publish(&mut self.snapshot.placement);
-        self.tell(&batch, told);
+        self.tell(batch, told);
         if changed || batch.synced != self.snapshot.synced {
             self.snapshot.sequence = sequence;
         }
@@ -144,9 +150,8 @@ impl Engine {
     }
 
     /// Takes the changes into the world and says what they touch.
-    fn take(&mut self, events: &[Event]) -> Affected {
+    fn take(&mut self, events: &[Event], one_by_one: bool) -> Affected {
         let mut out = Affected::new();
-        let one_by_one = events.len() <= CHANGES_INCREMENTAL_MAX;
         for Event { key, object } in events {
             let new = object.as_ref().map(|in_force| in_force.object.clone());
             match object.clone() {
@@ -157,13 +162,13 @@ impl Engine {
                 continue;
             }
             if one_by_one {
-                affected(key, &self.world, &mut out);
+                out.extend(affected(key, &self.world));
             }
             self.placed
                 .change(key, self.world.get(key), new.as_deref(), self.world.mesh());
             self.world.set(key, new);
             if one_by_one {
-                affected(key, &self.world, &mut out);
+                out.extend(affected(key, &self.world));
             }
         }
         if !one_by_one {

@@ -45,8 +45,17 @@ pub fn differs(old: Option<&Object>, new: Option<&Object>) -> bool {
 }
 
 /// The outputs that the object of this key touches as it stands in this world.
-pub fn affected(key: &Key, world: &World, out: &mut Affected) {
-    let Some(object) = world.get(key) else { return };
+#[must_use]
+pub fn affected(key: &Key, world: &World) -> Affected {
+    // Begun anew for each world: what is in it counts as followed to its end.
+    let mut out = Affected::new();
+    if let Some(object) = world.get(key) {
+        touch(key, object, world, &mut out);
+    }
+    out
+}
+
+fn touch(key: &Key, object: &Object, world: &World, out: &mut Affected) {
     match object {
         Object::Pod(_) | Object::WorkloadEntry(_) => sharing(key, world, out),
         Object::Service(object) => {

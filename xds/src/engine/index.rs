@@ -67,7 +67,7 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
     if let Some((name, value)) = selector(object).and_then(|labels| labels.iter().next()) {
         keys.push(IndexKey::selector(namespace, name, value));
     }
-    let mut labelled = |labels: &Labels| -> Vec<IndexKey> {
+    let labelled = |labels: &Labels| -> Vec<IndexKey> {
         labels
             .iter()
             .map(|(name, value)| IndexKey::label(namespace, name, value))

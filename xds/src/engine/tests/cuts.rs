@@ -1,0 +1,201 @@
+//! Single facts about cuts.
+
+use tulle_proto::convert::{Resource, decode_address, decode_authorization};
+
+use super::*;
+
+fn engine(text: &str) -> (Engine, Snapshot) {
+    let mut engine = Engine::new(MeshConfig::default());
+    let snapshot = engine.apply(batch(objects(text).into_iter().map(set).collect()));
+    (engine, snapshot)
+}
+
+fn workload(snapshot: &Snapshot, name: &str) -> tulle_model::Workload {
+    let slot = snapshot
+        .resource(ResourceType::Address, name)
+        .expect("there is such a workload");
+    match decode_address(&slot.name, &slot.body).expect("it decodes") {
+        Resource::Workload(workload) => (*workload).clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn conditions(snapshot: &Snapshot, kind: tulle_k8s::Kind, name: &str) -> Vec<String> {
+    let status = snapshot
+        .objects()
+        .object(&Key::new(kind, "shop", name))
+        .expect("there is such an object");
+    status
+        .conditions
+        .iter()
+        .map(|condition| format!("{} {}", condition.kind, condition.reason))
+        .collect()
+}
+
+fn entry(name: &str, ip: &str, more: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: shop, annotations: {{tulle.dev/node: n1}}{more}}}\nspec: {{address: {ip}, labels: {{app: {name}}}, serviceAccount: {name}}}\n---\n"
+    )
+}
+
+const POLICY: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: shop}\nspec: {action: DENY, selector: {matchLabels: {app: web}}, rules: [{}]}\n---\n";
+const WEB: &str = "Kubernetes/networking.istio.io/WorkloadEntry/shop/web";
+
+#[test]
+fn a_batch_that_says_nothing_new_is_no_cut() {
+    let (mut engine, before) = engine(&entry("web", "10.0.0.1", ""));
+    let again = engine.apply(batch(
+        objects(&entry("web", "10.0.0.1", ""))
+            .into_iter()
+            .map(set)
+            .collect(),
+    ));
+    assert_eq!(again.sequence(), before.sequence());
+}
+
+#[test]
+fn a_selected_workload_names_its_policy_and_both_come_in_one_cut() {
+    let (_, snapshot) = engine(&(entry("web", "10.0.0.1", "") + POLICY));
+    let names: Vec<_> = workload(&snapshot, WEB)
+        .authorization_policies
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(names, ["shop/deny"]);
+    let slot = snapshot
+        .resource(ResourceType::Authorization, "shop/deny")
+        .expect("the policy");
+    decode_authorization(&slot.name, &slot.body).expect("it decodes");
+    assert!(slot.scope.reaches("n1") && !slot.scope.reaches("n2"));
+}
+
+#[test]
+fn a_policy_follows_its_workload_to_another_node_with_the_same_version() {
+    let (mut engine, before) = engine(&(entry("web", "10.0.0.1", "") + POLICY));
+    let moved = entry("web", "10.0.0.1", "").replace("node: n1", "node: n2");
+    let after = engine.apply(batch(objects(&moved).into_iter().map(set).collect()));
+    let slot = |snapshot: &Snapshot| {
+        snapshot
+            .resource(ResourceType::Authorization, "shop/deny")
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(slot(&before).version, slot(&after).version);
+    assert!(slot(&after).scope.reaches("n2") && !slot(&after).scope.reaches("n1"));
+    let changed = after
+        .changed_since(ResourceType::Authorization, before.sequence())
+        .unwrap();
+    assert_eq!(
+        changed
+            .map(|change| change.name().to_string())
+            .collect::<Vec<_>>(),
+        ["shop/deny"]
+    );
+}
+
+#[test]
+fn a_dry_run_is_sent_and_not_waited_for() {
+    let dry = POLICY.replace(
+        "namespace: shop",
+        "namespace: shop, annotations: {istio.io/dry-run: 'true'}",
+    );
+    let (_, snapshot) = engine(&(entry("web", "10.0.0.1", "") + &dry));
+    assert!(workload(&snapshot, WEB).authorization_policies.is_empty());
+    assert!(
+        snapshot
+            .resource(ResourceType::Authorization, "shop/deny")
+            .is_some()
+    );
+}
+
+#[test]
+fn the_elder_of_two_owners_of_an_address_wins_and_takes_over_the_services() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {selector: {app: api}, clusterIPs: [10.9.0.1], ports: [{port: 80}]}\n---\n";
+    let (mut engine, snapshot) = engine(
+        &(entry("web", "10.0.0.1", ", creationTimestamp: '2026-01-01T00:00:00Z'")
+            + &entry("api", "10.0.0.1", "")
+            + service),
+    );
+    let services: Vec<_> = workload(&snapshot, WEB)
+        .services
+        .keys()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(services, ["shop/api.shop.svc.cluster.local"]);
+    assert_eq!(snapshot.resources(ResourceType::Workload).count(), 1);
+    assert!(
+        conditions(&snapshot, tulle_k8s::Kind::WorkloadEntry, "api")
+            .contains(&"tulle.dev/AddressConflict AddressConflict".to_owned())
+    );
+    let after = engine.apply(batch(vec![gone(Key::new(
+        tulle_k8s::Kind::WorkloadEntry,
+        "shop",
+        "web",
+    ))]));
+    assert_eq!(after.resolve(ResourceType::Address, "/10.0.0.1").len(), 1);
+    assert_eq!(
+        &*workload(&after, "Kubernetes/networking.istio.io/WorkloadEntry/shop/api").name,
+        "api"
+    );
+}
+
+#[test]
+fn a_service_beats_a_service_entry_of_the_same_name() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {clusterIPs: [10.9.0.1], ports: [{port: 80}]}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api, namespace: shop, creationTimestamp: '2020-01-01T00:00:00Z'}\nspec: {hosts: [api.shop.svc.cluster.local], resolution: STATIC, addresses: [10.9.0.2], ports: [{number: 80, name: http}]}\n";
+    let (_, snapshot) = engine(text);
+    assert_eq!(snapshot.resolve(ResourceType::Address, "/10.9.0.1").len(), 1);
+    assert!(snapshot.resolve(ResourceType::Address, "/10.9.0.2").is_empty());
+    assert!(
+        conditions(&snapshot, tulle_k8s::Kind::ServiceEntry, "api")
+            .contains(&"Conflicted Conflicted".to_owned())
+    );
+}
+
+#[test]
+fn an_identity_is_placed_before_its_pod_has_an_address() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nspec: {nodeName: n1, serviceAccountName: web}\nstatus: {phase: Pending}\n";
+    let (mut engine, snapshot) = engine(pod);
+    let web = tulle_model::Identity::new("cluster.local", "shop", "web");
+    assert!(snapshot.placement().holds("n1", &web) && !snapshot.placement().holds("n2", &web));
+    assert_eq!(snapshot.resources(ResourceType::Address).count(), 0);
+    let over = pod.replace("Pending", "Failed");
+    let after = engine.apply(batch(objects(&over).into_iter().map(set).collect()));
+    assert!(!after.placement().holds("n1", &web));
+}
+
+#[test]
+fn an_elected_process_travels_as_extension() {
+    let text = entry("web", "10.0.0.1", "").replace(
+        "{tulle.dev/node: n1}",
+        "{tulle.dev/node: n1, tulle.dev/process: 'netns:web'}",
+    );
+    let (_, snapshot) = engine(&text);
+    let workload = workload(&snapshot, WEB);
+    assert_eq!(
+        workload.extensions.get("tulle.dev/process").map(AsRef::as_ref),
+        Some("netns:web")
+    );
+    assert_eq!(&*workload.node, "n1");
+}
+
+#[test]
+fn an_old_cursor_beyond_the_log_must_walk_the_table() {
+    let mut table = Table::default();
+    let resource = |number: usize| table::Resource {
+        name: format!("r{}", number % 10).into(),
+        aliases: Vec::new(),
+        body: number.to_string().into(),
+        order: crate::snapshot::Order::Workload,
+        scope: Scope::Everyone,
+    };
+    for number in 0..table::LOG_ENTRIES_MAX + 10 {
+        table.set(resource(number), number as u64 + 1);
+    }
+    assert!(table.changed_since(5).is_none());
+    assert_eq!(
+        table
+            .changed_since(table::LOG_ENTRIES_MAX as u64)
+            .map(Iterator::count),
+        Some(10)
+    );
+}
