@@ -275,3 +275,101 @@ pub fn classify(error: &io::Error) -> Closed {
         _ => Closed::Failed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    const ANY_PORT: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+
+    async fn pair(listen_on: SocketAddr) -> (TcpStream, TcpStream) {
+        let listener = listen(&CurrentNamespace, listen_on, ListenOptions::default()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let options = SocketOptions::default();
+        let (near, far) = tokio::join!(
+            connect(&CurrentNamespace, address, None, &options),
+            listener.accept()
+        );
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_connected_socket_has_the_options_of_the_proxy() {
+        let (near, _far) = pair(ANY_PORT).await;
+        let socket = SockRef::from(&near);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(180));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
+    }
+
+    #[tokio::test]
+    async fn user_timeout_is_the_span_of_the_keepalive() {
+        let (near, _far) = pair(ANY_PORT).await;
+        SocketOptions {
+            user_timeout: true,
+            ..SocketOptions::default()
+        }
+        .apply(&near)
+        .unwrap();
+        let timeout = SockRef::from(&near).tcp_user_timeout().unwrap();
+        assert_eq!(timeout, Some(Duration::from_secs(180 + 9 * 180)));
+    }
+
+    #[tokio::test]
+    async fn an_ipv4_client_of_a_dual_stack_listener_is_an_ipv4_client() {
+        let (near, far) = pair("[::]:0".parse().unwrap()).await;
+        assert!(far.peer_addr().unwrap().is_ipv6());
+        assert_eq!(canonical(far.peer_addr().unwrap()), near.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_source_address_is_kept() {
+        let probe = CurrentNamespace.tcp_v4().unwrap();
+        if probe.set_ip_transparent_v4(true).is_err() {
+            eprintln!("skipped: transparent sources need CAP_NET_ADMIN");
+            return;
+        }
+        let listener = listen(&CurrentNamespace, ANY_PORT, ListenOptions::default()).unwrap();
+        let (address, source) = (listener.local_addr().unwrap(), IpAddr::from([127, 0, 0, 9]));
+        let options = SocketOptions::default();
+        let connecting = connect(&CurrentNamespace, address, Some(source), &options);
+        let (near, far) = tokio::join!(connecting, listener.accept());
+        assert_eq!(
+            (near.unwrap().local_addr().unwrap().ip(), far.unwrap().1.ip()),
+            (source, source)
+        );
+    }
+
+    #[tokio::test]
+    async fn families_are_not_mixed() {
+        let source = Some(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]));
+        let error = connect(&CurrentNamespace, ANY_PORT, source, &SocketOptions::default())
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_not_captured_has_no_original_destination() {
+        let (near, _far) = pair(ANY_PORT).await;
+        // Without conntrack the kernel does not know the option at all; with it, it knows the plain destination.
+        if let Ok(found) = original_destination(&near) {
+            assert_eq!(found, near.peer_addr().unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn reset_and_finish_are_told_apart() {
+        let (near, mut far) = pair(ANY_PORT).await;
+        drop(near);
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+        let (near, mut far) = pair(ANY_PORT).await;
+        set_rst(&near).unwrap();
+        drop(near);
+        assert_eq!(classify(&far.read(&mut [0]).await.unwrap_err()), Closed::Reset);
+    }
+}

@@ -310,7 +310,9 @@ async fn stalled_readers_with_small_frames_do_not_kill_neighbours() {
         let (near, far) = pair.tunnel().await;
         let (application, delivered) = sockets().await;
         SockRef::from(&delivered).set_send_buffer_size(64 * 1024).unwrap();
-        SockRef::from(&application).set_recv_buffer_size(64 * 1024).unwrap();
+        SockRef::from(&application)
+            .set_recv_buffer_size(64 * 1024)
+            .unwrap();
         let copy = copy(delivered, far, &Transfer::new());
         let (_, mut writer) = near.split();
         // Fills the kernel's buffers, then stalls.

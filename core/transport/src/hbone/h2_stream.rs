@@ -24,7 +24,7 @@ pub(super) fn join(send: SendStream<Bytes>, receive: RecvStream, slot: Slot) -> 
         H2Writer {
             send,
             state: Sending::Open,
-            slot: slot,
+            slot,
         },
     )
 }
