@@ -237,3 +237,21 @@ fn callers_in_different_places_draw_from_different_tables() {
         }
     }
 }
+
+#[test]
+fn ports_of_one_service_are_drawn_apart() {
+    let mesh = mesh()
+        .with(service("shop").vip("10.96.0.1").port(80, 8080).port(81, 8081))
+        .with(shop_pod("a", "10.0.0.7"));
+    let snapshot = mesh.snapshot();
+    for (asked, target) in [
+        ("10.96.0.1:80", "10.0.0.7:8080"),
+        ("10.96.0.1:81", "10.0.0.7:8081"),
+    ] {
+        let found = snapshot.upstream_for(&client().build(), socket(asked), &mut |_| 0, &[]);
+        assert!(
+            matches!(&found, Ok(Upstream::Direct(one)) if one.authority == socket(target)),
+            "{found:?}"
+        );
+    }
+}
