@@ -1,5 +1,6 @@
 //! The control plane as a process: builds every part, reads top to bottom, ends when asked to.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ use crate::serve::ads::{Ads, AdsOptions};
 use crate::serve::authenticate::Authenticator;
 use crate::serve::listen;
 use crate::snapshot::Snapshot;
+use crate::source::{self, FolderConfig};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::Clients;
 use crate::token::{self, TokenStore};
@@ -113,7 +115,7 @@ fn print_token(state_dir: &std::path::Path, node: &str) -> Exit {
 }
 
 fn run_process(config: Config) -> Exit {
-    let fail = |exit: Exit, error: &dyn std::fmt::Display| {
+    let fail = |exit: Exit, error: &dyn Display| {
         let _ = writeln!(io::stderr(), "error: {error}");
         exit
     };
@@ -139,77 +141,16 @@ fn run_process(config: Config) -> Exit {
 ///
 /// # Errors
 /// It cannot be started.
-pub async fn run<R: std::fmt::Display>(
-    config: Config,
-    shutdown: impl Future<Output = R>,
-) -> Result<(), Error> {
+pub async fn run<R: Display>(config: Config, shutdown: impl Future<Output = R>) -> Result<(), Error> {
     tracing::info!(version = build_info::tag(), ?config, "control plane starts");
     let _state = StateDir::open(&config.state_dir)?;
-    let ready = Ready::new();
-    let (reading, starting) = (ready.register("configuration"), ready.register("listeners"));
+    let parts = Parts::new(&config)?;
+    let starting = parts.ready.register("listeners");
     let (trigger, drain) = drain::new();
-    let scope = Scope::new();
 
-    let authority = Arc::new(Authority::new(
-        root(&config)?,
-        config.trust_domain.as_str().into(),
-        config.max_certificate_ttl,
-    ));
-    let names = config.server_names(host_name().as_deref());
-    let acceptor = renew::acceptor(&authority, &names)?;
-    let listeners = bind(&config.listen).await?;
-
-    let snapshots = source(&config, &scope);
-    let (clients, metrics) = (Clients::default(), Metrics::default());
-    let registry = Registry::for_process("xds");
-    metrics.register(&registry);
-    let observed = Observed {
-        snapshots: snapshots.clone(),
-        clients: clients.clone(),
-        authority: authority.clone(),
-    };
-    registry.with(|inner| inner.register_collector(Box::new(observed)));
-
-    let authenticator = Authenticator::new(TokenStore::in_state_dir(&config.state_dir));
-    let ads = Ads::new(
-        snapshots.clone(),
-        authenticator.clone(),
-        clients.clone(),
-        metrics.clone(),
-        drain.clone(),
-        ads_options(&config),
-    );
-    let ca = CaService::new(
-        authority.clone(),
-        authenticator,
-        snapshots.clone(),
-        metrics,
-        HOLD_MAX_DEFAULT,
-    );
-    for listener in listeners {
-        let served = listen::serve(listener, acceptor.clone(), ads.clone(), ca.clone(), drain.clone());
-        let guard = drain.guard();
-        scope.spawn("grpc server", async move {
-            if let Err(error) = served.await {
-                tracing::error!(%error, "the gRPC server ended");
-            }
-            drop(guard);
-        });
-    }
-    scope.spawn(
-        "server certificate",
-        renew::keep_fresh(authority.clone(), names, acceptor, drain.clone()),
-    );
-    scope.spawn("sync", synced(snapshots.clone(), reading));
-
-    write_root_copy(&config, &authority)?;
-    let pages = Pages {
-        snapshots,
-        clients,
-        authority,
-        ready: ready.clone(),
-    };
-    serve_pages(&config, pages, &registry, &drain, &scope).await?;
+    serve_clients(&config, &parts, &drain).await?;
+    serve_pages(&config, &parts, &drain).await?;
+    write_root_copy(&config, &parts.authority)?;
     drop(starting);
 
     let reason = shutdown.await;
@@ -218,9 +159,84 @@ pub async fn run<R: std::fmt::Display>(
     if remaining > 0 {
         tracing::warn!(remaining, "connections did not end in time");
     }
-    scope.cancel();
-    scope.close();
-    scope.wait().await;
+    parts.scope.cancel();
+    parts.scope.close();
+    parts.scope.wait().await;
+    Ok(())
+}
+
+/// What every server reads.
+struct Parts {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    clients: Clients,
+    metrics: Metrics,
+    registry: Registry,
+    authority: Arc<Authority>,
+    ready: Ready,
+    scope: Scope,
+}
+
+impl Parts {
+    fn new(config: &Config) -> Result<Self, Error> {
+        let trust_domain = config.trust_domain.as_str().into();
+        let authority = Authority::new(root(config)?, trust_domain, config.max_certificate_ttl);
+        let (scope, ready) = (Scope::new(), Ready::new());
+        let snapshots = source(config, &scope);
+        scope.spawn("sync", synced(snapshots.clone(), ready.register("configuration")));
+        let parts = Self {
+            snapshots,
+            clients: Clients::default(),
+            metrics: Metrics::default(),
+            registry: Registry::for_process("xds"),
+            authority: Arc::new(authority),
+            ready,
+            scope,
+        };
+        parts.metrics.register(&parts.registry);
+        let observed = Observed {
+            snapshots: parts.snapshots.clone(),
+            clients: parts.clients.clone(),
+            authority: parts.authority.clone(),
+        };
+        parts
+            .registry
+            .with(|inner| inner.register_collector(Box::new(observed)));
+        Ok(parts)
+    }
+}
+
+/// Discovery and certificates over TLS, to callers with a node token.
+async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Result<(), Error> {
+    let names = config.server_names(host_name().as_deref());
+    let acceptor = renew::acceptor(&parts.authority, &names)?;
+    let authenticator = Authenticator::new(TokenStore::in_state_dir(&config.state_dir));
+    let ads = Ads::new(
+        parts.snapshots.clone(),
+        authenticator.clone(),
+        parts.clients.clone(),
+        parts.metrics.clone(),
+        drain.clone(),
+        ads_options(config),
+    );
+    let ca = CaService::new(
+        parts.authority.clone(),
+        authenticator,
+        parts.snapshots.clone(),
+        parts.metrics.clone(),
+        HOLD_MAX_DEFAULT,
+    );
+    for listener in bind(&config.listen).await? {
+        let served = listen::serve(listener, acceptor.clone(), ads.clone(), ca.clone(), drain.clone());
+        let guard = drain.guard();
+        parts.scope.spawn("grpc server", async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the gRPC server ended");
+            }
+            drop(guard);
+        });
+    }
+    let fresh = renew::keep_fresh(parts.authority.clone(), names, acceptor, drain.clone());
+    parts.scope.spawn("server certificate", fresh);
     Ok(())
 }
 
@@ -242,7 +258,11 @@ fn source(config: &Config, scope: &Scope) -> watch::Receiver<Arc<Snapshot>> {
         root_namespace: config.root_namespace.as_str().into(),
         ..MeshConfig::default()
     };
-    unimplemented!()
+    let folder = FolderConfig {
+        config_dir: config.config_dir.clone(),
+        state_dir: Some(config.state_dir.clone()),
+    };
+    source::start(folder, mesh, scope)
 }
 
 fn ads_options(config: &Config) -> AdsOptions {
@@ -270,33 +290,33 @@ async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
 /// Ready as far as configuration goes once a cut is complete.
 async fn synced(mut snapshots: watch::Receiver<Arc<Snapshot>>, reading: BlockReady) {
     if snapshots.wait_for(|snapshot| snapshot.synced()).await.is_ok() {
-        tracing::info!("configuration read");
+        tracing::info!("the first configuration is served");
         drop(reading);
     }
 }
 
 /// Operators' pages on the unix socket; metrics and readiness on TCP.
-async fn serve_pages(
-    config: &Config,
-    pages: Pages,
-    registry: &Registry,
-    drain: &DrainWatcher,
-    scope: &Scope,
-) -> Result<(), Error> {
+async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Result<(), Error> {
     let socket = Listener::bind(&Listen::Unix(config.run_dir.join("xds.sock"))).await?;
     let metrics = Listener::bind(&Listen::Tcp(config.metrics_address)).await?;
     let readiness = Listener::bind(&Listen::Tcp(config.readiness_address)).await?;
-    let ready = admin::readiness(&pages.ready);
-    let router = pages
-        .router()
-        .merge(admin::metrics(registry))
-        .merge(ready.clone());
-    scope.spawn("admin socket", admin::serve(socket, router, drain.clone()));
-    scope.spawn(
-        "metrics",
-        admin::serve_open(metrics, admin::metrics(registry), drain.clone()),
-    );
-    scope.spawn("readiness", admin::serve_open(readiness, ready, drain.clone()));
+    let pages = Pages {
+        snapshots: parts.snapshots.clone(),
+        clients: parts.clients.clone(),
+        authority: parts.authority.clone(),
+        ready: parts.ready.clone(),
+    };
+    let (exported, ready) = (admin::metrics(&parts.registry), admin::readiness(&parts.ready));
+    let router = pages.router().merge(exported.clone()).merge(ready.clone());
+    parts
+        .scope
+        .spawn("admin socket", admin::serve(socket, router, drain.clone()));
+    parts
+        .scope
+        .spawn("metrics", admin::serve_open(metrics, exported, drain.clone()));
+    parts
+        .scope
+        .spawn("readiness", admin::serve_open(readiness, ready, drain.clone()));
     Ok(())
 }
 

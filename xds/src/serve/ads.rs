@@ -18,6 +18,8 @@ use crate::serve::authenticate::Authenticator;
 use crate::snapshot::Snapshot;
 use crate::status::Clients;
 
+#[cfg(test)]
+mod pair;
 mod stream;
 mod wire;
 

@@ -325,13 +325,22 @@ fn x16_a_rejection_is_recorded_and_not_sent_again() {
         (ty, &**name, &*rejection.version, &*rejection.text),
         (Address, "a", "bad", "no action")
     );
-    peer.edit([remove(Address, "a")]);
-    peer.expect(Address, &[], &["a"]);
-    peer.edit([set(Address, "a@bad")]);
-    peer.expect_silence();
     peer.edit([set(Address, "a@3")]);
     peer.expect(Address, &["a@3"], &[]);
     assert_eq!(peer.session.rejections().count(), 0);
+}
+
+#[test]
+fn x16_a_rejected_resource_that_is_removed_and_comes_back_is_told_again() {
+    let mut peer = peer([set(Authorization, "p@bad")]);
+    peer.subscribe(Authorization, &[], &[]);
+    let response = peer.receive().expect("a response");
+    peer.nack(&response, "p: no action");
+    peer.edit([remove(Authorization, "p")]);
+    peer.expect(Authorization, &[], &["p"]);
+    // The client dropped its stand-in with the removal, so it must know that there is such a policy.
+    peer.edit([set(Authorization, "p@bad")]);
+    peer.expect(Authorization, &["p@bad"], &[]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What was sent of one type, what the client answered, and what it rejected.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
 use tulle_model::Str;
@@ -33,6 +33,7 @@ struct Unacked {
     bytes: usize,
     sent_at: Instant,
     resources: Vec<(Str, Str)>,
+    removed: Vec<Str>,
 }
 
 /// One resource version that the client refused.
@@ -62,7 +63,17 @@ impl Delivery {
             resources: resources
                 .map(|slot| (slot.name.clone(), slot.version.clone()))
                 .collect(),
+            removed: response.removed.clone(),
         };
+        // What is sent anew or removed is judged anew: should the refused form come back, the client must be told.
+        let told = response
+            .resources
+            .iter()
+            .map(|slot| &slot.name)
+            .chain(&response.removed);
+        for name in told {
+            self.rejections.remove(name);
+        }
         self.unacked_bytes += entry.bytes;
         self.unacked.push_back(entry);
         self.sent = Some(response.cut);
@@ -86,33 +97,30 @@ impl Delivery {
                 }
                 _ => {
                     self.acks += 1;
-                    self.accept(&entry);
+                    self.acked = Some(entry.cut);
                 }
             }
         }
     }
 
-    fn accept(&mut self, entry: &Unacked) {
-        self.acked = Some(entry.cut);
-        for (name, _) in &entry.resources {
-            self.rejections.remove(name);
-        }
-    }
-
     /// Records the resources that the message names, or all of the response if it names none of them.
+    ///
+    /// What a later response replaces or removes is over already, so its rejection says nothing any more.
     fn reject(&mut self, entry: &Unacked, nack: &Nack) {
+        let later = self.unacked.iter();
+        let later =
+            later.flat_map(|later| later.resources.iter().map(|(name, _)| name).chain(&later.removed));
+        let superseded: BTreeSet<Str> = later.cloned().collect();
         let mut named = entry.resources.iter();
         let named = named.any(|(name, _)| reason_for(&nack.message, name).is_some());
         for (name, version) in &entry.resources {
             let text = match reason_for(&nack.message, name) {
                 Some(text) => text,
-                None if named => {
-                    self.rejections.remove(name);
-                    continue;
-                }
+                None if named => continue,
                 None => &nack.message,
             };
-            if self.rejections.len() < REJECTIONS_MAX || self.rejections.contains_key(name) {
+            let room = self.rejections.len() < REJECTIONS_MAX || self.rejections.contains_key(name);
+            if room && !superseded.contains(name) {
                 let rejection = Rejection {
                     version: version.clone(),
                     text: escape(text).into(),

@@ -1,0 +1,217 @@
+//! Our server session meets our client session, with real resources: whatever happens, the client's mesh ends up
+//! as what is served to its node.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use proptest::prelude::*;
+use tulle_model::testing::{deny, workload};
+use tulle_model::{Mesh, Str};
+use tulle_proto::convert::{self, Resource as Decoded};
+use tulle_proto::core::Node;
+use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_xds_client::resource::ResourceType as ClientType;
+use tulle_xds_client::session::Session as ClientSession;
+
+use super::wire;
+use crate::engine::table::Resource;
+use crate::serve::session::Session;
+use crate::snapshot::{Order, ResourceType, Scope, Snapshot};
+
+const NAMES: [&str; 4] = ["shop/a", "shop/b", "shop/c", "shop/d"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Sets a workload, with this port of its address as content; `None` removes it.
+    Workload(usize, Option<u8>),
+    /// Sets a policy for these ports; `Some(0)` cannot be decoded. Only seen if the flag says so.
+    Policy(usize, Option<u8>, bool),
+    Requests,
+    Send,
+    Receive,
+    Reconnect,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let content = || prop::option::weighted(0.8, 0..5_u8);
+    prop_oneof![
+        3 => (0..NAMES.len(), content()).prop_map(|(name, content)| Step::Workload(name, content)),
+        3 => (0..NAMES.len(), content(), prop::bool::weighted(0.8))
+            .prop_map(|(name, content, visible)| Step::Policy(name, content, visible)),
+        4 => Just(Step::Requests),
+        4 => Just(Step::Send),
+        4 => Just(Step::Receive),
+        1 => Just(Step::Reconnect),
+    ]
+}
+
+struct Pair {
+    head: Arc<Snapshot>,
+    server: Session<Arc<Snapshot>>,
+    client: ClientSession,
+    mesh: Mesh,
+    requests: VecDeque<DeltaDiscoveryRequest>,
+    responses: VecDeque<DeltaDiscoveryResponse>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let head = Arc::new(Snapshot::default());
+        let mut pair = Self {
+            server: Session::new(1, "n1".into(), head.clone()),
+            head,
+            client: ClientSession::new(Node::default(), &ClientType::ALL),
+            mesh: Mesh::new(),
+            requests: VecDeque::new(),
+            responses: VecDeque::new(),
+        };
+        pair.open();
+        pair
+    }
+
+    fn open(&mut self) {
+        self.server = Session::new(1, "n1".into(), self.head.clone());
+        self.requests = self.client.on_open().into();
+        self.responses.clear();
+    }
+
+    fn edit(&mut self, ty: ResourceType, name: &str, body: Option<Vec<u8>>, scope: Scope) {
+        let mut next = (*self.head).clone();
+        next.sequence += 1;
+        let sequence = next.sequence;
+        let table = match ty {
+            ResourceType::Authorization => &mut next.authorizations,
+            _ => &mut next.addresses,
+        };
+        match body {
+            None => drop(table.remove(name, sequence)),
+            Some(body) => drop(table.set(
+                Resource {
+                    name: name.into(),
+                    aliases: Vec::new(),
+                    body: body.into(),
+                    order: Order::Workload,
+                    scope,
+                },
+                sequence,
+            )),
+        }
+        self.head = Arc::new(next);
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Workload(name, content) => {
+                let body = content.map(|content| {
+                    let workload = workload(NAMES[name])
+                        .ip(&format!("10.0.{name}.{content}"))
+                        .build();
+                    convert::encode_address(&Decoded::Workload(workload.into())).expect("an address")
+                });
+                self.edit(ResourceType::Address, NAMES[name], body, Scope::Everyone);
+            }
+            Step::Policy(name, content, visible) => {
+                let body = content.map(|content| match content {
+                    0 => vec![0xff; 7],
+                    port => convert::encode_authorization(&deny(NAMES[name]).to_port(port.into()).build()),
+                });
+                let node = if visible { "n1" } else { "n2" };
+                let nodes = Arc::new(BTreeSet::from([Str::from(node)]));
+                self.edit(
+                    ResourceType::Authorization,
+                    NAMES[name],
+                    body,
+                    Scope::Workloads { nodes },
+                );
+            }
+            Step::Requests => drop(self.deliver()),
+            Step::Send => drop(self.send()),
+            Step::Receive => drop(self.receive()),
+            Step::Reconnect => self.open(),
+        }
+    }
+
+    fn deliver(&mut self) -> bool {
+        let Some(request) = self.requests.pop_front() else {
+            return false;
+        };
+        self.server
+            .on_request(&wire::request(request), &self.head)
+            .expect("the stream goes on");
+        true
+    }
+
+    fn send(&mut self) -> bool {
+        let response = self.server.poll_send(&self.head, Instant::now());
+        let some = response.is_some();
+        self.responses.extend(response.map(wire::response));
+        some
+    }
+
+    fn receive(&mut self) -> bool {
+        let Some(response) = self.responses.pop_front() else {
+            return false;
+        };
+        let outcome = self.client.on_response(response);
+        self.mesh.apply(outcome.updates);
+        self.requests.push_back(outcome.answer);
+        true
+    }
+
+    fn settle(&mut self) {
+        while self.deliver() | self.send() | self.receive() {}
+    }
+
+    fn check(&self) {
+        let held: BTreeMap<String, BTreeMap<String, String>> = self
+            .client
+            .on_open()
+            .into_iter()
+            .map(|request| (request.type_url, request.initial_resource_versions))
+            .collect();
+        let rejected: BTreeSet<String> = self
+            .client
+            .summary()
+            .flat_map(|summary| summary.rejected.into_iter().map(|(name, _)| name.to_owned()))
+            .collect();
+        assert!(self.client.synced() || !rejected.is_empty());
+        for ty in [ResourceType::Address, ResourceType::Authorization] {
+            let served = self.head.resources(ty).filter(|slot| slot.scope.reaches("n1"));
+            let served: BTreeMap<_, _> = served
+                .map(|slot| (slot.name.to_string(), slot.version.to_string()))
+                .collect();
+            let held = &held[ty.type_url()];
+            // A rejected name is held at its last good version, or at none.
+            assert_eq!(held.keys().collect::<Vec<_>>(), served.keys().collect::<Vec<_>>());
+            for (name, version) in held {
+                assert!(served[name] == *version || rejected.contains(name), "{name}");
+            }
+        }
+        let snapshot = self.mesh.snapshot();
+        assert_eq!(
+            snapshot.workloads().count(),
+            self.head.resources(ResourceType::Address).count()
+        );
+        // A policy that could not be decoded and has no good form is there as one that denies.
+        let visible = self
+            .head
+            .resources(ResourceType::Authorization)
+            .filter(|slot| slot.scope.reaches("n1"));
+        assert_eq!(snapshot.policies().count(), visible.count());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn our_client_converges_with_our_server(steps in prop::collection::vec(step(), 0..80)) {
+        let mut pair = Pair::new();
+        for step in &steps {
+            pair.step(step);
+        }
+        pair.settle();
+        pair.check();
+    }
+}

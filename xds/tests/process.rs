@@ -1,0 +1,350 @@
+//! The whole control plane, from a folder of manifests to the mesh of a real client, over TLS on loopback.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Parser;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tulle_identity::ca::{CaClient, CaError, GrpcCa, GrpcCaOptions};
+use tulle_identity::channel::authenticated;
+use tulle_identity::{AuthenticatedChannel, ChannelConfig, RootSource, TokenSource};
+use tulle_model::Mesh;
+use tulle_runtime::drain;
+use tulle_runtime::ready::Ready;
+use tulle_runtime::tasks;
+use tulle_xds::{Config, Error};
+use tulle_xds_client::metrics::Metrics;
+use tulle_xds_client::node::NodeInfo;
+use tulle_xds_client::state::MeshState;
+use tulle_xds_client::stream::{Client, Options};
+
+/// Longer than anything here takes, shorter than a stuck test.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const NAMESPACE: &str = "
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: shop
+  labels:
+    istio.io/dataplane-mode: ambient
+";
+
+const DENY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: deny-all
+  namespace: shop
+spec:
+  action: DENY
+  rules:
+  - to:
+    - operation:
+        ports: [\"9080\"]
+";
+
+fn entry(name: &str, node: &str, address: &str) -> String {
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata:
+  name: {name}
+  namespace: shop
+  annotations:
+    tulle.dev/node: {node}
+    tulle.dev/process: netns:{name}
+spec:
+  address: {address}
+  serviceAccount: {name}
+  labels:
+    app: {name}
+"
+    )
+}
+
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(flatten)]
+    config: Config,
+}
+
+struct Process {
+    folder: tempfile::TempDir,
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<&'static str>>,
+    running: JoinHandle<Result<(), Error>>,
+}
+
+/// A port that is free now. Another program could take it; then the test says so.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+impl Process {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("config")).unwrap();
+        Self::start_in(folder)
+    }
+
+    fn start_in(folder: tempfile::TempDir) -> Self {
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let cli = Cli::parse_from([
+            "xds",
+            "--config-dir",
+            &path("config"),
+            "--state-dir",
+            &path("state"),
+            "--run-dir",
+            &path("run"),
+            "--listen",
+            &address.to_string(),
+            "--metrics-address",
+            "127.0.0.1:0",
+            "--readiness-address",
+            "127.0.0.1:0",
+        ]);
+        let (stop, stopped) = oneshot::channel();
+        let running = tasks::spawn("control plane", async move {
+            tulle_xds::run(cli.config, async { stopped.await.unwrap_or("dropped") }).await
+        });
+        Self {
+            folder,
+            address,
+            stop: Some(stop),
+            running,
+        }
+    }
+
+    async fn stop(mut self) -> tempfile::TempDir {
+        self.stop.take().expect("stopped once").send("test").unwrap();
+        timeout(PATIENCE, self.running)
+            .await
+            .expect("an end in time")
+            .unwrap()
+            .unwrap();
+        self.folder
+    }
+
+    fn state(&self) -> std::path::PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        write(&self.folder.path().join("config"), name, text);
+    }
+
+    async fn ready(&self) {
+        until(async || {
+            self.status()
+                .await
+                .is_some_and(|status| status["pending"] == Value::Array(vec![]))
+        })
+        .await;
+    }
+
+    async fn get(&self, path: &str) -> Option<String> {
+        let mut stream = UnixStream::connect(self.folder.path().join("run/xds.sock"))
+            .await
+            .ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+    }
+
+    async fn status(&self) -> Option<Value> {
+        serde_json::from_str(&self.get("/status").await?).ok()
+    }
+
+    fn channel(&self, token: &str) -> AuthenticatedChannel {
+        let config = ChannelConfig {
+            address: format!("https://localhost:{}", self.address.port())
+                .parse()
+                .unwrap(),
+            root: RootSource::File(self.state().join("ca/root-cert.pem")),
+            server_name: Some("istiod.istio-system.svc".to_owned()),
+            token: TokenSource::Literal(token.to_owned()),
+            headers: Vec::new(),
+            cluster_id: Some("Kubernetes".to_owned()),
+        };
+        authenticated(&config).unwrap()
+    }
+}
+
+fn write(folder: &Path, name: &str, text: &str) {
+    let new = folder.join(format!("{name}~"));
+    fs::write(&new, text).unwrap();
+    fs::rename(new, folder.join(name)).unwrap();
+}
+
+async fn until(mut what: impl AsyncFnMut() -> bool) {
+    timeout(PATIENCE, async {
+        while !what().await {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it comes true in time");
+}
+
+/// A real client of a node, and the mesh it holds.
+fn follow(process: &Process, node: &str, token: &str) -> (MeshState, drain::DrainTrigger) {
+    let state = MeshState::new(Mesh::new());
+    let info = NodeInfo {
+        name: "ztunnel".to_owned(),
+        namespace: "istio-system".to_owned(),
+        node_name: node.to_owned(),
+        ..NodeInfo::default()
+    };
+    let client = Client::new(
+        Options::new(info),
+        state.clone(),
+        Metrics::default(),
+        &Ready::new(),
+    );
+    let (trigger, watcher) = drain::new();
+    tasks::spawn("client", client.run(process.channel(token), watcher));
+    (state, trigger)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_becomes_the_mesh_of_a_client_and_follows_its_edits() {
+    let process = Process::start();
+    process.write("namespace.yaml", NAMESPACE);
+    process.write("web.yaml", &entry("web", "n1", "10.0.0.1"));
+    process.ready().await;
+    let token = tulle_xds::token::create(&process.state(), "n1").unwrap();
+    let (state, _client) = follow(&process, "n1", &token);
+    until(async || state.snapshot().workloads().count() == 1).await;
+
+    process.write("db.yaml", &entry("db", "n2", "10.0.0.2"));
+    until(async || state.snapshot().workloads().count() == 2).await;
+    process.write("deny.yaml", DENY);
+    until(async || state.snapshot().policies().count() == 1).await;
+    fs::remove_file(process.folder.path().join("config/db.yaml")).unwrap();
+    until(async || state.snapshot().workloads().count() == 1).await;
+
+    let status = process.status().await.expect("a status");
+    let client = &status["clients"][0];
+    assert_eq!(
+        (&client["node"], &client["kind"]),
+        (&"n1".into(), &"ztunnel".into())
+    );
+    let dump = process
+        .get("/debug/config_dump?type=Authorization")
+        .await
+        .expect("a dump");
+    assert!(dump.contains("shop/deny-all"), "{dump}");
+    let metrics = process.get("/metrics").await.expect("metrics");
+    for line in [
+        "pilot_xds 1",
+        "tulle_xds_resources{type=\"address\"} 1",
+        "tulle_xds_source_synced 1",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_the_policies_of_its_own_workloads_only() {
+    let process = Process::start();
+    process.write("namespace.yaml", NAMESPACE);
+    process.write("web.yaml", &entry("web", "n1", "10.0.0.1"));
+    process.write("deny.yaml", DENY);
+    process.ready().await;
+    let token = |node: &str| tulle_xds::token::create(&process.state(), node).unwrap();
+    let (first, _one) = follow(&process, "n1", &token("n1"));
+    let (second, _other) = follow(&process, "n2", &token("n2"));
+    until(async || first.synced() && second.synced()).await;
+    assert_eq!(first.snapshot().policies().count(), 1);
+    assert_eq!(
+        (
+            second.snapshot().policies().count(),
+            second.snapshot().workloads().count()
+        ),
+        (0, 1)
+    );
+    process.write("db.yaml", &entry("db", "n2", "10.0.0.2"));
+    until(async || second.snapshot().policies().count() == 1).await;
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_for_placed_identities_and_survive_a_restart() {
+    let process = Process::start();
+    process.write("namespace.yaml", NAMESPACE);
+    process.write("web.yaml", &entry("web", "n1", "10.0.0.1"));
+    process.ready().await;
+    let token = tulle_xds::token::create(&process.state(), "n1").unwrap();
+    let other = tulle_xds::token::create(&process.state(), "n2").unwrap();
+    let web = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+    let ask = async |process: &Process, token: &str| {
+        GrpcCa::new(process.channel(token), GrpcCaOptions::default())
+            .fetch(&web)
+            .await
+    };
+    let issued = ask(&process, &token).await.unwrap();
+    let refused = ask(&process, &other).await;
+    let Err(CaError::Status { message, .. }) = refused else {
+        panic!("must be refused: {refused:?}");
+    };
+    assert!(message.contains("POD_NOT_ON_NODE"), "{message}");
+
+    let process = Process::start_in(process.stop().await);
+    process.ready().await;
+    let again = ask(&process, &token).await.unwrap();
+    assert_eq!(issued.roots, again.roots);
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_control_plane_on_the_same_state_is_refused() {
+    let process = Process::start();
+    process.ready().await;
+    let path = |name: &str| process.folder.path().join(name).display().to_string();
+    let cli = Cli::parse_from([
+        "xds",
+        "--config-dir",
+        &path("config"),
+        "--state-dir",
+        &path("state"),
+    ]);
+    let refused = tulle_xds::run(cli.config, std::future::pending::<&str>()).await;
+    assert!(matches!(refused, Err(Error::State(_))), "{refused:?}");
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loose_root_key_is_refused_as_misuse() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let process = Process::start();
+    process.ready().await;
+    let folder = process.stop().await;
+    let key = folder.path().join("state/ca/root-key.pem");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let process = Process::start_in(folder);
+    let error = timeout(PATIENCE, process.running)
+        .await
+        .expect("an end in time")
+        .unwrap()
+        .unwrap_err();
+    assert!(error.to_string().starts_with("T0301"), "{error}");
+    assert_eq!(error.exit(), tulle_runtime::exit::Exit::Usage);
+}
