@@ -80,10 +80,9 @@ pub async fn accept<F>(
             },
         }
     }
-    while accepting.own_queue {
-        match listener.accept().now_or_never() {
-            Some(Ok(accepted)) => start(accepted),
-            _ => return,
+    if accepting.own_queue {
+        while let Some(Ok(accepted)) = listener.accept().now_or_never() {
+            start(accepted);
         }
     }
 }

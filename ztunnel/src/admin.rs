@@ -47,7 +47,6 @@ const INDEX: &str = "GET  /config_dump   workloads, services, policies, certific
 
 impl Pages {
     /// Pages of the admin port.
-    #[must_use]
     pub fn admin(&self) -> Router {
         let pages = Router::new()
             .route("/", get(|| async { INDEX }))
@@ -64,7 +63,6 @@ impl Pages {
     }
 
     /// Pages of the unix socket: those, metrics and readiness.
-    #[must_use]
     pub fn local(&self) -> Router {
         self.admin()
             .merge(admin::metrics(&self.registry))

@@ -311,11 +311,14 @@ fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClie
 }
 
 fn authority(config: &Config) -> Result<Arc<dyn CaClient>, Error> {
-    let server = match &config.ca {
-        CertificateAuthority::Server(server) => server,
+    match &config.ca {
+        CertificateAuthority::Server(server) => Ok(Arc::new(grpc_authority(config, server)?)),
         #[cfg(feature = "testing")]
-        CertificateAuthority::Fake => return Ok(fake_authority()),
-    };
+        CertificateAuthority::Fake => Ok(fake_authority()),
+    }
+}
+
+fn grpc_authority(config: &Config, server: &ControlPlane) -> Result<GrpcCa, Error> {
     let options = GrpcCaOptions {
         ttl: config.secret_ttl,
         impersonation: match config.mode {
@@ -325,7 +328,7 @@ fn authority(config: &Config) -> Result<Arc<dyn CaClient>, Error> {
         ..GrpcCaOptions::default()
     };
     let channel = channel::authenticated(&channel_config(config, server))?;
-    Ok(Arc::new(GrpcCa::new(channel, options)))
+    Ok(GrpcCa::new(channel, options))
 }
 
 #[cfg(feature = "testing")]
@@ -402,8 +405,10 @@ fn rejudge(node: &Node) -> impl Future<Output = ()> + Send + use<> {
 async fn pass_on(node: Arc<Node>, drain: DrainWatcher) {
     let mut ticks = tokio::time::interval(PASS_ON);
     loop {
-        ticks.tick().await;
-        node.connections.pass_on();
+        tokio::select! {
+            () = drain.over() => return,
+            _ = ticks.tick() => node.connections.pass_on(),
+        }
         if drain.is_draining() {
             let open = i64::try_from(node.connections.len()).unwrap_or(i64::MAX);
             node.metrics.drain_remaining.set(open);

@@ -361,7 +361,7 @@ impl Config {
             response_baggage: read.bool("ENABLE_RESPONSE_BAGGAGE", true),
             packet_mark: read
                 .optional("PACKET_MARK", str::parse)
-                .or(shared.then_some(DEFAULT_MARK)),
+                .or_else(|| shared.then_some(DEFAULT_MARK)),
             inpod: read_inpod(read),
             ipv6: read.bool("IPV6_ENABLED", true),
             keepalive: read_keepalive(read),

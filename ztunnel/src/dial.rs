@@ -11,7 +11,7 @@ use tulle_transport::hbone::pool::DialFuture;
 use tulle_transport::hbone::{ClientConnection, Dial, HbonePool, PoolConfig, Settings, TunnelKey, client};
 use tulle_transport::socket::{self, SocketFactory};
 
-use crate::outbound::ATTEMPT_TIME_MAX;
+use crate::outbound::{ATTEMPT_TIME_MAX, CONNECT_BUDGET};
 use crate::pod::Node;
 
 /// Dials tunnels for one pod.
@@ -41,6 +41,11 @@ impl Dialer {
         let (draining, drain) = (pool.clone(), drain.clone());
         tasks::spawn("pool-drain", async move {
             drain.signaled().await;
+            // What was accepted before the drain may still need a tunnel; nothing is accepted any more.
+            tokio::select! {
+                () = tokio::time::sleep(CONNECT_BUDGET) => {}
+                () = drain.urgent() => {}
+            }
             draining.drain();
         });
         pool

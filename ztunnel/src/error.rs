@@ -87,8 +87,8 @@ pub enum Error {
     /// Bytes stopped flowing.
     #[error(transparent)]
     Broken(#[from] CopyError),
-    /// The drain's deadline passed.
-    #[error("the drain deadline passed")]
+    /// The pod was removed, or the drain deadline passed.
+    #[error("the pod was removed, or the drain deadline passed")]
     Drained,
     /// A bound of the proxy is reached.
     #[error("{0}")]

@@ -8,6 +8,7 @@ use tulle_model::Identity;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::ServerConnection;
 use tulle_transport::hbone::server::{self, Accepted};
+use tulle_transport::socket::SocketOptions;
 
 use super::connection;
 use crate::dial::server_settings;
@@ -54,6 +55,13 @@ async fn establish(pod: &Pod, socket: TcpStream) -> Result<Accepted, Error> {
         .handshakes
         .try_acquire()
         .map_err(|_| Error::Overload("too many handshakes at once"))?;
+    let options = SocketOptions {
+        // PING tells whether the peer lives.
+        keepalive: None,
+        ..pod.node.socket_options()
+    };
+    // A socket that cannot take its options is already dead; the handshake will find out.
+    let _ = options.apply(&socket);
     let workload = pod.workload().await?;
     let certificate = pod.certificate(&workload).await?;
     Ok(server::accept(socket, certificate.server_config(), &server_settings(&pod.node)).await?)

@@ -31,8 +31,8 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
             carry::run(&pod, application, client.into(), story, judged).await;
         }
         Err(error) => {
-            carry::reset(client);
             story.fail(&pod.node.metrics, &error);
+            carry::reset(client);
         }
     }
 }

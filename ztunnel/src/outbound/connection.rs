@@ -26,9 +26,9 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
     match identify(&pod, &client) {
         Ok(destination) => serve_to(pod, client, peer, destination).await,
         Err(error) => {
-            carry::reset(client);
             let story = Story::begin(Direction::Outbound, peer, peer);
             story.fail(&pod.node.metrics, &error);
+            carry::reset(client);
         }
     }
 }
@@ -40,8 +40,8 @@ pub async fn serve_to(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr, destin
     match establish(&pod, peer, destination, &mut story).await {
         Ok(upstream) => carry::run(&pod, client, upstream, story, None).await,
         Err(error) => {
-            carry::reset(client);
             story.fail(&pod.node.metrics, &error);
+            carry::reset(client);
         }
     }
 }
@@ -73,6 +73,10 @@ async fn establish(
         let plan = plan(&snapshot, &source, destination, &mut random, &attempts.tried)?;
         story.generation = snapshot.generation();
         tell(story, &source, &plan);
+        if let Plan::Tunnel(_) = plan {
+            // Before the attempt, so that waiting for it is not taken for a slow peer.
+            pod.certificate(&source).await?;
+        }
         let until = deadline.min(Instant::now() + ATTEMPT_TIME_MAX);
         let attempt = connect(pod, &source, client, &plan, story);
         let outcome = timeout_at(until, attempt)

@@ -23,8 +23,8 @@ use crate::world::SOON;
 const PORTS: [u16; 3] = [15001, 15006, 15008];
 
 /// A proxy in shared mode and the agent it follows.
-struct Agent {
-    app: App,
+pub(crate) struct Agent {
+    pub(crate) app: App,
     listener: SeqPacketListener,
     proxy: SeqPacket,
     folder: tempfile::TempDir,
@@ -42,7 +42,7 @@ fn namespace() -> Option<NetNs> {
 }
 
 impl Agent {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("ztunnel.sock");
         let listener = SeqPacketListener::bind(&socket).unwrap();
@@ -94,7 +94,7 @@ impl Agent {
         (ack.error, kinds, received.fds)
     }
 
-    async fn assert_done(&self, payload: Payload, fds: &[BorrowedFd<'_>]) {
+    pub(crate) async fn assert_done(&self, payload: Payload, fds: &[BorrowedFd<'_>]) {
         let (error, _, _) = self.ask(payload, fds).await;
         assert_eq!(error, "");
     }
@@ -125,13 +125,13 @@ async fn accept(listener: &SeqPacketListener) -> SeqPacket {
     proxy
 }
 
-fn add(uid: &str, kinds: &[Kind]) -> Payload {
+pub(crate) fn add(uid: &str, kinds: &[Kind]) -> Payload {
     Payload::Add(zds::AddWorkload {
         uid: uid.to_owned(),
         workload_info: Some(zds::WorkloadInfo {
             name: uid.to_owned(),
             namespace: "shop".to_owned(),
-            service_account: "web".to_owned(),
+            service_account: uid.to_owned(),
         }),
         sockets: (!kinds.is_empty()).then(|| zds::Sockets {
             kinds: kinds.iter().map(|kind| i32::from(*kind)).collect(),
@@ -141,7 +141,7 @@ fn add(uid: &str, kinds: &[Kind]) -> Payload {
     })
 }
 
-fn del(uid: &str) -> Payload {
+pub(crate) fn del(uid: &str) -> Payload {
     Payload::Del(zds::DelWorkload { uid: uid.to_owned() })
 }
 
@@ -149,7 +149,7 @@ fn keep(uid: &str) -> Payload {
     Payload::Keep(zds::KeepWorkload { uid: uid.to_owned() })
 }
 
-fn snapshot_sent() -> Payload {
+pub(crate) fn snapshot_sent() -> Payload {
     Payload::SnapshotSent(zds::SnapshotSent {})
 }
 

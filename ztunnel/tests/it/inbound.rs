@@ -144,8 +144,7 @@ async fn a_changed_policy_ends_an_open_connection() {
         ended.expect("within a second").is_err(),
         "a reset, not an orderly end"
     );
-    let metrics = world.metrics();
-    assert!(metrics.contains("tulle_denied_total{code=\"T0417\""), "{metrics}");
+    world.until_counted("tulle_denied_total{code=\"T0417\"").await;
 }
 
 #[tokio::test]

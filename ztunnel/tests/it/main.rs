@@ -1,6 +1,9 @@
 //! The node proxy in one process, over loopback: dedicated mode against clients that are built here.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod agent;
+mod captured;
 mod inbound;
 mod outbound;
 mod pages;

@@ -80,11 +80,9 @@ async fn a_port_of_the_proxy_on_loopback_is_refused() {
     let world = World::start("").await;
     let mut application = call(&world, world.hbone).await;
     assert_reset(&mut application).await;
-    assert!(
-        world
-            .metrics()
-            .contains("tulle_denied_total{code=\"T0421\",reason=\"self_call\",direction=\"outbound\"} 1")
-    );
+    world
+        .until_counted("tulle_denied_total{code=\"T0421\",reason=\"self_call\",direction=\"outbound\"} 1")
+        .await;
 }
 
 #[tokio::test]
@@ -96,7 +94,7 @@ async fn a_service_without_endpoints_is_refused() {
     );
     let mut application = call(&world, "10.1.0.1:80".parse().unwrap()).await;
     assert_reset(&mut application).await;
-    assert!(world.metrics().contains("tulle_denied_total{code=\"T0506\""));
+    world.until_counted("tulle_denied_total{code=\"T0506\"").await;
 }
 
 #[tokio::test]
@@ -105,8 +103,7 @@ async fn an_identity_that_is_not_expected_is_never_talked_to() {
     let _front = with_waypoint(&world, "other").await;
     let mut application = call(&world, behind_waypoint().await).await;
     assert_reset(&mut application).await;
-    let metrics = world.metrics();
-    assert!(metrics.contains("tulle_denied_total{code=\"T0512\""), "{metrics}");
+    world.until_counted("tulle_denied_total{code=\"T0512\"").await;
 }
 
 #[tokio::test]
@@ -165,9 +162,7 @@ async fn the_reason_of_a_peer_reaches_the_caller() {
     );
     let mut application = call(&world, behind_waypoint().await).await;
     assert_reset(&mut application).await;
-    let metrics = world.metrics();
-    assert!(
-        metrics.contains("tulle_refused_total{code=\"T0412\",reason=\"policy_denied\"} 1"),
-        "{metrics}"
-    );
+    world
+        .until_counted("tulle_refused_total{code=\"T0412\",reason=\"policy_denied\"} 1")
+        .await;
 }

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tulle_identity::testing::{Clock, FakeCa, TestCa};
 use tulle_model::{Identity, MeshUpdate};
 use tulle_runtime::config::MapEnv;
+use tulle_runtime::metrics::Registry;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::{
     ClientConnection, ConnectRequest, ConnectResponse, HboneStream, OpenError, Refusal, Settings, client,
@@ -123,6 +124,11 @@ impl World {
         self.ask(&self.echo.to_string()).await
     }
 
+    /// Waits until a line of the metrics begins so: what ends a connection is seen before it is counted.
+    pub(crate) async fn until_counted(&self, series: &str) {
+        until_counted(self.app.registry(), series).await;
+    }
+
     /// The metrics, as text.
     pub(crate) fn metrics(&self) -> String {
         self.app.node().connections.pass_on();
@@ -132,6 +138,17 @@ impl World {
 
 pub(crate) fn updates(yaml: &str) -> Vec<MeshUpdate> {
     LocalConfig::parse("test", yaml).unwrap().updates()
+}
+
+/// See [`World::until_counted`].
+pub(crate) async fn until_counted(registry: &Registry, series: &str) {
+    let counted = async {
+        while !registry.encode().lines().any(|line| line.starts_with(series)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(SOON, counted).await;
+    assert!(waited.is_ok(), "{series} is missing in {}", registry.encode());
 }
 
 /// Code of a refusal.
