@@ -16,7 +16,7 @@ use crate::zds::{Hub, ProxyInfo};
 /// What `/pods` answers.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Pods {
+pub(crate) struct Pods {
     /// Id of the node.
     pub node: Str,
     /// Connected node proxies, the newest last.

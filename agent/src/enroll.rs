@@ -195,7 +195,7 @@ impl Machine {
         self.repairs
             .retain(|repair| now.duration_since(*repair) < REPAIRS_WITHIN);
         let forgotten = self.state == State::Gone && event == Event::Done;
-        self.ended = forgotten && self.goal == Goal::Forgotten;
+        self.ended = (forgotten || self.ended) && self.goal == Goal::Forgotten;
         self.state = next(self.state, self.goal, event, self.repairs.len() >= REPAIRS_MAX);
         if self.state == State::In || self.state == State::Out {
             self.failures = 0;

@@ -148,7 +148,12 @@ impl Routes {
     }
 
     async fn has_route(&self, family: Family) -> Result<bool, CaptureError> {
-        let mut routes = self.0.route().get(route(family)).execute().boxed();
+        // With a destination the kernel would look one route up; we want the list.
+        let every = match family {
+            Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut routes = self.0.route().get(every).execute().boxed();
         let mut found = false;
         while let Some(route) = routes.next().await {
             found |= is_default_to_loopback(&route.map_err(|error| listing("list routes", error))?);

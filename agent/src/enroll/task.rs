@@ -150,7 +150,8 @@ impl PodTask {
 
     /// Takes over a goal that changed while a step was performed.
     fn learn(&mut self, machine: &mut Machine, wanted: &mut watch::Receiver<Wanted>) {
-        if wanted.has_changed().unwrap_or(true) {
+        let changed = wanted.has_changed().unwrap_or(machine.goal() != Goal::Forgotten);
+        if changed {
             let event = self.read(wanted);
             machine.on(event, Instant::now());
         }

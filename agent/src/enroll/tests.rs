@@ -117,6 +117,14 @@ async fn a_deleted_pod_does_not_leave_but_is_forgotten() {
     assert_eq!(machine.action(), Action::Perform(Step::Forget));
     run(&mut machine, &[Event::Done]);
     assert_eq!(machine.action(), Action::End);
+    run(&mut machine, &[Event::Goal(Goal::Forgotten)]);
+    assert_eq!(machine.action(), Action::End, "hearing it again changes nothing");
+    run(&mut machine, &[Event::Goal(Goal::Captured)]);
+    assert_eq!(
+        machine.action(),
+        Action::Perform(Step::Forget),
+        "wanted again before it ended"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,6 +25,7 @@ pub(crate) struct World {
 impl World {
     /// A world, or nothing (said visibly) where namespaces cannot be made.
     pub(crate) fn new(test: &str) -> Option<Self> {
+        log();
         let made = NetNs::create().and_then(|pod| Ok((pod, NetNs::create()?)));
         let (pod, outside) = match made {
             Ok(made) => made,
@@ -86,6 +87,15 @@ impl World {
     pub(crate) fn output(&self, program: &str, arguments: &str) -> String {
         run(&self.pod, program, arguments)
     }
+}
+
+/// Shows the agent's log when the environment asks for it with `RUST_LOG`.
+fn log() {
+    use tulle_runtime::config::{Env, ProcessEnv};
+    use tulle_runtime::telemetry::{LogFormat, init};
+    static LOGS: std::sync::OnceLock<Option<tulle_runtime::telemetry::LogHandle>> =
+        std::sync::OnceLock::new();
+    LOGS.get_or_init(|| init(LogFormat::Text, &ProcessEnv.var("RUST_LOG")?).ok());
 }
 
 /// Both ends of a connection still talk.

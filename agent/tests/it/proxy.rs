@@ -58,7 +58,8 @@ impl Proxy {
 
     /// Waits for the agent to close the connection.
     pub(crate) async fn ended(&self) {
-        let ended = tokio::time::timeout(crate::pod::PATIENCE, self.socket.recv(&mut [0; PACKET_MAX]));
+        let mut buffer = [0; PACKET_MAX];
+        let ended = tokio::time::timeout(crate::pod::PATIENCE, self.socket.recv(&mut buffer));
         assert!(matches!(ended.await.expect("in time"), Ok(received) if received.len == 0));
     }
 
