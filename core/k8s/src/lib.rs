@@ -4,6 +4,8 @@ pub mod api;
 pub mod document;
 pub mod object;
 pub mod schema;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod translate;
 
 pub use object::{Key, Kind, Object};
