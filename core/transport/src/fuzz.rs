@@ -41,3 +41,35 @@ pub fn proxy_protocol(data: &[u8]) {
 pub fn connect_headers(data: &[u8]) {
     connect::fuzz_headers(data);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn properties_hold_for_any_bytes(data: Vec<u8>) {
+            baggage(&data);
+            forwarded(&data);
+            reason_header(&data);
+            traceparent(&data);
+            proxy_protocol(&data);
+            connect_headers(&data);
+        }
+
+        #[test]
+        fn properties_hold_for_likely_headers(
+            baggage in "[ -~]{0,40}", client in "[0-9a-f.:%\\[\\]]{0,30}", host in "[ -~]{0,20}",
+            code in "T[0-9]{4}", parts in "(;[ -~]{0,20}){0,4}", source in "spiffe://[a-z/]{0,30}",
+        ) {
+            forwarded(format!("for=\"{client}\";host={host}").as_bytes());
+            reason_header(format!("{code};x{parts}").as_bytes());
+            let lines = format!(
+                "baggage:service.name={baggage}\nforwarded:for=\"{client}\"\nx-tulle-original-source:{source}\n\
+                 x-forwarded-network:{host}",
+            );
+            connect_headers(lines.as_bytes());
+        }
+    }
+}

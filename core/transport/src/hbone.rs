@@ -11,6 +11,7 @@
 pub mod client;
 pub mod connect;
 pub mod error;
+mod frames;
 mod h2_stream;
 mod liveness;
 pub mod pool;
@@ -19,6 +20,7 @@ pub mod settings;
 pub mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod watched;
 mod window;
 
 pub use client::ClientConnection;

@@ -10,7 +10,7 @@
 pub mod baggage;
 pub mod copy;
 pub mod forwarded;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 pub mod hbone;
 pub mod proxy_protocol;

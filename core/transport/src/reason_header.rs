@@ -8,11 +8,17 @@ use tulle_model::Reason;
 /// Name of the header.
 pub const NAME: &str = "x-tulle-reason";
 
-/// Longest header that is written or read.
+/// Longest header that is read. What is written is never longer than the sum of its parts' bounds, which is less.
 const LENGTH_MAX: usize = 512;
 
-/// Longest token or value in it; a Kubernetes `namespace/name` has at most 63 + 1 + 253.
-const VALUE_LENGTH_MAX: usize = 320;
+/// Longest token.
+const TOKEN_LENGTH_MAX: usize = 64;
+
+/// Longest `policy`; a Kubernetes `namespace/name` has at most 63 + 1 + 253 characters.
+const POLICY_LENGTH_MAX: usize = 320;
+
+/// Longest `id`.
+const ID_LENGTH_MAX: usize = 64;
 
 /// Why the other proxy refused, in its words: `T0412; policy_denied; policy=<ns>/<name>; id=<event id>`.
 ///
@@ -47,14 +53,14 @@ impl ReasonHeader {
     /// Adds the policy that decided.
     #[must_use]
     pub fn policy(mut self, policy: impl fmt::Display) -> Self {
-        self.policy = Some(policy.to_string()).filter(|value| is_value(value));
+        self.policy = Some(policy.to_string()).filter(|value| is_value(value, POLICY_LENGTH_MAX));
         self
     }
 
     /// Adds the id of the refusal in our log.
     #[must_use]
     pub fn id(mut self, id: impl fmt::Display) -> Self {
-        self.id = Some(id.to_string()).filter(|value| is_value(value));
+        self.id = Some(id.to_string()).filter(|value| is_value(value, ID_LENGTH_MAX));
         self
     }
 
@@ -86,14 +92,9 @@ impl From<Reason> for ReasonHeader {
 impl fmt::Display for ReasonHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; {}", self.code, self.token)?;
-        let mut left = LENGTH_MAX.saturating_sub(self.code.len() + self.token.len() + 2);
         for (key, value) in [("policy", &self.policy), ("id", &self.id)] {
             if let Some(value) = value {
-                let length = key.len() + value.len() + 3;
-                if length <= left {
-                    write!(f, "; {key}={value}")?;
-                    left -= length;
-                }
+                write!(f, "; {key}={value}")?;
             }
         }
         Ok(())
@@ -120,9 +121,11 @@ impl FromStr for ReasonHeader {
             id: None,
         };
         for part in parts {
-            match part.split_once('=').filter(|(_, value)| is_value(value)) {
-                Some(("policy", value)) => parsed.policy = Some(value.to_owned()),
-                Some(("id", value)) => parsed.id = Some(value.to_owned()),
+            match part.split_once('=') {
+                Some(("policy", value)) if is_value(value, POLICY_LENGTH_MAX) => {
+                    parsed.policy = Some(value.to_owned());
+                }
+                Some(("id", value)) if is_value(value, ID_LENGTH_MAX) => parsed.id = Some(value.to_owned()),
                 _ => {}
             }
         }
@@ -135,14 +138,12 @@ fn is_code(text: &str) -> bool {
 }
 
 fn is_token(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    (1..=TOKEN_LENGTH_MAX).contains(&text.len()) && text.bytes().all(allowed)
 }
 
-fn is_value(text: &str) -> bool {
-    (1..=VALUE_LENGTH_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b';')
+fn is_value(text: &str, length_max: usize) -> bool {
+    (1..=length_max).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b';')
 }
 
 #[cfg(test)]

@@ -17,9 +17,10 @@ use tulle_runtime::tasks;
 
 use super::connect::{ConnectRequest, ConnectResponse};
 use super::error::OpenError;
-use super::liveness::{Slot, Vitals, Watched, peer_lost, unused};
+use super::liveness::{Slot, Vitals, peer_lost, unused};
 use super::settings::Settings;
 use super::stream::HboneStream;
+use super::watched::Watched;
 use super::{h2_stream, stream::ResetCode};
 
 /// Bytes of one stream that wait inside the process to be sent; two of the largest copy buffers.
@@ -86,7 +87,7 @@ where
 {
     let vitals = Vitals::new(settings);
     let (sender, connection) = builder(settings)
-        .handshake(Watched::new(stream, Arc::clone(&vitals)))
+        .handshake(Watched::client(stream, Arc::clone(&vitals)))
         .await
         .map_err(|error| OpenError::Http2 {
             detail: error.to_string().into(),

@@ -223,7 +223,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 }
 
 /// Reads a request whose header lines are `data`; whatever is understood can be written again.
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub(crate) fn fuzz_headers(data: &[u8]) {
     let mut headers = HeaderMap::new();
     for line in data.split(|b| *b == b'\n').take(64) {

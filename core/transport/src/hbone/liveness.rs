@@ -7,16 +7,13 @@
 //!      └── last one closes ──┘    └───── anything arrives ──────┘
 //! ```
 
-use std::future::pending;
-use std::pin::Pin;
+use std::future::{pending, poll_fn};
+use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use std::{future::poll_fn, io};
 
 use h2::{Ping, PingPong};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -148,8 +145,9 @@ impl Vitals {
         &self.window
     }
 
-    fn heard(&self) {
-        let elapsed = Instant::now().duration_since(self.epoch).as_millis();
+    /// The peer sent something.
+    pub(super) fn heard(&self, now: Instant) {
+        let elapsed = now.duration_since(self.epoch).as_millis();
         self.heard_ms
             .store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
@@ -158,7 +156,8 @@ impl Vitals {
         self.epoch + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
     }
 
-    fn failed(&self, error: &io::Error) {
+    /// Keeps what TLS said.
+    pub(super) fn failed(&self, error: &io::Error) {
         if let Some(tls) = error
             .get_ref()
             .and_then(|inner| inner.downcast_ref::<rustls::Error>())
@@ -244,95 +243,5 @@ pub(super) async fn unused(vitals: Arc<Vitals>, after: Duration) {
             }
             _ = busy.wait_for(|busy| *busy) => {}
         }
-    }
-}
-
-pin_project_lite::pin_project! {
-    /// A byte stream that notes when the peer was heard, and what TLS says when it fails.
-    #[derive(Debug)]
-    pub(super) struct Watched<S> {
-        #[pin]
-        inner: S,
-        vitals: Arc<Vitals>,
-        write_failed: bool,
-    }
-}
-
-impl<S> Watched<S> {
-    pub(super) fn new(inner: S, vitals: Arc<Vitals>) -> Self {
-        Self {
-            inner,
-            vitals,
-            write_failed: false,
-        }
-    }
-}
-
-impl<S: AsyncRead> AsyncRead for Watched<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.project();
-        let before = buffer.filled().len();
-        let result = ready!(this.inner.poll_read(cx, buffer));
-        match &result {
-            Ok(()) if buffer.filled().len() > before => this.vitals.heard(),
-            Ok(()) => {}
-            Err(error) => this.vitals.failed(error),
-        }
-        Poll::Ready(result)
-    }
-}
-
-impl<S: AsyncRead> Watched<S> {
-    /// A peer that refused our certificate has closed by the time we write. What it said still waits to be read, or
-    /// will be there in a moment: a failed socket is always readable.
-    fn explained<T>(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        result: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        if !matches!(result, Poll::Ready(Err(_))) {
-            return result;
-        }
-        let this = self.project();
-        let mut byte = [0];
-        match this.inner.poll_read(cx, &mut ReadBuf::new(&mut byte)) {
-            Poll::Ready(Err(error)) => this.vitals.failed(&error),
-            Poll::Pending if !std::mem::replace(this.write_failed, true) => return Poll::Pending,
-            _ => {}
-        }
-        result
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let result = self.as_mut().project().inner.poll_write(cx, bytes);
-        self.explained(cx, result)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = self.as_mut().project().inner.poll_write_vectored(cx, slices);
-        self.explained(cx, result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = self.as_mut().project().inner.poll_flush(cx);
-        self.explained(cx, result)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().inner.poll_shutdown(cx)
     }
 }

@@ -23,9 +23,10 @@ use tulle_model::Identity;
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
 use super::error::{AcceptError, StreamError};
 use super::h2_stream;
-use super::liveness::{Slot, Vitals, Watched, peer_lost, unused};
+use super::liveness::{Slot, Vitals, peer_lost, unused};
 use super::settings::Settings;
 use super::stream::HboneStream;
+use super::watched::Watched;
 use crate::ReasonHeader;
 
 /// Bytes of one stream that wait inside the process to be sent; two of the largest copy buffers.
@@ -76,7 +77,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let vitals = Vitals::new(settings);
-    let stream: Box<dyn Stream> = Box::new(Watched::new(stream, Arc::clone(&vitals)));
+    let stream: Box<dyn Stream> = Box::new(Watched::server(stream, Arc::clone(&vitals)));
     let handshake = builder(settings).handshake(stream).await;
     let mut connection = handshake.map_err(|error| AcceptError::Http2(error.to_string().into()))?;
     let ping = connection.ping_pong().expect("only taken here");

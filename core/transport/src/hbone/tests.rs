@@ -374,6 +374,35 @@ async fn what_is_no_connect_is_told_so() {
     assert_eq!(response.headers()["x-tulle-reason"], "T0419; not_connect");
 }
 
+/// R107: a peer that only makes work is sent away.
+#[tokio::test]
+async fn a_flood_of_settings_ends_the_connection() {
+    let (mut near, far) = duplex(1024 * 1024);
+    let connection = tokio::join!(server::handshake(far, &SERVER), async {
+        near.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        near.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    });
+    let (_handle, mut incoming) = serve(connection.0.unwrap());
+    let (mut answers, mut floods) = tokio::io::split(near);
+    tasks::spawn("reader", async move {
+        while answers.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {}
+    });
+    let flood = async { while floods.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.is_ok() {} };
+    tokio::join!(flood, async { assert!(incoming.recv().await.is_none()) });
+}
+
+#[tokio::test]
+async fn a_goaway_stops_new_streams_before_one_is_tried() {
+    let mut pair = Pair::new().await;
+    let _open = pair.tunnel().await;
+    pair.server.drain();
+    pair.client.retired().await;
+    assert!(matches!(
+        pair.client.open(&ConnectRequest::new("10.0.0.1:80")).await,
+        Err(OpenError::GoingAway)
+    ));
+}
+
 /// R114: neighbours of streams that nobody reads live on, however small the frames.
 #[tokio::test]
 async fn unread_small_frames_do_not_kill_the_neighbours() {

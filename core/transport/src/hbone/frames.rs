@@ -1,0 +1,172 @@
+//! A glance at frame headers as they arrive: floods are cut, and a GOAWAY is noticed at once.
+//!
+//! HTTP/2 libraries answer every PING and SETTINGS a peer cares to send. Here they have a budget, which refills.
+
+use tokio::time::Instant;
+
+/// Length of the preface that a client sends before its first frame.
+pub(super) const PREFACE_LENGTH: usize = 24;
+
+const HEADER_LENGTH: usize = 9;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+
+/// PING, SETTINGS and such that may arrive at once.
+const CONTROL_BURST: u32 = 2000;
+
+/// How many more may arrive each second.
+const CONTROL_PER_SECOND: u32 = 1000;
+
+/// The peer sent more control frames than anyone needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many HTTP/2 control frames")]
+pub(super) struct Flood;
+
+/// Where in the stream of frames we are.
+#[derive(Debug)]
+pub(super) struct Frames {
+    /// Bytes to pass over: the preface, or the rest of a payload.
+    skip: usize,
+    header: [u8; HEADER_LENGTH],
+    have: usize,
+    going_away: bool,
+    budget: u32,
+    refilled: Instant,
+}
+
+impl Frames {
+    /// Begins after `preface` bytes.
+    pub(super) fn new(preface: usize, now: Instant) -> Self {
+        Self {
+            skip: preface,
+            header: [0; HEADER_LENGTH],
+            have: 0,
+            going_away: false,
+            budget: CONTROL_BURST,
+            refilled: now,
+        }
+    }
+
+    /// Whether a GOAWAY has arrived.
+    pub(super) fn going_away(&self) -> bool {
+        self.going_away
+    }
+
+    /// Looks at what arrived.
+    pub(super) fn see(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let passed = self.skip.min(bytes.len());
+                self.skip -= passed;
+                bytes = &bytes[passed..];
+                continue;
+            }
+            let part = (HEADER_LENGTH - self.have).min(bytes.len());
+            self.header[self.have..self.have + part].copy_from_slice(&bytes[..part]);
+            self.have += part;
+            bytes = &bytes[part..];
+            if self.have == HEADER_LENGTH {
+                self.have = 0;
+                self.frame(now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, now: Instant) -> Result<(), Flood> {
+        let [a, b, c, kind, ..] = self.header;
+        self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
+        match kind {
+            // What has bounds of its own: windows, streams, header lists.
+            DATA | HEADERS | RST_STREAM | WINDOW_UPDATE | CONTINUATION => Ok(()),
+            _ => {
+                self.going_away |= kind == GOAWAY;
+                self.spend(now)
+            }
+        }
+    }
+
+    fn spend(&mut self, now: Instant) -> Result<(), Flood> {
+        let seconds = now.duration_since(self.refilled).as_secs();
+        if seconds > 0 {
+            let refill = u32::try_from(seconds)
+                .unwrap_or(u32::MAX)
+                .saturating_mul(CONTROL_PER_SECOND);
+            self.budget = self.budget.saturating_add(refill).min(CONTROL_BURST);
+            self.refilled = now;
+        }
+        self.budget = self.budget.checked_sub(1).ok_or(Flood)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    const PING: u8 = 6;
+
+    fn frame(kind: u8, length: u8) -> Vec<u8> {
+        let mut bytes = vec![0, 0, length, kind, 0, 0, 0, 0, 0];
+        bytes.extend(vec![GOAWAY; usize::from(length)]);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_found_however_they_are_cut(
+            before in proptest::collection::vec(0u8..7, 0..20),
+            cuts in proptest::collection::vec(1usize..40, 1..200),
+        ) {
+            let now = Instant::now();
+            let mut bytes = vec![GOAWAY; PREFACE_LENGTH];
+            before.iter().for_each(|kind| bytes.extend(frame(*kind, *kind * 30)));
+            let (mut frames, mut rest) = (Frames::new(PREFACE_LENGTH, now), &bytes[..]);
+            for cut in cuts.into_iter().cycle() {
+                let part = cut.min(rest.len());
+                frames.see(&rest[..part], now).unwrap();
+                rest = &rest[part..];
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            prop_assert!(!frames.going_away(), "payloads are no frames");
+            frames.see(&frame(GOAWAY, 8), now).unwrap();
+            prop_assert!(frames.going_away());
+        }
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_a_trickle_is_not() {
+        let now = Instant::now();
+        let mut flooded = Frames::new(0, now);
+        let floods = (0..200_000).position(|_| flooded.see(&frame(PING, 8), now).is_err());
+        assert_eq!(floods, Some(CONTROL_BURST as usize));
+        let mut frames = Frames::new(0, now);
+        for second in 0..100 {
+            for _ in 0..CONTROL_PER_SECOND {
+                frames
+                    .see(&frame(PING, 8), now + Duration::from_secs(second))
+                    .unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn traffic_is_never_a_flood() {
+        let now = Instant::now();
+        let mut frames = Frames::new(0, now);
+        for kind in [DATA, HEADERS, RST_STREAM, WINDOW_UPDATE] {
+            for _ in 0..10_000 {
+                frames.see(&frame(kind, 4), now).unwrap();
+            }
+        }
+    }
+}
