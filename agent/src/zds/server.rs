@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tulle_linux::seqpacket::{SeqPacket, SeqPacketListener};
 use tulle_proto::convert::zds::Request;
-use tulle_runtime::tasks;
+use tulle_runtime::tasks::Scope;
 
 use super::connection::{Connection, ConnectionError};
 use super::hub::{Announcement, Command, Connected, Hub};
@@ -57,11 +57,21 @@ fn bind(path: &Path) -> io::Result<SeqPacketListener> {
     Ok(listener)
 }
 
+/// Connections end with the server.
+struct Conversations(Scope);
+
+impl Drop for Conversations {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
 async fn accept(listener: SeqPacketListener, hub: Hub) {
+    let conversations = Conversations(Scope::new());
     loop {
         match listener.accept().await {
             Ok(socket) => {
-                tasks::spawn("zds-proxy", converse(socket, hub.clone()));
+                conversations.0.spawn("zds-proxy", converse(socket, hub.clone()));
             }
             Err(error) => tracing::warn!(%error, "cannot accept a proxy"),
         }
@@ -84,6 +94,10 @@ async fn converse(socket: SeqPacket, hub: Hub) {
         sockets = info.takes_sockets,
         "proxy connected"
     );
+    let _registered = Registered {
+        hub: &hub,
+        id: info.id,
+    };
     let session = Session {
         connection,
         hub: &hub,
@@ -93,8 +107,19 @@ async fn converse(socket: SeqPacket, hub: Hub) {
         Ok(()) => session.answer(&mut requests).await,
         Err(error) => error,
     };
-    hub.disconnect(info.id);
     tracing::info!(proxy = info.id, %error, "proxy disconnected");
+}
+
+/// A proxy is registered for as long as its conversation lasts, however that ends.
+struct Registered<'a> {
+    hub: &'a Hub,
+    id: u64,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.hub.disconnect(self.id);
+    }
 }
 
 struct Session<'a> {
