@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::future::Future;
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -274,17 +274,23 @@ fn ads_options(config: &Config) -> AdsOptions {
 
 async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
     let mut listeners = Vec::new();
-    for address in addresses {
+    for address in addresses.iter().copied().map(every_family) {
         let listener = TcpListener::bind(address).await;
-        let listener = listener.map_err(|source| Error::Listen {
-            address: *address,
-            source,
-        })?;
-        let bound = listener.local_addr().unwrap_or(*address);
+        let listener = listener.map_err(|source| Error::Listen { address, source })?;
+        let bound = listener.local_addr().unwrap_or(address);
         tracing::info!(address = %bound, "serving discovery and certificates over TLS");
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// `[::]` stands for every family; on a machine without IPv6 that is `0.0.0.0`.
+fn every_family(address: SocketAddr) -> SocketAddr {
+    let unspecified = address.ip() == Ipv6Addr::UNSPECIFIED;
+    if unspecified && std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err() {
+        return SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+    }
+    address
 }
 
 /// Ready as far as configuration goes once a cut is complete.
@@ -298,8 +304,8 @@ async fn synced(mut snapshots: watch::Receiver<Arc<Snapshot>>, reading: BlockRea
 /// Operators' pages on the unix socket; metrics and readiness on TCP.
 async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Result<(), Error> {
     let socket = Listener::bind(&Listen::Unix(config.run_dir.join("xds.sock"))).await?;
-    let metrics = Listener::bind(&Listen::Tcp(config.metrics_address)).await?;
-    let readiness = Listener::bind(&Listen::Tcp(config.readiness_address)).await?;
+    let metrics = Listener::bind(&Listen::Tcp(every_family(config.metrics_address))).await?;
+    let readiness = Listener::bind(&Listen::Tcp(every_family(config.readiness_address))).await?;
     let pages = Pages {
         snapshots: parts.snapshots.clone(),
         clients: parts.clients.clone(),

@@ -11,7 +11,7 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tulle_model::Str;
+use tulle_model::{Str, Workload};
 use tulle_proto::convert::{self, Resource};
 use tulle_runtime::build_info;
 use tulle_runtime::ready::Ready;
@@ -155,11 +155,11 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
         ResourceType::Workload => convert::decode_workload(&slot.name, &slot.body),
         ResourceType::Authorization => convert::decode_authorization(&slot.name, &slot.body),
     };
-    let value = match decoded {
-        Ok(Resource::Workload(workload)) => json!({ "workload": workload }),
-        Ok(Resource::Service(service)) => json!({ "service": service }),
-        Ok(Resource::Authorization(policy)) => json!({ "authorization": policy }),
-        Err(error) => json!({ "undecodable": error.to_string() }),
+    let (kind, value) = match decoded {
+        Ok(Resource::Workload(workload)) => ("workload", workload_value(&workload)),
+        Ok(Resource::Service(service)) => ("service", to_value(&service)),
+        Ok(Resource::Authorization(policy)) => ("authorization", to_value(&policy)),
+        Err(error) => ("undecodable", json!(error.to_string())),
     };
     let nodes = match &slot.scope {
         Scope::Everyone => Value::Null,
@@ -171,8 +171,25 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
         "version": slot.version,
         "changedAt": slot.sequence,
         "nodes": nodes,
-        "value": value,
+        kind: value,
     })
+}
+
+/// A workload with its services under their names: JSON has no keys but text.
+fn workload_value(workload: &Workload) -> Value {
+    let mut bare = workload.clone();
+    let services = std::mem::take(&mut bare.services).into_iter();
+    let services: BTreeMap<String, _> = services.map(|(key, ports)| (key.to_string(), ports)).collect();
+    let mut value = to_value(&bare);
+    if let Value::Object(fields) = &mut value {
+        fields.insert("services".to_owned(), to_value(&services));
+    }
+    value
+}
+
+/// What cannot be written as JSON says so in its place: a dump never fails as a whole.
+fn to_value(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_else(|error| json!({ "unwritable": error.to_string() }))
 }
 
 /// One line per client: how far it is with each type.

@@ -51,6 +51,21 @@ spec:
         ports: [\"9080\"]
 ";
 
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  namespace: shop
+spec:
+  selector:
+    app: web
+  clusterIPs: [10.96.0.1]
+  ports:
+  - port: 80
+    targetPort: 8080
+";
+
 fn entry(name: &str, node: &str, address: &str) -> String {
     format!(
         "
@@ -228,6 +243,7 @@ async fn a_folder_becomes_the_mesh_of_a_client_and_follows_its_edits() {
     let process = Process::start();
     process.write("namespace.yaml", NAMESPACE);
     process.write("web.yaml", &entry("web", "n1", "10.0.0.1"));
+    process.write("service.yaml", SERVICE);
     process.ready().await;
     let token = tulle_xds::token::create(&process.state(), "n1").unwrap();
     let (state, _client) = follow(&process, "n1", &token);
@@ -251,10 +267,23 @@ async fn a_folder_becomes_the_mesh_of_a_client_and_follows_its_edits() {
         .await
         .expect("a dump");
     assert!(dump.contains("shop/deny-all"), "{dump}");
+    let dump = process
+        .get("/debug/config_dump?name=shop/web.shop.svc.cluster.local")
+        .await
+        .expect("a dump");
+    assert!(dump.contains("\"10.96.0.1\""), "{dump}");
+    let dump = process
+        .get("/debug/config_dump?type=Address&name=/10.0.0.1")
+        .await
+        .expect("a dump");
+    assert!(
+        dump.contains("\"shop/web.shop.svc.cluster.local\":{\"80\":8080}"),
+        "{dump}"
+    );
     let metrics = process.get("/metrics").await.expect("metrics");
     for line in [
         "pilot_xds 1",
-        "tulle_xds_resources{type=\"address\"} 1",
+        "tulle_xds_resources{type=\"address\"} 2",
         "tulle_xds_source_synced 1",
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
