@@ -47,7 +47,6 @@ pub fn differs(old: Option<&Object>, new: Option<&Object>) -> bool {
 /// The outputs that the object of this key touches as it stands in this world.
 #[must_use]
 pub fn affected(key: &Key, world: &World) -> Affected {
-    // Begun anew for each world: what is in it counts as followed to its end.
     let mut out = Affected::new();
     if let Some(object) = world.get(key) {
         touch(key, object, world, &mut out);
@@ -108,9 +107,7 @@ pub fn everything(world: &World, out: &mut Affected) {
 
 /// A source of workloads, and those that claim one of its addresses.
 fn sharing(key: &Key, world: &World, out: &mut Affected) {
-    if !out.insert(OutKey::Workloads(key.clone())) {
-        return;
-    }
+    out.insert(OutKey::Workloads(key.clone()));
     let Some(object) = world.get(key) else { return };
     for entry in index::keys(object, world.mesh()) {
         if let IndexKey::Address(_) = entry {

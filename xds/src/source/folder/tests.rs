@@ -59,7 +59,12 @@ impl Folder {
             state_dir: Some(state.path().to_owned()),
         };
         let snapshots = start(folder, MeshConfig::default(), &scope);
-        Self { config, state, scope, snapshots }
+        Self {
+            config,
+            state,
+            scope,
+            snapshots,
+        }
     }
 
     fn put(&self, name: &str, text: &str) {
@@ -68,8 +73,12 @@ impl Folder {
 
     async fn until(&mut self, holds: impl FnMut(&Snapshot) -> bool) -> Arc<Snapshot> {
         let mut holds = holds;
-        let wait = self.snapshots.wait_for(|snapshot| snapshot.synced() && holds(snapshot));
-        let found = tokio::time::timeout(Duration::from_secs(10), wait).await.expect("in time");
+        let wait = self
+            .snapshots
+            .wait_for(|snapshot| snapshot.synced() && holds(snapshot));
+        let found = tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .expect("in time");
         found.expect("the engine runs").clone()
     }
 
@@ -92,7 +101,9 @@ fn put(root: &Path, name: &str, text: &str) {
 }
 
 fn namespace(mode: &str) -> String {
-    format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  labels: {{istio.io/dataplane-mode: {mode}}}\n")
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: shop\n  labels: {{istio.io/dataplane-mode: {mode}}}\n"
+    )
 }
 
 fn tunnel(snapshot: &Snapshot) -> Option<TunnelProtocol> {
@@ -111,7 +122,9 @@ async fn a_label_edit_reaches_the_cut_within_100_ms() {
     // The first scans settle which directories are watched.
     let started = Instant::now();
     folder.put("ns.yaml", &namespace("ambient"));
-    folder.until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::Hbone)).await;
+    folder
+        .until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::Hbone))
+        .await;
     let took = started.elapsed();
     assert!(took < Duration::from_millis(100), "took {took:?}");
 }
@@ -129,7 +142,9 @@ async fn a_broken_file_keeps_its_objects_and_names_line_cause_and_fix() {
     let mut folder = Folder::new(&[("shop.yaml", ENTRY)]);
     folder.until(|snapshot| tunnel(snapshot).is_some()).await;
     folder.put("shop.yaml", "apiVersion: v1\nkind: [Service\nmetadata: {}\n");
-    let snapshot = folder.until(|snapshot| snapshot.objects().errors().next().is_some()).await;
+    let snapshot = folder
+        .until(|snapshot| snapshot.objects().errors().next().is_some())
+        .await;
     assert!(tunnel(&snapshot).is_some());
     let problem = snapshot.objects().errors().next().unwrap().to_string();
     assert!(problem.starts_with("shop.yaml:"), "{problem}");
@@ -144,10 +159,16 @@ async fn the_last_good_form_survives_a_restart() {
     let mut folder = Folder::new(&[("shop.yaml", ENTRY)]);
     let before = folder.until(|snapshot| tunnel(snapshot).is_some()).await;
     folder.put("shop.yaml", "{{{");
-    folder.until(|snapshot| snapshot.objects().errors().next().is_some()).await;
+    folder
+        .until(|snapshot| snapshot.objects().errors().next().is_some())
+        .await;
     let mut folder = folder.restart().await;
     let after = folder.until(|_| true).await;
-    let version = |snapshot: &Snapshot| snapshot.resource(ResourceType::Address, UID).map(|slot| slot.version.clone());
+    let version = |snapshot: &Snapshot| {
+        snapshot
+            .resource(ResourceType::Address, UID)
+            .map(|slot| slot.version.clone())
+    };
     assert_eq!(version(&after), version(&before));
     assert!(version(&after).is_some());
 }
@@ -158,7 +179,12 @@ async fn a_missing_folder_is_not_an_empty_mesh() {
     let root = config.path().to_owned();
     std::fs::remove_dir(&root).unwrap();
     let mut folder = Folder::over(config, state);
-    let degraded = folder.snapshots.wait_for(|snapshot| snapshot.objects().degraded.is_some()).await.unwrap().clone();
+    let degraded = folder
+        .snapshots
+        .wait_for(|snapshot| snapshot.objects().degraded.is_some())
+        .await
+        .unwrap()
+        .clone();
     assert!(!degraded.synced());
     put(&root, "shop.yaml", ENTRY);
     folder.until(|snapshot| tunnel(snapshot).is_some()).await;
@@ -179,7 +205,10 @@ async fn conditions_stand_in_a_file_per_object() {
         }
     });
     let text = text.await.expect("in time");
-    assert!(text.contains("type: ZtunnelAccepted") && text.contains("reason: UnsupportedValue"), "{text}");
+    assert!(
+        text.contains("type: ZtunnelAccepted") && text.contains("reason: UnsupportedValue"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -187,19 +216,33 @@ async fn a_link_out_of_the_folder_is_refused() {
     let outside = TempDir::new().unwrap();
     put(outside.path(), "shop.yaml", ENTRY);
     let mut folder = Folder::new(&[]);
-    std::os::unix::fs::symlink(outside.path().join("shop.yaml"), folder.config.path().join("shop.yaml")).unwrap();
-    let snapshot = folder.until(|snapshot| snapshot.objects().errors().next().is_some()).await;
+    std::os::unix::fs::symlink(
+        outside.path().join("shop.yaml"),
+        folder.config.path().join("shop.yaml"),
+    )
+    .unwrap();
+    let snapshot = folder
+        .until(|snapshot| snapshot.objects().errors().next().is_some())
+        .await;
     assert!(tunnel(&snapshot).is_none());
 }
 
 #[tokio::test]
 async fn a_swap_of_linked_directories_is_seen() {
-    let mut folder = Folder::new(&[("..a/ns.yaml", &namespace("none")), ("..b/ns.yaml", &namespace("ambient")), ("shop.yaml", ENTRY)]);
+    let mut folder = Folder::new(&[
+        ("..a/ns.yaml", &namespace("none")),
+        ("..b/ns.yaml", &namespace("ambient")),
+        ("shop.yaml", ENTRY),
+    ]);
     let root = folder.config.path().to_owned();
     std::os::unix::fs::symlink("..a", root.join("..data")).unwrap();
     std::os::unix::fs::symlink("..data/ns.yaml", root.join("ns.yaml")).unwrap();
-    folder.until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::None)).await;
+    folder
+        .until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::None))
+        .await;
     std::os::unix::fs::symlink("..b", root.join("..new")).unwrap();
     std::fs::rename(root.join("..new"), root.join("..data")).unwrap();
-    folder.until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::Hbone)).await;
+    folder
+        .until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::Hbone))
+        .await;
 }
