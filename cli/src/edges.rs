@@ -25,6 +25,21 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
+    /// What was counted since an earlier look.
+    fn since(mut self, earlier: Option<&Self>) -> Self {
+        if let Some(earlier) = earlier {
+            self.connections = self.connections.saturating_sub(earlier.connections);
+            self.mtls_connections = self.mtls_connections.saturating_sub(earlier.mtls_connections);
+            self.bytes = self.bytes.saturating_sub(earlier.bytes);
+            self.denied = self.denied.saturating_sub(earlier.denied);
+        }
+        self
+    }
+
+    fn joins(&self, other: &Self) -> bool {
+        (&self.source, &self.destination) == (&other.source, &other.destination)
+    }
+
     /// Every connection was mutual TLS.
     pub(crate) fn all_mtls(&self) -> bool {
         self.connections > 0 && self.mtls_connections == self.connections
@@ -44,6 +59,18 @@ pub(crate) async fn collect(run_dir: &RunDir) -> anyhow::Result<(Vec<Edge>, Vec<
     Ok((fold(&samples), silent))
 }
 
+/// What was counted since an earlier look, edge by edge.
+pub(crate) fn since(edges: Vec<Edge>, earlier: &[Edge]) -> Vec<Edge> {
+    let before = |edge: &Edge| earlier.iter().find(|earlier| earlier.joins(edge));
+    edges
+        .into_iter()
+        .map(|edge| {
+            let before = before(&edge);
+            edge.since(before)
+        })
+        .collect()
+}
+
 /// The metrics of one component.
 pub(crate) async fn metrics(component: &Component) -> anyhow::Result<Vec<Sample>> {
     Ok(crate::prometheus::parse(&component.text("/metrics").await?))
@@ -52,10 +79,10 @@ pub(crate) async fn metrics(component: &Component) -> anyhow::Result<Vec<Sample>
 /// Series of the destinations' proxies → edges, by source and destination.
 fn fold(samples: &[Sample]) -> Vec<Edge> {
     let mut edges: BTreeMap<(String, String), Edge> = BTreeMap::new();
-    for sample in samples
-        .iter()
-        .filter(|sample| sample.label("reporter") == "destination")
-    {
+    let counted = |sample: &&Sample| {
+        sample.label("reporter") == "destination" && sample.labels.contains_key("destination_workload")
+    };
+    for sample in samples.iter().filter(counted) {
         let key = (
             sample.label("source_workload").to_owned(),
             sample.label("destination_workload").to_owned(),

@@ -149,14 +149,14 @@ impl TestMesh {
     /// Waits until the agents say that these pods are captured and verified.
     pub async fn captured(&self, pods: &[&Pod]) {
         for pod in pods {
-            self.wait_state(pod, &["in"]).await;
+            self.wait_state(pod, &["In"]).await;
         }
     }
 
     /// Waits until the agents say that these pods are left alone.
     pub async fn left(&self, pods: &[&Pod]) {
         for pod in pods {
-            self.wait_state(pod, &["out", "gone", ""]).await;
+            self.wait_state(pod, &["Out", "Gone", ""]).await;
         }
     }
 

@@ -230,9 +230,10 @@ async fn agent(component: &Component) -> anyhow::Result<Row> {
     let NodeStatus { pods, proxies } = component.json("/pods").await?;
     let mut row = Row::of(component);
     row.version = tulle_runtime::build_info::tag().to_owned();
-    row.connections = Some(pods.iter().filter(|pod| pod.state == "in").count());
+    row.connections = Some(pods.iter().filter(|pod| pod.state == "In").count());
     if proxies.is_empty() {
-        row.findings.push("T0108 no node proxy is connected; start one on this node".to_owned());
+        row.findings
+            .push("T0108 no node proxy is connected; start one on this node".to_owned());
     }
     for pod in &pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
@@ -241,7 +242,7 @@ async fn agent(component: &Component) -> anyhow::Result<Row> {
                 "{} {name} ({}): {}; {}",
                 error.code, pod.state, error.message, error.fix
             ));
-        } else if pod.state == "degraded" {
+        } else if pod.state == "Degraded" {
             row.findings.push(format!("{name} is degraded"));
         }
     }

@@ -33,6 +33,8 @@ pub(crate) struct Story {
     recorder: Recorder,
     mesh: Mesh,
     run_dir: RunDir,
+    /// What the proxies had counted when the last pod was captured: a caller may be captured later than its server.
+    edges_before: Vec<Edge>,
     report: Report,
 }
 
@@ -123,6 +125,7 @@ impl Story {
             recorder,
             mesh,
             run_dir,
+            edges_before: Vec::new(),
             report,
         })
     }
@@ -174,7 +177,15 @@ impl Story {
         );
         self.progress.done(&text);
         self.report.recorded = self.settled().await;
+        self.edges_before = self.edges().await?;
         Ok(())
+    }
+
+    /// Who talks to whom, as counted so far.
+    async fn edges(&self) -> anyhow::Result<Vec<Edge>> {
+        let (edges, silent) = edges::collect(&self.run_dir).await?;
+        anyhow::ensure!(silent.is_empty(), "{}", silent.join("; "));
+        Ok(edges)
     }
 
     /// Pods that the agents say are captured and verified.
@@ -185,7 +196,7 @@ impl Story {
             captured += crate::command::status::pods(&agent)
                 .await?
                 .iter()
-                .filter(|pod| pod.state == "in")
+                .filter(|pod| pod.state == "In")
                 .count();
         }
         Ok(captured)
@@ -216,9 +227,8 @@ impl Story {
         let begun = Instant::now();
         let outside_before = self.application.calls("legacy", "productpage").pages;
         loop {
-            let (edges, silent) = edges::collect(&self.run_dir).await?;
-            anyhow::ensure!(silent.is_empty(), "{}", silent.join("; "));
-            self.report.edges = inside(edges);
+            let edges = self.edges().await?;
+            self.report.edges = inside(edges::since(edges, &self.edges_before));
             self.report.outside_pages =
                 self.application.calls("legacy", "productpage").pages - outside_before;
             let used = self
@@ -309,7 +319,7 @@ impl Story {
     /// Counts what must not have happened, and takes the table.
     pub(crate) async fn sum_up(&mut self) -> anyhow::Result<&Report> {
         self.check_processes()?;
-        let (edges, _) = edges::collect(&self.run_dir).await?;
+        let edges = edges::since(self.edges().await?, &self.edges_before);
         let table = edges::table(&edges);
         self.report.edges = inside(edges);
         self.report.recorded = self.recorder.seen().since(self.report.recorded);
@@ -358,6 +368,8 @@ impl Story {
 
     /// Ends every process and removes the world.
     pub(crate) async fn end(mut self) -> anyhow::Result<Report> {
+        // Without the application the proxies have nothing to drain.
+        drop(self.application);
         self.mesh.stop_all().await?;
         Ok(self.report)
     }
@@ -370,14 +382,23 @@ fn inside(edges: Vec<Edge>) -> Vec<Edge> {
     edges.into_iter().filter(is_inside).collect()
 }
 
-/// `reason=… policy=…` out of an access line.
+/// The reason and the policy out of an access line: `T0412 policy_denied by shop/deny-details`.
 fn reason_of(line: &str) -> String {
-    let parts = line.split_whitespace().filter(|part| {
-        ["reason=", "policy=", "T0412"]
-            .iter()
-            .any(|wanted| part.contains(wanted))
-    });
-    parts.collect::<Vec<_>>().join(" ")
+    let value = |key: &str| {
+        let (_, rest) = line.split_once(key)?;
+        Some(
+            rest.trim_start_matches('"')
+                .split('"')
+                .next()?
+                .split(", ")
+                .next()?
+                .to_owned(),
+        )
+    };
+    match (value(" reason="), value(" policy=")) {
+        (Some(reason), Some(policy)) => format!("{reason} by {policy}"),
+        _ => line.to_owned(),
+    }
 }
 
 /// Writes a file in one step, so that nobody reads half of it.

@@ -50,6 +50,7 @@ pub struct Workload {
     /// Names of its workload-selector policies.
     pub authorization_policies: Vec<NamespacedName>,
     /// Services it is an endpoint of, with its own port mapping (service port → target port).
+    #[serde(with = "by_service")]
     pub services: BTreeMap<NamespacedHostname, PortMapping>,
     /// Whether it may be chosen.
     pub status: HealthStatus,
@@ -76,6 +77,33 @@ impl Workload {
             namespace: self.namespace.clone(),
             service_account: self.service_account.clone(),
         }
+    }
+}
+
+/// Keys of a map as text, `<namespace>/<hostname>`, as on the wire: JSON knows no other keys.
+mod by_service {
+    use std::collections::BTreeMap;
+
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{NamespacedHostname, PortMapping};
+
+    type Services = BTreeMap<NamespacedHostname, PortMapping>;
+
+    pub(super) fn serialize<S: Serializer>(services: &Services, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(services.iter().map(|(key, ports)| (key.to_string(), ports)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Services, D::Error> {
+        let texts = BTreeMap::<String, PortMapping>::deserialize(deserializer)?;
+        let parse = |(text, ports): (String, PortMapping)| match text.split_once('/') {
+            Some((namespace, hostname)) => Ok((NamespacedHostname::new(namespace, hostname), ports)),
+            None => Err(D::Error::custom(format!(
+                "`{text}` is no service; expected <namespace>/<hostname>"
+            ))),
+        };
+        texts.into_iter().map(parse).collect()
     }
 }
 
@@ -172,4 +200,17 @@ pub struct Locality {
     pub zone: Str,
     /// Subzone within the zone.
     pub subzone: Str,
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::workload;
+
+    #[test]
+    fn a_workload_can_be_written_as_json_and_read_back() {
+        let workload = workload("web").serves_on("db", [(80, 8080)]).build();
+        let text = serde_json::to_string(&workload).unwrap();
+        let read: super::Workload = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, workload);
+    }
 }
