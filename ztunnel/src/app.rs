@@ -35,6 +35,9 @@ use crate::pod::{Node, Pod};
 /// How often the bytes of open connections are passed on to their series.
 const PASS_ON: Duration = Duration::from_secs(1);
 
+/// How often series that nobody touches are looked for.
+const SWEEP: Duration = Duration::from_secs(30);
+
 /// How long the last pages and log lines may take at the end.
 const END_WAIT: Duration = Duration::from_secs(1);
 
@@ -404,10 +407,12 @@ fn rejudge(node: &Node) -> impl Future<Output = ()> + Send + use<> {
 
 async fn pass_on(node: Arc<Node>, drain: DrainWatcher) {
     let mut ticks = tokio::time::interval(PASS_ON);
+    let mut sweeps = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
             () = drain.over() => return,
             _ = ticks.tick() => node.connections.pass_on(),
+            _ = sweeps.tick() => node.metrics.expire(node.config.metric_ttl),
         }
         if drain.is_draining() {
             let open = i64::try_from(node.connections.len()).unwrap_or(i64::MAX);

@@ -78,6 +78,11 @@ pub struct Config {
     pub connect_retries: usize,
     /// How much of a reason a peer is told.
     pub reason_detail: ReasonDetail,
+    /// Open connections of one workload; `None` = no bound.
+    pub connections_max: Option<usize>,
+    /// Series of traffic that nobody touched for this long are removed.
+    #[serde(serialize_with = "as_duration")]
+    pub metric_ttl: Duration,
     /// Listeners of each pod.
     pub ports: Ports,
     /// Listeners of the process.
@@ -370,6 +375,8 @@ impl Config {
             policy_wait: read.duration("TULLE_POLICY_WAIT", Duration::from_secs(2)),
             connect_retries: read.parsed("TULLE_CONNECT_RETRIES", 2),
             reason_detail: read_reason_detail(read),
+            connections_max: read_connections_max(read),
+            metric_ttl: read.duration("TULLE_METRIC_TTL", Duration::from_secs(15 * 60)),
             ports: Ports::DEFAULT,
             process_ports: proxy_config.ports(),
             run_dir: read.string("TULLE_RUN_DIR", DEFAULT_RUN_DIR).into(),
@@ -651,6 +658,11 @@ fn read_log(read: &mut Collector<'_>) -> Log {
         filter: read.string("RUST_LOG", "info"),
         json: format == "json",
     }
+}
+
+/// Zero is no bound.
+fn read_connections_max(read: &mut Collector<'_>) -> Option<usize> {
+    Some(read.parsed("TULLE_MAX_CONNECTIONS_PER_WORKLOAD", 0)).filter(|max| *max > 0)
 }
 
 fn read_reason_detail(read: &mut Collector<'_>) -> ReasonDetail {

@@ -18,7 +18,7 @@ use tulle_transport::Transfer;
 
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::metrics::labels::{Direction, DirectionLabel};
+use crate::metrics::labels::{Direction, DirectionLabel, TrafficLabels};
 use crate::record::{Bytes, ConnectionId, Story};
 
 pub use self::rejudge::run as run_rejudge;
@@ -62,6 +62,8 @@ pub struct Live {
     /// Why a changed policy denies it; set before the transfer is aborted.
     denial: OnceLock<DenyBecause>,
     transfer: Arc<Transfer>,
+    /// What it was counted under when it opened.
+    labels: TrafficLabels,
     from_client: Series,
     to_client: Series,
 }
@@ -159,21 +161,19 @@ impl Connections {
         judged: Option<Judged>,
         newest: impl FnOnce() -> Arc<Snapshot>,
     ) -> Tracked {
-        let (from_client, to_client) = self.series(&story);
+        let labels = self.metrics.count_opened(story.labels(ResponseFlag::None));
+        let (from_client, to_client) = self.series(&story, &labels);
         let live = Arc::new(Live {
             story,
             since: SystemTime::now(),
             judged,
             denial: OnceLock::new(),
             transfer: Transfer::new(),
+            labels,
             from_client,
             to_client,
         });
         live.story.opened();
-        self.metrics
-            .opened
-            .get_or_create(&live.story.labels(ResponseFlag::None))
-            .inc();
         self.insert(&live);
         self.judge_if_stale(&live, &newest());
         Tracked {
@@ -224,10 +224,9 @@ impl Connections {
         std::mem::take(&mut self.index.lock().pending)
     }
 
-    fn series(&self, story: &Story) -> (Series, Series) {
-        let labels = story.labels(ResponseFlag::None);
-        let mut received = vec![self.metrics.received.get_or_create_owned(&labels)];
-        let mut sent = vec![self.metrics.sent.get_or_create_owned(&labels)];
+    fn series(&self, story: &Story, labels: &TrafficLabels) -> (Series, Series) {
+        let mut received = vec![self.metrics.received.get_or_create_owned(labels)];
+        let mut sent = vec![self.metrics.sent.get_or_create_owned(labels)];
         if !story.mutual_tls {
             let direction = DirectionLabel(story.direction);
             self.metrics.plaintext_connections.get_or_create(&direction).inc();
@@ -305,7 +304,7 @@ impl Tracked {
         let bytes = self.live.pass_on();
         let metrics = &self.connections.metrics;
         let flag = error.map_or(ResponseFlag::None, Error::flag);
-        metrics.closed.get_or_create(&self.live.story.labels(flag)).inc();
+        metrics.count_closed(&self.live.labels, flag);
         self.live.story.complete(metrics, bytes, error);
     }
 }

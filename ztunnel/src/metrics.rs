@@ -1,14 +1,19 @@
 //! What the node proxy counts.
 
 pub mod labels;
+pub mod series;
+
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tulle_model::Reason;
+use tulle_model::reason::ResponseFlag;
 
 use self::labels::{Direction, DirectionLabel, RefusalLabels, ReporterLabel, TrafficLabels};
+use self::series::SeriesTable;
 
 /// Every metric of the node proxy. Cloning shares them.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +28,10 @@ pub struct Metrics {
     pub received: Family<TrafficLabels, Counter>,
     /// `istio_tcp_sent_bytes_total`: to the client.
     pub sent: Family<TrafficLabels, Counter>,
+    /// Which of the series above exist.
+    pub series: SeriesTable,
+    /// `tulle_series_expired_total`
+    pub series_expired: Counter,
     /// `istio_tcp_sockets_open`
     pub sockets: Family<ReporterLabel, Gauge>,
     /// `tulle_denied_total`: every refusal of this proxy.
@@ -86,6 +95,11 @@ impl Metrics {
             "istio_tcp_sockets_open",
             "Open TCP sockets of applications",
             self.sockets.clone(),
+        );
+        registry.register(
+            "tulle_series_expired",
+            "Series of traffic that were removed because nobody touched them",
+            self.series_expired.clone(),
         );
         registry.register(
             "tulle_plaintext_connections",
@@ -167,6 +181,45 @@ impl Metrics {
         self.refused.get_or_create(&refusal(reason, None)).inc();
     }
 
+    /// Counts a connection that opened; the labels are to be given back to [`Self::count_closed`].
+    #[must_use]
+    pub fn count_opened(&self, labels: TrafficLabels) -> TrafficLabels {
+        let labels = self.series.open(labels);
+        self.opened.get_or_create(&labels).inc();
+        labels
+    }
+
+    /// Counts the end of a connection that opened under `opened`.
+    pub fn count_closed(&self, opened: &TrafficLabels, flag: ResponseFlag) {
+        self.series.close(opened);
+        let labels = self.series.touch(TrafficLabels {
+            flag,
+            ..opened.clone()
+        });
+        self.closed.get_or_create(&labels).inc();
+    }
+
+    /// Counts a connection that failed.
+    pub fn count_failed(&self, labels: TrafficLabels) {
+        self.failed.get_or_create(&self.series.touch(labels)).inc();
+    }
+
+    /// Removes series that nobody touched for `ttl`.
+    pub fn expire(&self, ttl: Duration) {
+        for labels in self.series.expire(ttl) {
+            for family in [
+                &self.opened,
+                &self.closed,
+                &self.failed,
+                &self.received,
+                &self.sent,
+            ] {
+                family.remove(&labels);
+            }
+            self.series_expired.inc();
+        }
+    }
+
     /// Counts an open application socket until the guard is dropped.
     #[must_use]
     pub fn socket(&self, direction: Direction) -> SocketGuard {
@@ -202,7 +255,6 @@ mod tests {
     use super::*;
     use prometheus_client::encoding::text::encode;
     use tulle_model::Identity;
-    use tulle_model::reason::ResponseFlag;
 
     fn encoded(metrics: impl FnOnce(&Metrics)) -> String {
         let mut registry = Registry::default();

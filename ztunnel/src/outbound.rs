@@ -1,11 +1,14 @@
 //! Captured outbound TCP: who calls, where to, and over which way.
 
+mod attempts;
 mod connection;
+mod failures;
 pub mod plan;
 
 use std::time::Duration;
 
 pub use self::connection::{serve, serve_to};
+pub use self::failures::RecentFailures;
 
 /// Everything before the first byte of the application.
 pub const CONNECT_BUDGET: Duration = Duration::from_secs(10);

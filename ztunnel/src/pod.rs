@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tulle_identity::{SecretManager, WorkloadCertificate};
 use tulle_model::mesh::Snapshot;
 use tulle_model::{Identity, NetworkAddress, Workload};
@@ -18,6 +18,7 @@ use crate::connections::Connections;
 use crate::dial::Dialer;
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::outbound::RecentFailures;
 use crate::plaintext::Plaintext;
 
 /// How long a connection waits for the description of its own workload.
@@ -76,7 +77,15 @@ pub struct Pod {
     pub drain: DrainWatcher,
     /// Places for handshakes that are under way.
     pub handshakes: Semaphore,
+    /// Endpoints that failed a moment ago.
+    pub failures: RecentFailures,
+    /// Places for open connections, where they are bounded.
+    places: Option<Arc<Semaphore>>,
 }
+
+/// A place for one open connection.
+#[derive(Debug)]
+pub struct Place(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
 
 impl Pod {
     /// Makes the shared state of one workload.
@@ -90,12 +99,27 @@ impl Pod {
         let dialer = Dialer::new(Arc::clone(&node), Arc::clone(&sockets));
         Self {
             pool: dialer.into_pool(&drain),
+            places: node.config.connections_max.map(Semaphore::new).map(Arc::new),
             name,
             node,
             sockets,
             drain,
             handshakes: Semaphore::new(HANDSHAKES_MAX),
+            failures: RecentFailures::default(),
         }
+    }
+
+    /// A place for one more open connection.
+    ///
+    /// # Errors
+    /// `overload` when all are taken.
+    pub fn place(&self) -> Result<Place, Error> {
+        let Some(places) = &self.places else {
+            return Ok(Place(None));
+        };
+        let permit = Arc::clone(places).try_acquire_owned();
+        let permit = permit.map_err(|_| Error::Overload("the workload has too many open connections"))?;
+        Ok(Place(Some(permit)))
     }
 
     /// Its description in a snapshot.

@@ -183,7 +183,7 @@ impl Story {
     /// Every refusal of ours counts as denied, every refusal of a peer as refused; both count as failed.
     fn count_failure(&self, metrics: &Metrics, error: &Error) {
         if error.flag() != ResponseFlag::None {
-            metrics.failed.get_or_create(&self.labels(error.flag())).inc();
+            metrics.count_failed(self.labels(error.flag()));
         }
         let Some(reason) = error.reason() else { return };
         match error {

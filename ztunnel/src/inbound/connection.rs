@@ -17,7 +17,7 @@ use crate::carry;
 use crate::config::ReasonDetail;
 use crate::error::Error;
 use crate::metrics::labels::{Direction, Party};
-use crate::pod::Pod;
+use crate::pod::{Place, Pod};
 use crate::record::Story;
 
 /// What was asked for, understood.
@@ -33,6 +33,7 @@ struct Established {
     asked: Asked,
     permitted: Permitted,
     application: TcpStream,
+    place: Place,
 }
 
 /// Serves one stream to its end.
@@ -60,6 +61,7 @@ async fn establish(
     request: Result<ConnectRequest, tulle_transport::hbone::MalformedConnect>,
     story: &mut Story,
 ) -> Result<Established, Error> {
+    let place = pod.place()?;
     let request = request.map_err(|malformed| bad(malformed.to_string(), malformed.reason()))?;
     story.authority = Some(request.authority.clone());
     let workload = pod.workload().await?;
@@ -73,6 +75,7 @@ async fn establish(
         asked,
         permitted,
         application,
+        place,
     })
 }
 
@@ -256,6 +259,7 @@ async fn open(pod: &Pod, established: Established, incoming: Incoming, story: St
         asked,
         permitted,
         application,
+        place: _held,
     } = established;
     let baggage = if pod.node.config.response_baggage {
         Baggage::of(&asked.workload)

@@ -12,7 +12,7 @@ use super::{connect, refuse_own_port};
 use crate::carry;
 use crate::error::Error;
 use crate::metrics::labels::Direction;
-use crate::pod::Pod;
+use crate::pod::{Place, Pod};
 use crate::record::Story;
 
 /// Serves one plaintext connection to its end.
@@ -25,7 +25,7 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
         Err(error) => Err(error),
     };
     match established {
-        Ok((permitted, application)) => {
+        Ok((permitted, application, _place)) => {
             pod.node.plaintext.note(&story);
             let judged = Some(permitted.judged);
             carry::run(&pod, application, client.into(), story, judged).await;
@@ -51,7 +51,8 @@ async fn establish(
     peer: SocketAddr,
     target: SocketAddr,
     story: &mut Story,
-) -> Result<(Permitted, TcpStream), Error> {
+) -> Result<(Permitted, TcpStream, Place), Error> {
+    let place = pod.place()?;
     let workload = pod.workload().await?;
     story.destination_is(&workload);
     let address = NetworkAddress::new(Arc::clone(&pod.node.config.network), peer.ip());
@@ -63,5 +64,5 @@ async fn establish(
     story.generation = permitted.judged.generation;
     story.policy.clone_from(&permitted.policy);
     let application = connect(pod, target, Some(peer.ip())).await?;
-    Ok((permitted, application))
+    Ok((permitted, application, place))
 }

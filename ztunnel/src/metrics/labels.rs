@@ -130,7 +130,40 @@ pub struct TrafficLabels {
     pub mutual_tls: bool,
 }
 
+impl TrafficLabels {
+    /// The one series that takes what exceeds the bound.
+    #[must_use]
+    pub fn overflow(direction: Direction) -> Self {
+        let overflow = || Some(Str::clone(&OVERFLOW_TEXT));
+        let party = Party {
+            pod: None,
+            workload: overflow(),
+            canonical_service: overflow(),
+            canonical_revision: overflow(),
+            namespace: overflow(),
+            principal: None,
+            cluster: overflow(),
+            region: None,
+            zone: None,
+        };
+        Self {
+            direction,
+            source: party.clone(),
+            destination: party,
+            service: ServiceLabels {
+                hostname: overflow(),
+                namespace: overflow(),
+                name: overflow(),
+            },
+            flag: ResponseFlag::None,
+            mutual_tls: false,
+        }
+    }
+}
+
 const UNKNOWN: &str = "unknown";
+
+static OVERFLOW_TEXT: LazyLock<Str> = LazyLock::new(|| Arc::from("overflow"));
 
 static UNKNOWN_TEXT: LazyLock<Str> = LazyLock::new(|| Arc::from(UNKNOWN));
 

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
+use tulle_model::Workload;
 use tulle_model::upstream::Endpoint;
-use tulle_model::{Workload, WorkloadUid};
 use tulle_transport::copy::Endpoint as Remote;
 use tulle_transport::hbone::{ConnectRequest, Retry, TunnelKey};
 use tulle_transport::{Baggage, Forwarded, TraceParent, socket};
 
+use super::ATTEMPT_TIME_MAX;
+use super::attempts::Attempts;
 use super::plan::{Plan, plan, refuse_self_call};
-use super::{ATTEMPT_TIME_MAX, CAPTURE_PAUSE, CAPTURE_WAIT, CONNECT_BUDGET};
 use crate::carry;
 use crate::error::Error;
 use crate::metrics::labels::{Direction, Party};
@@ -37,8 +38,14 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 pub async fn serve_to(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr, destination: SocketAddr) {
     let _socket = pod.node.metrics.socket(Direction::Outbound);
     let mut story = Story::begin(Direction::Outbound, peer, destination);
-    match establish(&pod, peer, destination, &mut story).await {
-        Ok(upstream) => carry::run(&pod, client, upstream, story, None).await,
+    let established = match pod.place() {
+        Ok(place) => establish(&pod, peer, destination, &mut story)
+            .await
+            .map(|upstream| (upstream, place)),
+        Err(error) => Err(error),
+    };
+    match established {
+        Ok((upstream, _place)) => carry::run(&pod, client, upstream, story, None).await,
         Err(error) => {
             story.fail(&pod.node.metrics, &error);
             carry::reset(client);
@@ -62,86 +69,34 @@ async fn establish(
     story: &mut Story,
 ) -> Result<Remote, Error> {
     refuse_self_call(destination, &pod.node.config.ports)?;
-    let deadline = Instant::now() + CONNECT_BUDGET;
     let source = pod.workload().await?;
     story.source_is(&source);
     pod.refuse_rejected(destination)?;
-    let mut attempts = Attempts::new(pod.node.config.connect_retries);
+    let mut attempts = Attempts::new(pod.node.config.connect_retries, pod.failures.list());
     loop {
         let snapshot = pod.node.mesh.snapshot();
         let mut random = |bound: u64| rand::random_range(0..bound.max(1));
-        let plan = plan(&snapshot, &source, destination, &mut random, &attempts.tried)?;
+        let plan = plan(&snapshot, &source, destination, &mut random, attempts.avoid())?;
+        attempts.begin(&plan)?;
         story.generation = snapshot.generation();
         tell(story, &source, &plan);
         if let Plan::Tunnel(_) = plan {
             // Before the attempt, so that waiting for it is not taken for a slow peer.
             pod.certificate(&source).await?;
         }
-        let until = deadline.min(Instant::now() + ATTEMPT_TIME_MAX);
+        let until = attempts.deadline().min(Instant::now() + ATTEMPT_TIME_MAX);
         let attempt = connect(pod, &source, client, &plan, story);
-        let outcome = timeout_at(until, attempt)
+        let error = match timeout_at(until, attempt)
             .await
-            .unwrap_or_else(|_| Err(late(&plan)));
-        let error = match outcome {
+            .unwrap_or_else(|_| Err(late(&plan)))
+        {
             Ok(upstream) => return Ok(upstream),
             Err(error) => error,
         };
-        attempts.after(&plan, &error, deadline).ok_or(error)?.await;
-    }
-}
-
-/// What was tried, and what may still be.
-struct Attempts {
-    left: usize,
-    tried: Vec<WorkloadUid>,
-    capture_until: Instant,
-}
-
-impl Attempts {
-    fn new(retries: usize) -> Self {
-        Self {
-            left: retries,
-            tried: Vec::new(),
-            capture_until: Instant::now() + CAPTURE_WAIT,
+        if let (Some(endpoint), Retry::OtherEndpoint) = (plan.endpoint(), error.retry()) {
+            pod.failures.note(&endpoint.workload.uid);
         }
-    }
-
-    /// The pause before the next attempt; `None` if there is none. Nothing of the application was sent so far.
-    fn after(
-        &mut self,
-        plan: &Plan,
-        error: &Error,
-        deadline: Instant,
-    ) -> Option<impl Future<Output = ()> + use<>> {
-        let now = Instant::now();
-        if now >= deadline {
-            return None;
-        }
-        let capture_may_come = error.tunnel_port_refused() && now < self.capture_until;
-        if !capture_may_come {
-            self.left = match error.retry() {
-                Retry::Never => None,
-                Retry::OtherEndpoint | Retry::FreshConnection => self.left.checked_sub(1),
-            }?;
-        }
-        // A fresh connection is tried to the same endpoint.
-        if error.retry() == Retry::OtherEndpoint {
-            self.mark_tried(plan);
-        }
-        tracing::debug!(%error, next_hop = %plan.next_hop(), "attempt failed, trying again");
-        Some(async move {
-            if capture_may_come {
-                tokio::time::sleep(CAPTURE_PAUSE).await;
-            }
-        })
-    }
-
-    fn mark_tried(&mut self, plan: &Plan) {
-        if let Some(endpoint) = plan.endpoint()
-            && !self.tried.contains(&endpoint.workload.uid)
-        {
-            self.tried.push(endpoint.workload.uid.clone());
-        }
+        tokio::time::sleep(attempts.after(&plan, error)?).await;
     }
 }
 

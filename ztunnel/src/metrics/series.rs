@@ -1,0 +1,131 @@
+//! Which series exist: bounded in number, and forgotten when nobody touches them.
+//!
+//! Labels come partly from what peers say of themselves, so without a bound a peer could fill the memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::labels::TrafficLabels;
+
+/// Series of traffic at once; what would be one more is counted in [`TrafficLabels::overflow`].
+pub const SERIES_MAX: usize = 100_000;
+
+/// The series of traffic. Clones share them.
+#[derive(Debug, Clone)]
+pub struct SeriesTable {
+    kept: Arc<Mutex<HashMap<TrafficLabels, Kept>>>,
+    max: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    /// Open connections that count into it.
+    open: usize,
+    touched: Instant,
+}
+
+impl Default for SeriesTable {
+    fn default() -> Self {
+        Self::with_max(SERIES_MAX)
+    }
+}
+
+impl SeriesTable {
+    fn with_max(max: usize) -> Self {
+        Self {
+            kept: Arc::default(),
+            max,
+        }
+    }
+
+    /// The labels to count under now: those given, or `overflow` when there are too many.
+    #[must_use]
+    pub fn touch(&self, labels: TrafficLabels) -> TrafficLabels {
+        self.enter(labels, 0)
+    }
+
+    /// As [`Self::touch`], for an open connection: the series stays until [`Self::close`].
+    #[must_use]
+    pub fn open(&self, labels: TrafficLabels) -> TrafficLabels {
+        self.enter(labels, 1)
+    }
+
+    /// The connection that was entered under these labels has ended.
+    pub fn close(&self, labels: &TrafficLabels) {
+        if let Some(kept) = self.kept.lock().get_mut(labels) {
+            kept.open = kept.open.saturating_sub(1);
+            kept.touched = Instant::now();
+        }
+    }
+
+    /// Forgets series that nobody touched for `ttl`, and returns their labels.
+    #[must_use]
+    pub fn expire(&self, ttl: Duration) -> Vec<TrafficLabels> {
+        let now = Instant::now();
+        let mut kept = self.kept.lock();
+        let expired = kept.extract_if(|_, kept| kept.open == 0 && now.duration_since(kept.touched) >= ttl);
+        expired.map(|(labels, _)| labels).collect()
+    }
+
+    fn enter(&self, labels: TrafficLabels, open: usize) -> TrafficLabels {
+        let mut kept = self.kept.lock();
+        let labels = if kept.len() < self.max || kept.contains_key(&labels) {
+            labels
+        } else {
+            TrafficLabels::overflow(labels.direction)
+        };
+        let now = Instant::now();
+        let entry = kept.entry(labels.clone()).or_insert(Kept {
+            open: 0,
+            touched: now,
+        });
+        entry.open += open;
+        entry.touched = now;
+        labels
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::labels::{Direction, Party};
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(900);
+
+    fn labels(namespace: &str) -> TrafficLabels {
+        let mut labels = TrafficLabels::overflow(Direction::Inbound);
+        labels.source = Party {
+            namespace: Some(namespace.into()),
+            ..Party::default()
+        };
+        labels
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_series_without_connection_is_forgotten_after_its_time() {
+        let table = SeriesTable::default();
+        let open = table.open(labels("open"));
+        let _ = table.touch(labels("idle"));
+        tokio::time::advance(TTL).await;
+        assert_eq!(table.expire(TTL), [labels("idle")]);
+        table.close(&open);
+        assert!(table.expire(TTL).is_empty(), "its end touched it");
+        tokio::time::advance(TTL).await;
+        assert_eq!(table.expire(TTL), [labels("open")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn too_many_series_share_one() {
+        let table = SeriesTable::with_max(1);
+        assert_eq!(table.touch(labels("first")), labels("first"));
+        assert_eq!(
+            table.touch(labels("second")),
+            TrafficLabels::overflow(Direction::Inbound)
+        );
+        assert_eq!(table.touch(labels("first")), labels("first"), "known ones stay");
+    }
+}
