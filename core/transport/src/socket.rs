@@ -49,7 +49,7 @@ impl Keepalive {
 pub struct SocketOptions {
     /// Send small segments at once [true].
     pub nodelay: bool,
-    /// SO_MARK, which keeps the proxy's own packets from being captured again [none].
+    /// SO_MARK, which keeps the proxy's own packets from being captured again (none).
     pub mark: Option<u32>,
     /// Keepalive, or none for sockets that have another liveness check [180 s, 180 s, 9].
     pub keepalive: Option<Keepalive>,
@@ -187,7 +187,7 @@ pub struct ListenOptions {
     pub reuse_port: bool,
     /// Accepts connections to addresses that are not local (IP_TRANSPARENT) [false].
     pub transparent: bool,
-    /// SO_MARK, inherited by the connections that are accepted [none].
+    /// SO_MARK, inherited by the connections that are accepted (none).
     pub mark: Option<u32>,
 }
 
@@ -231,6 +231,15 @@ pub fn listener_from(socket: OwnedFd) -> io::Result<TcpListener> {
     let listener = std::net::TcpListener::from(socket);
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
+}
+
+/// Bytes of a tunnel that may wait in the kernel unsent.
+const TUNNEL_UNSENT_MAX: u32 = 256 * 1024;
+
+/// Keeps the send queue of a tunnel's socket short, so that a PING is not stuck behind megabytes of bulk: a slow link
+/// must not look like a dead peer, and other streams must not wait either.
+pub(crate) fn keep_queue_short(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_notsent_lowat(TUNNEL_UNSENT_MAX)
 }
 
 /// Makes closing this socket send RST instead of FIN.

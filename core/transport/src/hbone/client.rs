@@ -22,6 +22,7 @@ use super::settings::Settings;
 use super::stream::HboneStream;
 use super::watched::Watched;
 use super::{h2_stream, stream::ResetCode};
+use crate::socket::keep_queue_short;
 
 /// Bytes of one stream that wait inside the process to be sent; two of the largest copy buffers.
 const SEND_BUFFER_MAX: usize = 512 * 1024;
@@ -56,9 +57,9 @@ pub async fn connect(
     tls: Arc<ClientConfig>,
     settings: &Settings,
 ) -> Result<ClientConnection, OpenError> {
-    let peer = socket
-        .peer_addr()
-        .map_err(|error| tls_failed(HandshakeError::Io(error)))?;
+    let broken = |error| tls_failed(HandshakeError::Io(error));
+    let peer = socket.peer_addr().map_err(broken)?;
+    keep_queue_short(&socket).map_err(broken)?;
     let handshake = async {
         let stream = tulle_identity::tls::connect(tls, socket)
             .await

@@ -50,10 +50,10 @@ pub trait Dial: Send + Sync + 'static {
 /// Bounds of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// Streams per connection, unless the peer allows fewer [100].
+    /// Streams per connection, unless the peer allows fewer (100).
     pub streams_per_connection: u32,
     /// Connections per key that are opened by load alone; when all are full, more are opened regardless
-    /// [2].
+    /// (2).
     pub connections_per_key: usize,
     /// How long one dial may take [5 s].
     pub dial_timeout: Duration,

@@ -28,6 +28,7 @@ use super::settings::Settings;
 use super::stream::HboneStream;
 use super::watched::Watched;
 use crate::ReasonHeader;
+use crate::socket::{canonical, keep_queue_short};
 
 /// Bytes of one stream that wait inside the process to be sent; two of the largest copy buffers.
 const SEND_BUFFER_MAX: usize = 512 * 1024;
@@ -55,14 +56,15 @@ pub async fn accept(
     tls: Arc<ServerConfig>,
     settings: &Settings,
 ) -> Result<Accepted, AcceptError> {
-    let address = socket.peer_addr().map_err(HandshakeError::Io)?;
+    let address = canonical(socket.peer_addr().map_err(HandshakeError::Io)?);
+    keep_queue_short(&socket).map_err(HandshakeError::Io)?;
     let handshake = async {
         let (stream, identity) = tulle_identity::tls::accept(tls, socket).await?;
         let connection = handshake(stream, settings).await?;
         Ok(Accepted {
             connection,
             identity,
-            address: crate::socket::canonical(address),
+            address,
         })
     };
     let late = |_| AcceptError::Timeout(settings.handshake_timeout);

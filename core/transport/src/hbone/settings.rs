@@ -11,7 +11,7 @@ pub struct Settings {
     pub connection_window: u32,
     /// Longest frame we accept [1 MiB].
     pub frame_size: u32,
-    /// Streams a peer may have open towards us [200].
+    /// Streams a peer may have open towards us (200).
     pub streams_max: u32,
     /// Header list we accept as a client [16 KiB].
     pub client_header_list: u32,

@@ -208,6 +208,29 @@ async fn a_silent_peer_with_open_streams_is_lost_within_ten_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_died_in_silence_is_found_by_the_next_stream() {
+    let mut pair = Pair::blackholed().await;
+    drop(pair.tunnel().await);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    pair.cut();
+    let started = Instant::now();
+    let error = pair
+        .client
+        .open(&ConnectRequest::new("10.0.0.1:80"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.reason(), error.retry()),
+        (Reason::PeerLost, Retry::FreshConnection)
+    );
+    assert!(
+        started.elapsed() <= Duration::from_millis(5_100),
+        "asked at once: {:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_client_is_lost_too() {
     let mut pair = Pair::blackholed().await;
     let (_client, server) = pair.tunnel().await;
