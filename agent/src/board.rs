@@ -108,9 +108,9 @@ impl Board {
         if entry.state != name {
             entry.state = name;
             entry.since = now();
-        }
-        if matches!(state, State::In | State::Out) {
-            entry.error = None;
+            if matches!(state, State::In | State::Out) {
+                entry.error = None;
+            }
         }
         self.count(&entries);
     }
@@ -130,6 +130,13 @@ impl Board {
                 fix: error.fix(),
                 at: now(),
             });
+        }
+    }
+
+    /// A pod was verified: what failed before is over.
+    pub fn recovered(&self, uid: &Str) {
+        if let Some(entry) = self.entries.lock().get_mut(uid) {
+            entry.error = None;
         }
     }
 

@@ -15,8 +15,13 @@ use crate::netns::Located;
 use crate::repair::Observed;
 use crate::rules::plan::{self, Table, Variant};
 use crate::rules::{Comparison, Rules};
+use crate::sock_diag::MarkedSocket;
 use crate::{routes, sock_diag, sysctl};
 
+/// How long handshakes that were under way when the rules changed may take to reach a listener.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
+/// How long the proxy may take to accept what waits in a leaving pod's listeners.
+const QUEUE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How often a leaving pod's namespace is looked at for sockets of the proxy.
 const LEAVE_POLL: Duration = Duration::from_millis(50);
 
@@ -79,13 +84,35 @@ impl Capture {
         pod: &Located,
         wait: Duration,
     ) -> Result<usize, CaptureError> {
+        self.wait_until(pod, wait, |_| true).await
+    }
+
+    /// Between steps 3 and 4 of leaving: connections that were captured just before the rules changed have reached
+    /// the proxy, so that none is left in a queue when the listeners close.
+    ///
+    /// # Errors
+    /// When the sockets cannot be listed.
+    pub async fn wait_for_queues_to_empty(&self, pod: &Located) -> Result<(), CaptureError> {
+        tokio::time::sleep(HANDSHAKE_GRACE).await;
+        let filled = |socket: &MarkedSocket| socket.listening && socket.waiting > 0;
+        self.wait_until(pod, QUEUE_WAIT_MAX, filled).await.map(drop)
+    }
+
+    /// Waits until the proxy has no socket of this kind in the pod; returns how many were left after `wait`.
+    async fn wait_until(
+        &self,
+        pod: &Located,
+        wait: Duration,
+        kind: impl Fn(&MarkedSocket) -> bool,
+    ) -> Result<usize, CaptureError> {
         let deadline = Instant::now() + wait;
         loop {
-            let left = sock_diag::marked_sockets(&pod.netns)
+            let sockets = sock_diag::marked_sockets(&pod.netns)
                 .await
                 .map_err(CaptureError::kernel("list the sockets of the pod's namespace"))?;
-            if left.is_empty() || Instant::now() >= deadline {
-                return Ok(left.len());
+            let left = sockets.iter().filter(|socket| kind(socket)).count();
+            if left == 0 || Instant::now() >= deadline {
+                return Ok(left);
             }
             tokio::time::sleep(LEAVE_POLL).await;
         }

@@ -7,7 +7,9 @@
 //!  └────────────────────────────────────────  Leaving          any ─▶ Gone
 //! ```
 
+mod steps;
 pub mod task;
+mod verify;
 
 use std::time::Duration;
 

@@ -17,6 +17,10 @@ const STATES: u32 = 0xfff & !(1 << 6);
 const ANY_SOCKET: [u8; 48] = [0; 48];
 /// `struct inet_diag_msg`: what stands before the attributes.
 const FIXED_BYTES: usize = 72;
+/// Offsets within it.
+const STATE_AT: usize = 1;
+const PORT_AT: usize = 4;
+const WAITING_AT: usize = 56;
 const INET_DIAG_MARK: u16 = 15;
 
 /// A socket with the proxy's mark.
@@ -26,6 +30,8 @@ pub struct MarkedSocket {
     pub port: u16,
     /// Whether it listens.
     pub listening: bool,
+    /// Connections that wait to be accepted, of a listener; bytes that wait to be read, of a connection.
+    pub waiting: u32,
 }
 
 /// TCP sockets with the proxy's mark in a namespace, whoever owns them.
@@ -53,9 +59,12 @@ fn marked_sockets_here() -> io::Result<Vec<MarkedSocket>> {
 fn parse(body: &[u8]) -> Option<MarkedSocket> {
     let mark = attribute(body.get(FIXED_BYTES..)?, INET_DIAG_MARK)?;
     let mark = u32::from_ne_bytes(mark.try_into().ok()?);
-    let port = u16::from_be_bytes([body[4], body[5]]);
-    (mark & MARK_MASK == PROXY_MARK).then_some(MarkedSocket {
-        port,
-        listening: body[1] == STATE_LISTEN,
+    if mark & MARK_MASK != PROXY_MARK {
+        return None;
+    }
+    Some(MarkedSocket {
+        port: u16::from_be_bytes(body.get(PORT_AT..PORT_AT + 2)?.try_into().ok()?),
+        listening: body.get(STATE_AT) == Some(&STATE_LISTEN),
+        waiting: u32::from_ne_bytes(body.get(WAITING_AT..WAITING_AT + 4)?.try_into().ok()?),
     })
 }

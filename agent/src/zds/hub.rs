@@ -85,6 +85,8 @@ struct Proxy {
     queue: mpsc::Sender<Command>,
     /// Pods it was given and not told to hand over.
     serves: BTreeSet<Str>,
+    /// It has answered its whole snapshot.
+    caught_up: bool,
 }
 
 /// A request on its way to one proxy.
@@ -227,11 +229,11 @@ impl Hub {
             .map(|announced| Arc::clone(&announced.pod))
     }
 
-    /// Whether the newest proxy accepted the pod; true while none is connected, it will get it in its snapshot.
+    /// Whether the newest proxy accepted the pod; true while none is connected or its snapshot is under way.
     #[must_use]
     pub fn is_accepted(&self, uid: &Str) -> bool {
         let state = self.state.lock();
-        let Some(newest) = state.proxies.last() else {
+        let Some(newest) = state.proxies.last().filter(|newest| newest.caught_up) else {
             return true;
         };
         let accepted = state
@@ -277,6 +279,7 @@ impl Hub {
             info: info.clone(),
             queue,
             serves: BTreeSet::new(),
+            caught_up: false,
         });
         self.publish(&state);
         Connected { info, requests }
@@ -318,6 +321,14 @@ impl Hub {
             let _ = queue.try_send(command);
         }
         Ok(())
+    }
+
+    /// A proxy answered its whole snapshot.
+    pub(super) fn caught_up(&self, id: u64) {
+        let mut state = self.state.lock();
+        if let Some(proxy) = state.proxies.iter_mut().find(|proxy| proxy.info.id == id) {
+            proxy.caught_up = true;
+        }
     }
 
     /// A proxy's connection ended.

@@ -145,6 +145,7 @@ impl Session<'_> {
             }
         }
         self.connection.exchange(&Request::SnapshotSent, &[]).await?;
+        self.hub.caught_up(self.info.id);
         Ok(())
     }
 

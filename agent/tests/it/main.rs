@@ -3,6 +3,8 @@
 //! They need root, or to be started in user, network and mount namespaces (`unshare -Urnm`). Where neither holds each
 //! test says that it was skipped.
 
+#![allow(clippy::unwrap_used, reason = "a test ends by panicking, in its helpers too")]
+
 mod capture;
 mod enrol;
 mod pod;

@@ -102,14 +102,12 @@ fn log() {
 pub(crate) fn assert_alive(one: &mut TcpStream, other: &mut TcpStream) {
     use std::io::Read;
     other.set_read_timeout(Some(PATIENCE)).unwrap();
-    for (from, to) in [(&mut *one, &mut *other)] {
-        from.write_all(b"ping").unwrap();
-        let mut four = [0; 4];
-        to.read_exact(&mut four).unwrap();
-        to.write_all(b"pong").unwrap();
-        from.read_exact(&mut four).unwrap();
-        assert_eq!(&four, b"pong");
-    }
+    one.write_all(b"ping").unwrap();
+    let mut four = [0; 4];
+    other.read_exact(&mut four).unwrap();
+    other.write_all(b"pong").unwrap();
+    one.read_exact(&mut four).unwrap();
+    assert_eq!(&four, b"pong");
 }
 
 fn ip(netns: &NetNs, arguments: &str) {

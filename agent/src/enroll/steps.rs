@@ -1,0 +1,159 @@
+//! The steps of joining and leaving, each performed whole and repeatable.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::Goal;
+use super::task::{PodTask, Wanted};
+use crate::error::CaptureError;
+use crate::netns::{self, Located};
+use crate::sockets::Listeners;
+use crate::zds::Announcement;
+
+impl PodTask {
+    /// Finds the namespace and proves that it is the pod's.
+    pub(super) async fn locate(&mut self) -> Result<(), CaptureError> {
+        let name = self.pod.netns.as_ref().ok_or(CaptureError::NetnsUnknown)?;
+        let path = name.within(&self.shared.netns_dir);
+        self.located = Some(netns::locate(path, &self.pod.addresses, self.shared.host_inode).await?);
+        Ok(())
+    }
+
+    /// Whether an earlier run of the agent left rules in the pod's namespace.
+    pub(super) async fn holds_rules(&mut self) -> bool {
+        if self.locate().await.is_err() {
+            return false;
+        }
+        let Some(located) = &self.located else {
+            return false;
+        };
+        self.shared
+            .capture
+            .holds_rules(&located.netns)
+            .await
+            .unwrap_or(false)
+    }
+
+    fn located(&self) -> Result<Located, CaptureError> {
+        self.located.clone().ok_or(CaptureError::NetnsUnknown)
+    }
+
+    /// Opens the listeners, or takes them back, and announces the pod. From its success on the listeners exist.
+    pub(super) async fn announce(&mut self) -> Result<(), CaptureError> {
+        let _permit = self.shared.joins.acquire().await.ok();
+        let located = self.located()?;
+        self.proxies.mark_unchanged();
+        let newest = self.shared.hub.newest().ok_or(CaptureError::ProxyNotConnected)?;
+        let listeners = if newest.takes_sockets {
+            Some(self.listeners(&located).await?)
+        } else {
+            None
+        };
+        let announcement = Announcement {
+            uid: self.pod.uid.clone(),
+            name: self.pod.name.clone(),
+            namespace: self.pod.namespace.clone(),
+            service_account: self.pod.service_account.clone(),
+            netns: located.netns.clone(),
+            listeners,
+        };
+        let announced = self.shared.hub.announce(announcement).await;
+        if announced.is_err() {
+            self.undo_announcement(&located).await;
+        }
+        announced
+    }
+
+    /// The listeners that are announced already, new ones, or those that a proxy kept through our restart.
+    pub(super) async fn listeners(&self, located: &Located) -> Result<Arc<Listeners>, CaptureError> {
+        let announced = self
+            .shared
+            .hub
+            .announced(&self.pod.uid)
+            .filter(|pod| pod.netns == located.netns);
+        if let Some(held) = announced
+            .and_then(|pod| pod.listeners.clone())
+            .filter(|held| held.are_listening())
+        {
+            return Ok(held);
+        }
+        match Listeners::open(&located.netns, self.shared.dns).await {
+            Err(CaptureError::PortTaken { port }) => {
+                let returned = self.shared.hub.return_sockets(&self.pod.uid).await;
+                let returned = returned.ok_or(CaptureError::PortTaken { port })?;
+                tracing::info!(uid = %self.pod.uid, listeners = returned.len(), "the proxy gave the listeners back");
+                Listeners::adopt(returned, self.shared.dns).map(Arc::new)
+            }
+            opened => opened.map(Arc::new),
+        }
+    }
+
+    /// Takes the announcement back; but a pod that holds rules of ours, from before, stays closed and announced.
+    async fn undo_announcement(&self, located: &Located) {
+        if !self
+            .shared
+            .capture
+            .holds_rules(&located.netns)
+            .await
+            .unwrap_or(true)
+        {
+            self.shared.hub.withdraw(&self.pod.uid).await;
+            self.shared.hub.keep(&self.pod.uid);
+        }
+    }
+
+    /// Steps 2 to 7 of joining.
+    pub(super) async fn capture(&self) -> Result<(), CaptureError> {
+        let _permit = self.shared.joins.acquire().await.ok();
+        let located = self.located()?;
+        let installed = match self.shared.capture.install(&located).await {
+            Ok(()) => self.confirm(&located).await,
+            Err(error) => Err(error),
+        };
+        if installed.is_err() {
+            self.undo_announcement(&located).await;
+        }
+        installed
+    }
+
+    /// Leaves in the order that breaks no connection. A pod that is wanted again before anything was taken back
+    /// simply stays.
+    pub(super) async fn leave(&mut self, wanted: &watch::Receiver<Wanted>) -> Result<(), CaptureError> {
+        let Ok(located) = self.located() else {
+            return Ok(());
+        };
+        if self.is_wanted_again(wanted.clone()).await {
+            return Ok(());
+        }
+        let (capture, timing) = (&self.shared.capture, self.shared.timing);
+        capture.drain(&located).await?;
+        capture.wait_for_queues_to_empty(&located).await?;
+        self.shared.hub.withdraw(&self.pod.uid).await;
+        let left = capture
+            .wait_for_proxy_to_leave(&located, timing.leave_deadline)
+            .await?;
+        if left > 0 {
+            tracing::warn!(uid = %self.pod.uid, sockets = left, "a pod left before its captured connections ended");
+        }
+        capture.remove(&located).await?;
+        self.located = None;
+        tracing::info!(uid = %self.pod.uid, "pod has left");
+        Ok(())
+    }
+
+    /// Gives other nodes time to learn that the pod leaves.
+    async fn is_wanted_again(&self, mut wanted: watch::Receiver<Wanted>) -> bool {
+        let decided = wanted.wait_for(|wanted| wanted.at_once || wanted.goal == Goal::Captured);
+        match tokio::time::timeout(self.shared.timing.leave_notice, decided).await {
+            Ok(Ok(decided)) => decided.goal == Goal::Captured,
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+
+    /// The rules of a pod that ended stay until its namespace goes, so that its last packets never go out in clear.
+    pub(super) async fn forget(&mut self) {
+        self.shared.hub.withdraw(&self.pod.uid).await;
+        self.located = None;
+    }
+}

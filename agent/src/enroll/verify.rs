@@ -1,0 +1,125 @@
+//! Watching over a captured pod: compare with the plan, put right what is not as planned.
+
+use super::Event;
+use super::task::PodTask;
+use crate::error::CaptureError;
+use crate::metrics::RepairLabels;
+use crate::netns::Located;
+use crate::repair::{self, Check, Held};
+use crate::rules::Comparison;
+use crate::rules::plan::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
+use crate::zds::Announcement;
+
+impl PodTask {
+    /// Step 7 of joining: what was done is what the kernel has.
+    pub(super) async fn confirm(&self, located: &Located) -> Result<(), CaptureError> {
+        match self.deviations(located).await?.first() {
+            None => Ok(()),
+            Some(check) => Err(CaptureError::RulesRefused(format!(
+                "{check} is not as planned, right after it was put in place"
+            ))),
+        }
+    }
+
+    async fn deviations(&self, located: &Located) -> Result<Vec<Check>, CaptureError> {
+        let observed = self.shared.capture.observe(located).await?;
+        if let Comparison::Different { diff } = &observed.rules {
+            tracing::warn!(uid = %self.pod.uid, ?diff, "the packet rules are not as planned");
+        }
+        let held = Held {
+            listeners: self.listeners_listen(located).await?,
+            announced: self.shared.hub.is_accepted(&self.pod.uid),
+        };
+        Ok(repair::deviations(&observed, held))
+    }
+
+    /// Ours by what they are; the proxy's own by a look at the namespace.
+    async fn listeners_listen(&self, located: &Located) -> Result<bool, CaptureError> {
+        let Some(announced) = self.shared.hub.announced(&self.pod.uid) else {
+            return Ok(false);
+        };
+        if let Some(listeners) = &announced.listeners {
+            return Ok(listeners.are_listening());
+        }
+        if self.shared.hub.newest().is_none() {
+            // They are the proxy's to open; nothing can be repaired until one is there.
+            return Ok(true);
+        }
+        let sockets = crate::sock_diag::marked_sockets(&located.netns)
+            .await
+            .map_err(CaptureError::kernel("list the sockets of the pod's namespace"))?;
+        let listens = |port| {
+            sockets
+                .iter()
+                .any(|socket| socket.listening && socket.port == port)
+        };
+        Ok([OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].into_iter().all(listens))
+    }
+
+    /// Compares the pod with its plan and puts right what is not as planned.
+    pub(super) async fn verify(&self) -> Event {
+        let Some(located) = self.located.clone() else {
+            return Event::NetnsLost;
+        };
+        if !located.is_still_there() {
+            tracing::info!(uid = %self.pod.uid, "the pod's network namespace is gone");
+            return Event::NetnsLost;
+        }
+        let found = match self.deviations(&located).await {
+            Ok(found) if found.is_empty() => {
+                self.shared.board.recovered(&self.pod.uid);
+                return Event::Verified;
+            }
+            Ok(found) => self.repair(&located, &found).await,
+            Err(error) => Err(error),
+        };
+        let repaired = match found {
+            Ok(()) => self.confirm(&located).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = repaired {
+            tracing::warn!(uid = %self.pod.uid, code = error.reason().code(), %error, "cannot verify or repair a pod");
+            self.shared.board.failed(&self.pod.uid, &error);
+        }
+        Event::Repaired
+    }
+
+    async fn repair(&self, located: &Located, deviations: &[Check]) -> Result<(), CaptureError> {
+        for check in deviations {
+            tracing::warn!(uid = %self.pod.uid, %check, "a captured pod is not as planned; repairing");
+            self.shared
+                .metrics
+                .repairs
+                .get_or_create(&RepairLabels { check: *check })
+                .inc();
+            match check {
+                Check::rules => self.shared.capture.repair_rules(located).await?,
+                Check::routes => self.shared.capture.repair_routes(located).await?,
+                Check::tcp_loose => self.shared.capture.forbid_mid_stream(&located.netns).await?,
+                Check::listeners | Check::proxy => self.announce_anew(located).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// As in joining, for a pod that is captured: nothing is taken back on failure.
+    async fn announce_anew(&self, located: &Located) -> Result<(), CaptureError> {
+        let Some(newest) = self.shared.hub.newest() else {
+            return Ok(());
+        };
+        let listeners = if newest.takes_sockets {
+            Some(self.listeners(located).await?)
+        } else {
+            None
+        };
+        let Some(announced) = self.shared.hub.announced(&self.pod.uid) else {
+            return Ok(());
+        };
+        let announcement = Announcement {
+            listeners,
+            ..announced.as_ref().clone()
+        };
+        drop(announced);
+        self.shared.hub.announce(announcement).await
+    }
+}
