@@ -1,5 +1,7 @@
 //! The whole control plane, from a folder of manifests to the mesh of a real client, over TLS on loopback.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at what goes wrong")]
+
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;

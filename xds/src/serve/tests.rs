@@ -443,6 +443,34 @@ async fn a_stream_of_age_is_ended_and_can_be_opened_again() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off_and_delays_nobody() {
+    static LARGE: [u8; 3 << 20] = [7; 3 << 20];
+    let options = AdsOptions {
+        write_stall_max: Duration::from_secs(1),
+        ..AdsOptions::default()
+    };
+    let server = Server::start_with(options, HOLD_MAX_DEFAULT).await;
+    let token = server.tokens.create("n1").unwrap();
+    for name in ["a", "b", "c"] {
+        server.set(ResourceType::Address, name, &LARGE);
+    }
+    let idle = server
+        .connect(&token, first("n1", ResourceType::Address))
+        .await
+        .unwrap();
+    let mut reader = server
+        .connect(&token, first("n1", ResourceType::Authorization))
+        .await
+        .unwrap();
+    reader.expect(&[], &[]).await;
+    until(|| server.metrics.write_timeouts.get() == 1).await;
+    server.set(ResourceType::Authorization, "ns/p", b"one");
+    reader.expect(&[("ns/p", b"one")], &[]).await;
+    assert_eq!(server.clients.len(), 1);
+    drop(idle);
+}
+
+#[tokio::test]
 async fn a_drain_ends_the_streams() {
     let server = Server::start().await;
     let token = server.tokens.create("n1").unwrap();

@@ -122,15 +122,22 @@ impl Stream {
             conversation.prepare(&self.shared);
             connected.update(&conversation.session);
             let stalled = conversation.since + self.shared.options.write_stall_max;
-            let writing = conversation.waiting.is_some();
+            let waiting = conversation.waiting.is_some();
+            let untaken = self.responses.capacity() == 0;
             tokio::select! {
-                permit = self.responses.reserve(), if writing => {
+                permit = self.responses.reserve(), if waiting => {
                     let (Ok(permit), Some(response)) = (permit, conversation.waiting.take()) else {
                         return Ended::ByClient;
                     };
                     permit.send(Ok(response));
+                    conversation.since = Instant::now();
                 }
-                () = sleep_until(stalled), if writing => return Ended::Stalled,
+                () = sleep_until(stalled), if untaken => {
+                    // It may have been taken meanwhile: that wakes nobody here.
+                    if self.responses.capacity() == 0 {
+                        return Ended::Stalled;
+                    }
+                }
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => {
                         if let Err(end) = conversation.take(request, &self.shared) {
@@ -158,7 +165,7 @@ struct Conversation {
     head: Arc<Snapshot>,
     /// The response that waits for room in the connection.
     waiting: Option<DeltaDiscoveryResponse>,
-    /// When it began to wait.
+    /// When the response before it was handed to the connection.
     since: Instant,
 }
 
@@ -202,7 +209,6 @@ impl Conversation {
             shared.metrics.pushes.get_or_create(&ty.into()).inc();
         }
         self.waiting = Some(wire::response(response));
-        self.since = Instant::now();
     }
 }
 
