@@ -16,7 +16,7 @@ use crate::snapshot::{FileProblem, ObjectStatus, Snapshot};
 
 pub mod affected;
 pub mod compute;
-mod index;
+pub mod index;
 mod placement;
 mod reach;
 pub mod table;

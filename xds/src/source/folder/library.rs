@@ -3,7 +3,7 @@
 //! A file that cannot be read keeps every object it had; an object that cannot be used keeps its last good form; a
 //! security object that never had one denies what it selects. Nothing is forgotten because something is broken.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -373,11 +373,6 @@ fn unreadable_directory(path: &Str, cause: &str) -> FileProblem {
 fn is_below(file: &str, directory: &str) -> bool {
     file.strip_prefix(directory)
         .is_some_and(|rest| rest.starts_with('/'))
-}
-
-/// The files that hold an object in force; for tests and for the history's manifest.
-pub(crate) fn files(entries: &BTreeMap<Key, Entry>) -> BTreeSet<&Str> {
-    entries.values().map(|entry| &entry.in_force.file).collect()
 }
 
 #[cfg(test)]

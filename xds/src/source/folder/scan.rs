@@ -46,11 +46,6 @@ impl Scan {
     pub(super) fn directories(&self) -> &BTreeSet<PathBuf> {
         &self.directories
     }
-
-    /// Whether the root could be read.
-    pub(super) fn is_readable(&self) -> bool {
-        self.no_root.is_none()
-    }
 }
 
 /// What tells that a file is as it was.
