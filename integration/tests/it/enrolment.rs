@@ -96,8 +96,9 @@ async fn rules_that_something_removed_come_back() {
     assert!(web.namespace().spawn(command).unwrap().wait().unwrap().success());
     // The agent looks again every 30 s ± 20 %.
     let repaired = async {
-        let repairs = || mesh.text(&tulle_world::Component::Agent("n1".into()), "/metrics");
-        while !repairs()
+        let agent = tulle_world::Component::Agent("n1".into());
+        while !mesh
+            .text(&agent, "/metrics")
             .await
             .lines()
             .any(|line| line.starts_with("tulle_capture_repairs_total") && !line.ends_with(" 0"))
