@@ -27,7 +27,7 @@ pub mod world;
 use affected::{Affected, affected, differs, everything};
 use compute::{Emitted, OutKey, Part, compute};
 use placement::Placed;
-use reach::Reach;
+use reach::{Reach, Shares};
 use table::Table;
 use world::World;
 
@@ -79,6 +79,7 @@ pub struct Engine {
     /// Outputs that say something of an object.
     owned: BTreeMap<Key, BTreeSet<OutKey>>,
     reach: Reach,
+    shares: Shares,
     placed: Placed,
     sources: BTreeMap<Key, InForce>,
     snapshot: Snapshot,
@@ -100,6 +101,7 @@ impl Engine {
             outputs: BTreeMap::new(),
             owned: BTreeMap::new(),
             reach: Reach::default(),
+            shares: Shares::default(),
             placed: Placed::default(),
             sources: BTreeMap::new(),
             snapshot: Snapshot::default(),
@@ -188,16 +190,21 @@ impl Engine {
             }
         }
         let mut changed = false;
-        let kept: BTreeSet<Str> = emitted(&parts).map(Emitted::name).collect();
-        for gone in emitted(&old) {
-            self.reach.remove(gone);
-            if !kept.contains(&gone.name()) {
-                changed |= self.remove(gone, sequence);
+        let mut gone: BTreeMap<Str, &Emitted> = BTreeMap::new();
+        for emitted in emitted(&old) {
+            if self.shares.give_up(emitted) {
+                self.reach.remove(emitted);
+                gone.insert(emitted.name(), emitted);
             }
         }
         for new in emitted(&parts) {
+            gone.remove(&new.name());
+            self.shares.take(new);
             self.reach.add(new);
             changed |= self.set(new, sequence);
+        }
+        for emitted in gone.into_values() {
+            changed |= self.remove(emitted, sequence);
         }
         for part in &parts {
             self.owned

@@ -12,7 +12,7 @@ enum Shape {
     /// Anything; not looked into.
     Any,
     /// A mapping with these fields.
-    Fields(&'static [(&'static str, Shape)]),
+    Fields(&'static [(&'static str, Self)]),
     /// A list of these.
     List(&'static Self),
     /// A mapping from any name to these.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use tulle_k8s::api::meta::Labels;
 use tulle_k8s::api::{AuthorizationPolicy, EndpointSlice, PeerAuthentication};
 use tulle_k8s::translate::workload::ENROLMENT_ANNOTATION;
-use tulle_k8s::translate::{authorization, peer_authentication, service};
+use tulle_k8s::translate::{authorization, peer_authentication, service, waypoint};
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::Str;
 
@@ -80,6 +80,9 @@ fn touch(key: &Key, object: &Object, world: &World, out: &mut Affected) {
             out.insert(OutKey::Policies(key.clone()));
         }
     }
+    for target in waypoint::targets(object) {
+        protected(&target.kind, &key.namespace, &target.name, world, out);
+    }
 }
 
 /// Every output of the world.
@@ -135,6 +138,28 @@ fn definitions(hostname: &Str, world: &World, out: &mut Affected) {
                 slice(slice_key, object, world, out);
             }
         }
+    }
+}
+
+/// What a waypoint is asked to protect: without one, its endpoints refuse.
+fn protected(kind: &str, namespace: &Str, name: &Str, world: &World, out: &mut Affected) {
+    match kind {
+        "Service" => {
+            if let Some(object) = world.service(namespace, name) {
+                definitions(&service::hostname(&object.metadata, world.mesh()), world, out);
+            }
+        }
+        "ServiceEntry" => {
+            for host in world
+                .service_entry(namespace, name)
+                .into_iter()
+                .flat_map(|object| &object.spec.hosts)
+            {
+                definitions(host, world, out);
+            }
+        }
+        // Whatever uses the gateway, in any namespace.
+        _ => everything(world, out),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::snapshot::{Order, Scope};
 mod conflict;
 mod endpoints;
 mod policies;
+mod required;
 mod services;
 mod workloads;
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use tulle_k8s::Object;
 use tulle_k8s::api::meta::Labels;
 use tulle_k8s::translate::workload::{entry_labels, node_of, pod_addresses};
-use tulle_k8s::translate::{MeshConfig, authorization, peer_authentication, service};
+use tulle_k8s::translate::{MeshConfig, authorization, peer_authentication, service, waypoint};
 use tulle_model::Str;
 
 /// One entry of the reverse index.
@@ -27,6 +27,8 @@ pub enum IndexKey {
     SlicesWith(Str, Str),
     /// Sources of workloads in a namespace.
     Workloads(Str),
+    /// Objects that ask a waypoint to protect this: kind, namespace, name.
+    Protecting(Str, Str, Str),
 }
 
 impl IndexKey {
@@ -73,6 +75,11 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
             .map(|(name, value)| IndexKey::label(namespace, name, value))
             .collect()
     };
+    let protected = waypoint::targets(object).into_iter();
+    keys.extend(
+        protected
+            .map(|target| IndexKey::Protecting(target.kind.clone(), namespace.clone(), target.name.clone())),
+    );
     match object {
         Object::Pod(pod) => {
             keys.extend(labelled(&pod.metadata.labels));

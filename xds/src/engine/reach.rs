@@ -114,6 +114,39 @@ impl Reach {
     }
 }
 
+/// How many outputs emit the same policy: its name says its content, and several workloads may need it.
+#[derive(Debug, Default)]
+pub(super) struct Shares {
+    policies: BTreeMap<Str, usize>,
+}
+
+impl Shares {
+    /// One more output emits a resource.
+    pub(super) fn take(&mut self, emitted: &Emitted) {
+        if let Emitted::Authorization(_) = emitted {
+            *self.policies.entry(emitted.name()).or_default() += 1;
+        }
+    }
+
+    /// One output less emits a resource; says whether it was the last.
+    pub(super) fn give_up(&mut self, emitted: &Emitted) -> bool {
+        let Emitted::Authorization(_) = emitted else {
+            return true;
+        };
+        let name = emitted.name();
+        let left = self
+            .policies
+            .get(&name)
+            .map_or(0, |count| count.saturating_sub(1));
+        if left == 0 {
+            self.policies.remove(&name);
+        } else {
+            self.policies.insert(name, left);
+        }
+        left == 0
+    }
+}
+
 /// Counts a workload on a node up or down; says whether the node came or went.
 fn step(counts: &mut BTreeMap<Str, Nodes>, of: &Str, node: &Str, add: bool) -> bool {
     let nodes = counts.entry(of.clone()).or_default();

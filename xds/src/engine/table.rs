@@ -209,7 +209,7 @@ fn same(slot: &Slot, resource: &Resource) -> bool {
 }
 
 /// First 8 bytes of the SHA-256 of an encoded message, as 16 hex digits.
-fn version_of(body: &[u8]) -> Str {
+pub(super) fn version_of(body: &[u8]) -> Str {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
     let mut text = String::with_capacity(16);
     for byte in &digest.as_ref()[..8] {

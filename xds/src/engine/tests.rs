@@ -73,7 +73,10 @@ fn any_manifest() -> impl Strategy<Value = String> {
         ])
     };
     let mode = || prop::sample::select(vec!["UNSET", "PERMISSIVE", "STRICT"]);
+    let gateway = || prop::sample::select(vec!["", ", labels: {istio.io/use-waypoint: way}"]);
     prop_oneof![
+        (namespace(), name(), prop::sample::select(vec!["AuthorizationPolicy", "RequestAuthentication"]), prop::sample::select(vec![("Service", "x"), ("ServiceEntry", "x"), ("Gateway", "way")]))
+            .prop_map(|(namespace, name, kind, (target, of))| format!("apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: {target}, name: {of}}}]}}\n")),
         (namespace(), prop::sample::select(vec!["{}", "{istio.io/dataplane-mode: ambient}", "{topology.istio.io/network: other}"]))
             .prop_map(|(namespace, labels)| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {labels}}}\n")),
         (node(), prop::sample::select(vec!["{}", "{tulle.dev/enrolment: derived}"]), prop::sample::select(vec!["r1", "r2"]))
@@ -82,9 +85,9 @@ fn any_manifest() -> impl Strategy<Value = String> {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{app: '{app}'}}{created}}}\nspec: {{nodeName: {node}, serviceAccountName: s{app}, containers: [{{ports: [{{name: http, containerPort: 8080}}]}}]}}\nstatus: {{phase: {phase}, podIP: '{ip}'}}\n")),
         (namespace(), name(), app(), ip(), node(), created()).prop_map(|(namespace, name, app, ip, node, created)| format!(
             "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: {namespace}, annotations: {{tulle.dev/node: {node}}}{created}}}\nspec: {{address: '{ip}', labels: {{app: '{app}'}}, ports: {{http: 9090}}}}\n")),
-        (namespace(), name(), app(), prop::sample::select(vec!["http", "8080"]), created(), any::<bool>()).prop_map(|(namespace, name, app, target, created, selects)| {
+        (namespace(), name(), app(), prop::sample::select(vec!["http", "8080"]), created(), any::<bool>(), gateway()).prop_map(|(namespace, name, app, target, created, selects, gateway)| {
             let selector = if selects { format!("{{app: '{app}'}}") } else { "{}".into() };
-            format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: {{selector: {selector}, clusterIPs: [10.9.0.{app}], ports: [{{name: http, port: 80, targetPort: {target}}}]}}\n")
+            format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}{gateway}{created}}}\nspec: {{selector: {selector}, clusterIPs: [10.9.0.{app}], ports: [{{name: http, port: 80, targetPort: {target}}}]}}\n")
         }),
         (namespace(), name(), name(), ip(), name()).prop_map(|(namespace, name, service, ip, pod)| format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nports: [{{name: http, port: 8081}}]\nendpoints: [{{addresses: ['{ip}']}}, {{addresses: [10.0.0.9], targetRef: {{kind: Pod, name: {pod}}}}}]\n")),

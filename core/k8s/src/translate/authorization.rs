@@ -136,8 +136,8 @@ fn not_bound(policy: &AuthorizationPolicy) -> Condition {
         .map(|target| format!("{} {}", target.kind, target.name))
         .collect();
     let message = format!(
-        "no waypoint enforces this policy for {}; the workloads behind it refuse connections until one does, \
-         or the policy uses a selector",
+        "no waypoint enforces this policy for {}; connections to it are refused until one does, or the policy \
+         uses a selector",
         names.join(", ")
     );
     Condition::fails(WAYPOINT_ACCEPTED, "AncestorNotBound", message)

@@ -325,7 +325,7 @@ fn entry_balancing(
         });
     }
     let preference = distribution(None, &entry.metadata, around.namespace, findings);
-    (!preference.is_empty()).then(|| LoadBalancing {
+    (!preference.is_empty()).then_some(LoadBalancing {
         routing_preference: preference,
         mode: LoadBalancingMode::Failover,
         health_policy: HealthPolicy::OnlyHealthy,

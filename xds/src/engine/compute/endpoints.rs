@@ -16,7 +16,7 @@ use tulle_model::{NamespacedHostname, Str};
 
 use super::super::index::{self, IndexKey, SERVICE_NAME};
 use super::super::world::World;
-use super::{Emitted, Part, conflict, policies, services};
+use super::{Emitted, Part, conflict, policies, required, services};
 
 /// Services by key, each with the ports of one endpoint.
 pub(super) type Services = BTreeMap<NamespacedHostname, PortMapping>;
@@ -171,8 +171,11 @@ pub(super) fn inline(key: &Key, world: &World) -> Vec<Part> {
         let default = world.network();
         let around = around(key, world, &default, services, policies);
         let (found, conditions) = workload::inline_endpoint(entry, endpoint, &around);
-        part.emitted
-            .extend(found.map(|found| Emitted::Workload(Arc::new(found), false)));
+        if let Some(mut found) = found {
+            part.emitted
+                .extend(required::require_waypoints(&mut found, world));
+            part.emitted.push(Emitted::Workload(Arc::new(found), false));
+        }
         // Only what could not be used is said here; the services say the rest.
         part.conditions.extend(
             conditions

@@ -9,7 +9,7 @@ use tulle_k8s::translate::service::{self, Around};
 use tulle_k8s::translate::waypoint;
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::service::Visibility;
-use tulle_model::{Service, Str};
+use tulle_model::{NamespacedName, Service, Str};
 
 use super::super::index::IndexKey;
 use super::super::world::World;
@@ -52,7 +52,10 @@ pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
     let mut emitted: BTreeMap<Precedence<'_>, usize> = BTreeMap::new();
     for key in world.lookup(&IndexKey::Hostname(hostname.clone())) {
         let Some(object) = world.get(key) else { continue };
-        let (found, conditions) = translate(object, hostname, world);
+        let (mut found, conditions) = translate(object, hostname, world);
+        if let (Some(found), (Some(missing), true)) = (&mut found, protection(key, object, world)) {
+            found.waypoint = Some(waypoint::address(&missing, world.mesh()));
+        }
         let mut part = Part {
             owner: key.clone(),
             emitted: Vec::new(),
@@ -84,6 +87,20 @@ pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
 fn conflicted(hostname: &str, winner: &Key) -> Condition {
     let message = format!("{winner} defines {hostname} too and wins; rename the host or remove one of them");
     Condition::holds(CONFLICTED, "Conflicted", message)
+}
+
+/// The waypoint a definition names, and whether anything asks for that waypoint's protection.
+pub(super) fn protection(key: &Key, object: &Object, world: &World) -> (Option<NamespacedName>, bool) {
+    let waypoint = waypoint::named(object.meta(), world.namespace(&key.namespace));
+    let asked = |kind: &str, namespace: &Str, name: &Str| {
+        let entry = IndexKey::Protecting(kind.into(), namespace.clone(), name.clone());
+        world.lookup(&entry).next().is_some()
+    };
+    let itself = asked(key.kind.as_str(), &key.namespace, &key.name);
+    let gateway = waypoint
+        .as_ref()
+        .is_some_and(|waypoint| asked("Gateway", &waypoint.namespace, &waypoint.name));
+    (waypoint, itself || gateway)
 }
 
 /// The service of this host name that an object defines.

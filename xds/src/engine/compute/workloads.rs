@@ -12,7 +12,7 @@ use tulle_model::{Str, Workload};
 
 use super::super::world::World;
 use super::endpoints::{self, Services};
-use super::{Emitted, Part, conflict, policies};
+use super::{Emitted, Part, conflict, policies, required};
 
 /// The workload of a pod.
 pub(super) fn pod(key: &Key, world: &World) -> Vec<Part> {
@@ -42,6 +42,7 @@ pub(super) fn pod(key: &Key, world: &World) -> Vec<Part> {
         part,
         workload::pod(pod, &around),
         waypoint::is_gateway(&pod.metadata),
+        world,
     )
 }
 
@@ -72,6 +73,7 @@ pub(super) fn entry(key: &Key, world: &World) -> Vec<Part> {
         part,
         workload::workload_entry(entry, &around),
         waypoint::is_gateway(&entry.metadata),
+        world,
     )
 }
 
@@ -94,10 +96,18 @@ fn around<'a>(
     }
 }
 
-fn finish(mut part: Part, translated: (Option<Workload>, Vec<Condition>), of_gateway: bool) -> Vec<Part> {
+fn finish(
+    mut part: Part,
+    translated: (Option<Workload>, Vec<Condition>),
+    of_gateway: bool,
+    world: &World,
+) -> Vec<Part> {
     let (found, conditions) = translated;
-    part.emitted
-        .extend(found.map(|found| Emitted::Workload(Arc::new(found), of_gateway)));
+    if let Some(mut found) = found {
+        part.emitted
+            .extend(required::require_waypoints(&mut found, world));
+        part.emitted.push(Emitted::Workload(Arc::new(found), of_gateway));
+    }
     part.conditions.extend(conditions);
     vec![part]
 }

@@ -199,3 +199,68 @@ fn an_old_cursor_beyond_the_log_must_walk_the_table() {
         Some(10)
     );
 }
+
+const API: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {selector: {app: api}, clusterIPs: [10.9.0.1], ports: [{port: 80, targetPort: 8080}]}\n---\n";
+const TARGETED: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: l7, namespace: shop}\nspec: {targetRefs: [{kind: Service, name: api}], rules: [{to: [{operation: {methods: [GET]}}]}]}\n---\n";
+
+/// The policies that keep others than waypoints away, as the wire carries them.
+fn requirements(snapshot: &Snapshot) -> Vec<tulle_model::authz::policy::Authorization> {
+    let slots = snapshot.resources(ResourceType::Authorization);
+    let required = slots.filter(|slot| slot.name.contains("/tulle_require_waypoint_"));
+    let decode = |slot: &Slot| match decode_authorization(&slot.name, &slot.body).expect("it decodes") {
+        Resource::Authorization(policy) => (*policy).clone(),
+        other => panic!("{other:?}"),
+    };
+    required.map(decode).collect()
+}
+
+#[test]
+fn a_policy_that_only_a_waypoint_can_enforce_closes_the_ports_until_there_is_one() {
+    let both =
+        entry("api", "10.0.0.1", "") + &entry("api-2", "10.0.0.2", "").replace("app: api-2", "app: api");
+    let (mut engine, snapshot) = engine(&(both + API + TARGETED));
+    let required = requirements(&snapshot);
+    assert_eq!(required.len(), 1, "workloads with equal needs share one policy");
+    let clauses = &required[0].rules[0].clauses;
+    assert_eq!(clauses.len(), 1);
+    assert_eq!(clauses[0].matches[0].destination_ports, [8080]);
+    assert!(required[0].match_peer);
+    for name in ["api", "api-2"] {
+        let workload = workload(
+            &snapshot,
+            &format!("Kubernetes/networking.istio.io/WorkloadEntry/shop/{name}"),
+        );
+        assert_eq!(workload.authorization_policies, [required[0].key()]);
+    }
+    let one = engine.apply(batch(vec![gone(Key::new(
+        tulle_k8s::Kind::WorkloadEntry,
+        "shop",
+        "api",
+    ))]));
+    assert_eq!(requirements(&one).len(), 1, "the other workload still needs it");
+    let none = engine.apply(batch(vec![gone(Key::new(
+        tulle_k8s::Kind::AuthorizationPolicy,
+        "shop",
+        "l7",
+    ))]));
+    assert!(requirements(&none).is_empty());
+}
+
+#[test]
+fn a_named_waypoint_that_is_missing_is_the_only_one_let_through_and_callers_are_sent_to_it() {
+    let named = API.replace(
+        "namespace: shop}",
+        "namespace: shop, labels: {istio.io/use-waypoint: way}}",
+    );
+    let (_, snapshot) = engine(&(entry("api", "10.0.0.1", "") + &named + TARGETED));
+    let clauses = &requirements(&snapshot)[0].rules[0].clauses;
+    let principal = tulle_model::authz::policy::StringMatch::Exact("cluster.local/ns/shop/sa/way".into());
+    assert_eq!(clauses[0].matches[0].not_principals, [principal]);
+    let slot = snapshot
+        .resource(ResourceType::Address, "shop/api.shop.svc.cluster.local")
+        .expect("the service");
+    let Resource::Service(service) = decode_address(&slot.name, &slot.body).expect("it decodes") else {
+        panic!("a service")
+    };
+    assert!(service.waypoint.is_some());
+}

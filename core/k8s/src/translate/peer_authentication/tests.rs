@@ -134,7 +134,7 @@ proptest! {
         let root = root.map(|mode| wide("istio-system", mode));
         let wider = Wider { namespace: namespace.as_ref(), root: root.as_ref() };
         let own = own.map(|(base, ports)| {
-            let ports: std::collections::BTreeMap<_, _> = ports.into_iter().collect();
+            let ports: BTreeMap<_, _> = ports.into_iter().collect();
             selecting(base, &ports.into_iter().collect::<Vec<_>>())
         });
         let entry = workload_entry("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: web, namespace: shop}\nspec: {address: 10.0.0.1}\n");
@@ -143,7 +143,7 @@ proptest! {
             namespace: None,
             node: None,
             network: &"".into(),
-            services: std::collections::BTreeMap::new(),
+            services: BTreeMap::new(),
             policies: reference(own.as_ref(), wider, &config).into_iter().collect(),
         };
         let workload = crate::translate::workload::workload_entry(&entry, &around).0.expect("a workload");

@@ -12,11 +12,17 @@ struct Paper {
 
 impl Paper {
     fn new() -> Self {
-        Self { library: Library::default(), scan: Scan::default() }
+        Self {
+            library: Library::default(),
+            scan: Scan::default(),
+        }
     }
 
     fn put(mut self, path: &str, text: &str) -> Self {
-        let file = File { text: Ok(text.into()), is_fresh: false };
+        let file = File {
+            text: Ok(text.into()),
+            is_fresh: false,
+        };
         self.scan.files.insert(path.into(), file);
         self
     }
@@ -45,7 +51,11 @@ impl Paper {
     }
 
     fn codes(&self) -> Vec<String> {
-        self.library.problems.iter().map(|problem| format!("{}:{} {}", problem.file, problem.line, problem.reason.code())).collect()
+        self.library
+            .problems
+            .iter()
+            .map(|problem| format!("{}:{} {}", problem.file, problem.line, problem.reason.code()))
+            .collect()
     }
 }
 
@@ -54,11 +64,15 @@ fn service_key(name: &str) -> Key {
 }
 
 fn service(name: &str, version: &str) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, labels: {{v: {version}}}}}\nspec: {{clusterIP: 10.9.0.1}}\n---\n")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, labels: {{v: {version}}}}}\nspec: {{clusterIP: 10.9.0.1}}\n---\n"
+    )
 }
 
 fn policy(spec: &str) -> String {
-    format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\nspec: {spec}\n---\n")
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\nspec: {spec}\n---\n"
+    )
 }
 
 fn policy_key() -> Key {
@@ -77,36 +91,59 @@ fn a_scan_that_says_nothing_new_is_no_generation() {
 
 #[test]
 fn a_changed_and_a_removed_object_are_events() {
-    let paper = Paper::new().put("a.yaml", &(service("a", "v1") + &service("b", "v1"))).settled();
+    let paper = Paper::new()
+        .put("a.yaml", &(service("a", "v1") + &service("b", "v1")))
+        .settled();
     let mut paper = paper.put("a.yaml", &service("a", "v2"));
     let events = paper.settle().batch.expect("new").events;
-    let told: Vec<_> = events.iter().map(|event| (event.key.to_string(), event.object.is_some())).collect();
-    assert_eq!(told, [("Service default/b".to_owned(), false), ("Service default/a".to_owned(), true)]);
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| (event.key.to_string(), event.object.is_some()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("Service default/b".to_owned(), false),
+            ("Service default/a".to_owned(), true)
+        ]
+    );
 }
 
 #[test]
 fn a_broken_file_keeps_all_of_its_objects() {
-    let paper = Paper::new().put("a.yaml", &(service("a", "v1") + &service("b", "v1"))).settled();
+    let paper = Paper::new()
+        .put("a.yaml", &(service("a", "v1") + &service("b", "v1")))
+        .settled();
     let paper = paper.put("a.yaml", &(service("a", "v2") + "{broken")).settled();
     assert_eq!(paper.label("a").as_deref(), Some("v1"));
     assert_eq!(paper.label("b").as_deref(), Some("v1"));
     assert_eq!(paper.object(&service_key("a")).unwrap().stale_since, Some(2));
     assert_eq!(paper.codes().len(), 1);
     let paper = paper.put("a.yaml", &service("a", "v3")).settled();
-    assert_eq!((paper.label("a").as_deref(), paper.label("b")), (Some("v3"), None));
+    assert_eq!(
+        (paper.label("a").as_deref(), paper.label("b")),
+        (Some("v3"), None)
+    );
     assert_eq!(paper.object(&service_key("a")).unwrap().stale_since, None);
 }
 
 #[test]
 fn a_broken_file_does_not_hold_up_the_others() {
-    let paper = Paper::new().put("a.yaml", "{broken").put("b.yaml", &service("b", "v1")).settled();
+    let paper = Paper::new()
+        .put("a.yaml", "{broken")
+        .put("b.yaml", &service("b", "v1"))
+        .settled();
     assert_eq!(paper.label("b").as_deref(), Some("v1"));
 }
 
 #[test]
 fn a_bad_object_is_refused_alone() {
-    let paper = Paper::new().put("a.yaml", &(service("a", "v1") + &service("b", "v1"))).settled();
-    let paper = paper.put("a.yaml", &(service("a", "7") + &service("b", "v2"))).settled();
+    let paper = Paper::new()
+        .put("a.yaml", &(service("a", "v1") + &service("b", "v1")))
+        .settled();
+    let paper = paper
+        .put("a.yaml", &(service("a", "7") + &service("b", "v2")))
+        .settled();
     assert_eq!(paper.label("a").as_deref(), Some("v1"));
     assert_eq!(paper.label("b").as_deref(), Some("v2"));
     assert_eq!(paper.codes(), ["a.yaml:3 T0201"]);
@@ -115,7 +152,13 @@ fn a_bad_object_is_refused_alone() {
 #[test]
 fn a_policy_that_never_was_good_denies() {
     let paper = Paper::new().put("p.yaml", &policy("{rulez: []}")).settled();
-    assert!(paper.object(&policy_key()).expect("a stand-in").object.is_stand_in());
+    assert!(
+        paper
+            .object(&policy_key())
+            .expect("a stand-in")
+            .object
+            .is_stand_in()
+    );
     assert_eq!(paper.codes(), ["p.yaml:4 T0003"]);
 }
 
@@ -130,14 +173,22 @@ fn a_policy_that_was_good_stays_as_it_was() {
 
 #[test]
 fn a_new_policy_in_a_broken_file_is_not_lost() {
-    let paper = Paper::new().put("p.yaml", &(policy("{action: DENY, rules: [{}]}") + &service("a", "v1") + "{broken")).settled();
+    let paper = Paper::new()
+        .put(
+            "p.yaml",
+            &(policy("{action: DENY, rules: [{}]}") + &service("a", "v1") + "{broken"),
+        )
+        .settled();
     assert!(paper.object(&policy_key()).is_some());
     assert!(paper.label("a").is_none());
 }
 
 #[test]
 fn the_first_path_wins_and_the_other_is_refused() {
-    let paper = Paper::new().put("b.yaml", &service("a", "second")).put("a.yaml", &service("a", "first")).settled();
+    let paper = Paper::new()
+        .put("b.yaml", &service("a", "second"))
+        .put("a.yaml", &service("a", "first"))
+        .settled();
     assert_eq!(paper.label("a").as_deref(), Some("first"));
     assert_eq!(paper.codes(), ["b.yaml:1 T0203"]);
     let paper = paper.remove("a.yaml").settled();
@@ -146,7 +197,9 @@ fn the_first_path_wins_and_the_other_is_refused() {
 
 #[test]
 fn one_key_twice_in_a_file_is_refused_too() {
-    let paper = Paper::new().put("a.yaml", &(service("a", "first") + &service("a", "second"))).settled();
+    let paper = Paper::new()
+        .put("a.yaml", &(service("a", "first") + &service("a", "second")))
+        .settled();
     assert_eq!(paper.label("a").as_deref(), Some("first"));
     assert_eq!(paper.codes(), ["a.yaml:6 T0203"]);
 }
@@ -154,7 +207,9 @@ fn one_key_twice_in_a_file_is_refused_too() {
 #[test]
 fn an_emptied_folder_keeps_ten_objects_and_gives_up_nine() {
     for (count, kept) in [(9, 0), (10, 10)] {
-        let all: String = (0..count).map(|number| service(&format!("s{number}"), "v1")).collect();
+        let all: String = (0..count)
+            .map(|number| service(&format!("s{number}"), "v1"))
+            .collect();
         let mut paper = Paper::new().put("a.yaml", &all).settled().remove("a.yaml");
         let batch = paper.settle().batch.expect("new");
         assert_eq!(paper.library.entries.len(), kept);
@@ -175,8 +230,14 @@ fn a_vanished_root_keeps_everything_until_it_is_back() {
 
 #[test]
 fn a_directory_that_cannot_be_read_keeps_its_objects() {
-    let mut paper = Paper::new().put("team/a.yaml", &service("a", "v1")).settled().remove("team/a.yaml");
-    paper.scan.unreadable.insert("team".into(), "permission denied".into());
+    let mut paper = Paper::new()
+        .put("team/a.yaml", &service("a", "v1"))
+        .settled()
+        .remove("team/a.yaml");
+    paper
+        .scan
+        .unreadable
+        .insert("team".into(), "permission denied".into());
     paper.settle();
     assert_eq!(paper.label("a").as_deref(), Some("v1"));
     assert_eq!(paper.codes(), ["team:0 T0202"]);
@@ -184,7 +245,10 @@ fn a_directory_that_cannot_be_read_keeps_its_objects() {
 
 #[test]
 fn a_fresh_broken_file_is_read_again_before_it_is_told() {
-    let mut paper = Paper::new().put("a.yaml", &service("a", "v1")).settled().put("a.yaml", "{half");
+    let mut paper = Paper::new()
+        .put("a.yaml", &service("a", "v1"))
+        .settled()
+        .put("a.yaml", "{half");
     paper.scan.files.get_mut("a.yaml").unwrap().is_fresh = true;
     let first = paper.settle();
     assert!(first.read_again && first.news.is_empty());
@@ -206,11 +270,18 @@ fn findings_are_told_once() {
 fn age_is_what_is_written_or_the_first_sight() {
     let paper = Paper::new().put("a.yaml", &service("a", "v1"));
     let mut paper = paper;
-    paper.library.settle(&paper.scan, Timestamp::from_second(10).unwrap());
+    paper
+        .library
+        .settle(&paper.scan, Timestamp::from_second(10).unwrap());
     let mut paper = paper.put("a.yaml", &service("a", "v2"));
-    paper.library.settle(&paper.scan, Timestamp::from_second(20).unwrap());
+    paper
+        .library
+        .settle(&paper.scan, Timestamp::from_second(20).unwrap());
     let object = paper.object(&service_key("a")).unwrap();
-    assert_eq!(object.object.meta().creation_timestamp, Some(Timestamp::from_second(10).unwrap()));
+    assert_eq!(
+        object.object.meta().creation_timestamp,
+        Some(Timestamp::from_second(10).unwrap())
+    );
 }
 
 #[test]
