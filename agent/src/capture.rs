@@ -49,7 +49,7 @@ impl Capture {
     /// The first step that failed.
     pub async fn install(&self, pod: &Located) -> Result<(), CaptureError> {
         let before = self.holds_rules(&pod.netns).await?;
-        let installed = self.install_steps(pod).await;
+        let installed = self.install_steps(pod, before).await;
         if installed.is_err() && !before {
             // The failure that counts is the one that is returned.
             let _ = self.remove(pod).await;
@@ -57,9 +57,16 @@ impl Capture {
         installed
     }
 
-    async fn install_steps(&self, pod: &Located) -> Result<(), CaptureError> {
+    async fn install_steps(&self, pod: &Located, standing: bool) -> Result<(), CaptureError> {
         self.forbid_mid_stream(&pod.netns).await?;
-        delete(&pod.netns, &[Select::Captured, Select::Dns]).await?;
+        // Under rules that stand, from before this agent started, captured entries are those of live connections;
+        // without rules they are left over and would break a connection that uses their ports again.
+        let stale = if standing {
+            &[Select::Dns][..]
+        } else {
+            &[Select::Captured, Select::Dns]
+        };
+        delete(&pod.netns, stale).await?;
         routes::install(&pod.netns, pod.ipv6).await?;
         self.rules.apply(&pod.netns, &self.table).await?;
         delete(&pod.netns, &[Select::Dns]).await
