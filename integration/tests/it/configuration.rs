@@ -33,11 +33,9 @@ async fn a_broken_file_is_named_and_its_objects_keep_their_last_good_form() {
         "the status names the file\n{}",
         mesh.logs()
     );
-    let log = mesh.log(&Component::Control);
-    assert!(
-        log.contains("deny.yaml") && log.contains("T0202"),
-        "the log names file and code\n{log}"
-    );
+    let log = || mesh.log(&Component::Control);
+    let logged = async || log().contains("deny.yaml") && log().contains("T0202");
+    assert!(eventually(logged).await, "the log names file and code\n{}", log());
     assert!(
         !gets_through(web.namespace(), echo.address()).await,
         "the policy's last good form stays in force"

@@ -86,7 +86,7 @@ async fn f07_a_killed_agent_costs_no_connection_and_takes_its_sockets_back() {
         outcome.failures,
         mesh.logs()
     );
-    assert_eq!(pinned.lost(), 0);
+    assert_eq!(pinned.lost(), 0, "{}", mesh.logs());
     // The restarted agent enrols new pods as before.
     let late = mesh.pod("n2", "late").await;
     mesh.captured(&[&late]).await;

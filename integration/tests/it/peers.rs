@@ -153,8 +153,11 @@ async fn iperf3_moves_bulk_both_ways() {
         ];
         let arguments: Vec<&str> = base.iter().chain(direction).copied().collect();
         let report: serde_json::Value = serde_json::from_str(&run(&client, "iperf3", &arguments)).unwrap();
-        let moved = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
-        assert!(moved >= 60 * 1024 * 1024, "{moved} bytes moved");
+        let sent = report["end"]["sum_sent"]["bytes"].as_u64().unwrap();
+        let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
+        assert!(sent >= 64 * 1024 * 1024, "{sent} bytes sent");
+        // The receiver stops to count when the sender is done, with up to a window of each tunnel under way.
+        assert!(received >= 32 * 1024 * 1024, "{received} bytes received");
     }
     assert!(!gets_through(client.namespace(), "10.96.0.60:9".parse().unwrap()).await);
 }
