@@ -219,6 +219,29 @@ async fn old_connections_live_on_and_new_ones_are_captured() {
 }
 
 #[tokio::test]
+async fn captured_connections_live_on_when_a_captured_pod_is_joined_again() {
+    let Some(world) = World::new("captured_connections_live_on_when_a_captured_pod_is_joined_again") else {
+        return;
+    };
+    let pod = world.located().await;
+    let listeners = Listeners::open(&pod.netns, false).await.unwrap();
+    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    capture.install(&pod).await.unwrap();
+    let mut caller = world.dial(8080).unwrap();
+    let inbound = std::net::TcpListener::from(listeners.fds()[1].try_clone_to_owned().unwrap());
+    let (mut proxy, _) = inbound.accept().unwrap();
+    proxy.set_nonblocking(false).unwrap();
+    assert_alive(&mut caller, &mut proxy);
+
+    capture.install(&pod).await.unwrap();
+    assert_alive(&mut caller, &mut proxy);
+    capture.drain(&pod).await.unwrap();
+    assert_alive(&mut caller, &mut proxy);
+    capture.install(&pod).await.unwrap();
+    assert_alive(&mut caller, &mut proxy);
+}
+
+#[tokio::test]
 async fn a_port_that_the_application_uses_is_named() {
     let Some(world) = World::new("a_port_that_the_application_uses_is_named") else {
         return;

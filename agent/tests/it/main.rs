@@ -7,6 +7,8 @@
 
 mod capture;
 mod enrol;
+mod fleet;
 mod pod;
 mod proxy;
+mod storm;
 mod zds;

@@ -24,6 +24,18 @@ impl Proxy {
         Self { socket }
     }
 
+    /// The next request with its descriptors, however long it takes; nothing when the agent is gone.
+    pub(crate) async fn next(&self) -> Option<(Request, Vec<OwnedFd>)> {
+        let mut buffer = [0; PACKET_MAX];
+        let received = self
+            .socket
+            .recv(&mut buffer)
+            .await
+            .ok()
+            .filter(|received| received.len > 0)?;
+        Some((Request::decode(&buffer[..received.len]).ok()?, received.fds))
+    }
+
     /// The next request with its descriptors.
     pub(crate) async fn request(&self) -> (Request, Vec<OwnedFd>) {
         let mut buffer = [0; PACKET_MAX];
