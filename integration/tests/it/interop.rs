@@ -46,11 +46,18 @@ async fn a_foreign_ztunnel_carries_traffic_to_and_from_ours_under_our_control_pl
         1.0
     );
 
-    // Our policies hold at theirs, open connections included, and theirs' callers are judged at ours.
-    let pinned = Pinned::open(web.namespace(), at_db.address(), 3).await;
+    // Our policies hold at theirs for new connections, and theirs' callers are judged at ours, open connections too.
+    // (Theirs judges open connections again when a policy arrives, not when a workload comes to name one.)
     mesh.apply(
         "deny",
         &manifest::policy("no-web", "db", "DENY", &manifest::from_account("web")),
+    );
+    let refused = eventually(async || !gets_through(web.namespace(), at_db.address()).await).await;
+    assert!(refused, "{}", mesh.logs());
+    let pinned = Pinned::open(db.namespace(), at_web.address(), 3).await;
+    mesh.apply(
+        "deny",
+        &manifest::policy("no-db", "web", "DENY", &manifest::from_account("db")),
     );
     assert!(
         eventually(async || pinned.lost() == 3).await,
@@ -58,12 +65,6 @@ async fn a_foreign_ztunnel_carries_traffic_to_and_from_ours_under_our_control_pl
         pinned.lost(),
         mesh.logs()
     );
-    assert!(!gets_through(web.namespace(), at_db.address()).await);
-    mesh.apply(
-        "deny",
-        &manifest::policy("no-db", "web", "DENY", &manifest::from_account("db")),
-    );
-    let refused = eventually(async || !gets_through(db.namespace(), at_web.address()).await).await;
-    assert!(refused, "{}", mesh.logs());
+    assert!(!gets_through(db.namespace(), at_web.address()).await);
     assert_echo(web.namespace(), at_db.address()).await;
 }
