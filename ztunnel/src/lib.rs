@@ -7,6 +7,17 @@
 //! app ── inpod ── fleet ── proxy ─┬─ outbound: identify → plan → connect ──────────┬─ carry: copy → record
 //!                                 └─ inbound:  authenticate → authorize → connect ─┘
 //! ```
+//!
+//! Configuration comes from ztunnel's environment variables:
+//!
+//! ```
+//! use tulle_runtime::config::MapEnv;
+//! use tulle_ztunnel::config::{Config, ProxyMode};
+//!
+//! let env = MapEnv::from([("NODE_NAME", "n1"), ("XDS_ADDRESS", "https://control-plane:15012")]);
+//! let config = Config::from_env(&env).expect("every value can be used");
+//! assert_eq!(config.mode, ProxyMode::Shared);
+//! ```
 
 pub mod accept;
 pub mod admin;

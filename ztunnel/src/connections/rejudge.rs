@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tulle_model::authz::DenyBecause;
 use tulle_model::mesh::Snapshot;
 use tulle_model::{Verdict, WorkloadUid};
-use tulle_xds_client::MeshState;
+use tulle_xds_client::{ChangeStream, MeshState};
 
 use super::Connections;
 
@@ -45,8 +45,17 @@ impl Later {
 
 /// Follows the changes of the mesh for as long as the process lives. `wait` is how long a missing policy may stay
 /// missing.
-pub async fn run(connections: Connections, mesh: MeshState, wait: Duration) {
-    let mut changes = mesh.changes();
+pub fn run(
+    connections: Connections,
+    mesh: MeshState,
+    wait: Duration,
+) -> impl Future<Output = ()> + Send + 'static {
+    // Here and not in the task: no change is missed from now on.
+    let changes = mesh.changes();
+    follow(connections, mesh, changes, wait)
+}
+
+async fn follow(connections: Connections, mesh: MeshState, mut changes: ChangeStream, wait: Duration) {
     let mut later = Later::default();
     loop {
         let touched = tokio::select! {
@@ -92,5 +101,108 @@ impl Connections {
             }
         }
         waiting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+    use tokio::time::timeout;
+    use tulle_model::authz::Connection;
+    use tulle_model::mesh::MeshUpdate;
+    use tulle_model::testing::{allow, deny, mesh, name, workload};
+    use tulle_model::{Identity, Mesh, Reason};
+    use tulle_runtime::tasks;
+
+    use crate::connections::{Judged, Tracked};
+    use crate::metrics::Metrics;
+    use crate::metrics::labels::Direction;
+    use crate::record::Story;
+
+    const WAIT: Duration = Duration::from_secs(2);
+    const A_MOMENT: Duration = Duration::from_millis(100);
+
+    /// `shop/db` names the policy `shop/only-web`, and `shop/web` is connected to it.
+    fn connected() -> (MeshState, Tracked) {
+        let db = Arc::new(workload("shop/db").ip("10.0.0.2").policy("shop/only-web").build());
+        let mesh: Mesh = mesh()
+            .with(MeshUpdate::Workload(Arc::clone(&db)))
+            .with(only_web())
+            .build();
+        let state = MeshState::new(mesh);
+        let connections = Connections::new(Metrics::default());
+        tasks::spawn("rejudge", run(connections.clone(), state.clone(), WAIT));
+        let source = SocketAddr::from(([10, 0, 0, 1], 40000));
+        let destination = SocketAddr::from(([10, 0, 0, 2], 80));
+        let judged = Judged {
+            workload: db,
+            connection: Connection {
+                peer: Some(Identity::new("cluster.local", "shop", "web")),
+                original_source: None,
+                source_ip: source.ip(),
+                destination,
+            },
+            generation: state.snapshot().generation(),
+        };
+        let story = Story::begin(Direction::Inbound, source, destination);
+        let tracked = connections.open(story, Some(judged), || state.snapshot());
+        (state, tracked)
+    }
+
+    fn only_web() -> MeshUpdate {
+        let policy = allow("shop/only-web")
+            .selector()
+            .from_principal("cluster.local/ns/shop/sa/web");
+        MeshUpdate::Policy(Arc::new(policy.build()))
+    }
+
+    async fn aborted_within(tracked: &Tracked, wait: Duration) -> bool {
+        let transfer = tracked.transfer();
+        let aborted = timeout(wait, transfer.aborted()).await;
+        aborted.is_ok_and(|reason| reason == Reason::PolicyChanged)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_denial_ends_the_connection_at_once() {
+        let (state, tracked) = connected();
+        let policy = deny("shop/no-web")
+            .from_principal("cluster.local/ns/shop/sa/web")
+            .build();
+        state.apply(vec![MeshUpdate::Policy(Arc::new(policy))]);
+        assert!(aborted_within(&tracked, A_MOMENT).await);
+        assert!(tracked.denial().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_that_comes_back_in_time_does_no_harm() {
+        let (state, tracked) = connected();
+        state.apply(vec![MeshUpdate::RemovePolicy(name("shop/only-web"))]);
+        assert!(!aborted_within(&tracked, WAIT / 2).await);
+        state.apply(vec![only_web()]);
+        assert!(!aborted_within(&tracked, WAIT * 2).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_that_stays_missing_ends_the_connection_after_the_wait() {
+        let (state, tracked) = connected();
+        state.apply(vec![MeshUpdate::RemovePolicy(name("shop/only-web"))]);
+        assert!(!aborted_within(&tracked, WAIT / 2).await);
+        assert!(aborted_within(&tracked, WAIT).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_between_verdict_and_entry_is_not_missed() {
+        let (state, tracked) = connected();
+        let live = Arc::clone(&tracked.live);
+        let policy = deny("shop/no-web")
+            .from_principal("cluster.local/ns/shop/sa/web")
+            .build();
+        // Applied before the connection enters the index of another, unwatched table.
+        state.apply(vec![MeshUpdate::Policy(Arc::new(policy))]);
+        let connections = Connections::new(Metrics::default());
+        let late = connections.open(live.story.clone(), live.judged.clone(), || state.snapshot());
+        assert!(aborted_within(&late, A_MOMENT).await);
     }
 }
