@@ -219,6 +219,21 @@ pub fn asked<S: Store>(ty: ResourceType, cut: &S, node: &str, name: &Str, queue:
     found.into_iter().for_each(|slot| queue.set(slot));
 }
 
+/// Queues the removal of those names that there is nothing of for the client any more.
+pub fn gone<'a, S: Store>(
+    ty: ResourceType,
+    cut: &S,
+    node: &str,
+    subscription: &Subscription,
+    names: impl Iterator<Item = &'a Str>,
+    queue: &mut Queue,
+) {
+    let held = |slot: &&Slot| slot.scope.reaches(node) && subscription.wants(slot);
+    for name in names.filter(|name| cut.resource(ty, name).filter(held).is_none()) {
+        queue.remove(name, Order::Service);
+    }
+}
+
 /// Queues what changed for a client between two cuts, by content and by who may see it, on top of what is queued.
 ///
 /// Content of which `refused` says that the client refused it on this stream is left out.

@@ -303,6 +303,11 @@ impl TypeState {
         for name in &asked {
             push::asked(ty, cut, node, name, &mut self.queue);
         }
+        if !request.subscribe.is_empty() {
+            // What was sent under an earlier subscription may arrive under this one: the client must know what is gone.
+            let under_way = self.delivery.under_way();
+            push::gone(ty, cut, node, &self.subscription, under_way, &mut self.queue);
+        }
         Ok(())
     }
 

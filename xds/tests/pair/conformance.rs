@@ -174,6 +174,18 @@ fn x3_an_implicit_wildcard_survives_names_and_ends_by_star() {
 }
 
 #[test]
+fn x3_a_wildcard_given_up_and_taken_again_tells_what_went_while_a_response_was_under_way() {
+    let mut peer = peer([set(Address, "a@1")]).never_acks();
+    peer.subscribe(Address, &[], &[]);
+    peer.expect(Address, &["a@1"], &[]);
+    peer.edit([remove(Address, "a")]);
+    peer.subscribe(Address, &[], &["*"]);
+    peer.subscribe(Address, &["*"], &[]);
+    peer.expect(Address, &[], &["a"]);
+    peer.expect_silence();
+}
+
+#[test]
 fn x3_repeating_the_wildcard_has_no_effect() {
     let mut peer = peer([set(Address, "a@1")]);
     peer.subscribe(Address, &["*"], &[]);

@@ -130,6 +130,12 @@ impl Delivery {
         }
     }
 
+    /// Names of the resources that are under way to the client.
+    pub(super) fn under_way(&self) -> impl Iterator<Item = &Str> {
+        let entries = self.unacked.iter();
+        entries.flat_map(|entry| entry.resources.iter().map(|(name, _)| name))
+    }
+
     /// Whether the client refused exactly this version.
     pub(super) fn was_rejected(&self, name: &str, version: &str) -> bool {
         let rejection = self.rejections.get(name);
