@@ -1,9 +1,11 @@
 //! Generations on disk: what is in force survives a restart, also one with a broken folder.
 //!
-//! `<state dir>/history/objects/<sha256>.json` holds each object as it was written, once;
-//! `<state dir>/history/<generation>.json` says which of them were in force, and when.
+//! `<state dir>/history/<generation>.objects` holds the objects that a generation was the first to have, each as
+//! it was written, on a line of its own and found by its SHA-256; `<state dir>/history/<generation>.json` says which
+//! objects were in force, and since when.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -21,13 +23,15 @@ use crate::source::folder::parse;
 
 /// Generations that are kept.
 const GENERATIONS_MAX: usize = 100;
+/// Bytes that their manifests may take; the newest is kept whatever it takes.
+const BYTES_MAX: u64 = 256 << 20;
 
 /// The generations on disk.
 #[derive(Debug)]
 pub struct History {
     root: PathBuf,
-    /// Objects known to be on disk.
-    stored: BTreeSet<String>,
+    /// Objects of the newest generation, and the generation whose file holds each.
+    stored: BTreeMap<Str, u64>,
     /// Telling of a full disk once is enough.
     is_failing: bool,
 }
@@ -43,8 +47,12 @@ struct Manifest {
 /// One object of a generation.
 #[derive(Debug, Serialize, Deserialize)]
 struct Recorded {
-    sha256: String,
+    sha256: Str,
+    /// Generation whose file holds the object.
+    stored: u64,
+    /// File of the configuration folder that defined it.
     file: Str,
+    /// Generation that brought this form.
     generation: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stale_since: Option<u64>,
@@ -57,13 +65,13 @@ impl History {
     pub fn open(state_dir: &Path) -> Self {
         Self {
             root: state_dir.join("history"),
-            stored: BTreeSet::new(),
+            stored: BTreeMap::new(),
             is_failing: false,
         }
     }
 
     /// The newest generation that can be read.
-    pub(crate) fn load(&self) -> Option<Library> {
+    pub(crate) fn load(&mut self) -> Option<Library> {
         self.generations().into_iter().rev().find_map(|generation| {
             let loaded = self.load_one(generation);
             if let Err(error) = &loaded {
@@ -73,39 +81,26 @@ impl History {
         })
     }
 
-    fn load_one(&self, generation: u64) -> io::Result<Library> {
-        let text = fs::read_to_string(self.manifest(generation))?;
-        let manifest: Manifest = serde_json::from_str(&text)?;
-        let mut entries: BTreeMap<Key, Entry> = BTreeMap::new();
-        for recorded in manifest.objects {
-            let written = fs::read_to_string(self.object(&recorded.sha256))?;
-            let (key, good) = parse::restore(&written).ok_or(io::ErrorKind::InvalidData)?;
-            let mut object = good.object;
-            if object.meta().creation_timestamp.is_none() {
-                Arc::make_mut(&mut object).meta_mut().creation_timestamp = Some(recorded.first_seen);
-            }
-            let Recorded {
-                file,
-                generation,
-                stale_since,
-                first_seen,
-                ..
-            } = recorded;
-            let in_force = InForce {
-                object,
-                file,
-                generation,
-                stale_since,
-            };
-            entries.insert(
-                key,
-                Entry {
-                    in_force,
-                    written: good.written,
-                    first_seen,
-                },
+    fn load_one(&mut self, generation: u64) -> io::Result<Library> {
+        let manifest = self.manifest(generation)?;
+        let files: BTreeSet<u64> = manifest.objects.iter().map(|recorded| recorded.stored).collect();
+        let mut written: BTreeMap<Str, String> = BTreeMap::new();
+        for file in files {
+            let text = fs::read_to_string(self.objects_path(file))?;
+            written.extend(
+                text.lines()
+                    .map(|line| (sha256(line.as_bytes()), line.to_owned())),
             );
         }
+        let mut entries: BTreeMap<Key, Entry> = BTreeMap::new();
+        let mut stored = BTreeMap::new();
+        for recorded in manifest.objects {
+            let written = written.get(&recorded.sha256).ok_or(io::ErrorKind::InvalidData)?;
+            let (key, entry) = restore(&recorded, written).ok_or(io::ErrorKind::InvalidData)?;
+            entries.insert(key, entry);
+            stored.insert(recorded.sha256, recorded.stored);
+        }
+        self.stored = stored;
         Ok(Library::restore(manifest.generation, entries))
     }
 
@@ -115,83 +110,157 @@ impl History {
             Ok(()) => self.is_failing = false,
             Err(error) if !self.is_failing => {
                 self.is_failing = true;
-                tracing::error!(%error, path = %self.root.display(), "cannot record the generation; a restart would not know it");
+                let path = self.root.display();
+                tracing::error!(%error, %path, "cannot record the generation; a restart would not know it");
             }
             Err(_) => {}
         }
     }
 
     fn write(&mut self, library: &Library) -> io::Result<()> {
-        let mut objects = Vec::new();
+        let generation = library.generation();
+        let (mut objects, mut new, mut lines) = (Vec::new(), BTreeMap::new(), String::new());
         for entry in library.entries().values() {
             let sha256 = sha256(entry.written.as_bytes());
-            if !self.stored.contains(&sha256) {
-                let path = self.object(&sha256);
-                if !path.exists() {
-                    write_atomically(&path, entry.written.as_bytes(), true)?;
-                }
-                self.stored.insert(sha256.clone());
-            }
-            let InForce {
-                file,
-                generation,
-                stale_since,
-                ..
-            } = entry.in_force.clone();
-            objects.push(Recorded {
-                sha256,
-                file,
-                generation,
-                stale_since,
-                first_seen: entry.first_seen,
+            let known = self.stored.get(&sha256).or_else(|| new.get(&sha256)).copied();
+            let stored = known.unwrap_or_else(|| {
+                lines.push_str(&entry.written);
+                lines.push('\n');
+                new.insert(sha256.clone(), generation);
+                generation
             });
+            objects.push(record(entry, sha256, stored));
         }
-        let manifest = Manifest {
-            generation: library.generation(),
-            time: Timestamp::now(),
+        if !new.is_empty() {
+            write_atomically(&self.objects_path(generation), lines.as_bytes(), true)?;
+        }
+        let time = Timestamp::now();
+        let text = serde_json::to_string(&Manifest {
+            generation,
+            time,
             objects,
-        };
-        let text = serde_json::to_string(&manifest)?;
-        write_atomically(&self.manifest(library.generation()), text.as_bytes(), true)?;
+        })?;
+        write_atomically(&self.manifest_path(generation), text.as_bytes(), true)?;
+        // An object that comes back later is stored anew: what only older generations hold may go with them.
+        self.stored.extend(new);
+        let held: BTreeSet<Str> = library
+            .entries()
+            .values()
+            .map(|entry| sha256(entry.written.as_bytes()))
+            .collect();
+        self.stored.retain(|sha256, _| held.contains(sha256));
         self.forget();
         Ok(())
     }
 
-    /// Drops the oldest generations. Objects stay: they are small, and rollbacks may want them.
+    /// Drops the oldest generations, and the objects that none of the others has.
     fn forget(&self) {
         let generations = self.generations();
-        for generation in generations
+        let bytes =
+            |generation: &u64| fs::metadata(self.manifest_path(*generation)).map_or(0, |file| file.len());
+        let mut total = 0;
+        let kept = generations
             .iter()
-            .take(generations.len().saturating_sub(GENERATIONS_MAX))
-        {
-            let _ = fs::remove_file(self.manifest(*generation));
+            .rev()
+            .enumerate()
+            .take_while(|(index, generation)| {
+                total += bytes(generation);
+                *index == 0 || (*index < GENERATIONS_MAX && total <= BYTES_MAX)
+            });
+        let gone = generations.len() - kept.count();
+        if gone == 0 {
+            return;
+        }
+        for generation in &generations[..gone] {
+            let _ = fs::remove_file(self.manifest_path(*generation));
+        }
+        let oldest = generations
+            .get(gone)
+            .and_then(|generation| self.manifest(*generation).ok());
+        let Some(oldest) = oldest else { return };
+        // What a newer generation shares with the dropped ones, the oldest kept one shares too.
+        let needed: BTreeSet<u64> = oldest.objects.iter().map(|recorded| recorded.stored).collect();
+        let files = self
+            .numbered(".objects")
+            .into_iter()
+            .filter(|file| *file < oldest.generation);
+        for file in files.filter(|file| !needed.contains(file)) {
+            let _ = fs::remove_file(self.objects_path(file));
         }
     }
 
     fn generations(&self) -> Vec<u64> {
-        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        let mut generations: Vec<u64> = entries
-            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok())
-            .collect();
-        generations.sort_unstable();
-        generations
+        self.numbered(".json")
     }
 
-    fn manifest(&self, generation: u64) -> PathBuf {
+    /// The numbers of the files with this ending, in order.
+    fn numbered(&self, ending: &str) -> Vec<u64> {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(ending)?.parse().ok();
+        let mut numbers: Vec<u64> = entries.filter_map(number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    fn manifest(&self, generation: u64) -> io::Result<Manifest> {
+        let text = fs::read_to_string(self.manifest_path(generation))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    fn manifest_path(&self, generation: u64) -> PathBuf {
         self.root.join(format!("{generation}.json"))
     }
 
-    fn object(&self, sha256: &str) -> PathBuf {
-        self.root.join("objects").join(format!("{sha256}.json"))
+    fn objects_path(&self, generation: u64) -> PathBuf {
+        self.root.join(format!("{generation}.objects"))
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
+fn record(entry: &Entry, sha256: Str, stored: u64) -> Recorded {
+    let InForce {
+        file,
+        generation,
+        stale_since,
+        ..
+    } = entry.in_force.clone();
+    Recorded {
+        sha256,
+        stored,
+        file,
+        generation,
+        stale_since,
+        first_seen: entry.first_seen,
+    }
+}
+
+/// Reads an object back; `None` if it is none any more.
+fn restore(recorded: &Recorded, written: &str) -> Option<(Key, Entry)> {
+    let (key, good) = parse::restore(written)?;
+    let mut object = good.object;
+    if object.meta().creation_timestamp.is_none() {
+        Arc::make_mut(&mut object).meta_mut().creation_timestamp = Some(recorded.first_seen);
+    }
+    let in_force = InForce {
+        object,
+        file: recorded.file.clone(),
+        generation: recorded.generation,
+        stale_since: recorded.stale_since,
+    };
+    let entry = Entry {
+        in_force,
+        written: good.written,
+        first_seen: recorded.first_seen,
+    };
+    Some((key, entry))
+}
+
+fn sha256(bytes: &[u8]) -> Str {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    digest
-        .as_ref()
-        .iter()
-        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+    let mut text = String::with_capacity(64);
+    for byte in digest.as_ref() {
+        write!(text, "{byte:02x}").expect("writing to a string does not fail");
+    }
+    text.into()
 }
 
 /// Writes a whole file or nothing: beside it, then in its place. `durable` waits for the disk.
@@ -201,8 +270,10 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], durable: bool) -> io::
         .recursive(true)
         .mode(0o700)
         .create(directory)?;
-    let new = path.with_extension("new");
-    let mut file = fs::OpenOptions::new()
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let mut options = fs::OpenOptions::new();
+    let mut file = options
         .write(true)
         .create(true)
         .truncate(true)
@@ -214,3 +285,6 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], durable: bool) -> io::
     }
     fs::rename(&new, path)
 }
+
+#[cfg(test)]
+mod tests;

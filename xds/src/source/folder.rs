@@ -42,10 +42,15 @@ pub async fn run(root: PathBuf, history: Option<History>, batches: mpsc::Sender<
         // A folder that was not watched while it was scanned may have changed since.
         let rescan = watcher.watch(scan.directories());
         log(&settled);
-        if let Some(batch) = settled.batch
-            && batches.send(batch).await.is_err()
-        {
-            return;
+        if let Some(batch) = settled.batch {
+            if batches.send(batch).await.is_err() {
+                return;
+            }
+            // The mesh does not wait for the disk.
+            reader = match spawn_blocking(move || reader.record()).await {
+                Ok(reader) => reader,
+                Err(error) => return tracing::error!(%error, "the configuration folder is not read any more"),
+            };
         }
         let now = Instant::now();
         let next = match (rescan, settled.read_again) {
@@ -65,8 +70,8 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(root: PathBuf, history: Option<History>) -> Self {
-        let library = history.as_ref().and_then(History::load).unwrap_or_default();
+    fn new(root: PathBuf, mut history: Option<History>) -> Self {
+        let library = history.as_mut().and_then(History::load).unwrap_or_default();
         Self {
             scanner: Scanner::new(root),
             library,
@@ -74,16 +79,19 @@ impl Reader {
         }
     }
 
-    /// Looks once, and records what is in force if that changed.
+    /// Looks once.
     fn look(mut self) -> (Self, Scan, Settled) {
         let scan = self.scanner.scan();
         let settled = self.library.settle(&scan, jiff::Timestamp::now());
-        if settled.batch.is_some()
-            && let Some(history) = &mut self.history
-        {
+        (self, scan, settled)
+    }
+
+    /// Records what is in force.
+    fn record(mut self) -> Self {
+        if let Some(history) = &mut self.history {
             history.record(&self.library);
         }
-        (self, scan, settled)
+        self
     }
 }
 

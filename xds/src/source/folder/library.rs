@@ -288,11 +288,11 @@ fn parse_file(path: &Str, file: &File) -> Parsed {
 /// An object comes into force, or stays in it unchanged.
 fn taken(good: &Good, file: &Str, old: Option<&Entry>, generation: u64, now: Timestamp) -> Entry {
     let first_seen = old.map_or(now, |old| old.first_seen);
-    let object = aged(&good.object, first_seen);
-    let same = old.filter(|old| old.in_force.object == object);
+    // Most objects are as they were: to see that must not cost a copy.
+    let same = old.filter(|old| old.written == good.written);
     let (object, generation) = match same {
         Some(old) => (old.in_force.object.clone(), old.in_force.generation),
-        None => (object, generation),
+        None => (aged(&good.object, first_seen), generation),
     };
     let in_force = InForce {
         object,
