@@ -58,7 +58,7 @@ enum Command {
     Codes(codes::Codes),
     Completion(completion::Completion),
     #[command(flatten)]
-    Component(component::Component),
+    Component(Box<component::Component>),
     #[command(hide = true)]
     DemoService(crate::demo::service::Args),
 }
@@ -66,7 +66,7 @@ enum Command {
 /// Runs a command; errors become one line on standard error.
 pub(crate) fn run(tulle: Tulle) -> Exit {
     let outcome = match tulle.command {
-        Command::Component(component) => return component::run(component),
+        Command::Component(component) => return component::run(*component),
         Command::Up(up) => up::run(&up),
         Command::Status(status) => wait_for(status::run(status)),
         Command::Edges(edges) => wait_for(edges::run(edges)),

@@ -34,7 +34,9 @@ impl TestMesh {
             panic!("the kernel tests need root or user namespaces (cargo xtask test arranges that): {error}")
         });
         let folders = Folders::create(crate::binary::tulle(), folder.path()).unwrap();
-        let mesh = Mesh::new(folders).with_environment("RUST_LOG", "info,tulle_ztunnel=debug");
+        let mesh = Mesh::new(folders)
+            .with_environment("RUST_LOG", "info,tulle_ztunnel=debug")
+            .with_environment("CONNECTION_TERMINATION_DEADLINE", "60s");
         let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
         let this = Self {
             mesh,
@@ -160,16 +162,20 @@ impl TestMesh {
         }
     }
 
+    /// What a pod's agent says of its state; empty when it does not know the pod.
+    pub async fn state(&self, pod: &Pod) -> String {
+        let page = self.ask(&Component::Agent(pod.node().to_owned()), "/pods").await;
+        let pods = page["pods"].as_array().cloned().unwrap_or_default();
+        let found = pods.iter().find(|entry| entry["name"] == pod.name());
+        found.map_or_else(String::new, |entry| {
+            entry["state"].as_str().unwrap_or_default().to_owned()
+        })
+    }
+
     async fn wait_state(&self, pod: &Pod, wanted: &[&str]) {
-        let agent = Component::Agent(pod.node().to_owned());
         let mut state = String::new();
         let reached = eventually(async || {
-            let pods = self.ask(&agent, "/pods").await;
-            let items = pods["pods"].as_array().cloned().unwrap_or_default();
-            let found = items.iter().find(|item| item["name"] == pod.name());
-            state = found.map_or(String::new(), |item| {
-                item["state"].as_str().unwrap_or_default().to_owned()
-            });
+            state = self.state(pod).await;
             wanted.contains(&state.as_str())
         });
         assert!(

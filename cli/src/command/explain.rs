@@ -99,7 +99,7 @@ fn answering<'a>(
     destination: SocketAddr,
 ) -> Option<(&'a Component, SocketAddr)> {
     let plan = &outbound["plan"];
-    let target = plan["authority"].as_str().or(plan["next_hop"].as_str());
+    let target = plan["authority"].as_str().or_else(|| plan["next_hop"].as_str());
     let target = target.and_then(|text| text.parse().ok()).unwrap_or(destination);
     let has_address = |workload: &&Value| {
         let addresses = workload["addresses"].as_array();

@@ -100,7 +100,7 @@ fn table(rows: &[Row]) -> comfy_table::Table {
         "STATE",
     ];
     let mut table = crate::output::table(&header);
-    let number = |value: Option<usize>| value.map_or("-".to_owned(), |value| value.to_string());
+    let number = |value: Option<usize>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     for row in rows {
         table.add_row([
             row.component.to_owned(),
@@ -111,7 +111,7 @@ fn table(rows: &[Row]) -> comfy_table::Table {
             },
             row.version.clone(),
             row.generation
-                .map_or("-".to_owned(), |generation| generation.to_string()),
+                .map_or_else(|| "-".to_owned(), |generation| generation.to_string()),
             number(row.connections),
             number(row.certificates),
             row.next_expiry.clone().unwrap_or_else(|| "-".to_owned()),
@@ -229,7 +229,7 @@ fn object_lines(object: &Value) -> Vec<String> {
 async fn agent(component: &Component) -> anyhow::Result<Row> {
     let NodeStatus { pods, proxies } = component.json("/pods").await?;
     let mut row = Row::of(component);
-    row.version = tulle_runtime::build_info::tag().to_owned();
+    row.version = tulle_runtime::build_info::tag();
     row.connections = Some(pods.iter().filter(|pod| pod.state == "In").count());
     if proxies.is_empty() {
         row.findings

@@ -113,7 +113,7 @@ async fn a_large_body_arrives_unchanged_both_ways() {
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
 
     let body: Vec<u8> = (0..BODY_BYTES)
-        .map(|index| (index as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3])
+        .map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()[3])
         .collect();
     let stream = connect(web.namespace(), echo.address()).await.unwrap();
     let (mut read, mut write) = stream.into_split();
