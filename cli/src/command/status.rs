@@ -40,7 +40,10 @@ struct Row {
     component: &'static str,
     node: String,
     version: String,
+    /// Generation of the folder; the control plane's alone.
     generation: Option<u64>,
+    /// Whether everything sent to it was accepted, by the control plane's account.
+    sync: Option<String>,
     connections: Option<usize>,
     certificates: Option<usize>,
     next_expiry: Option<String>,
@@ -64,17 +67,23 @@ pub(crate) async fn pods(agent: &Component) -> anyhow::Result<Vec<PodStatus>> {
 
 pub(crate) async fn run(status: Status) -> anyhow::Result<Exit> {
     let mut rows = Vec::new();
+    let mut served = Value::Null;
     for component in status.reading.run_dir().components()? {
         let found = match component.kind {
-            Kind::Control => control(&component).await,
+            // The control plane sorts first, so it has been asked when the others are.
+            Kind::Control => control(&component, &mut served).await,
             Kind::Agent => agent(&component).await,
             Kind::Ztunnel => ztunnel(&component).await,
         };
-        rows.push(found.unwrap_or_else(|error| Row {
+        let mut row = found.unwrap_or_else(|error| Row {
             state: "does not answer".to_owned(),
             findings: vec![format!("{error:#}")],
             ..Row::of(&component)
-        }));
+        });
+        if component.kind != Kind::Control {
+            row.sync = sync(&served, &component.node);
+        }
+        rows.push(row);
     }
     crate::output::print(status.reading.output(), "status", &rows, || table(&rows))?;
     if status.reading.output() == Form::Table {
@@ -94,6 +103,7 @@ fn table(rows: &[Row]) -> comfy_table::Table {
         "NODE",
         "VERSION",
         "GEN",
+        "SYNC",
         "CONNS",
         "CERTS",
         "NEXT-EXPIRY",
@@ -112,6 +122,7 @@ fn table(rows: &[Row]) -> comfy_table::Table {
             row.version.clone(),
             row.generation
                 .map_or_else(|| "-".to_owned(), |generation| generation.to_string()),
+            row.sync.clone().unwrap_or_else(|| "-".to_owned()),
             number(row.connections),
             number(row.certificates),
             row.next_expiry.clone().unwrap_or_else(|| "-".to_owned()),
@@ -147,8 +158,44 @@ impl Row {
     }
 }
 
-async fn control(component: &Component) -> anyhow::Result<Row> {
+/// Whether a node's agent and proxy have accepted everything that was sent to them.
+fn sync(served: &Value, node: &str) -> Option<String> {
+    let types = |client: &Value| client["types"].as_object().cloned().unwrap_or_default();
+    let clients: Vec<_> = array(&served["clients"])
+        .filter(|client| client["node"] == node)
+        .collect();
+    if served.is_null() {
+        return None;
+    }
+    if clients.is_empty() {
+        return Some("not connected".to_owned());
+    }
+    let lag = |client: &&Value| {
+        types(client)
+            .values()
+            .filter_map(|one| one["lagMs"].as_u64())
+            .max()
+            .unwrap_or(0)
+    };
+    let waiting = |client: &&Value| {
+        types(client)
+            .values()
+            .any(|one| one["unacked"].as_u64() != Some(0))
+    };
+    let rejected = clients
+        .iter()
+        .map(|client| array(&client["rejections"]).count())
+        .sum::<usize>();
+    Some(match (clients.iter().any(waiting), rejected) {
+        (_, 1..) => format!("rejects {rejected}"),
+        (false, 0) => "synced".to_owned(),
+        (true, 0) => format!("lag {} ms", clients.iter().map(lag).max().unwrap_or(0)),
+    })
+}
+
+async fn control(component: &Component, served: &mut Value) -> anyhow::Result<Row> {
     let status: Value = component.json("/status").await?;
+    served.clone_from(&status);
     let source = &status["source"];
     let mut row = Row::of(component);
     row.version = text(&status["version"]);
@@ -254,7 +301,6 @@ async fn ztunnel(component: &Component) -> anyhow::Result<Row> {
     let connections: Vec<Value> = component.json("/connections").await?;
     let mut row = Row::of(component);
     row.version = text(&dump["version"]["version"]);
-    row.generation = dump["configuration"]["generation"].as_u64();
     row.connections = Some(connections.len());
     let certificates: Vec<&Value> = array(&dump["certificates"]).collect();
     row.certificates = Some(certificates.len());

@@ -141,16 +141,16 @@ impl What {
 fn connection_row(item: &Value) -> Vec<String> {
     let inbound = item["direction"] == "inbound";
     let (own, other) = if inbound {
-        ("destination_workload", "source_workload")
+        ("destinationWorkload", "sourceWorkload")
     } else {
-        ("source_workload", "destination_workload")
+        ("sourceWorkload", "destinationWorkload")
     };
     let (local, remote) = if inbound {
         (&item["dst"], &item["src"])
     } else {
         (&item["src"], &item["dst"])
     };
-    let bytes = item["bytes_sent"].as_u64().unwrap_or(0) + item["bytes_recv"].as_u64().unwrap_or(0);
+    let bytes = item["bytesSent"].as_u64().unwrap_or(0) + item["bytesRecv"].as_u64().unwrap_or(0);
     vec![
         text(&item["onNode"]),
         text(&item[own]),
@@ -158,12 +158,7 @@ fn connection_row(item: &Value) -> Vec<String> {
         text(local),
         text(remote),
         text(&item[other]),
-        if item["mutual_tls"] == true {
-            "HBONE"
-        } else {
-            "TCP"
-        }
-        .to_owned(),
+        if item["mutualTls"] == true { "HBONE" } else { "TCP" }.to_owned(),
         bytes.to_string(),
     ]
 }
