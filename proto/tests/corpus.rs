@@ -1,8 +1,14 @@
-//! The fuzz entry points over a small deterministic corpus: seeds, their prefixes and their one-byte changes.
-#![cfg(feature = "testing")]
+//! The fuzz entry points over a small deterministic corpus (seeds, their prefixes and their one-byte changes), and
+//! over the kept corpus of the fuzzers.
+
+#[path = "../../fuzz/replay.rs"]
+mod replay;
 
 use prost::Message;
+use replay::replay;
 use tulle_proto::{fuzz, security, workload, zds};
+
+const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");
 
 /// Runs a target over each seed, every prefix of it, and every byte of it replaced by a few telling values.
 fn exercise(target: fn(&[u8]), seeds: &[Vec<u8>]) {
@@ -164,14 +170,17 @@ fn zds_seeds() -> Vec<Vec<u8>> {
 #[test]
 fn workloads_and_services_never_panic() {
     exercise(fuzz::xds_workload, &[workload_seed(), service_seed()]);
+    replay(format!("{CORPUS}/xds_workload"), fuzz::xds_workload);
 }
 
 #[test]
 fn policies_never_panic() {
     exercise(fuzz::xds_authorization, &[policy_seed()]);
+    replay(format!("{CORPUS}/xds_authorization"), fuzz::xds_authorization);
 }
 
 #[test]
 fn packets_never_panic() {
     exercise(fuzz::zds, &zds_seeds());
+    replay(format!("{CORPUS}/zds"), fuzz::zds);
 }

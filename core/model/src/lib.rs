@@ -5,6 +5,8 @@
 
 pub mod authz;
 pub mod enrolment;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod gateway;
 pub mod identity;
 pub mod inbound;

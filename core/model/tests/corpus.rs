@@ -1,0 +1,19 @@
+//! The kept corpus of the fuzzers holds on stable Rust, too.
+
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
+
+use replay::replay;
+use tulle_model::fuzz;
+
+const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus");
+
+#[test]
+fn authorities_are_read_as_before() {
+    replay(format!("{CORPUS}/connect_authority"), fuzz::connect_authority);
+}
+
+#[test]
+fn identities_are_read_as_before() {
+    replay(format!("{CORPUS}/spiffe"), fuzz::spiffe);
+}
