@@ -1,24 +1,31 @@
-//! What became of each object, as a file beside it: `<state dir>/status/<kind>/<namespace>/<name>.yaml`.
+//! What became of each object, as a file of its own: `<state dir>/status/<kind>/<namespace>/<name>.yaml`; and what is
+//! wrong with a file of the folder: `<state dir>/status/_files/<path>.yaml`, for as long as something is.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use tulle_model::Str;
 
 use crate::history::write_atomically;
-use crate::snapshot::{ObjectKey, ObjectStatus, Objects, Snapshot};
+use crate::snapshot::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity, Snapshot};
 
 /// Directory for objects without a namespace.
 const NO_NAMESPACE: &str = "_cluster";
+
+/// Directory for files that something is wrong with; no kind is called so.
+const FILES: &str = "_files";
 
 /// Keeps the files as the newest cut says, until the engine is gone.
 pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
     let mut files = Files {
         root: state_dir.join("status"),
         written: BTreeMap::new(),
+        faulty: BTreeMap::new(),
         is_clean: false,
     };
     loop {
@@ -38,6 +45,8 @@ pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<S
 struct Files {
     root: PathBuf,
     written: BTreeMap<ObjectKey, Arc<ObjectStatus>>,
+    /// Findings written, by file of the folder.
+    faulty: BTreeMap<Str, Vec<FileProblem>>,
     /// What a former process left behind has been looked at.
     is_clean: bool,
 }
@@ -74,11 +83,77 @@ impl Files {
                 Err(error) => failed = Some(error),
             }
         }
+        failed = self.update_faulty(objects).err().or(failed);
         if let Some(error) = failed {
             tracing::warn!(%error, path = %self.root.display(), "cannot write the status of objects");
         }
         self
     }
+}
+
+impl Files {
+    /// Writes the findings of each file that has some, and removes those of files that have none any more.
+    fn update_faulty(&mut self, objects: &Objects) -> io::Result<()> {
+        let mut found: BTreeMap<Str, Vec<FileProblem>> = BTreeMap::new();
+        for problem in objects.problems.iter() {
+            found
+                .entry(problem.file.clone())
+                .or_default()
+                .push(problem.clone());
+        }
+        for file in self.faulty.keys().filter(|file| !found.contains_key(*file)) {
+            let _ = std::fs::remove_file(faulty_path(&self.root, file));
+        }
+        self.faulty.retain(|file, _| found.contains_key(file));
+        for (file, problems) in found {
+            if self.faulty.get(&file) != Some(&problems) {
+                write_faulty(&self.root, &file, &problems)?;
+                self.faulty.insert(file, problems);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file's findings, in the form of conditions.
+#[derive(Serialize)]
+struct FileStatus<'a> {
+    file: &'a Str,
+    conditions: Vec<FileCondition>,
+}
+
+#[derive(Serialize)]
+struct FileCondition {
+    r#type: &'static str,
+    status: &'static str,
+    severity: Severity,
+    reason: String,
+    message: String,
+}
+
+/// The path was found below the folder, so it holds no step upwards.
+fn faulty_path(root: &Path, file: &str) -> PathBuf {
+    root.join(FILES).join(format!("{file}.yaml"))
+}
+
+fn write_faulty(root: &Path, file: &Str, problems: &[FileProblem]) -> io::Result<()> {
+    let condition = |problem: &FileProblem| FileCondition {
+        r#type: "tulle.dev/Accepted",
+        status: if problem.severity == Severity::Error {
+            "False"
+        } else {
+            "True"
+        },
+        severity: problem.severity,
+        reason: problem.reason.to_string(),
+        message: problem.to_string(),
+    };
+    let status = FileStatus {
+        file,
+        conditions: problems.iter().map(condition).collect(),
+    };
+    let text = serde_saphyr::to_string(&status).map_err(io::Error::other)?;
+    write_atomically(&faulty_path(root, file), text.as_bytes(), false)
 }
 
 /// Names were checked when the object was read, so that they lead nowhere else.

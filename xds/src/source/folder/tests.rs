@@ -196,19 +196,50 @@ async fn conditions_stand_in_a_file_per_object() {
     let mut folder = Folder::new(&[("p.yaml", policy)]);
     folder.until(|_| true).await;
     let path = folder.state.path().join("status/AuthorizationPolicy/shop/p.yaml");
+    let text = present(&path).await;
+    assert!(
+        text.contains("type: ZtunnelAccepted") && text.contains("reason: UnsupportedValue"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_file_stands_in_a_file_while_it_is() {
+    let mut folder = Folder::new(&[("shop/p.yaml", "kind: [broken\n")]);
+    folder
+        .until(|snapshot| snapshot.objects().errors().next().is_some())
+        .await;
+    let path = folder.state.path().join("status/_files/shop/p.yaml.yaml");
+    let text = present(&path).await;
+    assert!(
+        text.contains("status: \"False\"") && text.contains("T0202"),
+        "{text}"
+    );
+    put(folder.config.path(), "shop/p.yaml", ENTRY);
+    folder
+        .until(|snapshot| snapshot.objects().errors().next().is_none())
+        .await;
+    let gone = async {
+        while path.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone)
+        .await
+        .expect("removed in time");
+}
+
+/// Waits for a file that is written beside the snapshot.
+async fn present(path: &Path) -> String {
     let text = tokio::time::timeout(Duration::from_secs(10), async {
         loop {
-            match std::fs::read_to_string(&path) {
+            match std::fs::read_to_string(path) {
                 Ok(text) => return text,
                 Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         }
     });
-    let text = text.await.expect("in time");
-    assert!(
-        text.contains("type: ZtunnelAccepted") && text.contains("reason: UnsupportedValue"),
-        "{text}"
-    );
+    text.await.expect("in time")
 }
 
 #[tokio::test]
