@@ -20,6 +20,12 @@ use crate::pod::Pod;
 /// How long the application may take to accept a connection.
 const APPLICATION_CONNECT_MAX: Duration = Duration::from_secs(10);
 
+/// First time after which a connect from the client's address is begun anew, doubling.
+///
+/// Until the packet rules of a pod that is just being captured are in place, the application's answers to such an
+/// address leave the pod and are lost; the kernel would repeat itself only after a second.
+const REDIAL_MIN: Duration = Duration::from_millis(100);
+
 /// Connects to the application, from the client's address where that is wanted and possible.
 async fn connect(pod: &Pod, to: SocketAddr, client: Option<IpAddr>) -> Result<TcpStream, Error> {
     let connecting = connect_from(pod, to, source_for(pod, to, client));
@@ -40,20 +46,27 @@ fn source_for(pod: &Pod, to: SocketAddr, client: Option<IpAddr>) -> Option<IpAdd
 }
 
 async fn connect_from(pod: &Pod, to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
-    let options = pod.node.socket_options();
-    let connected = socket::connect(&*pod.sockets, to, source, &options).await;
-    match connected {
-        Err(error) if may_do_without(pod, source, &error) => {
-            socket::connect(&*pod.sockets, to, None, &options).await
+    let Some(source) = source else {
+        return dial(pod, to, None).await;
+    };
+    let mut patience = REDIAL_MIN;
+    loop {
+        match timeout(patience, dial(pod, to, Some(source))).await {
+            Ok(Err(error)) if may_do_without(pod, &error) => return dial(pod, to, None).await,
+            Ok(connected) => return connected,
+            Err(_) => patience *= 2,
         }
-        connected => connected,
     }
 }
 
+async fn dial(pod: &Pod, to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    socket::connect(&*pod.sockets, to, source, &pod.node.socket_options()).await
+}
+
 /// Best effort: a process without CAP_NET_ADMIN cannot take another's address.
-fn may_do_without(pod: &Pod, source: Option<IpAddr>, error: &io::Error) -> bool {
+fn may_do_without(pod: &Pod, error: &io::Error) -> bool {
     let best_effort = pod.node.config.source_address == SourceAddress::BestEffort;
-    source.is_some() && best_effort && error.kind() == io::ErrorKind::PermissionDenied
+    best_effort && error.kind() == io::ErrorKind::PermissionDenied
 }
 
 /// Refuses a target that is a port of this proxy, where the connection would begin anew.

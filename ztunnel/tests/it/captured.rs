@@ -284,3 +284,24 @@ async fn deleting_a_pod_resets_its_connections_within_a_second() {
     agent.assert_done(crate::agent::del("db"), &[]).await;
     assert_reset(&mut open).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_into_a_pod_whose_rules_are_just_coming_waits_no_second() {
+    let Some((pods, _agent)) = captured().await else {
+        return;
+    };
+    // Without the route the application's answers leave the pod.
+    run(&pods.db, "ip rule del fwmark 0x111/0xfff pref 32764 lookup 100").unwrap();
+    let began = std::time::Instant::now();
+    let mut stream = pods.call(&format!("{DB}:{DB_PORT}"), None).await.unwrap();
+    let restored = async {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        run(&pods.db, "ip rule add fwmark 0x111/0xfff pref 32764 lookup 100").unwrap();
+    };
+    tokio::join!(caller(&mut stream), restored);
+    assert!(
+        began.elapsed() < Duration::from_millis(900),
+        "{:?}",
+        began.elapsed()
+    );
+}
