@@ -136,14 +136,17 @@ const BANNED_TEXTS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Where wire messages may be named, besides `proto/`: gRPC drivers and files of the in-pod protocol.
+/// Where wire messages may be named, besides `proto/`: gRPC drivers and files of the in-pod protocol, among them those
+/// of the sockets that it hands over by kind.
 const PROTO_NAMED_IN: &[&str] = &[
     "core/identity/",
     "core/xds-client/",
     "xds/",
     "ztunnel/src/inpod",
+    "ztunnel/src/sockets.rs",
     "ztunnel/tests/",
     "agent/src/zds",
+    "agent/src/sockets.rs",
     "agent/tests/",
     "benches/",
     "integration/",
