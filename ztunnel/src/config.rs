@@ -1,6 +1,7 @@
 //! The configuration of the node proxy, read from ztunnel's environment variables (node-proxy.md section 19).
 
 mod mesh;
+pub mod reference;
 mod threads;
 
 use std::fmt;

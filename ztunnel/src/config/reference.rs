@@ -1,0 +1,415 @@
+//! The environment variables of the node proxy, as docs/reference/config.md lists them.
+
+/// One environment variable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What holds when it is not set, or empty.
+    pub default: Preset,
+    /// What it sets.
+    pub meaning: &'static str,
+}
+
+/// What holds when a variable is not set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// Nothing.
+    Nothing,
+    /// The same as if it were set to this.
+    Value(&'static str),
+    /// What these words say.
+    Depends(&'static str),
+}
+
+use Preset::{Depends, Nothing, Value};
+
+const fn variable(name: &'static str, default: Preset, meaning: &'static str) -> Variable {
+    Variable {
+        name,
+        default,
+        meaning,
+    }
+}
+
+/// Every variable under its heading.
+pub const VARIABLES: &[(&str, &[Variable])] = &[
+    ("Who this proxy is", IDENTITY),
+    ("Control plane and certificates", CONTROL_PLANE),
+    ("Traffic", TRAFFIC),
+    ("Pods of the node", PODS),
+    ("Threads", THREADS),
+    ("Logs, metrics and administration", OBSERVATION),
+    ("Accepted without effect", UNUSED),
+];
+
+const IDENTITY: &[Variable] = &[
+    variable(
+        "PROXY_MODE",
+        Value("shared"),
+        "`shared`: all pods of the node, as the agent names them; `dedicated`: one workload, in the current network namespace",
+    ),
+    variable(
+        "PROXY_WORKLOAD_INFO",
+        Nothing,
+        "The workload of a dedicated proxy, `<namespace>/<name>/<service account>`; required there",
+    ),
+    variable(
+        "NODE_NAME",
+        Nothing,
+        "Name of the node, as the control plane knows it",
+    ),
+    variable(
+        "NETWORK",
+        Nothing,
+        "Name of the own network; empty is the default network",
+    ),
+    variable("CLUSTER_ID", Value("Kubernetes"), "Name of the own cluster"),
+    variable(
+        "ISTIO_META_CLUSTER_ID",
+        Depends("`CLUSTER_ID`"),
+        "Name of the own cluster; wins over `CLUSTER_ID`",
+    ),
+    variable("TRUST_DOMAIN", Value("cluster.local"), "Trust domain of the mesh"),
+    variable(
+        "INSTANCE_IP",
+        Nothing,
+        "Address of the proxy's own pod, told to the control plane",
+    ),
+    variable("POD_NAME", Nothing, "Name of the proxy's own pod"),
+    variable("POD_NAMESPACE", Nothing, "Namespace of the proxy's own pod"),
+    variable(
+        "SERVICE_ACCOUNT",
+        Nothing,
+        "Service account of the proxy's own pod",
+    ),
+];
+
+const CONTROL_PLANE: &[Variable] = &[
+    variable(
+        "XDS_ADDRESS",
+        Depends(
+            "`discoveryAddress` of `PROXY_CONFIG`; none with a local configuration; else `https://istiod.istio-system.svc:15012` in Kubernetes and `https://localhost:15012` outside",
+        ),
+        "Control plane, `https://host:port`; without a scheme `https` is meant",
+    ),
+    variable(
+        "CA_ADDRESS",
+        Depends("`https://istiod.istio-system.svc:15012` in Kubernetes, else `https://localhost:15012`"),
+        "Certificate authority, `https://host:port`",
+    ),
+    variable(
+        "KUBERNETES_SERVICE_HOST",
+        Nothing,
+        "Set by Kubernetes; decides the default addresses",
+    ),
+    variable(
+        "XDS_ROOT_CA",
+        Value("./var/run/secrets/istio/root-cert.pem"),
+        "What the control plane's certificate is verified with: a file or PEM text",
+    ),
+    variable(
+        "CA_ROOT_CA",
+        Value("./var/run/secrets/istio/root-cert.pem"),
+        "What the authority's certificate is verified with, likewise",
+    ),
+    variable(
+        "ALT_XDS_HOSTNAME",
+        Nothing,
+        "Other server name to verify at the control plane",
+    ),
+    variable(
+        "ALT_CA_HOSTNAME",
+        Nothing,
+        "Other server name to verify at the authority",
+    ),
+    variable(
+        "AUTH_TOKEN",
+        Depends("the file `./var/run/secrets/tokens/istio-token`, if there is one"),
+        "What the proxy proves itself with: a file, if it begins with `/` or `.` or exists; else the token itself",
+    ),
+    variable("SECRET_TTL", Value("24h"), "Lifetime asked for certificates"),
+    variable(
+        "COMPLIANCE_POLICY",
+        Nothing,
+        "`pqc`: only post-quantum key exchange",
+    ),
+    variable(
+        "LOCAL_XDS_PATH",
+        Nothing,
+        "YAML file with workloads, services and policies",
+    ),
+    variable(
+        "LOCAL_XDS",
+        Nothing,
+        "The same as YAML text; only one of the two may be set",
+    ),
+    variable(
+        "PROXY_CONFIG",
+        Depends("`defaultConfig` of the file `./etc/istio/config/mesh`, field by field"),
+        "YAML with `discoveryAddress`, `proxyAdminPort` [15000], `statsPort` [15020] and `concurrency`; other fields are ignored",
+    ),
+    variable(
+        "FAKE_CA",
+        Value("false"),
+        "Sign certificates in this process; exists only in builds for tests",
+    ),
+];
+
+const TRAFFIC: &[Variable] = &[
+    variable(
+        "ENABLE_ORIG_SRC",
+        Depends("the client's address where the kernel allows it"),
+        "Whether the application sees the client's address: `true`, or the connection fails; `false`, it sees the proxy's",
+    ),
+    variable(
+        "LOCALHOST_APP_TUNNEL",
+        Value("true"),
+        "Connect to and from loopback for an application tunnel of type PROXY",
+    ),
+    variable(
+        "ENABLE_RESPONSE_BAGGAGE",
+        Value("true"),
+        "Describe this end in answers",
+    ),
+    variable("IPV6_ENABLED", Value("true"), "Listen on and use IPv6"),
+    variable(
+        "CONNECTION_TERMINATION_DEADLINE",
+        Depends("what `TERMINATION_GRACE_PERIOD_SECONDS` leaves, else `5s`"),
+        "How long a drain waits for connections to end",
+    ),
+    variable(
+        "TERMINATION_GRACE_PERIOD_SECONDS",
+        Nothing,
+        "What Kubernetes grants for the end; a drain takes that less 5 s, or less 1 s up to 10 s",
+    ),
+    variable(
+        "TULLE_POLICY_WAIT",
+        Value("2s"),
+        "How long a connection waits for policies that have not arrived",
+    ),
+    variable(
+        "TULLE_CONNECT_RETRIES",
+        Value("2"),
+        "Further endpoints that are tried before a byte was sent",
+    ),
+    variable(
+        "TULLE_REASON_DETAIL",
+        Value("full"),
+        "How much of a reason a peer of the own trust domain is told: `full`, `code` or `none`",
+    ),
+    variable(
+        "TULLE_MAX_CONNECTIONS_PER_WORKLOAD",
+        Value("0"),
+        "Open connections of one workload; 0 is no bound",
+    ),
+    variable(
+        "POOL_MAX_STREAMS_PER_CONNECTION",
+        Value("100"),
+        "Connections in one tunnel",
+    ),
+    variable(
+        "POOL_UNUSED_RELEASE_TIMEOUT",
+        Value("5m"),
+        "Unused tunnels are closed after this",
+    ),
+    variable(
+        "TULLE_POOL_CONNECTIONS_PER_KEY",
+        Depends("one per thread, at most 8"),
+        "Tunnels between the same two workloads",
+    ),
+    variable(
+        "HTTP2_STREAM_WINDOW_SIZE",
+        Value("4MiB"),
+        "Flow control window of one connection in a tunnel, 65535 bytes to 2 GiB - 1",
+    ),
+    variable(
+        "HTTP2_CONNECTION_WINDOW_SIZE",
+        Value("16MiB"),
+        "Flow control window of a tunnel, 65535 bytes to 2 GiB - 1",
+    ),
+    variable(
+        "HTTP2_FRAME_SIZE",
+        Value("1MiB"),
+        "Largest frame of a tunnel, 16 KiB to 16 MiB - 1",
+    ),
+    variable("KEEPALIVE_ENABLED", Value("true"), "TCP keepalive"),
+    variable(
+        "KEEPALIVE_TIME",
+        Value("180s"),
+        "Idle time before the first probe",
+    ),
+    variable("KEEPALIVE_INTERVAL", Value("180s"), "Time between probes"),
+    variable(
+        "KEEPALIVE_RETRIES",
+        Value("9"),
+        "Probes without an answer before the connection is given up",
+    ),
+    variable(
+        "USER_TIMEOUT_ENABLED",
+        Value("false"),
+        "Also bound how long sent data may stay unacknowledged",
+    ),
+];
+
+const PODS: &[Variable] = &[
+    variable(
+        "INPOD_UDS",
+        Value("/var/run/ztunnel/ztunnel.sock"),
+        "Socket of the agent",
+    ),
+    variable(
+        "INPOD_PORT_REUSE",
+        Value("false"),
+        "`SO_REUSEPORT` on listeners that the agent does not hand over",
+    ),
+    variable(
+        "PACKET_MARK",
+        Depends("`1337` of a shared proxy, none of a dedicated one"),
+        "`SO_MARK` of the proxy's own packets",
+    ),
+];
+
+const THREADS: &[Variable] = &[
+    variable(
+        "ZTUNNEL_WORKER_THREADS",
+        Depends(
+            "`concurrency` of `PROXY_CONFIG`; else `ZTUNNEL_RESOURCE_CPU_LIMIT`, or a quarter of the cores, at least the request; at least 2 without a limit",
+        ),
+        "Threads that carry traffic; a number, a percentage of the cores such as `50%`, or `0` for one per core",
+    ),
+    variable(
+        "ZTUNNEL_RESOURCE_CPU_LIMIT",
+        Nothing,
+        "CPU limit of the container, such as `2`, `1.5` or `500m`; rounded up",
+    ),
+    variable(
+        "ZTUNNEL_RESOURCE_CPU_REQUEST",
+        Nothing,
+        "CPU request of the container, likewise",
+    ),
+    variable(
+        "ZTUNNEL_CPU_LIMIT",
+        Depends("the cores this process may use"),
+        "What counts as the cores where no limit of the container is set, likewise",
+    ),
+];
+
+const OBSERVATION: &[Variable] = &[
+    variable(
+        "RUST_LOG",
+        Value("info"),
+        "What is logged, such as `info` or `warn,tulle_ztunnel=debug`",
+    ),
+    variable("LOG_FORMAT", Value("text"), "`text` or `json`; `plain` is `text`"),
+    variable(
+        "AUTHZ_POLICY_INFO_LOGGING",
+        Value("false"),
+        "Log decisions of policies at level info instead of debug",
+    ),
+    variable(
+        "TULLE_METRIC_TTL",
+        Value("15m"),
+        "Series of traffic that nobody touched for this long are removed",
+    ),
+    variable(
+        "TULLE_RUN_DIR",
+        Value("/run/tulle"),
+        "Folder of the unix socket that `tulle` asks",
+    ),
+];
+
+const UNUSED: &[Variable] = &[
+    variable(
+        "TLS12_ENABLED",
+        Value("false"),
+        "Tunnels are TLS 1.3 only; a warning is logged",
+    ),
+    variable(
+        "XDS_ON_DEMAND",
+        Value("false"),
+        "Everything is always subscribed; a warning is logged",
+    ),
+    variable(
+        "UNSTABLE_ENABLE_SOCKS5",
+        Value("false"),
+        "There is no SOCKS5 listener; a warning is logged",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+    use tulle_runtime::config::{Env, MapEnv};
+
+    /// An environment that remembers what it was asked for.
+    struct Asked(MapEnv, RefCell<BTreeSet<String>>);
+
+    impl Env for Asked {
+        fn var(&self, name: &str) -> Option<String> {
+            self.1.borrow_mut().insert(name.to_owned());
+            self.0.var(name)
+        }
+    }
+
+    fn read_with(variables: &[(&str, &str)]) -> BTreeSet<String> {
+        let env = Asked(variables.iter().copied().collect(), RefCell::default());
+        let _ = Config::from_env(&env);
+        env.1.into_inner()
+    }
+
+    fn listed() -> BTreeSet<String> {
+        let all = VARIABLES.iter().flat_map(|(_, variables)| *variables);
+        all.map(|variable| variable.name.to_owned()).collect()
+    }
+
+    fn effective(variables: &[(&str, &str)]) -> serde_json::Value {
+        let env: MapEnv = variables.iter().copied().collect();
+        let config = Config::from_env(&env).unwrap_or_else(|error| panic!("{variables:?}: {error}"));
+        serde_json::to_value(config).expect("a configuration can be shown")
+    }
+
+    #[test]
+    fn every_variable_that_is_read_is_listed_and_the_other_way_round() {
+        let mut asked = read_with(&[]);
+        asked.extend(read_with(&[("PROXY_MODE", "dedicated")]));
+        assert_eq!(asked, listed());
+    }
+
+    #[test]
+    fn no_name_in_the_source_is_forgotten() {
+        let sources = [
+            include_str!("../config.rs"),
+            include_str!("mesh.rs"),
+            include_str!("threads.rs"),
+        ];
+        let is_name = |text: &str| {
+            let allowed = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+            text.contains('_') && text.bytes().all(allowed)
+        };
+        let listed = listed();
+        for literal in sources
+            .iter()
+            .flat_map(|source| source.split('"').skip(1).step_by(2))
+        {
+            assert!(
+                !is_name(literal) || listed.contains(literal),
+                "{literal} is not in VARIABLES"
+            );
+        }
+    }
+
+    #[test]
+    fn setting_a_default_changes_nothing() {
+        let untouched = effective(&[]);
+        for variable in VARIABLES.iter().flat_map(|(_, variables)| *variables) {
+            if let Value(default) = variable.default {
+                let set = effective(&[(variable.name, default)]);
+                assert_eq!(set, untouched, "{} has another default", variable.name);
+            }
+        }
+    }
+}
