@@ -383,8 +383,15 @@ mod tests {
     fn no_name_in_the_source_is_forgotten() {
         let sources = [
             include_str!("../config.rs"),
+            include_str!("control_plane.rs"),
+            include_str!("inpod.rs"),
+            include_str!("log.rs"),
             include_str!("mesh.rs"),
+            include_str!("ports.rs"),
             include_str!("threads.rs"),
+            include_str!("traffic.rs"),
+            include_str!("tunnels.rs"),
+            include_str!("who.rs"),
         ];
         let is_name = |text: &str| {
             let allowed = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
