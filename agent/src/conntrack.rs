@@ -4,7 +4,7 @@ use std::io;
 
 use tulle_linux::NetNs;
 
-use crate::netlink::{Connection, Message, NETLINK_NETFILTER, attribute, attributes};
+use crate::netlink::{Attributes, Connection, Message, NESTED, NETLINK_NETFILTER, attribute, attributes};
 use crate::rules::plan::{CAPTURED_MARK, MARK_MASK, TRANSPARENT_MARK};
 
 const SUBSYSTEM_CONNTRACK: u16 = 1 << 8;
@@ -93,15 +93,14 @@ impl<'a> Entry<'a> {
 
     /// The id makes sure that no younger entry with the same addresses is taken for this one.
     fn deletion(&self) -> Message {
-        let mut message =
-            Message::new(MESSAGE_DELETE, &[self.family, 0, 0, 0]).nested(CTA_TUPLE_ORIGINAL, self.tuple);
+        let mut named = Attributes::new().bytes(CTA_TUPLE_ORIGINAL | NESTED, self.tuple);
         if let Some(id) = self.id {
-            message = message.attribute(CTA_ID, id);
+            named = named.bytes(CTA_ID, id);
         }
         if let Some(zone) = self.zone {
-            message = message.attribute(CTA_ZONE, zone);
+            named = named.bytes(CTA_ZONE, zone);
         }
-        message
+        Message::new(MESSAGE_DELETE, &[self.family, 0, 0, 0]).with(named)
     }
 }
 

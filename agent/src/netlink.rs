@@ -1,9 +1,14 @@
-//! Just enough netlink, without `unsafe`: messages, attributes, one request at a time over a blocking socket.
+//! Just enough netlink, without `unsafe`: one request, or one transaction, at a time over a blocking socket.
+
+mod attributes;
 
 use std::io::{self, Read};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+
+use attributes::u16_at;
+pub(crate) use attributes::{Attributes, NESTED, attribute, attributes};
 
 const AF_NETLINK: i32 = 16;
 /// Protocol of conntrack and nf_tables.
@@ -12,14 +17,14 @@ pub(crate) const NETLINK_NETFILTER: i32 = 12;
 pub(crate) const NETLINK_SOCK_DIAG: i32 = 4;
 
 const HEADER_BYTES: usize = 16;
-const ATTRIBUTE_HEADER_BYTES: usize = 4;
-/// Bits of an attribute's type that are flags.
-const ATTRIBUTE_FLAGS: u16 = 0xc000;
-const NESTED: u16 = 0x8000;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
+/// Make it if it is not there.
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
+/// Put it behind what is there.
+pub(crate) const NLM_F_APPEND: u16 = 0x800;
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -30,77 +35,59 @@ const RECEIVE_BYTES: usize = 64 * 1024;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request being written.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
     kind: u16,
-    body: Vec<u8>,
+    flags: u16,
+    fixed: Vec<u8>,
+    attributes: Attributes,
 }
 
 impl Message {
     /// A message of a kind, with the fixed part of its body.
-    pub(crate) fn new(kind: u16, body: &[u8]) -> Self {
+    pub(crate) fn new(kind: u16, fixed: &[u8]) -> Self {
         Self {
             kind,
-            body: body.to_vec(),
+            flags: 0,
+            fixed: fixed.to_vec(),
+            attributes: Attributes::new(),
         }
     }
 
-    /// Adds an attribute.
-    pub(crate) fn attribute(mut self, kind: u16, payload: &[u8]) -> Self {
-        push_attribute(&mut self.body, kind, payload);
+    /// The same with the attributes that follow its fixed part.
+    pub(crate) fn with(mut self, attributes: Attributes) -> Self {
+        self.attributes = attributes;
         self
     }
 
-    /// Adds an attribute whose payload is attributes.
-    pub(crate) fn nested(self, kind: u16, payload: &[u8]) -> Self {
-        self.attribute(kind | NESTED, payload)
+    /// The same with flags of its kind.
+    pub(crate) fn flags(mut self, flags: u16) -> Self {
+        self.flags = flags;
+        self
     }
 
     fn encode(&self, flags: u16, sequence: u32) -> io::Result<Vec<u8>> {
-        let length = u32::try_from(HEADER_BYTES + self.body.len()).map_err(io::Error::other)?;
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.body.len());
-        bytes.extend(length.to_ne_bytes());
+        let body = self.attributes.as_bytes();
+        let bytes_all = HEADER_BYTES + self.fixed.len() + body.len();
+        let mut bytes = Vec::with_capacity(bytes_all);
+        bytes.extend(u32::try_from(bytes_all).map_err(io::Error::other)?.to_ne_bytes());
         bytes.extend(self.kind.to_ne_bytes());
-        bytes.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+        bytes.extend((NLM_F_REQUEST | self.flags | flags).to_ne_bytes());
         bytes.extend(sequence.to_ne_bytes());
         bytes.extend(0_u32.to_ne_bytes());
-        bytes.extend(&self.body);
+        bytes.extend(&self.fixed);
+        bytes.extend(body);
         Ok(bytes)
     }
 }
 
-fn push_attribute(bytes: &mut Vec<u8>, kind: u16, payload: &[u8]) {
-    let length = u16::try_from(ATTRIBUTE_HEADER_BYTES + payload.len()).expect("our attributes are short");
-    bytes.extend(length.to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(payload);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-}
-
-/// The attributes of a body, flags taken off their kinds. Ends at the first that does not fit.
-pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & !ATTRIBUTE_FLAGS;
-        let payload = bytes.get(ATTRIBUTE_HEADER_BYTES..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, payload))
-    })
-}
-
-/// The payload of the first attribute of a kind.
-pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes)
-        .find(|(found, _)| *found == kind)
-        .map(|(_, payload)| payload)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+/// What the kernel says to a transaction that it does not carry out.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// Which message it refused, counted from 0; the first stands for the whole. None when nothing was sent or heard.
+    pub(crate) message: Option<usize>,
+    /// Why.
+    pub(crate) source: io::Error,
 }
 
 /// A netlink socket in the namespace of the thread that opened it.
@@ -124,7 +111,12 @@ impl Connection {
 
     /// Sends a request and waits for its acknowledgement.
     pub(crate) fn request(&mut self, message: &Message) -> io::Result<()> {
-        self.exchange(message, NLM_F_ACK, |_| ())
+        self.ask(message, |_| ())
+    }
+
+    /// Sends a request, hands over the body of what answers it, and waits for its acknowledgement.
+    pub(crate) fn ask(&mut self, message: &Message, each: impl FnMut(&[u8])) -> io::Result<()> {
+        self.exchange(message, NLM_F_ACK, each)
     }
 
     /// Sends a request for a listing and hands over the body of each of its messages.
@@ -149,6 +141,51 @@ impl Connection {
             }
         }
     }
+
+    /// Sends messages that the kernel carries out together or not at all, between the two that begin and end them.
+    ///
+    /// The connection ends with it: after a refusal there may be more answers to come, which nobody waits for.
+    pub(crate) fn transact(mut self, messages: &[Message]) -> Result<(), Refused> {
+        let failed = |source| Refused {
+            message: None,
+            source,
+        };
+        let acknowledged = messages.len().saturating_sub(2);
+        let first = self.sequence + 1;
+        let mut packet = Vec::new();
+        for (index, message) in messages.iter().enumerate() {
+            self.sequence += 1;
+            // Older kernels acknowledge neither the beginning nor the end, so the last one between them it is.
+            let flags = if index == acknowledged { NLM_F_ACK } else { 0 };
+            packet.extend(message.encode(flags, self.sequence).map_err(failed)?);
+        }
+        self.socket.send(&packet).map_err(failed)?;
+        self.await_outcome(first, acknowledged)
+    }
+
+    /// Errors come before the acknowledgement, which is sent for an undone message too if that one was good.
+    fn await_outcome(&self, first: u32, acknowledged: usize) -> Result<(), Refused> {
+        let mut buffer = vec![0; RECEIVE_BYTES];
+        loop {
+            let length = (&self.socket).read(&mut buffer).map_err(|source| Refused {
+                message: None,
+                source,
+            })?;
+            for (kind, sequence, body) in messages(&buffer[..length]) {
+                let message = usize::try_from(sequence.wrapping_sub(first)).ok();
+                match outcome(body) {
+                    _ if kind != NLMSG_ERROR => {}
+                    Err(source) => return Err(Refused { message, source }),
+                    Ok(()) if message == Some(acknowledged) => return Ok(()),
+                    Ok(()) => {}
+                }
+            }
+        }
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// The messages of one packet: kind, sequence, body.
@@ -177,28 +214,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_are_padded_and_come_back() {
-        let message = Message::new(7, &[])
-            .attribute(1, &[9])
-            .nested(2, &[1, 2, 3, 4, 5]);
-        assert_eq!(message.body.len(), 8 + 12);
-        let found: Vec<_> = attributes(&message.body).collect();
-        assert_eq!(found, [(1, &[9][..]), (2, &[1, 2, 3, 4, 5][..])]);
-        assert_eq!(attribute(&message.body, 2), Some(&[1, 2, 3, 4, 5][..]));
-    }
-
-    #[test]
     fn a_message_that_was_encoded_is_read_again() {
-        let bytes = Message::new(7, &[1, 2, 3, 4]).encode(NLM_F_ACK, 3).unwrap();
+        let message = Message::new(7, &[1, 2, 3, 4]).with(Attributes::new().number(1, 5));
+        let bytes = message.encode(NLM_F_ACK, 3).unwrap();
         let read: Vec<_> = messages(&bytes).collect();
-        assert_eq!(read, [(7, 3, &[1, 2, 3, 4][..])]);
+        assert_eq!(read, [(7, 3, &[1, 2, 3, 4, 8, 0, 1, 0, 0, 0, 0, 5][..])]);
     }
 
     #[test]
-    fn cut_or_lying_lengths_end_the_reading() {
-        let bytes = Message::new(7, &[]).attribute(1, &[1, 2, 3, 4]).body;
-        assert_eq!(attributes(&bytes[..6]).count(), 0);
-        assert_eq!(attributes(&[0, 0, 1, 0]).count(), 0);
+    fn the_flags_of_a_message_join_those_of_its_sending() {
+        let bytes = Message::new(7, &[]).flags(NLM_F_CREATE).encode(NLM_F_ACK, 3);
+        assert_eq!(
+            u16_at(&bytes.unwrap(), 6),
+            Some(NLM_F_REQUEST | NLM_F_CREATE | NLM_F_ACK)
+        );
+    }
+
+    #[test]
+    fn lying_lengths_end_the_reading() {
         assert_eq!(messages(&[255; 20]).count(), 0);
         assert_eq!(messages(&[0; 20]).count(), 0);
     }

@@ -1,7 +1,11 @@
-//! Packet rules: what a pod's namespace must hold ([`plan`]), and putting it there ([`nft`]).
+//! Packet rules: what a pod's namespace must hold ([`plan`]), and putting it there ([`netlink`], [`nft`]).
 
+mod difference;
+pub mod netlink;
 pub mod nft;
 pub mod plan;
+
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tulle_linux::NetNs;
@@ -39,3 +43,23 @@ pub enum Comparison {
 
 /// Lines of a difference that are kept for the log.
 pub const DIFF_LINES_MAX: usize = 20;
+
+/// The ways of putting rules into a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    /// In process, by messages to the kernel.
+    Netlink,
+    /// By the program `nft`, which must be installed.
+    Nft,
+}
+
+impl Backend {
+    /// Rules by this backend.
+    #[must_use]
+    pub fn rules(self) -> Arc<dyn Rules> {
+        match self {
+            Self::Netlink => Arc::new(netlink::Netlink::new()),
+            Self::Nft => Arc::new(nft::Nft::new()),
+        }
+    }
+}

@@ -1,18 +1,28 @@
 //! Rules, routes, conntrack and settings, as the kernel has them.
 
 use std::net::{Ipv4Addr, UdpSocket};
-use std::sync::Arc;
 
 use tulle_agent::capture::Capture;
 use tulle_agent::conntrack::{self, Select};
 use tulle_agent::repair::{Held, deviations};
-use tulle_agent::rules::nft::Nft;
+use tulle_agent::rules::Backend;
+use tulle_agent::rules::Comparison;
 use tulle_agent::rules::plan::{self, Table, Variant};
-use tulle_agent::rules::{Comparison, Rules};
 use tulle_agent::sockets::Listeners;
 use tulle_agent::sysctl;
 
+use crate::backends::with_each_backend;
 use crate::pod::{OUTSIDE, POD, World, assert_alive};
+
+with_each_backend! {
+    what_is_applied_is_what_the_plan_says,
+    a_changed_table_is_told_from_the_plan_by_its_lines,
+    joining_and_leaving_leave_nothing_behind,
+    every_deviation_is_seen_and_repaired,
+    exactly_the_selected_conntrack_entries_are_deleted,
+    old_connections_live_on_and_new_ones_are_captured,
+    captured_connections_live_on_when_a_captured_pod_is_joined_again,
+}
 
 const HELD: Held = Held {
     listeners: true,
@@ -35,45 +45,60 @@ fn tables() -> Vec<Table> {
     ]
 }
 
-#[tokio::test]
-async fn what_is_applied_is_what_the_plan_says() {
+async fn what_is_applied_is_what_the_plan_says(backend: Backend) {
     let Some(world) = World::new("what_is_applied_is_what_the_plan_says") else {
         return;
     };
-    let nft = Nft::new();
+    let rules = backend.rules();
     for table in tables() {
-        assert_ne!(nft.compare(&world.pod, &table).await.unwrap(), Comparison::Equal);
-        nft.apply(&world.pod, &table).await.unwrap();
-        nft.apply(&world.pod, &table).await.unwrap();
-        assert_eq!(nft.compare(&world.pod, &table).await.unwrap(), Comparison::Equal);
+        assert_ne!(
+            rules.compare(&world.pod, &table).await.unwrap(),
+            Comparison::Equal
+        );
+        rules.apply(&world.pod, &table).await.unwrap();
+        rules.apply(&world.pod, &table).await.unwrap();
+        assert_eq!(
+            rules.compare(&world.pod, &table).await.unwrap(),
+            Comparison::Equal
+        );
     }
-    nft.remove(&world.pod).await.unwrap();
-    nft.remove(&world.pod).await.unwrap();
+    rules.remove(&world.pod).await.unwrap();
+    rules.remove(&world.pod).await.unwrap();
     assert_eq!(world.output("nft", "list ruleset"), "");
 }
 
-#[tokio::test]
-async fn a_changed_table_is_told_from_the_plan_by_its_lines() {
+async fn a_changed_table_is_told_from_the_plan_by_its_lines(backend: Backend) {
     let Some(world) = World::new("a_changed_table_is_told_from_the_plan_by_its_lines") else {
         return;
     };
-    let nft = Nft::new();
+    let rules = backend.rules();
     let table = plan::capture(&Variant::default());
-    nft.apply(&world.pod, &table).await.unwrap();
+    rules.apply(&world.pod, &table).await.unwrap();
     world.output("nft", "insert rule inet tulle nat-out tcp dport 80 accept");
-    let Comparison::Different { diff } = nft.compare(&world.pod, &table).await.unwrap() else {
+    let Comparison::Different { diff } = rules.compare(&world.pod, &table).await.unwrap() else {
         panic!("the table was changed")
     };
-    assert_eq!(diff, ["+tcp dport 80 accept"]);
+    match backend {
+        Backend::Nft => assert_eq!(diff, ["+tcp dport 80 accept"]),
+        Backend::Netlink => {
+            let [line] = &diff[..] else {
+                panic!("one line, not {diff:?}")
+            };
+            assert!(line.starts_with("+rule 2=\"nat-out\" [meta "), "{line}");
+            assert!(
+                line.contains("[cmp 1=00000001 2=00000000 3=0600010000500000]"),
+                "{line}"
+            );
+        }
+    }
 }
 
-#[tokio::test]
-async fn joining_and_leaving_leave_nothing_behind() {
+async fn joining_and_leaving_leave_nothing_behind(backend: Backend) {
     let Some(world) = World::new("joining_and_leaving_leave_nothing_behind") else {
         return;
     };
     let pod = world.located().await;
-    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    let capture = Capture::new(backend.rules(), &Variant::default());
     for _ in 0..3 {
         capture.install(&pod).await.unwrap();
         assert_eq!(deviations(&capture.observe(&pod).await.unwrap(), HELD), []);
@@ -108,13 +133,12 @@ async fn joining_and_leaving_leave_nothing_behind() {
     }
 }
 
-#[tokio::test]
-async fn every_deviation_is_seen_and_repaired() {
+async fn every_deviation_is_seen_and_repaired(backend: Backend) {
     let Some(world) = World::new("every_deviation_is_seen_and_repaired") else {
         return;
     };
     let pod = world.located().await;
-    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    let capture = Capture::new(backend.rules(), &Variant::default());
     capture.install(&pod).await.unwrap();
     world.output("nft", "delete table inet tulle");
     world.output("ip", "rule del pref 32764");
@@ -131,8 +155,7 @@ async fn every_deviation_is_seen_and_repaired() {
     assert_eq!(deviations(&capture.observe(&pod).await.unwrap(), HELD), []);
 }
 
-#[tokio::test]
-async fn exactly_the_selected_conntrack_entries_are_deleted() {
+async fn exactly_the_selected_conntrack_entries_are_deleted(backend: Backend) {
     let Some(world) = World::new("exactly_the_selected_conntrack_entries_are_deleted") else {
         return;
     };
@@ -141,7 +164,11 @@ async fn exactly_the_selected_conntrack_entries_are_deleted() {
         dns: true,
         ..Variant::default()
     };
-    Nft::new().apply(&world.pod, &plan::capture(&dns)).await.unwrap();
+    backend
+        .rules()
+        .apply(&world.pod, &plan::capture(&dns))
+        .await
+        .unwrap();
     let _receiver = world
         .pod
         .run(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, 15053)))
@@ -182,8 +209,7 @@ async fn exactly_the_selected_conntrack_entries_are_deleted() {
     );
 }
 
-#[tokio::test]
-async fn old_connections_live_on_and_new_ones_are_captured() {
+async fn old_connections_live_on_and_new_ones_are_captured(backend: Backend) {
     let Some(world) = World::new("old_connections_live_on_and_new_ones_are_captured") else {
         return;
     };
@@ -194,7 +220,7 @@ async fn old_connections_live_on_and_new_ones_are_captured() {
 
     let pod = world.located().await;
     let listeners = Listeners::open(&pod.netns, false).await.unwrap();
-    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    let capture = Capture::new(backend.rules(), &Variant::default());
     capture.install(&pod).await.unwrap();
     assert_alive(&mut old, &mut old_server);
     let new = world.dial(8080).unwrap();
@@ -218,14 +244,13 @@ async fn old_connections_live_on_and_new_ones_are_captured() {
     assert_alive(&mut plain, &mut plain_server);
 }
 
-#[tokio::test]
-async fn captured_connections_live_on_when_a_captured_pod_is_joined_again() {
+async fn captured_connections_live_on_when_a_captured_pod_is_joined_again(backend: Backend) {
     let Some(world) = World::new("captured_connections_live_on_when_a_captured_pod_is_joined_again") else {
         return;
     };
     let pod = world.located().await;
     let listeners = Listeners::open(&pod.netns, false).await.unwrap();
-    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    let capture = Capture::new(backend.rules(), &Variant::default());
     capture.install(&pod).await.unwrap();
     let mut caller = world.dial(8080).unwrap();
     let inbound = std::net::TcpListener::from(listeners.fds()[1].try_clone_to_owned().unwrap());

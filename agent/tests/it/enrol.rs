@@ -12,7 +12,7 @@ use tulle_agent::enroll::task::{self, Shared, Timing, Wanted};
 use tulle_agent::metrics::{Metrics, RepairLabels};
 use tulle_agent::pods::Pod;
 use tulle_agent::repair::Check;
-use tulle_agent::rules::nft::Nft;
+use tulle_agent::rules::Backend;
 use tulle_agent::rules::plan::Variant;
 use tulle_agent::zds::Hub;
 use tulle_linux::NetNs;
@@ -20,8 +20,18 @@ use tulle_proto::convert::zds::{Answer, Request, Sockets};
 use tulle_runtime::metrics::Registry;
 use tulle_runtime::tasks;
 
+use crate::backends::with_each_backend;
 use crate::pod::{PATIENCE, POD, World, assert_alive};
 use crate::proxy::Proxy;
+
+with_each_backend! {
+    a_running_pod_joins_and_leaves_without_losing_a_connection,
+    without_a_proxy_a_pod_is_not_captured_and_says_why,
+    listeners_and_rules_survive_a_restart_of_the_agent,
+    what_a_pod_changes_of_its_capture_is_put_back_and_counted,
+    a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it,
+    rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted,
+}
 
 /// An agent for the one pod of a world.
 struct Agent {
@@ -32,13 +42,13 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(world: &World, goal: Goal) -> Self {
+    fn start(world: &World, backend: Backend, goal: Goal) -> Self {
         let hub = Hub::new();
         let path = world.folder.path().join("zds.sock");
         let server = tasks::spawn("zds", tulle_agent::zds::serve(&path, hub.clone()).unwrap());
         let metrics = Metrics::register(&Registry::new());
         let shared = Shared {
-            capture: Capture::new(Arc::new(Nft::new()), &Variant::default()),
+            capture: Capture::new(backend.rules(), &Variant::default()),
             hub: hub.clone(),
             board: Board::new(metrics.clone()),
             metrics,
@@ -130,8 +140,7 @@ async fn take(proxy: &Proxy) -> (Sockets, Vec<std::os::fd::OwnedFd>) {
     (added.sockets.unwrap(), fds)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_running_pod_joins_and_leaves_without_losing_a_connection() {
+async fn a_running_pod_joins_and_leaves_without_losing_a_connection(backend: Backend) {
     let Some(world) = World::new("a_running_pod_joins_and_leaves_without_losing_a_connection") else {
         return;
     };
@@ -139,7 +148,7 @@ async fn a_running_pod_joins_and_leaves_without_losing_a_connection() {
     let mut old = world.dial(8080).unwrap();
     let (mut old_server, _) = server.accept().unwrap();
 
-    let agent = Agent::start(&world, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured);
     let proxy = connect(&world, "1").await;
     assert_eq!(proxy.snapshot().await[0].0, Request::Keep { uid: "u1".into() });
     let (_, copies) = take(&proxy).await;
@@ -158,12 +167,11 @@ async fn a_running_pod_joins_and_leaves_without_losing_a_connection() {
     assert!(sockets.is_empty(), "{sockets:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_proxy_a_pod_is_not_captured_and_says_why() {
+async fn without_a_proxy_a_pod_is_not_captured_and_says_why(backend: Backend) {
     let Some(world) = World::new("without_a_proxy_a_pod_is_not_captured_and_says_why") else {
         return;
     };
-    let agent = Agent::start(&world, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured);
     agent.until("Retry").await;
     assert_eq!(world.output("nft", "list ruleset"), "");
     let error = agent.shared.board.entries().remove(0).error.unwrap();
@@ -176,12 +184,11 @@ async fn without_a_proxy_a_pod_is_not_captured_and_says_why() {
     assert!(agent.shared.board.entries().remove(0).error.is_none());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn listeners_and_rules_survive_a_restart_of_the_agent() {
+async fn listeners_and_rules_survive_a_restart_of_the_agent(backend: Backend) {
     let Some(world) = World::new("listeners_and_rules_survive_a_restart_of_the_agent") else {
         return;
     };
-    let agent = Agent::start(&world, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured);
     let proxy = connect(&world, "1").await;
     proxy.snapshot().await;
     let (sockets, copies) = take(&proxy).await;
@@ -192,7 +199,7 @@ async fn listeners_and_rules_survive_a_restart_of_the_agent() {
     assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
     world.dial(15008).expect("the proxy's copy still listens");
 
-    let agent = Agent::start(&world, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured);
     let proxy = connect(&world, "1").await;
     assert_eq!(proxy.snapshot().await[0].0, Request::Keep { uid: "u1".into() });
     assert_eq!(
@@ -218,12 +225,11 @@ async fn listeners_and_rules_survive_a_restart_of_the_agent() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_pod_changes_of_its_capture_is_put_back_and_counted() {
+async fn what_a_pod_changes_of_its_capture_is_put_back_and_counted(backend: Backend) {
     let Some(world) = World::new("what_a_pod_changes_of_its_capture_is_put_back_and_counted") else {
         return;
     };
-    let agent = Agent::start(&world, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured);
     let proxy = connect(&world, "1").await;
     proxy.snapshot().await;
     take(&proxy).await;
@@ -251,12 +257,11 @@ async fn what_a_pod_changes_of_its_capture_is_put_back_and_counted() {
     assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it() {
+async fn a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it(backend: Backend) {
     let Some(world) = World::new("a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it") else {
         return;
     };
-    let agent = Agent::start(&world, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured);
     let proxy = connect(&world, "1").await;
     proxy.snapshot().await;
     let (_, copies) = take(&proxy).await;
@@ -279,14 +284,13 @@ async fn a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted() {
+async fn rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted(backend: Backend) {
     let Some(world) = World::new("rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted") else {
         return;
     };
-    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    let capture = Capture::new(backend.rules(), &Variant::default());
     capture.install(&world.located().await).await.unwrap();
-    let agent = Agent::start(&world, Goal::Released);
+    let agent = Agent::start(&world, backend, Goal::Released);
     agent.until("Out").await;
     assert_eq!(world.output("nft", "list ruleset"), "");
 }

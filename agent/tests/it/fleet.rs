@@ -10,7 +10,7 @@ use tulle_agent::capture::Capture;
 use tulle_agent::enroll::task::{Shared, Timing};
 use tulle_agent::fleet::{self, Fleet};
 use tulle_agent::metrics::Metrics;
-use tulle_agent::rules::nft::Nft;
+use tulle_agent::rules::Backend;
 use tulle_agent::rules::plan::Variant;
 use tulle_agent::zds::Hub;
 use tulle_linux::NetNs;
@@ -21,8 +21,15 @@ use tulle_runtime::tasks;
 use tulle_xds_client::MeshState;
 use tulle_xds_client::local::{Local, LocalConfig, LocalSource};
 
+use crate::backends::with_each_backend;
 use crate::pod::{PATIENCE, World};
 use crate::proxy::Proxy;
+
+with_each_backend! {
+    a_pod_follows_its_description_in_and_out_and_away,
+    a_clean_end_takes_every_pod_out,
+    one_pod_that_cannot_be_found_does_not_hold_up_the_first_look,
+}
 
 /// Takes every pod, and lets go of it when it is told to.
 async fn accept_everything(proxy: Proxy) {
@@ -40,10 +47,10 @@ async fn accept_everything(proxy: Proxy) {
     }
 }
 
-fn shared(world: &World) -> Shared {
+fn shared(world: &World, backend: Backend) -> Shared {
     let metrics = Metrics::register(&Registry::new());
     Shared {
-        capture: Capture::new(Arc::new(Nft::new()), &Variant::default()),
+        capture: Capture::new(backend.rules(), &Variant::default()),
         hub: Hub::new(),
         board: Board::new(metrics.clone()),
         metrics,
@@ -89,12 +96,11 @@ async fn until(board: &Board, states: &[&str]) {
         .unwrap_or_else(|_| panic!("not {states:?}: {:?}", shown()));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_follows_its_description_in_and_out_and_away() {
+async fn a_pod_follows_its_description_in_and_out_and_away(backend: Backend) {
     let Some(world) = World::new("a_pod_follows_its_description_in_and_out_and_away") else {
         return;
     };
-    let shared = shared(&world);
+    let shared = shared(&world, backend);
     let (hub, board) = (shared.hub.clone(), shared.board.clone());
     proxy_for(&hub, world.folder.path()).await;
     let state = MeshState::new(Mesh::new());
@@ -127,14 +133,13 @@ async fn a_pod_follows_its_description_in_and_out_and_away() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clean_end_takes_every_pod_out() {
+async fn a_clean_end_takes_every_pod_out(backend: Backend) {
     let Some(world) = World::new("a_clean_end_takes_every_pod_out") else {
         return;
     };
     let shared = Shared {
         timing: Timing::default(),
-        ..shared(&world)
+        ..shared(&world, backend)
     };
     let (hub, board) = (shared.hub.clone(), shared.board.clone());
     proxy_for(&hub, world.folder.path()).await;
@@ -154,12 +159,11 @@ async fn a_clean_end_takes_every_pod_out() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_pod_that_cannot_be_found_does_not_hold_up_the_first_look() {
+async fn one_pod_that_cannot_be_found_does_not_hold_up_the_first_look(backend: Backend) {
     let Some(world) = World::new("one_pod_that_cannot_be_found_does_not_hold_up_the_first_look") else {
         return;
     };
-    let shared = shared(&world);
+    let shared = shared(&world, backend);
     let (hub, board) = (shared.hub.clone(), shared.board.clone());
     proxy_for(&hub, world.folder.path()).await;
     let mut fleet = Fleet::new(shared);

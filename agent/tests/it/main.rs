@@ -5,9 +5,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking, in its helpers too")]
 
+mod backends;
 mod capture;
 mod enrol;
 mod fleet;
+mod golden;
 mod pod;
 mod proxy;
 mod storm;

@@ -9,12 +9,17 @@ use std::thread;
 
 use tulle_agent::capture::Capture;
 use tulle_agent::netns::Located;
-use tulle_agent::rules::nft::Nft;
+use tulle_agent::rules::Backend;
 use tulle_agent::rules::plan::Variant;
 use tulle_agent::sockets::Listeners;
 use tulle_linux::NetNs;
 
+use crate::backends::with_each_backend;
 use crate::pod::{PATIENCE, POD, World, assert_alive};
+
+with_each_backend! {
+    no_call_fails_while_a_pod_joins_and_leaves,
+}
 
 const PORT: u16 = 8080;
 const CALLERS: usize = 4;
@@ -148,8 +153,7 @@ async fn cycle(world: &World, pod: &Located, capture: &Capture) -> usize {
     relayed
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_call_fails_while_a_pod_joins_and_leaves() {
+async fn no_call_fails_while_a_pod_joins_and_leaves(backend: Backend) {
     let Some(world) = World::new("no_call_fails_while_a_pod_joins_and_leaves") else {
         return;
     };
@@ -158,7 +162,7 @@ async fn no_call_fails_while_a_pod_joins_and_leaves() {
     let (mut old_server, _) = server.accept().unwrap();
     echo(server);
     let pod = world.located().await;
-    let capture = Capture::new(Arc::new(Nft::new()), &Variant::default());
+    let capture = Capture::new(backend.rules(), &Variant::default());
     let callers = Callers::start(&world.outside);
     let mut relayed = 0;
     for _ in 0..CYCLES {

@@ -1,0 +1,115 @@
+//! Applies and reads tables in process, by messages to nf_tables: no program is needed in the pod or on the node.
+
+mod batch;
+mod expression;
+mod listing;
+mod translate;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tulle_linux::NetNs;
+
+use super::difference::difference;
+use super::plan::Table;
+use super::{Comparison, Rules};
+use crate::error::CaptureError;
+use crate::netlink::{Connection, NETLINK_NETFILTER, Refused};
+use batch::Transaction;
+
+/// Listings kept for comparison; there is one per variant of rules.
+const LISTINGS_MAX: usize = 64;
+
+/// Rules through netlink.
+#[derive(Debug, Default)]
+pub struct Netlink {
+    /// How this kernel lists a table: listed once from a scratch namespace.
+    listings: Mutex<HashMap<Table, Arc<[String]>>>,
+}
+
+impl Netlink {
+    /// A backend that has listed nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How this kernel lists the planned table: it is put into a namespace of nobody and listed from there, so that the
+    /// comparison is exact and depends on no version's way of listing.
+    async fn planned(&self, table: &Table) -> Result<Arc<[String]>, CaptureError> {
+        if let Some(listing) = self.listings.lock().get(table) {
+            return Ok(Arc::clone(listing));
+        }
+        let scratch = NetNs::create().map_err(CaptureError::kernel("make a scratch network namespace"))?;
+        carry_out(&scratch, Transaction::replace(table)).await?;
+        let listing: Arc<[String]> = list(&scratch).await?.unwrap_or_default().into();
+        let mut listings = self.listings.lock();
+        if listings.len() >= LISTINGS_MAX {
+            listings.clear();
+        }
+        listings.insert(table.clone(), Arc::clone(&listing));
+        Ok(listing)
+    }
+}
+
+impl Rules for Netlink {
+    fn apply<'a>(&'a self, netns: &'a NetNs, table: &'a Table) -> BoxFuture<'a, Result<(), CaptureError>> {
+        carry_out(netns, Transaction::replace(table)).boxed()
+    }
+
+    fn remove<'a>(&'a self, netns: &'a NetNs) -> BoxFuture<'a, Result<(), CaptureError>> {
+        carry_out(netns, Transaction::remove()).boxed()
+    }
+
+    fn compare<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'a Table,
+    ) -> BoxFuture<'a, Result<Comparison, CaptureError>> {
+        async move {
+            let Some(found) = list(netns).await? else {
+                return Ok(Comparison::Missing);
+            };
+            let planned = self.planned(table).await?;
+            if found[..] == planned[..] {
+                return Ok(Comparison::Equal);
+            }
+            Ok(Comparison::Different {
+                diff: difference(&planned, &found),
+            })
+        }
+        .boxed()
+    }
+}
+
+async fn carry_out(netns: &NetNs, transaction: Transaction) -> Result<(), CaptureError> {
+    netns
+        .run_async(move || carry_out_here(&transaction))
+        .await
+        .map_err(CaptureError::kernel("enter the pod's namespace"))?
+}
+
+fn carry_out_here(transaction: &Transaction) -> Result<(), CaptureError> {
+    const STEP: &str = "change the packet rules of the pod's namespace";
+    let connection = Connection::open(NETLINK_NETFILTER).map_err(CaptureError::kernel(STEP))?;
+    let outcome = connection.transact(transaction.messages());
+    outcome.map_err(|Refused { message, source }| match message {
+        Some(message) => CaptureError::RulesRefused(format!("{}: {source}", transaction.name(message))),
+        None => CaptureError::Kernel { step: STEP, source },
+    })
+}
+
+async fn list(netns: &NetNs) -> Result<Option<Vec<String>>, CaptureError> {
+    let listed = netns
+        .run_async(|| -> io::Result<_> { listing::list_here(&mut Connection::open(NETLINK_NETFILTER)?) });
+    listed
+        .await
+        .and_then(|listed| listed)
+        .map_err(CaptureError::kernel(
+            "list the packet rules of the pod's namespace",
+        ))
+}
