@@ -61,6 +61,8 @@ enum Command {
     Component(Box<component::Component>),
     #[command(hide = true)]
     DemoService(crate::demo::service::Args),
+    #[command(hide = true)]
+    Reference(crate::reference::Reference),
 }
 
 /// Runs a command; errors become one line on standard error.
@@ -74,6 +76,7 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::ZtunnelConfig(config) => wait_for(ztunnel_config::run(config)),
         Command::Codes(codes) => codes::run(&codes),
         Command::Completion(completion) => Ok(completion::run(&completion)),
+        Command::Reference(reference) => Ok(crate::reference::run(&reference)),
         Command::DemoService(args) => {
             wait_for(async { crate::demo::service::run(args).await.map(|()| Exit::Ok) })
         }

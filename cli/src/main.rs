@@ -7,6 +7,7 @@ mod demo;
 mod edges;
 mod output;
 mod prometheus;
+mod reference;
 mod running;
 
 use clap::Parser as _;
