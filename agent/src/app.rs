@@ -23,7 +23,6 @@ use crate::config::{Config, Port};
 use crate::enroll::task::{PROXY_GRACE, Shared, Timing};
 use crate::fleet::{self, Fleet};
 use crate::metrics::Metrics;
-use crate::rules::nft::Nft;
 use crate::rules::plan::Variant;
 use crate::zds::{self, Hub, Proxies};
 
@@ -144,7 +143,7 @@ fn shared(config: &Config, hub: Hub, board: Board, metrics: Metrics) -> Result<S
         ..Variant::default()
     };
     Ok(Shared {
-        capture: Capture::new(Arc::new(Nft::new()), &variant),
+        capture: Capture::new(config.rules.rules(), &variant),
         hub,
         board,
         metrics,

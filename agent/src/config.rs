@@ -6,6 +6,8 @@ use std::str::FromStr;
 use clap::Args;
 use tulle_runtime::telemetry::{DEFAULT_FILTER, LogFormat};
 
+use crate::rules::Backend;
+
 /// Run the node agent: it enrols the pods of this node, owns their packet rules, routes and listening sockets, and
 /// hands them to the node proxy.
 ///
@@ -40,6 +42,9 @@ pub struct Config {
     /// Capture DNS too
     #[arg(long, default_value_t = false)]
     pub dns_capture: bool,
+    /// How packet rules get into a pod's namespace
+    #[arg(long, value_enum, default_value_t = Backend::Netlink)]
+    pub rules: Backend,
     /// Take every pod out of the mesh before ending
     #[arg(long, default_value_t = false)]
     pub cleanup_on_exit: bool,
@@ -103,6 +108,14 @@ mod tests {
         assert_eq!(config.inpod_uds, PathBuf::from("/var/run/ztunnel/ztunnel.sock"));
         assert!(!config.dns_capture && !config.cleanup_on_exit);
         assert_eq!(config.admin_port, Port::Off);
+        assert_eq!(config.rules, Backend::Netlink);
+    }
+
+    #[test]
+    fn rules_may_be_put_in_place_by_nft() {
+        let command = Command::try_parse_from(["agent", "--node", "n1", "--rules", "nft"]).unwrap();
+        assert_eq!(command.config.rules, Backend::Nft);
+        assert!(Command::try_parse_from(["agent", "--node", "n1", "--rules", "iptables"]).is_err());
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl CaptureError {
             }
             Self::ProxyRefused(_) => "see the node proxy's log for this pod",
             Self::RulesRefused(_) => {
-                "check that nft is installed and the kernel has nf_tables, nat and conntrack"
+                "check that the kernel has nf_tables, nat and conntrack, and, with --rules nft, that nft is installed"
             }
             Self::Kernel { .. } => "check that the agent runs with CAP_NET_ADMIN and CAP_SYS_ADMIN",
         }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends by panicking, in its helpers too")]
 
+mod apply_time;
 mod backends;
 mod capture;
 mod enrol;
