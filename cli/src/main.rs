@@ -13,7 +13,7 @@ mod running;
 use clap::Parser as _;
 use tulle_runtime::exit::Exit;
 
-/// Small, quick allocations dominate in the proxies; see docs/performance.md.
+/// Small, quick allocations dominate in the proxies.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -65,7 +65,7 @@ pub(crate) const PODS: [PodSpec; 8] = [
         &["details", "reviews"],
     ),
     PodSpec {
-        rate: 20,
+        rate: 40,
         ..pod("load-v1", "load", "v1", "n2", &["productpage"])
     },
     PodSpec {
