@@ -1,4 +1,4 @@
-//! What a decoder refuses, said one fact at a time (wire.md 3.2 item 7).
+//! What a decoder refuses, said one fact at a time.
 
 use prost::Message;
 use tulle_proto::security::string_match::MatchType;

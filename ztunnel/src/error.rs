@@ -165,7 +165,7 @@ impl Error {
         }
     }
 
-    /// The status a tunnelled request is answered with (wire.md 6.3).
+    /// The status a tunnelled request is answered with.
     #[must_use]
     pub fn status(&self) -> u16 {
         match self {

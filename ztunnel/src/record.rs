@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{Direction, Party, ServiceLabels, TrafficLabels};
 
-/// One access line; the keys and their order are those of node-proxy.md section 17.
+/// One access line; the keys and their order are those of istio ztunnel, then ours.
 macro_rules! access {
     ($level:ident, $story:expr, $fields:expr, $message:literal) => {
         tracing::event!(

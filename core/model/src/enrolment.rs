@@ -1,5 +1,4 @@
-//! Whether a pod is captured: the one answer that control plane, agent and CNI plugin give alike
-//! (control-plane.md 3.3).
+//! Whether a pod is captured: the one answer that control plane, agent and CNI plugin give alike.
 
 #[cfg(test)]
 mod tests;

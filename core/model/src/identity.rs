@@ -66,7 +66,7 @@ impl fmt::Display for Identity {
 impl FromStr for Identity {
     type Err = InvalidIdentity;
 
-    /// Exact form only: no trailing slash, no empty part, no further part (wire.md section 5).
+    /// Exact form only: no trailing slash, no empty part, no further part.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = || InvalidIdentity {
             text: text.chars().take(256).collect(),

@@ -1,4 +1,4 @@
-//! Which port of this workload a tunnel leads to, and whether it may ask for it (wire.md 6.4).
+//! Which port of this workload a tunnel leads to, and whether it may ask for it.
 
 mod authority;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::identity::Identity;
 use crate::name::{NamespacedHostname, Str};
 use crate::network::{NetworkAddress, NetworkCidr};
 
-/// One service, as the control plane describes it (`istio.workload.Service`, wire.md 1.1).
+/// One service, as the control plane describes it (`istio.workload.Service`).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {

@@ -1,4 +1,4 @@
-//! Where a captured connection goes next (node-proxy.md sections 4 and 6), as a function of values.
+//! Where a captured connection goes next, as a function of values.
 
 mod address;
 mod balance;

@@ -7,7 +7,7 @@ use crate::gateway::GatewayAddress;
 use crate::identity::Identity;
 use crate::name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
 
-/// One workload, as the control plane describes it (`istio.workload.Workload`, wire.md 1.1).
+/// One workload, as the control plane describes it (`istio.workload.Workload`).
 ///
 /// Empty fields of the wire are already replaced by their meaning: trust domain, service account and cluster.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

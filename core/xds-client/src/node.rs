@@ -1,4 +1,4 @@
-//! How a client names itself to the control plane (wire.md 3.1).
+//! How a client names itself to the control plane.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -13,9 +13,9 @@ const UNKNOWN_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1));
 /// The domain every node proxy writes; servers do not read the mesh domain from it.
 const DOMAIN: &str = "cluster.local";
 /// Prefix of variables that become metadata as they are.
-const TEXT_PREFIX: &str = "ISTIO_META_";
+pub const TEXT_PREFIX: &str = "ISTIO_META_";
 /// Prefix of variables that become metadata as parsed JSON.
-const JSON_PREFIX: &str = "ISTIO_METAJSON_";
+pub const JSON_PREFIX: &str = "ISTIO_METAJSON_";
 
 /// Kind of client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,4 +1,4 @@
-//! Packets between node agent and node proxy, checked on arrival (wire.md section 8).
+//! Packets between node agent and node proxy, checked on arrival.
 
 use prost::Message;
 use tulle_model::Str;

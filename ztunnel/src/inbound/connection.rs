@@ -217,7 +217,7 @@ fn loopback(like: IpAddr) -> IpAddr {
     }
 }
 
-/// The real client, and the address it asked for; for a host name the service's own (wire.md section 7).
+/// The real client, and the address it asked for; for a host name the service's own.
 fn proxy_header(tunnel: &Tunnel, request: &ConnectRequest, asked: &Asked) -> proxy_protocol::Header {
     let client = request
         .forwarded

@@ -19,7 +19,7 @@ const WEB: &str = "10.77.0.1";
 const DB: &str = "10.77.0.2";
 const DB_PORT: u16 = 8080;
 
-/// The packet rules of a pod without capture of DNS (capture.md section 2).
+/// The packet rules of a pod without capture of DNS.
 const RULES: &str = r#"
 table inet tulle {
     chain mangle-pre { type filter hook prerouting priority mangle; policy accept;

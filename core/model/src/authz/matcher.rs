@@ -1,4 +1,4 @@
-//! Judges a connection by the policies that apply to its destination (node-proxy.md section 9).
+//! Judges a connection by the policies that apply to its destination.
 
 use std::sync::Arc;
 

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::ServiceAccountMatch;
 use crate::name::{NamespacedName, Str};
 
-/// One authorization policy (`istio.security.Authorization`, wire.md 1.2).
+/// One authorization policy (`istio.security.Authorization`).
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Authorization {

@@ -1,4 +1,4 @@
-//! What only a waypoint can protect is refused without it (control-plane.md 4.4).
+//! What only a waypoint can protect is refused without it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

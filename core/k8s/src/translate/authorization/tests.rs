@@ -1,4 +1,4 @@
-//! Every row of control-plane.md 4.1 to 4.3.
+//! Every row of the translation of authorization policies.
 
 use std::sync::Arc;
 

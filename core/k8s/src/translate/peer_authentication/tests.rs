@@ -1,4 +1,4 @@
-//! The rows of control-plane.md 4.5, and what is emitted against the definition.
+//! The effective modes of peer authentication, and what is emitted against their definition.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The rows of control-plane.md 3.2 on services.
+//! The rows of the translation of services.
 
 use tulle_model::service::AppProtocol;
 

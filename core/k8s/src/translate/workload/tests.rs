@@ -1,4 +1,4 @@
-//! The rows of control-plane.md 3.1 to 3.3 on workloads.
+//! The rows of the translation of workloads.
 
 use super::*;
 use crate::testing::{
