@@ -119,6 +119,13 @@ fn is_there(program: &str) -> bool {
         .any(|folder| Path::new(folder).join(program).is_file())
 }
 
+/// The path with the folders where Debian keeps programs for administrators; users do not have them in theirs.
+pub(crate) fn path() -> String {
+    #[allow(clippy::disallowed_methods, reason = "this task has no configuration layers")]
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("{path}:/usr/sbin:/sbin")
+}
+
 fn is_root() -> bool {
     let output = Command::new("id").arg("-u").output();
     output.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
@@ -160,7 +167,7 @@ impl Namespaces {
                 command
             }
         };
-        command.args(arguments).current_dir(folder);
+        command.args(arguments).current_dir(folder).env("PATH", path());
         command
     }
 }

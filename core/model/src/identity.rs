@@ -75,13 +75,26 @@ impl FromStr for Identity {
         let parts: Vec<&str> = rest.split('/').collect();
         match parts[..] {
             [trust_domain, "ns", namespace, "sa", service_account]
-                if !trust_domain.is_empty() && !namespace.is_empty() && !service_account.is_empty() =>
+                if is_trust_domain(trust_domain) && is_segment(namespace) && is_segment(service_account) =>
             {
                 Ok(Self::new(trust_domain, namespace, service_account))
             }
             _ => Err(invalid()),
         }
     }
+}
+
+/// SPIFFE-ID, section 2.1: lower-case letters, digits, dots, dashes and underscores.
+fn is_trust_domain(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+    !text.is_empty() && text.bytes().all(allowed)
+}
+
+/// SPIFFE-ID, section 2.2: letters, digits, dots, dashes and underscores; no relative step. Identities reach logs and
+/// labels, so nothing else may stand in one.
+fn is_segment(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    !text.is_empty() && text != "." && text != ".." && text.bytes().all(allowed)
 }
 
 impl serde::Serialize for Identity {
@@ -120,6 +133,12 @@ mod tests {
             "spiffe://td/ns/a/sa/b/c",
             "SPIFFE://td/ns/a/sa/b",
             "spiffe://td/sa/b/ns/a",
+            "spiffe://TD/ns/a/sa/b",
+            "spiffe://td:80/ns/a/sa/b",
+            "spiffe://td/ns/a b/sa/b",
+            "spiffe://td/ns/a/sa/b\n",
+            "spiffe://td/ns/../sa/b",
+            "spiffe://td/ns/a/sa/%62",
         ] {
             assert!(text.parse::<Identity>().is_err(), "{text} must be refused");
         }

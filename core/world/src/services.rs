@@ -60,9 +60,19 @@ fn write_rules(text: &mut String, service: &VirtualService) {
     }
 }
 
+/// Where Debian keeps the program; it is not on the path of every user.
+fn nft() -> &'static str {
+    let debian = "/usr/sbin/nft";
+    if std::path::Path::new(debian).exists() {
+        debian
+    } else {
+        "nft"
+    }
+}
+
 /// Puts the services into force on a node.
 pub(crate) fn apply(node: &NetNs, services: &[VirtualService]) -> io::Result<()> {
-    let mut command = Command::new("nft");
+    let mut command = Command::new(nft());
     command
         .args(["-f", "-"])
         .stdin(Stdio::piped())
