@@ -15,7 +15,7 @@ use tulle_runtime::metrics::Registry;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::tasks;
 use tulle_runtime::telemetry::LogHandle;
-use tulle_xds_client::{Client, MeshState, NodeInfo, Options, ResourceType};
+use tulle_xds_client::{Client, MeshState, NodeInfo, NodeKind, Options, ResourceType};
 
 use crate::board::Board;
 use crate::capture::Capture;
@@ -158,6 +158,7 @@ fn shared(config: &Config, hub: Hub, board: Board, metrics: Metrics) -> Result<S
 fn node_info(config: &Config) -> NodeInfo {
     let metadata = [("CLUSTER_ID".to_owned(), config.cluster_id.as_str().into())];
     NodeInfo {
+        kind: NodeKind::Agent,
         name: format!("agent-{}", config.node),
         namespace: "tulle-system".to_owned(),
         node_name: config.node.clone(),

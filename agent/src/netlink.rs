@@ -21,6 +21,8 @@ const HEADER_BYTES: usize = 16;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
+/// Refuse if it is there.
+pub(crate) const NLM_F_EXCL: u16 = 0x200;
 /// Make it if it is not there.
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
 /// Put it behind what is there.

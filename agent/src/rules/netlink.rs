@@ -21,6 +21,8 @@ use crate::error::CaptureError;
 use crate::netlink::{Connection, NETLINK_NETFILTER, Refused};
 use batch::Transaction;
 
+/// What is being done, for errors.
+const STEP: &str = "change the packet rules of the pod's namespace";
 /// Listings kept for comparison; there is one per variant of rules.
 const LISTINGS_MAX: usize = 64;
 
@@ -45,7 +47,7 @@ impl Netlink {
             return Ok(Arc::clone(listing));
         }
         let scratch = NetNs::create().map_err(CaptureError::kernel("make a scratch network namespace"))?;
-        carry_out(&scratch, Transaction::replace(table)).await?;
+        put(&scratch, table.clone()).await?;
         let listing: Arc<[String]> = list(&scratch).await?.unwrap_or_default().into();
         let mut listings = self.listings.lock();
         if listings.len() >= LISTINGS_MAX {
@@ -58,11 +60,11 @@ impl Netlink {
 
 impl Rules for Netlink {
     fn apply<'a>(&'a self, netns: &'a NetNs, table: &'a Table) -> BoxFuture<'a, Result<(), CaptureError>> {
-        carry_out(netns, Transaction::replace(table)).boxed()
+        put(netns, table.clone()).boxed()
     }
 
     fn remove<'a>(&'a self, netns: &'a NetNs) -> BoxFuture<'a, Result<(), CaptureError>> {
-        carry_out(netns, Transaction::remove()).boxed()
+        within(netns, remove_here).boxed()
     }
 
     fn compare<'a>(
@@ -86,21 +88,56 @@ impl Rules for Netlink {
     }
 }
 
-async fn carry_out(netns: &NetNs, transaction: Transaction) -> Result<(), CaptureError> {
-    netns
-        .run_async(move || carry_out_here(&transaction))
-        .await
-        .map_err(CaptureError::kernel("enter the pod's namespace"))?
+async fn put(netns: &NetNs, table: Table) -> Result<(), CaptureError> {
+    within(netns, move || put_here(&table)).await
 }
 
-fn carry_out_here(transaction: &Transaction) -> Result<(), CaptureError> {
-    const STEP: &str = "change the packet rules of the pod's namespace";
-    let connection = Connection::open(NETLINK_NETFILTER).map_err(CaptureError::kernel(STEP))?;
-    let outcome = connection.transact(transaction.messages());
-    outcome.map_err(|Refused { message, source }| match message {
+/// A table that replaces none needs no deletion, for which the kernel would wait some 10 ms when the socket is closed.
+fn put_here(table: &Table) -> Result<(), CaptureError> {
+    let mut connection = open_here()?;
+    let present = listing::is_present_here(&mut connection).map_err(CaptureError::kernel(STEP))?;
+    if !present {
+        let transaction = Transaction::create(table);
+        match connection.transact(transaction.messages()) {
+            // It was made meanwhile.
+            Err(refused) if refused.source.kind() == io::ErrorKind::AlreadyExists => {}
+            outcome => return outcome.map_err(|refused| named(&transaction, refused)),
+        }
+        connection = open_here()?;
+    }
+    let transaction = Transaction::replace(table);
+    connection
+        .transact(transaction.messages())
+        .map_err(|refused| named(&transaction, refused))
+}
+
+fn remove_here() -> Result<(), CaptureError> {
+    let transaction = Transaction::remove();
+    open_here()?
+        .transact(transaction.messages())
+        .map_err(|refused| named(&transaction, refused))
+}
+
+fn open_here() -> Result<Connection, CaptureError> {
+    Connection::open(NETLINK_NETFILTER).map_err(CaptureError::kernel(STEP))
+}
+
+fn named(transaction: &Transaction, refused: Refused) -> CaptureError {
+    let Refused { message, source } = refused;
+    match message {
         Some(message) => CaptureError::RulesRefused(format!("{}: {source}", transaction.name(message))),
         None => CaptureError::Kernel { step: STEP, source },
-    })
+    }
+}
+
+async fn within(
+    netns: &NetNs,
+    work: impl FnOnce() -> Result<(), CaptureError> + Send + 'static,
+) -> Result<(), CaptureError> {
+    netns
+        .run_async(work)
+        .await
+        .map_err(CaptureError::kernel("enter the pod's namespace"))?
 }
 
 async fn list(netns: &NetNs) -> Result<Option<Vec<String>>, CaptureError> {

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use tulle_agent::rules::Backend;
+use tulle_agent::rules::Comparison::Equal;
 use tulle_agent::rules::plan::{self, Chain, Hook, Table, Variant};
 
 use crate::pod::World;
@@ -71,7 +72,6 @@ async fn netlink_puts_in_place_what_nft_does() {
 
 #[tokio::test]
 async fn each_backend_takes_the_others_table_for_the_planned_one() {
-    use tulle_agent::rules::Comparison::Equal;
     let (netlink, nft) = (Backend::Netlink.rules(), Backend::Nft.rules());
     for (variant, table) in tables() {
         let Some(world) = World::new("each_backend_takes_the_others_table_for_the_planned_one") else {
@@ -105,7 +105,7 @@ async fn a_refused_message_is_named_and_nothing_of_the_transaction_stays() {
         "{error}"
     );
     let stays = rules.compare(&world.pod, &standing).await.unwrap();
-    assert_eq!(stays, tulle_agent::rules::Comparison::Equal);
+    assert_eq!(stays, Equal);
 
     table.chains.pop();
     // Translation is not for chains of this type. Which message the kernel lays it to depends on when it looks.
@@ -114,5 +114,22 @@ async fn a_refused_message_is_named_and_nothing_of_the_transaction_stays() {
     assert_eq!(error.reason().token(), "rules_refused");
     assert!(error.to_string().contains("Operation not supported"), "{error}");
     let stays = rules.compare(&world.pod, &standing).await.unwrap();
-    assert_eq!(stays, tulle_agent::rules::Comparison::Equal);
+    assert_eq!(stays, Equal);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_apply_at_the_same_time_leave_one_whole_table() {
+    const ATTEMPTS: usize = 10;
+    let Some(world) = World::new("two_that_apply_at_the_same_time_leave_one_whole_table") else {
+        return;
+    };
+    let rules = Backend::Netlink.rules();
+    let table = plan::capture(&Variant::default());
+    for _ in 0..ATTEMPTS {
+        let (one, other) = tokio::join!(rules.apply(&world.pod, &table), rules.apply(&world.pod, &table));
+        one.and(other).unwrap();
+        let found = rules.compare(&world.pod, &table).await.unwrap();
+        assert_eq!(found, Equal);
+        rules.remove(&world.pod).await.unwrap();
+    }
 }

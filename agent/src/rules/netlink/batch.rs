@@ -3,7 +3,7 @@
 use super::super::plan::{Chain, Hook, TABLE, Table};
 use super::expression::{ANONYMOUS_SET, data};
 use super::translate::{Statement, statements};
-use crate::netlink::{Attributes, Message, NESTED, NLM_F_APPEND, NLM_F_CREATE};
+use crate::netlink::{Attributes, Message, NESTED, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
@@ -33,26 +33,18 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
+    /// Makes the table; the kernel refuses if there is one.
+    pub(super) fn create(table: &Table) -> Self {
+        let mut transaction = Self::begin();
+        transaction.push("the new table".to_owned(), new_table(NLM_F_EXCL));
+        transaction.fill(table)
+    }
+
     /// Replaces the table. That there is one to delete is made sure of first.
     pub(super) fn replace(table: &Table) -> Self {
         let mut transaction = Self::delete_whatever_is_there();
-        transaction.push("the new table".to_owned(), new_table());
-        for chain in &table.chains {
-            transaction.push(format!("chain {}", chain.name), new_chain(chain));
-        }
-        let mut set = 0;
-        for chain in &table.chains {
-            let rules = chain.rules.iter().flat_map(|rule| {
-                set += 1;
-                statements(rule, set)
-                    .into_iter()
-                    .map(move |statement| (statement, set))
-            });
-            for (index, (statement, set)) in rules.enumerate() {
-                transaction.push_rule(chain, index + 1, &statement, set);
-            }
-        }
-        transaction.end()
+        transaction.push("the new table".to_owned(), new_table(0));
+        transaction.fill(table)
     }
 
     /// Removes the table, if there is one.
@@ -72,7 +64,7 @@ impl Transaction {
             .map_or("an unknown message", String::as_str)
     }
 
-    fn delete_whatever_is_there() -> Self {
+    fn begin() -> Self {
         let mut transaction = Self {
             messages: Vec::new(),
             names: Vec::new(),
@@ -81,10 +73,34 @@ impl Transaction {
             "the transaction as a whole".to_owned(),
             Message::new(BATCH_BEGIN, &BATCH),
         );
-        transaction.push("the table to be deleted".to_owned(), new_table());
+        transaction
+    }
+
+    fn delete_whatever_is_there() -> Self {
+        let mut transaction = Self::begin();
+        transaction.push("the table to be deleted".to_owned(), new_table(0));
         let deletion = message(DELETE_TABLE, 0, our_table());
         transaction.push("the deletion of the table".to_owned(), deletion);
         transaction
+    }
+
+    fn fill(mut self, table: &Table) -> Self {
+        for chain in &table.chains {
+            self.push(format!("chain {}", chain.name), new_chain(chain));
+        }
+        let mut set = 0;
+        for chain in &table.chains {
+            let rules = chain.rules.iter().flat_map(|rule| {
+                set += 1;
+                statements(rule, set)
+                    .into_iter()
+                    .map(move |statement| (statement, set))
+            });
+            for (index, (statement, set)) in rules.enumerate() {
+                self.push_rule(chain, index + 1, &statement, set);
+            }
+        }
+        self.end()
     }
 
     fn end(mut self) -> Self {
@@ -130,9 +146,9 @@ pub(super) fn our_table() -> Attributes {
     Attributes::new().text(TABLE_NAME, TABLE)
 }
 
-fn new_table() -> Message {
+fn new_table(flags: u16) -> Message {
     const FLAGS: u16 = 2;
-    message(NEW_TABLE, NLM_F_CREATE, our_table().number(FLAGS, 0))
+    message(NEW_TABLE, NLM_F_CREATE | flags, our_table().number(FLAGS, 0))
 }
 
 fn new_chain(chain: &Chain) -> Message {
@@ -247,6 +263,13 @@ mod tests {
             ]
         );
         assert_eq!(transaction.messages.len(), transaction.names.len());
+    }
+
+    #[test]
+    fn a_table_that_is_made_where_there_is_none_deletes_nothing() {
+        let names = Transaction::create(&drain()).names;
+        assert_eq!(names[..2], ["the transaction as a whole", "the new table"]);
+        assert_eq!(names[2..], Transaction::replace(&drain()).names[4..]);
     }
 
     #[test]

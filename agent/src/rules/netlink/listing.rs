@@ -64,6 +64,15 @@ pub(super) fn list_here(connection: &mut Connection) -> io::Result<Option<Vec<St
     ))
 }
 
+/// Whether our table is in the calling thread's namespace.
+pub(super) fn is_present_here(connection: &mut Connection) -> io::Result<bool> {
+    match connection.request(&get(GET_TABLE)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The number of the namespace's rule set; every transaction changes it.
 fn generation(connection: &mut Connection) -> io::Result<Vec<u8>> {
     const NUMBER: u16 = 1;
