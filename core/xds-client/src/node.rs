@@ -25,6 +25,8 @@ pub enum NodeKind {
     Ztunnel,
     /// A waypoint.
     Waypoint,
+    /// A node's agent.
+    Agent,
 }
 
 /// Who the client is.
@@ -88,6 +90,7 @@ impl NodeInfo {
         let kind = match self.kind {
             NodeKind::Ztunnel => "ztunnel",
             NodeKind::Waypoint => "waypoint",
+            NodeKind::Agent => "agent",
         };
         let ip = self.instance_ips.first().unwrap_or(&UNKNOWN_IP);
         let (name, namespace) = (&self.name, &self.namespace);
@@ -169,6 +172,20 @@ mod tests {
             value(&Json::String("10.0.0.9,fd00::9".into()))
         );
         assert_eq!(NodeInfo::default().id(), "ztunnel~1.1.1.1~.~.svc.cluster.local");
+    }
+
+    #[test]
+    fn an_id_begins_with_the_kind() {
+        let id = |kind| {
+            let node = NodeInfo {
+                kind,
+                ..NodeInfo::default()
+            };
+            node.id().split('~').next().map(str::to_owned)
+        };
+        assert_eq!(id(NodeKind::Ztunnel).as_deref(), Some("ztunnel"));
+        assert_eq!(id(NodeKind::Waypoint).as_deref(), Some("waypoint"));
+        assert_eq!(id(NodeKind::Agent).as_deref(), Some("agent"));
     }
 
     #[test]
