@@ -284,14 +284,17 @@ fn refuse(pod: &Pod, incoming: Incoming, story: &Story, error: &Error) {
 }
 
 /// How much of the reason the peer learns. Only peers of our trust domain get this far.
-fn told(pod: &Pod, story: &Story, error: &Error) -> ReasonHeader {
+fn told(pod: &Pod, story: &Story, error: &Error) -> Option<ReasonHeader> {
     let reason = ReasonHeader::new(error.reason().unwrap_or(Reason::ConnectFailed));
-    if pod.node.config.reason_detail != ReasonDetail::Full {
-        return reason;
-    }
-    let reason = reason.id(story.id);
-    match error.policy() {
-        Some(policy) => reason.policy(policy),
-        None => reason,
+    match pod.node.config.reason_detail {
+        ReasonDetail::None => None,
+        ReasonDetail::Code => Some(reason),
+        ReasonDetail::Full => {
+            let reason = reason.id(story.id);
+            Some(match error.policy() {
+                Some(policy) => reason.policy(policy),
+                None => reason,
+            })
+        }
     }
 }

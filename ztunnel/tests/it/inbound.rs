@@ -92,6 +92,19 @@ async fn a_denied_peer_gets_401_and_learns_the_policy() {
 }
 
 #[tokio::test]
+async fn a_denied_peer_learns_no_more_than_it_may() {
+    for (detail, code) in [("code", Some("T0412")), ("none", None)] {
+        let world = World::start_with("", &[("TULLE_REASON_DETAIL", detail)]).await;
+        world.apply(DENY_REVIEWS);
+        let refusal = world.ask_echo().await.unwrap_err();
+        assert_eq!(refusal.status, 401);
+        let header = refusal.header.as_ref();
+        assert_eq!(header.map(tulle_transport::ReasonHeader::code), code, "{detail}");
+        assert!(header.is_none_or(|header| header.policy.is_none() && header.id.is_none()));
+    }
+}
+
+#[tokio::test]
 async fn a_certificate_of_another_authority_is_refused() {
     let world = World::start("").await;
     let socket = tokio::net::TcpStream::connect(world.hbone).await.unwrap();

@@ -38,8 +38,8 @@ pub(crate) fn identity(namespace: &str, service_account: &str) -> Identity {
 }
 
 /// The configuration of a dedicated proxy with free ports.
-fn config(workload: &str, local_xds: &str, run_dir: &std::path::Path) -> Config {
-    let env = MapEnv::from([
+fn config(workload: &str, local_xds: &str, run_dir: &std::path::Path, variables: &[(&str, &str)]) -> Config {
+    let mut env = MapEnv::from([
         ("PROXY_MODE", "dedicated"),
         ("PROXY_WORKLOAD_INFO", workload),
         ("TULLE_POLICY_WAIT", "300ms"),
@@ -48,6 +48,9 @@ fn config(workload: &str, local_xds: &str, run_dir: &std::path::Path) -> Config 
         ("IPV6_ENABLED", "false"),
         ("TULLE_RUN_DIR", run_dir.to_str().unwrap()),
     ]);
+    for (name, value) in variables {
+        env = env.with(name, value);
+    }
     Config {
         ports: Ports {
             outbound: free_port(),
@@ -66,18 +69,27 @@ fn config(workload: &str, local_xds: &str, run_dir: &std::path::Path) -> Config 
 impl World {
     /// `more` is further YAML of the workload `shop/web-1`, at its level of indentation.
     pub(crate) async fn start(more: &str) -> Self {
+        Self::start_with(more, &[]).await
+    }
+
+    /// The same, with further variables set.
+    pub(crate) async fn start_with(more: &str, variables: &[(&str, &str)]) -> Self {
         let xds = format!(
             "workloads:\n- {{uid: web, name: web-1, namespace: shop, serviceAccount: web, workloadIps: [127.0.0.1], \
              protocol: HBONE, workloadName: web, canonicalName: web, {more}}}\n"
         );
-        Self::serve("shop/web-1/web", &xds, Arc::new(TestCa::new())).await
+        Self::serve_with("shop/web-1/web", &xds, Arc::new(TestCa::new()), variables).await
     }
 
     /// A proxy for another workload.
     pub(crate) async fn serve(workload: &str, xds: &str, ca: Arc<TestCa>) -> Self {
+        Self::serve_with(workload, xds, ca, &[]).await
+    }
+
+    async fn serve_with(workload: &str, xds: &str, ca: Arc<TestCa>, variables: &[(&str, &str)]) -> Self {
         let run_dir = tempfile::tempdir().unwrap();
         let authority = Arc::new(FakeCa::new(Arc::clone(&ca), Clock::system()));
-        let config = config(workload, xds, run_dir.path());
+        let config = config(workload, xds, run_dir.path(), variables);
         let app = App::start(config, None, Some(authority), &Handle::current())
             .await
             .unwrap();

@@ -261,11 +261,11 @@ impl Incoming {
         }
     }
 
-    /// Answers `status`, with the reason.
-    pub fn reject(mut self, status: u16, reason: impl Into<ReasonHeader>) {
+    /// Answers `status`, with the reason if there is one to tell.
+    pub fn reject(mut self, status: u16, reason: Option<ReasonHeader>) {
         let refusal = Refusal {
             status,
-            header: Some(reason.into()),
+            header: reason,
         };
         if let Err(error) = self.respond.send_response(refusal.to_http(), true) {
             tracing::debug!(%error, status, "refusal not delivered");

@@ -149,10 +149,8 @@ async fn a_refusal_arrives_with_its_reason() {
     let request = ConnectRequest::new("10.0.0.1:80");
     let (refused, ()) = tokio::join!(pair.client.open(&request), async {
         let incoming = pair.incoming.recv().await.unwrap();
-        incoming.reject(
-            401,
-            ReasonHeader::new(Reason::PolicyDenied).policy("shop/deny-dev"),
-        );
+        let reason = ReasonHeader::new(Reason::PolicyDenied).policy("shop/deny-dev");
+        incoming.reject(401, Some(reason));
     });
     let error = refused.unwrap_err();
     assert_eq!(
@@ -171,6 +169,25 @@ async fn a_refusal_arrives_with_its_reason() {
 }
 
 #[tokio::test]
+async fn a_refusal_may_keep_its_reason_to_itself() {
+    let mut pair = Pair::new().await;
+    let request = ConnectRequest::new("10.0.0.1:80");
+    let (refused, ()) = tokio::join!(pair.client.open(&request), async {
+        pair.incoming.recv().await.unwrap().reject(401, None);
+    });
+    let error = refused.unwrap_err();
+    assert_eq!(error.reason(), Reason::PolicyDenied, "as far as its status tells");
+    let silent = Refusal {
+        status: 401,
+        header: None,
+    };
+    assert!(
+        matches!(&error, OpenError::Refused(refusal) if *refusal == silent),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn only_a_503_sends_the_caller_to_another_endpoint() {
     let mut pair = Pair::new().await;
     for (status, retry) in [
@@ -184,7 +201,7 @@ async fn only_a_503_sends_the_caller_to_another_endpoint() {
                 .recv()
                 .await
                 .unwrap()
-                .reject(status, Reason::ConnectFailed);
+                .reject(status, Some(Reason::ConnectFailed.into()));
         });
         assert_eq!(refused.unwrap_err().retry(), retry, "{status}");
     }
@@ -391,7 +408,7 @@ async fn what_is_no_connect_is_told_so() {
     let stream = incoming.recv().await.unwrap();
     let error = stream.request().unwrap_err();
     assert_eq!(error, MalformedConnect::NotConnect);
-    stream.reject(400, error.reason());
+    stream.reject(400, Some(error.reason().into()));
     let response = response.await.unwrap();
     assert_eq!(response.status(), 400);
     assert_eq!(response.headers()["x-tulle-reason"], "T0419; not_connect");
