@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -346,7 +345,7 @@ fn channel_config(config: &Config, server: &ControlPlane) -> ChannelConfig {
         root: server.root.clone(),
         server_name: server.server_name.clone(),
         token: server.token.clone(),
-        headers: Vec::new(),
+        headers: server.headers.to_vec(),
         cluster_id: Some(config.cluster_id.to_string()),
     }
 }
@@ -377,21 +376,23 @@ fn follow_configuration(
 }
 
 fn node_info(config: &Config) -> NodeInfo {
-    let text = |text: &str| Value::String(text.to_owned());
+    let mut metadata = config.node_metadata.clone();
+    for (name, own) in [
+        ("CLUSTER_ID", &*config.cluster_id),
+        ("NETWORK", &*config.network),
+        ("SERVICE_ACCOUNT", &*config.process.service_account),
+    ] {
+        // What this proxy goes by is told, whatever else is said of it.
+        if !own.is_empty() || !metadata.contains_key(name) {
+            metadata.insert(name.to_owned(), own.into());
+        }
+    }
     NodeInfo {
         name: config.process.pod_name.clone(),
         namespace: config.process.pod_namespace.clone(),
         node_name: config.node.to_string(),
         instance_ips: config.process.instance_ip.into_iter().collect(),
-        metadata: [
-            ("CLUSTER_ID".to_owned(), text(&config.cluster_id)),
-            ("NETWORK".to_owned(), text(&config.network)),
-            (
-                "SERVICE_ACCOUNT".to_owned(),
-                text(&config.process.service_account),
-            ),
-        ]
-        .into(),
+        metadata,
         build_version: tulle_runtime::build_info::tag(),
         ..NodeInfo::default()
     }
@@ -530,4 +531,24 @@ async fn bind_any(ipv6: bool, port: u16) -> Result<Listener, AdminError> {
         return Ok(listener);
     }
     bind((Ipv4Addr::UNSPECIFIED, port).into()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tulle_runtime::config::MapEnv;
+
+    #[test]
+    fn a_node_tells_its_metadata_but_never_another_cluster() {
+        let env = MapEnv::from([
+            ("CLUSTER_ID", "west"),
+            ("ISTIO_META_ZONE", "a"),
+            ("ISTIO_META_NETWORK", "n2"),
+            ("PROXY_CONFIG", "proxyMetadata: {CLUSTER_ID: east}"),
+        ]);
+        let told = node_info(&Config::from_env(&env).unwrap()).metadata;
+        assert_eq!(told["CLUSTER_ID"], "west");
+        assert_eq!(told["ZONE"], "a");
+        assert_eq!(told["NETWORK"], "n2", "nothing else is known of it");
+    }
 }

@@ -1,9 +1,11 @@
 //! The configuration of the node proxy, read from ztunnel's environment variables (node-proxy.md section 19).
 
 mod control_plane;
+mod headers;
 mod inpod;
 mod log;
 mod mesh;
+mod metadata;
 mod ports;
 pub mod reference;
 mod show;
@@ -12,15 +14,18 @@ mod traffic;
 mod tunnels;
 mod who;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 use tulle_model::Str;
 use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
 use tulle_runtime::config::{Collector, ConfigError, Env};
 
 pub use self::control_plane::{CertificateAuthority, ControlPlane, LocalXds};
+pub use self::headers::Headers;
 pub use self::inpod::Inpod;
 pub use self::log::Log;
 use self::mesh::ProxyConfig;
@@ -46,6 +51,8 @@ pub struct Config {
     pub trust_domain: Str,
     /// What this proxy is for the control plane.
     pub process: ProcessIdentity,
+    /// Further things that the control plane is told of this node.
+    pub node_metadata: BTreeMap<String, Value>,
     /// Control plane; `None` = what is known comes from [`Self::local_xds`] alone.
     pub xds: Option<ControlPlane>,
     /// Certificate authority.
@@ -134,6 +141,7 @@ impl Config {
             cluster_id: who::read_cluster_id(read),
             trust_domain: read.string("TRUST_DOMAIN", DEFAULT_TRUST_DOMAIN).into(),
             process: who::read_process(read),
+            node_metadata: metadata::read(read, &proxy_config.proxy_metadata),
             local_xds,
             secret_ttl: read.duration("SECRET_TTL", Duration::from_secs(24 * 60 * 60)),
             post_quantum_only: control_plane::read_compliance(read),

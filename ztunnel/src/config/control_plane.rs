@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use tulle_identity::{RootSource, TokenSource};
 use tulle_runtime::config::{Collector, Env};
 
+use super::headers::Headers;
 use super::mesh::ProxyConfig;
 use super::show::as_text;
 
@@ -28,6 +29,8 @@ pub struct ControlPlane {
     /// How the caller proves itself.
     #[serde(serialize_with = "as_token")]
     pub token: TokenSource,
+    /// Sent with each request.
+    pub headers: Headers,
 }
 
 /// Where certificates come from.
@@ -94,13 +97,16 @@ fn default_address(env: &dyn Env) -> &'static str {
     }
 }
 
-/// Without XDS_ADDRESS a local configuration stands alone.
+/// Without XDS_ADDRESS a local configuration stands alone; an empty one means that there is no control plane.
 pub(super) fn read_xds(
     read: &mut Collector<'_>,
     env: &dyn Env,
     proxy_config: &ProxyConfig,
     local: bool,
 ) -> Option<ControlPlane> {
+    if read.is_emptied("XDS_ADDRESS") {
+        return None;
+    }
     let set = read
         .optional_string("XDS_ADDRESS")
         .or_else(|| proxy_config.discovery_address.clone());
@@ -127,6 +133,7 @@ pub(super) fn read_ca(read: &mut Collector<'_>, env: &dyn Env) -> CertificateAut
         root: RootSource::System,
         server_name: None,
         token: TokenSource::None,
+        headers: Headers::default(),
     }))
 }
 
@@ -144,6 +151,7 @@ fn read_server(read: &mut Collector<'_>, kind: &str, address: &str) -> Option<Co
         root: RootSource::from_setting(&read.string(&format!("{kind}_ROOT_CA"), DEFAULT_ROOT)),
         server_name: read.optional_string(&format!("ALT_{kind}_HOSTNAME")),
         token: token_source(read.optional_string("AUTH_TOKEN")),
+        headers: Headers::read(read, &format!("{kind}_HEADER_")),
     })
 }
 

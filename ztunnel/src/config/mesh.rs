@@ -1,5 +1,6 @@
 //! `PROXY_CONFIG`, and the mesh file it may come from: the few fields of Istio's ProxyConfig that apply.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -17,6 +18,7 @@ pub(super) struct ProxyConfig {
     pub(super) proxy_admin_port: Option<u16>,
     pub(super) stats_port: Option<u16>,
     pub(super) concurrency: Option<usize>,
+    pub(super) proxy_metadata: BTreeMap<String, String>,
 }
 
 /// A mesh configuration, as far as it holds a ProxyConfig.
@@ -50,7 +52,10 @@ impl ProxyConfig {
     }
 
     fn over(self, file: Self) -> Self {
+        let mut proxy_metadata = file.proxy_metadata;
+        proxy_metadata.extend(self.proxy_metadata);
         Self {
+            proxy_metadata,
             discovery_address: self.discovery_address.or(file.discovery_address),
             proxy_admin_port: self.proxy_admin_port.or(file.proxy_admin_port),
             stats_port: self.stats_port.or(file.stats_port),

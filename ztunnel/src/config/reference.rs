@@ -83,6 +83,16 @@ const IDENTITY: &[Variable] = &[
         Nothing,
         "Service account of the proxy's own pod",
     ),
+    variable(
+        "ISTIO_META_*",
+        Depends("`proxyMetadata` of `PROXY_CONFIG`, name by name"),
+        "Further things the control plane is told of the node: `ISTIO_META_ZONE=a` tells `ZONE` as the text `a`",
+    ),
+    variable(
+        "ISTIO_METAJSON_*",
+        Nothing,
+        "The same as JSON: `ISTIO_METAJSON_LABELS={\"app\":\"zt\"}`",
+    ),
 ];
 
 const CONTROL_PLANE: &[Variable] = &[
@@ -91,7 +101,7 @@ const CONTROL_PLANE: &[Variable] = &[
         Depends(
             "`discoveryAddress` of `PROXY_CONFIG`; none with a local configuration; else `https://istiod.istio-system.svc:15012` in Kubernetes and `https://localhost:15012` outside",
         ),
-        "Control plane, `https://host:port`; without a scheme `https` is meant",
+        "Control plane, `https://host:port`; without a scheme `https` is meant; set, but to nothing: there is none",
     ),
     variable(
         "CA_ADDRESS",
@@ -128,6 +138,16 @@ const CONTROL_PLANE: &[Variable] = &[
         Depends("the file `./var/run/secrets/tokens/istio-token`, if there is one"),
         "What the proxy proves itself with: a file, if it begins with `/` or `.` or exists; else the token itself",
     ),
+    variable(
+        "XDS_HEADER_*",
+        Nothing,
+        "Further headers of each request to the control plane: `XDS_HEADER_X-TEAM=shop` sends `x-team: shop`",
+    ),
+    variable(
+        "CA_HEADER_*",
+        Nothing,
+        "Further headers of each request to the authority, likewise",
+    ),
     variable("SECRET_TTL", Value("24h"), "Lifetime asked for certificates"),
     variable(
         "COMPLIANCE_POLICY",
@@ -147,7 +167,7 @@ const CONTROL_PLANE: &[Variable] = &[
     variable(
         "PROXY_CONFIG",
         Depends("`defaultConfig` of the file `./etc/istio/config/mesh`, field by field"),
-        "YAML with `discoveryAddress`, `proxyAdminPort` [15000], `statsPort` [15020] and `concurrency`; other fields are ignored",
+        "YAML with `discoveryAddress`, `proxyAdminPort` [15000], `statsPort` [15020], `concurrency` and `proxyMetadata`; other fields are ignored",
     ),
     variable(
         "FAKE_CA",
@@ -342,16 +362,21 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use std::cell::RefCell;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use tulle_runtime::config::{Env, MapEnv};
 
     /// An environment that remembers what it was asked for.
     struct Asked(MapEnv, RefCell<BTreeSet<String>>);
 
     impl Env for Asked {
-        fn var(&self, name: &str) -> Option<String> {
+        fn raw(&self, name: &str) -> Option<String> {
             self.1.borrow_mut().insert(name.to_owned());
-            self.0.var(name)
+            self.0.raw(name)
+        }
+
+        fn with_prefix(&self, prefix: &str) -> BTreeMap<String, String> {
+            self.1.borrow_mut().insert(format!("{prefix}*"));
+            self.0.with_prefix(prefix)
         }
     }
 
@@ -384,9 +409,11 @@ mod tests {
         let sources = [
             include_str!("../config.rs"),
             include_str!("control_plane.rs"),
+            include_str!("headers.rs"),
             include_str!("inpod.rs"),
             include_str!("log.rs"),
             include_str!("mesh.rs"),
+            include_str!("metadata.rs"),
             include_str!("ports.rs"),
             include_str!("threads.rs"),
             include_str!("traffic.rs"),

@@ -1,4 +1,5 @@
 use super::*;
+use serde_json::json;
 use tulle_runtime::config::MapEnv;
 
 fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -117,6 +118,61 @@ fn istio_s_proxy_config_sets_ports_and_address() {
     assert_eq!(config.process_ports.stats, 25020);
     assert_eq!(config.worker_threads, 3);
     assert_eq!(config.xds.unwrap().address.to_string(), "https://pilot:15012/");
+}
+
+#[test]
+fn an_empty_address_means_no_control_plane() {
+    let variables = [
+        ("XDS_ADDRESS", ""),
+        ("PROXY_CONFIG", "discoveryAddress: pilot:15012"),
+    ];
+    assert!(read(&variables).unwrap().xds.is_none());
+}
+
+#[test]
+fn headers_are_sent_to_the_server_they_are_for_and_never_shown() {
+    let config = read(&[("XDS_HEADER_X-Team", "s3cr3t"), ("CA_HEADER_TENANT", "blue")]).unwrap();
+    let dump = serde_json::to_value(&config).unwrap();
+    let shown = format!("{config:?} {dump}");
+    let sent = config.xds.unwrap().headers.to_vec();
+    assert_eq!(sent, [("x-team".to_owned(), "s3cr3t".to_owned())]);
+    assert_eq!(dump["ca"]["server"]["headers"], json!(["tenant"]));
+    assert_eq!(dump["xds"]["headers"], json!(["x-team"]));
+    assert!(!shown.contains("s3cr3t") && !shown.contains("blue"), "{shown}");
+}
+
+#[test]
+fn what_cannot_be_sent_or_read_is_listed_by_variable() {
+    let error = read(&[
+        ("XDS_HEADER_A B", "x"),
+        ("CA_HEADER_TRACE-BIN", "x"),
+        ("CA_HEADER_TOKEN", "s3cr3t\n"),
+        ("ISTIO_METAJSON_LABELS", "{"),
+        ("ISTIO_METAJSON_GOOD", "{}"),
+    ])
+    .unwrap_err();
+    let names: Vec<_> = error.problems.iter().map(|problem| &*problem.name).collect();
+    let expected = [
+        "XDS_HEADER_A B",
+        "CA_HEADER_TOKEN",
+        "CA_HEADER_TRACE-BIN",
+        "ISTIO_METAJSON_LABELS",
+    ];
+    assert_eq!(names, expected);
+    assert!(!error.to_string().contains("s3cr3t"), "{error}");
+}
+
+#[test]
+fn node_metadata_comes_from_variables_before_the_proxy_config() {
+    let config = read(&[
+        ("ISTIO_META_ZONE", "a"),
+        ("ISTIO_METAJSON_LABELS", r#"{"app":"zt"}"#),
+        ("PROXY_CONFIG", "proxyMetadata: {ISTIO_META_ZONE: b, RACK: r1}"),
+    ])
+    .unwrap();
+    assert_eq!(config.node_metadata["ZONE"], "a");
+    assert_eq!(config.node_metadata["RACK"], "r1");
+    assert_eq!(config.node_metadata["LABELS"]["app"], "zt");
 }
 
 #[cfg(not(feature = "testing"))]

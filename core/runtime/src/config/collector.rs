@@ -1,5 +1,6 @@
 //! Reads typed values from an environment and gathers everything wrong with them into one report.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::str::FromStr;
 use std::time::Duration;
@@ -116,6 +117,16 @@ impl<'a> Collector<'a> {
     /// A text, if there is one.
     pub fn optional_string(&mut self, name: &str) -> Option<String> {
         self.env.var(name)
+    }
+
+    /// Every text whose variable begins with `prefix`, by the variable's name.
+    pub fn with_prefix(&mut self, prefix: &str) -> BTreeMap<String, String> {
+        self.env.with_prefix(prefix)
+    }
+
+    /// Whether the variable is set, but to nothing.
+    pub fn is_emptied(&mut self, name: &str) -> bool {
+        self.env.raw(name).is_some_and(|value| value.is_empty())
     }
 
     /// Notes something wrong that the caller found, such as two values that contradict.
