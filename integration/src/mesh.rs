@@ -49,6 +49,16 @@ impl TestMesh {
         this
     }
 
+    /// A running mesh of two nodes with a captured pod on each, `web` on n1 and `db` on n2.
+    pub async fn pair() -> (Self, Pod, Pod) {
+        let mut mesh = Self::new(&["n1", "n2"]).await;
+        let web = mesh.pod("n1", "web").await;
+        let db = mesh.pod("n2", "db").await;
+        mesh.start().await;
+        mesh.captured(&[&web, &db]).await;
+        (mesh, web, db)
+    }
+
     /// Starts every component and waits until all are ready.
     pub async fn start(&mut self) {
         self.mesh.start_control(&self.world).await.unwrap();

@@ -105,11 +105,7 @@ async fn a_service_address_leads_to_the_target_port_of_its_endpoints() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_body_arrives_unchanged_both_ways() {
     const BODY_BYTES: usize = 64 * 1024 * 1024;
-    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
-    let web = mesh.pod("n1", "web").await;
-    let db = mesh.pod("n2", "db").await;
-    mesh.start().await;
-    mesh.captured(&[&web, &db]).await;
+    let (_mesh, web, db) = TestMesh::pair().await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
 
     let body: Vec<u8> = (0..BODY_BYTES)
@@ -134,11 +130,7 @@ async fn a_large_body_arrives_unchanged_both_ways() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_half_closed_connection_goes_on_in_the_other_direction() {
-    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
-    let web = mesh.pod("n1", "web").await;
-    let db = mesh.pod("n2", "db").await;
-    mesh.start().await;
-    mesh.captured(&[&web, &db]).await;
+    let (_mesh, web, db) = TestMesh::pair().await;
     let address = SocketAddr::new(db.ipv4().into(), 8080);
     let listener = db
         .namespace()
@@ -169,11 +161,7 @@ async fn a_half_closed_connection_goes_on_in_the_other_direction() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reset_of_the_server_reaches_the_client_as_a_reset() {
-    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
-    let web = mesh.pod("n1", "web").await;
-    let db = mesh.pod("n2", "db").await;
-    mesh.start().await;
-    mesh.captured(&[&web, &db]).await;
+    let (_mesh, web, db) = TestMesh::pair().await;
     let address = SocketAddr::new(db.ipv4().into(), 8080);
     let listener = db
         .namespace()

@@ -85,11 +85,7 @@ async fn a_pod_that_left_has_no_rule_of_ours() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rules_that_something_removed_come_back() {
-    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
-    let web = mesh.pod("n1", "web").await;
-    let db = mesh.pod("n2", "db").await;
-    mesh.start().await;
-    mesh.captured(&[&web, &db]).await;
+    let (mesh, web, db) = TestMesh::pair().await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     assert_echo(web.namespace(), echo.address()).await;
     let mut command = std::process::Command::new("nft");

@@ -9,22 +9,13 @@ use tulle_integration::{TestMesh, manifest};
 use tulle_transport::hbone::OpenError;
 use tulle_world::{Component, Pod};
 
-async fn pair() -> (TestMesh, Pod, Pod) {
-    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
-    let web = mesh.pod("n1", "web").await;
-    let db = mesh.pod("n2", "db").await;
-    mesh.start().await;
-    mesh.captured(&[&web, &db]).await;
-    (mesh, web, db)
-}
-
 fn port(pod: &Pod, port: u16) -> SocketAddr {
     SocketAddr::new(pod.ipv4().into(), port)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f33_the_tunnel_port_answers_each_wrong_request_with_its_status() {
-    let (mesh, _web, db) = pair().await;
+    let (mesh, _web, db) = TestMesh::pair().await;
     // The caller is outside of every capture: its packets reach 15008 as they are.
     let caller = mesh.world.node("n1").unwrap().namespace().clone();
     let own = certificate(&mesh, "n1", &identity("web")).unwrap();
@@ -68,7 +59,7 @@ async fn f33_the_tunnel_port_answers_each_wrong_request_with_its_status() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_tunnel_port_takes_no_method_but_connect() {
-    let (mesh, _web, db) = pair().await;
+    let (mesh, _web, db) = TestMesh::pair().await;
     let caller = mesh.world.node("n1").unwrap().namespace().clone();
     let own = certificate(&mesh, "n1", &identity("web")).unwrap();
     let socket = connect(&caller, port(&db, 15008)).await.unwrap();
@@ -88,7 +79,7 @@ async fn the_tunnel_port_takes_no_method_but_connect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn n01_a_peer_under_another_identity_is_not_believed() {
-    let (mesh, _web, db) = pair().await;
+    let (mesh, _web, db) = TestMesh::pair().await;
     let caller = mesh.world.node("n1").unwrap().namespace().clone();
     let own = certificate(&mesh, "n1", &identity("web")).unwrap();
     let wrong = open(
@@ -152,7 +143,7 @@ async fn a_node_proxy_refuses_an_endpoint_that_presents_another_identity_and_nev
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn n03_the_authority_issues_only_what_is_placed_on_the_asking_node() {
-    let (mesh, _web, _db) = pair().await;
+    let (mesh, _web, _db) = TestMesh::pair().await;
     assert!(certificate(&mesh, "n1", &identity("web")).is_ok());
     for (node, account) in [("n1", "db"), ("n2", "web"), ("n1", "nobody")] {
         let refused = certificate(&mesh, node, &identity(account)).unwrap_err();

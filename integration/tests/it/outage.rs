@@ -4,20 +4,11 @@ use tulle_integration::mesh::eventually;
 use tulle_integration::storm::Storm;
 use tulle_integration::traffic::{Echo, Pinned, assert_echo, gets_through};
 use tulle_integration::{TestMesh, manifest};
-use tulle_world::{Component, Pod};
-
-async fn pair() -> (TestMesh, Pod, Pod) {
-    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
-    let web = mesh.pod("n1", "web").await;
-    let db = mesh.pod("n2", "db").await;
-    mesh.start().await;
-    mesh.captured(&[&web, &db]).await;
-    (mesh, web, db)
-}
+use tulle_world::Component;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f01_a_killed_control_plane_costs_no_connection_and_comes_back() {
-    let (mut mesh, web, db) = pair().await;
+    let (mut mesh, web, db) = TestMesh::pair().await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     let pinned = Pinned::open(web.namespace(), echo.address(), 10).await;
     let storm = Storm::start(web.namespace(), &[echo.address()], 4);
@@ -59,7 +50,7 @@ async fn f01_a_killed_control_plane_costs_no_connection_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f07_a_killed_agent_costs_no_connection_and_takes_its_sockets_back() {
-    let (mut mesh, web, db) = pair().await;
+    let (mut mesh, web, db) = TestMesh::pair().await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     let pinned = Pinned::open(web.namespace(), echo.address(), 10).await;
     let storm = Storm::start(web.namespace(), &[echo.address()], 4);
@@ -96,7 +87,7 @@ async fn f07_a_killed_agent_costs_no_connection_and_takes_its_sockets_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f06_a_killed_node_proxy_is_never_bypassed_and_serves_again_when_it_is_back() {
-    let (mut mesh, web, db) = pair().await;
+    let (mut mesh, web, db) = TestMesh::pair().await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     assert_echo(web.namespace(), echo.address()).await;
     let before = echo.peers().len();
