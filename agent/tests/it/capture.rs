@@ -1,6 +1,7 @@
 //! Rules, routes, conntrack and settings, as the kernel has them.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::BorrowedFd;
 
 use tulle_agent::capture::Capture;
 use tulle_agent::conntrack::{self, Select};
@@ -12,7 +13,7 @@ use tulle_agent::sockets::Listeners;
 use tulle_agent::sysctl;
 
 use crate::backends::with_each_backend;
-use crate::pod::{OUTSIDE, PATIENCE, POD, World, assert_alive};
+use crate::pod::{OUTSIDE, OUTSIDE6, PATIENCE, POD, POD6, World, assert_alive};
 
 with_each_backend! {
     what_is_applied_is_what_the_plan_says,
@@ -22,6 +23,7 @@ with_each_backend! {
     exactly_the_selected_conntrack_entries_are_deleted,
     old_connections_live_on_and_new_ones_are_captured,
     captured_connections_live_on_when_a_captured_pod_is_joined_again,
+    both_families_are_captured_both_ways,
 }
 
 const HELD: Held = Held {
@@ -253,7 +255,7 @@ async fn captured_connections_live_on_when_a_captured_pod_is_joined_again(backen
     let capture = Capture::new(backend.rules(), &Variant::default());
     capture.install(&pod).await.unwrap();
     let mut caller = world.dial(8080).unwrap();
-    let inbound = std::net::TcpListener::from(listeners.fds()[1].try_clone_to_owned().unwrap());
+    let inbound = TcpListener::from(listeners.fds()[1].try_clone_to_owned().unwrap());
     let (mut proxy, _) = inbound.accept().unwrap();
     proxy.set_nonblocking(false).unwrap();
     assert_alive(&mut caller, &mut proxy);
@@ -299,7 +301,7 @@ async fn nobody_shares_the_ports_of_the_listeners() {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
             socket.set_reuse_port(true)?;
             socket.set_reuse_address(true)?;
-            socket.bind(&std::net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())
+            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())
         });
         assert_eq!(thief.unwrap().unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
     }
@@ -309,4 +311,46 @@ async fn nobody_shares_the_ports_of_the_listeners() {
         5,
         "{marked:?}"
     );
+}
+
+/// What a listener of the proxy accepts, and where it was meant to go.
+fn accept_captured(listener: BorrowedFd<'_>) -> (TcpStream, SocketAddr) {
+    let listener = TcpListener::from(listener.try_clone_to_owned().unwrap());
+    // The caller's last word of the handshake may still be on its way.
+    listener.set_nonblocking(false).unwrap();
+    let (captured, from) = listener.accept().unwrap();
+    captured.set_nonblocking(false).unwrap();
+    let socket = socket2::SockRef::from(&captured);
+    let meant = match from.ip().to_canonical() {
+        IpAddr::V4(_) => socket.original_dst_v4(),
+        IpAddr::V6(_) => socket.original_dst_v6(),
+    };
+    let meant = meant.unwrap().as_socket().unwrap();
+    (captured, meant)
+}
+
+async fn both_families_are_captured_both_ways(backend: Backend) {
+    let Some(world) = World::new("both_families_are_captured_both_ways") else {
+        return;
+    };
+    let pod = world.located().await;
+    assert!(pod.ipv6);
+    let listeners = Listeners::open(&pod.netns, false).await.unwrap();
+    let capture = Capture::new(backend.rules(), &Variant::default());
+    capture.install(&pod).await.unwrap();
+    let ways = [
+        (&world.outside, IpAddr::V4(POD), 1),
+        (&world.outside, IpAddr::V6(POD6), 1),
+        (&world.pod, IpAddr::V4(OUTSIDE), 0),
+        (&world.pod, IpAddr::V6(OUTSIDE6), 0),
+    ];
+    for (from, to, listener) in ways {
+        let to = SocketAddr::new(to, 8080);
+        let dial = move || TcpStream::connect_timeout(&to, PATIENCE);
+        let mut caller = from.run(dial).unwrap().unwrap();
+        caller.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (mut captured, meant) = accept_captured(listeners.fds()[listener]);
+        assert_eq!(meant, to);
+        assert_alive(&mut caller, &mut captured);
+    }
 }

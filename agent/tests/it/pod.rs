@@ -1,7 +1,7 @@
 //! A pod as the agent finds it: a namespace with an address, reached over a pair of virtual interfaces.
 
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,6 +12,10 @@ use tulle_linux::NetNs;
 pub(crate) const POD: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 7);
 /// The address of everyone else.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+/// The pod's other address.
+pub(crate) const POD6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 7);
+/// The other address of everyone else.
+pub(crate) const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 1);
 /// Long enough for a loaded machine; nothing waits this long when all is well.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -55,6 +59,8 @@ impl World {
         ip(&world.pod, &format!("link set eth1 netns {peer}"));
         ip(&world.pod, &format!("addr add {POD}/24 dev eth0"));
         ip(&world.outside, &format!("addr add {OUTSIDE}/24 dev eth1"));
+        ip(&world.pod, &format!("addr add {POD6}/64 dev eth0 nodad"));
+        ip(&world.outside, &format!("addr add {OUTSIDE6}/64 dev eth1 nodad"));
         ip(&world.pod, "link set eth0 up");
         ip(&world.outside, "link set eth1 up");
         Some(world)
