@@ -67,6 +67,26 @@ impl Listeners {
         }
     }
 
+    /// The same listeners with a new socket for each that no longer listens, opened in the namespace.
+    ///
+    /// # Errors
+    /// `PortTaken` when something else listens there now; else what the kernel answers.
+    pub async fn reopen(&self, netns: &NetNs) -> Result<Self, CaptureError> {
+        let kept: io::Result<Vec<_>> = self
+            .sockets
+            .iter()
+            .map(|(kind, socket)| {
+                let socket = fits(*kind, socket).then(|| socket.try_clone()).transpose()?;
+                Ok((*kind, socket))
+            })
+            .collect();
+        let kept = kept.map_err(CaptureError::kernel("copy a listening socket"))?;
+        netns
+            .run_async(move || reopen_here(kept))
+            .await
+            .map_err(CaptureError::kernel("enter the pod's namespace"))?
+    }
+
     /// What the sockets are, in order.
     #[must_use]
     pub fn kinds(&self) -> Vec<Kind> {
@@ -120,22 +140,32 @@ fn open_here(dns: bool) -> Result<Listeners, CaptureError> {
     ))?;
     let mut sockets = Vec::new();
     for kind in KINDS_TCP.iter().chain(if dns { &KINDS_DNS[..] } else { &[] }) {
-        match open_one(*kind) {
-            Ok(socket) => sockets.push((*kind, socket)),
-            // No IPv6 in the pod: nothing can ask there.
-            Err(error) if is_loopback6(*kind) && is_without_ipv6(&error) => {}
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                return Err(CaptureError::PortTaken { port: port_of(*kind) });
-            }
-            Err(source) => {
-                return Err(CaptureError::Listen {
-                    port: port_of(*kind),
-                    source,
-                });
-            }
-        }
+        sockets.extend(open_if_possible(*kind)?.map(|socket| (*kind, socket)));
     }
     Ok(Listeners { sockets })
+}
+
+fn reopen_here(kept: Vec<(Kind, Option<Socket>)>) -> Result<Listeners, CaptureError> {
+    let mut sockets = Vec::new();
+    for (kind, socket) in kept {
+        let socket = match socket {
+            Some(socket) => Some(socket),
+            None => open_if_possible(kind)?,
+        };
+        sockets.extend(socket.map(|socket| (kind, socket)));
+    }
+    Ok(Listeners { sockets })
+}
+
+/// The socket of a kind; nothing where the pod has no IPv6 and nothing can ask there.
+fn open_if_possible(kind: Kind) -> Result<Option<Socket>, CaptureError> {
+    let port = port_of(kind);
+    match open_one(kind) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if is_loopback6(kind) && is_without_ipv6(&error) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(CaptureError::PortTaken { port }),
+        Err(source) => Err(CaptureError::Listen { port, source }),
+    }
 }
 
 fn open_one(kind: Kind) -> io::Result<Socket> {

@@ -72,11 +72,13 @@ impl PodTask {
             .hub
             .announced(&self.pod.uid)
             .filter(|pod| pod.netns == located.netns);
-        if let Some(held) = announced
-            .and_then(|pod| pod.listeners.clone())
-            .filter(|held| held.are_listening())
-        {
-            return Ok(held);
+        if let Some(held) = announced.and_then(|pod| pod.listeners.clone()) {
+            return if held.are_listening() {
+                Ok(held)
+            } else {
+                // Those that still listen hold their ports, and what waits in their queues.
+                held.reopen(&located.netns).await.map(Arc::new)
+            };
         }
         match Listeners::open(&located.netns, self.shared.dns).await {
             Err(CaptureError::PortTaken { port }) => {

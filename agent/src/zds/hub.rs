@@ -204,6 +204,14 @@ impl Hub {
         }
     }
 
+    /// Asks the newest proxy to let go of a pod's listeners and keep its connections, so that it takes others.
+    pub async fn hand_over(&self, uid: &Str) {
+        if let Some((_, queue, true)) = self.queue_of_newest() {
+            // Its answer to the listeners that follow is the one that counts.
+            let _ = ask(&queue, Request::HandOver { uid: uid.clone() }, None).await;
+        }
+    }
+
     /// Asks the newest proxy for the listeners of a pod that it has from an earlier agent.
     pub async fn return_sockets(&self, uid: &Str) -> Option<Vec<(Kind, OwnedFd)>> {
         let (_, queue, takes_sockets) = self.queue_of_newest()?;

@@ -29,6 +29,7 @@ with_each_backend! {
     without_a_proxy_a_pod_is_not_captured_and_says_why,
     listeners_and_rules_survive_a_restart_of_the_agent,
     what_a_pod_changes_of_its_capture_is_put_back_and_counted,
+    a_listener_that_was_closed_is_found_and_opened_again,
     a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it,
     rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted,
 }
@@ -293,4 +294,39 @@ async fn rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted(backe
     let agent = Agent::start(&world, backend, Goal::Released);
     agent.until("Out").await;
     assert_eq!(world.output("nft", "list ruleset"), "");
+}
+
+async fn a_listener_that_was_closed_is_found_and_opened_again(backend: Backend) {
+    let Some(world) = World::new("a_listener_that_was_closed_is_found_and_opened_again") else {
+        return;
+    };
+    let agent = Agent::start(&world, backend, Goal::Captured);
+    let proxy = connect(&world, "1").await;
+    proxy.snapshot().await;
+    let (_, copies) = take(&proxy).await;
+    agent.until("In").await;
+    let inode = |fd: &std::os::fd::OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+    let before: Vec<_> = copies.iter().map(inode).collect();
+    socket2::SockRef::from(&copies[1])
+        .shutdown(std::net::Shutdown::Both)
+        .unwrap();
+
+    assert_eq!(proxy.request().await.0, Request::HandOver { uid: "u1".into() });
+    drop(copies);
+    proxy.accept().await;
+    let (_, copies) = take(&proxy).await;
+    let after: Vec<_> = copies.iter().map(inode).collect();
+    assert_eq!(
+        (after[0], after[2]),
+        (before[0], before[2]),
+        "kept with their queues"
+    );
+    assert_ne!(after[1], before[1]);
+    assert_eq!(agent.repairs(Check::listeners), 1);
+    let mut caller = world.dial(8080).expect("captured again");
+    let inbound = std::net::TcpListener::from(copies[1].try_clone().unwrap());
+    inbound.set_nonblocking(false).unwrap();
+    let (mut captured, _) = inbound.accept().unwrap();
+    assert_alive(&mut caller, &mut captured);
+    agent.until("In").await;
 }
