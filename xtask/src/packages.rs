@@ -14,7 +14,7 @@ pub(crate) struct Program {
 const NFT: Program = Program {
     program: "nft",
     package: "nftables",
-    why: "applies the packet rules of captured pods",
+    why: "stands in for kube-proxy in the sample world, and checks our packet rules in tests",
 };
 
 /// What `tulle up --demo` runs.
