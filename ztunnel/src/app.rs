@@ -30,6 +30,7 @@ use crate::inpod;
 use crate::metrics::Metrics;
 use crate::plaintext::Plaintext;
 use crate::pod::{Node, Pod};
+use crate::shed::{Pressure, Shedder};
 
 /// How often the bytes of open connections are passed on to their series.
 const PASS_ON: Duration = Duration::from_secs(1);
@@ -187,6 +188,7 @@ impl App {
         let node = Arc::new(node(config, &registry, mesh, ca));
         follow_configuration(&node, &registry, &ready, &watcher)?;
         workers.spawn_named("rejudge", rejudge(&node));
+        tasks::spawn("shed", shed(Arc::clone(&node), watcher.clone()));
         workers.spawn_named("pass-on-bytes", pass_on(Arc::clone(&node), watcher.clone()));
         let serving = serve_pods(&node, &ready, &watcher, workers).await?;
         let quit = Arc::new(Notify::new());
@@ -306,6 +308,7 @@ fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClie
         secrets: SecretManager::new(ca, options, tulle_identity::Metrics::register(registry)),
         connections: Connections::new(metrics.clone()),
         plaintext: Plaintext::default(),
+        shedder: registry.with(Shedder::register),
         metrics,
         mesh,
         config,
@@ -404,6 +407,11 @@ fn rejudge(node: &Node) -> impl Future<Output = ()> + Send + use<> {
         node.mesh.clone(),
         node.config.policy_wait,
     )
+}
+
+/// On the control runtime, which traffic does not keep busy.
+async fn shed(node: Arc<Node>, drain: DrainWatcher) {
+    node.shedder.run(Pressure::of_descriptors, drain).await;
 }
 
 async fn pass_on(node: Arc<Node>, drain: DrainWatcher) {

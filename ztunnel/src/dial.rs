@@ -61,12 +61,14 @@ impl Dialer {
         let stream = socket::connect(&*self.sockets, key.destination, None, &options).await;
         let stream = stream.map_err(|error| OpenError::connect(key.destination, error))?;
         let expected: Vec<Identity> = key.expected.iter().cloned().collect();
-        client::connect(
-            stream,
-            certificate.client_config(&expected),
-            &client_settings(&self.node),
-        )
-        .await
+        let tls = certificate.client_config(&expected);
+        let connection = client::connect(stream, tls, &client_settings(&self.node)).await?;
+        let (counted, retired) = (self.node.metrics.tunnel(), connection.retired());
+        tasks::spawn("tunnel-count", async move {
+            retired.await;
+            drop(counted);
+        });
+        Ok(connection)
     }
 }
 

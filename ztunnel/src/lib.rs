@@ -37,6 +37,7 @@ pub mod plaintext;
 pub mod pod;
 pub mod proxy;
 pub mod record;
+pub mod shed;
 pub mod sockets;
 
 pub use app::{App, run, run_process};

@@ -56,6 +56,8 @@ pub struct Metrics {
     pub proxy_restarts: Counter,
     /// `tulle_drain_remaining`: connections a drain still waits for.
     pub drain_remaining: Gauge,
+    /// `tulle_tunnels`: tunnel connections of peers, and to peers as long as they take streams.
+    pub tunnels: Gauge,
 }
 
 impl Metrics {
@@ -134,6 +136,7 @@ impl Metrics {
             "Connections that a drain still waits for",
             self.drain_remaining.clone(),
         );
+        registry.register("tulle_tunnels", "Tunnel connections open", self.tunnels.clone());
     }
 
     fn register_proxies(&self, registry: &mut Registry) {
@@ -218,6 +221,14 @@ impl Metrics {
             }
             self.series_expired.inc();
         }
+    }
+
+    /// Counts an open tunnel connection until the guard is dropped.
+    #[must_use]
+    pub fn tunnel(&self) -> SocketGuard {
+        let gauge = self.tunnels.clone();
+        gauge.inc();
+        SocketGuard { gauge }
     }
 
     /// Counts an open application socket until the guard is dropped.

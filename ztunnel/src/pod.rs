@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::outbound::RecentFailures;
 use crate::plaintext::Plaintext;
+use crate::shed::{Load, Shedder, Weight};
 
 /// How long a connection waits for the description of its own workload.
 pub const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
@@ -42,6 +43,8 @@ pub struct Node {
     pub connections: Connections,
     /// Callers without the mesh.
     pub plaintext: Plaintext,
+    /// Who is refused while descriptors are scarce.
+    pub shedder: Shedder,
 }
 
 impl Node {
@@ -81,11 +84,16 @@ pub struct Pod {
     pub failures: RecentFailures,
     /// Places for open connections, where they are bounded.
     places: Option<Arc<Semaphore>>,
+    /// What it holds of the process.
+    weight: Arc<Weight>,
 }
 
 /// A place for one open connection.
 #[derive(Debug)]
-pub struct Place(#[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>);
+pub struct Place(
+    #[expect(dead_code, reason = "held, not read")] Load,
+    #[expect(dead_code, reason = "held, not read")] Option<OwnedSemaphorePermit>,
+);
 
 impl Pod {
     /// Makes the shared state of one workload.
@@ -100,6 +108,7 @@ impl Pod {
         Self {
             pool: dialer.into_pool(&drain),
             places: node.config.connections_max.map(Semaphore::new).map(Arc::new),
+            weight: node.shedder.enter(name.clone()),
             name,
             node,
             sockets,
@@ -112,14 +121,23 @@ impl Pod {
     /// A place for one more open connection.
     ///
     /// # Errors
-    /// `overload` when all are taken.
+    /// `overload` when all are taken, or this workload is the heaviest while descriptors are scarce.
     pub fn place(&self) -> Result<Place, Error> {
+        let load = self.admit()?;
         let Some(places) = &self.places else {
-            return Ok(Place(None));
+            return Ok(Place(load, None));
         };
         let permit = Arc::clone(places).try_acquire_owned();
         let permit = permit.map_err(|_| Error::Overload("the workload has too many open connections"))?;
-        Ok(Place(Some(permit)))
+        Ok(Place(load, Some(permit)))
+    }
+
+    /// Lets a peer's tunnel in, which holds a descriptor but is no connection of the workload yet.
+    ///
+    /// # Errors
+    /// `overload` when this workload is the heaviest while descriptors are scarce.
+    pub fn admit(&self) -> Result<Load, Error> {
+        self.node.shedder.admit(&self.weight)
     }
 
     /// Its description in a snapshot.

@@ -37,8 +37,13 @@ impl Tunnel {
 /// Serves one tunnel connection until it ends.
 pub async fn serve(pod: Arc<Pod>, socket: TcpStream, peer: SocketAddr) {
     let local = socket.local_addr().map_or(peer, tulle_model::network::canonical);
-    match establish(&pod, socket).await {
-        Ok(accepted) => {
+    let admitted = match pod.admit() {
+        Ok(load) => establish(&pod, socket).await.map(|accepted| (accepted, load)),
+        Err(error) => Err(error),
+    };
+    match admitted {
+        Ok((accepted, _load)) => {
+            let _counted = pod.node.metrics.tunnel();
             let tunnel = Tunnel {
                 identity: accepted.identity,
                 peer: accepted.address,

@@ -5,6 +5,7 @@ use tokio::time::timeout;
 use tulle_identity::testing::TestCa;
 use tulle_model::{Identity, Reason};
 use tulle_transport::hbone::{OpenError, Settings, client};
+use tulle_ztunnel::shed::Pressure;
 
 use crate::world::{SOON, World, assert_echoes, code, identity};
 
@@ -208,6 +209,33 @@ async fn traffic_is_counted_with_both_identities() {
         assert!(received.contains(label), "{label} is missing in {received}");
     }
     assert!(received.ends_with("} 5"), "{received}");
+}
+
+#[tokio::test]
+async fn while_descriptors_are_scarce_the_heaviest_is_refused_and_what_is_open_lives() {
+    let scarce = Pressure { used: 95, limit: 100 };
+    let world = World::start("").await;
+    let connection = world.connect_as(&identity("shop", "reviews")).await.unwrap();
+    let request = tulle_transport::hbone::ConnectRequest::new(world.echo.to_string());
+    let (mut open, _) = connection.open(&request).await.unwrap();
+    world.until_counted("tulle_tunnels 1").await;
+    // The process itself finds its descriptors plenty, a quarter of a second later at the latest.
+    let refusal = async {
+        loop {
+            world.app.node().shedder.judge(scarce);
+            if let Err(OpenError::Refused(refusal)) = connection.open(&request).await {
+                return refusal;
+            }
+        }
+    };
+    let refusal = timeout(SOON, refusal).await.unwrap();
+    assert_eq!((refusal.status, code(&refusal)), (503, "T0515"));
+    assert_echoes(&mut open, b"still open").await;
+    let resumed = async { while connection.open(&request).await.is_err() {} };
+    timeout(SOON, resumed).await.expect("it is served again");
+    assert!(world.metrics().contains("tulle_denied_total{code=\"T0515\""));
+    drop((open, connection));
+    world.until_counted("tulle_tunnels 0").await;
 }
 
 #[tokio::test]

@@ -2,14 +2,13 @@
 
 use std::fmt;
 
-use nix::sys::resource::{Resource, getrlimit};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use crate::{build_info, tasks, telemetry};
+use crate::{build_info, limits, tasks, telemetry};
 
 /// Values read at each scrape, not kept.
 #[derive(Debug)]
@@ -30,13 +29,13 @@ impl Collector for ProcessMetrics {
             &mut encoder,
             "process_open_fds",
             "Open file descriptors",
-            open_descriptors(),
+            limits::open_descriptors(),
         )?;
         gauge(
             &mut encoder,
             "process_max_fds",
             "Limit of open file descriptors",
-            max_descriptors(),
+            limits::max_descriptors(),
         )?;
         let dropped = encoder.encode_descriptor(
             "tulle_log_lines_dropped",
@@ -71,12 +70,4 @@ fn task_counts(mut encoder: DescriptorEncoder) -> fmt::Result {
 fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
     let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric)
-}
-
-fn open_descriptors() -> u64 {
-    std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
-}
-
-fn max_descriptors() -> u64 {
-    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft)
 }
