@@ -33,7 +33,8 @@ impl Accepting {
         }
     }
 
-    async fn stopped(&mut self, pod: &Pod) {
+    /// Waits until accepting stops.
+    pub async fn stopped(&mut self, pod: &Pod) {
         let handed_over = async {
             if self
                 .handed_over
@@ -88,7 +89,7 @@ pub async fn accept<F>(
 }
 
 /// A connection that died in the queue is nothing to wait for; a lack of descriptors is.
-async fn pause_after(error: &io::Error) {
+pub(crate) async fn pause_after(error: &io::Error) {
     let gone = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
     if !gone.contains(&error.kind()) {
         tracing::warn!(%error, "cannot accept");

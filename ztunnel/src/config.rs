@@ -1,6 +1,7 @@
 //! The configuration of the node proxy, read from ztunnel's environment variables (node-proxy.md section 19).
 
 mod control_plane;
+mod dns;
 mod headers;
 mod inpod;
 mod log;
@@ -24,6 +25,7 @@ use tulle_model::Str;
 use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
 use tulle_runtime::config::{Collector, ConfigError, Env};
 
+pub use self::dns::{Dns, DnsListen};
 pub use self::control_plane::{CertificateAuthority, ControlPlane, LocalXds};
 pub use self::headers::Headers;
 pub use self::inpod::Inpod;
@@ -81,6 +83,8 @@ pub struct Config {
     pub response_baggage: bool,
     /// SO_MARK of the proxy's own packets.
     pub packet_mark: Option<u32>,
+    /// Names of local workloads.
+    pub dns: Dns,
     /// In-pod protocol.
     pub inpod: Inpod,
     /// Listen on and use IPv6.
@@ -155,6 +159,7 @@ impl Config {
             packet_mark: read
                 .optional("PACKET_MARK", str::parse)
                 .or_else(|| shared.then_some(DEFAULT_MARK)),
+            dns: dns::read(read, &proxy_config.proxy_metadata),
             inpod: inpod::read(read),
             ipv6: read.bool("IPV6_ENABLED", true),
             keepalive: traffic::read_keepalive(read),

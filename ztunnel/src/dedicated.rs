@@ -36,7 +36,7 @@ impl Dedicated {
     pub async fn open(node: Arc<Node>, name: WorkloadName) -> io::Result<Self> {
         let sockets = PodSockets::open(None, open_options(&node)).await?;
         let (drain, watcher) = drain::new();
-        let pod = Arc::new(Pod::new(name, node, Arc::new(CurrentNamespace), watcher));
+        let pod = Arc::new(Pod::new(name, node, Arc::new(CurrentNamespace), None, watcher));
         Ok(Self { pod, sockets, drain })
     }
 

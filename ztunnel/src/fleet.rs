@@ -24,12 +24,14 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tulle_identity::Priority;
 use tulle_linux::NetNs;
+use tulle_proto::zds::sockets::Kind;
 use tulle_runtime::drain::{self, DrainMode, DrainTrigger};
 use tulle_runtime::ready::{BlockReady, Ready};
 use tulle_runtime::tasks;
 
 use crate::accept::Accepting;
 use crate::config::WorkloadName;
+use crate::dns::resolv_conf::ResolvConf;
 use crate::inpod::PodUid;
 use crate::inpod::netns::NetnsSockets;
 use crate::pod::{Node, Pod};
@@ -77,6 +79,8 @@ type End = Pin<Box<dyn Future<Output = (PodUid, u64, bool)> + Send + Sync>>;
 struct Entry {
     name: WorkloadName,
     netns: NetNs,
+    /// What the agent says of its name servers.
+    resolver: Option<ResolvConf>,
     /// The agent's listeners, or our own; `None` after they were handed over.
     sockets: Option<Arc<PodSockets>>,
     agent_owns: bool,
@@ -160,6 +164,7 @@ impl Fleet {
         name: WorkloadName,
         netns: NetNs,
         sockets: Option<PodSockets>,
+        resolver: Option<ResolvConf>,
     ) -> Result<(), StartError> {
         match self.pods.get_mut(&uid) {
             Some(known) if known.netns == netns && known.is_accepting() => return Ok(()),
@@ -176,6 +181,7 @@ impl Fleet {
         let entry = Entry {
             name,
             netns,
+            resolver,
             agent_owns: sockets.is_some(),
             sockets: sockets.map(Arc::new),
             state: self.pending(&uid, Instant::now()),
@@ -232,7 +238,7 @@ impl Fleet {
     ///
     /// # Errors
     /// When no descriptor is free.
-    pub fn copies(&self, uid: &PodUid) -> io::Result<Vec<OwnedFd>> {
+    pub fn copies(&self, uid: &PodUid) -> io::Result<Vec<(Kind, OwnedFd)>> {
         let entry = self.pods.get(uid).filter(|entry| entry.agent_owns);
         let sockets = entry.and_then(|entry| entry.sockets.as_ref());
         sockets.map_or(Ok(Vec::new()), |sockets| sockets.copies())
@@ -387,7 +393,13 @@ impl Entry {
         let (drain, watcher) = drain::new();
         let factory = Arc::new(NetnsSockets::new(self.netns.clone()));
         Running {
-            pod: Arc::new(Pod::new(self.name.clone(), Arc::clone(node), factory, watcher)),
+            pod: Arc::new(Pod::new(
+                self.name.clone(),
+                Arc::clone(node),
+                factory,
+                self.resolver.clone(),
+                watcher,
+            )),
             drain,
             run: 0,
             handed_over: watch::Sender::new(false),
@@ -439,6 +451,7 @@ pub fn open_options(node: &Node) -> OpenOptions {
     OpenOptions {
         ports: node.config.ports,
         ipv6: node.config.ipv6,
+        dns: node.config.dns.listen,
         reuse_port: node.config.inpod.port_reuse,
         mark: node.config.packet_mark,
     }

@@ -27,6 +27,7 @@ pub mod config;
 pub mod connections;
 pub mod dedicated;
 pub mod dial;
+pub mod dns;
 pub mod error;
 pub mod fleet;
 pub mod inbound;

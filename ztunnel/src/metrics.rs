@@ -14,6 +14,7 @@ use tulle_model::reason::ResponseFlag;
 
 use self::labels::{Direction, DirectionLabel, RefusalLabels, ReporterLabel, TrafficLabels};
 use self::series::SeriesTable;
+use crate::dns::metrics::DnsMetrics;
 
 /// Every metric of the node proxy. Cloning shares them.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +55,8 @@ pub struct Metrics {
     pub proxies_stopped: Counter,
     /// `tulle_proxy_restarts_total`: proxies of one pod that ended by a fault.
     pub proxy_restarts: Counter,
+    /// Questions for names.
+    pub dns: DnsMetrics,
     /// `tulle_drain_remaining`: connections a drain still waits for.
     pub drain_remaining: Gauge,
     /// `tulle_tunnels`: tunnel connections of peers, and to peers as long as they take streams.
@@ -68,6 +71,7 @@ impl Metrics {
         metrics.register_traffic(registry);
         metrics.register_refusals(registry);
         metrics.register_proxies(registry);
+        metrics.dns.register(registry);
         metrics
     }
 

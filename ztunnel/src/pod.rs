@@ -16,6 +16,9 @@ use tulle_xds_client::MeshState;
 use crate::config::{Config, WorkloadName};
 use crate::connections::Connections;
 use crate::dial::Dialer;
+use crate::dns::Dns;
+use crate::dns::network::PodNetwork;
+use crate::dns::resolv_conf::ResolvConf;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::outbound::RecentFailures;
@@ -80,6 +83,8 @@ pub struct Pod {
     pub drain: DrainWatcher,
     /// Places for handshakes that are under way.
     pub handshakes: Semaphore,
+    /// Answers its questions for names.
+    pub dns: Dns,
     /// Endpoints that failed a moment ago.
     pub failures: RecentFailures,
     /// Places for open connections, where they are bounded.
@@ -96,19 +101,22 @@ pub struct Place(
 );
 
 impl Pod {
-    /// Makes the shared state of one workload.
+    /// Makes the shared state of one workload; `resolver` is what the agent says of its name servers.
     #[must_use]
     pub fn new(
         name: WorkloadName,
         node: Arc<Node>,
-        sockets: Arc<dyn SocketFactory>,
+        network: Arc<dyn PodNetwork>,
+        resolver: Option<ResolvConf>,
         drain: DrainWatcher,
     ) -> Self {
+        let sockets: Arc<dyn SocketFactory> = Arc::clone(&network) as Arc<dyn SocketFactory>;
         let dialer = Dialer::new(Arc::clone(&node), Arc::clone(&sockets));
         Self {
             pool: dialer.into_pool(&drain),
             places: node.config.connections_max.map(Semaphore::new).map(Arc::new),
             weight: node.shedder.enter(name.clone()),
+            dns: Dns::new(&node.config, network, resolver),
             name,
             node,
             sockets,

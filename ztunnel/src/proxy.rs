@@ -1,12 +1,15 @@
-//! The proxy of one workload: its three listeners, for as long as it lives.
+//! The proxy of one workload: its listeners, for as long as it lives.
 
 use std::io;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
+
 use crate::accept::{Accepting, accept};
+use crate::dns::sockets::DnsListeners;
 use crate::pod::Pod;
 use crate::sockets::PodSockets;
-use crate::{inbound, outbound};
+use crate::{dns, inbound, outbound};
 
 /// Accepts for one workload until accepting stops. Connections live on, and hold guards of the pod's drain.
 ///
@@ -39,6 +42,7 @@ pub fn start(
         "inbound-tunnel",
         inbound::listener::serve,
     );
+    let names = questions(pod, listeners.dns, accepting);
     let certificate = Arc::clone(pod);
     Ok(async move {
         let keeping = async {
@@ -46,8 +50,38 @@ pub fn start(
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            _ = async { tokio::join!(out, plain, hbone) } => {}
+            _ = async { tokio::join!(out, plain, hbone, names) } => {}
             () = keeping => {}
         }
     })
+}
+
+/// Answers questions for names, where they are captured and answering them is not switched off.
+fn questions(
+    pod: &Arc<Pod>,
+    listeners: DnsListeners,
+    accepting: &Accepting,
+) -> impl Future<Output = ()> + Send + 'static + use<> {
+    let on = pod.node.config.dns.listen.is_some();
+    let listeners = if on { listeners } else { DnsListeners::default() };
+    let datagrams = listeners
+        .datagrams
+        .into_iter()
+        .map(|socket| dns::server::serve_datagrams(socket, Arc::clone(pod), accepting.clone()));
+    let streams = listeners.streams.into_iter().map(|listener| {
+        accept(
+            listener,
+            Arc::clone(pod),
+            accepting.clone(),
+            "dns-connection",
+            dns::server::serve_stream,
+        )
+    });
+    let all = (
+        join_all(datagrams.collect::<Vec<_>>()),
+        join_all(streams.collect::<Vec<_>>()),
+    );
+    async move {
+        tokio::join!(all.0, all.1);
+    }
 }

@@ -1,4 +1,4 @@
-//! The three listeners of a pod: taken over from the agent, or opened in the pod's namespace.
+//! The listeners of a pod: taken over from the agent, or opened in the pod's namespace.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +11,8 @@ use tokio::net::TcpListener;
 use tulle_linux::NetNs;
 use tulle_proto::zds::sockets::Kind;
 
-use crate::config::Ports;
+use crate::config::{DnsListen, Ports};
+use crate::dns::sockets::{DnsListeners, DnsSockets, is_dns};
 
 /// Connections that may wait to be accepted (capped by `net.core.somaxconn` of the namespace).
 const BACKLOG: i32 = 4096;
@@ -30,6 +31,12 @@ pub enum SocketError {
         /// The port it must listen on.
         port: u16,
     },
+    /// Not a socket for questions on loopback.
+    #[error(
+        "the DNS socket is not one of its type on loopback, port {}",
+        crate::dns::sockets::PORT
+    )]
+    DnsMismatch,
     /// The kernel does not tell.
     #[error("the {kind} socket cannot be inspected: {source}")]
     Inspect {
@@ -46,6 +53,7 @@ pub struct PodSockets {
     outbound: OwnedFd,
     inbound_plain: OwnedFd,
     inbound_hbone: OwnedFd,
+    dns: DnsSockets,
 }
 
 /// The same, ready to be accepted from.
@@ -57,26 +65,28 @@ pub struct Listeners {
     pub inbound_plain: TcpListener,
     /// Tunnels.
     pub inbound_hbone: TcpListener,
+    /// Questions, where names are captured.
+    pub dns: DnsListeners,
 }
 
-/// The kinds of [`PodSockets`], in the order of [`PodSockets::copies`].
-pub const KINDS: [Kind; 3] = [Kind::Outbound, Kind::InboundPlain, Kind::InboundHbone];
-
 impl PodSockets {
-    /// Takes over the agent's sockets after proving each of them. Sockets for DNS are closed: capture of names is
-    /// not served by this version, and the agent is told by the absence of answers on them.
+    /// Takes over the agent's sockets after proving each of them. Those for DNS are there where names are captured.
     ///
     /// # Errors
     /// When one is not what it is said to be; all are closed then.
     pub fn take(handed: impl Iterator<Item = (Kind, OwnedFd)>) -> Result<Self, SocketError> {
         let (mut outbound, mut inbound_plain, mut inbound_hbone) = (None, None, None);
+        let mut dns = DnsSockets::default();
         for (kind, fd) in handed {
             let place = match kind {
                 Kind::Outbound => &mut outbound,
                 Kind::InboundPlain => &mut inbound_plain,
                 Kind::InboundHbone => &mut inbound_hbone,
-                Kind::DnsUdp4 | Kind::DnsUdp6 | Kind::DnsTcp4 | Kind::DnsTcp6 => continue,
-                Kind::Unspecified => return Err(SocketError::Kinds),
+                kind if is_dns(kind) => {
+                    dns.add(kind, fd)?;
+                    continue;
+                }
+                _ => return Err(SocketError::Kinds),
             };
             prove(kind, &fd)?;
             if place.replace(fd).is_some() {
@@ -87,6 +97,7 @@ impl PodSockets {
             outbound: outbound.ok_or(SocketError::Kinds)?,
             inbound_plain: inbound_plain.ok_or(SocketError::Kinds)?,
             inbound_hbone: inbound_hbone.ok_or(SocketError::Kinds)?,
+            dns,
         })
     }
 
@@ -101,15 +112,20 @@ impl PodSockets {
         }
     }
 
-    /// Copies of the descriptors, in the order of [`KINDS`].
+    /// Copies of the descriptors, and what each is.
     ///
     /// # Errors
     /// When no descriptor is free.
-    pub fn copies(&self) -> io::Result<Vec<OwnedFd>> {
-        [&self.outbound, &self.inbound_plain, &self.inbound_hbone]
-            .into_iter()
-            .map(OwnedFd::try_clone)
-            .collect()
+    pub fn copies(&self) -> io::Result<Vec<(Kind, OwnedFd)>> {
+        let traffic = [
+            (Kind::Outbound, &self.outbound),
+            (Kind::InboundPlain, &self.inbound_plain),
+            (Kind::InboundHbone, &self.inbound_hbone),
+        ];
+        let copies = traffic.into_iter().map(|(kind, fd)| Ok((kind, fd.try_clone()?)));
+        let mut copies = copies.collect::<io::Result<Vec<_>>>()?;
+        copies.extend(self.dns.copies()?);
+        Ok(copies)
     }
 
     /// The ports they are bound to.
@@ -133,6 +149,7 @@ impl PodSockets {
             outbound: listener(&self.outbound)?,
             inbound_plain: listener(&self.inbound_plain)?,
             inbound_hbone: listener(&self.inbound_hbone)?,
+            dns: self.dns.listeners()?,
         })
     }
 }
@@ -183,6 +200,8 @@ pub struct OpenOptions {
     pub ports: Ports,
     /// Dual-stack wildcard, or IPv4 alone.
     pub ipv6: bool,
+    /// Where questions are listened for, if they are.
+    pub dns: Option<DnsListen>,
     /// SO_REUSEPORT, for an upgrade without an agent that owns the sockets.
     pub reuse_port: bool,
     /// SO_MARK; accepted sockets inherit it.
@@ -195,6 +214,10 @@ impl OpenOptions {
             outbound: self.listen(self.ports.outbound)?.into(),
             inbound_plain: self.listen(self.ports.inbound_plain)?.into(),
             inbound_hbone: self.listen(self.ports.inbound_hbone)?.into(),
+            dns: match self.dns {
+                Some(listen) => DnsSockets::open(&self, listen)?,
+                None => DnsSockets::default(),
+            },
         })
     }
 
@@ -228,7 +251,8 @@ impl OpenOptions {
     }
 }
 
-fn no_ipv6(error: &io::Error) -> bool {
+/// Whether an error says that there is no IPv6 here.
+pub(crate) fn no_ipv6(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT) || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
@@ -274,6 +298,7 @@ mod tests {
         let options = OpenOptions {
             ports,
             ipv6: true,
+            dns: None,
             reuse_port: false,
             mark: None,
         };

@@ -70,6 +70,11 @@ const IDENTITY: &[Variable] = &[
         Depends("`CLUSTER_ID`"),
         "Name of the own cluster; wins over `CLUSTER_ID`",
     ),
+    variable(
+        "CLUSTER_DOMAIN",
+        Value("cluster.local"),
+        "Domain that the names of services end in",
+    ),
     variable("TRUST_DOMAIN", Value("cluster.local"), "Trust domain of the mesh"),
     variable(
         "INSTANCE_IP",
@@ -167,7 +172,7 @@ const CONTROL_PLANE: &[Variable] = &[
     variable(
         "PROXY_CONFIG",
         Depends("`defaultConfig` of the file `./etc/istio/config/mesh`, field by field"),
-        "YAML with `discoveryAddress`, `proxyAdminPort` [15000], `statsPort` [15020], `concurrency` and `proxyMetadata`; other fields are ignored",
+        "YAML with `discoveryAddress`, `proxyAdminPort` [15000], `statsPort` [15020], `concurrency` and `proxyMetadata`, of which `DNS_CAPTURE` [true] says whether names are answered and `DNS_PROXY_ADDR` [localhost:15053] where; other fields are ignored",
     ),
     variable(
         "FAKE_CA",
@@ -191,6 +196,11 @@ const TRAFFIC: &[Variable] = &[
         "ENABLE_RESPONSE_BAGGAGE",
         Value("true"),
         "Describe this end in answers",
+    ),
+    variable(
+        "PREFERED_SERVICE_NAMESPACE",
+        Nothing,
+        "Namespace whose service a name means when several have it and none is of the own namespace or canonical (spelled so)",
     ),
     variable("IPV6_ENABLED", Value("true"), "Listen on and use IPv6"),
     variable(

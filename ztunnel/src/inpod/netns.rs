@@ -11,6 +11,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tulle_linux::NetNs;
 use tulle_transport::socket::SocketFactory;
 
+use crate::dns::network::{PodNetwork, new_udp};
+
 /// Sockets opened per visit of the namespace.
 const BATCH: usize = 8;
 
@@ -19,6 +21,8 @@ pub struct NetnsSockets {
     netns: NetNs,
     v4: Mutex<Vec<Socket>>,
     v6: Mutex<Vec<Socket>>,
+    udp_v4: Mutex<Vec<Socket>>,
+    udp_v6: Mutex<Vec<Socket>>,
 }
 
 impl NetnsSockets {
@@ -29,14 +33,16 @@ impl NetnsSockets {
             netns,
             v4: Mutex::default(),
             v6: Mutex::default(),
+            udp_v4: Mutex::default(),
+            udp_v6: Mutex::default(),
         }
     }
 
-    fn take(&self, stock: &Mutex<Vec<Socket>>, domain: Domain) -> io::Result<Socket> {
+    fn take(&self, stock: &Mutex<Vec<Socket>>, open: impl Open) -> io::Result<Socket> {
         if let Some(socket) = stock.lock().pop() {
             return Ok(socket);
         }
-        let mut opened = self.netns.run(move || open_batch(domain))??;
+        let mut opened = self.netns.run(move || open_batch(open))??;
         let socket = opened.pop().ok_or(io::ErrorKind::Other)?;
         let mut stock = stock.lock();
         stock.extend(opened);
@@ -46,19 +52,37 @@ impl NetnsSockets {
     }
 }
 
-fn open_batch(domain: Domain) -> io::Result<Vec<Socket>> {
-    (0..BATCH)
-        .map(|_| Socket::new(domain, Type::STREAM, Some(Protocol::TCP)))
-        .collect()
+/// Opens one socket where it is called.
+trait Open: Fn() -> io::Result<Socket> + Send + 'static {}
+
+impl<F: Fn() -> io::Result<Socket> + Send + 'static> Open for F {}
+
+fn open_batch(open: impl Open) -> io::Result<Vec<Socket>> {
+    (0..BATCH).map(|_| open()).collect()
+}
+
+fn new_tcp(domain: Domain) -> io::Result<Socket> {
+    Socket::new(domain, Type::STREAM, Some(Protocol::TCP))
 }
 
 impl SocketFactory for NetnsSockets {
     fn tcp_v4(&self) -> io::Result<Socket> {
-        self.take(&self.v4, Domain::IPV4)
+        self.take(&self.v4, || new_tcp(Domain::IPV4))
     }
 
     fn tcp_v6(&self) -> io::Result<Socket> {
-        self.take(&self.v6, Domain::IPV6)
+        self.take(&self.v6, || new_tcp(Domain::IPV6))
+    }
+}
+
+impl PodNetwork for NetnsSockets {
+    fn udp(&self, domain: Domain) -> io::Result<Socket> {
+        let stock = if domain == Domain::IPV4 {
+            &self.udp_v4
+        } else {
+            &self.udp_v6
+        };
+        self.take(stock, move || new_udp(domain))
     }
 }
 

@@ -12,7 +12,6 @@ use tulle_runtime::ready::BlockReady;
 use super::PodUid;
 use super::zds::{self, REQUEST_BYTES_MAX, Request, Violation};
 use crate::fleet::{Fleet, StartError};
-use crate::sockets::KINDS;
 
 /// Why a connection to the agent ends.
 #[derive(Debug, thiserror::Error)]
@@ -115,9 +114,10 @@ impl<'a> Session<'a> {
                 name,
                 netns,
                 sockets,
+                resolver,
             } => {
                 self.mention(&uid);
-                fleet.add(uid.clone(), name, netns, sockets).await?;
+                fleet.add(uid.clone(), name, netns, sockets, resolver).await?;
                 if matches!(self.snapshot, Snapshot::Complete) {
                     fleet.prepare(&uid).await;
                 }
@@ -170,9 +170,9 @@ impl<'a> Session<'a> {
         };
         match copies {
             Ok(copies) => {
-                let kinds = if copies.is_empty() { &[][..] } else { &KINDS[..] };
-                let fds: Vec<_> = copies.iter().map(AsFd::as_fd).collect();
-                self.connection.send(&zds::ack(Ok(kinds)), &fds).await?;
+                let kinds: Vec<_> = copies.iter().map(|(kind, _)| *kind).collect();
+                let fds: Vec<_> = copies.iter().map(|(_, fd)| fd.as_fd()).collect();
+                self.connection.send(&zds::ack(Ok(&kinds)), &fds).await?;
                 Ok(())
             }
             Err(failure) => {

@@ -10,6 +10,7 @@ use tulle_proto::zds::workload_request::Payload;
 
 use super::PodUid;
 use crate::config::WorkloadName;
+use crate::dns::resolv_conf::ResolvConf;
 use crate::sockets::{PodSockets, SocketError};
 
 /// Longest request; a longer one is a violation of the protocol.
@@ -28,6 +29,8 @@ pub enum Request {
         netns: NetNs,
         /// Listeners that the agent opened; without them the proxy opens its own.
         sockets: Option<PodSockets>,
+        /// Its own resolver settings; without them the node's name servers are asked.
+        resolver: Option<ResolvConf>,
     },
     /// The pod is still there, its namespace is just not at hand.
     Keep(PodUid),
@@ -121,6 +124,7 @@ fn parse_add(add: zds::AddWorkload, fds: Vec<OwnedFd>) -> Result<Request, Violat
         },
         netns: NetNs::from_fd(netns).map_err(Violation::NoNetns)?,
         sockets,
+        resolver: add.dns.as_ref().and_then(ResolvConf::of_pod),
     })
 }
 

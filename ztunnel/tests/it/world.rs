@@ -16,7 +16,7 @@ use tulle_transport::hbone::{
     ClientConnection, ConnectRequest, ConnectResponse, HboneStream, OpenError, Refusal, Settings, client,
 };
 use tulle_xds_client::local::LocalConfig;
-use tulle_ztunnel::config::{Ports, ProcessPorts};
+use tulle_ztunnel::config::{Dns, DnsListen, Ports, ProcessPorts};
 use tulle_ztunnel::{App, Config};
 
 /// How long anything may take in these tests.
@@ -27,6 +27,8 @@ pub(crate) struct World {
     pub(crate) ca: Arc<TestCa>,
     /// Where tunnels are accepted.
     pub(crate) hbone: SocketAddr,
+    /// Where questions for names are answered.
+    pub(crate) names: SocketAddr,
     /// Where the application listens.
     pub(crate) echo: SocketAddr,
     run_dir: tempfile::TempDir,
@@ -51,7 +53,16 @@ fn config(workload: &str, local_xds: &str, run_dir: &std::path::Path, variables:
     for (name, value) in variables {
         env = env.with(name, value);
     }
+    let read = Config::from_env(&env).unwrap();
     Config {
+        dns: Dns {
+            listen: Some(DnsListen {
+                v4: true,
+                v6: false,
+                port: free_port(),
+            }),
+            ..read.dns.clone()
+        },
         ports: Ports {
             outbound: free_port(),
             inbound_plain: free_port(),
@@ -62,7 +73,7 @@ fn config(workload: &str, local_xds: &str, run_dir: &std::path::Path, variables:
             stats: 0,
             readiness: 0,
         },
-        ..Config::from_env(&env).unwrap()
+        ..read
     }
 }
 
@@ -94,7 +105,9 @@ impl World {
             .await
             .unwrap();
         let (_, ports) = app.dedicated().unwrap();
+        let names = app.node().config.dns.listen.unwrap();
         Self {
+            names: SocketAddr::from(([127, 0, 0, 1], names.port)),
             hbone: SocketAddr::from(([127, 0, 0, 1], ports.inbound_hbone)),
             echo: echo_application("127.0.0.1:0").await,
             app,

@@ -1,0 +1,140 @@
+//! What DNS counts.
+
+use std::time::Duration;
+
+use hickory_proto::rr::RecordType;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use tulle_model::workload::Workload;
+
+use super::wire::Transport;
+
+const DURATION_BUCKETS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
+
+const UNKNOWN: &str = "unknown";
+
+/// The families of DNS. Clones share them.
+#[derive(Debug, Clone)]
+pub struct DnsMetrics {
+    /// `istio_dns_requests_total`
+    pub requests: Family<DnsLabels, Counter>,
+    /// `istio_dns_upstream_requests_total`
+    pub forwarded: Family<DnsLabels, Counter>,
+    /// `istio_dns_upstream_failures_total`
+    pub failures: Family<DnsLabels, Counter>,
+    /// `istio_dns_upstream_request_duration_seconds`
+    pub durations: Family<DnsLabels, Histogram, fn() -> Histogram>,
+}
+
+/// The labels of a question.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DnsLabels {
+    request_query_type: String,
+    request_protocol: &'static str,
+    source_canonical_service: String,
+    source_canonical_revision: String,
+}
+
+impl DnsLabels {
+    /// The labels of a question of `source`. Types without a name share one series: there are 65,536 of them, and the
+    /// client picks.
+    #[must_use]
+    pub fn new(kind: RecordType, transport: Transport, source: Option<&Workload>) -> Self {
+        let text = |text: Option<&str>| {
+            let known = text.filter(|text| !text.is_empty());
+            known.unwrap_or(UNKNOWN).to_owned()
+        };
+        Self {
+            request_query_type: match kind {
+                RecordType::Unknown(_) => UNKNOWN.to_owned(),
+                known => known.to_string().to_ascii_lowercase(),
+            },
+            request_protocol: match transport {
+                Transport::Udp => "udp",
+                Transport::Tcp => "tcp",
+            },
+            source_canonical_service: text(source.map(|source| &*source.canonical_name)),
+            source_canonical_revision: text(source.map(|source| &*source.canonical_revision)),
+        }
+    }
+}
+
+impl Default for DnsMetrics {
+    fn default() -> Self {
+        Self {
+            requests: Family::default(),
+            forwarded: Family::default(),
+            failures: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+        }
+    }
+}
+
+impl DnsMetrics {
+    /// Registers them under their full names.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "istio_dns_requests",
+            "DNS requests of local workloads",
+            self.requests.clone(),
+        );
+        registry.register(
+            "istio_dns_upstream_requests",
+            "DNS requests that were forwarded to a name server",
+            self.forwarded.clone(),
+        );
+        registry.register(
+            "istio_dns_upstream_failures",
+            "DNS requests that no name server answered",
+            self.failures.clone(),
+        );
+        registry.register_with_unit(
+            "istio_dns_upstream_request_duration",
+            "Time until a name server answered, or none did",
+            Unit::Seconds,
+            self.durations.clone(),
+        );
+    }
+
+    /// Counts one forwarded request.
+    pub fn count_forwarded(&self, labels: &DnsLabels, took: Duration, failed: bool) {
+        self.forwarded.get_or_create(labels).inc();
+        if failed {
+            self.failures.get_or_create(labels).inc();
+        }
+        self.durations.get_or_create(labels).observe(took.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::encoding::text::encode;
+
+    #[test]
+    fn types_without_a_name_share_one_series() {
+        let metrics = DnsMetrics::default();
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        for kind in [65_000, 65_001] {
+            let labels = DnsLabels::new(RecordType::from(kind), Transport::Udp, None);
+            metrics.requests.get_or_create(&labels).inc();
+            metrics.count_forwarded(&labels, Duration::from_millis(2), true);
+        }
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let labels = "request_query_type=\"unknown\",request_protocol=\"udp\",\
+                      source_canonical_service=\"unknown\",source_canonical_revision=\"unknown\"";
+        for line in [
+            format!("istio_dns_requests_total{{{labels}}} 2"),
+            format!("istio_dns_upstream_requests_total{{{labels}}} 2"),
+            format!("istio_dns_upstream_failures_total{{{labels}}} 2"),
+            format!("istio_dns_upstream_request_duration_seconds_bucket{{le=\"0.01\",{labels}}} 2"),
+        ] {
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+    }
+}
