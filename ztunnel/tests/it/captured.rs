@@ -15,8 +15,8 @@ use tulle_runtime::tasks;
 use crate::agent::{Agent, add, snapshot_sent};
 use crate::world::{SOON, until_counted, updates};
 
-const WEB: &str = "10.77.0.1";
-const DB: &str = "10.77.0.2";
+pub(crate) const WEB: &str = "10.77.0.1";
+pub(crate) const DB: &str = "10.77.0.2";
 const DB_PORT: u16 = 8080;
 
 /// The packet rules of a pod without capture of DNS.
@@ -47,9 +47,9 @@ table inet tulle {
 "#;
 
 /// Two pods joined by a link.
-struct Pods {
-    web: NetNs,
-    db: NetNs,
+pub(crate) struct Pods {
+    pub(crate) web: NetNs,
+    pub(crate) db: NetNs,
     /// Lives in the second namespace so that `ip` can name it.
     anchor: Child,
 }
@@ -61,7 +61,7 @@ impl Drop for Pods {
     }
 }
 
-fn run(netns: &NetNs, command: &str) -> Result<(), String> {
+pub(crate) fn run(netns: &NetNs, command: &str) -> Result<(), String> {
     let mut shell = Command::new("sh");
     shell
         .args(["-c", command])
@@ -76,7 +76,7 @@ fn run(netns: &NetNs, command: &str) -> Result<(), String> {
 }
 
 impl Pods {
-    fn make() -> Result<Self, String> {
+    pub(crate) fn make() -> Result<Self, String> {
         let (web, db) = (create()?, create()?);
         let mut sleep = Command::new("sleep");
         sleep.arg("600");
@@ -179,7 +179,7 @@ async fn assert_refused(connected: std::io::Result<TcpStream>) {
     }
 }
 
-fn mesh() -> String {
+pub(crate) fn mesh() -> String {
     format!(
         "workloads:\n\
          - {{uid: web, name: web, namespace: shop, serviceAccount: web, workloadIps: [{WEB}], protocol: HBONE}}\n\

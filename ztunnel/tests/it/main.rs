@@ -5,6 +5,7 @@
 mod agent;
 mod captured;
 mod inbound;
+mod names;
 mod outbound;
 mod pages;
 mod world;
