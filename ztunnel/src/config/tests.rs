@@ -180,3 +180,25 @@ fn node_metadata_comes_from_variables_before_the_proxy_config() {
 fn there_is_no_fake_authority_outside_of_tests() {
     assert!(read(&[("FAKE_CA", "true")]).is_err());
 }
+
+#[test]
+fn names_are_answered_unless_proxy_metadata_says_otherwise() {
+    let dns = |metadata: &str| {
+        let proxy_config = format!("proxyMetadata: {{{metadata}}}");
+        read(&[("PROXY_CONFIG", &proxy_config)]).map(|config| config.dns)
+    };
+    let usual = read(&[]).unwrap().dns;
+    assert_eq!(usual.listen.map(|listen| listen.port), Some(15053));
+    assert_eq!(&*usual.domain, "cluster.local");
+    assert_eq!(dns("DNS_CAPTURE: 'false'").unwrap().listen, None);
+    assert_eq!(dns("DNS_CAPTURE: false").unwrap().listen, None);
+    let moved = dns("DNS_PROXY_ADDR: '127.0.0.1:5353'").unwrap().listen.unwrap();
+    assert_eq!((moved.port, moved.v4, moved.v6), (5353, true, false));
+    let error = dns("DNS_CAPTURE: maybe, DNS_PROXY_ADDR: '0.0.0.0:53'")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("DNS_CAPTURE") && error.contains("DNS_PROXY_ADDR"),
+        "{error}"
+    );
+}

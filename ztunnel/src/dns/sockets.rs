@@ -163,3 +163,74 @@ fn prove(kind: Kind, fd: &OwnedFd) -> Result<(), SocketError> {
     }
     Err(SocketError::DnsMismatch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Ports;
+
+    fn options() -> OpenOptions {
+        OpenOptions {
+            ports: Ports::DEFAULT,
+            ipv6: true,
+            dns: None,
+            reuse_port: false,
+            mark: None,
+        }
+    }
+
+    #[test]
+    fn a_socket_that_is_not_on_loopback_and_its_port_is_refused() {
+        let udp = |address: &str| OwnedFd::from(std::net::UdpSocket::bind(address).unwrap());
+        let tcp = |address: &str| OwnedFd::from(std::net::TcpListener::bind(address).unwrap());
+        for (kind, fd) in [
+            (Kind::DnsUdp4, udp("127.0.0.1:0")),
+            (Kind::DnsUdp4, udp("0.0.0.0:0")),
+            (Kind::DnsUdp4, tcp("127.0.0.1:0")),
+            (Kind::DnsTcp4, udp("127.0.0.1:0")),
+            (Kind::Outbound, tcp("127.0.0.1:0")),
+        ] {
+            let refused = DnsSockets::default().add(kind, fd).unwrap_err();
+            assert!(matches!(refused, SocketError::DnsMismatch), "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_loopback_addresses_that_are_wanted_are_opened() {
+        let listen = |v4, v6| DnsListen { v4, v6, port: 0 };
+        let counts = |listen| {
+            let opened = DnsSockets::open(&options(), listen).unwrap().listeners().unwrap();
+            let ours = |address: SocketAddr| assert!(address.ip().is_loopback());
+            opened
+                .datagrams
+                .iter()
+                .for_each(|socket| ours(socket.local_addr().unwrap()));
+            opened
+                .streams
+                .iter()
+                .for_each(|socket| ours(socket.local_addr().unwrap()));
+            (opened.datagrams.len(), opened.streams.len())
+        };
+        assert_eq!(counts(listen(true, false)), (1, 1));
+        assert_eq!(counts(listen(false, false)), (0, 0));
+        let with_v6 = counts(listen(true, true));
+        assert!(
+            [(1, 1), (2, 2)].contains(&with_v6),
+            "as the kernel has it: {with_v6:?}"
+        );
+    }
+
+    #[test]
+    fn ipv6_that_is_switched_off_is_not_opened() {
+        let without = OpenOptions {
+            ipv6: false,
+            ..options()
+        };
+        let listen = DnsListen {
+            v4: false,
+            v6: true,
+            port: 0,
+        };
+        assert!(DnsSockets::open(&without, listen).unwrap().0.is_empty());
+    }
+}

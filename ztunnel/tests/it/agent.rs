@@ -31,7 +31,7 @@ pub(crate) struct Agent {
 }
 
 /// A new namespace, or none where the kernel or the user has none to give.
-fn namespace() -> Option<NetNs> {
+pub(crate) fn namespace() -> Option<NetNs> {
     match NetNs::create() {
         Ok(netns) => Some(netns),
         Err(error) => {
@@ -73,7 +73,7 @@ impl Agent {
     }
 
     /// Sends a request; what comes back is the error of the Ack, and its sockets.
-    async fn ask(&self, payload: Payload, fds: &[BorrowedFd<'_>]) -> (String, Vec<Kind>, Vec<OwnedFd>) {
+    pub(crate) async fn ask(&self, payload: Payload, fds: &[BorrowedFd<'_>]) -> (String, Vec<Kind>, Vec<OwnedFd>) {
         let request = zds::WorkloadRequest {
             payload: Some(payload),
         };

@@ -1,6 +1,7 @@
 //! Names, asked for by clients that build their questions by hand.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 
 use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::TXT;
@@ -10,10 +11,11 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 use tulle_linux::NetNs;
 use tulle_proto::zds;
+use tulle_proto::zds::sockets::Kind;
 use tulle_proto::zds::workload_request::Payload;
 use tulle_runtime::tasks;
 
-use crate::agent::{Agent, add, snapshot_sent};
+use crate::agent::{Agent, add, namespace, snapshot_sent};
 use crate::captured::{DB, Pods, WEB, mesh, run};
 use crate::world::{SOON, World, until_counted, updates};
 
@@ -205,4 +207,53 @@ async fn a_captured_pod_is_answered_as_if_by_its_name_server() {
     for reply in ask_twice_on_a_stream(&mut stream, &question("db.", RecordType::A)).await {
         assert_eq!(told(&reply), ["10.78.0.1"]);
     }
+}
+
+/// What an agent opens that captures names, without IPv6.
+fn listeners(netns: &NetNs) -> Vec<(Kind, OwnedFd)> {
+    let open = || {
+        let tcp = |address| OwnedFd::from(std::net::TcpListener::bind(address).unwrap());
+        let udp = std::net::UdpSocket::bind("127.0.0.1:15053").unwrap();
+        vec![
+            (Kind::Outbound, tcp("0.0.0.0:15001")),
+            (Kind::InboundPlain, tcp("0.0.0.0:15006")),
+            (Kind::InboundHbone, tcp("0.0.0.0:15008")),
+            (Kind::DnsUdp4, udp.into()),
+            (Kind::DnsTcp4, tcp("127.0.0.1:15053")),
+        ]
+    };
+    netns.run(open).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agent_s_sockets_for_names_are_used_and_given_back() {
+    let Some(netns) = namespace() else { return };
+    if run(&netns, "ip link set lo up").is_err() {
+        eprintln!("skipped: loopback cannot be brought up here");
+        return;
+    }
+    let agent = Agent::start().await;
+    agent.app.node().mesh.apply(updates(&mesh()));
+    let handed = listeners(&netns);
+    let kinds: Vec<_> = handed.iter().map(|(kind, _)| *kind).collect();
+    let fds: Vec<_> = std::iter::once(netns.fd())
+        .chain(handed.iter().map(|(_, fd)| fd.as_fd()))
+        .collect();
+    agent.assert_done(add("web", &kinds), &fds).await;
+    drop(fds);
+    drop(handed);
+    let opened = netns.run(|| {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect("127.0.0.1:15053")?;
+        socket.set_nonblocking(true)?;
+        Ok::<_, std::io::Error>(socket)
+    });
+    let socket = UdpSocket::from_std(opened.unwrap().unwrap()).unwrap();
+    let reply = ask_over(&socket, &question("db.", RecordType::A)).await;
+    assert_eq!(told(&reply), ["10.78.0.1"]);
+    let back = zds::ReturnSockets {
+        uid: "web".to_owned(),
+    };
+    let (error, returned, copies) = agent.ask(Payload::ReturnSockets(back), &[]).await;
+    assert_eq!((error.as_str(), &returned, copies.len()), ("", &kinds, 5));
 }
