@@ -5,9 +5,10 @@ pub mod explain;
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::sync::Notify;
@@ -40,6 +41,7 @@ pub struct Pages {
 
 const INDEX: &str = "GET  /config_dump   workloads, services, policies, certificates, pods\n\
                      GET  /connections   open connections\n\
+                     GET  /events        opens, closes and refusals from now on, a line of JSON each\n\
                      GET  /plaintext     callers without the mesh, of the last 24 hours\n\
                      POST /explain       what would happen to a connection\n\
                      POST /logging       ?level=<filter> or ?reset\n\
@@ -52,6 +54,7 @@ impl Pages {
             .route("/", get(|| async { INDEX }))
             .route("/config_dump", get(dump::config_dump))
             .route("/connections", get(connections))
+            .route("/events", get(events))
             .route("/plaintext", get(plaintext))
             .route("/explain", post(explain::answer))
             .route("/quitquitquit", post(quit))
@@ -78,6 +81,17 @@ async fn connections(State(pages): State<Pages>) -> Json<Vec<ConnectionDump>> {
 
 async fn plaintext(State(pages): State<Pages>) -> Json<Vec<Caller>> {
     Json(pages.node.plaintext.list())
+}
+
+async fn events(State(pages): State<Pages>) -> Response {
+    match pages.node.metrics.events.watch() {
+        Some(lines) => (
+            [(header::CONTENT_TYPE, "application/jsonl")],
+            Body::from_stream(lines),
+        )
+            .into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "too many watchers\n").into_response(),
+    }
 }
 
 async fn quit(State(pages): State<Pages>) -> impl IntoResponse {

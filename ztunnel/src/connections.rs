@@ -173,7 +173,7 @@ impl Connections {
             from_client,
             to_client,
         });
-        live.story.opened();
+        live.story.opened(&self.metrics);
         self.insert(&live);
         self.judge_if_stale(&live, &newest());
         Tracked {

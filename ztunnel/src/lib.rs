@@ -29,6 +29,7 @@ pub mod dedicated;
 pub mod dial;
 pub mod dns;
 pub mod error;
+pub mod events;
 pub mod fleet;
 pub mod inbound;
 pub mod inpod;

@@ -15,6 +15,7 @@ use tulle_model::reason::ResponseFlag;
 use self::labels::{Direction, DirectionLabel, RefusalLabels, ReporterLabel, TrafficLabels};
 use self::series::SeriesTable;
 use crate::dns::metrics::DnsMetrics;
+use crate::events::Events;
 
 /// Every metric of the node proxy. Cloning shares them.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +62,8 @@ pub struct Metrics {
     pub drain_remaining: Gauge,
     /// `tulle_tunnels`: tunnel connections of peers, and to peers as long as they take streams.
     pub tunnels: Gauge,
+    /// What happens to connections, for those who watch.
+    pub events: Events,
 }
 
 impl Metrics {
@@ -139,6 +142,11 @@ impl Metrics {
             "tulle_drain_remaining",
             "Connections that a drain still waits for",
             self.drain_remaining.clone(),
+        );
+        registry.register(
+            "tulle_events_lost",
+            "Events of connections that slow watchers lost",
+            self.events.lost.clone(),
         );
         registry.register("tulle_tunnels", "Tunnel connections open", self.tunnels.clone());
     }

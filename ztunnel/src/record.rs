@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tulle_model::reason::ResponseFlag;
-use tulle_model::{NamespacedName, Service, Workload};
+use tulle_model::{NamespacedName, Service, Str, Workload};
 
 use crate::error::Error;
+use crate::events::Event;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{Direction, Party, ServiceLabels, TrafficLabels};
 
@@ -158,24 +159,24 @@ impl Story {
     pub fn fail(&self, metrics: &Metrics, error: &Error) {
         self.count_failure(metrics, error);
         if self.planned {
-            self.line(Line::Failed, Bytes::default(), Some(error));
+            self.line(metrics, Line::Failed, Bytes::default(), Some(error));
         } else {
-            self.line(Line::Refused, Bytes::default(), Some(error));
+            self.line(metrics, Line::Refused, Bytes::default(), Some(error));
         }
     }
 
     /// Says that bytes may flow.
-    pub fn opened(&self) {
-        self.line(Line::Opened, Bytes::default(), None);
+    pub fn opened(&self, metrics: &Metrics) {
+        self.line(metrics, Line::Opened, Bytes::default(), None);
     }
 
     /// Ends a connection that was open.
     pub fn complete(&self, metrics: &Metrics, bytes: Bytes, error: Option<&Error>) {
         match error {
-            None => self.line(Line::Complete, bytes, None),
+            None => self.line(metrics, Line::Complete, bytes, None),
             Some(error) => {
                 self.count_failure(metrics, error);
-                self.line(Line::Failed, bytes, Some(error));
+                self.line(metrics, Line::Failed, bytes, Some(error));
             }
         }
     }
@@ -193,8 +194,9 @@ impl Story {
         }
     }
 
-    fn line(&self, line: Line, bytes: Bytes, error: Option<&Error>) {
+    fn line(&self, metrics: &Metrics, line: Line, bytes: Bytes, error: Option<&Error>) {
         let fields = Fields::of(self, bytes, error);
+        metrics.events.tell(|| self.event(&line, &fields));
         match line {
             Line::Opened => access!(DEBUG, self, fields, "connection opened"),
             Line::Complete => access!(INFO, self, fields, "connection complete"),
@@ -204,12 +206,54 @@ impl Story {
     }
 }
 
+impl Story {
+    /// The same as the line, for those who watch.
+    fn event(&self, line: &Line, fields: &Fields) -> Event {
+        let workload = |party: &Party| party.pod.as_ref().or(party.workload.as_ref()).map(text);
+        Event {
+            event: line.event(),
+            id: self.id.to_string(),
+            direction: self.direction.as_str(),
+            src: self.source_address.to_string(),
+            dst: self.destination_address.to_string(),
+            authority: self.authority.clone(),
+            source_workload: workload(&self.source),
+            source_namespace: self.source.namespace.as_ref().map(text),
+            destination_workload: workload(&self.destination),
+            destination_namespace: self.destination.namespace.as_ref().map(text),
+            service: self.service.hostname.as_ref().map(text),
+            mutual_tls: self.mutual_tls,
+            bytes_sent: fields.sent,
+            bytes_recv: fields.received,
+            duration_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            error: fields.error.clone(),
+            reason: fields.reason.clone(),
+            policy: fields.policy.clone(),
+        }
+    }
+}
+
+fn text(text: &Str) -> String {
+    text.to_string()
+}
+
 /// Which line.
 enum Line {
     Opened,
     Complete,
     Failed,
     Refused,
+}
+
+impl Line {
+    fn event(&self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Complete => "closed",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// Texts of a line that have to be made first.

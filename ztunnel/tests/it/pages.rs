@@ -117,3 +117,40 @@ async fn the_unix_socket_serves_pages_metrics_and_readiness() {
         .await
         .expect("/quitquitquit asks to end");
 }
+
+#[tokio::test]
+async fn opens_closes_and_refusals_are_told_as_they_happen() {
+    let world = World::start("").await;
+    let path = world.run_dir().join("ztunnel-local.sock");
+    let mut watcher = UnixStream::connect(&path).await.unwrap();
+    watcher
+        .write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    let mut told = String::new();
+    until_told(&mut watcher, &mut told, "200 OK").await;
+    let (stream, _) = world.ask_echo().await.unwrap();
+    until_told(&mut watcher, &mut told, "\"event\":\"opened\"").await;
+    drop(stream);
+    until_told(&mut watcher, &mut told, "\"event\":\"failed\"").await;
+    world.ask("10.9.9.9:80").await.unwrap_err();
+    until_told(&mut watcher, &mut told, "\"event\":\"refused\"").await;
+    assert!(
+        told.contains("T0418") && told.contains("\"sourceNamespace\""),
+        "{told}"
+    );
+}
+
+/// Reads on until `told` contains `part`.
+async fn until_told(watcher: &mut UnixStream, told: &mut String, part: &str) {
+    let reading = async {
+        while !told.contains(part) {
+            let mut buffer = [0; 4096];
+            let read = watcher.read(&mut buffer).await.unwrap();
+            assert_ne!(read, 0, "the stream goes on");
+            told.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+        }
+    };
+    let read = tokio::time::timeout(SOON, reading).await;
+    assert!(read.is_ok(), "{part} is missing in {told}");
+}
