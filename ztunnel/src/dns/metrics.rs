@@ -7,7 +7,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 use tulle_model::workload::Workload;
 
 use super::wire::Transport;
@@ -91,10 +91,9 @@ impl DnsMetrics {
             "DNS requests that no name server answered",
             self.failures.clone(),
         );
-        registry.register_with_unit(
-            "istio_dns_upstream_request_duration",
+        registry.register(
+            "istio_dns_upstream_request_duration_seconds",
             "Time until a name server answered, or none did",
-            Unit::Seconds,
             self.durations.clone(),
         );
     }
