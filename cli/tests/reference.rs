@@ -109,7 +109,11 @@ fn each_metric_of_the_page_is_registered_where_it_says() {
                 let prefix = stem.strip_suffix(given).and_then(|rest| rest.strip_suffix('_'));
                 prefix.is_some_and(|prefix| source.contains(&format!("with_prefix(\"{prefix}\"")))
             };
-            let with_unit = |given: &&str| stem.strip_suffix("_bytes") == Some(given);
+            let with_unit = |given: &&str| {
+                ["_bytes", "_seconds"]
+                    .iter()
+                    .any(|unit| stem.strip_suffix(unit) == Some(given))
+            };
             let found = names
                 .iter()
                 .any(|given| *given == stem || prefixed(given) || with_unit(given));

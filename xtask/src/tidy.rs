@@ -143,7 +143,6 @@ const PROTO_NAMED_IN: &[&str] = &[
     "core/xds-client/",
     "xds/",
     "ztunnel/src/inpod",
-    "ztunnel/src/sockets.rs",
     "ztunnel/tests/",
     "agent/src/zds",
     "agent/src/sockets.rs",

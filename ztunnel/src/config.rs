@@ -1,4 +1,4 @@
-//! The configuration of the node proxy, read from ztunnel's environment variables (node-proxy.md section 19).
+//! The configuration of the node proxy, read from ztunnel's environment variables.
 
 mod control_plane;
 mod dns;
@@ -25,8 +25,8 @@ use tulle_model::Str;
 use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
 use tulle_runtime::config::{Collector, ConfigError, Env};
 
-pub use self::dns::{Dns, DnsListen};
 pub use self::control_plane::{CertificateAuthority, ControlPlane, LocalXds};
+pub use self::dns::{Dns, DnsListen};
 pub use self::headers::Headers;
 pub use self::inpod::Inpod;
 pub use self::log::Log;

@@ -24,7 +24,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tulle_identity::Priority;
 use tulle_linux::NetNs;
-use tulle_proto::zds::sockets::Kind;
 use tulle_runtime::drain::{self, DrainMode, DrainTrigger};
 use tulle_runtime::ready::{BlockReady, Ready};
 use tulle_runtime::tasks;
@@ -36,7 +35,7 @@ use crate::inpod::PodUid;
 use crate::inpod::netns::NetnsSockets;
 use crate::pod::{Node, Pod};
 use crate::proxy;
-use crate::sockets::{OpenOptions, PodSockets};
+use crate::sockets::{Kind, OpenOptions, PodSockets};
 
 /// Time between attempts to start a proxy.
 const RETRY: Duration = Duration::from_secs(5);

@@ -9,10 +9,28 @@ use rustix::net::{AddressFamily, SocketType};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tulle_linux::NetNs;
-use tulle_proto::zds::sockets::Kind;
 
 use crate::config::{DnsListen, Ports};
 use crate::dns::sockets::{DnsListeners, DnsSockets, is_dns};
+
+/// What a socket of a pod is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Captured outbound TCP.
+    Outbound,
+    /// Captured inbound plaintext.
+    InboundPlain,
+    /// Tunnels.
+    InboundHbone,
+    /// Questions by UDP over IPv4.
+    DnsUdp4,
+    /// Questions by UDP over IPv6.
+    DnsUdp6,
+    /// Questions by TCP over IPv4.
+    DnsTcp4,
+    /// Questions by TCP over IPv6.
+    DnsTcp6,
+}
 
 /// Connections that may wait to be accepted (capped by `net.core.somaxconn` of the namespace).
 const BACKLOG: i32 = 4096;
@@ -174,7 +192,7 @@ fn expected(kind: Kind) -> (&'static str, u16) {
     }
 }
 
-/// Checks type, family, port and that it listens (capture.md section 6).
+/// Checks type, family, port and that it listens.
 fn prove(kind: Kind, fd: &OwnedFd) -> Result<(), SocketError> {
     let (name, port) = expected(kind);
     let inspect = |source: rustix::io::Errno| SocketError::Inspect {

@@ -3,8 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use tulle_proto::zds::PodDns;
-
 /// Name servers that are asked, as the C library does.
 const SERVERS_MAX: usize = 3;
 
@@ -57,9 +55,9 @@ impl ResolvConf {
 
     /// What the agent says of a pod; `None` if it names no server.
     #[must_use]
-    pub fn of_pod(dns: &PodDns) -> Option<Self> {
-        let servers = dns.nameservers.iter().map(String::as_str);
-        let read = Self::of(servers, dns.search.iter().map(String::as_str));
+    pub fn of_pod(servers: &[String], search: &[String]) -> Option<Self> {
+        let servers = servers.iter().map(String::as_str);
+        let read = Self::of(servers, search.iter().map(String::as_str));
         (!read.servers.is_empty()).then_some(read)
     }
 
@@ -114,13 +112,8 @@ mod tests {
 
     #[test]
     fn a_pod_without_servers_has_no_settings_of_its_own() {
-        assert_eq!(ResolvConf::of_pod(&PodDns::default()), None);
-        let dns = PodDns {
-            nameservers: vec!["10.96.0.10".to_owned()],
-            search: vec!["a.b".to_owned()],
-            ndots: 5,
-        };
-        let read = ResolvConf::of_pod(&dns).unwrap();
+        assert_eq!(ResolvConf::of_pod(&[], &[]), None);
+        let read = ResolvConf::of_pod(&["10.96.0.10".to_owned()], &["a.b".to_owned()]).unwrap();
         assert_eq!(
             (read.servers.len(), &read.search[..]),
             (1, &["a.b".to_owned()][..])

@@ -9,10 +9,9 @@ use rustix::net::SocketType;
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
-use tulle_proto::zds::sockets::Kind;
 
 use crate::config::DnsListen;
-use crate::sockets::{OpenOptions, SocketError, no_ipv6};
+use crate::sockets::{Kind, OpenOptions, SocketError, no_ipv6};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -43,7 +42,7 @@ fn address_of(kind: Kind, port: u16) -> Option<SocketAddr> {
     match kind {
         Kind::DnsUdp4 | Kind::DnsTcp4 => Some((Ipv4Addr::LOCALHOST, port).into()),
         Kind::DnsUdp6 | Kind::DnsTcp6 => Some((Ipv6Addr::LOCALHOST, port).into()),
-        Kind::Unspecified | Kind::Outbound | Kind::InboundPlain | Kind::InboundHbone => None,
+        Kind::Outbound | Kind::InboundPlain | Kind::InboundHbone => None,
     }
 }
 
@@ -143,7 +142,7 @@ fn open_one(kind: Kind, options: &OpenOptions, port: u16) -> io::Result<Socket> 
     Ok(socket)
 }
 
-/// Checks type, that it listens if it is for connections, and address and port (capture.md section 6).
+/// Checks type, that it listens if it is for connections, and address and port.
 fn prove(kind: Kind, fd: &OwnedFd) -> Result<(), SocketError> {
     let inspect = |source: rustix::io::Errno| SocketError::Inspect {
         kind: "DNS",

@@ -5,13 +5,13 @@ use std::os::fd::OwnedFd;
 use prost::Message;
 use tulle_linux::NetNs;
 use tulle_proto::zds;
-use tulle_proto::zds::sockets::Kind;
+use tulle_proto::zds::sockets::Kind as WireKind;
 use tulle_proto::zds::workload_request::Payload;
 
 use super::PodUid;
 use crate::config::WorkloadName;
 use crate::dns::resolv_conf::ResolvConf;
-use crate::sockets::{PodSockets, SocketError};
+use crate::sockets::{Kind, PodSockets, SocketError};
 
 /// Longest request; a longer one is a violation of the protocol.
 pub const REQUEST_BYTES_MAX: usize = 1024;
@@ -111,7 +111,7 @@ fn parse_add(add: zds::AddWorkload, fds: Vec<OwnedFd>) -> Result<Request, Violat
     let mut fds = fds.into_iter();
     let netns = fds.next().ok_or(Violation::Descriptors { expected: 1, got: 0 })?;
     let sockets = match add.sockets.as_ref().filter(|sockets| !sockets.kinds.is_empty()) {
-        Some(sockets) => Some(PodSockets::take(kinds_of(sockets).zip(fds))?),
+        Some(sockets) => Some(PodSockets::take(kinds_of(sockets)?.into_iter().zip(fds))?),
         None => None,
     };
     let info = add.workload_info.ok_or(Violation::NoWorkloadInfo)?;
@@ -124,15 +124,38 @@ fn parse_add(add: zds::AddWorkload, fds: Vec<OwnedFd>) -> Result<Request, Violat
         },
         netns: NetNs::from_fd(netns).map_err(Violation::NoNetns)?,
         sockets,
-        resolver: add.dns.as_ref().and_then(ResolvConf::of_pod),
+        resolver: add
+            .dns
+            .as_ref()
+            .and_then(|dns| ResolvConf::of_pod(&dns.nameservers, &dns.search)),
     })
 }
 
-fn kinds_of(sockets: &zds::Sockets) -> impl Iterator<Item = Kind> + '_ {
-    sockets
-        .kinds
-        .iter()
-        .map(|kind| Kind::try_from(*kind).unwrap_or(Kind::Unspecified))
+/// What each handed-over socket is; a kind that is not known is refused with all of them.
+fn kinds_of(sockets: &zds::Sockets) -> Result<Vec<Kind>, SocketError> {
+    let known = |kind: &i32| match WireKind::try_from(*kind) {
+        Ok(WireKind::Outbound) => Ok(Kind::Outbound),
+        Ok(WireKind::InboundPlain) => Ok(Kind::InboundPlain),
+        Ok(WireKind::InboundHbone) => Ok(Kind::InboundHbone),
+        Ok(WireKind::DnsUdp4) => Ok(Kind::DnsUdp4),
+        Ok(WireKind::DnsUdp6) => Ok(Kind::DnsUdp6),
+        Ok(WireKind::DnsTcp4) => Ok(Kind::DnsTcp4),
+        Ok(WireKind::DnsTcp6) => Ok(Kind::DnsTcp6),
+        Ok(WireKind::Unspecified) | Err(_) => Err(SocketError::Kinds),
+    };
+    sockets.kinds.iter().map(known).collect()
+}
+
+fn wire_kind(kind: Kind) -> WireKind {
+    match kind {
+        Kind::Outbound => WireKind::Outbound,
+        Kind::InboundPlain => WireKind::InboundPlain,
+        Kind::InboundHbone => WireKind::InboundHbone,
+        Kind::DnsUdp4 => WireKind::DnsUdp4,
+        Kind::DnsUdp6 => WireKind::DnsUdp6,
+        Kind::DnsTcp4 => WireKind::DnsTcp4,
+        Kind::DnsTcp6 => WireKind::DnsTcp6,
+    }
 }
 
 fn uid(uid: &str) -> Result<PodUid, Violation> {
@@ -173,7 +196,7 @@ pub fn ack(outcome: Result<&[Kind], &str>) -> Vec<u8> {
         Err(error) => (error.to_owned(), &[][..]),
     };
     let sockets = (!kinds.is_empty()).then(|| zds::Sockets {
-        kinds: kinds.iter().map(|kind| i32::from(*kind)).collect(),
+        kinds: kinds.iter().map(|kind| wire_kind(*kind).into()).collect(),
         mark: 0,
     });
     let ack = zds::Ack { error, sockets };

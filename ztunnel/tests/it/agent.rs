@@ -73,7 +73,11 @@ impl Agent {
     }
 
     /// Sends a request; what comes back is the error of the Ack, and its sockets.
-    pub(crate) async fn ask(&self, payload: Payload, fds: &[BorrowedFd<'_>]) -> (String, Vec<Kind>, Vec<OwnedFd>) {
+    pub(crate) async fn ask(
+        &self,
+        payload: Payload,
+        fds: &[BorrowedFd<'_>],
+    ) -> (String, Vec<Kind>, Vec<OwnedFd>) {
         let request = zds::WorkloadRequest {
             payload: Some(payload),
         };
