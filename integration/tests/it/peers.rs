@@ -74,7 +74,7 @@ async fn curl_reads_from_nginx() {
     std::fs::write(folder.join("html/body.txt"), &body).unwrap();
     let root = folder.display();
     let configuration = format!(
-        "daemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{}}\n\
+        "user root root;\ndaemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{}}\n\
          http {{ access_log off; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;\n\
          fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
          server {{ listen 8080; root {root}/html; }} }}\n"
