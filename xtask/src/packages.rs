@@ -139,22 +139,29 @@ pub(crate) enum Namespaces {
 }
 
 impl Namespaces {
-    /// Root may make them; others need a user namespace.
+    /// Root may make them, unless it lacks the capability; others need a user namespace. It is tried here, so that no
+    /// kernel test is skipped for want of rights in a run that then calls itself complete.
     pub(crate) fn find() -> Result<Self, String> {
-        if is_root() {
+        let works = |arguments: &[&str]| {
+            let mut trial = Command::new("unshare");
+            trial
+                .args(arguments)
+                .args(["--net", "true"])
+                .stderr(Stdio::null());
+            trial.status().is_ok_and(|status| status.success())
+        };
+        if is_root() && works(&[]) {
             return Ok(Self::Root);
         }
-        let mut trial = Command::new("unshare");
-        trial
-            .args(["--user", "--map-root-user", "--net", "true"])
-            .stderr(Stdio::null());
-        if trial.status().is_ok_and(|status| status.success()) {
+        if works(&["--user", "--map-root-user"]) {
             return Ok(Self::UserNamespace);
         }
-        Err("the kernel tests need root or user namespaces; allow them: \
+        Err(
+            "the kernel tests need root with CAP_SYS_ADMIN, or user namespaces; allow them: \
              sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000 \
              (with AppArmor also kernel.apparmor_restrict_unprivileged_userns=0), or run as root"
-            .to_owned())
+                .to_owned(),
+        )
     }
 
     /// A command that runs with those rights.
