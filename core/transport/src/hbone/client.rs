@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::{pending, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
 
@@ -60,8 +61,22 @@ pub async fn connect(
     let broken = |error| tls_failed(HandshakeError::Io(error));
     let peer = socket.peer_addr().map_err(broken)?;
     keep_queue_short(&socket).map_err(broken)?;
+    connect_over(socket, peer, tls, settings).await
+}
+
+/// TLS, then HTTP/2, over any byte stream to `peer`: the inner session of a double tunnel runs over an
+/// [`HboneStream`]. The stream ends with the connection.
+pub async fn connect_over<S>(
+    stream: S,
+    peer: SocketAddr,
+    tls: Arc<ClientConfig>,
+    settings: &Settings,
+) -> Result<ClientConnection, OpenError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let handshake = async {
-        let stream = tulle_identity::tls::connect(tls, socket)
+        let stream = tulle_identity::tls::connect(tls, stream)
             .await
             .map_err(tls_failed)?;
         handshake(stream, settings).await

@@ -58,8 +58,21 @@ pub async fn accept(
 ) -> Result<Accepted, AcceptError> {
     let address = canonical(socket.peer_addr().map_err(HandshakeError::Io)?);
     keep_queue_short(&socket).map_err(HandshakeError::Io)?;
+    accept_over(socket, address, tls, settings).await
+}
+
+/// TLS, then HTTP/2, over any byte stream from `address`, such as the outer tunnel of a double one.
+pub async fn accept_over<S>(
+    stream: S,
+    address: SocketAddr,
+    tls: Arc<ServerConfig>,
+    settings: &Settings,
+) -> Result<Accepted, AcceptError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let handshake = async {
-        let (stream, identity) = tulle_identity::tls::accept(tls, socket).await?;
+        let (stream, identity) = tulle_identity::tls::accept(tls, stream).await?;
         let connection = handshake(stream, settings).await?;
         Ok(Accepted {
             connection,
