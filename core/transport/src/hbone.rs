@@ -11,9 +11,11 @@
 pub mod client;
 pub mod connect;
 pub mod error;
+mod expiry;
 mod frames;
 mod h2_stream;
 mod liveness;
+mod load;
 pub mod pool;
 pub mod server;
 pub mod settings;

@@ -5,20 +5,22 @@ use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
-use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tulle_identity::HandshakeError;
+use tokio::time::{Instant, timeout};
+use tulle_identity::{Clock, HandshakeError};
 use tulle_runtime::tasks;
 
 use super::connect::{ConnectRequest, ConnectResponse};
 use super::error::OpenError;
+use super::expiry::Expiry;
 use super::liveness::{Slot, Vitals, peer_lost, unused};
+use super::load::{Outgoing, Traffic};
 use super::settings::Settings;
 use super::stream::HboneStream;
 use super::watched::Watched;
@@ -39,7 +41,7 @@ pub struct ClientConnection {
 
 struct Shared {
     /// Gone once the connection takes no new streams.
-    sender: Mutex<Option<SendRequest<Bytes>>>,
+    sender: Mutex<Option<SendRequest<Outgoing>>>,
     vitals: Arc<Vitals>,
     streams_max: u32,
 }
@@ -103,7 +105,7 @@ where
 {
     let vitals = Vitals::new(settings);
     let (sender, connection) = builder(settings)
-        .handshake(Watched::client(stream, Arc::clone(&vitals)))
+        .handshake::<_, Outgoing>(Watched::client(stream, Arc::clone(&vitals)))
         .await
         .map_err(|error| OpenError::Http2 {
             detail: error.to_string().into(),
@@ -136,7 +138,7 @@ fn builder(settings: &Settings) -> Builder {
 
 /// Moves frames until the connection ends, and says why it did.
 async fn drive<S>(
-    mut connection: Connection<S, Bytes>,
+    mut connection: Connection<S, Outgoing>,
     vitals: Arc<Vitals>,
     shared: Weak<Shared>,
     settings: Settings,
@@ -172,7 +174,7 @@ async fn drive<S>(
     drop(take_sender(&shared));
 }
 
-fn take_sender(shared: &Weak<Shared>) -> Option<SendRequest<Bytes>> {
+fn take_sender(shared: &Weak<Shared>) -> Option<SendRequest<Outgoing>> {
     shared.upgrade().and_then(|shared| shared.sender.lock().take())
 }
 
@@ -243,6 +245,27 @@ impl ClientConnection {
     pub fn retired(&self) -> impl Future<Output = ()> + Send + use<> {
         let vitals = Arc::clone(&self.shared.vitals);
         async move { vitals.gone().await }
+    }
+
+    /// Retires the connection at the end of its certificate, as `clock` or the time that was left tells, whichever is
+    /// first. Open streams go on. Ends with [`Self::retired`]; holds no handle meanwhile.
+    pub fn retire_after(
+        &self,
+        not_after: SystemTime,
+        clock: Clock,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let vitals = Arc::clone(&self.shared.vitals);
+        let expiry = Expiry::new(not_after, clock.now(), Instant::now());
+        async move {
+            tokio::select! {
+                () = vitals.gone() => {}
+                () = expiry.passed(&clock) => vitals.retire(),
+            }
+        }
+    }
+
+    pub(super) fn traffic(&self) -> &Traffic {
+        self.shared.vitals.traffic()
     }
 
     /// Opens no further stream. Those that are open go on; then the connection closes with GOAWAY(NO_ERROR).

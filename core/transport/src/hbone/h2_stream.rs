@@ -8,10 +8,11 @@ use h2::{Reason, RecvStream, SendStream};
 
 use super::error::StreamError;
 use super::liveness::Slot;
+use super::load::Outgoing;
 use super::stream::{HboneStream, ReadChunks, ResetCode, WriteChunks};
 
 /// Joins both halves. The slot is given back when the last of them is gone.
-pub(super) fn join(send: SendStream<Bytes>, receive: RecvStream, slot: Slot) -> HboneStream {
+pub(super) fn join(send: SendStream<Outgoing>, receive: RecvStream, slot: Slot) -> HboneStream {
     let slot = Arc::new(slot);
     let reader = H2Reader {
         receive,
@@ -46,6 +47,7 @@ impl ReadChunks for H2Reader {
                 Some(Ok(chunk)) => {
                     self.held += chunk.len();
                     self.slot.window().hold(chunk.len());
+                    self.slot.moved(chunk.len());
                     return Poll::Ready(Some(Ok(chunk)));
                 }
                 Some(Err(error)) => {
@@ -82,7 +84,7 @@ enum Sending {
 }
 
 struct H2Writer {
-    send: SendStream<Bytes>,
+    send: SendStream<Outgoing>,
     state: Sending,
     slot: Arc<Slot>,
 }
@@ -104,8 +106,14 @@ impl WriteChunks for H2Writer {
         }
         let part = chunk.split_to(capacity.min(chunk.len()));
         let sent = part.len();
-        match self.send.send_data(part, false) {
-            Ok(()) => Poll::Ready(Ok(sent)),
+        match self
+            .send
+            .send_data(Outgoing::new(part, self.slot.vitals()), false)
+        {
+            Ok(()) => {
+                self.slot.moved(sent);
+                Poll::Ready(Ok(sent))
+            }
             Err(_) => Poll::Ready(Err(self.closed_by_peer(cx))),
         }
     }
@@ -116,7 +124,7 @@ impl WriteChunks for H2Writer {
             // The only empty DATA frame there is: peers count others as an attack.
             return self
                 .send
-                .send_data(Bytes::new(), true)
+                .send_data(Outgoing::new(Bytes::new(), self.slot.vitals()), true)
                 .map_err(|error| self.slot.explain(&error));
         }
         Ok(())

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tulle_identity::HandshakeError;
 
 use super::error::StreamError;
+use super::load::{BULK_AFTER, Traffic};
 use super::settings::Settings;
 use super::window::Window;
 
@@ -41,20 +42,23 @@ pub(super) struct Vitals {
     lost: OnceLock<Arc<str>>,
     refused: OnceLock<Arc<HandshakeError>>,
     window: Window,
+    traffic: Traffic,
 }
 
 impl Vitals {
     pub(super) fn new(settings: &Settings) -> Arc<Self> {
+        let now = Instant::now();
         Arc::new(Self {
             streams: AtomicU32::new(0),
             limit: AtomicU32::new(settings.streams_max.max(1)),
             busy: watch::Sender::new(false),
             gone: CancellationToken::new(),
-            epoch: Instant::now(),
+            epoch: now,
             heard_ms: AtomicU64::new(0),
             lost: OnceLock::new(),
             refused: OnceLock::new(),
             window: Window::new(settings.connection_window),
+            traffic: Traffic::new(now),
         })
     }
 
@@ -76,7 +80,10 @@ impl Vitals {
 
     fn occupied(self: &Arc<Self>) -> Slot {
         self.announce();
-        Slot(Arc::clone(self))
+        Slot {
+            vitals: Arc::clone(self),
+            moved: AtomicU64::new(0),
+        }
     }
 
     /// Tells the watchers whether streams are open. Read under the channel's lock, so the last word is true.
@@ -145,6 +152,10 @@ impl Vitals {
         &self.window
     }
 
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
     /// The peer sent something.
     pub(super) fn heard(&self, now: Instant) {
         let elapsed = now.duration_since(self.epoch).as_millis();
@@ -169,23 +180,44 @@ impl Vitals {
 
 /// A place for one stream; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Slot(Arc<Vitals>);
+pub(super) struct Slot {
+    vitals: Arc<Vitals>,
+    /// Payload of both directions.
+    moved: AtomicU64,
+}
 
 impl Slot {
     pub(super) fn window(&self) -> &Window {
-        self.0.window()
+        self.vitals.window()
+    }
+
+    pub(super) fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
+    }
+
+    /// The stream has moved `bytes` more.
+    pub(super) fn moved(&self, bytes: usize) {
+        let before = self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+        if before < BULK_AFTER && before + bytes as u64 >= BULK_AFTER {
+            self.vitals.traffic.bulk_began();
+        }
     }
 
     /// Says how a stream ended in terms of the seam.
     pub(super) fn explain(&self, error: &h2::Error) -> StreamError {
         match error.reason() {
             Some(reason) if error.is_reset() => self.reset_or_lost(reason),
-            _ => StreamError::Lost(self.0.lost().cloned().unwrap_or_else(|| error.to_string().into())),
+            _ => StreamError::Lost(
+                self.vitals
+                    .lost()
+                    .cloned()
+                    .unwrap_or_else(|| error.to_string().into()),
+            ),
         }
     }
 
     pub(super) fn reset_or_lost(&self, reason: h2::Reason) -> StreamError {
-        match self.0.lost() {
+        match self.vitals.lost() {
             Some(why) => StreamError::Lost(Arc::clone(why)),
             None => StreamError::Reset(reason.into()),
         }
@@ -194,8 +226,11 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::AcqRel);
-        self.0.announce();
+        if *self.moved.get_mut() >= BULK_AFTER {
+            self.vitals.traffic.bulk_ended();
+        }
+        self.vitals.streams.fetch_sub(1, Ordering::AcqRel);
+        self.vitals.announce();
     }
 }
 

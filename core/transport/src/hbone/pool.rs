@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tulle_model::Identity;
 use tulle_runtime::tasks;
 
@@ -23,7 +23,7 @@ mod policy;
 #[cfg(test)]
 mod tests;
 
-use policy::{Choice, Limits, Load, choose};
+use policy::{Choice, ConnectionLoad, Limits, Load, choose};
 
 /// What a connection may be shared by. Never shared across keys.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -311,8 +311,16 @@ impl State {
 
 impl Peer {
     fn load(&self) -> Load {
+        let now = Instant::now();
+        let load = |connection: &ClientConnection| ConnectionLoad {
+            streams: connection.active(),
+            limit: connection.limit(),
+            unsent: connection.traffic().unsent(),
+            bulk: connection.traffic().has_bulk(),
+            blocked: connection.traffic().blocked(now),
+        };
         Load {
-            connections: self.connections.iter().map(|c| (c.active(), c.limit())).collect(),
+            connections: self.connections.iter().map(load).collect(),
             dials: self.dials.iter().map(DialUnderWay::waiting).collect(),
         }
     }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
@@ -24,6 +23,7 @@ use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal}
 use super::error::{AcceptError, StreamError};
 use super::h2_stream;
 use super::liveness::{Slot, Vitals, peer_lost, unused};
+use super::load::Outgoing;
 use super::settings::Settings;
 use super::stream::HboneStream;
 use super::watched::Watched;
@@ -93,7 +93,7 @@ where
 {
     let vitals = Vitals::new(settings);
     let stream: Box<dyn Stream> = Box::new(Watched::server(stream, Arc::clone(&vitals)));
-    let handshake = builder(settings).handshake(stream).await;
+    let handshake = builder(settings).handshake::<_, Outgoing>(stream).await;
     let mut connection = handshake.map_err(|error| AcceptError::Http2(error.to_string().into()))?;
     let ping = connection.ping_pong().expect("only taken here");
     let lost = peer_lost(ping, Arc::clone(&vitals), *settings);
@@ -130,7 +130,7 @@ type Event = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// One client's connection. It moves frames only while [`Self::accept`] is being awaited, which is to go on until
 /// that says `None`, also while streams are open.
 pub struct ServerConnection {
-    connection: Connection<Box<dyn Stream>, Bytes>,
+    connection: Connection<Box<dyn Stream>, Outgoing>,
     lost: Event,
     /// Runs until it fired once.
     unused: Option<Event>,
@@ -246,13 +246,13 @@ impl fmt::Debug for ServerConnection {
 /// A stream that asks to become a tunnel. Dropping it unanswered resets it.
 pub struct Incoming {
     request: Result<ConnectRequest, MalformedConnect>,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Outgoing>,
     body: RecvStream,
     slot: Slot,
 }
 
 impl Incoming {
-    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, slot: Slot) -> Self {
+    fn new(request: Request<RecvStream>, respond: SendResponse<Outgoing>, slot: Slot) -> Self {
         Self {
             request: ConnectRequest::from_http(&request),
             respond,

@@ -20,6 +20,7 @@ pin_project_lite::pin_project! {
         vitals: Arc<Vitals>,
         frames: Frames,
         write_failed: bool,
+        write_blocked: bool,
     }
 }
 
@@ -31,6 +32,7 @@ impl<S> Watched<S> {
             vitals,
             frames: Frames::new(PREFACE_LENGTH, Instant::now()),
             write_failed: false,
+            write_blocked: false,
         }
     }
 
@@ -41,6 +43,7 @@ impl<S> Watched<S> {
             vitals,
             frames: Frames::new(0, Instant::now()),
             write_failed: false,
+            write_blocked: false,
         }
     }
 }
@@ -72,13 +75,27 @@ impl<S: AsyncRead> AsyncRead for Watched<S> {
 }
 
 impl<S: AsyncRead> Watched<S> {
+    /// Keeps count of how long the peer takes nothing.
+    fn note(self: Pin<&mut Self>, blocked: bool) {
+        let this = self.project();
+        if std::mem::replace(this.write_blocked, blocked) != blocked {
+            let (traffic, now) = (this.vitals.traffic(), Instant::now());
+            if blocked {
+                traffic.write_blocked(now);
+            } else {
+                traffic.write_resumed(now);
+            }
+        }
+    }
+
     /// A peer that refused our certificate has closed by the time we write. What it said still waits to be read, or
     /// will be there in a moment: a failed socket is always readable.
     fn explained<T>(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
+        self.as_mut().note(result.is_pending());
         if !matches!(result, Poll::Ready(Err(_))) {
             return result;
         }
