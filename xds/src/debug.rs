@@ -154,16 +154,21 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
         ResourceType::Address => convert::decode_address(&slot.name, &slot.body),
         ResourceType::Workload => convert::decode_workload(&slot.name, &slot.body),
         ResourceType::Authorization => convert::decode_authorization(&slot.name, &slot.body),
+        ResourceType::Waypoint | ResourceType::Route | ResourceType::Policy => {
+            return describe_of_waypoint(slot);
+        }
     };
     let (kind, value) = match decoded {
         Ok(Resource::Workload(workload)) => ("workload", workload_value(&workload)),
         Ok(Resource::Service(service)) => ("service", to_value(&service)),
         Ok(Resource::Authorization(policy)) => ("authorization", to_value(&policy)),
+        Ok(Resource::Trust(trust)) => ("trust", to_value(&trust)),
         Err(error) => ("undecodable", json!(error.to_string())),
     };
     let nodes = match &slot.scope {
         Scope::Everyone => Value::Null,
         Scope::Namespace { nodes, .. } | Scope::Workloads { nodes } => json!(nodes),
+        Scope::Waypoints { .. } => json!([]),
     };
     json!({
         "name": slot.name,
@@ -172,6 +177,21 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
         "changedAt": slot.sequence,
         "nodes": nodes,
         kind: value,
+    })
+}
+
+/// Configuration of waypoints, and which of them it is for.
+fn describe_of_waypoint(slot: &Slot) -> Value {
+    let waypoints = match &slot.scope {
+        Scope::Waypoints { waypoints } => json!(waypoints),
+        _ => Value::Null,
+    };
+    json!({
+        "name": slot.name,
+        "version": slot.version,
+        "changedAt": slot.sequence,
+        "waypoints": waypoints,
+        "bytes": slot.body.len(),
     })
 }
 

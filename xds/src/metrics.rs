@@ -25,6 +25,9 @@ impl From<ResourceType> for TypeLabel {
             ResourceType::Address => "address",
             ResourceType::Workload => "workload",
             ResourceType::Authorization => "authorization",
+            ResourceType::Waypoint => "waypoint",
+            ResourceType::Route => "route",
+            ResourceType::Policy => "policy",
         };
         Self { r#type }
     }

@@ -9,8 +9,10 @@ use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 use tulle_model::{Identity, Str};
 
+pub mod fronted;
 pub mod objects;
 
+pub use fronted::Fronted;
 pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
 
 use crate::engine::table::Table;
@@ -24,11 +26,24 @@ pub enum ResourceType {
     Workload,
     /// `istio.security.Authorization`.
     Authorization,
+    /// `tulle.waypoint.v1.Waypoint`: a waypoint's settings, and what it stands in front of.
+    Waypoint,
+    /// `tulle.waypoint.v1.Route`: one rule of a route object.
+    Route,
+    /// `tulle.waypoint.v1.Policy`: one concern of a policy object, enforced by waypoints.
+    Policy,
 }
 
 impl ResourceType {
     /// Every type, in the order in which additions are sent.
-    pub const ALL: [Self; 3] = [Self::Authorization, Self::Address, Self::Workload];
+    pub const ALL: [Self; 6] = [
+        Self::Authorization,
+        Self::Policy,
+        Self::Route,
+        Self::Waypoint,
+        Self::Address,
+        Self::Workload,
+    ];
 
     /// The type URL of the wire.
     #[must_use]
@@ -37,6 +52,9 @@ impl ResourceType {
             Self::Address => "type.googleapis.com/istio.workload.Address",
             Self::Workload => "type.googleapis.com/istio.workload.Workload",
             Self::Authorization => "type.googleapis.com/istio.security.Authorization",
+            Self::Waypoint => "type.googleapis.com/tulle.waypoint.v1.Waypoint",
+            Self::Route => "type.googleapis.com/tulle.waypoint.v1.Route",
+            Self::Policy => "type.googleapis.com/tulle.waypoint.v1.Policy",
         }
     }
 
@@ -100,6 +118,11 @@ pub enum Scope {
         /// Nodes that hold such a workload.
         nodes: Arc<BTreeSet<Str>>,
     },
+    /// Configuration of waypoints; no node proxy receives it.
+    Waypoints {
+        /// The waypoints, as `<namespace>/<gateway>`.
+        waypoints: Arc<BTreeSet<Str>>,
+    },
 }
 
 impl Scope {
@@ -109,6 +132,19 @@ impl Scope {
         match self {
             Self::Everyone => true,
             Self::Namespace { nodes, .. } | Self::Workloads { nodes } => nodes.contains(node),
+            Self::Waypoints { .. } => false,
+        }
+    }
+
+    /// Whether this waypoint, called `<namespace>/<gateway>`, may receive the resource as one of its own.
+    ///
+    /// Addresses are everyone's here; which of them a waypoint is sent is [`Snapshot::waypoint_addresses`].
+    #[must_use]
+    pub fn reaches_waypoint(&self, waypoint: &str) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Namespace { .. } | Self::Workloads { .. } => false,
+            Self::Waypoints { waypoints } => waypoints.contains(waypoint),
         }
     }
 }
@@ -179,6 +215,10 @@ pub struct Snapshot {
     pub(crate) addresses: Table,
     pub(crate) workloads: Table,
     pub(crate) authorizations: Table,
+    pub(crate) waypoints: Table,
+    pub(crate) routes: Table,
+    pub(crate) policies: Table,
+    pub(crate) fronted: Fronted,
     pub(crate) placement: Placement,
     pub(crate) objects: Objects,
 }
@@ -234,6 +274,21 @@ impl Snapshot {
         &self.placement
     }
 
+    /// Which waypoints there are, and what each stands in front of.
+    #[must_use]
+    pub fn fronted(&self) -> &Fronted {
+        &self.fronted
+    }
+
+    /// Whether a waypoint is to be sent this Address resource without asking: what it fronts, the backends of its
+    /// routes, and the endpoints of both.
+    #[must_use]
+    pub fn waypoint_addresses(&self, waypoint: &str, resource: &str) -> bool {
+        self.fronted
+            .of(waypoint)
+            .is_some_and(|fronts| fronts.addresses.contains(resource))
+    }
+
     /// The state of the source: generation, broken files, objects and their conditions.
     #[must_use]
     pub fn objects(&self) -> &Objects {
@@ -245,6 +300,21 @@ impl Snapshot {
             ResourceType::Address => &self.addresses,
             ResourceType::Workload => &self.workloads,
             ResourceType::Authorization => &self.authorizations,
+            ResourceType::Waypoint => &self.waypoints,
+            ResourceType::Route => &self.routes,
+            ResourceType::Policy => &self.policies,
+        }
+    }
+
+    /// The table of a type, to be edited.
+    pub(crate) fn table_mut(&mut self, ty: ResourceType) -> &mut Table {
+        match ty {
+            ResourceType::Address => &mut self.addresses,
+            ResourceType::Workload => &mut self.workloads,
+            ResourceType::Authorization => &mut self.authorizations,
+            ResourceType::Waypoint => &mut self.waypoints,
+            ResourceType::Route => &mut self.routes,
+            ResourceType::Policy => &mut self.policies,
         }
     }
 }

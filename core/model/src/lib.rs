@@ -5,6 +5,7 @@
 
 pub mod authz;
 pub mod enrolment;
+pub mod filter;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 pub mod gateway;
@@ -13,11 +14,15 @@ pub mod inbound;
 pub mod mesh;
 pub mod name;
 pub mod network;
+pub mod policy;
 pub mod reason;
+pub mod route;
 pub mod service;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod trust;
 pub mod upstream;
+pub mod waypoint;
 pub mod workload;
 
 pub use authz::{Connection, Verdict};
@@ -28,5 +33,6 @@ pub use name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
 pub use network::NetworkAddress;
 pub use reason::Reason;
 pub use service::Service;
+pub use trust::Trust;
 pub use upstream::{Endpoint, NoUpstream, Upstream};
 pub use workload::Workload;
