@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io::Write;
 
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "workload.proto",
     "authorization.proto",
     "zds.proto",
@@ -11,6 +11,7 @@ const SOURCES: [&str; 7] = [
     "core.proto",
     "discovery.proto",
     "rpc_status.proto",
+    "trust.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

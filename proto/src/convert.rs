@@ -4,6 +4,7 @@ pub mod authorization;
 pub mod ca;
 pub(crate) mod gateway;
 pub mod service;
+pub(crate) mod trust;
 pub mod workload;
 pub mod zds;
 
@@ -14,12 +15,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use prost::Message;
 use tulle_model::authz::policy::Authorization;
-use tulle_model::{MeshUpdate, NamespacedName, Service, Str, Workload};
+use tulle_model::{MeshUpdate, NamespacedName, Service, Str, Trust, Workload};
 
 use crate::names::resource_name;
 use crate::strict;
 use crate::workload::{Address, address};
-use crate::{security, workload as wire};
+use crate::{mesh, security, workload as wire};
 
 /// A resource that must not be used, and the place that makes it so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +76,9 @@ pub enum Cause {
     /// Not a SPIFFE identity.
     #[error(transparent)]
     Identity(#[from] tulle_model::identity::InvalidIdentity),
+    /// Not the serial number of a certificate.
+    #[error(transparent)]
+    Serial(#[from] tulle_model::trust::InvalidSerial),
     /// An extension this version does not know, where ignoring it could change a verdict.
     #[error("unknown extension `{0}`")]
     UnknownExtension(String),
@@ -109,6 +113,8 @@ pub enum Resource {
     Service(Arc<Service>),
     /// A policy.
     Authorization(Arc<Authorization>),
+    /// Whom a trust domain believes.
+    Trust(Arc<Trust>),
 }
 
 impl From<Resource> for MeshUpdate {
@@ -117,6 +123,7 @@ impl From<Resource> for MeshUpdate {
             Resource::Workload(workload) => Self::Workload(workload),
             Resource::Service(service) => Self::Service(service),
             Resource::Authorization(policy) => Self::Policy(policy),
+            Resource::Trust(trust) => Self::Trust(trust),
         }
     }
 }
@@ -166,13 +173,25 @@ pub fn decode_authorization(name: &str, body: &[u8]) -> Result<Resource, Malform
         .map_err(|flaw| flaw.of(name))
 }
 
-/// The bytes of an [`crate::ADDRESS_TYPE`] resource; `None` for a policy. Equal resources give equal bytes.
+/// Decodes the body of a [`crate::TRUST_TYPE`] resource; unknown fields are ignored, unknown denials are not.
+///
+/// # Errors
+/// Names the first field that cannot be used.
+pub fn decode_trust(name: &str, body: &[u8]) -> Result<Resource, Malformed> {
+    mesh::Trust::decode(body)
+        .map_err(undecodable)
+        .and_then(trust::parse)
+        .and_then(|trust| called(Resource::Trust(Arc::new(trust)), name))
+        .map_err(|flaw| flaw.of(name))
+}
+
+/// The bytes of an [`crate::ADDRESS_TYPE`] resource; `None` for anything else. Equal resources give equal bytes.
 #[must_use]
 pub fn encode_address(resource: &Resource) -> Option<Vec<u8>> {
     let body = match resource {
         Resource::Workload(workload) => address::Type::Workload(workload.as_ref().into()),
         Resource::Service(service) => address::Type::Service(service.as_ref().into()),
-        Resource::Authorization(_) => return None,
+        Resource::Authorization(_) | Resource::Trust(_) => return None,
     };
     Some(Address { r#type: Some(body) }.encode_to_vec())
 }
@@ -181,6 +200,12 @@ pub fn encode_address(resource: &Resource) -> Option<Vec<u8>> {
 #[must_use]
 pub fn encode_authorization(policy: &Authorization) -> Vec<u8> {
     security::Authorization::from(policy).encode_to_vec()
+}
+
+/// The bytes of a [`crate::TRUST_TYPE`] resource. Equal values give equal bytes.
+#[must_use]
+pub fn encode_trust(trust: &Trust) -> Vec<u8> {
+    mesh::Trust::from(trust).encode_to_vec()
 }
 
 /// Removals come by the envelope's name, so a body under another name could never be removed.

@@ -42,9 +42,10 @@ pub use generated::istio::security;
 pub use generated::istio::v1::auth as ca;
 pub use generated::istio::workload;
 pub use generated::istio::workload::zds;
+pub use generated::tulle::mesh::v1 as mesh;
 
 pub use convert::{
-    Cause, Malformed, Resource, decode_address, decode_authorization, decode_workload, encode_address,
-    encode_authorization,
+    Cause, Malformed, Resource, decode_address, decode_authorization, decode_trust, decode_workload,
+    encode_address, encode_authorization, encode_trust,
 };
-pub use names::{ADDRESS_TYPE, AUTHORIZATION_TYPE, WORKLOAD_TYPE, aliases, resource_name};
+pub use names::{ADDRESS_TYPE, AUTHORIZATION_TYPE, TRUST_TYPE, WORKLOAD_TYPE, aliases, resource_name};

@@ -10,11 +10,20 @@ use crate::convert::Resource;
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Policies.
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Roots and deny-list of a trust domain; served to those who announce the feature [`TRUST_FEATURE`].
+pub const TRUST_TYPE: &str = "type.googleapis.com/tulle.mesh.v1.Trust";
 /// Bare workloads, for older clients; Tulle's own client never asks for it.
 pub const WORKLOAD_TYPE: &str = "type.googleapis.com/istio.workload.Workload";
 
 /// Type URL of a [`prost_types::Any`] that carries a text, as Tulle's extensions do.
 pub(crate) const STRING_VALUE_TYPE: &str = "type.googleapis.com/google.protobuf.StringValue";
+
+/// Node metadata key of the features a client announces, comma-joined.
+pub const FEATURES_KEY: &str = "TULLE_FEATURES";
+/// Feature: the client takes [`TRUST_TYPE`].
+pub const TRUST_FEATURE: &str = "trust";
+/// Feature: the client knows policies that are only judged, not enforced.
+pub const DRY_RUN_FEATURE: &str = "dry-run";
 
 /// Extension of an Authorization: it is judged by the TLS peer, never by the original source of a waypoint.
 pub const MATCH_PEER: &str = "tulle.dev/match-peer";
@@ -26,6 +35,7 @@ pub fn resource_name(resource: &Resource) -> Str {
         Resource::Workload(workload) => workload.uid.0.clone(),
         Resource::Service(service) => service.key().to_string().into(),
         Resource::Authorization(policy) => policy.key().to_string().into(),
+        Resource::Trust(trust) => trust.trust_domain.clone(),
     }
 }
 
@@ -35,7 +45,7 @@ pub fn aliases(resource: &Resource) -> Vec<Str> {
     match resource {
         Resource::Workload(workload) => workload_aliases(workload),
         Resource::Service(service) => service_aliases(service),
-        Resource::Authorization(_) => Vec::new(),
+        Resource::Authorization(_) | Resource::Trust(_) => Vec::new(),
     }
 }
 

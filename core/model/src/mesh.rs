@@ -26,6 +26,7 @@ use crate::identity::Identity;
 use crate::name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
 use crate::network::NetworkAddress;
 use crate::service::Service;
+use crate::trust::Trust;
 use crate::upstream::Tables;
 use crate::workload::Workload;
 use changes::Collector;
@@ -68,12 +69,16 @@ pub enum MeshUpdate {
     Service(Arc<Service>),
     /// Adds or replaces a policy.
     Policy(Arc<Authorization>),
+    /// Adds or replaces what is known of a trust domain.
+    Trust(Arc<Trust>),
     /// Removes a workload.
     RemoveWorkload(WorkloadUid),
     /// Removes a service.
     RemoveService(NamespacedHostname),
     /// Removes a policy.
     RemovePolicy(NamespacedName),
+    /// Forgets a trust domain.
+    RemoveTrust(Str),
 }
 
 impl Default for Mesh {
@@ -129,6 +134,7 @@ pub struct Snapshot {
     workloads: Workloads,
     services: Services,
     policies: Policies,
+    trust: OrderedMap<Str, Arc<Trust>>,
 }
 
 impl Snapshot {
@@ -225,6 +231,12 @@ impl Snapshot {
         self.policies.iter().map(|policy| policy.authorization())
     }
 
+    /// What is known of a trust domain: roots, aliases, deny-list.
+    #[must_use]
+    pub fn trust(&self, trust_domain: &str) -> Option<&Arc<Trust>> {
+        self.trust.get(trust_domain)
+    }
+
     /// Whether a peer is a waypoint that may speak for others towards `local`: bound to it, or to a service it is
     /// an endpoint of, by identity and by address. `x-tulle-original-source` is believed from no one else.
     #[must_use]
@@ -273,6 +285,17 @@ impl Snapshot {
             MeshUpdate::RemovePolicy(key) => {
                 if let Some(scope) = self.policies.remove(&key) {
                     changes.policy(key, [scope]);
+                }
+            }
+            MeshUpdate::Trust(trust) => {
+                if self.trust.get(&trust.trust_domain) != Some(&trust) {
+                    self.trust.insert_mut(trust.trust_domain.clone(), trust);
+                    changes.trust();
+                }
+            }
+            MeshUpdate::RemoveTrust(domain) => {
+                if self.trust.remove_mut(&domain) {
+                    changes.trust();
                 }
             }
         }

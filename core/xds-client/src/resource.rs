@@ -3,12 +3,15 @@
 use std::fmt;
 
 use tulle_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE, Malformed, Resource, decode_address, decode_authorization,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, Malformed, Resource, TRUST_TYPE, decode_address, decode_authorization,
+    decode_trust,
 };
 
 /// A subscription of its own within the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ResourceType {
+    /// Roots and deny-list; only of a control plane of ours, so nothing may wait for it.
+    Trust,
     /// Policies.
     Authorization,
     /// Workloads and services.
@@ -16,8 +19,10 @@ pub enum ResourceType {
 }
 
 impl ResourceType {
-    /// Everything a node proxy needs.
-    pub const ALL: [Self; 2] = [Self::Authorization, Self::Address];
+    /// Every type, in the order in which they are asked for.
+    pub const ALL: [Self; 3] = [Self::Trust, Self::Authorization, Self::Address];
+    /// What a node proxy cannot do without.
+    pub const NODE: [Self; 2] = [Self::Authorization, Self::Address];
 
     /// The type's name on the wire.
     #[must_use]
@@ -25,6 +30,7 @@ impl ResourceType {
         match self {
             Self::Address => ADDRESS_TYPE,
             Self::Authorization => AUTHORIZATION_TYPE,
+            Self::Trust => TRUST_TYPE,
         }
     }
 
@@ -42,16 +48,18 @@ impl ResourceType {
         match self {
             Self::Address => decode_address(name, body),
             Self::Authorization => decode_authorization(name, body),
+            Self::Trust => decode_trust(name, body),
         }
     }
 }
 
-/// The short name: `Address`, `Authorization`.
+/// The short name: `Address`, `Authorization`, `Trust`.
 impl fmt::Display for ResourceType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address => f.write_str("Address"),
             Self::Authorization => f.write_str("Authorization"),
+            Self::Trust => f.write_str("Trust"),
         }
     }
 }

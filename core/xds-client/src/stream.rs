@@ -49,7 +49,7 @@ impl Options {
     pub fn new(node: NodeInfo) -> Self {
         Self {
             node,
-            types: ResourceType::ALL.to_vec(),
+            types: ResourceType::NODE.to_vec(),
             backoff_max: BACKOFF_MAX,
         }
     }

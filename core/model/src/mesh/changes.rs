@@ -18,6 +18,8 @@ pub struct Changes {
     pub policies: Vec<NamespacedName>,
     /// A global policy moved: every workload's policy set may have changed.
     pub everything: bool,
+    /// What is known of a trust domain moved: roots, aliases or the deny-list.
+    pub trust: bool,
     /// The generation of the snapshot that holds the batch.
     pub generation: u64,
 }
@@ -26,7 +28,11 @@ impl Changes {
     /// Whether nothing changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.everything && self.workloads.is_empty() && self.services.is_empty() && self.policies.is_empty()
+        !self.everything
+            && !self.trust
+            && self.workloads.is_empty()
+            && self.services.is_empty()
+            && self.policies.is_empty()
     }
 
     /// Whether what was decided for this workload has to be decided again.
@@ -43,11 +49,12 @@ pub(super) struct Collector {
     services: BTreeSet<NamespacedHostname>,
     /// With the scopes a policy had before or has now.
     policies: BTreeMap<NamespacedName, Vec<Scope>>,
+    trust: bool,
 }
 
 impl Collector {
     pub(super) fn is_empty(&self) -> bool {
-        self.workloads.is_empty() && self.services.is_empty() && self.policies.is_empty()
+        !self.trust && self.workloads.is_empty() && self.services.is_empty() && self.policies.is_empty()
     }
 
     pub(super) fn workload(&mut self, changed: bool, uid: WorkloadUid) {
@@ -64,6 +71,10 @@ impl Collector {
         self.policies.entry(key).or_default().extend(scopes);
     }
 
+    pub(super) fn trust(&mut self) {
+        self.trust = true;
+    }
+
     /// Walks from the changed policies to the workloads they concern. Those that stopped naming one are
     /// themselves changed, so the final state is enough to ask.
     pub(super) fn finish(self, next: &Snapshot) -> Changes {
@@ -71,6 +82,7 @@ impl Collector {
             mut workloads,
             services,
             policies,
+            trust,
         } = self;
         let mut everything = false;
         for (key, scopes) in &policies {
@@ -86,6 +98,7 @@ impl Collector {
             services: services.into_iter().collect(),
             policies: policies.into_keys().collect(),
             everything,
+            trust,
             generation: next.generation,
         }
     }

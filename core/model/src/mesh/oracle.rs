@@ -28,6 +28,7 @@ impl Plain {
             MeshUpdate::RemoveWorkload(uid) => drop(self.workloads.remove(&uid)),
             MeshUpdate::RemoveService(key) => drop(self.services.remove(&key)),
             MeshUpdate::RemovePolicy(key) => drop(self.policies.remove(&key)),
+            MeshUpdate::Trust(_) | MeshUpdate::RemoveTrust(_) => {}
         }
     }
 

@@ -44,6 +44,7 @@ enum Key {
     Workload(WorkloadUid),
     Service(NamespacedHostname),
     Policy(NamespacedName),
+    Trust(Str),
 }
 
 /// Why the newest version of a resource is not in force.
@@ -199,6 +200,8 @@ fn stand_in(kind: ResourceType, envelope: &Envelope, updates: &mut Vec<MeshUpdat
             None => Value::Refused(RefusedAddresses::default()),
         },
         ResourceType::Address => Value::Refused(RefusedAddresses::read(body, &envelope.aliases)),
+        // The roots of the start and of the last certificate stay in force; no address hangs on it.
+        ResourceType::Trust => Value::Refused(RefusedAddresses::default()),
     }
 }
 
@@ -208,6 +211,7 @@ impl Key {
             Resource::Workload(workload) => Self::Workload(workload.uid.clone()),
             Resource::Service(service) => Self::Service(service.key()),
             Resource::Authorization(policy) => Self::Policy(policy.key()),
+            Resource::Trust(trust) => Self::Trust(trust.trust_domain.clone()),
         }
     }
 
@@ -216,6 +220,7 @@ impl Key {
             Self::Workload(uid) => MeshUpdate::RemoveWorkload(uid),
             Self::Service(key) => MeshUpdate::RemoveService(key),
             Self::Policy(key) => MeshUpdate::RemovePolicy(key),
+            Self::Trust(domain) => MeshUpdate::RemoveTrust(domain),
         }
     }
 }

@@ -80,7 +80,7 @@ struct Client {
 impl Client {
     fn new() -> Self {
         Self {
-            session: Session::new(Node::default(), &ResourceType::ALL),
+            session: Session::new(Node::default(), &ResourceType::NODE),
             mesh: Mesh::new(),
         }
     }
@@ -127,7 +127,7 @@ fn versions(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 fn a_stream_opens_with_a_wildcard_per_type() {
     let requests = Client::new().session.on_open();
     assert_eq!(requests.len(), 2);
-    for (request, kind) in requests.iter().zip(ResourceType::ALL) {
+    for (request, kind) in requests.iter().zip(ResourceType::NODE) {
         assert_eq!(request.type_url, kind.type_url());
         assert!(request.node.is_some() && request.initial_resource_versions.is_empty());
         assert!(request.resource_names_subscribe.is_empty() && request.response_nonce.is_empty());
