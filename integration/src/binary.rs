@@ -12,17 +12,25 @@ pub fn tulle() -> PathBuf {
 
 fn build() -> PathBuf {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let profile: &[&str] = if cfg!(debug_assertions) {
+        &[]
+    } else {
+        &["--release"]
+    };
     let status = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--locked", "--package", "tulle-cli"])
+        .args(profile)
         .current_dir(&root)
         .status()
         .expect("cargo can be started");
     assert!(status.success(), "the tulle binary cannot be built");
-    // A test runs from <target>/<profile>/deps.
+    // A test runs from <target>/<profile>/deps, a program from <target>/<profile>.
     let own = std::env::current_exe().expect("a test has a path");
-    let profile = own
-        .parent()
-        .and_then(|deps| deps.parent())
-        .expect("tests are in <profile>/deps");
+    let folder = own.parent().expect("it is in a folder");
+    let profile = if folder.ends_with("deps") {
+        folder.parent().expect("deps is in <profile>")
+    } else {
+        folder
+    };
     profile.join("tulle")
 }

@@ -7,9 +7,12 @@
 #![allow(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 pub mod binary;
+pub mod faults;
 pub mod hbone;
+pub mod load;
 pub mod manifest;
 pub mod mesh;
+pub mod scenario;
 pub mod storm;
 pub mod traffic;
 

@@ -123,6 +123,16 @@ impl TestMesh {
         pod
     }
 
+    /// Ends a pod and starts another at its address, under another name and account, as a busy node does.
+    pub async fn replace_pod(&mut self, old: &Pod, name: &str, account: &str) -> Pod {
+        let pod = self.world.replace_pod(old.name(), name).await.unwrap();
+        self.workloads.remove(old.name());
+        self.workloads
+            .insert(name.to_owned(), manifest::workload(NAMESPACE, &pod, account));
+        self.write_workloads();
+        pod
+    }
+
     /// Takes a pod out of the configuration; its world stays.
     pub fn forget(&mut self, pod: &Pod) {
         self.workloads.remove(pod.name());

@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask demo|test|tidy`. Needs nothing but the standard library.
+//! The project's own tasks: `cargo xtask demo|test|scenario|tidy`. Needs nothing but the standard library.
 
 #![allow(clippy::print_stdout, reason = "what a task prints is its result")]
 
@@ -17,6 +17,7 @@ Usage: cargo xtask <TASK> [OPTIONS]
 Tasks:
   demo [--check] [ARGS…]  install what is missing, build release, run `tulle up --demo [ARGS…]`
   test                    install what is missing, then run every check and test
+  scenario NAME…|all      run fault scenarios and print their figures; --list names them, --help says more
   tidy                    check the import arrows and the rules of ARCHITECTURE.md
 
 Options:
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "demo" => demo(may_install, &arguments),
         "test" => no_more(&arguments).and_then(|()| test(may_install)),
+        "scenario" => scenario(may_install, &arguments),
         "tidy" => no_more(&arguments).and_then(|()| tidy::run(&root())),
         "-h" | "--help" | "help" => {
             print!("{HELP}");
@@ -85,6 +87,20 @@ fn demo(may_install: bool, arguments: &[String]) -> Result<(), String> {
         "tulle up --demo",
         Command::new(binary).args(["up", "--demo"]).args(arguments),
     )
+}
+
+/// Builds release binaries and runs fault scenarios.
+fn scenario(may_install: bool, arguments: &[String]) -> Result<(), String> {
+    packages::ensure(packages::FOR_THE_TESTS, may_install)?;
+    let namespaces = packages::Namespaces::find()?;
+    let packages = ["--package", "tulle-cli", "--package", "tulle-integration"];
+    step(
+        "build tulle and the scenarios (release)",
+        cargo(&["build", "--release", "--locked", "--bins"]).args(packages),
+    )?;
+    let program = root().join("target/release/scenario").display().to_string();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    step("scenarios", &mut namespaces.inside(&program, &arguments, &root()))
 }
 
 /// Every check and every test, in the order in which they fail soonest.

@@ -193,7 +193,6 @@ impl World {
     /// # Errors
     /// When the node does not exist or is full, or the kernel refuses.
     pub async fn add_pod(&mut self, node: &str, name: &str) -> Result<Pod, WorldError> {
-        let netns_dir = self.netns_dir();
         let node = self
             .nodes
             .get_mut(node)
@@ -202,7 +201,25 @@ impl World {
             return Err(WorldError::NodeFull(node.name.clone()));
         }
         node.pods_made += 1;
-        let host = node.pods_made + 1;
+        let (node, host) = (node.name.clone(), node.pods_made + 1);
+        self.add_pod_at(&node, name, host).await
+    }
+
+    /// Removes a pod and adds another at its address.
+    ///
+    /// # Errors
+    /// When there is no such pod, or the kernel refuses.
+    pub async fn replace_pod(&mut self, old: &str, name: &str) -> Result<Pod, WorldError> {
+        let (node, host) = {
+            let pod = self.pod(old)?;
+            (pod.node.clone(), pod.ipv4.octets()[3])
+        };
+        self.remove_pod(old).await?;
+        self.add_pod_at(&node, name, host).await
+    }
+
+    async fn add_pod_at(&mut self, node: &str, name: &str, host: u8) -> Result<Pod, WorldError> {
+        let node = self.node(node)?;
         let pod = Pod {
             name: name.to_owned(),
             node: node.name.clone(),
@@ -213,7 +230,7 @@ impl World {
         connect_pod(node, &pod, &format!("pod{host}")).await?;
         io_step(
             format!("name the namespace of {name}"),
-            pod.namespace.link_to(&netns_dir.join(name)),
+            pod.namespace.link_to(&self.netns_dir().join(name)),
         )?;
         self.pods.insert(name.to_owned(), pod.clone());
         Ok(pod)

@@ -1,0 +1,176 @@
+//! Files, memory and ports run short.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tulle_world::Component;
+
+use super::stage::{PORT, Stage};
+use super::{Figure, Run, Scale, Scenario, scenario};
+use crate::TestMesh;
+use crate::faults::{limit_files, open_files, resident_bytes, run};
+use crate::load::{Load, Plan};
+use crate::mesh::eventually;
+use crate::traffic::{Echo, connect, gets_through};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "F17",
+        70,
+        "the node proxy may open 20 files more, at 200 new connections/s",
+        f17,
+    ),
+    scenario(
+        "F31",
+        120,
+        "thousands of idle connections, and new ones beside them",
+        f31,
+    ),
+    scenario("F32", 40, "a pod runs out of local ports", f32),
+];
+
+fn f17(scale: Scale) -> Run {
+    Box::pin(async move {
+        let mut stage = Stage::new(scale).await;
+        let proxy = stage.process(&Component::Ztunnel("n1".into()));
+        limit_files(proxy, Some(open_files(proxy) + 20));
+        let storm = Plan {
+            connects_per_second: 200,
+            requests_per_second: 0,
+            pinned: 0,
+            bulk_bytes_per_second: 0,
+            ..Plan::l1()
+        };
+        // Slow callers hold what they open, so that the limit is really met.
+        let mut held = Vec::new();
+        for _ in 0..60 {
+            if let Ok(stream) = connect(stage.web.namespace(), stage.echo.address()).await {
+                held.push(stream);
+            }
+        }
+        let flood = Load::start(stage.web.namespace(), &[stage.echo.address()], storm).await;
+        let under = flood.observe(scale.window()).await;
+        drop(held);
+        drop(flood);
+        limit_files(proxy, None);
+        let relieved = Instant::now();
+        let (from, to) = (stage.web.namespace(), stage.echo.address());
+        assert!(
+            eventually(async || gets_through(from, to).await).await,
+            "{}",
+            stage.mesh.logs()
+        );
+        let recovered = relieved.elapsed();
+        let (established, lost) = stage.load.established();
+        let shed = stage.mesh.metric("n1", &["tulle_denied_total", "T0515"]).await;
+        Figure::new("F17")
+            .expect(
+                "established_lost",
+                format!("{lost}/{established}"),
+                lost == 0,
+                "0",
+            )
+            .with("refused_new", under.connects.failed)
+            .expect("shed", shed, shed > 0.0, "> 0")
+            .within("recovered", recovered, Duration::from_secs(1))
+            .noting(stage.load.failures())
+    })
+}
+
+fn f31(scale: Scale) -> Run {
+    Box::pin(async move {
+        // Both ends of a connection are files of this process, whose hard limit bounds the number.
+        let idle = scale.pick(1_000, 8_000);
+        let (mut mesh, web, db) = TestMesh::pair().await;
+        let echo = Echo::start(db.namespace(), db.ipv4(), PORT).await;
+        assert!(gets_through(web.namespace(), echo.address()).await);
+        let proxies = ["n1", "n2"].map(|node| {
+            let component = Component::Ztunnel(node.into());
+            mesh.mesh.process(&component).expect("it runs").id()
+        });
+        let before = proxies.map(resident_bytes);
+        let mut held = Vec::with_capacity(idle);
+        for _ in 0..idle {
+            held.push(connect(web.namespace(), echo.address()).await.unwrap());
+        }
+        let load = Load::start(
+            web.namespace(),
+            &[echo.address()],
+            Plan {
+                connects_per_second: scale.pick(100, 500),
+                requests_per_second: 0,
+                pinned: 0,
+                bulk_bytes_per_second: 0,
+                ..Plan::l1()
+            },
+        )
+        .await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let after = proxies.map(resident_bytes);
+        let beside = load.observe(scale.window()).await;
+        let per_end = |index: usize| after[index].saturating_sub(before[index]) as f64 / idle as f64 / 1024.0;
+        let (sending, receiving) = (per_end(0), per_end(1));
+        drop(held);
+        Figure::new("F31")
+            .with("idle", idle)
+            .expect(
+                "kib_per_sending_end",
+                format!("{sending:.1}"),
+                sending <= 12.0,
+                "≤ 12",
+            )
+            .expect(
+                "kib_per_receiving_end",
+                format!("{receiving:.1}"),
+                receiving <= 12.0,
+                "≤ 12",
+            )
+            .with("new_per_s", scale.pick(100, 500))
+            .none("failed_new", beside.connects.failed as u64)
+            .within("accept_p99", beside.connects.p99, Duration::from_millis(20))
+            .noting(load.failures())
+    })
+}
+
+fn f32(scale: Scale) -> Run {
+    Box::pin(async move {
+        let (mesh, web, db) = TestMesh::pair().await;
+        let echo = Echo::start(db.namespace(), db.ipv4(), PORT).await;
+        let (from, to) = (web.namespace(), echo.address());
+        assert!(gets_through(from, to).await, "{}", mesh.logs());
+        // The proxy of db connects to the application from inside of db, under the caller's address: with no local
+        // port left there, the connection cannot be made.
+        run(
+            db.namespace(),
+            "sysctl",
+            &["-qw", "net.ipv4.ip_local_port_range=40000 40009"],
+        );
+        let mut held = Vec::new();
+        for _ in 0..scale.pick(20, 40) {
+            use tokio::io::AsyncWriteExt as _;
+            if let Ok(mut stream) = connect(from, to).await
+                && stream.write_all(b"x").await.is_ok()
+            {
+                held.push(stream);
+            }
+        }
+        let named =
+            eventually(async || mesh.metric("n2", &["tulle_denied_total", "T0522"]).await > 0.0).await;
+        run(
+            db.namespace(),
+            "sysctl",
+            &["-qw", "net.ipv4.ip_local_port_range=32768 60999"],
+        );
+        let relieved = Instant::now();
+        assert!(
+            eventually(async || gets_through(from, to).await).await,
+            "{}",
+            mesh.logs()
+        );
+        let recovered = relieved.elapsed();
+        drop(held);
+        Figure::new("F32")
+            .expect("named", if named { "T0522" } else { "no" }, named, "T0522")
+            .within("recovered", recovered, Duration::from_secs(1))
+    })
+}
