@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tulle_identity::Priority;
+use tulle_identity::{Clock, Priority};
 use tulle_model::Identity;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::tasks;
@@ -63,8 +63,9 @@ impl Dialer {
         let expected: Vec<Identity> = key.expected.iter().cloned().collect();
         let tls = certificate.client_config(&expected);
         let connection = client::connect(stream, tls, &client_settings(&self.node)).await?;
-        let (counted, retired) = (self.node.metrics.tunnel(), connection.retired());
-        tasks::spawn("tunnel-count", async move {
+        let counted = self.node.metrics.tunnel();
+        let retired = connection.retire_after(certificate.not_after(), Clock::system());
+        tasks::spawn("tunnel-lifetime", async move {
             retired.await;
             drop(counted);
         });
