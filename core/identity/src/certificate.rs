@@ -17,7 +17,9 @@ use tulle_model::name::Str;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::ca::Issued;
+use crate::proof::PeerProof;
 use crate::tls::{self, KeyExchange, PeerError};
+use crate::trust::{Distrust, TrustStore};
 
 /// Client configurations kept per certificate; beyond it the cache starts anew.
 const CLIENT_CONFIGS_MAX: usize = 4096;
@@ -36,6 +38,8 @@ pub struct WorkloadCertificate {
     own: Arc<Own>,
     roots: Arc<[TrustAnchor<'static>]>,
     exchange: KeyExchange,
+    proof: PeerProof,
+    trust: TrustStore,
     server: OnceLock<Arc<ServerConfig>>,
     clients: Mutex<HashMap<BTreeSet<Identity>, Arc<ClientConfig>>>,
 }
@@ -106,7 +110,10 @@ impl WorkloadCertificate {
             not_before,
             not_after,
         } = facts(leaf).map_err(InvalidCertificate::Leaf)?;
+        let proof = PeerProof::of(&issued.chain).map_err(InvalidCertificate::Leaf)?;
         Ok(Self {
+            proof,
+            trust: TrustStore::default(),
             identity: presented,
             version: VERSION.fetch_add(1, Ordering::Relaxed),
             serial,
@@ -118,6 +125,31 @@ impl WorkloadCertificate {
             server: OnceLock::new(),
             clients: Mutex::default(),
         })
+    }
+
+    /// The same certificate, for connections to peers that are judged by `trust` too.
+    #[must_use]
+    pub fn trusting(self, trust: TrustStore) -> Self {
+        Self {
+            trust,
+            server: OnceLock::new(),
+            clients: Mutex::default(),
+            ..self
+        }
+    }
+
+    /// What peers see of it.
+    #[must_use]
+    pub fn proof(&self) -> &PeerProof {
+        &self.proof
+    }
+
+    /// Whether it may still be shown: peers would refuse one that is revoked or denied.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn judge(&self) -> Result<(), Distrust> {
+        self.trust.judge(&self.proof, None)
     }
 
     /// Whom the certificate is for.
@@ -156,6 +188,12 @@ impl WorkloadCertificate {
         self.not_before <= now && now <= self.not_after
     }
 
+    /// What its connections' peers are judged by.
+    #[must_use]
+    pub fn trust(&self) -> &TrustStore {
+        &self.trust
+    }
+
     /// Leaf first, then the intermediates. Certificates are public; the key is not in them.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {
@@ -168,7 +206,8 @@ impl WorkloadCertificate {
         self.roots.len()
     }
 
-    /// The configuration for connecting to a server that must be one of `expected`.
+    /// The configuration for connecting to a server that must be one of `expected`. It asks what is revoked at each
+    /// handshake, so that one made for this certificate is never older than the newest list.
     #[must_use]
     pub fn client_config(&self, expected: &[Identity]) -> Arc<ClientConfig> {
         let expected: BTreeSet<_> = expected.iter().cloned().collect();
@@ -181,7 +220,8 @@ impl WorkloadCertificate {
         }
         let roots = Arc::clone(&self.roots);
         let own: Arc<dyn ResolvesClientCert> = Arc::clone(&self.own) as _;
-        let config = tls::mesh_client(self.exchange, roots, own, expected.clone());
+        let judge = tls::Judge::new(roots, self.trust.clone());
+        let config = tls::mesh_client(self.exchange, judge, own, expected.clone());
         clients.insert(expected, Arc::clone(&config));
         config
     }
@@ -192,7 +232,8 @@ impl WorkloadCertificate {
         let make = || {
             let own: Arc<dyn ResolvesServerCert> = Arc::clone(&self.own) as _;
             let trust_domain = Str::clone(&self.identity.trust_domain);
-            tls::mesh_server(self.exchange, Arc::clone(&self.roots), own, trust_domain)
+            let judge = tls::Judge::new(Arc::clone(&self.roots), self.trust.clone());
+            tls::mesh_server(self.exchange, judge, own, trust_domain)
         };
         Arc::clone(self.server.get_or_init(make))
     }
@@ -269,7 +310,7 @@ pub(crate) fn anchors(
     }
 }
 
-fn system_time(seconds: i64) -> SystemTime {
+pub(crate) fn system_time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or(0))
 }
 

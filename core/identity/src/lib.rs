@@ -29,10 +29,12 @@ pub mod clock;
 pub mod csr;
 pub mod manager;
 pub mod metrics;
+pub mod proof;
 pub mod schedule;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;
+pub mod trust;
 
 pub use acceptor::{Acceptor, AcceptorError, PeerCertificate, PeerInfo, ServerStream, server_acceptor};
 pub use ca::{CaClient, CaError, CaFuture, GrpcCa, GrpcCaOptions, Impersonation, Issued};
@@ -41,5 +43,7 @@ pub use channel::{AuthenticatedChannel, ChannelConfig, ChannelError, RootSource,
 pub use clock::Clock;
 pub use manager::{CertificateError, CertificateState, CertificateSummary, Options, SecretManager};
 pub use metrics::Metrics;
+pub use proof::PeerProof;
 pub use schedule::Priority;
 pub use tls::{HandshakeError, KeyExchange, PeerError, peer_identity};
+pub use trust::{Distrust, StalePolicy, TrustStore};

@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::schedule::{Now, Priority, Schedule};
 use crate::tls::KeyExchange;
+use crate::trust::{Distrust, TrustStore};
 
 pub use summary::{CertificateState, CertificateSummary};
 
@@ -34,6 +35,8 @@ pub struct Options {
     pub key_exchange: KeyExchange,
     /// What time it is.
     pub clock: Clock,
+    /// What peers are judged by, beside their certificates.
+    pub trust: TrustStore,
 }
 
 impl Default for Options {
@@ -42,6 +45,7 @@ impl Default for Options {
             wait: Duration::from_secs(5),
             key_exchange: KeyExchange::Standard,
             clock: Clock::system(),
+            trust: TrustStore::default(),
         }
     }
 }
@@ -65,6 +69,14 @@ pub enum CertificateError {
         /// What the last attempt ended with.
         last: Option<Arc<CaError>>,
     },
+    /// There is one, which peers would refuse.
+    #[error("the certificate of {identity}: {why}")]
+    Distrusted {
+        /// Whose certificate.
+        identity: Identity,
+        /// Why peers would refuse it.
+        why: Distrust,
+    },
 }
 
 fn because(last: &Option<Arc<CaError>>) -> String {
@@ -80,6 +92,7 @@ impl CertificateError {
         match self {
             Self::Unavailable { .. } => Reason::CertUnavailable,
             Self::Expired { .. } => Reason::CertExpired,
+            Self::Distrusted { why, .. } => why.reason(),
         }
     }
 }
@@ -178,9 +191,25 @@ impl SecretManager {
     /// The valid certificate of `identity`; waits for one if there is none, at most [`Options::wait`].
     ///
     /// # Errors
-    /// When none can be had in time: `cert_unavailable`, or `cert_expired`. At once, when the next attempt is
+    /// When none can be had in time: `cert_unavailable`, or `cert_expired`; `cert_revoked` when peers would refuse
+    /// it. At once, when the next attempt is
     /// further away than the wait.
     pub async fn fetch(
+        &self,
+        identity: &Identity,
+        priority: Priority,
+    ) -> Result<Arc<WorkloadCertificate>, CertificateError> {
+        let certificate = self.fetch_valid(identity, priority).await?;
+        match certificate.judge() {
+            Ok(()) => Ok(certificate),
+            Err(why) => Err(CertificateError::Distrusted {
+                identity: identity.clone(),
+                why,
+            }),
+        }
+    }
+
+    async fn fetch_valid(
         &self,
         identity: &Identity,
         priority: Priority,

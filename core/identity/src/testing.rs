@@ -4,8 +4,9 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use tulle_model::identity::Identity;
@@ -110,6 +111,29 @@ impl TestCa {
         params.not_before = (now - BACKDATED).into();
         params.not_after = (now + lifetime).into();
         self.issue_as(params)
+    }
+
+    /// A revocation list, PEM, of the certificates with these serial numbers, from `now` for `lifetime`.
+    #[must_use]
+    pub fn revocation_list(&self, serials: &[&[u8]], now: SystemTime, lifetime: Duration) -> String {
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: now.into(),
+            next_update: (now + lifetime).into(),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let list = params
+            .signed_by(&self.issuer)
+            .expect("the list's parameters are complete");
+        list.pem().expect("a list can be written as text")
     }
 
     /// Issues exactly what `params` say, however odd.

@@ -19,13 +19,15 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tulle_model::identity::Identity;
 use tulle_model::reason::Reason;
 
+use crate::proof::PeerProof;
+
 pub(crate) use client::mesh_client;
 pub(crate) use peer::names;
 pub use peer::{PeerError, peer_identity};
 pub use provider::KeyExchange;
 pub(crate) use provider::{crypto, signing_key};
 pub(crate) use server::{mesh_server, without_resumption};
-pub(crate) use verify::chain_error;
+pub(crate) use verify::{Judge, chain_error};
 
 /// The one application protocol of the mesh and of its control plane.
 pub const ALPN: &[u8] = b"h2";
@@ -58,6 +60,8 @@ impl HandshakeError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Peer(error) => error.reason(),
+            // What the peer knows of our certificate, and we perhaps not yet.
+            Self::Refused(AlertDescription::CertificateRevoked) => Reason::CertRevoked,
             Self::Refused(_) | Self::Tls(_) | Self::Io(_) => Reason::TlsFailed,
         }
     }
@@ -113,9 +117,26 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let stream = TlsAcceptor::from(config).accept(stream).await?;
+    let proof = accepted(&stream)?;
+    Ok((stream, proof.identity().clone()))
+}
+
+/// What the client of an accepted stream has proven.
+///
+/// # Errors
+/// When its chain cannot be read; never for a stream of [`accept`].
+pub fn accepted<S>(stream: &AcceptedStream<S>) -> Result<PeerProof, HandshakeError> {
     let presented = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let identity = peer_identity(presented).map_err(HandshakeError::Peer)?;
-    Ok((stream, identity))
+    PeerProof::of(presented).map_err(HandshakeError::Peer)
+}
+
+/// What the server of a stream has proven.
+///
+/// # Errors
+/// When its chain cannot be read; never for a stream of [`connect`].
+pub fn connected<S>(stream: &ClientStream<S>) -> Result<PeerProof, HandshakeError> {
+    let presented = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    PeerProof::of(presented).map_err(HandshakeError::Peer)
 }
 
 /// The server name to give rustls for a mesh connection: none is sent, and identities are checked instead.

@@ -83,6 +83,8 @@ reasons! {
     CertExpired "T0513" "cert_expired" IdentityError "the workload's certificate has expired and could not be renewed";
     CertUnavailable "T0514" "cert_unavailable" IdentityError "the workload has no certificate yet";
     Overload "T0515" "overload" Connect "a bound of the proxy is reached";
+    CertRevoked "T0516" "cert_revoked" CertRevoked "a certificate, identity or node was revoked or denied by an operator; its connections are closed";
+    CrlStale "T0517" "crl_stale" TlsFailure "whether the peer's certificate is revoked cannot be told: the revocation list is missing or past its next update";
     Http2Failed "T0518" "http2_failed" H2HandshakeFailure "the HTTP/2 connection could not be established";
     PeerDrained "T0519" "peer_drained" None "the proxy or workload was drained and its deadline passed";
     UnknownPort "T0520" "unknown_port" Connect "the port cannot be resolved at the destination";

@@ -76,7 +76,7 @@ impl Attempt {
         let options = &self.shared.options;
         let certificate =
             WorkloadCertificate::new(&self.identity, &issued, options.key_exchange, options.clock.now())?;
-        Ok(Arc::new(certificate))
+        Ok(Arc::new(certificate.trusting(options.trust.clone())))
     }
 
     fn end(&mut self, result: Result<Arc<WorkloadCertificate>, CaError>) {

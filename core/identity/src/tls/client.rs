@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::pki_types::TrustAnchor;
 use rustls::{ClientConfig, version};
 use tulle_model::identity::Identity;
 
-use super::verify::{Acceptable, PeerVerifier};
+use super::verify::{Acceptable, Judge, PeerVerifier};
 use super::{ALPN, KeyExchange, crypto};
 
 /// TLS 1.3, own certificate shown, the server one of `expected`, no SNI, no resumption.
@@ -16,12 +15,12 @@ use super::{ALPN, KeyExchange, crypto};
 /// A resumed session would skip the verifier, so a change of roots or of the expected set would not be seen.
 pub(crate) fn mesh_client(
     exchange: KeyExchange,
-    roots: Arc<[TrustAnchor<'static>]>,
+    judge: Judge,
     own: Arc<dyn ResolvesClientCert>,
     expected: BTreeSet<Identity>,
 ) -> Arc<ClientConfig> {
     let crypto = crypto(exchange);
-    let verifier = PeerVerifier::new(roots, Arc::clone(&crypto), Acceptable::OneOf(expected));
+    let verifier = PeerVerifier::new(judge, Arc::clone(&crypto), Acceptable::OneOf(expected));
     let mut config = ClientConfig::builder_with_provider(crypto)
         .with_protocol_versions(&[&version::TLS13])
         .expect("the provider has TLS 1.3 suites and groups")

@@ -9,6 +9,8 @@ use tulle_model::name::Str;
 use tulle_model::reason::Reason;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use crate::trust::Distrust;
+
 /// Tag of an otherName within a GeneralName.
 const TAG_OTHER: u32 = 0;
 /// Tag of a uniformResourceIdentifier within a GeneralName.
@@ -51,6 +53,12 @@ pub enum PeerError {
         /// The trust domain of this side.
         own: Str,
     },
+    /// The certificate is good, and revoked, or denied by an operator.
+    #[error("the peer's certificate is revoked or denied")]
+    Revoked,
+    /// The certificate is good, and not believed all the same.
+    #[error(transparent)]
+    Distrusted(Distrust),
 }
 
 impl PeerError {
@@ -58,6 +66,8 @@ impl PeerError {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
+            Self::Revoked => Reason::CertRevoked,
+            Self::Distrusted(why) => why.reason(),
             Self::UnexpectedIdentity { .. } | Self::ForeignTrustDomain { .. } => Reason::PeerIdentityMismatch,
             Self::NoCertificate
             | Self::Malformed

@@ -2,23 +2,22 @@
 
 use std::sync::Arc;
 
-use rustls::pki_types::TrustAnchor;
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::{ServerConfig, version};
 use tulle_model::name::Str;
 
-use super::verify::{Acceptable, PeerVerifier};
+use super::verify::{Acceptable, Judge, PeerVerifier};
 use super::{ALPN, KeyExchange, crypto};
 
 /// TLS 1.3, a client certificate of our trust domain required, no tickets.
 pub(crate) fn mesh_server(
     exchange: KeyExchange,
-    roots: Arc<[TrustAnchor<'static>]>,
+    judge: Judge,
     own: Arc<dyn ResolvesServerCert>,
     trust_domain: Str,
 ) -> Arc<ServerConfig> {
     let crypto = crypto(exchange);
-    let verifier = PeerVerifier::new(roots, Arc::clone(&crypto), Acceptable::TrustDomain(trust_domain));
+    let verifier = PeerVerifier::new(judge, Arc::clone(&crypto), Acceptable::TrustDomain(trust_domain));
     let config = ServerConfig::builder_with_provider(crypto)
         .with_protocol_versions(&[&version::TLS13])
         .expect("the provider has TLS 1.3 suites and groups")

@@ -29,7 +29,12 @@ async fn meet(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> (Connecte
 /// What an ordinary server makes of a client that shows `issued`.
 async fn judged_by_server(issued: &Issued) -> Result<Identity, HandshakeError> {
     let roots = anchors(&issued.roots).unwrap();
-    let client = mesh_client(KeyExchange::Standard, roots, own(issued), [id(REVIEWS)].into());
+    let client = mesh_client(
+        KeyExchange::Standard,
+        only(roots),
+        own(issued),
+        [id(REVIEWS)].into(),
+    );
     let server = certificate(&id(REVIEWS)).server_config();
     meet(client, server).await.1.map(|(_, identity)| identity)
 }
@@ -37,9 +42,19 @@ async fn judged_by_server(issued: &Issued) -> Result<Identity, HandshakeError> {
 /// What an ordinary client that expects `WEB` makes of a server that shows `issued`.
 async fn judged_by_client(issued: &Issued) -> Result<(), HandshakeError> {
     let roots = anchors(&issued.roots).unwrap();
-    let server = mesh_server(KeyExchange::Standard, roots, own(issued), "cluster.local".into());
+    let server = mesh_server(
+        KeyExchange::Standard,
+        only(roots),
+        own(issued),
+        "cluster.local".into(),
+    );
     let client = certificate(&id(REVIEWS)).client_config(&[id(WEB)]);
     meet(client, server).await.0.map(drop)
+}
+
+/// Judges by these roots alone.
+fn only(roots: Arc<[rustls::pki_types::TrustAnchor<'static>]>) -> Judge {
+    Judge::new(roots, crate::TrustStore::default())
 }
 
 fn own(issued: &Issued) -> Arc<Own> {
@@ -165,7 +180,7 @@ async fn a_client_without_certificate_is_refused() {
     let roots = anchors(&[shared().root_der()]).unwrap();
     let crypto = crypto(KeyExchange::Standard);
     let expected = verify::Acceptable::OneOf([id(REVIEWS)].into());
-    let verifier = verify::PeerVerifier::new(roots, Arc::clone(&crypto), expected);
+    let verifier = verify::PeerVerifier::new(only(roots), Arc::clone(&crypto), expected);
     let client = ClientConfig::builder_with_provider(crypto)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()

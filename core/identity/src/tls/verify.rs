@@ -14,6 +14,11 @@ use tulle_model::name::Str;
 use webpki::{EndEntityCert, KeyUsage};
 
 use super::peer::{PeerError, peer_identity};
+use crate::proof::PeerProof;
+use crate::trust::{Distrust, TrustStore, View};
+
+const EXPIRED_LIST: &str = "the revocation list of its issuer is past its next update";
+const UNSIGNED_LIST: &str = "the revocation list of its issuer is not signed by that issuer";
 
 /// Which proven identities are acceptable.
 #[derive(Debug)]
@@ -25,7 +30,8 @@ pub(crate) enum Acceptable {
 }
 
 impl Acceptable {
-    fn check(&self, presented: Identity) -> Result<(), PeerError> {
+    /// Another name of our trust domain is as good as its own.
+    fn check(&self, presented: Identity, view: &View) -> Result<(), PeerError> {
         match self {
             Self::OneOf(expected) if expected.contains(&presented) => Ok(()),
             Self::OneOf(expected) => Err(PeerError::UnexpectedIdentity {
@@ -33,6 +39,7 @@ impl Acceptable {
                 expected: expected.clone(),
             }),
             Self::TrustDomain(own) if *own == presented.trust_domain => Ok(()),
+            Self::TrustDomain(_) if view.is_alias(&presented.trust_domain) => Ok(()),
             Self::TrustDomain(own) => Err(PeerError::ForeignTrustDomain {
                 presented,
                 own: Str::clone(own),
@@ -41,9 +48,86 @@ impl Acceptable {
     }
 }
 
+/// What a chain has to lead to, and what else is asked of it.
+pub(crate) struct Judge {
+    /// Those that came with our own certificate.
+    roots: Arc<[TrustAnchor<'static>]>,
+    trust: TrustStore,
+}
+
+impl Judge {
+    pub(crate) fn new(roots: Arc<[TrustAnchor<'static>]>, trust: TrustStore) -> Self {
+        Self { roots, trust }
+    }
+
+    /// Verifies a chain against our roots and those that were pushed, together: while a root is replaced, two of
+    /// them may have the same name.
+    fn verify(
+        &self,
+        view: &View,
+        chain: &Presented<'_>,
+        crypto: &CryptoProvider,
+    ) -> Result<(), rustls::Error> {
+        let verdict = if view.roots().is_empty() {
+            chain.verify(&self.roots, crypto, view)
+        } else {
+            let all: Vec<_> = self.roots.iter().chain(view.roots()).cloned().collect();
+            chain.verify(&all, crypto, view)
+        };
+        verdict.map_err(Into::into)
+    }
+}
+
+/// A chain and what it is shown for.
+struct Presented<'a> {
+    leaf: &'a CertificateDer<'a>,
+    intermediates: &'a [CertificateDer<'a>],
+    now: UnixTime,
+    usage: KeyUsage,
+}
+
+/// Why a chain is refused.
+enum Refused {
+    Chain(webpki::Error),
+    Distrusted(Distrust),
+}
+
+impl From<Refused> for rustls::Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Chain(error) => tls_error(error),
+            Refused::Distrusted(why) => distrusted(why),
+        }
+    }
+}
+
+impl Presented<'_> {
+    fn verify(&self, roots: &[TrustAnchor<'_>], crypto: &CryptoProvider, view: &View) -> Result<(), Refused> {
+        let algorithms = crypto.signature_verification_algorithms.all;
+        let leaf = EndEntityCert::try_from(self.leaf).map_err(Refused::Chain)?;
+        view.with_options(|options| {
+            let path = leaf.verify_for_usage(
+                algorithms,
+                roots,
+                self.intermediates,
+                self.now,
+                self.usage,
+                options,
+                None,
+            );
+            let path = path.map_err(Refused::Chain)?;
+            let above = path
+                .intermediate_certificates()
+                .map(|certificate| certificate.issuer());
+            let issuers = std::iter::once(leaf.issuer()).chain(above);
+            view.unknown(issuers).map_err(Refused::Distrusted)
+        })
+    }
+}
+
 /// The verifier of both directions.
 pub(crate) struct PeerVerifier {
-    roots: Arc<[TrustAnchor<'static>]>,
+    judge: Judge,
     crypto: Arc<CryptoProvider>,
     acceptable: Acceptable,
 }
@@ -57,13 +141,9 @@ impl fmt::Debug for PeerVerifier {
 }
 
 impl PeerVerifier {
-    pub(crate) fn new(
-        roots: Arc<[TrustAnchor<'static>]>,
-        crypto: Arc<CryptoProvider>,
-        acceptable: Acceptable,
-    ) -> Self {
+    pub(crate) fn new(judge: Judge, crypto: Arc<CryptoProvider>, acceptable: Acceptable) -> Self {
         Self {
-            roots,
+            judge,
             crypto,
             acceptable,
         }
@@ -76,9 +156,24 @@ impl PeerVerifier {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), rustls::Error> {
-        verify_chain(leaf, intermediates, &self.roots, &self.crypto, now, usage).map_err(tls_error)?;
-        let verdict = peer_identity(std::slice::from_ref(leaf)).and_then(|it| self.acceptable.check(it));
-        verdict.map_err(|error| CertificateError::Other(OtherError(Arc::new(error))).into())
+        let view = self.judge.trust.view();
+        let chain = Presented {
+            leaf,
+            intermediates,
+            now,
+            usage,
+        };
+        self.judge.verify(&view, &chain, &self.crypto)?;
+        let verdict =
+            peer_identity(std::slice::from_ref(leaf)).and_then(|it| self.acceptable.check(it, &view));
+        verdict.map_err(other)?;
+        let shown: Vec<_> = std::iter::once(leaf).chain(intermediates).cloned().collect();
+        let proof = PeerProof::of(&shown).map_err(other)?;
+        let judged = view.judge(&proof, None, self.judge.trust.now());
+        judged.map_err(|why| {
+            tracing::info!(peer = %proof.identity(), %why, "a certificate is not believed");
+            distrusted(why)
+        })
     }
 
     fn verify_signature(
@@ -131,11 +226,29 @@ fn tls_error(error: webpki::Error) -> rustls::Error {
         Pki::CertNotValidYet { .. } => CertificateError::NotValidYet,
         Pki::UnknownIssuer => CertificateError::UnknownIssuer,
         Pki::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        Pki::CertRevoked => CertificateError::Revoked,
+        Pki::CrlExpired { .. } => return distrusted(Distrust::Unknown(EXPIRED_LIST)),
+        Pki::InvalidCrlSignatureForPublicKey | Pki::IssuerNotCrlSigner => {
+            return distrusted(Distrust::Unknown(UNSIGNED_LIST));
+        }
         Pki::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
         Pki::BadDer | Pki::BadDerTime | Pki::TrailingData(_) => CertificateError::BadEncoding,
         other => CertificateError::Other(OtherError(Arc::new(other))),
     };
     certificate.into()
+}
+
+/// A peer whose certificate is revoked is told so by the alert; the details are for our log alone.
+fn distrusted(why: Distrust) -> rustls::Error {
+    match why {
+        Distrust::Revoked { .. } | Distrust::Denied { .. } => CertificateError::Revoked.into(),
+        Distrust::Unknown(_) => other(PeerError::Distrusted(why)),
+    }
+}
+
+/// Carries our verdict through rustls.
+fn other(error: PeerError) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(error))).into()
 }
 
 /// Finds our own verdict inside the error that rustls carried it in.
@@ -144,6 +257,7 @@ pub(super) fn peer_error(error: &rustls::Error) -> Option<PeerError> {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
             inner.downcast_ref::<PeerError>().cloned()
         }
+        rustls::Error::InvalidCertificate(CertificateError::Revoked) => Some(PeerError::Revoked),
         rustls::Error::NoCertificatesPresented => Some(PeerError::NoCertificate),
         _ => None,
     }
