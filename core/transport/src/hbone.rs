@@ -15,6 +15,7 @@ mod expiry;
 mod frames;
 mod h2_stream;
 mod liveness;
+pub mod local;
 mod load;
 pub mod pool;
 pub mod server;
