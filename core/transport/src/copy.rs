@@ -124,6 +124,7 @@ impl CopyError {
         match self {
             Self::Aborted(reason) => Some(*reason),
             Self::Tunnel(StreamError::Lost(_)) => Some(Reason::PeerLost),
+            Self::Tunnel(StreamError::Cut(reason)) => Some(*reason),
             Self::Tunnel(_) | Self::Socket { .. } => None,
         }
     }

@@ -13,7 +13,8 @@ use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tulle_identity::{Clock, HandshakeError};
+use tulle_identity::{Clock, HandshakeError, PeerProof};
+use tulle_model::Reason;
 use tulle_runtime::tasks;
 
 use super::connect::{ConnectRequest, ConnectResponse};
@@ -81,7 +82,10 @@ where
         let stream = tulle_identity::tls::connect(tls, stream)
             .await
             .map_err(tls_failed)?;
-        handshake(stream, settings).await
+        let peer = tulle_identity::tls::connected(&stream).map_err(tls_failed)?;
+        let connection = handshake(stream, settings).await?;
+        connection.shared.vitals.proven(peer);
+        Ok(connection)
     };
     let late = |_| OpenError::ConnectTimeout {
         peer,
@@ -165,6 +169,10 @@ async fn drive<S>(
             }
             () = &mut lost => {
                 vitals.lose("no answer to PING");
+                break;
+            }
+            reason = vitals.cut_asked() => {
+                vitals.lose(reason.token());
                 break;
             }
             target = poll_fn(|cx| vitals.window().poll_target(cx)) => connection.set_target_window_size(target),
@@ -271,6 +279,29 @@ impl ClientConnection {
     /// Opens no further stream. Those that are open go on; then the connection closes with GOAWAY(NO_ERROR).
     pub fn drain(&self) {
         self.shared.vitals.retire();
+    }
+
+    /// Ends the connection at once, with all its streams, which learn of the reason.
+    pub fn cut(&self, reason: Reason) {
+        self.shared.vitals.cut(reason);
+    }
+
+    /// As [`Self::cut`], for somebody who must not keep the connection open meanwhile.
+    pub fn cutter(&self) -> impl FnOnce(Reason) + Send + use<> {
+        let vitals = Arc::clone(&self.shared.vitals);
+        move |reason| vitals.cut(reason)
+    }
+
+    /// Ends when the connection is no more, its streams included; holds no handle meanwhile.
+    pub fn over(&self) -> impl Future<Output = ()> + Send + use<> {
+        let vitals = Arc::clone(&self.shared.vitals);
+        async move { vitals.over().await }
+    }
+
+    /// What the server has proven; nothing without TLS.
+    #[must_use]
+    pub fn peer(&self) -> Option<&PeerProof> {
+        self.shared.vitals.peer()
     }
 
     fn ended(&self) -> OpenError {

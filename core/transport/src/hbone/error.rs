@@ -108,6 +108,14 @@ pub enum OpenError {
     Draining,
 }
 
+/// A verdict on who the peer is, or we are: it would be the same again.
+fn is_final(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::PeerIdentityMismatch | Reason::CertRevoked | Reason::CrlStale
+    )
+}
+
 fn hint(peer: SocketAddr) -> &'static str {
     if peer.port() == super::PORT {
         "; a NetworkPolicy may block HBONE port 15008"
@@ -149,7 +157,7 @@ impl OpenError {
             Self::GoingAway | Self::PeerLost { .. } | Self::Reset(ResetCode::Refused) => {
                 Retry::FreshConnection
             }
-            Self::Tls { .. } if self.reason() == Reason::PeerIdentityMismatch => Retry::Never,
+            Self::Tls { .. } if is_final(self.reason()) => Retry::Never,
             Self::ConnectFailed { .. }
             | Self::ConnectTimeout { .. }
             | Self::Tls { .. }
@@ -224,6 +232,9 @@ pub enum StreamError {
     /// The connection under it was lost.
     #[error("the tunnel connection was lost: {0}")]
     Lost(Arc<str>),
+    /// This side ended the connection under it.
+    #[error("this proxy ended the tunnel connection: {0}")]
+    Cut(Reason),
     /// It was already closed or reset on this side.
     #[error("the stream is already closed on this side")]
     Closed,
@@ -233,6 +244,9 @@ impl StreamError {
     /// The stable reason.
     #[must_use]
     pub fn reason(&self) -> Reason {
-        Reason::PeerLost
+        match self {
+            Self::Cut(reason) => *reason,
+            Self::Reset(_) | Self::Lost(_) | Self::Closed => Reason::PeerLost,
+        }
     }
 }

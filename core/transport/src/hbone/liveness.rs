@@ -17,7 +17,8 @@ use h2::{Ping, PingPong};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tulle_identity::HandshakeError;
+use tulle_identity::{HandshakeError, PeerProof};
+use tulle_model::Reason;
 
 use super::error::StreamError;
 use super::load::{BULK_AFTER, Traffic};
@@ -40,6 +41,12 @@ pub(super) struct Vitals {
     /// When the peer was last heard, in milliseconds after `epoch`.
     heard_ms: AtomicU64,
     lost: OnceLock<Arc<str>>,
+    /// The connection is no more.
+    over: CancellationToken,
+    /// Why this side wants it to be no more, and that it does.
+    cut_for: OnceLock<Reason>,
+    cut: CancellationToken,
+    peer: OnceLock<PeerProof>,
     refused: OnceLock<Arc<HandshakeError>>,
     window: Window,
     traffic: Traffic,
@@ -56,6 +63,10 @@ impl Vitals {
             epoch: now,
             heard_ms: AtomicU64::new(0),
             lost: OnceLock::new(),
+            over: CancellationToken::new(),
+            cut_for: OnceLock::new(),
+            cut: CancellationToken::new(),
+            peer: OnceLock::new(),
             refused: OnceLock::new(),
             window: Window::new(settings.connection_window),
             traffic: Traffic::new(now),
@@ -137,6 +148,38 @@ impl Vitals {
     pub(super) fn lose(&self, why: &str) {
         let _ = self.lost.set(why.into());
         self.retire();
+        self.over.cancel();
+    }
+
+    /// Waits until the connection is no more.
+    pub(super) async fn over(&self) {
+        self.over.cancelled().await;
+    }
+
+    /// Asks the driver to end the connection, with all its streams. The first reason stays.
+    pub(super) fn cut(&self, reason: Reason) {
+        let _ = self.cut_for.set(reason);
+        self.retire();
+        self.cut.cancel();
+    }
+
+    /// Waits until the connection is to be ended.
+    pub(super) async fn cut_asked(&self) -> Reason {
+        self.cut.cancelled().await;
+        *self.cut_for.get().expect("set before the wake-up")
+    }
+
+    pub(super) fn cut_for(&self) -> Option<Reason> {
+        self.cut_for.get().copied()
+    }
+
+    /// Keeps what the peer has proven.
+    pub(super) fn proven(&self, peer: PeerProof) {
+        let _ = self.peer.set(peer);
+    }
+
+    pub(super) fn peer(&self) -> Option<&PeerProof> {
+        self.peer.get()
     }
 
     pub(super) fn lost(&self) -> Option<&Arc<str>> {
@@ -207,20 +250,22 @@ impl Slot {
     pub(super) fn explain(&self, error: &h2::Error) -> StreamError {
         match error.reason() {
             Some(reason) if error.is_reset() => self.reset_or_lost(reason),
-            _ => StreamError::Lost(
-                self.vitals
-                    .lost()
-                    .cloned()
-                    .unwrap_or_else(|| error.to_string().into()),
-            ),
+            _ => self
+                .lost()
+                .unwrap_or_else(|| StreamError::Lost(error.to_string().into())),
+        }
+    }
+
+    /// How the connection ended, if it did.
+    fn lost(&self) -> Option<StreamError> {
+        match self.vitals.cut_for() {
+            Some(reason) => Some(StreamError::Cut(reason)),
+            None => self.vitals.lost().cloned().map(StreamError::Lost),
         }
     }
 
     pub(super) fn reset_or_lost(&self, reason: h2::Reason) -> StreamError {
-        match self.vitals.lost() {
-            Some(why) => StreamError::Lost(Arc::clone(why)),
-            None => StreamError::Reset(reason.into()),
-        }
+        self.lost().unwrap_or_else(|| StreamError::Reset(reason.into()))
     }
 }
 

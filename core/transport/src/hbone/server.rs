@@ -4,8 +4,8 @@ use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use futures_util::task::AtomicWaker;
@@ -16,7 +16,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tulle_identity::HandshakeError;
+use tulle_identity::{HandshakeError, PeerProof};
 use tulle_model::Identity;
 
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
@@ -46,6 +46,8 @@ pub struct Accepted {
     pub connection: ServerConnection,
     /// The identity the client has proven.
     pub identity: Identity,
+    /// The chain that proved it.
+    pub peer: PeerProof,
     /// Where it connects from.
     pub address: SocketAddr,
 }
@@ -73,10 +75,12 @@ where
 {
     let handshake = async {
         let (stream, identity) = tulle_identity::tls::accept(tls, stream).await?;
+        let peer = tulle_identity::tls::accepted(&stream)?;
         let connection = handshake(stream, settings).await?;
         Ok(Accepted {
             connection,
             identity,
+            peer,
             address,
         })
     };
@@ -147,6 +151,8 @@ pub struct ServerHandle {
 #[derive(Debug, Default)]
 struct Wish {
     what: AtomicU8,
+    /// Why it is to end.
+    reason: OnceLock<tulle_model::Reason>,
     waker: AtomicWaker,
 }
 
@@ -157,6 +163,12 @@ impl ServerHandle {
     /// GOAWAY(NO_ERROR): no further stream is accepted, those that are open go on.
     pub fn drain(&self) {
         self.ask(DRAIN);
+    }
+
+    /// As [`Self::close`]; the streams learn of the reason.
+    pub fn cut(&self, reason: tulle_model::Reason) {
+        let _ = self.wish.reason.set(reason);
+        self.ask(CLOSE);
     }
 
     /// GOAWAY(NO_ERROR), and every open stream ends at once.
@@ -218,6 +230,9 @@ impl ServerConnection {
         self.handle.wish.waker.register(cx.waker());
         let wish = self.handle.wish.what.swap(0, Ordering::AcqRel);
         if wish & CLOSE != 0 {
+            if let Some(reason) = self.handle.wish.reason.get() {
+                self.vitals.cut(*reason);
+            }
             self.vitals.lose("closed by this side");
             self.connection.abrupt_shutdown(Reason::NO_ERROR);
         }

@@ -188,7 +188,9 @@ impl AsyncWrite for HboneStream {
 impl From<StreamError> for io::Error {
     fn from(error: StreamError) -> Self {
         let kind = match error {
-            StreamError::Reset(_) | StreamError::Lost(_) => io::ErrorKind::ConnectionReset,
+            StreamError::Reset(_) | StreamError::Lost(_) | StreamError::Cut(_) => {
+                io::ErrorKind::ConnectionReset
+            }
             StreamError::Closed => io::ErrorKind::BrokenPipe,
         };
         Self::new(kind, error)

@@ -148,3 +148,41 @@ async fn another_identity_inside_of_the_tunnel_is_final() {
     assert_eq!(client.unwrap_err().reason(), Reason::PeerIdentityMismatch);
     assert!(server.is_err());
 }
+
+#[tokio::test]
+async fn either_side_can_cut_a_connection_and_its_streams_say_why() {
+    for server_cuts in [false, true] {
+        let (near, far) = sockets().await;
+        let (web, reviews) = (certificate(&id("web")), certificate(&id("reviews")));
+        let (client, server) = tokio::join!(
+            client::connect(near, web.client_config(&[id("reviews")]), &CLIENT),
+            server::accept(far, reviews.server_config(), &SERVER),
+        );
+        let (client, server) = (client.unwrap(), server.unwrap());
+        assert_eq!(client.peer(), Some(reviews.proof()));
+        assert_eq!(&server.peer, web.proof());
+        let (handle, mut incoming) = serve(server.connection);
+        let request = ConnectRequest::new("10.0.0.1:80");
+        let accepting = async {
+            incoming
+                .recv()
+                .await
+                .unwrap()
+                .accept(&ConnectResponse::default())
+                .unwrap()
+        };
+        let (opened, accepted) = tokio::join!(client.open(&request), accepting);
+        let ((mut near, _), (mut far, _)) = (opened.unwrap().0.split(), accepted.split());
+        if server_cuts {
+            handle.cut(Reason::CertRevoked);
+        } else {
+            client.cut(Reason::CertRevoked);
+        }
+        client.over().await;
+        let (near, far) = tokio::join!(near.read_chunk(), far.read_chunk());
+        let (own, other) = if server_cuts { (far, near) } else { (near, far) };
+        assert_eq!(own.unwrap().unwrap_err(), StreamError::Cut(Reason::CertRevoked));
+        assert!(other.unwrap().is_err(), "not an orderly end");
+        assert!(client.open(&request).await.is_err());
+    }
+}
