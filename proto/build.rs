@@ -3,14 +3,16 @@
 use std::error::Error;
 use std::io::Write;
 
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 10] = [
     "workload.proto",
     "authorization.proto",
     "zds.proto",
     "ca.proto",
     "core.proto",
+    "cri.proto",
     "discovery.proto",
     "rpc_status.proto",
+    "waypoint.proto",
     "trust.proto",
 ];
 

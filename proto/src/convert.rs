@@ -5,6 +5,7 @@ pub mod ca;
 pub(crate) mod gateway;
 pub mod service;
 pub(crate) mod trust;
+pub mod waypoint;
 pub mod workload;
 pub mod zds;
 
@@ -70,6 +71,12 @@ pub enum Cause {
     /// Beyond 65535, or zero where zero has no meaning.
     #[error("{0} is no port")]
     Port(u32),
+    /// A status of HTTP that there is not.
+    #[error("{0} is no status")]
+    Status(u32),
+    /// Negative, too long, or zero where zero has no meaning.
+    #[error("{0} seconds and its fraction are no duration here")]
+    Duration(i64),
     /// Not two parts.
     #[error("`{0}` is not <namespace>/<name>")]
     Name(String),

@@ -42,10 +42,18 @@ pub use generated::istio::security;
 pub use generated::istio::v1::auth as ca;
 pub use generated::istio::workload;
 pub use generated::istio::workload::zds;
+pub use generated::runtime::v1 as cri;
 pub use generated::tulle::mesh::v1 as mesh;
+pub use generated::tulle::waypoint::v1 as waypoint;
 
+pub use convert::waypoint::{
+    decode_policy, decode_route, decode_waypoint, encode_policy, encode_route, encode_waypoint,
+};
 pub use convert::{
     Cause, Malformed, Resource, decode_address, decode_authorization, decode_trust, decode_workload,
     encode_address, encode_authorization, encode_trust,
 };
-pub use names::{ADDRESS_TYPE, AUTHORIZATION_TYPE, TRUST_TYPE, WORKLOAD_TYPE, aliases, resource_name};
+pub use names::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, POLICY_TYPE, ROUTE_TYPE, TRUST_TYPE, WAYPOINT_TYPE, WORKLOAD_TYPE,
+    aliases, resource_name,
+};

@@ -12,6 +12,12 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Roots and deny-list of a trust domain; served to those who announce the feature [`TRUST_FEATURE`].
 pub const TRUST_TYPE: &str = "type.googleapis.com/tulle.mesh.v1.Trust";
+/// Waypoints themselves, and what they stand in front of.
+pub const WAYPOINT_TYPE: &str = "type.googleapis.com/tulle.waypoint.v1.Waypoint";
+/// Rules of routes.
+pub const ROUTE_TYPE: &str = "type.googleapis.com/tulle.waypoint.v1.Route";
+/// Policies that waypoints enforce.
+pub const POLICY_TYPE: &str = "type.googleapis.com/tulle.waypoint.v1.Policy";
 /// Bare workloads, for older clients; Tulle's own client never asks for it.
 pub const WORKLOAD_TYPE: &str = "type.googleapis.com/istio.workload.Workload";
 

@@ -101,6 +101,190 @@ static ANY: Schema = Schema {
 
 static EMPTY: Schema = Schema { fields: &[] };
 
+/// `tulle.waypoint.v1.Policy` as far as it decides who may do what; below other concerns anything goes.
+pub(crate) static POLICY: Schema = Schema {
+    fields: &[
+        message(1, "origin", &ORIGIN),
+        message(2, "targets", &TARGET),
+        leaf(3, "dry_run"),
+        leaf(4, "object"),
+        message(10, "authz", &AUTHZ),
+        message(11, "jwt", &JWT),
+        message(12, "ext_authz", &EXT_AUTHZ),
+        leaf(13, "deny_all"),
+        leaf(20, "fault"),
+        leaf(21, "local_rate_limit"),
+        leaf(22, "global_rate_limit"),
+        leaf(23, "circuit"),
+        leaf(24, "outlier"),
+        leaf(25, "load_balancing"),
+        leaf(26, "retry_budget"),
+        leaf(27, "session"),
+        leaf(28, "backend_tls"),
+    ],
+};
+
+static ORIGIN: Schema = Schema {
+    fields: &[
+        leaf(1, "kind"),
+        leaf(2, "namespace"),
+        leaf(3, "name"),
+        leaf(4, "rule_index"),
+        leaf(5, "rule_name"),
+        leaf(6, "created"),
+        leaf(7, "generation"),
+    ],
+};
+
+static HOSTNAME: Schema = Schema {
+    fields: &[leaf(1, "namespace"), leaf(2, "hostname")],
+};
+
+static TARGET: Schema = Schema {
+    fields: &[
+        message(1, "service", &HOSTNAME),
+        message(2, "route", &ORIGIN),
+        leaf(3, "waypoint"),
+        leaf(4, "mesh"),
+        leaf(5, "workload_uid"),
+        leaf(6, "port"),
+        leaf(7, "section"),
+        leaf(8, "class"),
+    ],
+};
+
+static AUTHZ: Schema = Schema {
+    fields: &[
+        leaf(1, "action"),
+        message(2, "rules", &AUTHZ_RULE),
+        leaf(3, "provider"),
+    ],
+};
+
+static AUTHZ_RULE: Schema = Schema {
+    fields: &[
+        message(1, "from", &AUTHZ_FROM),
+        message(2, "to", &AUTHZ_TO),
+        message(3, "when", &AUTHZ_WHEN),
+        leaf(4, "is_partial"),
+    ],
+};
+
+static AUTHZ_FROM: Schema = Schema {
+    fields: &[
+        message(1, "principals", &STRING_SET),
+        message(2, "namespaces", &STRING_SET),
+        message(3, "request_principals", &STRING_SET),
+        message(4, "ips", &CIDR_SET),
+        message(5, "remote_ips", &CIDR_SET),
+        message(6, "service_accounts", &SERVICE_ACCOUNT_SET),
+    ],
+};
+
+static AUTHZ_TO: Schema = Schema {
+    fields: &[
+        message(1, "hosts", &STRING_SET),
+        message(2, "ports", &PORT_SET),
+        message(3, "methods", &STRING_SET),
+        message(4, "paths", &PATH_SET),
+    ],
+};
+
+static AUTHZ_WHEN: Schema = Schema {
+    fields: &[
+        leaf(1, "key"),
+        message(2, "values", &STRING_SET),
+        message(3, "ips", &CIDR_SET),
+    ],
+};
+
+static STRING_SET: Schema = Schema {
+    fields: &[
+        message(1, "any", &STRING_MATCH),
+        message(2, "none", &STRING_MATCH),
+    ],
+};
+
+static CIDR_SET: Schema = Schema {
+    fields: &[message(1, "any", &ADDRESS), message(2, "none", &ADDRESS)],
+};
+
+static PORT_SET: Schema = Schema {
+    fields: &[leaf(1, "any"), leaf(2, "none")],
+};
+
+static SERVICE_ACCOUNT_SET: Schema = Schema {
+    fields: &[
+        message(1, "any", &SERVICE_ACCOUNT),
+        message(2, "none", &SERVICE_ACCOUNT),
+    ],
+};
+
+static PATH_SET: Schema = Schema {
+    fields: &[
+        message(1, "any", &PATH_PATTERN),
+        message(2, "none", &PATH_PATTERN),
+    ],
+};
+
+static PATH_PATTERN: Schema = Schema {
+    fields: &[message(1, "text", &STRING_MATCH), leaf(2, "template")],
+};
+
+static JWT: Schema = Schema {
+    fields: &[message(1, "rules", &JWT_RULE)],
+};
+
+static JWT_RULE: Schema = Schema {
+    fields: &[
+        leaf(1, "issuer"),
+        leaf(2, "audiences"),
+        leaf(3, "inline"),
+        leaf(4, "uri"),
+        message(5, "discover", &EMPTY),
+        message(6, "from_headers", &PAIR),
+        leaf(7, "from_params"),
+        leaf(8, "from_cookies"),
+        leaf(9, "forward_token"),
+        leaf(10, "payload_to_header"),
+        message(11, "claims_to_headers", &PAIR),
+        leaf(12, "timeout"),
+    ],
+};
+
+static PAIR: Schema = Schema {
+    fields: &[leaf(1, "first"), leaf(2, "second")],
+};
+
+static EXT_AUTHZ: Schema = Schema {
+    fields: &[
+        leaf(1, "provider"),
+        message(2, "grpc", &BACKEND),
+        message(3, "http", &HTTP_ASK),
+        leaf(4, "headers"),
+        leaf(5, "response_headers"),
+        leaf(6, "body_bytes_max"),
+        leaf(7, "allow_partial"),
+        leaf(8, "timeout"),
+        leaf(9, "fail_open"),
+        leaf(10, "status_on_error"),
+    ],
+};
+
+static HTTP_ASK: Schema = Schema {
+    fields: &[message(1, "backend", &BACKEND), leaf(2, "path")],
+};
+
+static BACKEND: Schema = Schema {
+    fields: &[
+        message(1, "service", &HOSTNAME),
+        leaf(2, "invalid"),
+        leaf(3, "port"),
+        leaf(4, "weight"),
+        leaf(5, "filters"),
+    ],
+};
+
 /// Succeeds if every field in `body`, at every depth, is one of the schema. Depth is that of the schema.
 pub(crate) fn check(mut body: &[u8], schema: &Schema) -> Result<(), Flaw> {
     let mut seen = vec![0_usize; schema.fields.len()];

@@ -154,8 +154,9 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
         ResourceType::Address => convert::decode_address(&slot.name, &slot.body),
         ResourceType::Workload => convert::decode_workload(&slot.name, &slot.body),
         ResourceType::Authorization => convert::decode_authorization(&slot.name, &slot.body),
+        ResourceType::Trust => convert::decode_trust(&slot.name, &slot.body),
         ResourceType::Waypoint | ResourceType::Route | ResourceType::Policy => {
-            return describe_of_waypoint(slot);
+            return describe_of_waypoint(ty, slot);
         }
     };
     let (kind, value) = match decoded {
@@ -181,18 +182,31 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
 }
 
 /// Configuration of waypoints, and which of them it is for.
-fn describe_of_waypoint(slot: &Slot) -> Value {
+fn describe_of_waypoint(ty: ResourceType, slot: &Slot) -> Value {
     let waypoints = match &slot.scope {
         Scope::Waypoints { waypoints } => json!(waypoints),
         _ => Value::Null,
     };
+    let (name, body) = (&slot.name, &slot.body);
+    let (kind, value) = match ty {
+        ResourceType::Route => ("route", decoded(tulle_proto::decode_route(name, body))),
+        ResourceType::Policy => ("policy", decoded(tulle_proto::decode_policy(name, body))),
+        _ => ("waypoint", decoded(tulle_proto::decode_waypoint(name, body))),
+    };
     json!({
-        "name": slot.name,
+        "name": name,
         "version": slot.version,
         "changedAt": slot.sequence,
         "waypoints": waypoints,
-        "bytes": slot.body.len(),
+        kind: value,
     })
+}
+
+fn decoded<T: Serialize>(value: Result<T, tulle_proto::Malformed>) -> Value {
+    value.map_or_else(
+        |error| json!({ "undecodable": error.to_string() }),
+        |value| to_value(&value),
+    )
 }
 
 /// A workload with its services under their names: JSON has no keys but text.

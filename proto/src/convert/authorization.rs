@@ -103,7 +103,7 @@ fn single_match(fields: wire::Match) -> Result<Match, Flaw> {
     })
 }
 
-fn string_match(text: wire::StringMatch) -> Result<StringMatch, Flaw> {
+pub(super) fn string_match(text: wire::StringMatch) -> Result<StringMatch, Flaw> {
     match text.match_type {
         Some(MatchType::Exact(text)) => Ok(StringMatch::Exact(text.into())),
         Some(MatchType::Prefix(text)) => Ok(StringMatch::Prefix(text.into())),
@@ -113,11 +113,11 @@ fn string_match(text: wire::StringMatch) -> Result<StringMatch, Flaw> {
     }
 }
 
-fn range(address: wire::Address) -> Result<ipnet::IpNet, Flaw> {
+pub(super) fn range(address: wire::Address) -> Result<ipnet::IpNet, Flaw> {
     ip_net(&address.address, address.length)
 }
 
-fn service_account(account: wire::ServiceAccountMatch) -> Result<ServiceAccountMatch, Flaw> {
+pub(super) fn service_account(account: wire::ServiceAccountMatch) -> Result<ServiceAccountMatch, Flaw> {
     Ok(ServiceAccountMatch {
         namespace: account.namespace.into(),
         service_account: account.service_account.into(),
