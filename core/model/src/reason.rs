@@ -44,6 +44,7 @@ macro_rules! reasons {
 reasons! {
     InvalidConfiguration "T0001" "invalid_configuration" None "a value of the process configuration cannot be used; every bad value is listed at start";
     UnknownField "T0003" "unknown_field" None "a configuration field does not exist; check its spelling";
+    AgentUnreachable "T0101" "agent_unreachable" None "the CNI plugin cannot ask the agent of its node, so a new pod is refused; see that the agent runs";
     NetnsNotFound "T0102" "netns_not_found" None "the network namespace of an enrolled workload was not found on this node";
     NetnsMismatch "T0103" "netns_mismatch" None "a network namespace does not hold the address of the workload it was found for";
     PortTaken "T0104" "port_taken" None "the application already listens on a port that capture needs (15001, 15006, 15008)";
@@ -51,6 +52,7 @@ reasons! {
     ListenersMissing "T0106" "listeners_missing" None "a listener of an enrolled workload was gone; it is opened again";
     RulesRefused "T0107" "rules_refused" None "the kernel refused the packet rules; check that nf_tables, nat and conntrack are available";
     ProxyNotConnected "T0108" "proxy_not_connected" None "no node proxy is connected to the agent; see `tulle status`";
+    EnrolmentUnknown "T0112" "enrolment_unknown" None "whether a new pod is enrolled cannot be told, so it is refused; describe it, or exclude its namespace";
     ResourceRejected "T0201" "resource_rejected" Connect "a configuration object cannot be used; the last good version stays in force";
     UnparsableFile "T0202" "unparsable_file" None "a file of the configuration folder cannot be read as YAML; its objects keep their last good form";
     DuplicateObject "T0203" "duplicate_object" None "two files define the same object; the first path in byte order wins";
