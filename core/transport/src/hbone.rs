@@ -15,9 +15,11 @@ mod expiry;
 mod frames;
 mod h2_stream;
 mod liveness;
-pub mod local;
 mod load;
+pub mod local;
 pub mod pool;
+#[cfg(any(test, feature = "testing"))]
+pub mod raw;
 pub mod server;
 pub mod settings;
 pub mod stream;

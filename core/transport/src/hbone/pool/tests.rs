@@ -1,13 +1,18 @@
 //! The pool over in-memory connections: sharing, growth, retirement.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::sync::{Semaphore, mpsc};
+use tulle_identity::Clock;
 
 use super::*;
 use crate::hbone::tests::serve;
 use crate::hbone::{Incoming, ServerHandle, Settings, client, server};
+
+mod properties;
+mod raw;
 
 /// Dials in-memory servers that accept every stream.
 struct Network {
@@ -15,6 +20,8 @@ struct Network {
     /// A dial needs a permit.
     may_dial: Semaphore,
     fail: bool,
+    /// What is left of the certificate.
+    lifetime: Option<Duration>,
     server: Settings,
     servers: Mutex<Vec<ServerHandle>>,
     accepted: mpsc::Sender<HboneStream>,
@@ -27,6 +34,7 @@ impl Network {
             dials: AtomicUsize::new(0),
             may_dial: Semaphore::new(1000),
             fail: false,
+            lifetime: None,
             server,
             servers: Mutex::default(),
             accepted,
@@ -65,7 +73,15 @@ impl Dial for Dialer {
                     let _ = accepted.send(stream.unwrap()).await;
                 }
             });
-            client
+            let client = client?;
+            if let Some(lifetime) = self.0.lifetime {
+                let now = SystemTime::now();
+                tasks::spawn(
+                    "test lifetime",
+                    client.retire_after(now + lifetime, Clock::from_fn(move || now)),
+                );
+            }
+            Ok(client)
         })
     }
 }
@@ -304,4 +320,73 @@ async fn a_drained_pool_opens_nothing_and_lets_streams_end() {
     server.read_to_end(&mut bytes).await.unwrap();
     assert_eq!(bytes, b"goes on");
     assert!(pool.peers().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_retires_with_its_certificate_and_its_streams_go_on() {
+    let (network, mut accepted) = Network::new(Settings::server());
+    let hour = Duration::from_secs(3600);
+    let mut network = Arc::into_inner(network).unwrap();
+    network.lifetime = Some(hour);
+    let network = Arc::new(network);
+    let pool = pool(&network, PoolConfig::default());
+    let mut old = open(&pool, 1).await;
+    let mut old_server = accepted.recv().await.unwrap();
+    tokio::time::sleep(hour - Duration::from_secs(1)).await;
+    let _still = open(&pool, 1).await;
+    assert_eq!(network.dials(), 1);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let _new = open(&pool, 1).await;
+    assert_eq!(network.dials(), 2);
+    old.write_all(b"goes on").await.unwrap();
+    old.shutdown().await.unwrap();
+    let mut bytes = Vec::new();
+    old_server.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(bytes, b"goes on");
+}
+
+#[tokio::test]
+async fn new_streams_avoid_a_connection_that_moves_much() {
+    let (network, mut accepted) = Network::new(Settings::server());
+    let config = PoolConfig {
+        connections_per_key: 2,
+        ..PoolConfig::default()
+    };
+    let pool = pool(&network, config);
+    let mut elephant = open(&pool, 1).await;
+    let mut sink = accepted.recv().await.unwrap();
+    let length = usize::try_from(crate::hbone::load::BULK_AFTER).unwrap();
+    let (sent, mut bytes) = (vec![7; length], vec![0; length]);
+    let (written, read) = tokio::join!(elephant.write_all(&sent), sink.read_exact(&mut bytes));
+    (written.unwrap(), read.unwrap());
+    {
+        let state = pool.inner.state.lock();
+        let traffic = state.peers[&key(1)].connections[0].traffic();
+        assert!(traffic.has_bulk());
+        traffic.write_blocked(Instant::now().checked_sub(Duration::from_millis(50)).unwrap());
+    }
+    // It was blocked too long as well, so the next stream asks for another connection, and those after it go there.
+    let mut mice = vec![open(&pool, 1).await];
+    while pool.peers()[0].connections < 2 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..20 {
+        mice.push(open(&pool, 1).await);
+    }
+    let streams: Vec<u32> = {
+        let state = pool.inner.state.lock();
+        state.peers[&key(1)]
+            .connections
+            .iter()
+            .map(ClientConnection::active)
+            .collect()
+    };
+    assert_eq!(streams, [2, 20]);
+    drop((elephant, sink));
+    while pool.inner.state.lock().peers[&key(1)].connections[0]
+        .traffic()
+        .has_bulk()
+    {
+        tokio::task::yield_now().await;
+    }
 }
