@@ -4,13 +4,18 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The binary of this very tree, built once per test run.
+use tulle_runtime::config::{Env as _, ProcessEnv};
+
+/// The binary of this very tree, built once per test run; `TULLE_BINARY` names a ready one instead.
 pub fn tulle() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(build).clone()
 }
 
 fn build() -> PathBuf {
+    if let Some(ready) = ProcessEnv.var("TULLE_BINARY") {
+        return ready.into();
+    }
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     let profile: &[&str] = if cfg!(debug_assertions) {
         &[]

@@ -5,6 +5,8 @@ mod control;
 mod crypto;
 mod figure;
 mod isolation;
+mod likeness;
+mod memory;
 mod network;
 mod pods;
 mod pressure;
@@ -65,6 +67,8 @@ pub fn all() -> Vec<Scenario> {
         control::SCENARIOS,
         crypto::SCENARIOS,
         isolation::SCENARIOS,
+        likeness::SCENARIOS,
+        memory::SCENARIOS,
         network::SCENARIOS,
         pods::SCENARIOS,
         pressure::SCENARIOS,

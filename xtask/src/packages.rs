@@ -48,6 +48,21 @@ pub(crate) const FOR_THE_TESTS: &[Program] = &[
         package: "iperf3",
         why: "bulk traffic",
     },
+    Program {
+        program: "ip",
+        package: "iproute2",
+        why: "sets links of the tests' own namespaces",
+    },
+    Program {
+        program: "ping",
+        package: "iputils-ping",
+        why: "ICMP client",
+    },
+    Program {
+        program: "sysctl",
+        package: "procps",
+        why: "sets limits of the tests' own namespaces",
+    },
 ];
 
 /// Takes the refusal to install out of the arguments.

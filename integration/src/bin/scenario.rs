@@ -156,10 +156,7 @@ fn finish(figures: &[Figure], wanted: usize, json: Option<&str>) -> ExitCode {
         .filter(|figure| !figure.missed().is_empty())
         .count();
     let broke = wanted - figures.len();
-    println!(
-        "{wanted} scenarios: {} held, {missed} missed a target, {broke} broke",
-        figures.len() - missed
-    );
+    println!("{wanted} scenarios: {held} held, {missed} missed a target, {broke} broke, {skipped} skipped");
     if missed + broke == 0 {
         ExitCode::SUCCESS
     } else {

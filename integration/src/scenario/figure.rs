@@ -19,6 +19,7 @@ pub struct Figure {
     values: Vec<(String, String)>,
     missed: Vec<String>,
     notes: Vec<String>,
+    skipped: Option<String>,
 }
 
 impl Figure {
@@ -30,7 +31,23 @@ impl Figure {
             values: Vec::new(),
             missed: Vec::new(),
             notes: Vec::new(),
+            skipped: None,
         }
+    }
+
+    /// A scenario that cannot run here, and why; it counts as neither held nor missed.
+    #[must_use]
+    pub fn skipped(id: &'static str, reason: impl Into<String>) -> Self {
+        Self {
+            skipped: Some(reason.into()),
+            ..Self::new(id)
+        }
+    }
+
+    /// Why it could not run here.
+    #[must_use]
+    pub fn skipped_because(&self) -> Option<&str> {
+        self.skipped.as_deref()
     }
 
     /// Adds a figure that has no target.
@@ -131,13 +148,17 @@ impl Figure {
             .iter()
             .map(|(name, value)| (name.clone(), Value::from(value.clone())))
             .collect();
-        json!({"id": self.id, "figures": values, "missed": self.missed, "notes": self.notes})
+        json!({"id": self.id, "figures": values, "missed": self.missed, "notes": self.notes,
+            "skipped": self.skipped})
     }
 }
 
 impl fmt::Display for Figure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.id)?;
+        if let Some(reason) = &self.skipped {
+            write!(formatter, " SKIPPED {reason}")?;
+        }
         for (name, value) in &self.values {
             write!(formatter, " {name}={value}")?;
         }

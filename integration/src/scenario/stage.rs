@@ -52,6 +52,13 @@ impl Stage {
         }
     }
 
+    /// Starts the load anew, after something that ended its connections on purpose.
+    pub(super) async fn restart_load(&mut self) {
+        let plan = self.scale.pick(Plan::light(), Plan::l1());
+        self.load = Load::start(self.web.namespace(), &[self.echo.address()], plan).await;
+        self.load.observe(Duration::from_secs(1)).await;
+    }
+
     /// The two quiet halves before a fault: their difference is the band of the run.
     pub(super) async fn quiet(&self) -> [Report; 2] {
         let half = self.scale.window() / 2;

@@ -1,0 +1,134 @@
+//! A node proxy with little memory above what it needs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tulle_world::Component;
+
+use super::stage::Stage;
+use super::{Figure, Run, Scale, Scenario, scenario};
+use crate::faults::resident_bytes;
+use crate::traffic::{connect, gets_through, spawn};
+
+pub(super) const SCENARIOS: &[Scenario] = &[scenario(
+    "F18",
+    120,
+    "the node proxy may use 1.2 times its steady memory, under load and a flood of handshakes",
+    f18,
+)];
+
+/// Where version 1 of the memory controller is mounted.
+const CONTROLLER: &str = "/sys/fs/cgroup/memory";
+/// Connections of the flood that are open at a time.
+const FLOOD: usize = 1_500;
+
+/// A memory cgroup of the scenario; it goes with the value.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new() -> std::io::Result<Self> {
+        let folder = PathBuf::from(CONTROLLER).join(format!("tulle-{}", std::process::id()));
+        std::fs::create_dir(&folder)?;
+        Ok(Self(folder))
+    }
+
+    fn write(&self, file: &str, value: &str) {
+        std::fs::write(self.0.join(file), value).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+
+    fn read(&self, file: &str) -> String {
+        std::fs::read_to_string(self.0.join(file)).unwrap_or_default()
+    }
+
+    /// Processes of the group that the kernel killed for want of memory.
+    fn killed(&self) -> u64 {
+        let control = self.read("memory.oom_control");
+        let line = control.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Its process ended with the mesh; an empty group can be removed.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+fn f18(scale: Scale) -> Run {
+    Box::pin(async move {
+        let cgroup = match Cgroup::new() {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                return Figure::skipped("F18", format!("no memory cgroup can be made here: {error}"));
+            }
+        };
+        let mut stage = Stage::new(scale).await;
+        let component = Component::Ztunnel("n2".into());
+        let steady = resident_bytes(stage.process(&component));
+        // The limit is in force before the proxy allocates: it is read at its start.
+        let limit = steady + steady / 5;
+        cgroup.write("memory.limit_in_bytes", &limit.to_string());
+        let mesh = &mut stage.mesh;
+        mesh.mesh.kill(&component).unwrap();
+        mesh.mesh.start_ztunnel(&mesh.world, "n2").unwrap();
+        let process = mesh.mesh.process(&component).expect("it was started").id();
+        cgroup.write("cgroup.procs", &process.to_string());
+        mesh.mesh.wait_ready(&component).await.unwrap();
+        stage.restart_load().await;
+        let process = stage.process(&component);
+        let quiet = stage.quiet().await;
+        let flood = flood(&stage);
+        let under = stage.after().await;
+        let (established, lost) = stage.load.established();
+        let alive = stage.process(&component) == process && stage.mesh.mesh.ensure_running().is_ok();
+        let shed = stage.mesh.metric("n2", &["tulle_denied_total", "T0515"]).await;
+        flood.abort();
+        let (from, to) = (stage.web.namespace(), stage.echo.address());
+        let served = crate::mesh::eventually(async || gets_through(from, to).await).await;
+        let mib = |bytes: u64| format!("{:.1}MiB", bytes as f64 / f64::from(1 << 20));
+        Figure::new("F18")
+            .with("steady", mib(steady))
+            .with("limit", mib(limit))
+            .with(
+                "quiet_failed",
+                quiet.iter().map(|report| report.connects.failed).sum::<usize>(),
+            )
+            .none("oom_kills", cgroup.killed())
+            .expect("alive", alive, alive, "true")
+            .expect(
+                "established_lost",
+                format!("{lost}/{established}"),
+                lost == 0,
+                "0",
+            )
+            .with("shed", shed)
+            .with("refused_new", under.connects.failed)
+            .expect("serves_afterwards", served, served, "true")
+            .noting(stage.load.failures())
+    })
+}
+
+/// Callers from outside that open the tunnel port, send rubbish or nothing, and stay.
+fn flood(stage: &Stage) -> tokio::task::JoinHandle<()> {
+    let namespace = stage.mesh.world.node("n1").unwrap().namespace().clone();
+    let to = SocketAddr::new(stage.echo.address().ip(), 15008);
+    spawn(async move {
+        let mut held = std::collections::VecDeque::new();
+        for round in 0_usize.. {
+            if let Ok(stream) = connect(&namespace, to).await {
+                if round % 2 == 0 {
+                    // Whether it is taken does not matter.
+                    let _ = stream.try_write(&[0x16, 0x03, 0x01, 0x40, 0x00, 0x01]);
+                }
+                held.push_back(stream);
+            } else {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            if held.len() > FLOOD {
+                held.pop_front();
+            }
+        }
+    })
+}
