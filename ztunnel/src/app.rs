@@ -118,7 +118,7 @@ pub fn run(config: Config, log: LogHandle) -> Result<(), Error> {
             () = quit.notified() => "/quitquitquit",
         };
         tracing::info!(cause, "draining");
-        app.stop().await
+        app.stop_until(signal::shutdown()).await
     });
     workers.shutdown_timeout(END_WAIT);
     outcome
@@ -254,9 +254,26 @@ impl App {
     /// # Errors
     /// When pods were no longer served because of a fault.
     pub async fn stop(self) -> Result<(), Error> {
+        self.stop_until(std::future::pending()).await
+    }
+
+    /// As [`Self::stop`], but waits no longer than until `hurry` ends and says why.
+    ///
+    /// # Errors
+    /// As [`Self::stop`].
+    pub async fn stop_until(self, hurry: impl Future<Output = &'static str>) -> Result<(), Error> {
         let draining = self.ready.register("draining");
         self.drain.start(drain::DrainMode::Graceful);
-        let remaining = self.serving.task.await.map_err(|_| Error::Panicked)?;
+        let mut serving = self.serving.task;
+        let ended = tokio::select! {
+            ended = &mut serving => ended,
+            cause = hurry => {
+                tracing::info!(cause, "told to end again: resetting what is open");
+                self.drain.start(drain::DrainMode::Immediate);
+                serving.await
+            }
+        };
+        let remaining = ended.map_err(|_| Error::Panicked)?;
         tracing::info!(reset = remaining, "drained");
         self.drain.wait(Duration::ZERO).await;
         let ended = futures_util::future::join_all(self.pages);
@@ -457,12 +474,15 @@ async fn serve_pods(
 }
 
 fn serve_fleet(node: &Arc<Node>, ready: &Ready, drain: &DrainWatcher, workers: &Handle) -> Serving {
-    let fleet = Fleet::new(Arc::clone(node), ready.clone());
+    let mut fleet = Fleet::new(Arc::clone(node), ready.clone());
     let view = fleet.view();
     let snapshot = ready.register("the agent's snapshot");
-    let following = inpod::run(fleet, node.config.inpod.socket.clone(), snapshot, drain.clone());
-    let deadline = node.config.drain_deadline;
-    let serving = async move { following.await.drain(deadline).await };
+    let mut follower = inpod::Follower::new(node.config.inpod.socket.clone());
+    let (deadline, drain) = (node.config.drain_deadline, drain.clone());
+    let serving = async move {
+        follower.follow(&mut fleet, snapshot, &drain).await;
+        follower.linger(fleet, deadline, &drain).await
+    };
     Serving {
         task: workers.spawn_named("fleet", serving),
         view,

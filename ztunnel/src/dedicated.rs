@@ -56,6 +56,7 @@ impl Dedicated {
     pub async fn run(self, ready: BlockReady, process: DrainWatcher) -> usize {
         let deadline = self.pod.node.config.drain_deadline;
         let mut ready = Some(ready);
+        tasks::spawn("pod-certificate", Arc::clone(&self.pod).keep_certificate());
         let (_handed_over, receiver) = watch::channel(false);
         let accepting = Accepting::new(receiver, true);
         loop {

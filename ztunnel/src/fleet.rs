@@ -165,24 +165,35 @@ impl Fleet {
         sockets: Option<PodSockets>,
         resolver: Option<ResolvConf>,
     ) -> Result<(), StartError> {
+        let mut sockets = sockets.map(Arc::new);
+        let agent_owns = sockets.is_some();
         match self.pods.get_mut(&uid) {
-            Some(known) if known.netns == netns && known.is_accepting() => return Ok(()),
-            Some(known) if known.netns == netns && known.is_running() => {
-                // Handed over before, and ours again: the connections that stayed are not touched.
-                known.agent_owns = sockets.is_some();
-                known.sockets = sockets.map(Arc::new);
+            Some(known) if known.netns == netns && known.name == name && known.is_running() => {
+                if known.is_accepting_from(sockets.as_deref()) {
+                    return Ok(());
+                }
+                // Handed over before, and ours again, or other listeners: the connections that stayed live on.
+                known.stop_accepting();
+                (known.agent_owns, known.sockets) = (agent_owns, sockets);
                 return self.try_start(&uid).await;
             }
-            Some(_) => self.remove(&uid),
+            Some(known) => {
+                // Another account in the same namespace: what is open belongs to the old one and ends, the
+                // listeners stay.
+                if known.netns == netns && sockets.is_none() {
+                    sockets.clone_from(&known.sockets);
+                }
+                self.remove(&uid);
+            }
             None => {}
         }
-        tracing::info!(%uid, workload = %name, ?netns, agent_sockets = sockets.is_some(), "pod added");
+        tracing::info!(%uid, workload = %name, ?netns, agent_sockets = agent_owns, "pod added");
         let entry = Entry {
             name,
             netns,
             resolver,
-            agent_owns: sockets.is_some(),
-            sockets: sockets.map(Arc::new),
+            agent_owns,
+            sockets,
             state: self.pending(&uid, Instant::now()),
         };
         self.pods.insert(uid.clone(), entry);
@@ -226,11 +237,37 @@ impl Fleet {
             return;
         };
         tracing::info!(%uid, workload = %entry.name, "pod handed over");
-        entry.sockets = None;
-        if let State::Running(running) = &entry.state {
-            running.handed_over.send_replace(true);
+        entry.stop_accepting();
+        if !entry.is_running() {
+            // Nothing of it was ever started here, so nothing of it lives on.
+            self.pods.remove(uid);
         }
         self.publish();
+    }
+
+    /// Stops accepting for every pod and says goodbye to peers; what is open lives on.
+    pub fn start_drain(&mut self) {
+        self.pods.retain(|_, entry| entry.is_running());
+        for entry in self.pods.values_mut() {
+            if let State::Running(running) = &entry.state {
+                running.drain.start(DrainMode::Graceful);
+            }
+            entry.sockets = None;
+        }
+        self.publish();
+    }
+
+    /// Waits until no connection is open any more, of the pods that are here now.
+    pub fn idle(&self) -> impl Future<Output = ()> + Send + use<> {
+        let running = self.pods.values().filter_map(|entry| match &entry.state {
+            State::Running(running) => Some(running.drain.watcher()),
+            State::Pending { .. } => None,
+        });
+        let idle = running.map(|watcher| async move { watcher.idle().await });
+        let idle = join_all(idle.collect::<Vec<_>>());
+        async move {
+            idle.await;
+        }
     }
 
     /// Copies of a pod's listeners, if the agent handed them to us.
@@ -383,6 +420,7 @@ impl Entry {
         let (handed_over, receiver) = watch::channel(false);
         let proxy = proxy::start(&running.pod, &sockets, &Accepting::new(receiver, !agent_owns))?;
         running.run = run;
+        running.pod.handed_over.send_replace(false);
         running.handed_over = handed_over;
         running.accept_at = None;
         Ok(tasks::spawn("pod-proxy", proxy))
@@ -391,14 +429,16 @@ impl Entry {
     fn first_run(&self, node: &Arc<Node>) -> Running {
         let (drain, watcher) = drain::new();
         let factory = Arc::new(NetnsSockets::new(self.netns.clone()));
+        let pod = Arc::new(Pod::new(
+            self.name.clone(),
+            Arc::clone(node),
+            factory,
+            self.resolver.clone(),
+            watcher,
+        ));
+        tasks::spawn("pod-certificate", Arc::clone(&pod).keep_certificate());
         Running {
-            pod: Arc::new(Pod::new(
-                self.name.clone(),
-                Arc::clone(node),
-                factory,
-                self.resolver.clone(),
-                watcher,
-            )),
+            pod,
             drain,
             run: 0,
             handed_over: watch::Sender::new(false),
@@ -425,8 +465,23 @@ impl Entry {
         matches!(&self.state, State::Running(_))
     }
 
-    fn is_accepting(&self) -> bool {
-        matches!(&self.state, State::Running(running) if !*running.handed_over.borrow())
+    /// Whether it accepts from these listeners; from any, if none are named.
+    fn is_accepting_from(&self, sockets: Option<&PodSockets>) -> bool {
+        let State::Running(running) = &self.state else {
+            return false;
+        };
+        let held = self.sockets.as_deref();
+        let same = sockets.is_none_or(|new| held.is_some_and(|held| held.are(new)));
+        !*running.handed_over.borrow() && same
+    }
+
+    fn stop_accepting(&mut self) {
+        self.sockets = None;
+        if let State::Running(running) = &mut self.state {
+            running.accept_at = None;
+            running.handed_over.send_replace(true);
+            running.pod.handed_over.send_replace(true);
+        }
     }
 
     fn view(&self) -> PodView {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tulle_identity::{SecretManager, WorkloadCertificate};
 use tulle_model::mesh::Snapshot;
 use tulle_model::{Identity, NetworkAddress, Workload};
@@ -85,6 +85,8 @@ pub struct Pod {
     pub handshakes: Semaphore,
     /// Answers its questions for names.
     pub dns: Dns,
+    /// Turns true when another generation accepts for it: tunnels of peers say goodbye then, streams live on.
+    pub handed_over: watch::Sender<bool>,
     /// Endpoints that failed a moment ago.
     pub failures: RecentFailures,
     /// Places for open connections, where they are bounded.
@@ -122,6 +124,7 @@ impl Pod {
             sockets,
             drain,
             handshakes: Semaphore::new(HANDSHAKES_MAX),
+            handed_over: watch::Sender::new(false),
             failures: RecentFailures::default(),
         }
     }
@@ -213,20 +216,38 @@ impl Pod {
         Ok(self.node.secrets.fetch(&workload.identity(), priority).await?)
     }
 
-    /// Waits until it is described and its certificate is there, and keeps the certificate fresh as long as the
-    /// guard lives.
-    pub async fn keep_certificate(&self) -> Retained {
-        loop {
-            if let Ok(workload) = self.workload().await {
-                return Retained::new(&self.node.secrets, workload.identity());
-            }
+    /// Keeps its certificate fresh, from when it is described until its drain is over: also for the connections of a
+    /// pod that another generation accepts for.
+    pub async fn keep_certificate(self: Arc<Self>) {
+        let kept = async {
+            let workload = loop {
+                if let Ok(workload) = self.workload().await {
+                    break workload;
+                }
+            };
+            let _retained = Retained::new(&self.node.secrets, workload.identity());
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = self.drain.over() => {}
+            () = kept => {}
+        }
+    }
+
+    /// Waits until its tunnels take no more streams: it drains, or was handed over.
+    pub async fn retiring(&self) {
+        let mut handed_over = self.handed_over.subscribe();
+        tokio::select! {
+            _ = self.drain.signaled() => {}
+            // The pod itself holds the sender, so the channel is open.
+            _ = handed_over.wait_for(|handed_over| *handed_over) => {}
         }
     }
 }
 
 /// Keeps a certificate fresh as long as it lives.
 #[derive(Debug)]
-pub struct Retained {
+struct Retained {
     secrets: SecretManager,
     identity: Identity,
 }

@@ -43,16 +43,8 @@ pub fn start(
         inbound::listener::serve,
     );
     let names = questions(pod, listeners.dns, accepting);
-    let certificate = Arc::clone(pod);
     Ok(async move {
-        let keeping = async {
-            let _kept = certificate.keep_certificate().await;
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            _ = async { tokio::join!(out, plain, hbone, names) } => {}
-            () = keeping => {}
-        }
+        tokio::join!(out, plain, hbone, names);
     })
 }
 

@@ -146,6 +146,19 @@ impl PodSockets {
         Ok(copies)
     }
 
+    /// Whether these are copies of the same sockets.
+    #[must_use]
+    pub fn are(&self, other: &Self) -> bool {
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_ino).ok();
+        let pairs = [
+            (&self.outbound, &other.outbound),
+            (&self.inbound_plain, &other.inbound_plain),
+            (&self.inbound_hbone, &other.inbound_hbone),
+        ];
+        let same = |(one, other): (&OwnedFd, &OwnedFd)| inode(one).is_some() && inode(one) == inode(other);
+        pairs.into_iter().all(same)
+    }
+
     /// The ports they are bound to.
     ///
     /// # Errors

@@ -168,6 +168,14 @@ impl PodTask {
         }
         let newest = wanted.borrow_and_update().clone();
         self.pod = newest.pod;
+        let Pod {
+            uid,
+            name,
+            namespace,
+            service_account,
+            ..
+        } = &self.pod;
+        self.shared.hub.rename(uid, name, namespace, service_account);
         Event::Goal(newest.goal)
     }
 

@@ -1,7 +1,5 @@
 //! Watching over a captured pod: compare with the plan, put right what is not as planned.
 
-use std::sync::Arc;
-
 use super::Event;
 use super::task::PodTask;
 use crate::error::CaptureError;
@@ -117,14 +115,6 @@ impl PodTask {
         let Some(announced) = self.shared.hub.announced(&self.pod.uid) else {
             return Ok(());
         };
-        let changed = match (&listeners, &announced.listeners) {
-            (Some(now), Some(before)) => !Arc::ptr_eq(now, before),
-            _ => false,
-        };
-        if changed {
-            // Only a proxy that has let go of the old ones takes the new ones.
-            self.shared.hub.hand_over(&self.pod.uid).await;
-        }
         let announcement = Announcement {
             listeners,
             ..announced.as_ref().clone()

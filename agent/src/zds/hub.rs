@@ -1,23 +1,27 @@
-//! Who is announced and who is connected, behind one handle.
+//! Who is announced and who is connected, behind one handle: the [`Book`] decides, this waits and wakes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout};
 use tulle_linux::NetNs;
 use tulle_model::Str;
 use tulle_proto::convert::zds::{Added, Answer, Request};
 use tulle_proto::zds::Abilities;
 use tulle_proto::zds::sockets::Kind;
 
+use super::book::{self, Book, Introduction, Next, Progress, Step};
 use crate::error::CaptureError;
 use crate::sockets::Listeners;
 
-/// Requests that may wait for one proxy.
-const QUEUE_REQUESTS_MAX: usize = 1024;
+/// How long an announcement, or a request for listeners, may take with all that waits before it.
+const ASK_WAIT: Duration = Duration::from_secs(10);
+/// How long proxies may take to let go of a pod that ended.
+const WITHDRAW_WAIT: Duration = Duration::from_secs(5);
 
 /// A pod as it is announced to proxies.
 #[derive(Debug, Clone)]
@@ -39,9 +43,11 @@ pub struct Announcement {
 /// Who is connected, as others watch it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proxies {
-    /// Connected proxies, the newest last.
+    /// Connected proxies that take pods, the newest last.
     pub connected: Vec<ProxyInfo>,
-    /// When the last one left, or the agent started; meaningful while none is connected.
+    /// Connected proxies that only wait for their last connections to end.
+    pub lingering: Vec<ProxyInfo>,
+    /// When the last one that takes pods left, or the agent started; meaningful while none is connected.
     pub alone_since: Instant,
 }
 
@@ -55,6 +61,8 @@ pub struct ProxyInfo {
     pub generation: String,
     /// Whether it takes listeners along with a namespace.
     pub takes_sockets: bool,
+    /// Whether it takes no pods any more.
+    pub lingering: bool,
 }
 
 /// Announced pods and connected proxies. Clones share them.
@@ -62,40 +70,17 @@ pub struct ProxyInfo {
 pub struct Hub {
     state: Arc<Mutex<State>>,
     proxies: Arc<watch::Sender<Proxies>>,
-    complete: Arc<watch::Sender<bool>>,
+    moved: Arc<watch::Sender<()>>,
 }
+
+type Returned = (Answer, Vec<OwnedFd>);
 
 #[derive(Debug, Default)]
 struct State {
-    pods: BTreeMap<Str, Option<Announced>>,
-    proxies: Vec<Proxy>,
+    book: Book<Arc<Announcement>>,
     next_id: u64,
-}
-
-#[derive(Debug)]
-struct Announced {
-    pod: Arc<Announcement>,
-    /// The proxy that accepted it last.
-    accepted_by: Option<u64>,
-}
-
-#[derive(Debug)]
-struct Proxy {
-    info: ProxyInfo,
-    queue: mpsc::Sender<Command>,
-    /// Pods it was given and not told to hand over.
-    serves: BTreeSet<Str>,
-    /// It has answered its whole snapshot.
-    caught_up: bool,
-}
-
-/// A request on its way to one proxy.
-#[derive(Debug)]
-pub(super) struct Command {
-    pub(super) request: Request,
-    /// Keeps the descriptors of an `add` open until it was sent.
-    pub(super) pod: Option<Arc<Announcement>>,
-    pub(super) reply: oneshot::Sender<(Answer, Vec<OwnedFd>)>,
+    /// Who waits for listeners that were asked back, by connection and pod.
+    returns: BTreeMap<(u64, Str), oneshot::Sender<Returned>>,
 }
 
 impl Default for Hub {
@@ -110,29 +95,19 @@ impl Hub {
     pub fn new() -> Self {
         let alone = Proxies {
             connected: Vec::new(),
+            lingering: Vec::new(),
             alone_since: Instant::now(),
         };
         Self {
             state: Arc::default(),
             proxies: Arc::new(watch::Sender::new(alone)),
-            complete: Arc::new(watch::Sender::new(false)),
+            moved: Arc::new(watch::Sender::new(())),
         }
     }
 
     /// Snapshots may be sent: every pod of the node that a proxy may still serve is known here.
     pub fn complete(&self) {
-        self.complete.send_replace(true);
-    }
-
-    /// Waits until snapshots may be sent.
-    pub(super) async fn until_complete(&self) {
-        let waited = self
-            .complete
-            .subscribe()
-            .wait_for(|complete| *complete)
-            .await
-            .map(|_| ());
-        waited.expect("the hub itself holds the sender, so the channel is open");
+        self.change(|state| state.book.complete());
     }
 
     /// Who is connected, now and later.
@@ -141,20 +116,21 @@ impl Hub {
         self.proxies.subscribe()
     }
 
-    /// The newest proxy.
+    /// The newest proxy that takes pods.
     #[must_use]
     pub fn newest(&self) -> Option<ProxyInfo> {
-        self.state.lock().proxies.last().map(|proxy| proxy.info.clone())
+        self.state.lock().book.newest().map(info)
     }
 
     /// A pod that is not announced yet and that proxies keep if they serve it.
     pub fn keep(&self, uid: &Str) {
-        self.state.lock().pods.entry(uid.clone()).or_default();
+        self.change(|state| state.book.keep(uid));
     }
 
-    /// A pod that is no longer wanted before it was announced: snapshots do not mention it.
+    /// A pod that is no longer wanted before it was announced: snapshots do not mention it, and a proxy that was
+    /// told to keep it is told of its end.
     pub fn forget(&self, uid: &Str) {
-        self.state.lock().pods.remove(uid);
+        self.change(|state| state.book.withdraw(uid));
     }
 
     /// Announces a pod to the newest proxy and waits until it is accepted.
@@ -163,62 +139,61 @@ impl Hub {
     /// When no proxy is connected, it refuses, or it goes away. Proxies that come later still get the pod.
     pub async fn announce(&self, pod: Announcement) -> Result<(), CaptureError> {
         let uid = pod.uid.clone();
-        let pod = Arc::new(pod);
-        let announced = Announced {
-            pod: Arc::clone(&pod),
-            accepted_by: None,
+        self.change(|state| state.announce(pod));
+        let mut connected = false;
+        let outcome = timeout(
+            ASK_WAIT,
+            self.until(|state| match state.book.progress(&uid) {
+                Progress::Nobody if connected => Some(Err(CaptureError::ProxyLost)),
+                Progress::Nobody => Some(Err(CaptureError::ProxyNotConnected)),
+                Progress::Refused(error) => Some(Err(CaptureError::ProxyRefused(error))),
+                Progress::Accepted => Some(Ok(())),
+                Progress::Pending => {
+                    connected = true;
+                    None
+                }
+            }),
+        );
+        outcome.await.unwrap_or(Err(CaptureError::ProxyLost))
+    }
+
+    /// Announces a pod under other names, if it is announced: who it is changed, where it lives did not.
+    pub fn rename(&self, uid: &Str, name: &Str, namespace: &Str, service_account: &Str) {
+        let Some(before) = self.announced(uid) else { return };
+        let after = Announcement {
+            name: name.clone(),
+            namespace: namespace.clone(),
+            service_account: service_account.clone(),
+            ..before.as_ref().clone()
         };
-        self.state.lock().pods.insert(uid.clone(), Some(announced));
-        let newest = self.queue_of_newest().ok_or(CaptureError::ProxyNotConnected)?;
-        let (answer, _) = ask(&newest.1, add(&pod, newest.2), Some(pod))
-            .await
-            .ok_or(CaptureError::ProxyLost)?;
-        self.answered(&uid, newest.0, answer)
+        let names = |pod: &Announcement| {
+            (
+                pod.name.clone(),
+                pod.namespace.clone(),
+                pod.service_account.clone(),
+            )
+        };
+        if names(&before) != names(&after) {
+            tracing::info!(%uid, %service_account, "a pod has another name or service account now");
+            self.change(|state| state.announce(after));
+        }
     }
 
     /// Takes a pod away from every proxy and waits for their answers. Its listeners are closed here.
     pub async fn withdraw(&self, uid: &Str) {
-        let queues = {
-            let mut state = self.state.lock();
-            state.pods.remove(uid);
-            state.proxies.iter_mut().for_each(|proxy| {
-                proxy.serves.remove(uid);
-            });
-            state
-                .proxies
-                .iter()
-                .map(|proxy| proxy.queue.clone())
-                .collect::<Vec<_>>()
-        };
-        let deletions = queues
-            .iter()
-            .map(|queue| ask(queue, Request::Delete { uid: uid.clone() }, None));
-        for (answer, _) in futures_util::future::join_all(deletions)
-            .await
-            .into_iter()
-            .flatten()
-        {
-            if let Some(error) = answer.error {
-                tracing::warn!(%uid, error, "a proxy answered a removal with an error");
-            }
-        }
-    }
-
-    /// Asks the newest proxy to let go of a pod's listeners and keep its connections, so that it takes others.
-    pub async fn hand_over(&self, uid: &Str) {
-        if let Some((_, queue, true)) = self.queue_of_newest() {
-            // Its answer to the listeners that follow is the one that counts.
-            let _ = ask(&queue, Request::HandOver { uid: uid.clone() }, None).await;
+        self.change(|state| state.book.withdraw(uid));
+        let gone = self.until(|state| state.book.is_gone(uid).then_some(()));
+        if timeout(WITHDRAW_WAIT, gone).await.is_err() {
+            tracing::warn!(%uid, "a proxy has not let go of a pod in time");
         }
     }
 
     /// Asks the newest proxy for the listeners of a pod that it has from an earlier agent.
     pub async fn return_sockets(&self, uid: &Str) -> Option<Vec<(Kind, OwnedFd)>> {
-        let (_, queue, takes_sockets) = self.queue_of_newest()?;
-        if !takes_sockets {
-            return None;
-        }
-        let (answer, fds) = ask(&queue, Request::ReturnSockets { uid: uid.clone() }, None).await?;
+        let (reply, replied) = oneshot::channel();
+        self.change(|state| state.ask_back(uid, reply));
+        // A proxy that is not there, or takes no sockets, drops the sender at once.
+        let (answer, fds) = timeout(ASK_WAIT, replied).await.ok()?.ok()?;
         if let Some(error) = answer.error {
             tracing::debug!(%uid, error, "the proxy has no listeners to give back");
             return None;
@@ -229,160 +204,176 @@ impl Hub {
     /// What is announced under a uid.
     #[must_use]
     pub fn announced(&self, uid: &Str) -> Option<Arc<Announcement>> {
-        let state = self.state.lock();
-        state
-            .pods
-            .get(uid)?
-            .as_ref()
-            .map(|announced| Arc::clone(&announced.pod))
+        self.state.lock().book.announced(uid).cloned()
     }
 
     /// Whether the newest proxy accepted the pod; true while none is connected or its snapshot is under way.
     #[must_use]
     pub fn is_accepted(&self, uid: &Str) -> bool {
         let state = self.state.lock();
-        let Some(newest) = state.proxies.last().filter(|newest| newest.caught_up) else {
-            return true;
-        };
-        let accepted = state
-            .pods
-            .get(uid)
-            .and_then(Option::as_ref)
-            .and_then(|announced| announced.accepted_by);
-        accepted == Some(newest.info.id)
+        !state.book.is_caught_up() || state.book.progress(uid) == Progress::Accepted
     }
 
     /// Every announced pod.
     pub(crate) fn announcements(&self) -> Vec<Arc<Announcement>> {
-        self.state
-            .lock()
-            .pods
-            .values()
-            .flatten()
-            .map(|announced| Arc::clone(&announced.pod))
-            .collect()
+        self.state.lock().book.announcements().cloned().collect()
     }
 
-    fn queue_of_newest(&self) -> Option<(u64, mpsc::Sender<Command>, bool)> {
-        let state = self.state.lock();
-        let newest = state.proxies.last()?;
-        Some((newest.info.id, newest.queue.clone(), newest.info.takes_sockets))
-    }
-
-    /// A proxy introduced itself: it is the newest from now on. Returns its number, its requests, and what its
-    /// snapshot is made of.
-    pub(super) fn connect(&self, abilities: Option<Abilities>) -> Connected {
-        let (queue, requests) = mpsc::channel(QUEUE_REQUESTS_MAX);
-        let mut state = self.state.lock();
-        state.next_id += 1;
-        let info = ProxyInfo {
-            id: state.next_id,
-            generation: abilities
-                .as_ref()
-                .map(|abilities| abilities.generation.clone())
-                .unwrap_or_default(),
-            takes_sockets: abilities.is_some_and(|abilities| abilities.sockets),
+    /// A proxy introduced itself.
+    pub(super) fn connect(&self, abilities: Option<Abilities>) -> ProxyInfo {
+        let abilities = abilities.unwrap_or_default();
+        let intro = Introduction {
+            generation: abilities.generation,
+            takes_sockets: abilities.sockets,
+            lingering: abilities.lingering,
         };
-        state.proxies.push(Proxy {
-            info: info.clone(),
-            queue,
-            serves: BTreeSet::new(),
-            caught_up: false,
-        });
-        self.publish(&state);
-        Connected { info, requests }
-    }
-
-    /// The requests of a proxy's snapshot, without its end.
-    pub(super) fn snapshot(&self, info: &ProxyInfo) -> Vec<(Request, Option<Arc<Announcement>>)> {
-        let state = self.state.lock();
-        let request = |(uid, announced): (&Str, &Option<Announced>)| match announced {
-            Some(announced) => (
-                add(&announced.pod, info.takes_sockets),
-                Some(Arc::clone(&announced.pod)),
-            ),
-            None => (Request::Keep { uid: uid.clone() }, None),
-        };
-        state.pods.iter().map(request).collect()
-    }
-
-    /// A proxy answered an `add`.
-    pub(super) fn answered(&self, uid: &Str, proxy: u64, answer: Answer) -> Result<(), CaptureError> {
-        if let Some(error) = answer.error {
-            return Err(CaptureError::ProxyRefused(error));
-        }
-        let older = {
-            let mut state = self.state.lock();
-            if let Some(announced) = state.pods.get_mut(uid).and_then(Option::as_mut) {
-                announced.accepted_by = Some(proxy);
+        self.change(|state| {
+            state.next_id += 1;
+            let id = state.next_id;
+            state.book.connect(id, intro.clone());
+            ProxyInfo {
+                id,
+                generation: intro.generation,
+                takes_sockets: intro.takes_sockets,
+                lingering: intro.lingering,
             }
-            state.take_over(uid, proxy)
-        };
-        for queue in older {
-            let (reply, _) = oneshot::channel();
-            let command = Command {
-                request: Request::HandOver { uid: uid.clone() },
-                pod: None,
-                reply,
-            };
-            // A full or closed queue belongs to a proxy that is about to go anyway.
-            let _ = queue.try_send(command);
-        }
-        Ok(())
-    }
-
-    /// A proxy answered its whole snapshot.
-    pub(super) fn caught_up(&self, id: u64) {
-        let mut state = self.state.lock();
-        if let Some(proxy) = state.proxies.iter_mut().find(|proxy| proxy.info.id == id) {
-            proxy.caught_up = true;
-        }
+        })
     }
 
     /// A proxy's connection ended.
     pub(super) fn disconnect(&self, id: u64) {
-        let mut state = self.state.lock();
-        state.proxies.retain(|proxy| proxy.info.id != id);
-        self.publish(&state);
+        self.change(|state| {
+            state.book.disconnect(id);
+            state.returns.retain(|(proxy, _), _| *proxy != id);
+        });
+    }
+
+    /// Waits until there is something to say to a proxy; nothing when its connection has to end.
+    pub(super) async fn next(&self, id: u64) -> Option<Step<Arc<Announcement>>> {
+        let mut moved = self.moved.subscribe();
+        loop {
+            let next = self.state.lock().book.next(id, Instant::now());
+            let due = match next {
+                Next::Send(step) => return Some(step),
+                Next::Cut => return None,
+                Next::Wait(due) => due,
+            };
+            let due = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // The hub itself holds the sender, so the channel is open.
+                _ = moved.changed() => {}
+                () = due => {}
+            }
+        }
+    }
+
+    /// A proxy answered what [`Self::next`] gave.
+    pub(super) fn answered(
+        &self,
+        id: u64,
+        step: &Step<Arc<Announcement>>,
+        answer: Answer,
+        fds: Vec<OwnedFd>,
+    ) {
+        self.change(|state| {
+            let refusal = answer.error.clone();
+            state.book.answered(id, step, refusal, Instant::now());
+            if let Step::Return(uid) = step
+                && let Some(reply) = state.returns.remove(&(id, uid.clone()))
+            {
+                // Whoever asked may have given up; the descriptors close then.
+                let _ = reply.send((answer, fds));
+            }
+        });
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = {
+            let mut state = self.state.lock();
+            let changed = change(&mut state);
+            self.publish(&state);
+            changed
+        };
+        self.moved.send_replace(());
+        changed
+    }
+
+    async fn until<T>(&self, mut reached: impl FnMut(&State) -> Option<T>) -> T {
+        let mut moved = self.moved.subscribe();
+        loop {
+            let found = reached(&self.state.lock());
+            if let Some(found) = found {
+                return found;
+            }
+            // The hub itself holds the sender, so the channel is open.
+            let _ = moved.changed().await;
+        }
     }
 
     fn publish(&self, state: &State) {
-        let connected: Vec<_> = state.proxies.iter().map(|proxy| proxy.info.clone()).collect();
-        self.proxies.send_modify(|proxies| {
+        let (lingering, connected): (Vec<_>, Vec<_>) = state
+            .book
+            .proxies()
+            .iter()
+            .map(info)
+            .partition(|proxy| proxy.lingering);
+        self.proxies.send_if_modified(|proxies| {
+            if connected == proxies.connected && lingering == proxies.lingering {
+                return false;
+            }
             if connected.is_empty() && !proxies.connected.is_empty() {
                 proxies.alone_since = Instant::now();
             }
-            proxies.connected = connected;
+            (proxies.connected, proxies.lingering) = (connected, lingering);
+            true
         });
     }
 }
 
 impl State {
-    /// The pod is served by `proxy` now; queues of those that served it before and can hand over.
-    fn take_over(&mut self, uid: &Str, proxy: u64) -> Vec<mpsc::Sender<Command>> {
-        let generation = self.proxies.iter().find(|known| known.info.id == proxy);
-        let generation = generation
-            .map(|known| known.info.generation.clone())
-            .unwrap_or_default();
-        let mut older = Vec::new();
-        for known in &mut self.proxies {
-            if known.info.id == proxy {
-                known.serves.insert(uid.clone());
-            } else if known.info.id < proxy && known.serves.remove(uid) {
-                // The same generation on an older connection is the same process, which has dialled again.
-                let differs = known.info.takes_sockets && known.info.generation != generation;
-                older.extend(differs.then(|| known.queue.clone()));
-            }
+    fn announce(&mut self, pod: Announcement) {
+        let held = |pod: &Announcement| pod.listeners.as_ref().map(Arc::as_ptr);
+        let before = self.book.announced(&pod.uid);
+        let same_listeners = before.is_some_and(|before| held(before) == held(&pod));
+        let uid = pod.uid.clone();
+        self.book.announce(&uid, Arc::new(pod), same_listeners);
+    }
+
+    fn ask_back(&mut self, uid: &Str, reply: oneshot::Sender<Returned>) {
+        let newest = self.book.newest().filter(|newest| newest.intro.takes_sockets);
+        let Some(id) = newest.map(|newest| newest.id) else {
+            return;
+        };
+        if self.book.ask_back(id, uid) {
+            self.returns.insert((id, uid.clone()), reply);
         }
-        older
     }
 }
 
-/// A proxy that was just registered.
-#[derive(Debug)]
-pub(super) struct Connected {
-    pub(super) info: ProxyInfo,
-    pub(super) requests: mpsc::Receiver<Command>,
+fn info(proxy: &book::Proxy) -> ProxyInfo {
+    ProxyInfo {
+        id: proxy.id,
+        generation: proxy.intro.generation.clone(),
+        takes_sockets: proxy.intro.takes_sockets,
+        lingering: proxy.intro.lingering,
+    }
+}
+
+/// A step as the request that asks for it.
+pub(super) fn request(step: &Step<Arc<Announcement>>, takes_sockets: bool) -> Request {
+    match step {
+        Step::Add(_, pod) => add(pod, takes_sockets),
+        Step::Keep(uid) => Request::Keep { uid: uid.clone() },
+        Step::SnapshotSent => Request::SnapshotSent,
+        Step::Delete(uid) => Request::Delete { uid: uid.clone() },
+        Step::HandOver(uid) => Request::HandOver { uid: uid.clone() },
+        Step::Return(uid) => Request::ReturnSockets { uid: uid.clone() },
+    }
 }
 
 fn add(pod: &Announcement, with_sockets: bool) -> Request {
@@ -399,14 +390,4 @@ fn add(pod: &Announcement, with_sockets: bool) -> Request {
         dns: None,
         sockets,
     })
-}
-
-async fn ask(
-    queue: &mpsc::Sender<Command>,
-    request: Request,
-    pod: Option<Arc<Announcement>>,
-) -> Option<(Answer, Vec<OwnedFd>)> {
-    let (reply, replied) = oneshot::channel();
-    queue.send(Command { request, pod, reply }).await.ok()?;
-    replied.await.ok()
 }

@@ -11,8 +11,9 @@ use tulle_linux::seqpacket::{SeqPacket, SeqPacketListener};
 use tulle_proto::convert::zds::Request;
 use tulle_runtime::tasks::Scope;
 
+use super::book::Step;
 use super::connection::{Connection, ConnectionError};
-use super::hub::{Announcement, Command, Connected, Hub};
+use super::hub::{self, Announcement, Hub, ProxyInfo};
 
 /// At most five connections a second.
 const ACCEPT_INTERVAL: Duration = Duration::from_millis(200);
@@ -87,27 +88,22 @@ async fn converse(socket: SeqPacket, hub: Hub) {
             return;
         }
     };
-    let Connected { info, mut requests } = hub.connect(hello.abilities);
+    let info = hub.connect(hello.abilities);
     tracing::info!(
         proxy = info.id,
         generation = info.generation,
         sockets = info.takes_sockets,
+        lingering = info.lingering,
         "proxy connected"
     );
     let _registered = Registered {
         hub: &hub,
         id: info.id,
     };
-    let session = Session {
-        connection,
-        hub: &hub,
-        info: &info,
-    };
-    let error = match session.snapshot().await {
-        Ok(()) => session.answer(&mut requests).await,
-        Err(error) => error,
-    };
-    tracing::info!(proxy = info.id, %error, "proxy disconnected");
+    match tell(&connection, &hub, &info).await {
+        Ok(()) => tracing::warn!(proxy = info.id, "proxy cut: newer ones have taken its place"),
+        Err(error) => tracing::info!(proxy = info.id, %error, "proxy disconnected"),
+    }
 }
 
 /// A proxy is registered for as long as its conversation lasts, however that ends.
@@ -122,53 +118,24 @@ impl Drop for Registered<'_> {
     }
 }
 
-struct Session<'a> {
-    connection: Connection,
-    hub: &'a Hub,
-    info: &'a super::ProxyInfo,
-}
-
-impl Session<'_> {
-    async fn snapshot(&self) -> Result<(), ConnectionError> {
-        tokio::select! {
-            () = self.hub.until_complete() => {}
-            error = self.connection.ended() => return Err(error),
+/// Tells a proxy one thing after the other until the connection ends, or must end because newer ones are there.
+async fn tell(connection: &Connection, hub: &Hub, info: &ProxyInfo) -> Result<(), ConnectionError> {
+    loop {
+        let step = tokio::select! {
+            step = hub.next(info.id) => step,
+            error = connection.ended() => return Err(error),
+        };
+        let Some(step) = step else { return Ok(()) };
+        let request = hub::request(&step, info.takes_sockets);
+        let pod = match &step {
+            Step::Add(_, pod) => Some(pod.as_ref()),
+            _ => None,
+        };
+        let (answer, fds) = connection.exchange(&request, &descriptors(&request, pod)).await?;
+        if let Some(error) = &answer.error {
+            tracing::warn!(proxy = info.id, ?request, error, "a proxy refused a request");
         }
-        for (request, pod) in self.hub.snapshot(self.info) {
-            let (answer, _) = self
-                .connection
-                .exchange(&request, &descriptors(&request, pod.as_deref()))
-                .await?;
-            let Some(pod) = pod else { continue };
-            if let Err(error) = self.hub.answered(&pod.uid, self.info.id, answer) {
-                tracing::warn!(uid = %pod.uid, proxy = self.info.id, %error, "a pod of the snapshot was refused");
-            }
-        }
-        self.connection.exchange(&Request::SnapshotSent, &[]).await?;
-        self.hub.caught_up(self.info.id);
-        Ok(())
-    }
-
-    /// Passes requests on until the connection ends; says why it did.
-    async fn answer(&self, requests: &mut tokio::sync::mpsc::Receiver<Command>) -> ConnectionError {
-        loop {
-            let command = tokio::select! {
-                command = requests.recv() => command,
-                error = self.connection.ended() => return error,
-            };
-            let Some(Command { request, pod, reply }) = command else {
-                return ConnectionError::Closed;
-            };
-            match self
-                .connection
-                .exchange(&request, &descriptors(&request, pod.as_deref()))
-                .await
-            {
-                // Whoever asked may have given up; the request was carried out all the same.
-                Ok(answered) => drop(reply.send(answered)),
-                Err(error) => return error,
-            }
-        }
+        hub.answered(info.id, &step, answer, fds);
     }
 }
 

@@ -19,6 +19,7 @@ impl Proxy {
         let abilities = generation.map(|generation| Abilities {
             sockets: true,
             generation: generation.into(),
+            lingering: false,
         });
         socket.send(&Hello { abilities }.encode(), &[]).await.unwrap();
         Self { socket }

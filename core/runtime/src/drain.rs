@@ -136,6 +136,11 @@ impl DrainWatcher {
         self.reached(|phase| phase == Phase::Over).await;
     }
 
+    /// Waits until no guard is held; more may be taken later.
+    pub async fn idle(&self) {
+        self.shared.idle().await;
+    }
+
     /// Whether a drain was started.
     #[must_use]
     pub fn is_draining(&self) -> bool {

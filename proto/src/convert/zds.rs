@@ -164,7 +164,10 @@ impl Request {
             Self::Add(added) => Payload::Add(added.to_wire(with_dns)),
             Self::Keep { uid } => Payload::Keep(wire::KeepWorkload { uid: text(uid) }),
             Self::Delete { uid } => Payload::Del(wire::DelWorkload { uid: text(uid) }),
-            Self::SnapshotSent => Payload::SnapshotSent(wire::SnapshotSent {}),
+            // Ours knows; others never look at the field.
+            Self::SnapshotSent => Payload::SnapshotSent(wire::SnapshotSent {
+                knows_lingering: true,
+            }),
             Self::HandOver { uid } => Payload::HandOver(wire::HandOver { uid: text(uid) }),
             Self::ReturnSockets { uid } => Payload::ReturnSockets(wire::ReturnSockets { uid: text(uid) }),
         }

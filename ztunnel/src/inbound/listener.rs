@@ -76,7 +76,7 @@ async fn establish(pod: &Pod, socket: TcpStream) -> Result<Accepted, Error> {
 async fn streams(pod: &Arc<Pod>, mut connection: ServerConnection, tunnel: Tunnel) {
     let handle = connection.handle();
     let goodbye = async {
-        pod.drain.signaled().await;
+        pod.retiring().await;
         handle.drain();
         pod.drain.urgent().await;
         handle.close();

@@ -36,16 +36,50 @@ enum Failure {
     /// Only this request failed.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// This proxy drains.
+    #[error("this proxy is about to end and takes no pods")]
+    Draining,
     /// The listeners cannot be copied.
     #[error("the listeners cannot be copied: {0}")]
     Copy(#[from] io::Error),
+}
+
+/// On which terms this proxy talks to agents, and what it has learned of the agent.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// Ends with the first whole snapshot.
+    ready: Option<BlockReady>,
+    /// No pods are taken any more.
+    lingering: bool,
+    /// The agent knows what that is.
+    pub(super) knows_lingering: bool,
+}
+
+impl Terms {
+    /// Pods are taken.
+    pub(super) fn serving(ready: BlockReady) -> Self {
+        Self {
+            ready: Some(ready),
+            lingering: false,
+            knows_lingering: false,
+        }
+    }
+
+    /// Only the ends of pods are heard of.
+    pub(super) fn lingering() -> Self {
+        Self {
+            ready: None,
+            lingering: true,
+            knows_lingering: true,
+        }
+    }
 }
 
 /// The state of one connection.
 pub(super) struct Session<'a> {
     connection: SeqPacket,
     snapshot: Snapshot,
-    ready: &'a mut Option<BlockReady>,
+    terms: &'a mut Terms,
     backoff: &'a mut Backoff,
 }
 
@@ -56,15 +90,11 @@ enum Snapshot {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(
-        connection: SeqPacket,
-        ready: &'a mut Option<BlockReady>,
-        backoff: &'a mut Backoff,
-    ) -> Self {
+    pub(super) fn new(connection: SeqPacket, terms: &'a mut Terms, backoff: &'a mut Backoff) -> Self {
         Self {
             connection,
             snapshot: Snapshot::Receiving(HashSet::new()),
-            ready,
+            terms,
             backoff,
         }
     }
@@ -75,7 +105,8 @@ impl<'a> Session<'a> {
         fleet: &mut Fleet,
         generation: &str,
     ) -> Result<Infallible, SessionError> {
-        self.connection.send(&zds::hello(generation), &[]).await?;
+        let hello = zds::hello(generation, self.terms.lingering);
+        self.connection.send(&hello, &[]).await?;
         // One byte more than allowed, so that a longer request is seen to be one.
         let mut buffer = [0; REQUEST_BYTES_MAX + 1];
         loop {
@@ -109,6 +140,7 @@ impl<'a> Session<'a> {
             return Err(Violation::Truncated.into());
         }
         match zds::parse(&buffer[..received.len], received.fds)? {
+            Request::Add { .. } if self.terms.lingering => return Err(Failure::Draining),
             Request::Add {
                 uid,
                 name,
@@ -132,7 +164,10 @@ impl<'a> Session<'a> {
                 }
                 fleet.remove(&uid);
             }
-            Request::SnapshotSent => self.complete(fleet)?,
+            Request::SnapshotSent { knows_lingering } => {
+                self.terms.knows_lingering = knows_lingering;
+                self.complete(fleet)?;
+            }
             Request::HandOver(uid) => fleet.hand_over(&uid),
             Request::ReturnSockets(uid) => return Ok(Some(uid)),
         }
@@ -150,7 +185,7 @@ impl<'a> Session<'a> {
             Snapshot::Complete => Err(Violation::SecondSnapshot),
             Snapshot::Receiving(mentioned) => {
                 fleet.retain(&mentioned);
-                self.ready.take();
+                self.terms.ready.take();
                 self.backoff.reset();
                 tracing::info!(pods = mentioned.len(), "the agent's snapshot is complete");
                 Ok(())
@@ -182,7 +217,7 @@ impl<'a> Session<'a> {
                     .await?;
                 match failure {
                     Failure::Violation(violation) => Err(violation.into()),
-                    Failure::Start(_) | Failure::Copy(_) => Ok(()),
+                    Failure::Start(_) | Failure::Draining | Failure::Copy(_) => Ok(()),
                 }
             }
         }

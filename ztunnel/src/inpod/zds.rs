@@ -37,7 +37,10 @@ pub enum Request {
     /// Stop serving this pod.
     Del(PodUid),
     /// Everything was mentioned.
-    SnapshotSent,
+    SnapshotSent {
+        /// The agent knows what a lingering proxy is.
+        knows_lingering: bool,
+    },
     /// Stop accepting for this pod, keep its connections.
     HandOver(PodUid),
     /// Give copies of this pod's listeners back.
@@ -99,7 +102,9 @@ pub fn parse(bytes: &[u8], fds: Vec<OwnedFd>) -> Result<Request, Violation> {
         Payload::Add(_) => return Err(Violation::NoPayload),
         Payload::Keep(keep) => Request::Keep(uid(&keep.uid)?),
         Payload::Del(del) => Request::Del(uid(&del.uid)?),
-        Payload::SnapshotSent(_) => Request::SnapshotSent,
+        Payload::SnapshotSent(sent) => Request::SnapshotSent {
+            knows_lingering: sent.knows_lingering,
+        },
         Payload::HandOver(hand_over) => Request::HandOver(uid(&hand_over.uid)?),
         Payload::ReturnSockets(give_back) => Request::ReturnSockets(uid(&give_back.uid)?),
     })
@@ -175,14 +180,15 @@ fn expect_descriptors(expected: usize, fds: &[OwnedFd]) -> Result<(), Violation>
     })
 }
 
-/// The first message of the proxy.
+/// The first message of the proxy; `lingering` when it takes no pods any more.
 #[must_use]
-pub fn hello(generation: &str) -> Vec<u8> {
+pub fn hello(generation: &str, lingering: bool) -> Vec<u8> {
     let hello = zds::ZdsHello {
         version: zds::Version::V1.into(),
         abilities: Some(zds::Abilities {
             sockets: true,
             generation: generation.to_owned(),
+            lingering,
         }),
     };
     hello.encode_to_vec()
@@ -291,7 +297,7 @@ mod tests {
 
     #[test]
     fn the_hello_says_version_and_ability_in_few_bytes() {
-        let hello = hello("0123456789abcdef");
+        let hello = hello(&super::super::generation(), true);
         assert!(hello.len() <= 64);
         let read = zds::ZdsHello::decode(&hello[..]).unwrap();
         assert_eq!(read.version(), zds::Version::V1);

@@ -154,7 +154,7 @@ fn keep(uid: &str) -> Payload {
 }
 
 pub(crate) fn snapshot_sent() -> Payload {
-    Payload::SnapshotSent(zds::SnapshotSent {})
+    Payload::SnapshotSent(zds::SnapshotSent::default())
 }
 
 /// Whether all ports of the proxy are taken inside of a namespace.
