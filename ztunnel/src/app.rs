@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::plaintext::Plaintext;
 use crate::pod::{Node, Pod};
 use crate::shed::{Pressure, Shedder};
+use crate::same_node::Locals;
 
 /// How often the bytes of open connections are passed on to their series.
 const PASS_ON: Duration = Duration::from_secs(1);
@@ -334,6 +335,7 @@ fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClie
 
 fn authority(config: &Config) -> Result<Arc<dyn CaClient>, Error> {
     match &config.ca {
+        locals: registry.with(Locals::register),
         CertificateAuthority::Server(server) => Ok(Arc::new(grpc_authority(config, server)?)),
         #[cfg(feature = "testing")]
         CertificateAuthority::Fake => Ok(fake_authority()),

@@ -33,7 +33,7 @@ pub use self::log::Log;
 use self::mesh::ProxyConfig;
 pub use self::ports::{Ports, ProcessPorts};
 use self::show::as_duration;
-pub use self::traffic::{Keepalive, ReasonDetail, SourceAddress};
+pub use self::traffic::{Keepalive, ReasonDetail, SameNode, SourceAddress};
 pub use self::tunnels::{Http2, Pool};
 pub use self::who::{ProcessIdentity, ProxyMode, WorkloadName};
 
@@ -104,6 +104,8 @@ pub struct Config {
     pub reason_detail: ReasonDetail,
     /// Open connections of one workload; `None` = no bound.
     pub connections_max: Option<usize>,
+    /// How workloads of this process reach each other.
+    pub same_node: SameNode,
     /// Series of traffic that nobody touched for this long are removed.
     #[serde(serialize_with = "as_duration")]
     pub metric_ttl: Duration,
@@ -172,6 +174,7 @@ impl Config {
             metric_ttl: read.duration("TULLE_METRIC_TTL", Duration::from_secs(15 * 60)),
             ports: Ports::DEFAULT,
             process_ports: proxy_config.ports(),
+            same_node: traffic::read_same_node(read),
             run_dir: read.string("TULLE_RUN_DIR", DEFAULT_RUN_DIR).into(),
             mode,
         }

@@ -79,7 +79,9 @@ impl Dial for Dialer {
     }
 }
 
-fn client_settings(node: &Node) -> Settings {
+/// HTTP/2 settings of the tunnels that we open.
+#[must_use]
+pub fn client_settings(node: &Node) -> Settings {
     Settings {
         idle_timeout: node.config.pool.unused_release,
         ..with_windows(Settings::client(), node)

@@ -207,7 +207,9 @@ impl Error {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Open(error) => error.retry(),
-            Self::Connect { .. } | Self::ConnectTimeout { .. } => Retry::OtherEndpoint,
+            Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::NoUpstream(NoUpstream::NameNotResolved { .. }) => Retry::OtherEndpoint,
             _ => Retry::Never,
         }
     }

@@ -1,5 +1,6 @@
 //! Traffic that arrives at a local workload: tunnels of peers, and plaintext of everyone else.
 
+mod asking;
 pub mod authorize;
 mod connection;
 pub mod listener;
@@ -13,6 +14,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tulle_transport::socket;
 
+pub(crate) use self::asking::{Asking, Handed};
+pub(crate) use self::connection::{claimed, serve as serve_stream};
+pub(crate) use self::listener::Tunnel;
 use crate::config::SourceAddress;
 use crate::error::Error;
 use crate::pod::Pod;

@@ -39,6 +39,7 @@ pub mod plaintext;
 pub mod pod;
 pub mod proxy;
 pub mod record;
+pub mod same_node;
 pub mod shed;
 pub mod sockets;
 

@@ -3,6 +3,8 @@
 mod attempts;
 mod connection;
 mod failures;
+pub mod names;
+mod next_hop;
 pub mod plan;
 
 use std::time::Duration;

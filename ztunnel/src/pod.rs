@@ -1,9 +1,12 @@
 //! One workload that is served: what its listeners and connections share.
 
-use std::net::SocketAddr;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use socket2::Domain;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tulle_identity::{SecretManager, WorkloadCertificate};
 use tulle_model::mesh::Snapshot;
@@ -22,7 +25,9 @@ use crate::dns::resolv_conf::ResolvConf;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::outbound::RecentFailures;
+use crate::outbound::names::Names;
 use crate::plaintext::Plaintext;
+use crate::same_node::Locals;
 use crate::shed::{Load, Shedder, Weight};
 
 /// How long a connection waits for the description of its own workload.
@@ -50,6 +55,8 @@ pub struct Node {
     pub shedder: Shedder,
 }
 
+    /// Workloads that are served here now.
+    pub locals: Locals,
 impl Node {
     /// Options of a socket towards a peer or an application.
     #[must_use]
@@ -91,10 +98,16 @@ pub struct Pod {
     pub failures: RecentFailures,
     /// Places for open connections, where they are bounded.
     places: Option<Arc<Semaphore>>,
+    /// Host names of endpoints.
+    pub names: Names,
     /// What it holds of the process.
     weight: Arc<Weight>,
 }
 
+    /// Where it lives.
+    network: Arc<dyn PodNetwork>,
+    /// Addresses that were found to be its own; an address of a namespace stays.
+    addresses: Mutex<HashSet<IpAddr>>,
 /// A place for one open connection.
 #[derive(Debug)]
 pub struct Place(
@@ -118,7 +131,9 @@ impl Pod {
             pool: dialer.into_pool(&drain),
             places: node.config.connections_max.map(Semaphore::new).map(Arc::new),
             weight: node.shedder.enter(name.clone()),
-            dns: Dns::new(&node.config, network, resolver),
+            dns: Dns::new(&node.config, Arc::clone(&network), resolver),
+            network,
+            addresses: Mutex::default(),
             name,
             node,
             sockets,
@@ -128,6 +143,7 @@ impl Pod {
             failures: RecentFailures::default(),
         }
     }
+            names: Names::default(),
 
     /// A place for one more open connection.
     ///
@@ -153,6 +169,26 @@ impl Pod {
 
     /// Its description in a snapshot.
     #[must_use]
+    /// Whether an address is one of its namespace: the kernel would reach it from itself.
+    #[must_use]
+    pub fn owns(&self, address: IpAddr) -> bool {
+        if self.addresses.lock().contains(&address) {
+            return true;
+        }
+        let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        // Choosing a route sends nothing.
+        let route = self.network.udp(domain).and_then(|socket| {
+            socket.connect(&SocketAddr::new(address, 1).into())?;
+            socket.local_addr()
+        });
+        let from = route.ok().and_then(|from| from.as_socket());
+        let own = from.is_some_and(|from| from.ip() == address);
+        if own {
+            self.addresses.lock().insert(address);
+        }
+        own
+    }
+
     pub fn find(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
         let WorkloadName {
             namespace,

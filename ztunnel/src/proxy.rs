@@ -9,7 +9,7 @@ use crate::accept::{Accepting, accept};
 use crate::dns::sockets::DnsListeners;
 use crate::pod::Pod;
 use crate::sockets::PodSockets;
-use crate::{dns, inbound, outbound};
+use crate::{dns, inbound, outbound, same_node};
 
 /// Accepts for one workload until accepting stops. Connections live on, and hold guards of the pod's drain.
 ///
@@ -43,7 +43,9 @@ pub fn start(
         inbound::listener::serve,
     );
     let names = questions(pod, listeners.dns, accepting);
+    let present = same_node::enter(pod);
     Ok(async move {
+        let _present = present;
         tokio::join!(out, plain, hbone, names);
     })
 }

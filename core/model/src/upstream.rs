@@ -1,8 +1,11 @@
 //! Where a captured connection goes next, as a function of values.
 
 mod address;
+mod alias;
 mod balance;
+mod crossing;
 mod locality;
+mod named;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -20,6 +23,8 @@ use crate::reason::Reason;
 use crate::service::{LoadBalancingMode, Service};
 use crate::workload::{TunnelProtocol, Workload};
 use balance::Purpose;
+pub use crossing::Crossing;
+pub use named::Named;
 pub(crate) use table::Tables;
 
 /// The next hop of a connection.
@@ -31,6 +36,10 @@ pub enum Upstream {
     Direct(Endpoint),
     /// A waypoint in front of what was addressed.
     Waypoint(Endpoint),
+    /// An endpoint, or a waypoint, whose host name has to be looked up first.
+    Named(Box<Named>),
+    /// The gateway of another network, with a tunnel of its own inside of the one to it.
+    Gateway(Box<Crossing>),
 }
 
 /// A workload to connect to, and how.
@@ -85,7 +94,7 @@ pub enum NoUpstream {
         /// Its network.
         network: Str,
     },
-    /// The chosen workload has a host name only, and nothing here resolves names.
+    /// The chosen workload has a host name only, and it does not resolve to an address that may be used.
     #[error("{workload} has no address, and its host name `{hostname}` is not resolved")]
     NameNotResolved {
         /// The workload.
@@ -165,16 +174,30 @@ impl Search<'_> {
                 port,
             });
         }
-        let chosen = self.choose(service, port, Purpose::Destination)?;
-        let authority = SocketAddr::new(chosen.address, chosen.target_port);
-        Ok(Upstream::Direct(Endpoint {
+        let chosen = self.draw(service, port, Purpose::Destination)?;
+        if chosen.workload.network != self.source.network {
+            return self.across(chosen.workload, service, service);
+        }
+        let requested = self.destination.ip();
+        let address = address::choose(&chosen.workload, requested, service.ip_families);
+        let authority = SocketAddr::new(address.unwrap_or(named::UNKNOWN), chosen.target_port);
+        let endpoint = Endpoint {
             dial: direct_dial(&chosen.workload, authority),
             protocol: chosen.workload.tunnel_protocol,
             expected: expected(&chosen.workload, Some(service)),
             workload: chosen.workload,
             service: Some(Arc::clone(service)),
             authority,
-        }))
+        };
+        Ok(match address {
+            Some(_) => Upstream::Direct(endpoint),
+            None => Upstream::Named(Box::new(Named::new(
+                endpoint,
+                service.ip_families,
+                requested,
+                false,
+            ))),
+        })
     }
 
     fn towards_workload(&mut self, workload: Arc<Workload>) -> Result<Upstream, NoUpstream> {

@@ -193,6 +193,10 @@ fn upstream(snapshot: &Snapshot, question: &UpstreamQuestion) -> String {
                 one.workload.uid, one.dial, one.authority
             )
         }
+        Ok(Upstream::Gateway(one)) => {
+            format!("gateway {} via {} to {}", one.gateway.uid, one.dial, one.authority())
+        }
+        Ok(Upstream::Named(one)) => format!("look up {}", one.hostname),
         Err(error) => format!("{}: {error}", error.reason()),
     }
 }

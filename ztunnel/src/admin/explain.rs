@@ -76,7 +76,7 @@ pub struct Explanation {
 /// A way outbound.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
 pub struct Way {
-    /// `passthrough`, `plain` or `hbone`.
+    /// `passthrough`, `plain`, `hbone`, `double-hbone` through a gateway, or `by-name` if a host name is looked up first.
     pub kind: &'static str,
     /// Where TCP goes.
     pub next_hop: String,
@@ -164,7 +164,8 @@ fn find(snapshot: &Snapshot, source: &Source) -> Result<Arc<Workload>, Error> {
 /// Where the connection arrives, and whether it is by a tunnel.
 fn target_of(plan: &Plan, destination: SocketAddr) -> (SocketAddr, bool) {
     match plan {
-        Plan::Passthrough(_) => (destination, false),
+        // What the far ends of these say is not known here.
+        Plan::Passthrough(_) | Plan::Crossing(_) | Plan::Named(_) => (destination, false),
         Plan::Plain(endpoint) => (endpoint.dial, false),
         Plan::Tunnel(endpoint) => (endpoint.authority, true),
     }
@@ -176,18 +177,21 @@ fn way(plan: &Plan) -> Way {
             Plan::Passthrough(_) => "passthrough",
             Plan::Plain(_) => "plain",
             Plan::Tunnel(_) => "hbone",
+            Plan::Crossing(_) => "double-hbone",
+            Plan::Named(_) => "by-name",
         },
         next_hop: plan.next_hop().to_string(),
         ..Way::default()
     };
-    let Some(endpoint) = plan.endpoint() else {
-        return way;
+    let expected = match plan {
+        Plan::Crossing(crossing) => &crossing.gateway_identities[..],
+        other => other.endpoint().map_or(&[][..], |endpoint| &endpoint.expected),
     };
     Way {
-        workload: Some(endpoint.workload.uid.to_string()),
-        service: endpoint.service.as_ref().map(|service| service.key().to_string()),
-        authority: matches!(plan, Plan::Tunnel(_)).then(|| endpoint.authority.to_string()),
-        expected: endpoint.expected.iter().map(ToString::to_string).collect(),
+        workload: plan.workload().map(|workload| workload.uid.to_string()),
+        service: plan.service().map(|service| service.key().to_string()),
+        authority: plan.authority(),
+        expected: expected.iter().map(ToString::to_string).collect(),
         ..way
     }
 }

@@ -249,6 +249,11 @@ const TRAFFIC: &[Variable] = &[
         "Tunnels between the same two workloads",
     ),
     variable(
+        "TULLE_SAME_NODE",
+        Value("inprocess"),
+        "How two pods of this node reach each other: `inprocess` hands streams over without a tunnel, under the same identities and checks; `hbone` tunnels them as to any other node",
+    ),
+    variable(
         "HTTP2_STREAM_WINDOW_SIZE",
         Value("4MiB"),
         "Flow control window of one connection in a tunnel, 65535 bytes to 2 GiB - 1",

@@ -37,6 +37,16 @@ pub struct Keepalive {
     pub user_timeout: bool,
 }
 
+/// How a connection between two workloads of this process goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SameNode {
+    /// Handed over without a tunnel.
+    InProcess,
+    /// By a tunnel, as everywhere else.
+    Hbone,
+}
+
 /// How much of a reason a peer of our trust domain is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -87,6 +97,15 @@ pub(super) fn read_keepalive(read: &mut Collector<'_>) -> Option<Keepalive> {
         user_timeout: read.bool("USER_TIMEOUT_ENABLED", false),
     };
     enabled.then_some(keepalive)
+}
+
+pub(super) fn read_same_node(read: &mut Collector<'_>) -> SameNode {
+    let way = |text: &str| match text {
+        "inprocess" => Ok(SameNode::InProcess),
+        "hbone" => Ok(SameNode::Hbone),
+        _ => Err("must be inprocess or hbone"),
+    };
+    read.value("TULLE_SAME_NODE", SameNode::InProcess, way)
 }
 
 /// Zero is no bound.

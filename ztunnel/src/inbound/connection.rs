@@ -7,9 +7,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tulle_model::workload::{ApplicationProtocol, ApplicationTunnel};
 use tulle_model::{Authority, Connection, NetworkAddress, Reason, Service, Snapshot, Workload};
-use tulle_transport::hbone::{ConnectRequest, ConnectResponse, Incoming};
+use tulle_transport::hbone::{ConnectRequest, ConnectResponse};
 use tulle_transport::{Baggage, ReasonHeader, proxy_protocol};
 
+use super::asking::Asking;
 use super::authorize::{Permitted, authorize};
 use super::listener::Tunnel;
 use super::{connect, refuse_own_port};
@@ -37,20 +38,20 @@ struct Established {
 }
 
 /// Serves one stream to its end.
-pub(super) async fn serve(pod: Arc<Pod>, mut incoming: Incoming, tunnel: Tunnel) {
+pub(crate) async fn serve(pod: Arc<Pod>, mut asking: Asking, tunnel: Tunnel) {
     let _socket = pod.node.metrics.socket(Direction::Inbound);
     let mut story = Story::begin(Direction::Inbound, tunnel.peer, tunnel.local);
     story.mutual_tls = true;
     story.source.principal = Some(tunnel.identity.clone());
-    let request = incoming.request().cloned();
+    let request = asking.request();
     let established = tokio::select! {
         established = establish(&pod, &tunnel, request, &mut story) => established,
-        () = incoming.cancelled() => return,
+        () = asking.cancelled() => return,
         () = pod.drain.urgent() => Err(Error::Drained),
     };
     match established {
-        Ok(established) => open(&pod, established, incoming, story).await,
-        Err(error) => refuse(&pod, incoming, &story, &error),
+        Ok(established) => open(&pod, established, asking, story).await,
+        Err(error) => refuse(&pod, asking, &story, &error),
     }
 }
 
@@ -163,7 +164,8 @@ fn describe(pod: &Pod, tunnel: &Tunnel, request: &ConnectRequest, asked: &Asked,
     story.planned = true;
 }
 
-fn claimed(baggage: &Baggage) -> Party {
+/// Who a peer says it is.
+pub(crate) fn claimed(baggage: &Baggage) -> Party {
     let text = |text: &Option<String>| text.as_deref().map(Into::into);
     Party {
         pod: None,
@@ -254,7 +256,7 @@ fn vip(asked: &Asked, port: u16) -> SocketAddr {
 }
 
 /// Answers 200 and carries.
-async fn open(pod: &Pod, established: Established, incoming: Incoming, story: Story) {
+async fn open(pod: &Pod, established: Established, asking: Asking, story: Story) {
     let Established {
         asked,
         permitted,
@@ -266,7 +268,7 @@ async fn open(pod: &Pod, established: Established, incoming: Incoming, story: St
     } else {
         Baggage::default()
     };
-    match incoming.accept(&ConnectResponse { baggage }) {
+    match asking.accept(ConnectResponse { baggage }) {
         Ok(stream) => carry::run(pod, application, stream.into(), story, Some(permitted.judged)).await,
         Err(error) => {
             carry::reset(application);
@@ -278,9 +280,9 @@ async fn open(pod: &Pod, established: Established, incoming: Incoming, story: St
     }
 }
 
-fn refuse(pod: &Pod, incoming: Incoming, story: &Story, error: &Error) {
+fn refuse(pod: &Pod, asking: Asking, story: &Story, error: &Error) {
     story.fail(&pod.node.metrics, error);
-    incoming.reject(error.status(), told(pod, story, error));
+    asking.reject(error.status(), told(pod, story, error));
 }
 
 /// How much of the reason the peer learns. Only peers of our trust domain get this far.

@@ -10,6 +10,7 @@ use tulle_transport::hbone::ServerConnection;
 use tulle_transport::hbone::server::{self, Accepted};
 use tulle_transport::socket::SocketOptions;
 
+use super::asking::Asking;
 use super::connection;
 use crate::dial::server_settings;
 use crate::error::Error;
@@ -19,13 +20,13 @@ use crate::record::Story;
 
 /// Who is at the other end of a tunnel, and which of our addresses it came to.
 #[derive(Debug, Clone)]
-pub(super) struct Tunnel {
+pub(crate) struct Tunnel {
     /// The identity the peer has proven.
-    pub(super) identity: Identity,
+    pub(crate) identity: Identity,
     /// The peer's address.
-    pub(super) peer: SocketAddr,
+    pub(crate) peer: SocketAddr,
     /// The address of ours that was connected to.
-    pub(super) local: SocketAddr,
+    pub(crate) local: SocketAddr,
 }
 
 impl Tunnel {
@@ -85,7 +86,7 @@ async fn streams(pod: &Arc<Pod>, mut connection: ServerConnection, tunnel: Tunne
     let accepting = async {
         while let Some(incoming) = connection.accept().await {
             let guard = pod.drain.guard();
-            let serving = connection::serve(Arc::clone(pod), incoming, tunnel.clone());
+            let serving = connection::serve(Arc::clone(pod), Asking::Tunnelled(incoming), tunnel.clone());
             tasks::spawn("inbound-stream", async move {
                 let _guard = guard;
                 serving.await;
@@ -97,3 +98,4 @@ async fn streams(pod: &Arc<Pod>, mut connection: ServerConnection, tunnel: Tunne
         () = goodbye => {}
     }
 }
+        () = revoked => {}

@@ -58,8 +58,8 @@ impl Attempts {
     /// What failed last, if only an endpoint that has already failed is left.
     pub(super) fn begin(&mut self, plan: &Plan) -> Result<(), Error> {
         let repeated = plan
-            .endpoint()
-            .is_some_and(|endpoint| self.tried.contains(&endpoint.workload.uid));
+            .workload()
+            .is_some_and(|workload| self.tried.contains(&workload.uid));
         match self.last.take() {
             Some(error) if repeated && !self.repeat => Err(error),
             _ => Ok(()),
@@ -72,7 +72,7 @@ impl Attempts {
     /// What failed, if there is none.
     pub(super) fn after(&mut self, plan: &Plan, error: Error) -> Result<Duration, Error> {
         let now = Instant::now();
-        let Some(endpoint) = plan.endpoint() else {
+        let Some(workload) = plan.workload() else {
             return Err(error);
         };
         if now >= self.deadline {
@@ -87,8 +87,8 @@ impl Attempts {
             self.left -= 1;
         }
         if retry == Retry::OtherEndpoint {
-            remember(&mut self.tried, &endpoint.workload.uid);
-            remember(&mut self.avoid, &endpoint.workload.uid);
+            remember(&mut self.tried, &workload.uid);
+            remember(&mut self.avoid, &workload.uid);
         }
         self.repeat = capture_may_come || retry == Retry::FreshConnection;
         tracing::debug!(%error, next_hop = %plan.next_hop(), "attempt failed, trying again");

@@ -1,20 +1,18 @@
 //! One captured connection: *identify → plan → connect → copy → record*.
 
-use std::collections::BTreeSet;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tulle_model::Workload;
-use tulle_model::upstream::Endpoint;
 use tulle_transport::copy::Endpoint as Remote;
-use tulle_transport::hbone::{ConnectRequest, Retry, TunnelKey};
-use tulle_transport::{Baggage, Forwarded, TraceParent, socket};
+use tulle_transport::hbone::Retry;
+use tulle_transport::{OpenError, socket};
 
 use super::ATTEMPT_TIME_MAX;
 use super::attempts::Attempts;
+use super::next_hop::{Caller, only};
 use super::plan::{Plan, plan, refuse_self_call};
 use crate::carry;
 use crate::error::Error;
@@ -72,6 +70,11 @@ async fn establish(
     let source = pod.workload().await?;
     story.source_is(&source);
     pod.refuse_rejected(destination)?;
+    let caller = Caller {
+        pod,
+        source: &source,
+        client,
+    };
     let mut attempts = Attempts::new(pod.node.config.connect_retries, pod.failures.list());
     loop {
         let snapshot = pod.node.mesh.snapshot();
@@ -79,33 +82,41 @@ async fn establish(
         let plan = plan(&snapshot, &source, destination, &mut random, attempts.avoid())?;
         attempts.begin(&plan)?;
         story.generation = snapshot.generation();
-        tell(story, &source, &plan);
-        if let Plan::Tunnel(_) = plan {
-            // Before the attempt, so that waiting for it is not taken for a slow peer.
-            pod.certificate(&source).await?;
-        }
-        let until = attempts.deadline().min(Instant::now() + ATTEMPT_TIME_MAX);
-        let attempt = connect(pod, &source, client, &plan, story);
-        let error = match timeout_at(until, attempt)
-            .await
-            .unwrap_or_else(|_| Err(late(&plan)))
-        {
+        let error = match attempt(&caller, plan.clone(), attempts.deadline(), story).await {
             Ok(upstream) => return Ok(upstream),
             Err(error) => error,
         };
-        if let (Some(endpoint), Retry::OtherEndpoint) = (plan.endpoint(), error.retry()) {
-            pod.failures.note(&endpoint.workload.uid);
+        if let (Some(workload), Retry::OtherEndpoint) = (plan.workload(), error.retry()) {
+            pod.failures.note(&workload.uid);
         }
         tokio::time::sleep(attempts.after(&plan, error)?).await;
     }
+}
+
+/// One attempt at one next hop.
+async fn attempt(
+    caller: &Caller<'_>,
+    plan: Plan,
+    deadline: Instant,
+    story: &mut Story,
+) -> Result<Remote, Error> {
+    let plan = caller.resolve(plan).await?;
+    tell(story, caller.source, &plan);
+    if let Plan::Tunnel(_) | Plan::Crossing(_) = plan {
+        // Before the attempt, so that waiting for it is not taken for a slow peer.
+        caller.pod.certificate(caller.source).await?;
+    }
+    let until = deadline.min(Instant::now() + ATTEMPT_TIME_MAX);
+    let attempt = timeout_at(until, caller.connect(&plan, story)).await;
+    attempt.unwrap_or_else(|_| Err(late(&plan)))
 }
 
 fn late(plan: &Plan) -> Error {
     let peer = plan.next_hop();
     let after = ATTEMPT_TIME_MAX;
     match plan {
-        Plan::Tunnel(_) => tulle_transport::OpenError::ConnectTimeout { peer, after }.into(),
-        Plan::Passthrough(_) | Plan::Plain(_) => Error::ConnectTimeout { to: peer, after },
+        Plan::Tunnel(_) | Plan::Crossing(_) => OpenError::ConnectTimeout { peer, after }.into(),
+        Plan::Passthrough(_) | Plan::Plain(_) | Plan::Named(_) => Error::ConnectTimeout { to: peer, after },
     }
 }
 
@@ -113,70 +124,18 @@ fn late(plan: &Plan) -> Error {
 fn tell(story: &mut Story, source: &Workload, plan: &Plan) {
     story.planned = true;
     story.destination_address = plan.next_hop();
-    story.mutual_tls = matches!(plan, Plan::Tunnel(_));
+    story.authority = plan.authority();
+    story.mutual_tls = story.authority.is_some();
     story.source.principal = story.mutual_tls.then(|| source.identity());
-    story.authority = None;
-    let Some(endpoint) = plan.endpoint() else {
-        story.destination = Party::default();
-        return;
+    let proven = match plan {
+        Plan::Tunnel(endpoint) => Some(endpoint.workload.identity()),
+        Plan::Crossing(crossing) => only(&crossing.expected),
+        Plan::Passthrough(_) | Plan::Plain(_) | Plan::Named(_) => None,
     };
-    let proven = story.mutual_tls.then(|| endpoint.workload.identity());
-    story.destination = Party::of(&endpoint.workload).proven(proven);
-    if let Some(service) = &endpoint.service {
+    story.destination = plan
+        .workload()
+        .map_or_else(Party::default, |workload| Party::of(workload).proven(proven));
+    if let Some(service) = plan.service() {
         story.service_is(service);
     }
-    if story.mutual_tls {
-        story.authority = Some(endpoint.authority.to_string());
-    }
-}
-
-async fn connect(
-    pod: &Pod,
-    source: &Workload,
-    client: SocketAddr,
-    plan: &Plan,
-    story: &Story,
-) -> Result<Remote, Error> {
-    match plan {
-        Plan::Passthrough(to) => plain(pod, *to).await,
-        Plan::Plain(endpoint) => plain(pod, endpoint.dial).await,
-        Plan::Tunnel(endpoint) => tunnel(pod, source, client, endpoint, story).await,
-    }
-}
-
-async fn plain(pod: &Pod, to: SocketAddr) -> Result<Remote, Error> {
-    let options = pod.node.socket_options();
-    let connecting = socket::connect(&*pod.sockets, to, None, &options);
-    let connected = timeout(ATTEMPT_TIME_MAX, connecting).await;
-    let after = ATTEMPT_TIME_MAX;
-    let connected = connected.map_err(|_| Error::ConnectTimeout { to, after })?;
-    let failed = |source: io::Error| Error::Connect { to, source };
-    connected.map(Into::into).map_err(failed)
-}
-
-async fn tunnel(
-    pod: &Pod,
-    source: &Workload,
-    client: SocketAddr,
-    endpoint: &Endpoint,
-    story: &Story,
-) -> Result<Remote, Error> {
-    let key = TunnelKey {
-        source: source.identity(),
-        expected: endpoint.expected.iter().cloned().collect::<BTreeSet<_>>(),
-        destination: endpoint.dial,
-        source_ip: client.ip(),
-    };
-    let request = ConnectRequest {
-        authority: endpoint.authority.to_string(),
-        baggage: Baggage::of(source),
-        forwarded: Some(Forwarded {
-            client,
-            host: story.service.hostname.as_ref().map(ToString::to_string),
-        }),
-        traceparent: Some(TraceParent::random()),
-        ..ConnectRequest::default()
-    };
-    let (stream, _response) = pod.pool.open(&key, &request).await?;
-    Ok(stream.into())
 }

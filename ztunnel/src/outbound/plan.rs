@@ -1,11 +1,12 @@
 //! Where a captured connection goes next. Pure: the model decides, this names the ways a node proxy has.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use tulle_model::mesh::Snapshot;
-use tulle_model::upstream::{Endpoint, Upstream};
+use tulle_model::upstream::{Crossing, Endpoint, Named, Upstream};
 use tulle_model::workload::TunnelProtocol;
-use tulle_model::{Workload, WorkloadUid};
+use tulle_model::{Service, Workload, WorkloadUid};
 
 use crate::config::Ports;
 use crate::error::Error;
@@ -19,15 +20,68 @@ pub enum Plan {
     Plain(Endpoint),
     /// A tunnel to a workload, or to the waypoint in front of it.
     Tunnel(Endpoint),
+    /// A tunnel to the gateway of another network, and another one inside of it.
+    Crossing(Box<Crossing>),
+    /// A workload whose host name has to be looked up first.
+    Named(Box<Named>),
 }
 
 impl Plan {
-    /// The chosen workload, if one was chosen.
+    /// The endpoint of this network that was chosen, if one was.
     #[must_use]
     pub fn endpoint(&self) -> Option<&Endpoint> {
         match self {
-            Self::Passthrough(_) => None,
+            Self::Passthrough(_) | Self::Crossing(_) => None,
             Self::Plain(endpoint) | Self::Tunnel(endpoint) => Some(endpoint),
+            Self::Named(named) => Some(named.endpoint()),
+        }
+    }
+
+    /// The workload that was chosen, on whatever network, if one was.
+    #[must_use]
+    pub fn workload(&self) -> Option<&Arc<Workload>> {
+        match self {
+            Self::Crossing(crossing) => Some(&crossing.workload),
+            other => other.endpoint().map(|endpoint| &endpoint.workload),
+        }
+    }
+
+    /// The service that was addressed, if one was.
+    #[must_use]
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        match self {
+            Self::Crossing(crossing) => Some(&crossing.service),
+            other => other.endpoint()?.service.as_ref(),
+        }
+    }
+
+    /// What a tunnel asks for, where there is one.
+    #[must_use]
+    pub fn authority(&self) -> Option<String> {
+        match self {
+            Self::Tunnel(endpoint) => Some(endpoint.authority.to_string()),
+            Self::Crossing(crossing) => Some(crossing.authority()),
+            Self::Passthrough(_) | Self::Plain(_) | Self::Named(_) => None,
+        }
+    }
+
+    /// The plan for a next hop.
+    fn of(upstream: Upstream, destination: SocketAddr) -> Self {
+        match upstream {
+            Upstream::Passthrough => Self::Passthrough(destination),
+            Upstream::Direct(endpoint) if endpoint.protocol == TunnelProtocol::None => Self::Plain(endpoint),
+            Upstream::Direct(endpoint) | Upstream::Waypoint(endpoint) => Self::Tunnel(endpoint),
+            Upstream::Gateway(crossing) => Self::Crossing(crossing),
+            Upstream::Named(named) => Self::Named(named),
+        }
+    }
+
+    /// The plan, now that an address of its host name is known. Others have one already.
+    #[must_use]
+    pub fn at(self, address: IpAddr) -> Self {
+        match self {
+            Self::Named(named) => Self::of(named.at(address), SocketAddr::new(address, 0)),
+            other => other,
         }
     }
 
@@ -37,6 +91,8 @@ impl Plan {
         match self {
             Self::Passthrough(destination) => *destination,
             Self::Plain(endpoint) | Self::Tunnel(endpoint) => endpoint.dial,
+            Self::Crossing(crossing) => crossing.dial,
+            Self::Named(named) => named.endpoint().dial,
         }
     }
 }
@@ -53,11 +109,7 @@ pub fn plan(
     tried: &[WorkloadUid],
 ) -> Result<Plan, Error> {
     let upstream = snapshot.upstream_for(source, destination, random, tried);
-    Ok(match upstream? {
-        Upstream::Passthrough => Plan::Passthrough(destination),
-        Upstream::Direct(endpoint) if endpoint.protocol == TunnelProtocol::None => Plan::Plain(endpoint),
-        Upstream::Direct(endpoint) | Upstream::Waypoint(endpoint) => Plan::Tunnel(endpoint),
-    })
+    Ok(Plan::of(upstream?, destination))
 }
 
 /// A call to a port of this proxy on loopback would come back to it for ever.

@@ -1,7 +1,6 @@
 //! Chooses one endpoint of a service: who may be chosen, who is preferred, and a weighted draw among those.
 
 use std::cmp::Reverse;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::table::{Candidate, Class, Table};
@@ -17,13 +16,14 @@ pub(super) enum Purpose {
     Destination,
     /// As a waypoint: with an application tunnel, its port need not be on the service.
     Waypoint,
+    /// As the gateway of a network: it is dialled directly, whatever network it is described in.
+    Gateway,
 }
 
 /// The endpoint that was drawn.
 #[derive(Debug)]
 pub(super) struct Chosen {
     pub(super) workload: Arc<Workload>,
-    pub(super) address: IpAddr,
     pub(super) target_port: u16,
 }
 
@@ -37,42 +37,23 @@ struct Preference {
 
 impl Search<'_> {
     /// Draws an endpoint, weighted by capacity, among those of the best preference.
-    pub(super) fn choose(
+    pub(super) fn draw(
         &mut self,
         service: &Service,
         port: u16,
         purpose: Purpose,
     ) -> Result<Chosen, NoUpstream> {
         let table = self.table(service, port, purpose);
-        if table.total() == 0 {
-            return Err(NoUpstream::NoHealthyEndpoint {
+        let drawn = table
+            .draw(self.random)
+            .ok_or_else(|| NoUpstream::NoHealthyEndpoint {
                 service: service.key(),
                 port,
-            });
-        }
-        let Candidate {
-            workload,
-            target_port,
-        } = table.at((self.random)(table.total()));
-        let workload = Arc::clone(workload);
-        if workload.network != self.source.network {
-            let network = workload.network.clone();
-            return Err(NoUpstream::NoGateway {
-                workload: workload.uid.clone(),
-                network,
-            });
-        }
-        match address::choose(&workload, self.destination.ip(), service.ip_families) {
-            Some(address) => Ok(Chosen {
-                workload,
-                address,
-                target_port: *target_port,
-            }),
-            None => Err(NoUpstream::NameNotResolved {
-                workload: workload.uid.clone(),
-                hostname: workload.hostname.clone(),
-            }),
-        }
+            })?;
+        Ok(Chosen {
+            workload: Arc::clone(&drawn.workload),
+            target_port: drawn.target_port,
+        })
     }
 
     /// The table to draw from. One that leaves out what was tried is made for this connection only.
@@ -98,7 +79,7 @@ impl Search<'_> {
             let Some(target_port) = usable(key, class, &workload) else {
                 continue;
             };
-            let Some(preference) = self.preference(class.service, &workload) else {
+            let Some(preference) = self.preference(class, &workload) else {
                 continue;
             };
             if best_preference.is_some_and(|best| preference > best) {
@@ -116,12 +97,12 @@ impl Search<'_> {
         best
     }
 
-    fn preference(&self, service: &Service, endpoint: &Workload) -> Option<Preference> {
-        let rank = locality::rank(service.load_balancing.as_ref(), self.source, endpoint)?;
+    fn preference(&self, class: &Class<'_>, endpoint: &Workload) -> Option<Preference> {
+        let rank = locality::rank(class.service.load_balancing.as_ref(), self.source, endpoint)?;
+        let elsewhere = endpoint.network != self.source.network && class.purpose != Purpose::Gateway;
         Some(Preference {
             tried: self.exclude.contains(&endpoint.uid),
-            // No way leads to other networks yet, and nothing resolves names.
-            out_of_reach: endpoint.network != self.source.network || endpoint.addresses.is_empty(),
+            out_of_reach: elsewhere && endpoint.network_gateway.is_none(),
             rank: Reverse(rank),
         })
     }

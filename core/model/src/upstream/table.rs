@@ -1,12 +1,13 @@
 //! What a draw among endpoints is made from, kept until the service or one of its endpoints changes.
 //!
-//! All callers that a service treats alike share one table, so a connection pays for a bisection and not for a
-//! walk over the endpoints.
+//! All callers that a service treats alike share one table, so a connection pays for one draw and not for a walk
+//! over the endpoints.
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::alias::Alias;
 use super::balance::Purpose;
 use super::locality;
 use crate::name::Str;
@@ -58,8 +59,7 @@ pub(super) struct Table {
     /// The caller's place, scope by scope.
     place: Vec<Str>,
     candidates: Vec<Candidate>,
-    /// For each candidate, the sum of capacities up to and with it.
-    sums: Vec<u64>,
+    alias: Alias,
 }
 
 impl Table {
@@ -68,30 +68,23 @@ impl Table {
             .scopes()
             .iter()
             .map(|scope| locality::place(*scope, class.source).clone());
-        let sums = candidates.iter().scan(0, |sum, one| {
-            *sum += u64::from(one.workload.capacity);
-            Some(*sum)
-        });
+        let weights: Vec<u32> = candidates.iter().map(|one| one.workload.capacity).collect();
         Self {
             port: class.port,
             purpose: class.purpose,
             network: class.source.network.clone(),
             place: place.collect(),
-            sums: sums.collect(),
+            alias: Alias::new(&weights),
             candidates,
         }
     }
 
-    /// The sum of all capacities; zero if there is nothing to draw.
-    pub(super) fn total(&self) -> u64 {
-        self.sums.last().copied().unwrap_or(0)
-    }
-
-    /// The candidate whose share of the total holds the draw.
-    pub(super) fn at(&self, drawn: u64) -> &Candidate {
-        let at = self.sums.partition_point(|sum| *sum <= drawn);
-        // A draw beyond the total would break the caller's promise; the last one is as good as any.
-        &self.candidates[at.min(self.candidates.len() - 1)]
+    /// Draws a candidate by its capacity; `None` if there is none.
+    pub(super) fn draw(&self, random: &mut dyn FnMut(u64) -> u64) -> Option<&Candidate> {
+        if self.alias.is_empty() {
+            return None;
+        }
+        self.candidates.get(self.alias.draw(random))
     }
 
     fn serves(&self, class: &Class<'_>) -> bool {

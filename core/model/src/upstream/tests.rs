@@ -1,6 +1,7 @@
 //! Next hops, one rule each.
 
 mod balance;
+mod crossing;
 mod waypoint;
 
 use super::*;
@@ -41,23 +42,51 @@ fn socket(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// The names of all endpoints that some draw leads to, in the order of draws.
+/// The names of all endpoints that some draw leads to, each as often as its share asks for, and no oftener.
 fn drawn_as(mesh: MeshBuilder, source: WorkloadBuilder, exclude: &[&str]) -> Vec<String> {
     let (snapshot, source) = (mesh.snapshot(), source.build());
     let exclude: Vec<WorkloadUid> = exclude.iter().map(|uid| WorkloadUid::from(*uid)).collect();
-    let (mut names, mut draw, mut total) = (Vec::new(), 0, 1);
-    while draw < total {
+    let mut counts = std::collections::BTreeMap::<String, usize>::new();
+    // Every series of numbers that can be drawn: each with its bound, counted up like a clock.
+    let mut numbers: Vec<(u64, u64)> = Vec::new();
+    loop {
+        let mut asked = 0;
         let mut random = |of| {
-            total = of;
-            draw
+            if asked == numbers.len() {
+                numbers.push((0, of));
+            }
+            asked += 1;
+            numbers[asked - 1].0
         };
         match snapshot.upstream_for(&source, socket("10.96.0.1:80"), &mut random, &exclude) {
-            Ok(Upstream::Direct(endpoint)) => names.push(endpoint.workload.name.to_string()),
+            Ok(Upstream::Direct(endpoint)) => {
+                *counts.entry(endpoint.workload.name.to_string()).or_default() += 1;
+            }
             other => panic!("not direct: {other:?}"),
         }
-        draw += 1;
+        while let Some((number, of)) = numbers.pop() {
+            if number + 1 < of {
+                numbers.push((number + 1, of));
+                break;
+            }
+        }
+        if numbers.is_empty() {
+            break;
+        }
     }
-    names
+    let common = counts.values().copied().fold(0, greatest_common_divisor);
+    let repeated = counts
+        .iter()
+        .flat_map(|(name, count)| vec![name.clone(); count / common]);
+    repeated.collect()
+}
+
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 {
+        a
+    } else {
+        greatest_common_divisor(b, a % b)
+    }
 }
 
 fn drawn(mesh: MeshBuilder) -> Vec<String> {
@@ -219,9 +248,37 @@ fn an_endpoint_without_any_address_is_not_chosen() {
 }
 
 #[test]
-fn an_endpoint_with_a_host_name_only_comes_last_and_says_so() {
-    let named = || shop().with(workload("named").hostname("db.example.com").serves("shop"));
-    let result = route(named(), "10.96.0.1:80");
-    assert_eq!(result.unwrap_err().reason(), Reason::NameNotResolved);
-    assert_eq!(drawn(named().with(shop_pod("a", "10.0.0.7"))), ["a"]);
+fn an_endpoint_with_a_host_name_only_is_looked_up_in_the_callers_family() {
+    let mesh = shop().with(
+        workload("named")
+            .hostname("db.example.com")
+            .serves("shop")
+            .hbone(),
+    );
+    let Ok(Upstream::Named(named)) = route(mesh, "10.96.0.1:80") else {
+        panic!("no name");
+    };
+    assert_eq!(&*named.hostname, "db.example.com");
+    assert!(named.prefers_ipv4);
+    let Upstream::Direct(endpoint) = named.at("192.0.2.7".parse().unwrap()) else {
+        panic!("not direct");
+    };
+    assert_eq!(endpoint.dial, socket("192.0.2.7:15008"));
+    assert_eq!(endpoint.authority, socket("192.0.2.7:8080"));
+}
+
+#[test]
+fn addresses_of_a_name_are_those_the_service_allows() {
+    let mesh = mesh()
+        .with(
+            service("shop")
+                .vip("10.96.0.1")
+                .port(80, 8080)
+                .ip_families(IpFamilies::Ipv6Only),
+        )
+        .with(workload("named").hostname("db.example.com").serves("shop"));
+    let Ok(Upstream::Named(named)) = route(mesh, "10.96.0.1:80") else {
+        panic!("no name");
+    };
+    assert!(named.allows("fd00::1".parse().unwrap()) && !named.allows("192.0.2.7".parse().unwrap()));
 }

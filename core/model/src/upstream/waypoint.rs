@@ -1,14 +1,14 @@
 //! The way through a waypoint: which one, by which endpoint, and never in a circle.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::balance::{Chosen, Purpose};
-use super::{Endpoint, NoUpstream, Search, Upstream, expected};
+use super::{Endpoint, Named, NoUpstream, Search, Upstream, address, expected, named};
 use crate::gateway::{GatewayAddress, GatewayDestination};
 use crate::mesh::Snapshot;
 use crate::network::NetworkAddress;
-use crate::service::Service;
+use crate::service::{IpFamilies, Service};
 use crate::workload::{TunnelProtocol, Workload};
 
 impl Search<'_> {
@@ -47,58 +47,68 @@ impl Search<'_> {
         gateway: &GatewayAddress,
         service: Option<&Arc<Service>>,
     ) -> Result<Upstream, NoUpstream> {
-        let (chosen, waypoint_service) = self.instance(gateway)?;
-        Ok(Upstream::Waypoint(Endpoint {
-            dial: SocketAddr::new(chosen.address, chosen.target_port),
+        let (chosen, requested, waypoint_service) = self.instance(gateway)?;
+        if chosen.workload.network != self.source.network {
+            let Some(service) = service else {
+                return Err(NoUpstream::NoGateway {
+                    network: chosen.workload.network.clone(),
+                    workload: chosen.workload.uid.clone(),
+                });
+            };
+            let answers = waypoint_service.as_ref().unwrap_or(service);
+            return self.across(chosen.workload, service, answers);
+        }
+        let families = waypoint_service
+            .as_ref()
+            .map_or(IpFamilies::Automatic, |service| service.ip_families);
+        let address = address::choose(&chosen.workload, requested, families);
+        let endpoint = Endpoint {
+            dial: SocketAddr::new(address.unwrap_or(named::UNKNOWN), chosen.target_port),
             authority: self.destination,
             protocol: TunnelProtocol::Hbone,
             expected: expected(&chosen.workload, waypoint_service.as_ref()),
             workload: chosen.workload,
             service: service.cloned(),
-        }))
+        };
+        Ok(match address {
+            Some(_) => Upstream::Waypoint(endpoint),
+            None => Upstream::Named(Box::new(Named::new(endpoint, families, requested, true))),
+        })
     }
 
-    /// One instance of a waypoint, and the service it was found through.
-    fn instance(&mut self, gateway: &GatewayAddress) -> Result<(Chosen, Option<Arc<Service>>), NoUpstream> {
+    /// One instance of a waypoint, the address it is asked for by, and the service it was found through.
+    fn instance(
+        &mut self,
+        gateway: &GatewayAddress,
+    ) -> Result<(Chosen, IpAddr, Option<Arc<Service>>), NoUpstream> {
         let port = gateway.hbone_mtls_port;
         let unavailable = || NoUpstream::WaypointUnavailable {
             waypoint: gateway.clone(),
             destination: self.destination,
         };
-        let service = match &gateway.destination {
+        let (service, requested) = match &gateway.destination {
             GatewayDestination::Hostname(key) => {
-                Some(Arc::clone(self.snapshot.service(key).ok_or_else(unavailable)?))
+                let service = self.snapshot.service(key).ok_or_else(unavailable)?;
+                (Some(Arc::clone(service)), self.destination.ip())
             }
-            GatewayDestination::Address(address) => {
-                self.snapshot.service_by_vip(&self.source.namespace, address)
+            GatewayDestination::Address(at) => {
+                let service = self.snapshot.service_by_vip(&self.source.namespace, at);
+                (service, at.address)
             }
         };
         if let Some(service) = service {
-            let chosen = self.choose(&service, port, Purpose::Waypoint)?;
-            return Ok((chosen, Some(service)));
+            let chosen = self.draw(&service, port, Purpose::Waypoint)?;
+            return Ok((chosen, requested, Some(service)));
         }
-        let GatewayDestination::Address(address) = &gateway.destination else {
+        let GatewayDestination::Address(at) = &gateway.destination else {
             return Err(unavailable());
         };
-        let workload = self
-            .snapshot
-            .workload_by_address(address)
-            .ok_or_else(unavailable)?;
-        if workload.network != self.source.network {
-            let network = workload.network.clone();
-            return Err(NoUpstream::NoGateway {
-                workload: workload.uid.clone(),
-                network,
-            });
-        }
-        Ok((
-            Chosen {
-                workload,
-                address: address.address,
-                target_port: port,
-            },
-            None,
-        ))
+        let workload = self.snapshot.workload_by_address(at).ok_or_else(unavailable)?;
+        let chosen = Chosen {
+            workload,
+            target_port: port,
+        };
+        Ok((chosen, requested, None))
     }
 }
 

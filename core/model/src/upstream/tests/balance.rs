@@ -164,28 +164,6 @@ fn ip_families_restrict_the_choice() {
 }
 
 #[test]
-fn an_endpoint_of_another_network_has_no_way_there_yet() {
-    let remote = || {
-        shop_pod("there", "10.0.0.7")
-            .network("other")
-            .network_gateway("infra/gw")
-    };
-    let result = route(shop().with(remote()), "10.96.0.1:80");
-    let network = "other".into();
-    assert_eq!(
-        result,
-        Err(NoUpstream::NoGateway {
-            workload: "default/there".into(),
-            network
-        })
-    );
-    assert_eq!(
-        drawn(shop().with(remote()).with(shop_pod("here", "10.0.0.8"))),
-        ["here"]
-    );
-}
-
-#[test]
 fn a_change_of_service_or_endpoint_reaches_the_next_draw() {
     let mesh = shop().with(shop_pod("a", "10.0.0.7")).build();
     let ask = || {
