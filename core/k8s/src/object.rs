@@ -6,112 +6,161 @@ use serde::Serialize;
 use tulle_model::Str;
 
 use crate::api::{
-    AuthorizationPolicy, EndpointSlice, Meta, Namespace, Node, PeerAuthentication, Pod,
-    RequestAuthentication, Service, ServiceEntry, WorkloadEntry,
+    AuthorizationPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute,
+    HttpRoute, Mesh, Meta, Namespace, Node, PeerAuthentication, Pod, ReferenceGrant, RequestAuthentication,
+    Secret, Service, ServiceEntry, TcpRoute, TlsRoute, TrafficPolicy, WorkloadEntry,
 };
 use crate::document::Fault;
-use crate::document::node::Place;
+use crate::document::node::{Node as Document, Place};
 
 mod read;
 mod stand_in;
 #[cfg(test)]
 mod tests;
+mod validate;
 
-pub use read::read;
+pub use read::{read, read_mesh};
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
-/// The kinds that are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub enum Kind {
-    /// A namespace.
-    Namespace,
-    /// A node.
-    Node,
-    /// A pod.
-    Pod,
-    /// A service.
-    Service,
-    /// Endpoints of a service.
-    EndpointSlice,
-    /// A service outside of Kubernetes.
-    ServiceEntry,
-    /// A workload that is no pod.
-    WorkloadEntry,
-    /// Who may talk to whom.
-    AuthorizationPolicy,
-    /// Whether callers must use mutual TLS.
-    PeerAuthentication,
-    /// What tokens a request must carry.
-    RequestAuthentication,
+const CORE: &str = "";
+const NETWORKING: &str = "networking.istio.io";
+const SECURITY: &str = "security.istio.io";
+const GATEWAY: &str = "gateway.networking.k8s.io";
+const V1: &[&str] = &["v1"];
+
+/// Defines the kinds, their objects, and everything that must know all of them.
+macro_rules! kinds {
+    ($($kind:ident $name:literal $group:tt $versions:expr, $place:ident $doc:literal;)*) => {
+        /// The kinds that are read.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Kind {
+            $(#[doc = $doc] $kind,)*
+        }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
+
+            /// The kind's name.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$kind => $name,)* }
+            }
+
+            /// The API group; empty for the core group.
+            #[must_use]
+            pub fn group(self) -> &'static str {
+                match self { $(Self::$kind => $group,)* }
+            }
+
+            /// The versions that are understood.
+            #[must_use]
+            pub fn versions(self) -> &'static [&'static str] {
+                match self { $(Self::$kind => $versions,)* }
+            }
+
+            /// Whether objects of this kind live in a namespace.
+            #[must_use]
+            pub fn is_namespaced(self) -> bool {
+                match self { $(Self::$kind => place!($place),)* }
+            }
+        }
+
+        /// An object of a known kind.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Object {
+            $(#[doc = $doc] $kind($kind),)*
+        }
+
+        impl Object {
+            /// Its kind.
+            #[must_use]
+            pub fn kind(&self) -> Kind {
+                match self { $(Self::$kind(_) => Kind::$kind,)* }
+            }
+
+            /// Its metadata.
+            #[must_use]
+            pub fn meta(&self) -> &Meta {
+                match self { $(Self::$kind(object) => &object.metadata,)* }
+            }
+
+            /// Its metadata, to be completed.
+            pub fn meta_mut(&mut self) -> &mut Meta {
+                match self { $(Self::$kind(object) => &mut object.metadata,)* }
+            }
+
+            /// Reads an object of this kind.
+            fn of(kind: Kind, node: &Document) -> Result<Self, Fault> {
+                Ok(match kind { $(Kind::$kind => Self::$kind(node.read()?),)* })
+            }
+        }
+    };
+}
+
+macro_rules! place {
+    (namespaced) => {
+        true
+    };
+    (cluster) => {
+        false
+    };
+}
+
+kinds! {
+    Namespace "Namespace" CORE V1, cluster "A namespace.";
+    Node "Node" CORE V1, cluster "A node.";
+    Pod "Pod" CORE V1, namespaced "A pod.";
+    Service "Service" CORE V1, namespaced "A service.";
+    EndpointSlice "EndpointSlice" "discovery.k8s.io" V1, namespaced "Endpoints of a service.";
+    ServiceEntry "ServiceEntry" NETWORKING &["v1", "v1beta1", "v1alpha3"], namespaced "A service outside of Kubernetes.";
+    WorkloadEntry "WorkloadEntry" NETWORKING &["v1", "v1beta1", "v1alpha3"], namespaced "A workload that is no pod.";
+    AuthorizationPolicy "AuthorizationPolicy" SECURITY &["v1", "v1beta1"], namespaced "Who may talk to whom.";
+    PeerAuthentication "PeerAuthentication" SECURITY &["v1", "v1beta1"], namespaced "Whether callers must use mutual TLS.";
+    RequestAuthentication "RequestAuthentication" SECURITY &["v1", "v1beta1"], namespaced "What tokens a request must carry.";
+    GatewayClass "GatewayClass" GATEWAY &["v1", "v1beta1"], cluster "A class of gateways.";
+    Gateway "Gateway" GATEWAY &["v1", "v1beta1"], namespaced "A gateway, or a waypoint.";
+    HttpRoute "HTTPRoute" GATEWAY &["v1", "v1beta1"], namespaced "A route of HTTP.";
+    GrpcRoute "GRPCRoute" GATEWAY &["v1", "v1alpha2"], namespaced "A route of gRPC.";
+    TlsRoute "TLSRoute" GATEWAY &["v1", "v1alpha3", "v1alpha2"], namespaced "A route of TLS.";
+    TcpRoute "TCPRoute" GATEWAY &["v1", "v1alpha2"], namespaced "A route of TCP.";
+    ReferenceGrant "ReferenceGrant" GATEWAY &["v1", "v1beta1", "v1alpha2"], namespaced "Lets references from other namespaces in.";
+    BackendTlsPolicy "BackendTLSPolicy" GATEWAY &["v1", "v1alpha3"], namespaced "How backends are spoken to over TLS.";
+    TrafficPolicy "TrafficPolicy" "tulle.dev" &["v1alpha1"], namespaced "How traffic is treated.";
+    ConfigMap "ConfigMap" CORE V1, namespaced "Settings of the mesh, or certificates.";
+    Secret "Secret" CORE V1, namespaced "Certificates of backends.";
+    Mesh "Mesh" "tulle.dev" &["v1alpha1"], cluster "Settings of the mesh, from the file `mesh.yaml`.";
 }
 
 impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 10] = [
-        Self::Namespace,
-        Self::Node,
-        Self::Pod,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::ServiceEntry,
-        Self::WorkloadEntry,
-        Self::AuthorizationPolicy,
-        Self::PeerAuthentication,
-        Self::RequestAuthentication,
-    ];
-
-    /// The kind's name.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Node => "Node",
-            Self::Pod => "Pod",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::ServiceEntry => "ServiceEntry",
-            Self::WorkloadEntry => "WorkloadEntry",
-            Self::AuthorizationPolicy => "AuthorizationPolicy",
-            Self::PeerAuthentication => "PeerAuthentication",
-            Self::RequestAuthentication => "RequestAuthentication",
-        }
-    }
-
-    /// The API group; empty for the core group.
-    #[must_use]
-    pub fn group(self) -> &'static str {
-        match self {
-            Self::Namespace | Self::Node | Self::Pod | Self::Service => "",
-            Self::EndpointSlice => "discovery.k8s.io",
-            Self::ServiceEntry | Self::WorkloadEntry => "networking.istio.io",
-            Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
-                "security.istio.io"
-            }
-        }
-    }
-
-    /// The versions that are understood.
-    #[must_use]
-    pub fn versions(self) -> &'static [&'static str] {
-        match self.group() {
-            "networking.istio.io" => &["v1", "v1beta1", "v1alpha3"],
-            "security.istio.io" => &["v1", "v1beta1"],
-            _ => &["v1"],
-        }
-    }
-
     /// Whether objects of this kind restrict who may do what: they are read strictly and fail closed.
     #[must_use]
     pub fn is_security(self) -> bool {
-        self.group() == "security.istio.io"
+        self.group() == SECURITY || self == Self::Mesh
     }
 
-    /// Whether objects of this kind live in a namespace.
+    /// Whether this is a kind of route.
     #[must_use]
-    pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+    pub fn is_route(self) -> bool {
+        matches!(
+            self,
+            Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute
+        )
+    }
+
+    /// The kind with this name and group.
+    #[must_use]
+    pub fn find(name: &str, group: &str) -> Option<Self> {
+        let mut all = Self::ALL.iter().copied();
+        all.find(|kind| kind.as_str() == name && kind.group() == group)
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -149,88 +198,16 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// An object of a known kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Object {
-    /// A namespace.
-    Namespace(Namespace),
-    /// A node.
-    Node(Node),
-    /// A pod.
-    Pod(Pod),
-    /// A service.
-    Service(Service),
-    /// Endpoints of a service.
-    EndpointSlice(EndpointSlice),
-    /// A service outside of Kubernetes.
-    ServiceEntry(ServiceEntry),
-    /// A workload that is no pod.
-    WorkloadEntry(WorkloadEntry),
-    /// Who may talk to whom.
-    AuthorizationPolicy(AuthorizationPolicy),
-    /// Whether callers must use mutual TLS.
-    PeerAuthentication(PeerAuthentication),
-    /// What tokens a request must carry.
-    RequestAuthentication(RequestAuthentication),
-}
-
 impl Object {
-    /// Its kind.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Namespace(_) => Kind::Namespace,
-            Self::Node(_) => Kind::Node,
-            Self::Pod(_) => Kind::Pod,
-            Self::Service(_) => Kind::Service,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::ServiceEntry(_) => Kind::ServiceEntry,
-            Self::WorkloadEntry(_) => Kind::WorkloadEntry,
-            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
-            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
-            Self::RequestAuthentication(_) => Kind::RequestAuthentication,
-        }
-    }
-
-    /// Its metadata.
-    #[must_use]
-    pub fn meta(&self) -> &Meta {
-        match self {
-            Self::Namespace(object) => &object.metadata,
-            Self::Node(object) => &object.metadata,
-            Self::Pod(object) => &object.metadata,
-            Self::Service(object) => &object.metadata,
-            Self::EndpointSlice(object) => &object.metadata,
-            Self::ServiceEntry(object) => &object.metadata,
-            Self::WorkloadEntry(object) => &object.metadata,
-            Self::AuthorizationPolicy(object) => &object.metadata,
-            Self::PeerAuthentication(object) => &object.metadata,
-            Self::RequestAuthentication(object) => &object.metadata,
-        }
-    }
-
-    /// Its metadata, to be completed.
-    pub fn meta_mut(&mut self) -> &mut Meta {
-        match self {
-            Self::Namespace(object) => &mut object.metadata,
-            Self::Node(object) => &mut object.metadata,
-            Self::Pod(object) => &mut object.metadata,
-            Self::Service(object) => &mut object.metadata,
-            Self::EndpointSlice(object) => &mut object.metadata,
-            Self::ServiceEntry(object) => &mut object.metadata,
-            Self::WorkloadEntry(object) => &mut object.metadata,
-            Self::AuthorizationPolicy(object) => &mut object.metadata,
-            Self::PeerAuthentication(object) => &mut object.metadata,
-            Self::RequestAuthentication(object) => &mut object.metadata,
-        }
-    }
-
     /// Whether it stands in for one that could not be read.
     #[must_use]
     pub fn is_stand_in(&self) -> bool {
         match self {
             Self::AuthorizationPolicy(object) => object.unreadable.is_some(),
             Self::PeerAuthentication(object) => object.unreadable.is_some(),
+            Self::RequestAuthentication(object) => object.unreadable.is_some(),
+            Self::TrafficPolicy(object) => object.unreadable.is_some(),
+            Self::Mesh(object) => object.unreadable.is_some(),
             _ => false,
         }
     }

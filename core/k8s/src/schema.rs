@@ -4,7 +4,9 @@ use crate::document::Fault;
 use crate::document::node::{Field, Node, Place, Value};
 use crate::object::Kind;
 
+mod gateway;
 mod kinds;
+mod mesh;
 
 /// What may stand at a place.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +26,14 @@ enum Shape {
 pub fn unknown_fields(node: &Node, kind: Kind) -> Vec<Fault> {
     let mut found = Vec::new();
     check(node, kinds::shape(kind), "", &mut found);
+    found
+}
+
+/// The fields of mesh settings that there are not.
+#[must_use]
+pub fn unknown_settings(node: &Node) -> Vec<Fault> {
+    let mut found = Vec::new();
+    check(node, mesh::SETTINGS, "", &mut found);
     found
 }
 

@@ -52,4 +52,8 @@ one! {
     workload_entry WorkloadEntry;
     authorization_policy AuthorizationPolicy;
     peer_authentication PeerAuthentication;
+    request_authentication RequestAuthentication;
+    gateway Gateway;
+    http_route HttpRoute;
+    traffic_policy TrafficPolicy;
 }

@@ -26,6 +26,8 @@ pub struct Meta {
     pub creation_timestamp: Option<jiff::Timestamp>,
     /// Set while it is being deleted.
     pub deletion_timestamp: Option<jiff::Timestamp>,
+    /// Counts changes of the spec; zero where nobody counts.
+    pub generation: i64,
     /// Who made it.
     pub owner_references: Vec<Owner>,
 }

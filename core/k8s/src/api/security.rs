@@ -236,11 +236,14 @@ pub enum MtlsMode {
 pub struct RequestAuthentication {
     /// Metadata.
     pub metadata: Meta,
-    /// What it is attached to.
+    /// What it is attached to, and the tokens.
     pub spec: RequestAuthenticationSpec,
+    /// Why the spec cannot be read, if so.
+    #[serde(skip)]
+    pub unreadable: Option<Unreadable>,
 }
 
-/// Attachment of a [`RequestAuthentication`].
+/// Attachment and tokens of a [`RequestAuthentication`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RequestAuthenticationSpec {
@@ -250,6 +253,57 @@ pub struct RequestAuthenticationSpec {
     pub target_refs: Vec<PolicyTargetRef>,
     /// The same, older form.
     pub target_ref: Option<PolicyTargetRef>,
+    /// The issuers.
+    pub jwt_rules: Vec<JwtRule>,
+}
+
+/// One issuer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JwtRule {
+    /// Its name.
+    pub issuer: Str,
+    /// Audiences, any of them.
+    pub audiences: Vec<Str>,
+    /// Where its keys are.
+    #[serde(alias = "jwks_uri")]
+    pub jwks_uri: Str,
+    /// Its keys.
+    pub jwks: Str,
+    /// Headers that a token may stand in.
+    pub from_headers: Vec<JwtHeader>,
+    /// Parameters that a token may stand in.
+    pub from_params: Vec<Str>,
+    /// Cookies that a token may stand in.
+    pub from_cookies: Vec<Str>,
+    /// The application gets the token, too.
+    pub forward_original_token: bool,
+    /// Header that gets the payload.
+    pub output_payload_to_header: Str,
+    /// Headers that get claims.
+    pub output_claim_to_headers: Vec<ClaimToHeader>,
+    /// How long fetching keys may take.
+    pub timeout: Option<super::duration::Span>,
+}
+
+/// A header with a token.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct JwtHeader {
+    /// Name.
+    pub name: Str,
+    /// What stands before the token.
+    pub prefix: Str,
+}
+
+/// A header that gets a claim.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct ClaimToHeader {
+    /// Name.
+    pub header: Str,
+    /// The claim.
+    pub claim: Str,
 }
 
 impl LabelSelector {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{DEFAULT_NAMESPACE, Key, Kind, Object, Reading, stand_in};
+use tulle_model::Str;
+
+use super::{DEFAULT_NAMESPACE, Key, Kind, Object, Reading, stand_in, validate};
+use crate::api::{Mesh, Meta};
 use crate::document::Fault;
 use crate::document::node::{Node, Value};
 use crate::schema;
@@ -29,13 +32,17 @@ pub fn read(node: &Node) -> Reading {
 fn known(node: &Node, key: Key) -> Reading {
     let place = node.place;
     let unknown = schema::unknown_fields(node, key.kind);
-    let mut faults = if key.kind.is_security() {
+    let mut faults = if is_strict(node, key.kind) {
         unknown.clone()
     } else {
         Vec::new()
     };
     faults.extend(version_fault(node, key.kind));
-    match typed(node, &key) {
+    let read = typed(node, &key);
+    if let Ok(object) = &read {
+        faults.extend(validate::faults(node, object));
+    }
+    match read {
         Ok(object) if faults.is_empty() => Reading::Good {
             key,
             object: Arc::new(object),
@@ -48,6 +55,78 @@ fn known(node: &Node, key: Key) -> Reading {
             bad(node, key, faults)
         }
     }
+}
+
+/// Whether a field that is not known may be one that restricts access.
+fn is_strict(node: &Node, kind: Kind) -> bool {
+    kind.is_security() || stand_in::asks_somebody(node, kind)
+}
+
+/// Reads the settings of the mesh: the document itself is the settings.
+#[must_use]
+pub fn read_mesh(node: &Node) -> Reading {
+    let key = Key::new(Kind::Mesh, "", MESH_NAME);
+    let place = node.place;
+    let mut faults = schema::unknown_settings(node);
+    match node.read() {
+        Ok(settings) if faults.is_empty() => {
+            let metadata = Meta {
+                name: MESH_NAME.into(),
+                ..Meta::default()
+            };
+            let object = Object::Mesh(Mesh {
+                metadata,
+                settings,
+                unreadable: None,
+            });
+            Reading::Good {
+                key,
+                object: Arc::new(object),
+                warnings: Vec::new(),
+                place,
+            }
+        }
+        Ok(_) => bad(node, key, faults),
+        Err(fault) => {
+            faults.push(fault);
+            bad(node, key, faults)
+        }
+    }
+}
+
+/// What the settings of the mesh are called by.
+const MESH_NAME: &str = "mesh";
+
+/// The certificates in a secret. Nothing else of it is looked at or kept.
+fn certificates(node: &Node) -> Str {
+    let encoded = node.field("data").and_then(|data| data.text("ca.crt"));
+    let plain = node.field("stringData").and_then(|data| data.text("ca.crt"));
+    let decoded = encoded.and_then(|text| decode(text).ok());
+    plain.map(str::to_owned).or(decoded).unwrap_or_default().into()
+}
+
+/// Base64, as Kubernetes writes the values of secrets.
+fn decode(text: &str) -> Result<String, ()> {
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut buffer, mut bits) = (0_u32, 0);
+    for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace()) {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            b'=' => break,
+            _ => return Err(()),
+        };
+        buffer = (buffer << 6) | u32::from(value);
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push(u8::try_from((buffer >> bits) & 0xff).map_err(|_| ())?);
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| ())
 }
 
 fn bad(node: &Node, key: Key, faults: Vec<Fault>) -> Reading {
@@ -78,9 +157,7 @@ fn kind_of(node: &Node) -> Result<Kind, Reading> {
         )));
     };
     let group = version.rsplit_once('/').map_or("", |(group, _)| group);
-    let known = Kind::ALL
-        .into_iter()
-        .find(|known| known.as_str() == kind && known.group() == group);
+    let known = Kind::find(kind, group).filter(|known| *known != Kind::Mesh);
     known.ok_or_else(|| {
         let shown: String = format!("{version} {kind}")
             .chars()
@@ -148,18 +225,10 @@ fn named<'a>(metadata: &'a Node, field: &str, bytes_max: usize) -> Result<Option
 
 /// Reads the object and completes its metadata.
 pub(super) fn typed(node: &Node, key: &Key) -> Result<Object, Fault> {
-    let mut object = match key.kind {
-        Kind::Namespace => Object::Namespace(node.read()?),
-        Kind::Node => Object::Node(node.read()?),
-        Kind::Pod => Object::Pod(node.read()?),
-        Kind::Service => Object::Service(node.read()?),
-        Kind::EndpointSlice => Object::EndpointSlice(node.read()?),
-        Kind::ServiceEntry => Object::ServiceEntry(node.read()?),
-        Kind::WorkloadEntry => Object::WorkloadEntry(node.read()?),
-        Kind::AuthorizationPolicy => Object::AuthorizationPolicy(node.read()?),
-        Kind::PeerAuthentication => Object::PeerAuthentication(node.read()?),
-        Kind::RequestAuthentication => Object::RequestAuthentication(node.read()?),
-    };
+    let mut object = Object::of(key.kind, node)?;
+    if let Object::Secret(secret) = &mut object {
+        secret.certificates = certificates(node);
+    }
     object.meta_mut().namespace = key.namespace.clone();
     Ok(object)
 }

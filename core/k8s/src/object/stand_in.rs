@@ -1,9 +1,11 @@
 //! What a security object means while it cannot be read: the strictest thing it could say, where it says it.
 
 use super::{Key, Kind, Object};
+use crate::api::mesh::Mode;
 use crate::api::meta::Meta;
 use crate::api::security::{LabelSelector, Mtls, MtlsMode, PolicyTargetRef, Unreadable};
-use crate::api::{AuthorizationPolicy, PeerAuthentication};
+use crate::api::traffic::TrafficTargetRef;
+use crate::api::{AuthorizationPolicy, Mesh, PeerAuthentication, RequestAuthentication, TrafficPolicy};
 use crate::document::Fault;
 use crate::document::node::{Node, Value};
 use crate::schema;
@@ -46,8 +48,52 @@ pub(super) fn of(node: &Node, key: &Key, faults: &[Fault]) -> Option<Object> {
             });
             Some(Object::PeerAuthentication(policy))
         }
+        Kind::RequestAuthentication => {
+            let reach = reach(node);
+            let mut policy = RequestAuthentication {
+                metadata: meta(node, key),
+                ..Default::default()
+            };
+            policy.spec.selector = reach.selector;
+            policy.spec.target_refs = reach.target_refs;
+            policy.unreadable = Some(Unreadable {
+                cause,
+                selector: reach.unreadable,
+            });
+            Some(Object::RequestAuthentication(policy))
+        }
+        Kind::TrafficPolicy if asks_somebody(node, key.kind) => Some(traffic_policy(node, key, cause)),
+        Kind::Mesh => {
+            let mut mesh = Mesh::default();
+            mesh.metadata.name = key.name.clone();
+            mesh.settings.mtls_mode = Some(Mode::Strict);
+            mesh.unreadable = Some(Unreadable {
+                cause,
+                selector: false,
+            });
+            Some(Object::Mesh(mesh))
+        }
         _ => None,
     }
+}
+
+/// Whether a traffic policy lets somebody decide about requests: then it restricts access.
+pub(super) fn asks_somebody(node: &Node, kind: Kind) -> bool {
+    let spec = node.field("spec").filter(|_| kind == Kind::TrafficPolicy);
+    spec.is_some_and(|spec| spec.field("externalAuth").is_some())
+}
+
+fn traffic_policy(node: &Node, key: &Key, cause: String) -> Object {
+    let mut policy = TrafficPolicy {
+        metadata: meta(node, key),
+        ..TrafficPolicy::default()
+    };
+    let refs = node.field("spec").and_then(|spec| spec.field("targetRefs"));
+    let read = refs.map(|refs| refs.read::<Vec<TrafficTargetRef>>().ok());
+    let selector = read == Some(None);
+    policy.spec.target_refs = read.flatten().unwrap_or_default();
+    policy.unreadable = Some(Unreadable { cause, selector });
+    Object::TrafficPolicy(policy)
 }
 
 /// What an object applies to, as far as that can be read.

@@ -1,6 +1,7 @@
 //! The tables of fields. `Any` stands where nothing below concerns the mesh.
 
 use super::Shape::{self, Any, Fields, List, Map};
+use super::gateway;
 use crate::object::Kind;
 
 macro_rules! object {
@@ -34,6 +35,16 @@ pub(super) fn shape(kind: Kind) -> Shape {
         Kind::AuthorizationPolicy => object!(AUTHORIZATION_POLICY),
         Kind::PeerAuthentication => object!(PEER_AUTHENTICATION),
         Kind::RequestAuthentication => object!(REQUEST_AUTHENTICATION),
+        Kind::GatewayClass => object!(Any),
+        Kind::Gateway => object!(gateway::GATEWAY),
+        Kind::HttpRoute => object!(gateway::HTTP_ROUTE),
+        Kind::GrpcRoute => object!(gateway::GRPC_ROUTE),
+        Kind::TlsRoute | Kind::TcpRoute => object!(gateway::STREAM_ROUTE),
+        Kind::ReferenceGrant => object!(gateway::REFERENCE_GRANT),
+        Kind::BackendTlsPolicy => object!(gateway::BACKEND_TLS_POLICY),
+        Kind::TrafficPolicy => object!(gateway::TRAFFIC_POLICY),
+        // Their contents belong to whoever made them.
+        Kind::ConfigMap | Kind::Secret | Kind::Mesh => Any,
     }
 }
 
@@ -178,5 +189,23 @@ const REQUEST_AUTHENTICATION: Shape = Fields(&[
     ("selector", SELECTOR),
     ("targetRef", TARGET_REF),
     ("targetRefs", List(&TARGET_REF)),
-    ("jwtRules", Any),
+    ("jwtRules", List(&JWT_RULE)),
+]);
+
+const JWT_RULE: Shape = Fields(&[
+    ("issuer", Any),
+    ("audiences", Any),
+    ("jwksUri", Any),
+    ("jwks_uri", Any),
+    ("jwks", Any),
+    ("fromHeaders", List(&Fields(&[("name", Any), ("prefix", Any)]))),
+    ("fromParams", Any),
+    ("fromCookies", Any),
+    ("outputPayloadToHeader", Any),
+    ("forwardOriginalToken", Any),
+    (
+        "outputClaimToHeaders",
+        List(&Fields(&[("header", Any), ("claim", Any)])),
+    ),
+    ("timeout", Any),
 ]);
