@@ -26,6 +26,9 @@ pub(crate) const STRING_VALUE_TYPE: &str = "type.googleapis.com/google.protobuf.
 
 /// Node metadata key of the features a client announces, comma-joined.
 pub const FEATURES_KEY: &str = "TULLE_FEATURES";
+/// Header by which a server announces its features on each stream, comma-joined. Others have none, and are asked for
+/// nothing beyond what they know.
+pub const FEATURES_HEADER: &str = "x-tulle-features";
 /// Feature: the client takes [`TRUST_TYPE`].
 pub const TRUST_FEATURE: &str = "trust";
 /// Feature: the client knows policies that are only judged, not enforced.

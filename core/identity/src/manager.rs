@@ -246,6 +246,13 @@ impl SecretManager {
         shared.state.lock().slots.get(identity)?.valid(now)
     }
 
+    /// Whether there is a certificate of `identity` that peers would refuse.
+    #[must_use]
+    pub fn is_distrusted(&self, identity: &Identity) -> bool {
+        self.current(identity)
+            .is_some_and(|certificate| certificate.judge().is_err())
+    }
+
     /// A local workload of this identity appeared: fetch its certificate and keep it fresh.
     pub fn retain(&self, identity: &Identity) {
         self.shared().state.lock().schedule.retain(identity);

@@ -24,7 +24,7 @@ use crate::proof::PeerProof;
 pub(crate) use client::mesh_client;
 pub(crate) use peer::names;
 pub use peer::{PeerError, peer_identity};
-pub use provider::KeyExchange;
+pub use provider::{KeyExchange, Library};
 pub(crate) use provider::{crypto, signing_key};
 pub(crate) use server::{mesh_server, without_resumption};
 pub(crate) use verify::{Judge, chain_error};

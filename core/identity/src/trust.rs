@@ -18,6 +18,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::pki_types::TrustAnchor;
 use tokio::sync::watch;
+use tulle_model::identity::Identity;
 use tulle_model::name::Str;
 use tulle_model::reason::Reason;
 use tulle_model::trust::{Denied, Presented, Trust};
@@ -187,6 +188,23 @@ impl TrustStore {
         self.view().judge(proof, node, self.shared.clock.now())
     }
 
+    /// The entry of the deny-list that names this identity, whatever its certificate.
+    #[must_use]
+    pub fn denies(&self, identity: &Identity) -> Option<Denied> {
+        let presented = Presented {
+            identity,
+            serial: None,
+            node: None,
+        };
+        self.view().denied(&presented, self.shared.clock.now()).cloned()
+    }
+
+    /// Sees a new value after every change.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.moved.subscribe()
+    }
+
     /// Waits until the proof is no longer good, and says why.
     pub async fn distrusted(&self, proof: &PeerProof, node: Option<&str>) -> Distrust {
         let mut moved = self.shared.moved.subscribe();
@@ -313,8 +331,12 @@ impl View {
             serial: Some(proof.serial()),
             node,
         };
+        self.denied(&presented, now)
+    }
+
+    fn denied(&self, presented: &Presented<'_>, now: SystemTime) -> Option<&Denied> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.pushed.iter().find_map(|trust| trust.denies(&presented, now))
+        self.pushed.iter().find_map(|trust| trust.denies(presented, now))
     }
 
     /// Asks the lists during path building, with the signature of each list checked.

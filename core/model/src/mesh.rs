@@ -237,6 +237,11 @@ impl Snapshot {
         self.trust.get(trust_domain)
     }
 
+    /// What is known of every trust domain.
+    pub fn trusts(&self) -> impl Iterator<Item = &Arc<Trust>> {
+        self.trust.values()
+    }
+
     /// Whether a peer is a waypoint that may speak for others towards `local`: bound to it, or to a service it is
     /// an endpoint of, by identity and by address. `x-tulle-original-source` is believed from no one else.
     #[must_use]

@@ -20,6 +20,7 @@
 pub mod local;
 pub mod metrics;
 pub mod node;
+pub mod on_demand;
 pub mod resource;
 pub mod session;
 pub mod state;

@@ -18,7 +18,7 @@ mod tests;
 
 use std::fmt::Write as _;
 
-use tulle_model::MeshUpdate;
+use tulle_model::{MeshUpdate, Str};
 use tulle_proto::core::Node;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_proto::rpc_status::Status as RpcStatus;
@@ -28,6 +28,8 @@ use crate::resource::ResourceType;
 use held::Held;
 pub use held::Rejection;
 
+/// Everything of a type.
+const WILDCARD: &str = "*";
 /// gRPC's INVALID_ARGUMENT, the code of a NACK.
 const INVALID_ARGUMENT: i32 = 3;
 /// Longest text of a NACK; more rejections are counted, not told.
@@ -45,6 +47,20 @@ struct Subscription {
     kind: ResourceType,
     held: Held,
     acked: bool,
+    /// Answered in any way.
+    answered: bool,
+    part: Part,
+}
+
+/// How much of a type is asked for, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All of it, at once.
+    All,
+    /// What is named by and by.
+    OnDemand,
+    /// All of it, once the server has said on a stream that it knows the type.
+    IfOffered { offered: bool },
 }
 
 /// What a response leads to, in this order: apply the updates, count the first ACK, send the answer.
@@ -76,6 +92,12 @@ impl Session {
             kind: *kind,
             held: Held::default(),
             acked: false,
+            answered: false,
+            part: if *kind == ResourceType::Trust {
+                Part::IfOffered { offered: false }
+            } else {
+                Part::All
+            },
         };
         Self {
             node,
@@ -83,16 +105,62 @@ impl Session {
         }
     }
 
+    /// Asks for addresses one by one, where they are needed.
+    #[must_use]
+    pub fn on_demand(mut self) -> Self {
+        for subscription in &mut self.subscriptions {
+            if subscription.kind == ResourceType::Address {
+                subscription.part = Part::OnDemand;
+            }
+        }
+        self
+    }
+
+    /// The stream is gone; another server may answer the next one.
+    pub fn on_close(&mut self) {
+        for subscription in &mut self.subscriptions {
+            if let Part::IfOffered { offered } = &mut subscription.part {
+                *offered = false;
+            }
+        }
+    }
+
+    /// The server of this stream knows a type that is asked for only then; the first message about it.
+    pub fn on_offer(&mut self, kind: ResourceType) -> Option<DeltaDiscoveryRequest> {
+        let node = self.node.clone();
+        let known = |subscription: &&mut Subscription| subscription.kind == kind;
+        let subscription = self.subscriptions.iter_mut().find(known)?;
+        match &mut subscription.part {
+            Part::IfOffered { offered } => *offered = true,
+            Part::All | Part::OnDemand => return None,
+        }
+        Some(subscription.first(node, &[]))
+    }
+
+    /// Asks for addresses by name, and no longer for others.
+    #[must_use]
+    pub fn ask(&self, ask: &[Str], forget: &[Str]) -> DeltaDiscoveryRequest {
+        let text = |names: &[Str]| names.iter().map(ToString::to_string).collect();
+        DeltaDiscoveryRequest {
+            type_url: ResourceType::Address.type_url().into(),
+            resource_names_subscribe: text(ask),
+            resource_names_unsubscribe: text(forget),
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
     /// The first messages of a stream: a wildcard per type, with everything held from earlier streams.
     #[must_use]
     pub fn on_open(&self) -> Vec<DeltaDiscoveryRequest> {
-        let first = |subscription: &Subscription| DeltaDiscoveryRequest {
-            node: Some(self.node.clone()),
-            type_url: subscription.kind.type_url().into(),
-            initial_resource_versions: subscription.held.versions(),
-            ..DeltaDiscoveryRequest::default()
-        };
-        self.subscriptions.iter().map(first).collect()
+        self.on_open_asking(&[])
+    }
+
+    /// As [`Self::on_open`] where addresses are asked for one by one: these were asked for, and are not held.
+    #[must_use]
+    pub fn on_open_asking(&self, asked: &[Str]) -> Vec<DeltaDiscoveryRequest> {
+        let at_once = |subscription: &&Subscription| !matches!(subscription.part, Part::IfOffered { .. });
+        let first = |subscription: &Subscription| subscription.first(self.node.clone(), asked);
+        self.subscriptions.iter().filter(at_once).map(first).collect()
     }
 
     /// Takes one response.
@@ -108,17 +176,29 @@ impl Session {
     /// Whether every type was ACKed at least once.
     #[must_use]
     pub fn synced(&self) -> bool {
-        self.subscriptions.iter().all(|subscription| subscription.acked)
+        self.subscriptions
+            .iter()
+            .all(|subscription| match subscription.part {
+                // What is denied is known before the first connection, where somebody knows it.
+                Part::IfOffered { offered } => subscription.answered || !offered,
+                Part::All | Part::OnDemand => subscription.acked,
+            })
     }
 
     /// Per type: how many resources are in force, whether it was ACKed once, and what is rejected.
     pub fn summary(&self) -> impl Iterator<Item = Summary<'_>> {
-        self.subscriptions.iter().map(|subscription| Summary {
-            kind: subscription.kind,
-            acked: subscription.acked,
-            in_force: subscription.held.in_force(),
-            rejected: subscription.held.rejected().collect(),
-        })
+        let asked_for = |subscription: &&Subscription| {
+            subscription.answered || subscription.part != Part::IfOffered { offered: false }
+        };
+        self.subscriptions
+            .iter()
+            .filter(asked_for)
+            .map(|subscription| Summary {
+                kind: subscription.kind,
+                acked: subscription.acked,
+                in_force: subscription.held.in_force(),
+                rejected: subscription.held.rejected().collect(),
+            })
     }
 
     /// The addresses of resources that were rejected and have no last good value, by resource name.
@@ -143,6 +223,23 @@ pub struct Summary<'a> {
 }
 
 impl Subscription {
+    fn first(&self, node: Node, asked: &[Str]) -> DeltaDiscoveryRequest {
+        let mut first = DeltaDiscoveryRequest {
+            node: Some(node),
+            type_url: self.kind.type_url().into(),
+            initial_resource_versions: self.held.versions(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        if self.part == Part::OnDemand {
+            // Both at once: nothing but what is named later, and no wildcard.
+            first.resource_names_subscribe = vec![WILDCARD.to_owned()];
+            first.resource_names_unsubscribe = vec![WILDCARD.to_owned()];
+            let pending = asked.iter().map(|key| (key.to_string(), String::new()));
+            first.initial_resource_versions.extend(pending);
+        }
+        first
+    }
+
     fn take(&mut self, response: DeltaDiscoveryResponse) -> Outcome {
         let rejected_before = self.held.rejected().count();
         let (mut updates, mut flaws) = (Vec::with_capacity(response.resources.len()), Vec::new());
@@ -157,6 +254,7 @@ impl Subscription {
         let accepted = flaws.is_empty();
         let first = accepted && !self.acked;
         self.acked |= accepted;
+        self.answered = true;
         Outcome {
             updates,
             answer: answer(response.type_url, response.nonce, &flaws),

@@ -1,8 +1,8 @@
 //! What the rest of a proxy sees of its configuration: the mesh, and a wake-up when it changed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,6 +12,7 @@ use tulle_model::mesh::{Changes, Snapshot};
 use tulle_model::{Mesh, MeshUpdate, NetworkAddress, Str};
 use tulle_proto::stub::RefusedAddresses;
 
+use crate::on_demand::Demand;
 use crate::status::Status;
 
 /// Batches a slow listener may fall behind; then it is told that everything changed.
@@ -32,6 +33,8 @@ struct Shared {
     changes: broadcast::Sender<Arc<Changes>>,
     synced: AtomicBool,
     refused: ArcSwap<BTreeMap<Str, RefusedAddresses>>,
+    /// Set where addresses are asked for one by one.
+    demand: OnceLock<Demand>,
     status: RwLock<Status>,
 }
 
@@ -44,6 +47,7 @@ impl MeshState {
             changes: broadcast::Sender::new(CHANGES_MAX),
             synced: AtomicBool::new(false),
             refused: ArcSwap::default(),
+            demand: OnceLock::new(),
             status: RwLock::new(Status::default()),
         };
         Self {
@@ -149,7 +153,17 @@ impl MeshState {
         }
     }
 
-    fn wake(&self) {
+    /// Addresses are asked for one by one from now on.
+    pub(crate) fn ask_on_demand(&self) {
+        let _ = self.shared.demand.set(Demand::default());
+    }
+
+    pub(crate) fn demand(&self) -> Option<&Demand> {
+        self.shared.demand.get()
+    }
+
+    /// Something that waiters look at beside the mesh has moved.
+    pub(crate) fn wake(&self) {
         self.shared.moved.send_replace(self.mesh.snapshot().generation());
     }
 }

@@ -12,6 +12,7 @@ use tonic::{Status as GrpcStatus, Streaming};
 use tulle_model::{Reason, Str};
 use tulle_proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_proto::names::{FEATURES_HEADER, TRUST_FEATURE};
 use tulle_proto::stub::RefusedAddresses;
 use tulle_runtime::backoff::Backoff;
 use tulle_runtime::drain::DrainWatcher;
@@ -19,6 +20,7 @@ use tulle_runtime::ready::{BlockReady, Ready};
 
 use crate::metrics::{Metrics, TerminationReason};
 use crate::node::NodeInfo;
+use crate::on_demand::{Demand, Wishes};
 use crate::resource::ResourceType;
 use crate::session::{Outcome, Session};
 use crate::state::MeshState;
@@ -32,6 +34,57 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest wait before a new attempt.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
+/// Types beyond the usual ones that a server says it knows, in the header of its stream.
+fn offered(header: &tonic::metadata::MetadataMap) -> Vec<ResourceType> {
+    let features = header.get(FEATURES_HEADER).and_then(|value| value.to_str().ok());
+    let known = |feature: &str| (feature.trim() == TRUST_FEATURE).then_some(ResourceType::Trust);
+    features
+        .unwrap_or_default()
+        .split(',')
+        .filter_map(known)
+        .take(1)
+        .collect()
+}
+
+/// Waits for something to ask; for ever where all addresses come by themselves.
+async fn wishes(state: &MeshState) -> Wishes {
+    match state.demand() {
+        Some(demand) => demand.wishes().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a response says about names that were asked for.
+#[derive(Debug, Default)]
+struct Answered {
+    found: Vec<String>,
+    absent: Vec<String>,
+}
+
+impl Answered {
+    fn by(response: &DeltaDiscoveryResponse, state: &MeshState) -> Self {
+        if state.demand().is_none() || response.type_url != ResourceType::Address.type_url() {
+            return Self::default();
+        }
+        let resources = response.resources.iter();
+        let names = resources.flat_map(|resource| std::iter::once(&resource.name).chain(&resource.aliases));
+        Self {
+            found: names.cloned().collect(),
+            absent: response.removed_resources.clone(),
+        }
+    }
+
+    /// Once what was found can be seen.
+    fn tell(self, state: &MeshState) {
+        let Some(demand) = state.demand() else { return };
+        demand.found(self.found.iter().map(String::as_str));
+        demand.absent(self.absent.iter().map(String::as_str));
+        if !self.found.is_empty() || !self.absent.is_empty() {
+            state.wake();
+        }
+    }
+}
+
 /// How a client behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -39,6 +92,8 @@ pub struct Options {
     pub node: NodeInfo,
     /// What it asks for, in this order.
     pub types: Vec<ResourceType>,
+    /// Ask for addresses one by one, where they are needed.
+    pub on_demand: bool,
     /// Longest wait before a new attempt.
     pub backoff_max: Duration,
 }
@@ -49,7 +104,8 @@ impl Options {
     pub fn new(node: NodeInfo) -> Self {
         Self {
             node,
-            types: ResourceType::NODE.to_vec(),
+            types: ResourceType::ALL.to_vec(),
+            on_demand: false,
             backoff_max: BACKOFF_MAX,
         }
     }
@@ -91,11 +147,19 @@ impl Client {
     /// A client that has not connected yet. Readiness waits for the first ACK of each type.
     #[must_use]
     pub fn new(options: Options, state: MeshState, metrics: Metrics, ready: &Ready) -> Self {
-        let session = Session::new(options.node.to_node(), &options.types);
+        let mut session = Session::new(options.node.to_node(), &options.types);
+        if options.on_demand {
+            session = session.on_demand();
+            state.ask_on_demand();
+        }
         state.update_status(|status| status.describe(&session));
         let blocker = |kind: &ResourceType| (*kind, ready.register(format!("xds {kind}")));
         Self {
-            blockers: options.types.iter().map(blocker).collect(),
+            blockers: ResourceType::NODE
+                .iter()
+                .filter(|kind| options.types.contains(kind))
+                .map(blocker)
+                .collect(),
             backoff: Backoff::new(BACKOFF_MIN, options.backoff_max),
             session,
             state,
@@ -138,8 +202,10 @@ impl Client {
         C::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
         <C::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
     {
-        let first = self.session.on_open();
-        let (answers, outgoing) = mpsc::channel(REQUESTS_MAX.max(first.len()));
+        self.session.on_close();
+        let asked = self.state.demand().map(Demand::all).unwrap_or_default();
+        let first = self.session.on_open_asking(&asked);
+        let (answers, outgoing) = mpsc::channel(REQUESTS_MAX);
         for request in first {
             answers
                 .try_send(request)
@@ -155,6 +221,13 @@ impl Client {
             Ok(response) => {
                 tracing::info!("connected to the control plane");
                 self.state.update_status(crate::Status::heard);
+                for kind in offered(response.metadata()) {
+                    if let Some(first) = self.session.on_offer(kind) {
+                        answers
+                            .try_send(first)
+                            .expect("the channel holds a first request of each type");
+                    }
+                }
                 self.receive(response.into_inner(), &answers).await
             }
         }
@@ -165,8 +238,19 @@ impl Client {
         mut responses: Streaming<DeltaDiscoveryResponse>,
         answers: &mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> End {
+        let state = self.state.clone();
         loop {
-            match responses.message().await {
+            let response = tokio::select! {
+                response = responses.message() => response,
+                wishes = wishes(&state) => {
+                    let request = self.session.ask(&wishes.ask, &wishes.forget);
+                    if answers.send(request).await.is_err() {
+                        return End::Finished;
+                    }
+                    continue;
+                }
+            };
+            match response {
                 Err(status) => return End::Broken(status),
                 Ok(None) => return End::Finished,
                 Ok(Some(response)) => {
@@ -182,6 +266,7 @@ impl Client {
     /// The new state is visible before anyone is woken, and both before the answer goes out.
     fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         self.metrics.received(&response);
+        let answered = Answered::by(&response, &self.state);
         let (resources, removed) = (response.resources.len(), response.removed_resources.len());
         let outcome = self.session.on_response(response);
         self.publish(&outcome);
@@ -193,6 +278,7 @@ impl Client {
             self.state.add_refused(refused);
         }
         let changes = self.state.apply(outcome.updates);
+        answered.tell(&self.state);
         if let Some(refused) = refused {
             self.state.set_refused(refused);
         }

@@ -15,7 +15,7 @@ use tulle_proto::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
-use tulle_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, workload};
+use tulle_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, TRUST_TYPE, workload};
 use tulle_runtime::drain::{self, DrainTrigger};
 use tulle_runtime::metrics::Registry;
 use tulle_runtime::ready::Ready;
@@ -27,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Hands each stream to the test as a pair of ends.
 struct Script {
+    features: Option<&'static str>,
     streams: mpsc::Sender<Stream>,
 }
 
@@ -53,7 +54,12 @@ impl AggregatedDiscoveryService for Script {
             .send(stream)
             .await
             .map_err(|_| Status::unavailable("the test is over"))?;
-        Ok(Response::new(ReceiverStream::new(outgoing)))
+        let mut response = Response::new(ReceiverStream::new(outgoing));
+        if let Some(features) = self.features {
+            let features = features.parse().expect("a header value");
+            response.metadata_mut().insert("x-tulle-features", features);
+        }
+        Ok(response)
     }
 }
 
@@ -107,15 +113,27 @@ struct Setup {
 
 impl Setup {
     async fn start() -> Self {
+        Self::start_with(None, false).await
+    }
+
+    async fn start_with(features: Option<&'static str>, on_demand: bool) -> Self {
         let (sender, streams) = mpsc::channel(8);
-        let address = serve(Script { streams: sender }).await;
+        let address = serve(Script {
+            features,
+            streams: sender,
+        })
+        .await;
         let (state, registry, ready) = (MeshState::new(Mesh::new()), Registry::new(), Ready::new());
         let node = NodeInfo {
             node_name: "n1".into(),
             ..NodeInfo::default()
         };
         let metrics = Metrics::register(&registry, &state);
-        let client = Client::new(Options::new(node), state.clone(), metrics, &ready);
+        let options = Options {
+            on_demand,
+            ..Options::new(node)
+        };
+        let client = Client::new(options, state.clone(), metrics, &ready);
         let (drain, watcher) = drain::new();
         let client = tasks::spawn("xds", client.run(channel(address), watcher));
         Self {
@@ -304,4 +322,128 @@ async fn the_client_ends_when_the_drain_is_over() {
         text.contains("istio_xds_connection_terminations_total{reason=\"Complete\"} 1"),
         "{text}"
     );
+}
+
+fn trust(identity: &str) -> Resource {
+    let body = tulle_proto::mesh::Trust {
+        trust_domain: "cluster.local".into(),
+        roots: "-----BEGIN CERTIFICATE-----".into(),
+        denied: vec![tulle_proto::mesh::Denied {
+            subject: Some(tulle_proto::mesh::denied::Subject::Identity(identity.into())),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    Resource {
+        name: "cluster.local".into(),
+        version: "1".into(),
+        resource: Some(prost_types::Any {
+            type_url: TRUST_TYPE.into(),
+            value: body.encode_to_vec(),
+        }),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn trust_is_asked_for_where_the_server_knows_it_and_waited_for() {
+    let mut setup = Setup::start_with(Some("dry-run, trust"), false).await;
+    let mut stream = setup.stream().await;
+    let opening = stream.opening().await;
+    assert!(
+        !opening.contains_key(TRUST_TYPE),
+        "not before the server said that it knows it"
+    );
+    assert_eq!(stream.request().await.type_url, TRUST_TYPE);
+    stream.exchange(AUTHORIZATION_TYPE, "1", Vec::new()).await;
+    stream.exchange(ADDRESS_TYPE, "2", Vec::new()).await;
+    assert!(
+        !setup.state.synced(),
+        "whom to deny is known before the first connection"
+    );
+    let denied = "spiffe://cluster.local/ns/shop/sa/web";
+    stream.exchange(TRUST_TYPE, "3", vec![trust(denied)]).await;
+    assert!(setup.state.synced());
+    let snapshot = setup.state.snapshot();
+    assert_eq!(snapshot.trust("cluster.local").unwrap().denied.len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_trust_is_not_asked_for_it() {
+    let mut setup = Setup::start().await;
+    let mut stream = setup.stream().await;
+    stream.opening().await;
+    stream.exchange(AUTHORIZATION_TYPE, "1", Vec::new()).await;
+    stream.exchange(ADDRESS_TYPE, "2", Vec::new()).await;
+    assert!(setup.state.synced());
+}
+
+#[tokio::test]
+async fn an_address_is_asked_for_once_and_found_by_its_alias() {
+    let mut setup = Setup::start_with(None, true).await;
+    let mut stream = setup.stream().await;
+    let opening = stream.opening().await;
+    let first = &opening[ADDRESS_TYPE];
+    assert_eq!(first.resource_names_subscribe, ["*"]);
+    assert_eq!(first.resource_names_unsubscribe, ["*"]);
+    assert!(
+        opening[AUTHORIZATION_TYPE].resource_names_subscribe.is_empty(),
+        "policies all come by themselves"
+    );
+    stream.exchange(ADDRESS_TYPE, "1", Vec::new()).await;
+    let address = NetworkAddress::new("", "10.0.0.1".parse().unwrap());
+    let look = |state: MeshState, address: NetworkAddress| {
+        tasks::spawn("look", async move {
+            let key = || tulle_xds_client::on_demand::address_key(&address);
+            state
+                .look_up(key, |snapshot| snapshot.workload_by_address(&address))
+                .await
+        })
+    };
+    let looks = [
+        look(setup.state.clone(), address.clone()),
+        look(setup.state.clone(), address.clone()),
+    ];
+    assert_eq!(stream.request().await.resource_names_subscribe, ["/10.0.0.1"]);
+    let mut found = resource("web", "web", 1);
+    found.aliases = vec!["/10.0.0.1".into()];
+    stream.exchange(ADDRESS_TYPE, "2", vec![found]).await;
+    for look in looks {
+        assert_eq!(look.await.unwrap().unwrap().name.as_ref(), "web");
+    }
+    drop(stream);
+    let mut stream = setup.stream().await;
+    let opening = stream.opening().await;
+    assert_eq!(
+        opening[ADDRESS_TYPE].initial_resource_versions.len(),
+        1,
+        "what is held"
+    );
+}
+
+#[tokio::test]
+async fn an_absent_address_is_known_to_be_absent_and_asked_for_on_the_next_stream() {
+    let mut setup = Setup::start_with(None, true).await;
+    let mut stream = setup.stream().await;
+    stream.opening().await;
+    let state = setup.state.clone();
+    let look = tasks::spawn("look", async move {
+        state.look_up(|| "/10.0.0.9".into(), |_| None::<()>).await
+    });
+    assert_eq!(stream.request().await.resource_names_subscribe, ["/10.0.0.9"]);
+    let response = DeltaDiscoveryResponse {
+        type_url: ADDRESS_TYPE.into(),
+        nonce: "1".into(),
+        removed_resources: vec!["/10.0.0.9".into()],
+        ..Default::default()
+    };
+    stream.responses.send(Ok(response)).await.unwrap();
+    stream.request().await;
+    assert_eq!(look.await.unwrap(), None);
+    let again = setup.state.look_up(|| "/10.0.0.9".into(), |_| None::<()>).await;
+    assert_eq!(again, None, "at once");
+    drop(stream);
+    let mut stream = setup.stream().await;
+    let versions = &stream.opening().await[ADDRESS_TYPE].initial_resource_versions;
+    assert_eq!(versions["/10.0.0.9"], "");
 }

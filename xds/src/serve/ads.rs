@@ -11,6 +11,7 @@ use tulle_model::Str;
 use tulle_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_runtime::drain::DrainWatcher;
+use tulle_proto::names::FEATURES_HEADER;
 use tulle_runtime::tasks;
 
 use crate::metrics::{Metrics, ReasonLabel};
@@ -137,9 +138,15 @@ impl AggregatedDiscoveryService for Ads {
             responses,
         };
         tasks::spawn("ads stream", stream_task.run());
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let mut response = Response::new(ReceiverStream::new(stream));
+        let features = tonic::metadata::MetadataValue::from_static(FEATURES);
+        response.metadata_mut().insert(FEATURES_HEADER, features);
+        Ok(response)
     }
 }
+
+/// What this server knows beyond the usual types.
+const FEATURES: &str = "trust,dry-run";
 
 /// What the first message of a stream says about the client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

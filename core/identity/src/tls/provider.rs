@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::sign::SigningKey;
+use rustls::{CipherSuite, NamedGroup};
 
 /// Which key exchange groups a connection may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -16,8 +17,90 @@ pub enum KeyExchange {
     PostQuantumOnly,
 }
 
+/// Which library does the cryptography of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Library {
+    /// aws-lc.
+    #[cfg_attr(not(feature = "boring"), default)]
+    AwsLc,
+    /// BoringSSL; in builds with the feature `boring` it is the one in use.
+    #[cfg(feature = "boring")]
+    #[default]
+    Boring,
+}
+
+impl Library {
+    /// Those that this build has.
+    pub const ALL: &'static [Self] = &[
+        Self::AwsLc,
+        #[cfg(feature = "boring")]
+        Self::Boring,
+    ];
+
+    /// Its name, for logs and dumps.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AwsLc => "aws-lc",
+            #[cfg(feature = "boring")]
+            Self::Boring => "BoringSSL",
+        }
+    }
+
+    fn provider(self) -> CryptoProvider {
+        match self {
+            Self::AwsLc => aws_lc_rs::default_provider(),
+            #[cfg(feature = "boring")]
+            Self::Boring => boring_rustls_provider::provider(),
+        }
+    }
+
+    /// The provider of this library for these groups. Suites and groups are picked by name and put into our order:
+    /// libraries order and offer them differently.
+    pub(crate) fn crypto(self, exchange: KeyExchange) -> CryptoProvider {
+        let all = self.provider();
+        let group = |name: &NamedGroup| all.kx_groups.iter().copied().find(|group| group.name() == *name);
+        let suite = |name: &CipherSuite| {
+            all.cipher_suites
+                .iter()
+                .copied()
+                .find(|suite| suite.suite() == *name)
+        };
+        CryptoProvider {
+            kx_groups: exchange.groups().iter().filter_map(group).collect(),
+            cipher_suites: SUITES.iter().filter_map(suite).collect(),
+            ..all
+        }
+    }
+}
+
+/// In order of preference.
+const SUITES: [CipherSuite; 2] = [
+    CipherSuite::TLS13_AES_256_GCM_SHA384,
+    CipherSuite::TLS13_AES_128_GCM_SHA256,
+];
+
+impl KeyExchange {
+    /// In order of preference.
+    fn groups(self) -> &'static [NamedGroup] {
+        match self {
+            Self::Standard => &[
+                NamedGroup::X25519MLKEM768,
+                NamedGroup::X25519,
+                NamedGroup::secp256r1,
+                NamedGroup::secp384r1,
+            ],
+            Self::PostQuantumOnly => &[NamedGroup::X25519MLKEM768],
+        }
+    }
+}
+
 static STANDARD: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| build(KeyExchange::Standard));
 static POST_QUANTUM: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| build(KeyExchange::PostQuantumOnly));
+
+fn build(exchange: KeyExchange) -> Arc<CryptoProvider> {
+    Arc::new(Library::default().crypto(exchange))
+}
 
 /// The provider for these groups. It is always passed on explicitly; no process default is read or set.
 pub(crate) fn crypto(exchange: KeyExchange) -> Arc<CryptoProvider> {
@@ -27,42 +110,20 @@ pub(crate) fn crypto(exchange: KeyExchange) -> Arc<CryptoProvider> {
     })
 }
 
-fn build(exchange: KeyExchange) -> Arc<CryptoProvider> {
-    use aws_lc_rs::{cipher_suite, kx_group};
-    let kx_groups = match exchange {
-        KeyExchange::Standard => {
-            vec![
-                kx_group::X25519MLKEM768,
-                kx_group::X25519,
-                kx_group::SECP256R1,
-                kx_group::SECP384R1,
-            ]
-        }
-        KeyExchange::PostQuantumOnly => vec![kx_group::X25519MLKEM768],
-    };
-    let cipher_suites = vec![
-        cipher_suite::TLS13_AES_256_GCM_SHA384,
-        cipher_suite::TLS13_AES_128_GCM_SHA256,
-    ];
-    Arc::new(CryptoProvider {
-        cipher_suites,
-        kx_groups,
-        ..aws_lc_rs::default_provider()
-    })
-}
-
-/// Turns an encoded key into one that signs. The library keeps its own copy, and clears it when dropped.
+/// Turns an encoded key into one that signs. The library keeps its own copy.
 pub(crate) fn signing_key(der: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
-    aws_lc_rs::sign::any_supported_type(der)
+    crypto(KeyExchange::Standard)
+        .key_provider
+        .load_private_key(der.clone_key())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustls::{CipherSuite, NamedGroup};
 
-    fn groups(exchange: KeyExchange) -> Vec<NamedGroup> {
-        crypto(exchange)
+    fn groups(library: Library, exchange: KeyExchange) -> Vec<NamedGroup> {
+        library
+            .crypto(exchange)
             .kx_groups
             .iter()
             .map(|group| group.name())
@@ -77,18 +138,29 @@ mod tests {
             NamedGroup::secp256r1,
             NamedGroup::secp384r1,
         ];
-        assert_eq!(groups(KeyExchange::Standard), expected);
-        assert_eq!(groups(KeyExchange::PostQuantumOnly), [NamedGroup::X25519MLKEM768]);
+        for library in Library::ALL {
+            assert_eq!(groups(*library, KeyExchange::Standard), expected, "{library:?}");
+            let only = groups(*library, KeyExchange::PostQuantumOnly);
+            assert_eq!(only, [NamedGroup::X25519MLKEM768], "{library:?}");
+        }
     }
 
     #[test]
     fn only_two_suites_are_offered() {
-        let provider = crypto(KeyExchange::Standard);
-        let suites: Vec<_> = provider.cipher_suites.iter().map(|suite| suite.suite()).collect();
+        let suites = |library: &Library| {
+            let provider = library.crypto(KeyExchange::Standard);
+            provider
+                .cipher_suites
+                .iter()
+                .map(|suite| suite.suite())
+                .collect::<Vec<_>>()
+        };
         let expected = [
             CipherSuite::TLS13_AES_256_GCM_SHA384,
             CipherSuite::TLS13_AES_128_GCM_SHA256,
         ];
-        assert_eq!(suites, expected);
+        for library in Library::ALL {
+            assert_eq!(suites(library), expected, "{library:?}");
+        }
     }
 }

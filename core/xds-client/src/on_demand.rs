@@ -1,0 +1,233 @@
+//! Asking for addresses when traffic or a question for a name needs them, instead of holding all of them.
+//!
+//! ```text
+//!          look_up                    sent                    a resource with that name or alias
+//! (none) ─────────▶ waiting ─────────────────▶ pending ──────────────────────────────────▶ (none): it is held
+//!                                                 │  "removed"
+//!                                                 └─────────▶ absent: the server tells when it appears
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tulle_model::mesh::Snapshot;
+use tulle_model::{NamespacedHostname, NetworkAddress, Str};
+
+use crate::state::MeshState;
+
+/// Longest wait for an answer; then the key counts as unknown.
+pub const LOOKUP_MAX: Duration = Duration::from_secs(5);
+/// Keys that are asked for, or known to be absent, at once. The longest absent one makes room.
+pub const ASKED_MAX: usize = 4096;
+
+/// What is asked for and not held.
+#[derive(Debug, Default)]
+pub(crate) struct Demand {
+    asked: Mutex<Asked>,
+    /// There is something to send.
+    wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    keys: HashMap<Str, Answer>,
+    /// Absent keys, the longest absent first. A key may be gone from `keys` meanwhile.
+    absent: VecDeque<Str>,
+    to_ask: Vec<Str>,
+    to_forget: Vec<Str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Pending,
+    Absent,
+}
+
+/// What the next request says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    pub(crate) ask: Vec<Str>,
+    pub(crate) forget: Vec<Str>,
+}
+
+impl Demand {
+    /// Notes that a key is wanted. Says whether an answer is to be waited for.
+    fn ask(&self, key: &Str) -> bool {
+        let mut asked = self.asked.lock();
+        match asked.keys.get(key) {
+            Some(Answer::Absent) => return false,
+            Some(Answer::Pending) => return true,
+            None => {}
+        }
+        if asked.keys.len() >= ASKED_MAX && !asked.make_room() {
+            return false;
+        }
+        asked.keys.insert(Str::clone(key), Answer::Pending);
+        asked.to_ask.push(Str::clone(key));
+        self.wake.notify_one();
+        true
+    }
+
+    fn is_pending(&self, key: &Str) -> bool {
+        self.asked.lock().keys.get(key) == Some(&Answer::Pending)
+    }
+
+    /// Waits for something to send.
+    pub(crate) async fn wishes(&self) -> Wishes {
+        loop {
+            let wishes = self.asked.lock().take_wishes();
+            if wishes != Wishes::default() {
+                return wishes;
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// Everything asked for so far: what the first message of a new stream names beside what is held.
+    pub(crate) fn all(&self) -> Vec<Str> {
+        let mut asked = self.asked.lock();
+        drop(asked.take_wishes());
+        asked.keys.keys().cloned().collect()
+    }
+
+    /// These names and aliases are held now.
+    pub(crate) fn found<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let mut asked = self.asked.lock();
+        for name in names {
+            asked.keys.remove(name);
+        }
+    }
+
+    /// These do not exist.
+    pub(crate) fn absent<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let mut asked = self.asked.lock();
+        for name in names {
+            let Some(answer) = asked.keys.get_mut(name) else {
+                continue;
+            };
+            if std::mem::replace(answer, Answer::Absent) == Answer::Pending {
+                asked.absent.push_back(name.into());
+            }
+        }
+    }
+}
+
+impl Asked {
+    /// Forgets the key that has been absent for longest; a pending one is waited for and stays.
+    fn make_room(&mut self) -> bool {
+        while let Some(oldest) = self.absent.pop_front() {
+            if self.keys.get(&oldest) == Some(&Answer::Absent) {
+                self.keys.remove(&oldest);
+                self.to_forget.push(oldest);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn take_wishes(&mut self) -> Wishes {
+        Wishes {
+            ask: std::mem::take(&mut self.to_ask),
+            forget: std::mem::take(&mut self.to_forget),
+        }
+    }
+}
+
+impl MeshState {
+    /// What the search finds; where addresses are asked for one by one, `key` is asked for first if it finds nothing,
+    /// and the answer waited for, at most [`LOOKUP_MAX`].
+    pub async fn look_up<T>(
+        &self,
+        key: impl FnOnce() -> Str,
+        mut search: impl FnMut(&Snapshot) -> Option<T>,
+    ) -> Option<T> {
+        let found = search(&self.snapshot());
+        let Some(demand) = self.demand().filter(|_| found.is_none()) else {
+            return found;
+        };
+        let key = key();
+        if !demand.ask(&key) {
+            return None;
+        }
+        let answered = self.wait_for(LOOKUP_MAX, |snapshot| match search(snapshot) {
+            Some(found) => Some(Some(found)),
+            None => (!demand.is_pending(&key)).then_some(None),
+        });
+        answered.await.flatten()
+    }
+
+    /// Whether addresses are asked for one by one, so that an absent one may exist.
+    #[must_use]
+    pub fn on_demand(&self) -> bool {
+        self.demand().is_some()
+    }
+}
+
+/// The key of an address: `<network>/<ip>`.
+#[must_use]
+pub fn address_key(address: &NetworkAddress) -> Str {
+    format!("{}/{}", address.network, address.address).into()
+}
+
+/// The key of a service: `<namespace>/<hostname>`.
+#[must_use]
+pub fn service_key(service: &NamespacedHostname) -> Str {
+    format!("{}/{}", service.namespace, service.hostname).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(demand: &Demand, key: &str) -> bool {
+        demand.ask(&key.into())
+    }
+
+    #[tokio::test]
+    async fn a_key_is_sent_once_and_waited_for_by_all() {
+        let demand = Demand::default();
+        assert!(ask(&demand, "/10.0.0.1") && ask(&demand, "/10.0.0.1"));
+        assert_eq!(demand.wishes().await.ask, ["/10.0.0.1".into()]);
+        assert!(ask(&demand, "/10.0.0.1"));
+        assert_eq!(demand.asked.lock().take_wishes(), Wishes::default());
+    }
+
+    #[test]
+    fn an_absent_key_is_not_asked_for_again_until_it_was_found_and_removed() {
+        let demand = Demand::default();
+        assert!(ask(&demand, "/10.0.0.1"));
+        demand.absent(["/10.0.0.1", "never asked"].into_iter());
+        assert!(!ask(&demand, "/10.0.0.1"));
+        demand.found(["/10.0.0.1"].into_iter());
+        assert!(ask(&demand, "/10.0.0.1"));
+    }
+
+    #[test]
+    fn the_longest_absent_key_makes_room_and_pending_ones_stay() {
+        let demand = Demand::default();
+        for key in 0..ASKED_MAX {
+            assert!(ask(&demand, &key.to_string()));
+        }
+        assert!(!ask(&demand, "one more"), "all of them are pending");
+        demand.absent(["7", "3"].into_iter());
+        assert!(ask(&demand, "one more"));
+        assert_eq!(demand.asked.lock().take_wishes().forget, ["7".into()]);
+    }
+
+    #[test]
+    fn a_new_stream_names_all_that_is_asked_for() {
+        let demand = Demand::default();
+        assert!(ask(&demand, "a") && ask(&demand, "b"));
+        demand.absent(["b"].into_iter());
+        let mut all = demand.all();
+        all.sort();
+        assert_eq!(all, ["a".into(), "b".into()]);
+        assert_eq!(
+            demand.asked.lock().take_wishes(),
+            Wishes::default(),
+            "said already"
+        );
+    }
+}
