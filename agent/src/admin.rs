@@ -10,7 +10,7 @@ use tulle_runtime::metrics::Registry;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::telemetry::LogHandle;
 
-use crate::board::{Board, Entry};
+use crate::board::{Board, Entry, Note};
 use crate::zds::{Hub, ProxyInfo};
 
 /// What `/pods` answers.
@@ -21,6 +21,8 @@ pub(crate) struct Pods {
     pub node: Str,
     /// Connected node proxies, the newest last.
     pub proxies: Vec<ProxyInfo>,
+    /// What an operator should know of the node.
+    pub notes: Vec<Note>,
     /// Pods of the node.
     pub pods: Vec<Entry>,
 }
@@ -57,6 +59,7 @@ async fn pods(State(pages): State<Pages>) -> Json<Pods> {
     Json(Pods {
         node: pages.node,
         proxies,
+        notes: pages.board.notes(),
         pods: pages.board.entries(),
     })
 }

@@ -22,8 +22,11 @@ use crate::capture::Capture;
 use crate::config::{Config, Port};
 use crate::enroll::task::{PROXY_GRACE, Shared, Timing};
 use crate::fleet::{self, Fleet};
+use crate::host::{self, Host};
+use crate::mark;
 use crate::metrics::Metrics;
-use crate::rules::plan::Variant;
+use crate::rules::Backend;
+use crate::variant::Settings;
 use crate::zds::{self, Hub, Proxies};
 
 /// Pods that join at a time.
@@ -47,6 +50,17 @@ pub enum Error {
     /// The control plane cannot be talked to.
     #[error(transparent)]
     Channel(#[from] channel::ChannelError),
+    /// The node's own packet rules cannot be read.
+    #[error(transparent)]
+    Host(#[from] crate::error::CaptureError),
+    /// The secret mark can be neither read nor written.
+    #[error("cannot keep the mark of the node proxy's packets in {}: {source}", folder.display())]
+    Mark {
+        /// The folder of it.
+        folder: std::path::PathBuf,
+        /// What was said.
+        source: std::io::Error,
+    },
     /// The node's own network namespace cannot be looked at.
     #[error("cannot open the node's own network namespace: {0}")]
     OwnNetns(#[source] std::io::Error),
@@ -104,12 +118,20 @@ pub async fn run(
     tasks::spawn("reset-waiting", reset_waiting(hub.clone(), metrics.clone()));
 
     let reconciling = ready.register("first reconcile");
-    let mut fleet = Fleet::new(shared(&config, hub.clone(), board.clone(), metrics)?);
+    let shared = shared(&config, hub.clone(), board.clone(), metrics.clone()).await?;
+    let host = shared.host.clone();
+    host::look_at_node(&host, &board, &config.state_dir, &config.pod_range).await;
+    tasks::spawn("host-watch", host::watch(host.clone(), metrics));
+    let mut fleet = Fleet::new(shared);
     let node: Str = config.node.as_str().into();
     let first_look = || {
         hub.complete();
         tasks::spawn("first-reconcile", async move {
             board.until_settled().await;
+            host.first_look_is_done();
+            if let Err(error) = host.settle().await {
+                tracing::warn!(%error, "the node's own tables cannot be changed");
+            }
             drop(reconciling);
         });
     };
@@ -135,21 +157,33 @@ async fn end(signal: &'static str, cleanup: bool, fleet: &mut Fleet) {
     {
         tracing::error!("some pods could not be taken out of the mesh in time; see the log above");
     }
+    if let Err(error) = fleet.host().remove().await {
+        tracing::error!(%error, "the node's own tables cannot be removed");
+    }
 }
 
-fn shared(config: &Config, hub: Hub, board: Board, metrics: Metrics) -> Result<Shared, Error> {
-    let variant = Variant {
-        dns: config.dns_capture,
-        ..Variant::default()
-    };
+async fn shared(config: &Config, hub: Hub, board: Board, metrics: Metrics) -> Result<Shared, Error> {
+    let netns = NetNs::current().map_err(Error::OwnNetns)?;
+    let mark = mark::of_node(config.mark_guard, &config.run_dir, &config.node);
+    let mark = mark.map_err(|source| Error::Mark {
+        folder: config.run_dir.clone(),
+        source,
+    })?;
     Ok(Shared {
-        capture: Capture::new(config.rules.rules(), &variant),
+        capture: Capture::new(config.rules.rules(), mark),
         hub,
         board,
         metrics,
         netns_dir: config.netns_dir.as_path().into(),
-        host_inode: NetNs::current().map_err(Error::OwnNetns)?.inode(),
-        dns: config.dns_capture,
+        host_inode: netns.inode(),
+        settings: Settings {
+            dns: config.dns_capture,
+            mark,
+            mark_guard: config.mark_guard,
+            existing: config.existing_connections,
+        },
+        // The node's tables hold sets that are read back, which only this backend does.
+        host: Host::take_over(Backend::Netlink.rules(), netns).await?,
         joins: Arc::new(Semaphore::new(JOINS_MAX)),
         timing: Timing::default(),
     })

@@ -26,9 +26,25 @@ const STATES: [&str; 9] = [
     "Gone",
 ];
 
+/// Something about the node that an operator should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Note {
+    /// What it is, in a word that stays.
+    pub token: &'static str,
+    /// What it is.
+    pub message: String,
+    /// What to do about it.
+    pub fix: &'static str,
+}
+
+/// Notes that are kept.
+const NOTES_MAX: usize = 16;
+
 /// The state of every pod. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Board {
+    notes: Arc<Mutex<Vec<Note>>>,
     entries: Arc<Mutex<BTreeMap<Str, Entry>>>,
     moved: Arc<watch::Sender<()>>,
     metrics: Metrics,
@@ -84,9 +100,25 @@ impl Board {
     #[must_use]
     pub fn new(metrics: Metrics) -> Self {
         Self {
+            notes: Arc::default(),
             entries: Arc::default(),
             moved: Arc::new(watch::Sender::new(())),
             metrics,
+        }
+    }
+
+    /// Notes about the node.
+    #[must_use]
+    pub fn notes(&self) -> Vec<Note> {
+        self.notes.lock().clone()
+    }
+
+    /// Notes something about the node; the same again is noted once.
+    pub fn note(&self, note: Note) {
+        let mut notes = self.notes.lock();
+        if notes.len() < NOTES_MAX && !notes.contains(&note) {
+            tracing::warn!(token = note.token, fix = note.fix, "{}", note.message);
+            notes.push(note);
         }
     }
 

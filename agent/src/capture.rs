@@ -13,9 +13,11 @@ use crate::conntrack::{self, Select};
 use crate::error::CaptureError;
 use crate::netns::Located;
 use crate::repair::Observed;
-use crate::rules::plan::{self, Table, Variant};
+use crate::rules::plan::{self, ProxyMark, TABLE, Table};
+use crate::rules::table::NOT_PROXY_CHAIN;
 use crate::rules::{Comparison, Rules};
 use crate::sock_diag::MarkedSocket;
+use crate::variant::Existing;
 use crate::{routes, sock_diag, sysctl};
 
 /// How long handshakes that were under way when the rules changed may take to reach a listener.
@@ -25,21 +27,18 @@ const QUEUE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How often a leaving pod's namespace is looked at for sockets of the proxy.
 const LEAVE_POLL: Duration = Duration::from_millis(50);
 
-/// Captures pods in one way.
+/// Captures pods, each by its own table.
 #[derive(Debug, Clone)]
 pub struct Capture {
     rules: Arc<dyn Rules>,
-    table: Arc<Table>,
+    mark: ProxyMark,
 }
 
 impl Capture {
-    /// Captures with these rules.
+    /// Captures with these rules; sockets of the proxy carry this mark.
     #[must_use]
-    pub fn new(rules: Arc<dyn Rules>, variant: &Variant) -> Self {
-        Self {
-            rules,
-            table: Arc::new(plan::capture(variant)),
-        }
+    pub fn new(rules: Arc<dyn Rules>, mark: ProxyMark) -> Self {
+        Self { rules, mark }
     }
 
     /// Steps 2 to 6 of joining; the listeners must exist. A failure is undone, unless rules of ours stood already:
@@ -47,17 +46,32 @@ impl Capture {
     ///
     /// # Errors
     /// The first step that failed.
-    pub async fn install(&self, pod: &Located) -> Result<(), CaptureError> {
+    pub async fn install(
+        &self,
+        pod: &Located,
+        table: &Table,
+        existing: Existing,
+    ) -> Result<(), CaptureError> {
         let before = self.holds_rules(&pod.netns).await?;
-        let installed = self.install_steps(pod, before).await;
+        let installed = self.install_steps(pod, table, before).await;
         if installed.is_err() && !before {
             // The failure that counts is the one that is returned.
             let _ = self.remove(pod).await;
         }
-        installed
+        installed?;
+        if existing == Existing::Reset && !before {
+            let reset = sock_diag::reset_connections(&pod.netns, self.mark).await;
+            let reset = reset.map_err(CaptureError::kernel("reset the pod's old connections"))?;
+            tracing::info!(
+                reset,
+                inode = pod.netns.inode(),
+                "connections older than the capture were reset"
+            );
+        }
+        Ok(())
     }
 
-    async fn install_steps(&self, pod: &Located, standing: bool) -> Result<(), CaptureError> {
+    async fn install_steps(&self, pod: &Located, table: &Table, standing: bool) -> Result<(), CaptureError> {
         self.forbid_mid_stream(&pod.netns).await?;
         // Under rules that stand, from before this agent started, captured entries are those of live connections;
         // without rules they are left over and would break a connection that uses their ports again.
@@ -68,7 +82,7 @@ impl Capture {
         };
         delete(&pod.netns, stale).await?;
         routes::install(&pod.netns, pod.ipv6).await?;
-        self.rules.apply(&pod.netns, &self.table).await?;
+        self.rules.take_over(&pod.netns, table).await?;
         delete(&pod.netns, &[Select::Dns]).await
     }
 
@@ -77,7 +91,7 @@ impl Capture {
     /// # Errors
     /// The first step that failed.
     pub async fn drain(&self, pod: &Located) -> Result<(), CaptureError> {
-        self.rules.apply(&pod.netns, &plan::drain()).await?;
+        self.rules.apply(&pod.netns, &plan::drain(self.mark)).await?;
         delete(&pod.netns, &[Select::CapturedUdp]).await
     }
 
@@ -114,9 +128,7 @@ impl Capture {
     ) -> Result<usize, CaptureError> {
         let deadline = Instant::now() + wait;
         loop {
-            let sockets = sock_diag::marked_sockets(&pod.netns)
-                .await
-                .map_err(CaptureError::kernel("list the sockets of the pod's namespace"))?;
+            let sockets = self.marked_sockets(&pod.netns).await?;
             let left = sockets.iter().filter(|socket| kind(socket)).count();
             if left == 0 || Instant::now() >= deadline {
                 return Ok(left);
@@ -130,7 +142,7 @@ impl Capture {
     /// # Errors
     /// The first step that failed.
     pub async fn remove(&self, pod: &Located) -> Result<(), CaptureError> {
-        self.rules.remove(&pod.netns).await?;
+        self.rules.remove(&pod.netns, TABLE).await?;
         routes::remove(&pod.netns, pod.ipv6).await?;
         sysctl::set_tcp_loose(&pod.netns, true)
             .await
@@ -143,17 +155,18 @@ impl Capture {
     /// # Errors
     /// When it cannot be read.
     pub async fn holds_rules(&self, netns: &NetNs) -> Result<bool, CaptureError> {
-        Ok(self.rules.compare(netns, &self.table).await? != Comparison::Missing)
+        let some_table = plan::drain(self.mark);
+        Ok(self.rules.compare(netns, &some_table).await? != Comparison::Missing)
     }
 
     /// What the kernel has for a captured pod.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub async fn observe(&self, pod: &Located) -> Result<Observed, CaptureError> {
+    pub async fn observe(&self, pod: &Located, table: &Table) -> Result<Observed, CaptureError> {
         let tcp_loose = sysctl::tcp_loose(&pod.netns).await;
         Ok(Observed {
-            rules: self.rules.compare(&pod.netns, &self.table).await?,
+            rules: self.rules.compare(&pod.netns, table).await?,
             routes: routes::present(&pod.netns, pod.ipv6).await?,
             strict_conntrack: tcp_loose.is_ok_and(|loose| !loose),
         })
@@ -163,8 +176,35 @@ impl Capture {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn repair_rules(&self, pod: &Located) -> Result<(), CaptureError> {
-        self.rules.apply(&pod.netns, &self.table).await
+    pub async fn repair_rules(&self, pod: &Located, table: &Table) -> Result<(), CaptureError> {
+        self.rules.take_over(&pod.netns, table).await
+    }
+
+    /// Whether rules of the pod's own would break its old connections once it is captured: they drop what conntrack
+    /// does not know.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn would_lose_old_connections(&self, netns: &NetNs) -> Result<bool, CaptureError> {
+        self.rules.drops_what_is_unknown(netns).await
+    }
+
+    /// How many packets carried the proxy's mark and were not the proxy's, since the table was put in place.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn forged_marks(&self, netns: &NetNs) -> Result<u64, CaptureError> {
+        self.rules.counted(netns, TABLE, NOT_PROXY_CHAIN).await
+    }
+
+    /// Sockets with the proxy's mark in the namespace, whoever owns them.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub async fn marked_sockets(&self, netns: &NetNs) -> Result<Vec<MarkedSocket>, CaptureError> {
+        sock_diag::marked_sockets(netns, self.mark)
+            .await
+            .map_err(CaptureError::kernel("list the sockets of the pod's namespace"))
     }
 
     /// Puts route and rule back.

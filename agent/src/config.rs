@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use tulle_runtime::telemetry::{DEFAULT_FILTER, LogFormat};
 
 use crate::rules::Backend;
+use crate::rules::ranges::{InvalidRange, Range};
+use crate::variant::{Existing, MarkGuard};
 
 /// Run the node agent: it enrols the pods of this node, owns their packet rules, routes and listening sockets, and
 /// hands them to the node proxy.
@@ -39,9 +41,24 @@ pub struct Config {
     /// Folder of named network namespaces
     #[arg(long, default_value = "/run/netns")]
     pub netns_dir: PathBuf,
-    /// Capture DNS too
-    #[arg(long, default_value_t = false)]
+    /// Folder of what must outlive a boot
+    #[arg(long, default_value = "/var/lib/tulle")]
+    pub state_dir: PathBuf,
+    /// A range that addresses of this node's pods come from, such as 10.0.0.0/24; may be given more than once. Pods of
+    /// these ranges stay mute from the next boot on until the agent has looked at them
+    #[arg(long, env = "POD_RANGES", value_delimiter = ',', value_parser = pod_range)]
+    pub pod_range: Vec<String>,
+    /// Ask for names of captured pods through the node proxy; annotation ambient.istio.io/dns-capture of a pod decides
+    /// otherwise for it
+    #[arg(long, env = "DNS_CAPTURE", action = ArgAction::Set, num_args = 0..=1, default_value = "true", default_missing_value = "true")]
     pub dns_capture: bool,
+    /// What happens to a pod's connections that are older than its capture; annotation
+    /// tulle.dev/existing-connections of a pod decides otherwise for it
+    #[arg(long, value_enum, default_value_t = Existing::Keep)]
+    pub existing_connections: Existing,
+    /// Who may carry the node proxy's packet mark, which passes outbound capture
+    #[arg(long, value_enum, default_value_t = MarkGuard::Cgroup)]
+    pub mark_guard: MarkGuard,
     /// How packet rules get into a pod's namespace
     #[arg(long, value_enum, default_value_t = Backend::Netlink)]
     pub rules: Backend,
@@ -63,6 +80,11 @@ pub struct Config {
     /// How it is logged: text or json
     #[arg(long, env = "LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// Text that is a range, as it was written.
+fn pod_range(text: &str) -> Result<String, InvalidRange> {
+    text.parse::<Range>().map(|_| text.to_owned())
 }
 
 /// A port that may be off.
@@ -106,7 +128,9 @@ mod tests {
         let config = Command::try_parse_from(["agent", "--node", "n1"]).unwrap().config;
         assert_eq!(config.netns_dir, PathBuf::from("/run/netns"));
         assert_eq!(config.inpod_uds, PathBuf::from("/var/run/ztunnel/ztunnel.sock"));
-        assert!(!config.dns_capture && !config.cleanup_on_exit);
+        assert!(config.dns_capture && !config.cleanup_on_exit);
+        assert_eq!(config.mark_guard, MarkGuard::Cgroup);
+        assert_eq!(config.existing_connections, Existing::Keep);
         assert_eq!(config.admin_port, Port::Off);
         assert_eq!(config.rules, Backend::Netlink);
     }
@@ -116,6 +140,19 @@ mod tests {
         let command = Command::try_parse_from(["agent", "--node", "n1", "--rules", "nft"]).unwrap();
         assert_eq!(command.config.rules, Backend::Nft);
         assert!(Command::try_parse_from(["agent", "--node", "n1", "--rules", "iptables"]).is_err());
+    }
+
+    #[test]
+    fn names_are_captured_unless_it_is_said_otherwise() {
+        let parse = |arguments: &[&str]| {
+            let all = ["agent", "--node", "n1"].iter().chain(arguments);
+            Command::try_parse_from(all).map(|command| command.config)
+        };
+        assert!(!parse(&["--dns-capture", "false"]).unwrap().dns_capture);
+        assert!(parse(&["--dns-capture"]).unwrap().dns_capture);
+        assert!(parse(&["--pod-range", "10.0.0.1/24"]).is_err());
+        let config = parse(&["--pod-range", "10.0.0.0/24,fd00::/64"]).unwrap();
+        assert_eq!(config.pod_range, ["10.0.0.0/24", "fd00::/64"]);
     }
 
     #[test]

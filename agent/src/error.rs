@@ -62,6 +62,9 @@ pub enum CaptureError {
     /// The packet rules were refused.
     #[error("packet rules: {0}")]
     RulesRefused(String),
+    /// The pod has rules of its own that capture would make break its connections.
+    #[error("rules of the pod's own drop what conntrack does not know: its open connections would break")]
+    ForeignRules,
     /// A step in the pod's namespace failed.
     #[error("cannot {step}: {source}")]
     Kernel {
@@ -80,6 +83,7 @@ impl CaptureError {
             Self::NetnsUnknown | Self::NetnsNotFound { .. } => Reason::NetnsNotFound,
             Self::NetnsIsHost { .. } | Self::NetnsMismatch { .. } => Reason::NetnsMismatch,
             Self::PortTaken { .. } => Reason::PortTaken,
+            Self::ForeignRules => Reason::ForeignRules,
             Self::Listen { .. } | Self::ProxyRefused(_) => Reason::ListenersMissing,
             Self::ProxyNotConnected | Self::ProxyLost => Reason::ProxyNotConnected,
             Self::RulesRefused(_) | Self::Kernel { .. } => Reason::RulesRefused,
@@ -100,6 +104,9 @@ impl CaptureError {
             Self::Listen { .. } => "check that the agent has CAP_NET_ADMIN in the pod's namespace",
             Self::ProxyNotConnected | Self::ProxyLost => {
                 "start the node proxy of this node, and see `tulle status`"
+            }
+            Self::ForeignRules => {
+                "recreate the pod, or let its connections be reset: annotation tulle.dev/existing-connections: reset"
             }
             Self::ProxyRefused(_) => "see the node proxy's log for this pod",
             Self::RulesRefused(_) => {

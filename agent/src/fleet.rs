@@ -10,6 +10,7 @@ use tulle_xds_client::MeshState;
 
 use crate::enroll::Goal;
 use crate::enroll::task::{self, Shared, Wanted};
+use crate::host::Host;
 use crate::pods::{self, Pod};
 
 /// Ends of tasks that may wait to be seen; a task waits for room.
@@ -40,6 +41,12 @@ impl Fleet {
         }
     }
 
+    /// The node's own tables.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.shared.host
+    }
+
     /// Steers every pod to where its description says, and forgets those that are described no more.
     pub fn apply(&mut self, described: BTreeMap<Str, Pod>) {
         for (uid, running) in &self.running {
@@ -63,6 +70,7 @@ impl Fleet {
                     pod,
                     goal,
                     at_once: false,
+                    fresh: false,
                 }),
             }
         }

@@ -27,6 +27,8 @@ pub struct Metrics {
     pub joins: Histogram,
     /// Connections reset because no proxy was there to take them.
     pub resets: Counter,
+    /// Packets that carried the proxy's mark and were not the proxy's.
+    pub forged_marks: Counter,
 }
 
 /// What was repaired.
@@ -71,6 +73,11 @@ impl Metrics {
             resets: registry.register(
                 "tulle_agent_reset_connections",
                 "Captured connections reset because no node proxy was connected",
+                Counter::default(),
+            ),
+            forged_marks: registry.register(
+                "tulle_forged_marks",
+                "Packets of pods that carried the proxy's mark without being the proxy's; it was taken off",
                 Counter::default(),
             ),
         }

@@ -11,6 +11,8 @@ use attributes::u16_at;
 pub(crate) use attributes::{Attributes, NESTED, attribute, attributes};
 
 const AF_NETLINK: i32 = 16;
+/// Protocol of interfaces.
+pub(crate) const NETLINK_ROUTE: i32 = 0;
 /// Protocol of conntrack and nf_tables.
 pub(crate) const NETLINK_NETFILTER: i32 = 12;
 /// Protocol of socket listings.

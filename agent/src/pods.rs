@@ -8,6 +8,7 @@ use tulle_model::mesh::Snapshot;
 use tulle_model::workload::{TunnelProtocol, Workload};
 
 use crate::netns::NetnsName;
+use crate::variant::Wishes;
 
 /// The workload extension that names a pod's network namespace.
 pub const PROCESS_EXTENSION: &str = "tulle.dev/process";
@@ -29,6 +30,8 @@ pub struct Pod {
     pub netns: Option<NetnsName>,
     /// Whether its traffic goes through the mesh. Only the control plane decides that.
     pub enrolled: bool,
+    /// What its annotations say about how it is captured.
+    pub wishes: Wishes,
 }
 
 impl Pod {
@@ -43,6 +46,7 @@ impl Pod {
             service_account: workload.service_account.clone(),
             addresses: workload.addresses.clone(),
             netns: process.and_then(|process| process.parse().ok()),
+            wishes: Wishes::read(&workload.extensions),
             enrolled: workload.tunnel_protocol == TunnelProtocol::Hbone && !workload.native_tunnel,
         }
     }

@@ -44,6 +44,10 @@ pub enum Check {
     listeners,
     /// The proxy's acceptance.
     proxy,
+    /// The node's table that gives probes their address.
+    probes,
+    /// The node's table that keeps waiting pods mute.
+    guard,
 }
 
 impl fmt::Display for Check {

@@ -1,9 +1,12 @@
 //! Packet rules: what a pod's namespace must hold ([`plan`]), and putting it there ([`netlink`], [`nft`]).
 
 mod difference;
+pub mod host;
 pub mod netlink;
 pub mod nft;
 pub mod plan;
+pub mod ranges;
+pub mod table;
 
 use std::sync::Arc;
 
@@ -12,14 +15,50 @@ use tulle_linux::NetNs;
 
 use crate::error::CaptureError;
 use plan::Table;
+use ranges::Range;
 
 /// Puts a table into a namespace and looks at what is there. Every method is one transaction.
 pub trait Rules: std::fmt::Debug + Send + Sync {
     /// Replaces our table; packets see the old one or the new one, nothing between.
     fn apply<'a>(&'a self, netns: &'a NetNs, table: &'a Table) -> BoxFuture<'a, Result<(), CaptureError>>;
-    /// Removes our table; that there is none is no error.
-    fn remove<'a>(&'a self, netns: &'a NetNs) -> BoxFuture<'a, Result<(), CaptureError>>;
-    /// How our table in the namespace relates to the plan.
+    /// As [`Self::apply`], and removes in the same transaction what another mesh captures with.
+    fn take_over<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'a Table,
+    ) -> BoxFuture<'a, Result<(), CaptureError>> {
+        self.apply(netns, table)
+    }
+    /// Removes a table of ours; that there is none is no error.
+    fn remove<'a>(&'a self, netns: &'a NetNs, table: &'static str)
+    -> BoxFuture<'a, Result<(), CaptureError>>;
+    /// How many packets the counters of a chain's rules have counted; 0 if there is no such chain.
+    fn counted<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'static str,
+        chain: &'static str,
+    ) -> BoxFuture<'a, Result<u64, CaptureError>> {
+        let _ = (netns, table, chain);
+        Box::pin(std::future::ready(Ok(0)))
+    }
+    /// What a set of a table of ours holds; nothing if there is none.
+    fn held<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'static str,
+        set: &'static str,
+        intervals: bool,
+    ) -> BoxFuture<'a, Result<Vec<Range>, CaptureError>> {
+        let _ = (netns, table, set, intervals);
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+    /// Whether rules of others drop packets of connections that conntrack does not know.
+    fn drops_what_is_unknown<'a>(&'a self, netns: &'a NetNs) -> BoxFuture<'a, Result<bool, CaptureError>> {
+        let _ = netns;
+        Box::pin(std::future::ready(Ok(false)))
+    }
+    /// How our table of this name in the namespace relates to the plan.
     fn compare<'a>(
         &'a self,
         netns: &'a NetNs,

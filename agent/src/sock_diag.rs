@@ -1,16 +1,20 @@
-//! Which sockets a namespace has, told by their mark: whether the proxy listens, and whether it has left.
+//! Which sockets a namespace has: whether the proxy listens and whether it has left, told by its mark; and ending the
+//! connections of others, where that is wanted.
 
 use std::io;
 
 use tulle_linux::NetNs;
 
 use crate::netlink::{Connection, Message, NETLINK_SOCK_DIAG, attribute};
-use crate::rules::plan::{MARK_MASK, PROXY_MARK};
+use crate::rules::plan::ProxyMark;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 const FAMILIES: [u8; 2] = [2, 10];
 const IPPROTO_TCP: u8 = 6;
 const STATE_LISTEN: u8 = 10;
+/// SYN sent, established, and both ends' close half done: what can still carry bytes.
+const STATES_OPEN: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 8;
 /// Every state but TIME_WAIT, which has no socket and no mark any more.
 const STATES: u32 = 0xfff & !(1 << 6);
 /// `struct inet_diag_req_v2` after its first 8 bytes: an empty socket id.
@@ -38,28 +42,89 @@ pub struct MarkedSocket {
 ///
 /// # Errors
 /// What the kernel answers.
-pub async fn marked_sockets(netns: &NetNs) -> io::Result<Vec<MarkedSocket>> {
-    netns.run_async(marked_sockets_here).await?
+pub async fn marked_sockets(netns: &NetNs, mark: ProxyMark) -> io::Result<Vec<MarkedSocket>> {
+    netns.run_async(move || marked_sockets_here(mark)).await?
 }
 
-fn marked_sockets_here() -> io::Result<Vec<MarkedSocket>> {
+fn marked_sockets_here(mark: ProxyMark) -> io::Result<Vec<MarkedSocket>> {
     let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
     let mut sockets = Vec::new();
     for family in FAMILIES {
-        let mut request = vec![family, IPPROTO_TCP, 0, 0];
-        request.extend(STATES.to_ne_bytes());
-        request.extend(ANY_SOCKET);
-        connection.dump(&Message::new(SOCK_DIAG_BY_FAMILY, &request), |body| {
-            sockets.extend(parse(body))
-        })?;
+        connection.dump(&listing(family, STATES), |body| sockets.extend(parse(body, mark)))?;
     }
     Ok(sockets)
 }
 
-fn parse(body: &[u8]) -> Option<MarkedSocket> {
+/// Ends every open TCP connection of a namespace that is not the proxy's and leaves the namespace: both ends see a
+/// reset. Returns how many there were.
+///
+/// # Errors
+/// What the kernel answers; it refuses where it was built without `INET_DIAG_DESTROY`.
+pub async fn reset_connections(netns: &NetNs, mark: ProxyMark) -> io::Result<usize> {
+    netns.run_async(move || reset_connections_here(mark)).await?
+}
+
+fn reset_connections_here(mark: ProxyMark) -> io::Result<usize> {
+    let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
+    let mut orders = Vec::new();
+    for family in FAMILIES {
+        connection.dump(&listing(family, STATES_OPEN), |body| {
+            orders.extend(destruction(body, mark))
+        })?;
+    }
+    let mut reset = 0;
+    for order in &orders {
+        match connection.request(order) {
+            Ok(()) => reset += 1,
+            // It ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(reset)
+}
+
+fn listing(family: u8, states: u32) -> Message {
+    let mut request = vec![family, IPPROTO_TCP, 0, 0];
+    request.extend(states.to_ne_bytes());
+    request.extend(ANY_SOCKET);
+    Message::new(SOCK_DIAG_BY_FAMILY, &request)
+}
+
+/// The order to end a listed connection; nothing for the proxy's and for those that stay within the namespace.
+fn destruction(body: &[u8], mark: ProxyMark) -> Option<Message> {
+    let family = *body.first()?;
+    let id = body.get(PORT_AT..PORT_AT + ANY_SOCKET.len())?;
+    if mark_of(body).is_some_and(|found| mark.is_on(found)) || stays_within(family, id)? {
+        return None;
+    }
+    let mut request = vec![family, IPPROTO_TCP, 0, 0];
+    request.extend(STATES_OPEN.to_ne_bytes());
+    request.extend(id);
+    Some(Message::new(SOCK_DESTROY, &request))
+}
+
+/// Both ends are in the namespace: loopback, or the same address on both.
+fn stays_within(family: u8, id: &[u8]) -> Option<bool> {
+    let (source, destination) = (id.get(4..20)?, id.get(20..36)?);
+    if source == destination {
+        return Some(true);
+    }
+    Some(if family == FAMILIES[0] {
+        destination[0] == 127
+    } else {
+        let octets: [u8; 16] = destination.try_into().ok()?;
+        std::net::Ipv6Addr::from(octets).to_canonical().is_loopback()
+    })
+}
+
+fn mark_of(body: &[u8]) -> Option<u32> {
     let mark = attribute(body.get(FIXED_BYTES..)?, INET_DIAG_MARK)?;
-    let mark = u32::from_ne_bytes(mark.try_into().ok()?);
-    if mark & MARK_MASK != PROXY_MARK {
+    Some(u32::from_ne_bytes(mark.try_into().ok()?))
+}
+
+fn parse(body: &[u8], mark: ProxyMark) -> Option<MarkedSocket> {
+    if !mark.is_on(mark_of(body)?) {
         return None;
     }
     Some(MarkedSocket {
@@ -67,4 +132,37 @@ fn parse(body: &[u8]) -> Option<MarkedSocket> {
         listening: body.get(STATE_AT) == Some(&STATE_LISTEN),
         waiting: u32::from_ne_bytes(body.get(WAITING_AT..WAITING_AT + 4)?.try_into().ok()?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(family: u8, destination: [u8; 16]) -> Vec<u8> {
+        let mut body = vec![0; FIXED_BYTES];
+        body[0] = family;
+        body[PORT_AT + 4] = 10;
+        body[PORT_AT + 20..PORT_AT + 36].copy_from_slice(&destination);
+        body
+    }
+
+    #[test]
+    fn connections_within_the_namespace_are_left_alone() {
+        let mut loopback = [0; 16];
+        loopback[0] = 127;
+        let mut elsewhere = [0; 16];
+        elsewhere[0] = 192;
+        let of = |family, destination| destruction(&listed(family, destination), ProxyMark::WellKnown);
+        assert_eq!(of(2, loopback), None);
+        assert!(of(2, elsewhere).is_some());
+        assert_eq!(of(10, std::net::Ipv6Addr::LOCALHOST.octets()), None);
+    }
+
+    #[test]
+    fn a_cut_listing_is_nothing() {
+        let whole = listed(2, [192; 16]);
+        for length in 0..PORT_AT + ANY_SOCKET.len() {
+            assert_eq!(destruction(&whole[..length], ProxyMark::WellKnown), None);
+        }
+    }
 }

@@ -9,11 +9,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tulle_linux::NetNs;
-use tulle_proto::convert::zds::{DEFAULT_MARK, Sockets};
+use tulle_proto::convert::zds::Sockets;
 use tulle_proto::zds::sockets::Kind;
 
 use crate::error::CaptureError;
-use crate::rules::plan::{DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
+use crate::rules::plan::{DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, ProxyMark};
 use crate::sysctl;
 
 /// Connections that may wait to be accepted, per listener.
@@ -26,6 +26,7 @@ const KINDS_DNS: [Kind; 4] = [Kind::DnsUdp4, Kind::DnsUdp6, Kind::DnsTcp4, Kind:
 #[derive(Debug)]
 pub struct Listeners {
     sockets: Vec<(Kind, Socket)>,
+    mark: ProxyMark,
 }
 
 impl Listeners {
@@ -33,9 +34,9 @@ impl Listeners {
     ///
     /// # Errors
     /// `PortTaken` when something listens already; else what the kernel answers. Nothing stays open then.
-    pub async fn open(netns: &NetNs, dns: bool) -> Result<Self, CaptureError> {
+    pub async fn open(netns: &NetNs, dns: bool, mark: ProxyMark) -> Result<Self, CaptureError> {
         netns
-            .run_async(move || open_here(dns))
+            .run_async(move || open_here(dns, mark))
             .await
             .map_err(CaptureError::kernel("enter the pod's namespace"))?
     }
@@ -44,12 +45,12 @@ impl Listeners {
     ///
     /// # Errors
     /// When one is missing, or is not what it is called.
-    pub fn adopt(returned: Vec<(Kind, OwnedFd)>, dns: bool) -> Result<Self, CaptureError> {
+    pub fn adopt(returned: Vec<(Kind, OwnedFd)>, mark: ProxyMark) -> Result<Self, CaptureError> {
         let sockets: Vec<_> = returned
             .into_iter()
             .map(|(kind, fd)| (kind, Socket::from(fd)))
             .collect();
-        let adopted = Self { sockets };
+        let adopted = Self { sockets, mark };
         let refused = |kind: Kind| {
             let source = io::Error::other("what the proxy gave back is not this listener");
             CaptureError::Listen {
@@ -60,29 +61,29 @@ impl Listeners {
         if let Some((kind, _)) = adopted.sockets.iter().find(|(kind, socket)| !fits(*kind, socket)) {
             return Err(refused(*kind));
         }
-        let needed = KINDS_TCP.iter().chain(if dns { &KINDS_DNS[..1] } else { &[] });
-        match needed.copied().find(|kind| !adopted.kinds().contains(kind)) {
+        match KINDS_TCP.into_iter().find(|kind| !adopted.kinds().contains(kind)) {
             Some(kind) => Err(refused(kind)),
             None => Ok(adopted),
         }
     }
 
-    /// The same listeners with a new socket for each that no longer listens, opened in the namespace.
+    /// The same listeners with a new socket for each that no longer listens, and with those for names as wanted.
     ///
     /// # Errors
     /// `PortTaken` when something else listens there now; else what the kernel answers.
-    pub async fn reopen(&self, netns: &NetNs) -> Result<Self, CaptureError> {
-        let kept: io::Result<Vec<_>> = self
-            .sockets
-            .iter()
-            .map(|(kind, socket)| {
-                let socket = fits(*kind, socket).then(|| socket.try_clone()).transpose()?;
-                Ok((*kind, socket))
+    pub async fn reopen(&self, netns: &NetNs, dns: bool) -> Result<Self, CaptureError> {
+        let kept: io::Result<Vec<_>> = kinds(dns)
+            .map(|kind| {
+                let held = self.sockets.iter().find(|(held, _)| *held == kind);
+                let held = held.filter(|(kind, socket)| fits(*kind, socket));
+                let socket = held.map(|(_, socket)| socket.try_clone()).transpose()?;
+                Ok((kind, socket))
             })
             .collect();
         let kept = kept.map_err(CaptureError::kernel("copy a listening socket"))?;
+        let mark = self.mark;
         netns
-            .run_async(move || reopen_here(kept))
+            .run_async(move || reopen_here(kept, mark))
             .await
             .map_err(CaptureError::kernel("enter the pod's namespace"))?
     }
@@ -93,12 +94,18 @@ impl Listeners {
         self.sockets.iter().map(|(kind, _)| *kind).collect()
     }
 
+    /// Whether names can be asked for here.
+    #[must_use]
+    pub fn serve_dns(&self) -> bool {
+        self.sockets.iter().any(|(kind, _)| *kind == Kind::DnsUdp4)
+    }
+
     /// How the sockets are announced.
     #[must_use]
     pub fn announcement(&self) -> Sockets {
         Sockets {
             kinds: self.kinds(),
-            mark: DEFAULT_MARK,
+            mark: self.mark.value(),
         }
     }
 
@@ -134,33 +141,40 @@ fn reset_one(listener: &Socket) -> bool {
     true
 }
 
-fn open_here(dns: bool) -> Result<Listeners, CaptureError> {
+fn open_here(dns: bool, mark: ProxyMark) -> Result<Listeners, CaptureError> {
     sysctl::raise_somaxconn_here(u32::from(BACKLOG)).map_err(CaptureError::kernel(
         "raise the accept queue of the pod's namespace",
     ))?;
     let mut sockets = Vec::new();
-    for kind in KINDS_TCP.iter().chain(if dns { &KINDS_DNS[..] } else { &[] }) {
-        sockets.extend(open_if_possible(*kind)?.map(|socket| (*kind, socket)));
+    for kind in kinds(dns) {
+        sockets.extend(open_if_possible(kind, mark)?.map(|socket| (kind, socket)));
     }
-    Ok(Listeners { sockets })
+    Ok(Listeners { sockets, mark })
 }
 
-fn reopen_here(kept: Vec<(Kind, Option<Socket>)>) -> Result<Listeners, CaptureError> {
+/// What is listened for, in the order of announcement.
+fn kinds(dns: bool) -> impl Iterator<Item = Kind> {
+    KINDS_TCP
+        .into_iter()
+        .chain(dns.then_some(KINDS_DNS).into_iter().flatten())
+}
+
+fn reopen_here(kept: Vec<(Kind, Option<Socket>)>, mark: ProxyMark) -> Result<Listeners, CaptureError> {
     let mut sockets = Vec::new();
     for (kind, socket) in kept {
         let socket = match socket {
             Some(socket) => Some(socket),
-            None => open_if_possible(kind)?,
+            None => open_if_possible(kind, mark)?,
         };
         sockets.extend(socket.map(|socket| (kind, socket)));
     }
-    Ok(Listeners { sockets })
+    Ok(Listeners { sockets, mark })
 }
 
 /// The socket of a kind; nothing where the pod has no IPv6 and nothing can ask there.
-fn open_if_possible(kind: Kind) -> Result<Option<Socket>, CaptureError> {
+fn open_if_possible(kind: Kind, mark: ProxyMark) -> Result<Option<Socket>, CaptureError> {
     let port = port_of(kind);
-    match open_one(kind) {
+    match open_one(kind, mark) {
         Ok(socket) => Ok(Some(socket)),
         Err(error) if is_loopback6(kind) && is_without_ipv6(&error) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(CaptureError::PortTaken { port }),
@@ -168,20 +182,20 @@ fn open_if_possible(kind: Kind) -> Result<Option<Socket>, CaptureError> {
     }
 }
 
-fn open_one(kind: Kind) -> io::Result<Socket> {
+fn open_one(kind: Kind, mark: ProxyMark) -> io::Result<Socket> {
     match kind {
-        Kind::DnsUdp4 | Kind::DnsTcp4 => open_at(kind, (Ipv4Addr::LOCALHOST, DNS_PORT).into()),
-        Kind::DnsUdp6 | Kind::DnsTcp6 => open_at(kind, (Ipv6Addr::LOCALHOST, DNS_PORT).into()),
-        kind => match open_at(kind, (Ipv6Addr::UNSPECIFIED, port_of(kind)).into()) {
+        Kind::DnsUdp4 | Kind::DnsTcp4 => open_at(kind, mark, (Ipv4Addr::LOCALHOST, DNS_PORT).into()),
+        Kind::DnsUdp6 | Kind::DnsTcp6 => open_at(kind, mark, (Ipv6Addr::LOCALHOST, DNS_PORT).into()),
+        kind => match open_at(kind, mark, (Ipv6Addr::UNSPECIFIED, port_of(kind)).into()) {
             Err(error) if is_without_ipv6(&error) => {
-                open_at(kind, (Ipv4Addr::UNSPECIFIED, port_of(kind)).into())
+                open_at(kind, mark, (Ipv4Addr::UNSPECIFIED, port_of(kind)).into())
             }
             opened => opened,
         },
     }
 }
 
-fn open_at(kind: Kind, address: SocketAddr) -> io::Result<Socket> {
+fn open_at(kind: Kind, mark: ProxyMark, address: SocketAddr) -> io::Result<Socket> {
     let (socket_type, protocol) = if is_udp(kind) {
         (Type::DGRAM, Protocol::UDP)
     } else {
@@ -189,7 +203,7 @@ fn open_at(kind: Kind, address: SocketAddr) -> io::Result<Socket> {
     };
     let socket = Socket::new(Domain::for_address(address), socket_type, Some(protocol))?;
     socket.set_nonblocking(true)?;
-    socket.set_mark(DEFAULT_MARK)?;
+    socket.set_mark(mark.value())?;
     socket.set_ip_transparent_v4(true)?;
     if address.is_ipv6() {
         socket.set_ip_transparent_v6(true)?;

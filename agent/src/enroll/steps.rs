@@ -1,14 +1,18 @@
 //! The steps of joining and leaving, each performed whole and repeatable.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::Goal;
-use super::task::{PodTask, Wanted};
+use super::task::{PodTask, Wanted, pids_of};
+use crate::cgroup;
 use crate::error::CaptureError;
 use crate::netns::{self, Located};
+use crate::rules::plan::{self, Cgroup, Table};
 use crate::sockets::Listeners;
+use crate::variant::{Existing, MarkGuard};
 use crate::zds::Announcement;
 
 impl PodTask {
@@ -39,10 +43,82 @@ impl PodTask {
         self.located.clone().ok_or(CaptureError::NetnsUnknown)
     }
 
+    /// Whether names of the pod are to be asked for through the proxy.
+    pub(super) fn wants_dns(&self) -> bool {
+        self.shared.settings.dns_of(&self.pod.wishes)
+    }
+
+    /// What happens to connections older than the capture; a pod that was just made has none.
+    fn existing(&self) -> Existing {
+        if self.fresh {
+            Existing::Keep
+        } else {
+            self.shared.settings.existing_of(&self.pod.wishes)
+        }
+    }
+
+    /// A running pod whose own rules would cut its old connections is not captured, unless they may be cut.
+    async fn refuse_what_would_break(&self, located: &Located) -> Result<(), CaptureError> {
+        let capture = &self.shared.capture;
+        let may_lose = self.fresh || self.existing() == Existing::Reset;
+        if may_lose || capture.holds_rules(&located.netns).await? {
+            return Ok(());
+        }
+        if capture.would_lose_old_connections(&located.netns).await? {
+            return Err(CaptureError::ForeignRules);
+        }
+        Ok(())
+    }
+
+    /// The table of the pod, for the listeners that it has.
+    pub(super) async fn table(&mut self, located: &Located) -> Result<Table, CaptureError> {
+        let announced = self.shared.hub.announced(&self.pod.uid);
+        let owned = announced.and_then(|pod| pod.listeners.clone());
+        let dns = match &owned {
+            Some(listeners) => listeners.serve_dns(),
+            // A proxy that opens its own answers names only if it was told to.
+            None => self.wants_dns() && self.proxy_serves_dns(located).await?,
+        };
+        // A proxy that opens its own may be of any make: which sockets are its own is not known.
+        let proxies = if owned.is_some() {
+            self.groups_that_may_mark()
+        } else {
+            Vec::new()
+        };
+        let settings = &self.shared.settings;
+        Ok(plan::capture(&settings.variant(&self.pod.wishes, dns, proxies)))
+    }
+
+    /// Processes of the connected proxies.
+    pub(super) fn proxy_pids(&self) -> Vec<Option<i32>> {
+        pids_of(&self.proxies.borrow())
+    }
+
+    /// Groups of the connected proxies, or of those that were connected last: their sockets live on. Nothing where one
+    /// is not known, for its sockets would lose their mark.
+    fn groups_that_may_mark(&mut self) -> Vec<Cgroup> {
+        let pids = self.proxy_pids();
+        if self.shared.settings.mark_guard == MarkGuard::Cgroup && !pids.is_empty() {
+            let groups = pids.into_iter().map(|pid| cgroup::of_process(pid?).ok()?);
+            let groups: Option<BTreeSet<_>> = groups.collect();
+            self.groups = groups.unwrap_or_default().into_iter().collect();
+        }
+        self.groups.clone()
+    }
+
+    async fn proxy_serves_dns(&self, located: &Located) -> Result<bool, CaptureError> {
+        let sockets = self.shared.capture.marked_sockets(&located.netns).await?;
+        Ok(sockets
+            .iter()
+            .any(|socket| socket.listening && socket.port == plan::DNS_PORT))
+    }
+
     /// Opens the listeners, or takes them back, and announces the pod. From its success on the listeners exist.
     pub(super) async fn announce(&mut self) -> Result<(), CaptureError> {
         let _permit = self.shared.joins.acquire().await.ok();
         let located = self.located()?;
+        self.refuse_what_would_break(&located).await?;
+        self.shared.host.settle().await?;
         self.proxies.mark_unchanged();
         let newest = self.shared.hub.newest().ok_or(CaptureError::ProxyNotConnected)?;
         let listeners = if newest.takes_sockets {
@@ -73,19 +149,25 @@ impl PodTask {
             .announced(&self.pod.uid)
             .filter(|pod| pod.netns == located.netns);
         if let Some(held) = announced.and_then(|pod| pod.listeners.clone()) {
-            return if held.are_listening() {
+            return if held.are_listening() && held.serve_dns() == self.wants_dns() {
                 Ok(held)
             } else {
                 // Those that still listen hold their ports, and what waits in their queues.
-                held.reopen(&located.netns).await.map(Arc::new)
+                held.reopen(&located.netns, self.wants_dns()).await.map(Arc::new)
             };
         }
-        match Listeners::open(&located.netns, self.shared.dns).await {
+        let (dns, mark) = (self.wants_dns(), self.shared.settings.mark);
+        match Listeners::open(&located.netns, dns, mark).await {
             Err(CaptureError::PortTaken { port }) => {
                 let returned = self.shared.hub.return_sockets(&self.pod.uid).await;
                 let returned = returned.ok_or(CaptureError::PortTaken { port })?;
                 tracing::info!(uid = %self.pod.uid, listeners = returned.len(), "the proxy gave the listeners back");
-                Listeners::adopt(returned, self.shared.dns).map(Arc::new)
+                let adopted = Listeners::adopt(returned, mark)?;
+                if adopted.serve_dns() == dns {
+                    Ok(Arc::new(adopted))
+                } else {
+                    adopted.reopen(&located.netns, dns).await.map(Arc::new)
+                }
             }
             opened => opened.map(Arc::new),
         }
@@ -106,15 +188,19 @@ impl PodTask {
     }
 
     /// Steps 2 to 7 of joining.
-    pub(super) async fn capture(&self) -> Result<(), CaptureError> {
-        let _permit = self.shared.joins.acquire().await.ok();
+    pub(super) async fn capture(&mut self) -> Result<(), CaptureError> {
+        let joins = Arc::clone(&self.shared.joins);
+        let _permit = joins.acquire().await.ok();
         let located = self.located()?;
-        let installed = match self.shared.capture.install(&located).await {
+        let table = self.table(&located).await?;
+        let existing = self.existing();
+        let installed = match self.shared.capture.install(&located, &table, existing).await {
             Ok(()) => self.confirm(&located).await,
             Err(error) => Err(error),
         };
-        if installed.is_err() {
-            self.undo_announcement(&located).await;
+        match &installed {
+            Ok(()) => (self.planned, self.forged) = (Some(table), 0),
+            Err(_) => self.undo_announcement(&located).await,
         }
         installed
     }

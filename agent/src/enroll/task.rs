@@ -10,9 +10,12 @@ use tulle_runtime::backoff;
 use super::{Action, Degradation, Event, Goal, Machine, State, Step};
 use crate::board::Board;
 use crate::capture::Capture;
+use crate::host::Host;
 use crate::metrics::Metrics;
 use crate::netns::Located;
 use crate::pods::Pod;
+use crate::rules::plan::{Cgroup, Table};
+use crate::variant::Settings;
 use crate::zds::{Announcement, Hub, Proxies};
 
 /// How long a pod may be without a proxy before that counts.
@@ -48,6 +51,8 @@ pub struct Wanted {
     pub goal: Goal,
     /// Leave without giving other nodes time to learn of it.
     pub at_once: bool,
+    /// It was just made: it has no connections to lose, and stays mute until it is captured.
+    pub fresh: bool,
 }
 
 /// What every pod's task shares.
@@ -65,8 +70,10 @@ pub struct Shared {
     pub netns_dir: Arc<std::path::Path>,
     /// Inode of the node's own namespace.
     pub host_inode: u64,
-    /// Capture DNS.
-    pub dns: bool,
+    /// What the node was told about capture.
+    pub settings: Settings,
+    /// The node's own tables.
+    pub host: Host,
     /// Bounds joins at a time.
     pub joins: Arc<Semaphore>,
     /// How long things take.
@@ -77,17 +84,26 @@ pub struct Shared {
 pub async fn run(shared: Shared, mut wanted: watch::Receiver<Wanted>) {
     let first = wanted.borrow_and_update().clone();
     shared.board.show(&first.pod, State::Locating);
+    let shared_guards = shared.host.guards_ranges();
     let mut task = PodTask {
         proxies: shared.hub.watch(),
         shared,
+        // A pod that is found while ranges are guarded may be new; it stays mute until it has been looked at.
+        fresh: first.fresh,
+        guarded: first.fresh || shared_guards,
         pod: first.pod,
         located: None,
         wanted_since: None,
+        look_now: false,
+        planned: None,
+        groups: Vec::new(),
+        forged: 0,
     };
     let captured = first.goal == Goal::Released && task.holds_rules().await;
     let mut machine = Machine::new(first.goal, captured);
     loop {
         task.enter(&machine);
+        task.keep_tables(machine.state()).await;
         let event = match machine.action() {
             Action::End => break,
             Action::Idle => task.goal(&mut wanted).await,
@@ -109,6 +125,18 @@ pub(super) struct PodTask {
     pub(super) located: Option<Located>,
     /// Since when the pod is on its way in.
     wanted_since: Option<Instant>,
+    /// It was just made: it has no connections to lose.
+    pub(super) fresh: bool,
+    /// It stays mute until it is captured, or found to be none of ours.
+    guarded: bool,
+    /// Something changed: verify at once.
+    look_now: bool,
+    /// The table that was put in place last.
+    pub(super) planned: Option<Table>,
+    /// Groups of the proxies that were seen last.
+    pub(super) groups: Vec<Cgroup>,
+    /// Forged marks that were counted already.
+    pub(super) forged: u64,
 }
 
 impl PodTask {
@@ -144,6 +172,32 @@ impl PodTask {
         );
     }
 
+    /// Keeps the node's own tables as the pod's state asks.
+    async fn keep_tables(&mut self, state: State) {
+        let (host, uid, addresses) = (&self.shared.host, &self.pod.uid, &self.pod.addresses);
+        match state {
+            State::Locating if self.guarded => host.wait(uid, addresses),
+            State::Announcing | State::Capturing | State::Leaving => host.claim(uid, addresses),
+            State::In | State::Degraded(_) => {
+                self.guarded = false;
+                self.fresh = false;
+                host.claim(uid, addresses);
+                host.pass(uid, addresses);
+            }
+            State::Out => {
+                self.guarded = false;
+                host.release(uid);
+                host.pass(uid, addresses);
+            }
+            State::Gone => host.forget(uid),
+            State::Locating | State::Retry(_) => {}
+        }
+        if let Err(error) = host.settle().await {
+            // The next look at the node tries again; a step that depends on it asks for itself.
+            tracing::warn!(%uid, %error, "the node's own tables cannot be changed");
+        }
+    }
+
     /// Takes over a goal that changed while a step was performed.
     fn learn(&mut self, machine: &mut Machine, wanted: &mut watch::Receiver<Wanted>) {
         let changed = wanted
@@ -167,6 +221,7 @@ impl PodTask {
             return Event::Goal(Goal::Forgotten);
         }
         let newest = wanted.borrow_and_update().clone();
+        self.look_now |= newest.pod != self.pod;
         self.pod = newest.pod;
         let Pod {
             uid,
@@ -222,15 +277,35 @@ impl PodTask {
 
     /// Watches over a captured pod until something happens.
     async fn watch(&mut self, machine: &Machine, wanted: &mut watch::Receiver<Wanted>) -> Event {
-        let verify_at = Instant::now() + backoff::jittered(self.shared.timing.verify_interval);
+        let verify_at = if std::mem::take(&mut self.look_now) {
+            Instant::now()
+        } else {
+            Instant::now() + backoff::jittered(self.shared.timing.verify_interval)
+        };
         let without_proxy = machine.state() == State::Degraded(Degradation::NoProxy);
         let mut proxies = self.proxies.clone();
+        let mut generations = self.proxies.clone();
+        let pids = self.proxy_pids();
+        let replaced = async move {
+            let moved = generations.wait_for(|now| pids_of(now) != pids).await.is_ok();
+            if !moved {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             event = self.goal(wanted) => event,
             event = proxy_moved(&mut proxies, without_proxy) => event,
             () = sleep_until(verify_at) => self.verify().await,
+            // Whose sockets may carry the mark changes with them.
+            () = replaced => self.verify().await,
         }
     }
+}
+
+/// The processes of the proxies, as far as they are known.
+pub(super) fn pids_of(proxies: &Proxies) -> Vec<Option<i32>> {
+    let all = proxies.connected.iter().chain(&proxies.lingering);
+    all.map(|proxy| proxy.pid).collect()
 }
 
 /// Waits until the pod has been without a proxy for too long, or, if it was, has one again.

@@ -12,7 +12,7 @@ use crate::zds::Announcement;
 
 impl PodTask {
     /// Step 7 of joining: what was done is what the kernel has.
-    pub(super) async fn confirm(&self, located: &Located) -> Result<(), CaptureError> {
+    pub(super) async fn confirm(&mut self, located: &Located) -> Result<(), CaptureError> {
         match self.deviations(located).await?.first() {
             None => Ok(()),
             Some(check) => Err(CaptureError::RulesRefused(format!(
@@ -21,8 +21,9 @@ impl PodTask {
         }
     }
 
-    async fn deviations(&self, located: &Located) -> Result<Vec<Check>, CaptureError> {
-        let observed = self.shared.capture.observe(located).await?;
+    async fn deviations(&mut self, located: &Located) -> Result<Vec<Check>, CaptureError> {
+        let table = self.table(located).await?;
+        let observed = self.shared.capture.observe(located, &table).await?;
         if let Comparison::Different { diff } = &observed.rules {
             tracing::warn!(uid = %self.pod.uid, ?diff, "the packet rules are not as planned");
         }
@@ -39,15 +40,13 @@ impl PodTask {
             return Ok(false);
         };
         if let Some(listeners) = &announced.listeners {
-            return Ok(listeners.are_listening());
+            return Ok(listeners.are_listening() && listeners.serve_dns() == self.wants_dns());
         }
         if self.shared.hub.newest().is_none() {
             // They are the proxy's to open; nothing can be repaired until one is there.
             return Ok(true);
         }
-        let sockets = crate::sock_diag::marked_sockets(&located.netns)
-            .await
-            .map_err(CaptureError::kernel("list the sockets of the pod's namespace"))?;
+        let sockets = self.shared.capture.marked_sockets(&located.netns).await?;
         let listens = |port| {
             sockets
                 .iter()
@@ -57,7 +56,7 @@ impl PodTask {
     }
 
     /// Compares the pod with its plan and puts right what is not as planned.
-    pub(super) async fn verify(&self) -> Event {
+    pub(super) async fn verify(&mut self) -> Event {
         let Some(located) = self.located.clone() else {
             return Event::NetnsLost;
         };
@@ -65,7 +64,13 @@ impl PodTask {
             tracing::info!(uid = %self.pod.uid, "the pod's network namespace is gone");
             return Event::NetnsLost;
         }
-        let found = match self.deviations(&located).await {
+        self.count_forged_marks(&located).await;
+        let planned = self.follow_plan(&located).await;
+        let deviations = match planned {
+            Ok(()) => self.deviations(&located).await,
+            Err(error) => Err(error),
+        };
+        let found = match deviations {
             Ok(found) if found.is_empty() => {
                 self.shared.board.recovered(&self.pod.uid);
                 return Event::Verified;
@@ -84,7 +89,34 @@ impl PodTask {
         Event::Repaired
     }
 
-    async fn repair(&self, located: &Located, deviations: &[Check]) -> Result<(), CaptureError> {
+    /// What the pod's table should be may have changed: its annotations, or whose sockets may carry the mark. That is no
+    /// deviation of the pod's.
+    async fn follow_plan(&mut self, located: &Located) -> Result<(), CaptureError> {
+        let table = self.table(located).await?;
+        if self.planned.as_ref().is_some_and(|planned| *planned != table) {
+            tracing::info!(uid = %self.pod.uid, "the plan of a captured pod changed");
+            self.count_forged_marks(located).await;
+            self.shared.capture.repair_rules(located, &table).await?;
+            (self.planned, self.forged) = (Some(table), 0);
+        }
+        Ok(())
+    }
+
+    /// A pod that cannot be looked at is found out about by the verification itself.
+    async fn count_forged_marks(&mut self, located: &Located) {
+        if self.groups.is_empty() {
+            return;
+        }
+        if let Ok(counted) = self.shared.capture.forged_marks(&located.netns).await {
+            self.shared
+                .metrics
+                .forged_marks
+                .inc_by(counted.saturating_sub(self.forged));
+            self.forged = counted;
+        }
+    }
+
+    async fn repair(&mut self, located: &Located, deviations: &[Check]) -> Result<(), CaptureError> {
         for check in deviations {
             tracing::warn!(uid = %self.pod.uid, %check, "a captured pod is not as planned; repairing");
             self.shared
@@ -93,10 +125,16 @@ impl PodTask {
                 .get_or_create(&RepairLabels { check: *check })
                 .inc();
             match check {
-                Check::rules => self.shared.capture.repair_rules(located).await?,
+                Check::rules => {
+                    let table = self.table(located).await?;
+                    self.shared.capture.repair_rules(located, &table).await?;
+                    // What was counted went with the table.
+                    (self.planned, self.forged) = (Some(table), 0);
+                }
                 Check::routes => self.shared.capture.repair_routes(located).await?,
                 Check::tcp_loose => self.shared.capture.forbid_mid_stream(&located.netns).await?,
                 Check::listeners | Check::proxy => self.announce_anew(located).await?,
+                Check::probes | Check::guard => self.shared.host.settle().await?,
             }
         }
         Ok(())

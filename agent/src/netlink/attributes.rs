@@ -41,6 +41,12 @@ impl Attributes {
         self.bytes(kind | NESTED, &inner.0)
     }
 
+    /// Adds what was written elsewhere.
+    pub(crate) fn and(mut self, more: Self) -> Self {
+        self.0.extend(more.0);
+        self
+    }
+
     /// What was written.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0

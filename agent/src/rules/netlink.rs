@@ -2,6 +2,7 @@
 
 mod batch;
 mod expression;
+mod foreign;
 mod listing;
 mod translate;
 
@@ -16,13 +17,16 @@ use tulle_linux::NetNs;
 
 use super::difference::difference;
 use super::plan::Table;
+use super::ranges::{self, Range};
 use super::{Comparison, Rules};
 use crate::error::CaptureError;
 use crate::netlink::{Connection, NETLINK_NETFILTER, Refused};
 use batch::Transaction;
 
 /// What is being done, for errors.
-const STEP: &str = "change the packet rules of the pod's namespace";
+const STEP: &str = "change the packet rules of the namespace";
+/// What is being done, for errors.
+const LIST: &str = "list the packet rules of the namespace";
 /// Listings kept for comparison; there is one per variant of rules.
 const LISTINGS_MAX: usize = 64;
 
@@ -48,7 +52,7 @@ impl Netlink {
         }
         let scratch = NetNs::create().map_err(CaptureError::kernel("make a scratch network namespace"))?;
         put(&scratch, table.clone()).await?;
-        let listing: Arc<[String]> = list(&scratch).await?.unwrap_or_default().into();
+        let listing: Arc<[String]> = list(&scratch, table.name).await?.unwrap_or_default().into();
         let mut listings = self.listings.lock();
         if listings.len() >= LISTINGS_MAX {
             listings.clear();
@@ -63,8 +67,55 @@ impl Rules for Netlink {
         put(netns, table.clone()).boxed()
     }
 
-    fn remove<'a>(&'a self, netns: &'a NetNs) -> BoxFuture<'a, Result<(), CaptureError>> {
-        within(netns, remove_here).boxed()
+    fn take_over<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'a Table,
+    ) -> BoxFuture<'a, Result<(), CaptureError>> {
+        let table = table.clone();
+        within(netns, move || take_over_here(&table)).boxed()
+    }
+
+    fn remove<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'static str,
+    ) -> BoxFuture<'a, Result<(), CaptureError>> {
+        within(netns, move || remove_here(table)).boxed()
+    }
+
+    fn counted<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'static str,
+        chain: &'static str,
+    ) -> BoxFuture<'a, Result<u64, CaptureError>> {
+        within(netns, move || {
+            listing::counted_here(&mut open_here()?, table, chain).map_err(CaptureError::kernel(LIST))
+        })
+        .boxed()
+    }
+
+    fn held<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'static str,
+        set: &'static str,
+        intervals: bool,
+    ) -> BoxFuture<'a, Result<Vec<Range>, CaptureError>> {
+        within(netns, move || {
+            let elements = listing::elements_here(&mut open_here()?, table, set);
+            let elements = elements.map_err(CaptureError::kernel(LIST))?;
+            Ok(ranges::of_elements(elements, intervals))
+        })
+        .boxed()
+    }
+
+    fn drops_what_is_unknown<'a>(&'a self, netns: &'a NetNs) -> BoxFuture<'a, Result<bool, CaptureError>> {
+        within(netns, || {
+            foreign::drops_invalid_here(&mut open_here()?).map_err(CaptureError::kernel(LIST))
+        })
+        .boxed()
     }
 
     fn compare<'a>(
@@ -73,7 +124,7 @@ impl Rules for Netlink {
         table: &'a Table,
     ) -> BoxFuture<'a, Result<Comparison, CaptureError>> {
         async move {
-            let Some(found) = list(netns).await? else {
+            let Some(found) = list(netns, table.name).await? else {
                 return Ok(Comparison::Missing);
             };
             let planned = self.planned(table).await?;
@@ -95,7 +146,8 @@ async fn put(netns: &NetNs, table: Table) -> Result<(), CaptureError> {
 /// A table that replaces none needs no deletion, for which the kernel would wait some 10 ms when the socket is closed.
 fn put_here(table: &Table) -> Result<(), CaptureError> {
     let mut connection = open_here()?;
-    let present = listing::is_present_here(&mut connection).map_err(CaptureError::kernel(STEP))?;
+    let present =
+        listing::is_present_here(&mut connection, table.name).map_err(CaptureError::kernel(STEP))?;
     if !present {
         let transaction = Transaction::create(table);
         match connection.transact(transaction.messages()) {
@@ -111,8 +163,22 @@ fn put_here(table: &Table) -> Result<(), CaptureError> {
         .map_err(|refused| named(&transaction, refused))
 }
 
-fn remove_here() -> Result<(), CaptureError> {
-    let transaction = Transaction::remove();
+/// As [`put_here`], and in the same transaction what another mesh left to capture with goes.
+fn take_over_here(table: &Table) -> Result<(), CaptureError> {
+    let mut connection = open_here()?;
+    let others = foreign::removal_here(&mut connection).map_err(CaptureError::kernel(LIST))?;
+    if others.is_empty() {
+        return put_here(table);
+    }
+    tracing::info!(removed = ?others.iter().map(|(name, _)| name).collect::<Vec<_>>(), "another mesh's capture is replaced");
+    let transaction = Transaction::replace_with(table, others);
+    connection
+        .transact(transaction.messages())
+        .map_err(|refused| named(&transaction, refused))
+}
+
+fn remove_here(table: &str) -> Result<(), CaptureError> {
+    let transaction = Transaction::remove(table);
     open_here()?
         .transact(transaction.messages())
         .map_err(|refused| named(&transaction, refused))
@@ -130,23 +196,22 @@ fn named(transaction: &Transaction, refused: Refused) -> CaptureError {
     }
 }
 
-async fn within(
+async fn within<T: Send + 'static>(
     netns: &NetNs,
-    work: impl FnOnce() -> Result<(), CaptureError> + Send + 'static,
-) -> Result<(), CaptureError> {
+    work: impl FnOnce() -> Result<T, CaptureError> + Send + 'static,
+) -> Result<T, CaptureError> {
     netns
         .run_async(work)
         .await
         .map_err(CaptureError::kernel("enter the pod's namespace"))?
 }
 
-async fn list(netns: &NetNs) -> Result<Option<Vec<String>>, CaptureError> {
-    let listed = netns
-        .run_async(|| -> io::Result<_> { listing::list_here(&mut Connection::open(NETLINK_NETFILTER)?) });
+async fn list(netns: &NetNs, table: &'static str) -> Result<Option<Vec<String>>, CaptureError> {
+    let listed = netns.run_async(move || -> io::Result<_> {
+        listing::list_here(&mut Connection::open(NETLINK_NETFILTER)?, table)
+    });
     listed
         .await
         .and_then(|listed| listed)
-        .map_err(CaptureError::kernel(
-            "list the packet rules of the pod's namespace",
-        ))
+        .map_err(CaptureError::kernel(LIST))
 }

@@ -14,10 +14,12 @@ use parking_lot::Mutex;
 use tulle_linux::NetNs;
 
 use super::difference::difference;
+use super::host::{PASS_SET4, PASS_SET6, PROBE_SET4, PROBE_SET6, WAIT_SET4, WAIT_SET6};
 use super::plan::{
-    CAPTURED_MARK, Chain, DNS_PORT, HBONE_PORT, Hook, INBOUND_PORT, MARK_MASK, OUTBOUND_PORT, PROBE_V4,
-    PROBE_V6, PROXY_MARK, Rule, TABLE, TRANSPARENT_MARK, Table,
+    CAPTURED_MARK, DNS_PORT, HBONE_PORT, Hook, INBOUND_PORT, MARK_MASK, OUTBOUND_PORT, PROBE_V4, PROBE_V6,
+    PROXY_MARK, ProxyMark, Rule, TRANSPARENT_MARK, Table,
 };
+use super::table::{Chain, Elements, NOT_PROXY_CHAIN, Set};
 use super::{Comparison, Rules};
 use crate::error::CaptureError;
 
@@ -43,7 +45,7 @@ impl Nft {
     }
 
     async fn load(&self, netns: &NetNs, script: String) -> Result<(), CaptureError> {
-        let output = run(netns, &["-f", "-"], script).await?;
+        let output = run(netns, vec!["-f", "-"], script).await?;
         if output.status.success() {
             Ok(())
         } else {
@@ -51,10 +53,10 @@ impl Nft {
         }
     }
 
-    async fn list(&self, netns: &NetNs) -> Result<Option<String>, CaptureError> {
+    async fn list(&self, netns: &NetNs, table: &'static str) -> Result<Option<String>, CaptureError> {
         let output = run(
             netns,
-            &["--stateless", "list", "table", "inet", TABLE],
+            vec!["--stateless", "list", "table", "inet", table],
             String::new(),
         )
         .await?;
@@ -74,7 +76,7 @@ impl Nft {
         }
         let scratch = NetNs::create().map_err(CaptureError::kernel("make a scratch network namespace"))?;
         self.load(&scratch, script.clone()).await?;
-        let listing = self.list(&scratch).await?.unwrap_or_default();
+        let listing = self.list(&scratch, table.name).await?.unwrap_or_default();
         let mut listings = self.listings.lock();
         if listings.len() >= LISTINGS_MAX {
             listings.clear();
@@ -89,8 +91,12 @@ impl Rules for Nft {
         self.load(netns, render(table)).boxed()
     }
 
-    fn remove<'a>(&'a self, netns: &'a NetNs) -> BoxFuture<'a, Result<(), CaptureError>> {
-        self.load(netns, format!("table inet {TABLE}\ndelete table inet {TABLE}\n"))
+    fn remove<'a>(
+        &'a self,
+        netns: &'a NetNs,
+        table: &'static str,
+    ) -> BoxFuture<'a, Result<(), CaptureError>> {
+        self.load(netns, format!("table inet {table}\ndelete table inet {table}\n"))
             .boxed()
     }
 
@@ -100,7 +106,7 @@ impl Rules for Nft {
         table: &'a Table,
     ) -> BoxFuture<'a, Result<Comparison, CaptureError>> {
         async move {
-            let Some(found) = self.list(netns).await? else {
+            let Some(found) = self.list(netns, table.name).await? else {
                 return Ok(Comparison::Missing);
             };
             let planned = self.planned(table).await?;
@@ -115,12 +121,8 @@ impl Rules for Nft {
     }
 }
 
-async fn run(
-    netns: &NetNs,
-    arguments: &'static [&'static str],
-    input: String,
-) -> Result<Output, CaptureError> {
-    let work = netns.run_async(move || run_here(arguments, &input));
+async fn run(netns: &NetNs, arguments: Vec<&'static str>, input: String) -> Result<Output, CaptureError> {
+    let work = netns.run_async(move || run_here(&arguments, &input));
     let outcome = tokio::time::timeout(RUN_TIMEOUT, work)
         .await
         .map_err(|_| CaptureError::RulesRefused("nft did not end in time".to_owned()))?;
@@ -170,25 +172,70 @@ fn lines(listing: &str) -> Vec<&str> {
 /// The transaction that replaces our table with `table`.
 #[must_use]
 pub fn render(table: &Table) -> String {
-    let mut script = format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
+    let name = table.name;
+    let mut script = format!("table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n");
+    for set in &table.sets {
+        script.push_str(&render_set(set));
+    }
     for chain in &table.chains {
-        render_chain(&mut script, chain);
+        render_chain(&mut script, chain, table.mark);
     }
     script.push_str("}\n");
     script
 }
 
-fn render_chain(script: &mut String, chain: &Chain) {
+fn render_set(set: &Set) -> String {
+    let ranges = |ranges: Vec<(String, String)>| -> Vec<String> {
+        let one = |(first, last): (String, String)| {
+            if first == last {
+                first
+            } else {
+                format!("{first}-{last}")
+            }
+        };
+        ranges.into_iter().map(one).collect()
+    };
+    let (kind, elements) = match &set.elements {
+        Elements::V4(all) => ("ipv4_addr", all.iter().map(ToString::to_string).collect()),
+        Elements::V6(all) => ("ipv6_addr", all.iter().map(ToString::to_string).collect()),
+        Elements::Ranges4(all) => (
+            "ipv4_addr; flags interval",
+            ranges(
+                all.iter()
+                    .map(|(first, last)| (first.to_string(), last.to_string()))
+                    .collect(),
+            ),
+        ),
+        Elements::Ranges6(all) => (
+            "ipv6_addr; flags interval",
+            ranges(
+                all.iter()
+                    .map(|(first, last)| (first.to_string(), last.to_string()))
+                    .collect(),
+            ),
+        ),
+    };
+    let elements = match elements.join(", ") {
+        none if none.is_empty() => none,
+        some => format!(" elements = {{ {some} }}"),
+    };
+    format!("    set {} {{ type {kind};{elements} }}\n", set.name)
+}
+
+fn render_chain(script: &mut String, chain: &Chain, mark: ProxyMark) {
     let mut line = |text: std::fmt::Arguments<'_>| {
         writeln!(script, "{text}").expect("writing to a string does not fail");
     };
-    line(format_args!(
-        "    chain {} {{ type {}; policy accept;",
-        chain.name,
-        hook(chain.hook)
-    ));
+    match chain.hook {
+        Some(place) => line(format_args!(
+            "    chain {} {{ type {}; policy accept;",
+            chain.name,
+            hook(place)
+        )),
+        None => line(format_args!("    chain {} {{", chain.name)),
+    }
     for rule in &chain.rules {
-        for text in statements(rule) {
+        for text in statements(rule, mark) {
             line(format_args!("        {text}"));
         }
     }
@@ -200,15 +247,21 @@ fn hook(hook: Hook) -> &'static str {
         Hook::RawPrerouting => "filter hook prerouting priority raw",
         Hook::RawOutput => "filter hook output priority raw",
         Hook::ManglePrerouting => "filter hook prerouting priority mangle",
+        Hook::BeforeMangleOutput => "route hook output priority -151",
         Hook::MangleOutput => "route hook output priority mangle",
+        Hook::ManglePostrouting => "filter hook postrouting priority mangle",
         Hook::NatPrerouting => "nat hook prerouting priority dstnat",
         Hook::NatOutput => "nat hook output priority -100",
+        Hook::NatPostrouting => "nat hook postrouting priority 99",
     }
 }
 
 /// The text of one rule; a reroute takes two.
-fn statements(rule: &Rule) -> Vec<String> {
-    let proxy = format!("meta mark & {MARK_MASK:#x} == {PROXY_MARK:#x}");
+fn statements(rule: &Rule, mark: ProxyMark) -> Vec<String> {
+    let proxy = match mark {
+        ProxyMark::WellKnown => format!("meta mark & {MARK_MASK:#x} == {PROXY_MARK:#x}"),
+        ProxyMark::Secret(mark) => format!("meta mark {mark:#x}"),
+    };
     let keep = !MARK_MASK;
     let captured = format!("ct mark set ct mark & {keep:#x} | {CAPTURED_MARK:#x}");
     let to = |port: u16| format!("counter redirect to :{port}");
@@ -256,8 +309,33 @@ fn statements(rule: &Rule) -> Vec<String> {
         Rule::RedirectDnsUdp => format!("udp dport 53 {captured} {}", to(DNS_PORT)),
         Rule::RedirectDnsTcp => format!("tcp dport 53 {}", to(DNS_PORT)),
         Rule::RedirectOutbound => format!("meta l4proto tcp {}", to(OUTBOUND_PORT)),
+        Rule::CheckMarked => format!("ct direction original {proxy} jump {NOT_PROXY_CHAIN}"),
+        Rule::ReturnOfCgroup(group) => {
+            format!("socket cgroupv2 level {} \"{}\" return", group.level, group.path)
+        }
+        Rule::TakeMarkOff => format!("counter meta mark set meta mark & {keep:#x}"),
+        node => on_the_node(node),
     };
     vec![text]
+}
+
+/// The text of a rule of the node's own tables.
+fn on_the_node(rule: &Rule) -> String {
+    const LOCAL: &str = "oifname != \"lo\" meta l4proto tcp meta skuid >= 0";
+    match rule {
+        Rule::DropForgedProbe4 => format!("iifname != \"lo\" ip saddr {PROBE_V4} counter drop"),
+        Rule::DropForgedProbe6 => format!("iifname != \"lo\" ip6 saddr {PROBE_V6} counter drop"),
+        Rule::TranslateProbe4 => format!("{LOCAL} ip daddr @{PROBE_SET4} counter snat ip to {PROBE_V4}"),
+        Rule::TranslateProbe6 => format!("{LOCAL} ip6 daddr @{PROBE_SET6} counter snat ip6 to {PROBE_V6}"),
+        Rule::AcceptNeighbours => "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept".to_owned(),
+        Rule::AcceptReplies => "ct direction reply accept".to_owned(),
+        Rule::AcceptLocal => "meta skuid >= 0 accept".to_owned(),
+        Rule::DropFromWaiting4 => format!("ip saddr @{WAIT_SET4} ip saddr != @{PASS_SET4} counter drop"),
+        Rule::DropFromWaiting6 => format!("ip6 saddr @{WAIT_SET6} ip6 saddr != @{PASS_SET6} counter drop"),
+        Rule::DropToWaiting4 => format!("ip daddr @{WAIT_SET4} ip daddr != @{PASS_SET4} counter drop"),
+        Rule::DropToWaiting6 => format!("ip6 daddr @{WAIT_SET6} ip6 daddr != @{PASS_SET6} counter drop"),
+        other => unreachable!("{other:?} is a rule of pods"),
+    }
 }
 
 #[cfg(test)]
@@ -284,12 +362,13 @@ mod tests {
         insta::assert_snapshot!(render(&capture(&Variant {
             dns: false,
             inbound: false,
-            reroute
+            reroute,
+            ..Variant::default()
         })));
     }
 
     #[test]
     fn the_drain_table_captures_nothing_new() {
-        insta::assert_snapshot!(render(&drain()));
+        insta::assert_snapshot!(render(&drain(ProxyMark::WellKnown)));
     }
 }

@@ -1,11 +1,10 @@
 //! Which rules a pod gets: a pure function from its variant to a table.
-//!
-//! Rules are values, not text, so that each backend writes them in its own way.
 
-use std::fmt;
-use std::str::FromStr;
+use super::table::{Chain, NOT_PROXY_CHAIN, chain};
 
-/// Name of our table, in family `inet`.
+pub use super::table::{Cgroup, Hook, Interface, InvalidInterface, ProxyMark, Rule, Table};
+
+/// Name of our table in a pod, in family `inet`.
 pub const TABLE: &str = "tulle";
 /// Mark (under [`MARK_MASK`]) of packets that the proxy sends; never captured.
 pub const PROXY_MARK: u32 = 0x539;
@@ -37,6 +36,10 @@ pub struct Variant {
     pub inbound: bool,
     /// Interfaces whose traffic is the pod's own outbound, such as those of virtual machines inside of it.
     pub reroute: Vec<Interface>,
+    /// How packets of the proxy are told from others.
+    pub mark: ProxyMark,
+    /// The groups whose sockets may carry the proxy's mark; empty if everyone may.
+    pub proxies: Vec<Cgroup>,
 }
 
 impl Default for Variant {
@@ -45,122 +48,10 @@ impl Default for Variant {
             dns: false,
             inbound: true,
             reroute: Vec::new(),
+            mark: ProxyMark::WellKnown,
+            proxies: Vec::new(),
         }
     }
-}
-
-/// The name of a network interface, as the kernel allows it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Interface(String);
-
-/// Text that is no interface name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be an interface name: 1 to 15 letters, digits, dots, dashes or underscores")]
-pub struct InvalidInterface;
-
-impl FromStr for Interface {
-    type Err = InvalidInterface;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // Stricter than the kernel: these characters need no quoting anywhere.
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        if (1..=15).contains(&text.len()) && text.chars().all(allowed) && !matches!(text, "." | "..") {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(InvalidInterface)
-        }
-    }
-}
-
-impl fmt::Display for Interface {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A whole table.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Table {
-    /// Its chains, in order.
-    pub chains: Vec<Chain>,
-}
-
-/// A chain and where it hooks in.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Chain {
-    /// Its name.
-    pub name: &'static str,
-    /// Its type, hook and priority; the policy is always accept.
-    pub hook: Hook,
-    /// Its rules, in order.
-    pub rules: Vec<Rule>,
-}
-
-/// Type, hook and priority of a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Hook {
-    /// Filter, prerouting, before conntrack.
-    RawPrerouting,
-    /// Filter, output, before conntrack.
-    RawOutput,
-    /// Filter, prerouting, after conntrack and before translation.
-    ManglePrerouting,
-    /// Route, output: a changed mark routes anew.
-    MangleOutput,
-    /// Translation of what arrives.
-    NatPrerouting,
-    /// Translation of what is sent.
-    NatOutput,
-}
-
-/// One rule.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Rule {
-    /// Replies to the proxy's own DNS requests are tracked in a zone of their own.
-    ZoneDnsReplies,
-    /// The proxy's own DNS requests are tracked in a zone of their own.
-    ZoneDnsRequests,
-    /// The proxy's transparent connections to the application get the transparent mark.
-    MarkTransparent,
-    /// Packets on the loopback interface pass.
-    AcceptLoopbackIn,
-    /// Packets for the loopback interface pass.
-    AcceptLoopbackOut,
-    /// A SYN that conntrack does not know as new is dropped.
-    DropOddSyn,
-    /// A SYN from outside to a port of the proxy that is for redirected connections only is dropped.
-    DropSynToOwnPorts {
-        /// Whether the DNS port is among them.
-        dns: bool,
-    },
-    /// Replies on transparent connections get the transparent mark, which routes them back to the proxy.
-    RouteTransparentReplies,
-    /// Anything but TCP passes.
-    AcceptOtherProtocols,
-    /// What comes from an interface of a virtual machine is captured as outbound.
-    Reroute(Interface),
-    /// Probes of the node pass, IPv4.
-    AcceptFromProbe4,
-    /// Probes of the node pass, IPv6.
-    AcceptFromProbe6,
-    /// Tunnels go straight to the proxy's listener.
-    AcceptTunnels,
-    /// What follows is captured; its entry gets the captured mark.
-    MarkCaptured,
-    /// TCP that arrives goes to the proxy.
-    RedirectInbound,
-    /// Packets of the proxy pass.
-    AcceptProxy,
-    /// Replies to probes pass, IPv4.
-    AcceptToProbe4,
-    /// Replies to probes pass, IPv6.
-    AcceptToProbe6,
-    /// DNS over UDP goes to the proxy, with the captured mark.
-    RedirectDnsUdp,
-    /// DNS over TCP goes to the proxy.
-    RedirectDnsTcp,
-    /// TCP that is sent goes to the proxy.
-    RedirectOutbound,
 }
 
 /// The table of a captured pod.
@@ -188,7 +79,10 @@ pub fn capture(variant: &Variant) -> Table {
     ));
     chains.push(chain("nat-pre", Hook::NatPrerouting, nat_prerouting(variant)));
     chains.push(chain("nat-out", Hook::NatOutput, nat_output(variant)));
-    Table { chains }
+    if !variant.proxies.is_empty() {
+        chains.extend(mark_guard(&variant.proxies));
+    }
+    pod_table(variant.mark, chains)
 }
 
 /// The table of a pod that leaves: nothing new is captured, what is translated already goes on.
@@ -196,7 +90,7 @@ pub fn capture(variant: &Variant) -> Table {
 /// The empty chain keeps the hooks of translation registered. Without it the kernel would unregister them with the
 /// last chain, existing translations would stop, and both ends would be reset.
 #[must_use]
-pub fn drain() -> Table {
+pub fn drain(mark: ProxyMark) -> Table {
     let chains = vec![
         chain("mangle-pre", Hook::ManglePrerouting, vec![Rule::MarkTransparent]),
         chain(
@@ -206,7 +100,16 @@ pub fn drain() -> Table {
         ),
         chain("nat-keep", Hook::NatOutput, Vec::new()),
     ];
-    Table { chains }
+    pod_table(mark, chains)
+}
+
+fn pod_table(mark: ProxyMark, chains: Vec<Chain>) -> Table {
+    Table {
+        name: TABLE,
+        mark,
+        sets: Vec::new(),
+        chains,
+    }
 }
 
 fn nat_prerouting(variant: &Variant) -> Vec<Rule> {
@@ -241,8 +144,20 @@ fn nat_output(variant: &Variant) -> Vec<Rule> {
     rules
 }
 
-fn chain(name: &'static str, hook: Hook, rules: Vec<Rule>) -> Chain {
-    Chain { name, hook, rules }
+/// A socket that carries the mark and is not the proxy's loses it, before anything else looks.
+///
+/// Each group returns; its opposite would not do, for a socket above the group's level ends such a rule.
+fn mark_guard(proxies: &[Cgroup]) -> [Chain; 2] {
+    let mut rules: Vec<_> = proxies.iter().cloned().map(Rule::ReturnOfCgroup).collect();
+    rules.push(Rule::TakeMarkOff);
+    [
+        chain("mark-guard", Hook::BeforeMangleOutput, vec![Rule::CheckMarked]),
+        Chain {
+            name: NOT_PROXY_CHAIN,
+            hook: None,
+            rules,
+        },
+    ]
 }
 
 #[cfg(test)]
@@ -268,10 +183,20 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_name_that_would_need_quoting_is_refused() {
-        assert!("eth1".parse::<Interface>().is_ok());
-        for text in ["", "a b", "x\"; drop", "sixteen-letters1", "..", "a/b"] {
-            assert_eq!(text.parse::<Interface>(), Err(InvalidInterface), "{text}");
-        }
+    fn the_mark_is_guarded_only_when_the_proxies_groups_are_known() {
+        let names = |proxies| {
+            let table = capture(&Variant {
+                proxies,
+                ..Variant::default()
+            });
+            table.chains.iter().map(|chain| chain.name).collect::<Vec<_>>()
+        };
+        assert!(!names(Vec::new()).contains(&"mark-guard"));
+        let group = Cgroup {
+            id: 7,
+            level: 1,
+            path: "tulle-proxy".to_owned(),
+        };
+        assert_eq!(names(vec![group])[4..], ["mark-guard", NOT_PROXY_CHAIN]);
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Introduction {
     pub(super) takes_sockets: bool,
     /// It takes no pods any more.
     pub(super) lingering: bool,
+    /// Its process, if the kernel names one.
+    pub(super) pid: Option<i32>,
 }
 
 /// The next request for one proxy.

@@ -65,6 +65,11 @@ impl Connection {
         Ok((answer, fds))
     }
 
+    /// The proxy's process, as the kernel knows it; nothing if it is in another process namespace.
+    pub(super) fn peer_pid(&self) -> Option<i32> {
+        self.socket.peer_pid().ok().filter(|pid| *pid > 0)
+    }
+
     /// Waits until the proxy goes away; a packet outside of an exchange breaks the protocol.
     pub(super) async fn ended(&self) -> ConnectionError {
         match self.socket.recv(&mut [0; PACKET_MAX]).await {

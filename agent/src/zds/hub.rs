@@ -63,6 +63,8 @@ pub struct ProxyInfo {
     pub takes_sockets: bool,
     /// Whether it takes no pods any more.
     pub lingering: bool,
+    /// Its process, if the kernel names one.
+    pub pid: Option<i32>,
 }
 
 /// Announced pods and connected proxies. Clones share them.
@@ -220,12 +222,13 @@ impl Hub {
     }
 
     /// A proxy introduced itself.
-    pub(super) fn connect(&self, abilities: Option<Abilities>) -> ProxyInfo {
+    pub(super) fn connect(&self, abilities: Option<Abilities>, pid: Option<i32>) -> ProxyInfo {
         let abilities = abilities.unwrap_or_default();
         let intro = Introduction {
             generation: abilities.generation,
             takes_sockets: abilities.sockets,
             lingering: abilities.lingering,
+            pid,
         };
         self.change(|state| {
             state.next_id += 1;
@@ -236,6 +239,7 @@ impl Hub {
                 generation: intro.generation,
                 takes_sockets: intro.takes_sockets,
                 lingering: intro.lingering,
+                pid,
             }
         })
     }
@@ -361,6 +365,7 @@ fn info(proxy: &book::Proxy) -> ProxyInfo {
         generation: proxy.intro.generation.clone(),
         takes_sockets: proxy.intro.takes_sockets,
         lingering: proxy.intro.lingering,
+        pid: proxy.intro.pid,
     }
 }
 

@@ -88,7 +88,7 @@ async fn converse(socket: SeqPacket, hub: Hub) {
             return;
         }
     };
-    let info = hub.connect(hello.abilities);
+    let info = hub.connect(hello.abilities, connection.peer_pid());
     tracing::info!(
         proxy = info.id,
         generation = info.generation,

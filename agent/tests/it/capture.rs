@@ -8,9 +8,10 @@ use tulle_agent::conntrack::{self, Select};
 use tulle_agent::repair::{Held, deviations};
 use tulle_agent::rules::Backend;
 use tulle_agent::rules::Comparison;
-use tulle_agent::rules::plan::{self, Table, Variant};
+use tulle_agent::rules::plan::{self, ProxyMark, Table, Variant};
 use tulle_agent::sockets::Listeners;
 use tulle_agent::sysctl;
+use tulle_agent::variant::Existing;
 
 use crate::backends::with_each_backend;
 use crate::pod::{OUTSIDE, OUTSIDE6, PATIENCE, POD, POD6, World, assert_alive};
@@ -31,6 +32,11 @@ const HELD: Held = Held {
     announced: true,
 };
 
+/// What a pod without wishes gets.
+fn table() -> Table {
+    plan::capture(&Variant::default())
+}
+
 fn tables() -> Vec<Table> {
     vec![
         plan::capture(&Variant::default()),
@@ -42,8 +48,9 @@ fn tables() -> Vec<Table> {
             dns: true,
             inbound: false,
             reroute: vec!["eth0".parse().unwrap()],
+            ..Variant::default()
         }),
-        plan::drain(),
+        plan::drain(ProxyMark::WellKnown),
     ]
 }
 
@@ -64,8 +71,8 @@ async fn what_is_applied_is_what_the_plan_says(backend: Backend) {
             Comparison::Equal
         );
     }
-    rules.remove(&world.pod).await.unwrap();
-    rules.remove(&world.pod).await.unwrap();
+    rules.remove(&world.pod, "tulle").await.unwrap();
+    rules.remove(&world.pod, "tulle").await.unwrap();
     assert_eq!(world.output("nft", "list ruleset"), "");
 }
 
@@ -74,7 +81,7 @@ async fn a_changed_table_is_told_from_the_plan_by_its_lines(backend: Backend) {
         return;
     };
     let rules = backend.rules();
-    let table = plan::capture(&Variant::default());
+    let table = table();
     rules.apply(&world.pod, &table).await.unwrap();
     world.output("nft", "insert rule inet tulle nat-out tcp dport 80 accept");
     let Comparison::Different { diff } = rules.compare(&world.pod, &table).await.unwrap() else {
@@ -100,10 +107,13 @@ async fn joining_and_leaving_leave_nothing_behind(backend: Backend) {
         return;
     };
     let pod = world.located().await;
-    let capture = Capture::new(backend.rules(), &Variant::default());
+    let capture = Capture::new(backend.rules(), ProxyMark::WellKnown);
     for _ in 0..3 {
-        capture.install(&pod).await.unwrap();
-        assert_eq!(deviations(&capture.observe(&pod).await.unwrap(), HELD), []);
+        capture.install(&pod, &table(), Existing::Keep).await.unwrap();
+        assert_eq!(
+            deviations(&capture.observe(&pod, &table()).await.unwrap(), HELD),
+            []
+        );
         assert!(
             world
                 .output("ip", "rule")
@@ -140,12 +150,12 @@ async fn every_deviation_is_seen_and_repaired(backend: Backend) {
         return;
     };
     let pod = world.located().await;
-    let capture = Capture::new(backend.rules(), &Variant::default());
-    capture.install(&pod).await.unwrap();
+    let capture = Capture::new(backend.rules(), ProxyMark::WellKnown);
+    capture.install(&pod, &table(), Existing::Keep).await.unwrap();
     world.output("nft", "delete table inet tulle");
     world.output("ip", "rule del pref 32764");
     sysctl::set_tcp_loose(&pod.netns, true).await.unwrap();
-    let found = deviations(&capture.observe(&pod).await.unwrap(), HELD);
+    let found = deviations(&capture.observe(&pod, &table()).await.unwrap(), HELD);
     assert_eq!(
         found.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["tcp_loose", "routes", "rules"]
@@ -153,8 +163,11 @@ async fn every_deviation_is_seen_and_repaired(backend: Backend) {
 
     capture.forbid_mid_stream(&pod.netns).await.unwrap();
     capture.repair_routes(&pod).await.unwrap();
-    capture.repair_rules(&pod).await.unwrap();
-    assert_eq!(deviations(&capture.observe(&pod).await.unwrap(), HELD), []);
+    capture.repair_rules(&pod, &table()).await.unwrap();
+    assert_eq!(
+        deviations(&capture.observe(&pod, &table()).await.unwrap(), HELD),
+        []
+    );
 }
 
 async fn exactly_the_selected_conntrack_entries_are_deleted(backend: Backend) {
@@ -221,9 +234,11 @@ async fn old_connections_live_on_and_new_ones_are_captured(backend: Backend) {
     assert_alive(&mut old, &mut old_server);
 
     let pod = world.located().await;
-    let listeners = Listeners::open(&pod.netns, false).await.unwrap();
-    let capture = Capture::new(backend.rules(), &Variant::default());
-    capture.install(&pod).await.unwrap();
+    let listeners = Listeners::open(&pod.netns, false, ProxyMark::WellKnown)
+        .await
+        .unwrap();
+    let capture = Capture::new(backend.rules(), ProxyMark::WellKnown);
+    capture.install(&pod, &table(), Existing::Keep).await.unwrap();
     assert_alive(&mut old, &mut old_server);
     let new = world.dial(8080).unwrap();
     assert_eq!(
@@ -251,20 +266,22 @@ async fn captured_connections_live_on_when_a_captured_pod_is_joined_again(backen
         return;
     };
     let pod = world.located().await;
-    let listeners = Listeners::open(&pod.netns, false).await.unwrap();
-    let capture = Capture::new(backend.rules(), &Variant::default());
-    capture.install(&pod).await.unwrap();
+    let listeners = Listeners::open(&pod.netns, false, ProxyMark::WellKnown)
+        .await
+        .unwrap();
+    let capture = Capture::new(backend.rules(), ProxyMark::WellKnown);
+    capture.install(&pod, &table(), Existing::Keep).await.unwrap();
     let mut caller = world.dial(8080).unwrap();
     let inbound = TcpListener::from(listeners.fds()[1].try_clone_to_owned().unwrap());
     let (mut proxy, _) = inbound.accept().unwrap();
     proxy.set_nonblocking(false).unwrap();
     assert_alive(&mut caller, &mut proxy);
 
-    capture.install(&pod).await.unwrap();
+    capture.install(&pod, &table(), Existing::Keep).await.unwrap();
     assert_alive(&mut caller, &mut proxy);
     capture.drain(&pod).await.unwrap();
     assert_alive(&mut caller, &mut proxy);
-    capture.install(&pod).await.unwrap();
+    capture.install(&pod, &table(), Existing::Keep).await.unwrap();
     assert_alive(&mut caller, &mut proxy);
 }
 
@@ -274,13 +291,18 @@ async fn a_port_that_the_application_uses_is_named() {
         return;
     };
     let application = world.serve(15006);
-    let error = Listeners::open(&world.pod, false).await.unwrap_err();
+    let error = Listeners::open(&world.pod, false, ProxyMark::WellKnown)
+        .await
+        .unwrap_err();
     assert_eq!(error.reason().token(), "port_taken");
     assert!(error.to_string().contains("15006"), "{error}");
     drop(application);
     // A program that another test starts holds our sockets too, from its fork until it is loaded.
     let free = async {
-        while Listeners::open(&world.pod, false).await.is_err() {
+        while Listeners::open(&world.pod, false, ProxyMark::WellKnown)
+            .await
+            .is_err()
+        {
             tokio::task::yield_now().await;
         }
     };
@@ -294,7 +316,9 @@ async fn nobody_shares_the_ports_of_the_listeners() {
     let Some(world) = World::new("nobody_shares_the_ports_of_the_listeners") else {
         return;
     };
-    let listeners = Listeners::open(&world.pod, true).await.unwrap();
+    let listeners = Listeners::open(&world.pod, true, ProxyMark::WellKnown)
+        .await
+        .unwrap();
     assert_eq!(listeners.kinds().len(), 7, "three for TCP, four for DNS");
     for port in [15001, 15006, 15008] {
         let thief = world.pod.run(move || {
@@ -305,7 +329,9 @@ async fn nobody_shares_the_ports_of_the_listeners() {
         });
         assert_eq!(thief.unwrap().unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
     }
-    let marked = tulle_agent::sock_diag::marked_sockets(&world.pod).await.unwrap();
+    let marked = tulle_agent::sock_diag::marked_sockets(&world.pod, ProxyMark::WellKnown)
+        .await
+        .unwrap();
     assert_eq!(
         marked.iter().filter(|socket| socket.listening).count(),
         5,
@@ -335,9 +361,11 @@ async fn both_families_are_captured_both_ways(backend: Backend) {
     };
     let pod = world.located().await;
     assert!(pod.ipv6);
-    let listeners = Listeners::open(&pod.netns, false).await.unwrap();
-    let capture = Capture::new(backend.rules(), &Variant::default());
-    capture.install(&pod).await.unwrap();
+    let listeners = Listeners::open(&pod.netns, false, ProxyMark::WellKnown)
+        .await
+        .unwrap();
+    let capture = Capture::new(backend.rules(), ProxyMark::WellKnown);
+    capture.install(&pod, &table(), Existing::Keep).await.unwrap();
     let ways = [
         (&world.outside, IpAddr::V4(POD), 1),
         (&world.outside, IpAddr::V6(POD6), 1),

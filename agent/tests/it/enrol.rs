@@ -9,11 +9,13 @@ use tulle_agent::board::Board;
 use tulle_agent::capture::Capture;
 use tulle_agent::enroll::Goal;
 use tulle_agent::enroll::task::{self, Shared, Timing, Wanted};
+use tulle_agent::host::Host;
 use tulle_agent::metrics::{Metrics, RepairLabels};
 use tulle_agent::pods::Pod;
 use tulle_agent::repair::Check;
 use tulle_agent::rules::Backend;
-use tulle_agent::rules::plan::Variant;
+use tulle_agent::rules::plan::{self, ProxyMark, Variant};
+use tulle_agent::variant::{Existing, MarkGuard, Settings, Wishes};
 use tulle_agent::zds::Hub;
 use tulle_linux::NetNs;
 use tulle_proto::convert::zds::{Answer, Request, Sockets};
@@ -43,19 +45,27 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(world: &World, backend: Backend, goal: Goal) -> Self {
+    async fn start(world: &World, backend: Backend, goal: Goal) -> Self {
         let hub = Hub::new();
         let path = world.folder.path().join("zds.sock");
         let server = tasks::spawn("zds", tulle_agent::zds::serve(&path, hub.clone()).unwrap());
         let metrics = Metrics::register(&Registry::new());
         let shared = Shared {
-            capture: Capture::new(backend.rules(), &Variant::default()),
+            capture: Capture::new(backend.rules(), ProxyMark::WellKnown),
             hub: hub.clone(),
             board: Board::new(metrics.clone()),
             metrics,
             netns_dir: world.folder.path().into(),
             host_inode: NetNs::current().unwrap().inode(),
-            dns: false,
+            settings: Settings {
+                dns: false,
+                mark: ProxyMark::WellKnown,
+                mark_guard: MarkGuard::Off,
+                existing: Existing::Keep,
+            },
+            host: Host::take_over(Backend::Netlink.rules(), NetNs::create().unwrap())
+                .await
+                .unwrap(),
             joins: Arc::new(Semaphore::new(1)),
             timing: Timing {
                 verify_interval: Duration::from_millis(100),
@@ -69,6 +79,7 @@ impl Agent {
             pod: web(),
             goal,
             at_once: false,
+            fresh: false,
         });
         let task = tasks::spawn("pod", task::run(shared.clone(), receiver));
         Self {
@@ -126,6 +137,7 @@ fn web() -> Pod {
         addresses: vec![IpAddr::V4(POD)],
         netns: Some("netns:web".parse().unwrap()),
         enrolled: true,
+        wishes: Wishes::default(),
     }
 }
 
@@ -149,7 +161,7 @@ async fn a_running_pod_joins_and_leaves_without_losing_a_connection(backend: Bac
     let mut old = world.dial(8080).unwrap();
     let (mut old_server, _) = server.accept().unwrap();
 
-    let agent = Agent::start(&world, backend, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured).await;
     let proxy = connect(&world, "1").await;
     assert_eq!(proxy.snapshot().await[0].0, Request::Keep { uid: "u1".into() });
     let (_, copies) = take(&proxy).await;
@@ -164,7 +176,9 @@ async fn a_running_pod_joins_and_leaves_without_losing_a_connection(backend: Bac
     agent.until("Out").await;
     assert_eq!(world.output("nft", "list ruleset"), "");
     assert_alive(&mut old, &mut old_server);
-    let sockets = tulle_agent::sock_diag::marked_sockets(&world.pod).await.unwrap();
+    let sockets = tulle_agent::sock_diag::marked_sockets(&world.pod, ProxyMark::WellKnown)
+        .await
+        .unwrap();
     assert!(sockets.is_empty(), "{sockets:?}");
 }
 
@@ -172,7 +186,7 @@ async fn without_a_proxy_a_pod_is_not_captured_and_says_why(backend: Backend) {
     let Some(world) = World::new("without_a_proxy_a_pod_is_not_captured_and_says_why") else {
         return;
     };
-    let agent = Agent::start(&world, backend, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured).await;
     agent.until("Retry").await;
     assert_eq!(world.output("nft", "list ruleset"), "");
     let error = agent.shared.board.entries().remove(0).error.unwrap();
@@ -189,7 +203,7 @@ async fn listeners_and_rules_survive_a_restart_of_the_agent(backend: Backend) {
     let Some(world) = World::new("listeners_and_rules_survive_a_restart_of_the_agent") else {
         return;
     };
-    let agent = Agent::start(&world, backend, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured).await;
     let proxy = connect(&world, "1").await;
     proxy.snapshot().await;
     let (sockets, copies) = take(&proxy).await;
@@ -200,7 +214,7 @@ async fn listeners_and_rules_survive_a_restart_of_the_agent(backend: Backend) {
     assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
     world.dial(15008).expect("the proxy's copy still listens");
 
-    let agent = Agent::start(&world, backend, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured).await;
     let proxy = connect(&world, "1").await;
     assert_eq!(proxy.snapshot().await[0].0, Request::Keep { uid: "u1".into() });
     assert_eq!(
@@ -230,7 +244,7 @@ async fn what_a_pod_changes_of_its_capture_is_put_back_and_counted(backend: Back
     let Some(world) = World::new("what_a_pod_changes_of_its_capture_is_put_back_and_counted") else {
         return;
     };
-    let agent = Agent::start(&world, backend, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured).await;
     let proxy = connect(&world, "1").await;
     proxy.snapshot().await;
     take(&proxy).await;
@@ -262,7 +276,7 @@ async fn a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it(backend: Backe
     let Some(world) = World::new("a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it") else {
         return;
     };
-    let agent = Agent::start(&world, backend, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured).await;
     let proxy = connect(&world, "1").await;
     proxy.snapshot().await;
     let (_, copies) = take(&proxy).await;
@@ -278,7 +292,7 @@ async fn a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it(backend: Backe
     assert!(agent.shared.board.entries().is_empty());
     assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
     assert!(
-        tulle_agent::sock_diag::marked_sockets(&world.pod)
+        tulle_agent::sock_diag::marked_sockets(&world.pod, ProxyMark::WellKnown)
             .await
             .unwrap()
             .is_empty()
@@ -289,9 +303,16 @@ async fn rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted(backe
     let Some(world) = World::new("rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted") else {
         return;
     };
-    let capture = Capture::new(backend.rules(), &Variant::default());
-    capture.install(&world.located().await).await.unwrap();
-    let agent = Agent::start(&world, backend, Goal::Released);
+    let capture = Capture::new(backend.rules(), ProxyMark::WellKnown);
+    capture
+        .install(
+            &world.located().await,
+            &plan::capture(&Variant::default()),
+            Existing::Keep,
+        )
+        .await
+        .unwrap();
+    let agent = Agent::start(&world, backend, Goal::Released).await;
     agent.until("Out").await;
     assert_eq!(world.output("nft", "list ruleset"), "");
 }
@@ -300,7 +321,7 @@ async fn a_listener_that_was_closed_is_found_and_opened_again(backend: Backend) 
     let Some(world) = World::new("a_listener_that_was_closed_is_found_and_opened_again") else {
         return;
     };
-    let agent = Agent::start(&world, backend, Goal::Captured);
+    let agent = Agent::start(&world, backend, Goal::Captured).await;
     let proxy = connect(&world, "1").await;
     proxy.snapshot().await;
     let (_, copies) = take(&proxy).await;

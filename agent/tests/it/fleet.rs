@@ -9,9 +9,11 @@ use tulle_agent::board::Board;
 use tulle_agent::capture::Capture;
 use tulle_agent::enroll::task::{Shared, Timing};
 use tulle_agent::fleet::{self, Fleet};
+use tulle_agent::host::Host;
 use tulle_agent::metrics::Metrics;
 use tulle_agent::rules::Backend;
-use tulle_agent::rules::plan::Variant;
+use tulle_agent::rules::plan::ProxyMark;
+use tulle_agent::variant::{Existing, MarkGuard, Settings};
 use tulle_agent::zds::Hub;
 use tulle_linux::NetNs;
 use tulle_model::Mesh;
@@ -47,16 +49,24 @@ async fn accept_everything(proxy: Proxy) {
     }
 }
 
-fn shared(world: &World, backend: Backend) -> Shared {
+async fn shared(world: &World, backend: Backend) -> Shared {
     let metrics = Metrics::register(&Registry::new());
     Shared {
-        capture: Capture::new(backend.rules(), &Variant::default()),
+        capture: Capture::new(backend.rules(), ProxyMark::WellKnown),
         hub: Hub::new(),
         board: Board::new(metrics.clone()),
         metrics,
         netns_dir: world.folder.path().into(),
         host_inode: NetNs::current().unwrap().inode(),
-        dns: false,
+        settings: Settings {
+            dns: false,
+            mark: ProxyMark::WellKnown,
+            mark_guard: MarkGuard::Off,
+            existing: Existing::Keep,
+        },
+        host: Host::take_over(Backend::Netlink.rules(), NetNs::create().unwrap())
+            .await
+            .unwrap(),
         joins: Arc::new(Semaphore::new(16)),
         timing: Timing {
             leave_notice: Duration::from_millis(1),
@@ -100,7 +110,7 @@ async fn a_pod_follows_its_description_in_and_out_and_away(backend: Backend) {
     let Some(world) = World::new("a_pod_follows_its_description_in_and_out_and_away") else {
         return;
     };
-    let shared = shared(&world, backend);
+    let shared = shared(&world, backend).await;
     let (hub, board) = (shared.hub.clone(), shared.board.clone());
     proxy_for(&hub, world.folder.path()).await;
     let state = MeshState::new(Mesh::new());
@@ -125,7 +135,7 @@ async fn a_pod_follows_its_description_in_and_out_and_away(backend: Backend) {
     until(&board, &[]).await;
     assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
     assert!(
-        tulle_agent::sock_diag::marked_sockets(&world.pod)
+        tulle_agent::sock_diag::marked_sockets(&world.pod, ProxyMark::WellKnown)
             .await
             .unwrap()
             .is_empty(),
@@ -139,7 +149,7 @@ async fn a_clean_end_takes_every_pod_out(backend: Backend) {
     };
     let shared = Shared {
         timing: Timing::default(),
-        ..shared(&world, backend)
+        ..shared(&world, backend).await
     };
     let (hub, board) = (shared.hub.clone(), shared.board.clone());
     proxy_for(&hub, world.folder.path()).await;
@@ -163,7 +173,7 @@ async fn one_pod_that_cannot_be_found_does_not_hold_up_the_first_look(backend: B
     let Some(world) = World::new("one_pod_that_cannot_be_found_does_not_hold_up_the_first_look") else {
         return;
     };
-    let shared = shared(&world, backend);
+    let shared = shared(&world, backend).await;
     let (hub, board) = (shared.hub.clone(), shared.board.clone());
     proxy_for(&hub, world.folder.path()).await;
     let mut fleet = Fleet::new(shared);

@@ -3,7 +3,9 @@
 use serde_json::Value;
 use tulle_agent::rules::Backend;
 use tulle_agent::rules::Comparison::Equal;
-use tulle_agent::rules::plan::{self, Chain, Hook, Table, Variant};
+use tulle_agent::rules::host::{guard, probes};
+use tulle_agent::rules::plan::{self, Cgroup, Hook, ProxyMark, Table, Variant};
+use tulle_agent::rules::table::Chain;
 
 use crate::pod::World;
 
@@ -20,19 +22,32 @@ fn tables() -> Vec<(&'static str, Table)> {
         dns: true,
         inbound: true,
         reroute: vec!["eth1".parse().unwrap(), "virtual-machine".parse().unwrap()],
+        ..Variant::default()
     };
+    let secret = Variant {
+        mark: ProxyMark::Secret(0x8123_4567),
+        ..dns.clone()
+    };
+    let pods = ["10.9.0.7", "10.9.0.9", "fd00:9::7"].map(|text| text.parse().unwrap());
+    let ranges = ["10.9.0.0/24", "10.9.1.0/24", "10.10.0.5", "fd00:9::/64"].map(|text| text.parse().unwrap());
     vec![
         ("capture", plan::capture(&Variant::default())),
         ("capture with DNS", plan::capture(&dns)),
         ("no inbound", plan::capture(&no_inbound)),
         ("DNS and virtual interfaces", plan::capture(&everything)),
-        ("drain", plan::drain()),
+        ("secret mark", plan::capture(&secret)),
+        ("probes", probes(&pods.into())),
+        ("probes of no pod", probes(&[].into())),
+        ("guard of ranges", guard(&ranges, &pods.into())),
+        ("guard of nobody", guard(&[], &[].into())),
+        ("drain", plan::drain(ProxyMark::WellKnown)),
     ]
 }
 
 /// The table as nft shows it, without what the kernel numbers and counts.
-fn listed(world: &World) -> Value {
-    let mut listed = serde_json::from_str(&world.output("nft", "-j list table inet tulle")).unwrap();
+fn listed(world: &World, table: &Table) -> Value {
+    let json = world.output("nft", &format!("-j list table inet {}", table.name));
+    let mut listed = serde_json::from_str(&json).unwrap();
     strip(&mut listed);
     listed
 }
@@ -60,7 +75,7 @@ async fn netlink_puts_in_place_what_nft_does() {
                 return;
             };
             backend.rules().apply(&world.pod, &table).await.unwrap();
-            shown.push((listed(&world), world.output("nft", "list ruleset")));
+            shown.push((listed(&world, &table), world.output("nft", "list ruleset")));
         }
         let (netlink, nft) = (&shown[0], &shown[1]);
         assert_eq!(netlink.1, nft.1, "{variant}, as text");
@@ -68,6 +83,60 @@ async fn netlink_puts_in_place_what_nft_does() {
         let chains = netlink.0["nftables"].as_array().unwrap();
         assert!(chains.len() > table.chains.len(), "{variant}: {chains:?}");
     }
+}
+
+/// A group of the unified hierarchy, where it is mounted below the folder in which nft looks; it goes with the value.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn new(name: &str) -> Option<(Self, Cgroup)> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let mount = mounts.lines().find_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (point, kind) = (fields.next()?, fields.next()?);
+            (kind == "cgroup2" && point.starts_with("/sys/fs/cgroup")).then(|| point.to_owned())
+        })?;
+        let folder = std::path::Path::new(&mount).join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir(&folder).ok()?;
+        let group = Self(folder);
+        let path = group.0.strip_prefix("/sys/fs/cgroup").unwrap();
+        let cgroup = Cgroup {
+            id: std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&group.0).unwrap()),
+            level: 1,
+            path: path.to_str().unwrap().to_owned(),
+        };
+        Some((group, cgroup))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn the_guard_of_marks_is_what_nft_makes_of_it() {
+    let Some((_group, cgroup)) = Group::new("tulle-golden") else {
+        eprintln!(
+            "skipped: the_guard_of_marks_is_what_nft_makes_of_it: no unified hierarchy to make a group in"
+        );
+        return;
+    };
+    let table = plan::capture(&Variant {
+        proxies: vec![cgroup],
+        ..Variant::default()
+    });
+    let mut shown = Vec::new();
+    for backend in [Backend::Netlink, Backend::Nft] {
+        let Some(world) = World::new("the_guard_of_marks_is_what_nft_makes_of_it") else {
+            return;
+        };
+        backend.rules().apply(&world.pod, &table).await.unwrap();
+        shown.push(world.output("nft", "list ruleset"));
+    }
+    assert!(shown[0].contains("socket cgroupv2 level 1"), "{}", shown[0]);
+    assert_eq!(shown[0], shown[1]);
 }
 
 #[tokio::test]
@@ -88,14 +157,14 @@ async fn a_refused_message_is_named_and_nothing_of_the_transaction_stays() {
         return;
     };
     let rules = Backend::Netlink.rules();
-    let standing = plan::drain();
+    let standing = plan::drain(ProxyMark::WellKnown);
     rules.apply(&world.pod, &standing).await.unwrap();
     let mut table = plan::capture(&Variant::default());
     // The kernel takes names of at most 255 bytes.
     let name: &'static str = Box::leak("x".repeat(300).into_boxed_str());
     table.chains.push(Chain {
         name,
-        hook: Hook::MangleOutput,
+        hook: Some(Hook::MangleOutput),
         rules: Vec::new(),
     });
     let error = rules.apply(&world.pod, &table).await.unwrap_err();
@@ -130,6 +199,6 @@ async fn two_that_apply_at_the_same_time_leave_one_whole_table() {
         one.and(other).unwrap();
         let found = rules.compare(&world.pod, &table).await.unwrap();
         assert_eq!(found, Equal);
-        rules.remove(&world.pod).await.unwrap();
+        rules.remove(&world.pod, "tulle").await.unwrap();
     }
 }

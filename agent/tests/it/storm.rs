@@ -10,8 +10,9 @@ use std::thread;
 use tulle_agent::capture::Capture;
 use tulle_agent::netns::Located;
 use tulle_agent::rules::Backend;
-use tulle_agent::rules::plan::Variant;
+use tulle_agent::rules::plan::{self, ProxyMark, Variant};
 use tulle_agent::sockets::Listeners;
+use tulle_agent::variant::Existing;
 use tulle_linux::NetNs;
 
 use crate::backends::with_each_backend;
@@ -137,12 +138,20 @@ fn relay(pod: &NetNs, mut caller: TcpStream) {
 }
 
 async fn cycle(world: &World, pod: &Located, capture: &Capture) -> usize {
-    let listeners = Listeners::open(&pod.netns, false).await.unwrap();
+    let listeners = Listeners::open(&pod.netns, false, ProxyMark::WellKnown)
+        .await
+        .unwrap();
     let inbound = listeners.fds()[1].try_clone_to_owned().unwrap();
     let relay = Relay::start(&world.pod, inbound);
-    capture.install(pod).await.unwrap();
+    capture
+        .install(pod, &plan::capture(&Variant::default()), Existing::Keep)
+        .await
+        .unwrap();
     for _ in 0..3 {
-        capture.repair_rules(pod).await.unwrap();
+        capture
+            .repair_rules(pod, &plan::capture(&Variant::default()))
+            .await
+            .unwrap();
     }
     capture.drain(pod).await.unwrap();
     capture.wait_for_queues_to_empty(pod).await.unwrap();
@@ -162,7 +171,7 @@ async fn no_call_fails_while_a_pod_joins_and_leaves(backend: Backend) {
     let (mut old_server, _) = server.accept().unwrap();
     echo(server);
     let pod = world.located().await;
-    let capture = Capture::new(backend.rules(), &Variant::default());
+    let capture = Capture::new(backend.rules(), ProxyMark::WellKnown);
     let callers = Callers::start(&world.outside);
     let mut relayed = 0;
     for _ in 0..CYCLES {

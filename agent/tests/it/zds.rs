@@ -23,7 +23,11 @@ fn serve(world: &World) -> (Hub, PathBuf) {
 
 async fn web(world: &World, with_listeners: bool) -> Announcement {
     let listeners = if with_listeners {
-        Some(Listeners::open(&world.pod, false).await.unwrap())
+        Some(
+            Listeners::open(&world.pod, false, tulle_agent::rules::plan::ProxyMark::WellKnown)
+                .await
+                .unwrap(),
+        )
     } else {
         None
     };
@@ -205,7 +209,9 @@ async fn a_proxy_gives_listeners_back() {
     hub.complete();
     let proxy = Proxy::connect(&path, Some("1")).await;
     proxy.snapshot().await;
-    let held = Listeners::open(&world.pod, false).await.unwrap();
+    let held = Listeners::open(&world.pod, false, tulle_agent::rules::plan::ProxyMark::WellKnown)
+        .await
+        .unwrap();
     let uid = "u1".into();
     let (returned, ()) = tokio::join!(hub.return_sockets(&uid), async {
         assert_eq!(
@@ -215,7 +221,8 @@ async fn a_proxy_gives_listeners_back() {
         let sockets = Some(held.announcement());
         proxy.answer(&Answer { error: None, sockets }, &held.fds()).await;
     });
-    let adopted = Listeners::adopt(returned.unwrap(), false).unwrap();
+    let adopted =
+        Listeners::adopt(returned.unwrap(), tulle_agent::rules::plan::ProxyMark::WellKnown).unwrap();
     assert!(adopted.are_listening());
 }
 
@@ -224,18 +231,20 @@ async fn what_a_proxy_gives_back_is_checked() {
     let Some(world) = World::new("what_a_proxy_gives_back_is_checked") else {
         return;
     };
-    let held = Listeners::open(&world.pod, false).await.unwrap();
+    let held = Listeners::open(&world.pod, false, tulle_agent::rules::plan::ProxyMark::WellKnown)
+        .await
+        .unwrap();
     let copy = |at: usize| held.fds()[at].try_clone_to_owned().unwrap();
     let wrong_port = vec![
         (Kind::Outbound, copy(1)),
         (Kind::InboundPlain, copy(0)),
         (Kind::InboundHbone, copy(2)),
     ];
-    assert!(Listeners::adopt(wrong_port, false).is_err());
+    assert!(Listeners::adopt(wrong_port, tulle_agent::rules::plan::ProxyMark::WellKnown).is_err());
     let missing = vec![(Kind::Outbound, copy(0)), (Kind::InboundPlain, copy(1))];
-    assert!(Listeners::adopt(missing, false).is_err());
+    assert!(Listeners::adopt(missing, tulle_agent::rules::plan::ProxyMark::WellKnown).is_err());
     let no_socket = vec![(Kind::Outbound, world.pod.fd().try_clone_to_owned().unwrap())];
-    assert!(Listeners::adopt(no_socket, false).is_err());
+    assert!(Listeners::adopt(no_socket, tulle_agent::rules::plan::ProxyMark::WellKnown).is_err());
 }
 
 #[tokio::test]

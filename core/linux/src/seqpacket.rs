@@ -124,6 +124,16 @@ impl SeqPacket {
         })
     }
 
+    /// The process at the other end, as it was when it connected; 0 if it is out of sight of ours.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn peer_pid(&self) -> io::Result<i32> {
+        let peer =
+            nix::sys::socket::getsockopt(self.socket.get_ref(), nix::sys::socket::sockopt::PeerCredentials)?;
+        Ok(peer.pid())
+    }
+
     /// Sends one packet with its descriptors.
     ///
     /// # Errors

@@ -52,6 +52,8 @@ reasons! {
     ListenersMissing "T0106" "listeners_missing" None "a listener of an enrolled workload was gone; it is opened again";
     RulesRefused "T0107" "rules_refused" None "the kernel refused the packet rules; check that nf_tables, nat and conntrack are available";
     ProxyNotConnected "T0108" "proxy_not_connected" None "no node proxy is connected to the agent; see `tulle status`";
+    ForeignRules "T0109" "foreign_rules" None "rules of a pod's own would make capture break its open connections; recreate it, or let them be reset";
+    HostHooksBypassed "T0110" "host_hooks_bypassed" None "packets between pods of a bridge do not pass the node's rules; set net.bridge.bridge-nf-call-iptables=1";
     EnrolmentUnknown "T0112" "enrolment_unknown" None "whether a new pod is enrolled cannot be told, so it is refused; describe it, or exclude its namespace";
     ResourceRejected "T0201" "resource_rejected" Connect "a configuration object cannot be used; the last good version stays in force";
     UnparsableFile "T0202" "unparsable_file" None "a file of the configuration folder cannot be read as YAML; its objects keep their last good form";

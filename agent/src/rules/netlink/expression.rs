@@ -12,6 +12,9 @@ const EXPRESSION_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
+/// -3 and -5 as the kernel's verdicts are numbered.
+const VERDICT_JUMP: u32 = 0xffff_fffd;
+const VERDICT_RETURN: u32 = 0xffff_fffb;
 
 /// One step of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,16 +33,32 @@ pub(super) enum Expression {
     Equal(Vec<u8>),
     /// Goes on if what is loaded is not this.
     Unequal(Vec<u8>),
+    /// Goes on if what is loaded, as a big-endian number, is this or more.
+    AtLeast(Vec<u8>),
+    /// Turns a number that is loaded into a big-endian one.
+    ToBigEndian,
     /// Keeps the bits of the first of what is loaded, then turns the bits of the second.
     Mask(Vec<u8>, Vec<u8>),
     /// Loads a value.
     Immediate(Vec<u8>),
     /// Goes on if what is loaded is in the anonymous set with this id, that comes with the same transaction.
     In(u32),
+    /// Goes on if what is loaded is in the table's set of this name.
+    InSet(&'static str),
+    /// Goes on if what is loaded is not in the table's set of this name.
+    NotInSet(&'static str),
+    /// Loads the number of the control group, at this level, of the packet's socket.
+    SocketCgroup(u32),
     /// Counts.
     Counter,
     /// Translates the destination to this machine, at the port that is loaded.
     Redirect,
+    /// Translates the source to the address of this family that is loaded.
+    TranslateSource(u8),
+    /// Goes on in another chain, and comes back.
+    Jump(&'static str),
+    /// Goes back to where the chain was jumped to from.
+    Return,
     /// Ends with the packet passed on.
     Accept,
     /// Ends with the packet gone.
@@ -55,6 +74,8 @@ pub(super) enum Meta {
     InputInterface = 6,
     /// The interface it leaves by.
     OutputInterface = 7,
+    /// The user of its socket, if it has one.
+    Owner = 10,
     /// IPv4 or IPv6.
     NetworkProtocol = 15,
     /// TCP, UDP or another.
@@ -91,6 +112,8 @@ pub(super) enum Field {
     DestinationPort,
     /// Flags of TCP.
     TcpFlags,
+    /// Type of a message of ICMPv6.
+    Icmp6Type,
 }
 
 impl Field {
@@ -106,6 +129,7 @@ impl Field {
             Self::SourcePort => (TRANSPORT, 0, 2),
             Self::DestinationPort => (TRANSPORT, 2, 2),
             Self::TcpFlags => (TRANSPORT, 13, 1),
+            Self::Icmp6Type => (TRANSPORT, 0, 1),
         }
     }
 }
@@ -128,11 +152,19 @@ impl Expression {
             Self::Payload(field) => ("payload", payload(*field)),
             Self::Equal(value) => ("cmp", compare(0, value)),
             Self::Unequal(value) => ("cmp", compare(1, value)),
+            Self::AtLeast(value) => ("cmp", compare(5, value)),
+            Self::ToBigEndian => ("byteorder", to_big_endian()),
             Self::Mask(and, xor) => ("bitwise", bitwise(and, xor)),
             Self::Immediate(value) => ("immediate", immediate(REGISTER, &data(value))),
-            Self::In(set) => ("lookup", lookup(*set)),
+            Self::In(set) => ("lookup", lookup(ANONYMOUS_SET).number(4, *set)),
+            Self::InSet(name) => ("lookup", lookup(name)),
+            Self::NotInSet(name) => ("lookup", lookup(name).number(5, 1)),
+            Self::SocketCgroup(level) => ("socket", socket_cgroup(*level)),
             Self::Counter => ("counter", Attributes::new()),
             Self::Redirect => ("redir", redirect()),
+            Self::TranslateSource(family) => ("nat", translate_source(*family)),
+            Self::Jump(chain) => ("immediate", immediate(REGISTER_VERDICT, &jump(chain))),
+            Self::Return => ("immediate", immediate(REGISTER_VERDICT, &verdict(VERDICT_RETURN))),
             Self::Accept => ("immediate", immediate(REGISTER_VERDICT, &verdict(1))),
             Self::Drop => ("immediate", immediate(REGISTER_VERDICT, &verdict(0))),
         }
@@ -195,14 +227,47 @@ fn immediate(register: u32, data: &Attributes) -> Attributes {
     Attributes::new().number(TARGET, register).nested(DATA, data)
 }
 
-fn lookup(set: u32) -> Attributes {
+fn lookup(set: &str) -> Attributes {
     const SET: u16 = 1;
     const SOURCE: u16 = 2;
-    const SET_ID: u16 = 4;
+    Attributes::new().text(SET, set).number(SOURCE, REGISTER)
+}
+
+fn to_big_endian() -> Attributes {
+    const SOURCE: u16 = 1;
+    const TARGET: u16 = 2;
+    const OPERATION: u16 = 3;
+    const LENGTH: u16 = 4;
+    const SIZE: u16 = 5;
+    const FROM_HOST: u32 = 1;
     Attributes::new()
-        .text(SET, ANONYMOUS_SET)
         .number(SOURCE, REGISTER)
-        .number(SET_ID, set)
+        .number(TARGET, REGISTER)
+        .number(OPERATION, FROM_HOST)
+        .number(LENGTH, 4)
+        .number(SIZE, 4)
+}
+
+fn socket_cgroup(level: u32) -> Attributes {
+    const KEY: u16 = 1;
+    const TARGET: u16 = 2;
+    const LEVEL: u16 = 3;
+    const CGROUP: u32 = 3;
+    Attributes::new()
+        .number(KEY, CGROUP)
+        .number(TARGET, REGISTER)
+        .number(LEVEL, level)
+}
+
+fn translate_source(family: u8) -> Attributes {
+    const TYPE: u16 = 1;
+    const FAMILY: u16 = 2;
+    const ADDRESS_REGISTER: u16 = 3;
+    const SOURCE: u32 = 0;
+    Attributes::new()
+        .number(TYPE, SOURCE)
+        .number(FAMILY, u32::from(family))
+        .number(ADDRESS_REGISTER, REGISTER)
 }
 
 fn redirect() -> Attributes {
@@ -218,6 +283,14 @@ fn redirect() -> Attributes {
 /// A value as it stands in a register.
 pub(super) fn data(value: &[u8]) -> Attributes {
     Attributes::new().bytes(DATA_VALUE, value)
+}
+
+fn jump(chain: &str) -> Attributes {
+    const CHAIN: u16 = 2;
+    let verdict = Attributes::new()
+        .number(VERDICT_CODE, VERDICT_JUMP)
+        .text(CHAIN, chain);
+    Attributes::new().bytes(DATA_VERDICT | NESTED, verdict.as_bytes())
 }
 
 fn verdict(code: u32) -> Attributes {

@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
 
-use super::super::plan::TABLE;
-use super::batch::{INET, TABLE_NAME, kind, our_table};
+use super::batch::{INET, TABLE_NAME, kind, named};
 use crate::netlink::{Attributes, Connection, Message, attribute, attributes};
 
 const GET_TABLE: u16 = 1;
@@ -50,11 +49,11 @@ const SET_OBJECT: Object = Object {
 };
 const SET_NAME: u16 = 2;
 
-/// Lists our table in the calling thread's namespace; nothing if there is none.
-pub(super) fn list_here(connection: &mut Connection) -> io::Result<Option<Vec<String>>> {
+/// Lists a table in the calling thread's namespace; nothing if there is none.
+pub(super) fn list_here(connection: &mut Connection, table: &str) -> io::Result<Option<Vec<String>>> {
     for _ in 0..ATTEMPTS_MAX {
         let before = generation(connection)?;
-        let lines = list_once(connection)?;
+        let lines = list_once(connection, table)?;
         if generation(connection)? == before {
             return Ok(lines);
         }
@@ -64,13 +63,74 @@ pub(super) fn list_here(connection: &mut Connection) -> io::Result<Option<Vec<St
     ))
 }
 
-/// Whether our table is in the calling thread's namespace.
-pub(super) fn is_present_here(connection: &mut Connection) -> io::Result<bool> {
-    match connection.request(&get(GET_TABLE)) {
+/// Whether a table is in the calling thread's namespace.
+pub(super) fn is_present_here(connection: &mut Connection, table: &str) -> io::Result<bool> {
+    match connection.request(&get(GET_TABLE, table)) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// What the counters of a chain's rules have counted, in packets; nothing if there is no such chain.
+pub(super) fn counted_here(connection: &mut Connection, table: &str, chain: &str) -> io::Result<u64> {
+    const CHAIN: u16 = 2;
+    const EXPRESSIONS: u16 = 4;
+    let mut packets = 0;
+    connection.dump(&get(GET_RULE, table), |body| {
+        let Some(listed) = listed(body) else { return };
+        let is = |number, text: &str| {
+            attribute(listed, number).and_then(|name| name.strip_suffix(&[0])) == Some(text.as_bytes())
+        };
+        if is(TABLE_NAME, table) && is(CHAIN, chain) {
+            let expressions = attribute(listed, EXPRESSIONS).unwrap_or_default();
+            packets += attributes(expressions)
+                .filter_map(|(_, expression)| packets_of(expression))
+                .sum::<u64>();
+        }
+    })?;
+    Ok(packets)
+}
+
+/// What a counter has counted.
+fn packets_of(expression: &[u8]) -> Option<u64> {
+    const NAME: u16 = 1;
+    const PARAMETERS: u16 = 2;
+    const PACKETS: u16 = 2;
+    let is_counter = attribute(expression, NAME)? == b"counter\0";
+    let packets = attribute(attribute(expression, PARAMETERS)?, PACKETS)?;
+    is_counter.then_some(u64::from_be_bytes(packets.try_into().ok()?))
+}
+
+/// The elements of a set: each key, and whether it is where a range ends; nothing if there is no such set.
+pub(super) fn elements_here(
+    connection: &mut Connection,
+    table: &str,
+    set: &str,
+) -> io::Result<Vec<(Vec<u8>, bool)>> {
+    const ELEMENTS: u16 = 3;
+    let wanted = named(table).text(SET_NAME, set);
+    let mut found = Vec::new();
+    let dumped = connection.dump(&Message::new(kind(GET_ELEMENTS), &INET).with(wanted), |body| {
+        let list = listed(body).and_then(|listed| attribute(listed, ELEMENTS));
+        found.extend(attributes(list.unwrap_or_default()).filter_map(|(_, element)| bound(element)));
+    });
+    match dumped {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+        Ok(()) => Ok(found),
+    }
+}
+
+fn bound(element: &[u8]) -> Option<(Vec<u8>, bool)> {
+    const KEY: u16 = 1;
+    const FLAGS: u16 = 3;
+    const VALUE: u16 = 1;
+    const INTERVAL_END: u32 = 1;
+    let key = attribute(attribute(element, KEY)?, VALUE)?.to_vec();
+    let flags = attribute(element, FLAGS).and_then(|flags| flags.try_into().ok());
+    let ends = flags.is_some_and(|flags| u32::from_be_bytes(flags) & INTERVAL_END != 0);
+    Some((key, ends))
 }
 
 /// The number of the namespace's rule set; every transaction changes it.
@@ -84,18 +144,23 @@ fn generation(connection: &mut Connection) -> io::Result<Vec<u8>> {
     Ok(found)
 }
 
-fn list_once(connection: &mut Connection) -> io::Result<Option<Vec<String>>> {
+fn list_once(connection: &mut Connection, table: &str) -> io::Result<Option<Vec<String>>> {
     let mut lines = Vec::new();
-    let asked = connection.ask(&get(GET_TABLE), |body| lines.extend(line(&TABLE_OBJECT, body)));
+    let asked = connection.ask(&get(GET_TABLE, table), |body| {
+        lines.extend(line(&TABLE_OBJECT, table, body));
+    });
     match asked {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         asked => asked?,
     }
-    connection.dump(&get(GET_CHAIN), |body| lines.extend(line(&CHAIN_OBJECT, body)))?;
-    connection.dump(&get(GET_RULE), |body| lines.extend(line(&RULE_OBJECT, body)))?;
+    for (number, object) in [(GET_CHAIN, &CHAIN_OBJECT), (GET_RULE, &RULE_OBJECT)] {
+        connection.dump(&get(number, table), |body| {
+            lines.extend(line(object, table, body))
+        })?;
+    }
     let mut sets = Vec::new();
-    connection.dump(&get(GET_SET), |body| {
-        if let Some(line) = line(&SET_OBJECT, body) {
+    connection.dump(&get(GET_SET, table), |body| {
+        if let Some(line) = line(&SET_OBJECT, table, body) {
             lines.push(line);
             sets.extend(
                 listed(body)
@@ -105,19 +170,19 @@ fn list_once(connection: &mut Connection) -> io::Result<Option<Vec<String>>> {
         }
     })?;
     for set in &sets {
-        lines.push(elements(connection, set)?);
+        lines.push(elements(connection, table, set)?);
     }
     Ok(Some(lines))
 }
 
-fn get(number: u16) -> Message {
-    Message::new(kind(number), &INET).with(our_table())
+fn get(number: u16, table: &str) -> Message {
+    Message::new(kind(number), &INET).with(named(table))
 }
 
 /// The elements of a set, in an order of ours: the kernel's is that of its hash table.
-fn elements(connection: &mut Connection, set: &[u8]) -> io::Result<String> {
+fn elements(connection: &mut Connection, table: &str, set: &[u8]) -> io::Result<String> {
     const ELEMENTS: u16 = 3;
-    let named: Attributes = our_table().bytes(SET_NAME, set);
+    let named: Attributes = named(table).bytes(SET_NAME, set);
     let mut found = BTreeSet::new();
     connection.dump(&Message::new(kind(GET_ELEMENTS), &INET).with(named), |body| {
         let list = listed(body).and_then(|listed| attribute(listed, ELEMENTS));
@@ -133,9 +198,9 @@ fn listed(body: &[u8]) -> Option<&[u8]> {
 }
 
 /// One object in a line; nothing if it belongs to another table.
-fn line(object: &Object, body: &[u8]) -> Option<String> {
+fn line(object: &Object, table: &str, body: &[u8]) -> Option<String> {
     let listed = listed(body)?;
-    if attribute(listed, TABLE_NAME)?.strip_suffix(&[0])? != TABLE.as_bytes() {
+    if attribute(listed, TABLE_NAME)?.strip_suffix(&[0])? != table.as_bytes() {
         return None;
     }
     let mut line = object.title.to_owned();
@@ -216,7 +281,7 @@ mod tests {
     fn handles_and_counters_make_no_difference() {
         let seen = |handle, packets| {
             let expressions = [counter(packets), Expression::Accept.encode()];
-            line(&RULE_OBJECT, &rule("tulle", handle, &expressions))
+            line(&RULE_OBJECT, "tulle", &rule("tulle", handle, &expressions))
         };
         assert_eq!(
             seen(1, 2).unwrap(),
@@ -227,14 +292,20 @@ mod tests {
     }
 
     #[test]
+    fn a_counter_is_read_and_nothing_else() {
+        assert_eq!(packets_of(counter(7).as_bytes()), Some(7));
+        assert_eq!(packets_of(Expression::Accept.encode().as_bytes()), None);
+    }
+
+    #[test]
     fn what_a_rule_does_makes_one() {
-        let seen = |verdict: Expression| line(&RULE_OBJECT, &rule("tulle", 1, &[verdict.encode()]));
+        let seen = |verdict: Expression| line(&RULE_OBJECT, "tulle", &rule("tulle", 1, &[verdict.encode()]));
         assert_ne!(seen(Expression::Accept), seen(Expression::Drop));
     }
 
     #[test]
     fn other_tables_are_left_out() {
-        assert_eq!(line(&RULE_OBJECT, &rule("tulle-host", 1, &[])), None);
-        assert_eq!(line(&RULE_OBJECT, &[1, 0]), None);
+        assert_eq!(line(&RULE_OBJECT, "tulle", &rule("tulle-host", 1, &[])), None);
+        assert_eq!(line(&RULE_OBJECT, "tulle", &[1, 0]), None);
     }
 }

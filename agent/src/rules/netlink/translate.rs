@@ -2,19 +2,27 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::super::host::{PASS_SET4, PASS_SET6, PROBE_SET4, PROBE_SET6, WAIT_SET4, WAIT_SET6};
 use super::super::plan::{
     CAPTURED_MARK, DNS_PORT, HBONE_PORT, INBOUND_PORT, Interface, MARK_MASK, OUTBOUND_PORT, PROBE_V4,
-    PROBE_V6, PROXY_MARK, Rule, TRANSPARENT_MARK,
+    PROBE_V6, PROXY_MARK, ProxyMark, Rule, TRANSPARENT_MARK,
 };
+use super::super::table::NOT_PROXY_CHAIN;
+use super::batch::Key;
 use super::expression::{Conntrack, Expression, Field, Meta};
 
-use Expression::{Accept, Counter, Drop, Equal, Immediate, Mask, Redirect, SetConntrack, SetMeta, Unequal};
+use Expression::{
+    Accept, Counter, Drop, Equal, Immediate, InSet, Mask, NotInSet, Redirect, SetConntrack, SetMeta, Unequal,
+};
 
 const DNS: u16 = 53;
 /// The conntrack zone of the proxy's own DNS requests.
 const DNS_ZONE: u16 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const ICMP6: u8 = 58;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 const DIRECTION_ORIGINAL: u8 = 0;
@@ -31,13 +39,15 @@ const INTERFACE_BYTES: usize = 16;
 pub(super) struct Statement {
     /// Its steps.
     pub(super) expressions: Vec<Expression>,
-    /// The ports of the anonymous set that a step looks into; empty when none does.
-    pub(super) ports: Vec<u16>,
+    /// What the anonymous set holds that a step looks into; empty when none does.
+    pub(super) keys: Vec<Key>,
 }
 
-/// What a rule is made of; a reroute takes two statements. A set of ports, where one is needed, has the given id.
-pub(super) fn statements(rule: &Rule, set: u32) -> Vec<Statement> {
+/// What a rule is made of; a reroute takes two statements. An anonymous set, where one is needed, has the given id.
+pub(super) fn statements(rule: &Rule, mark: ProxyMark, set: u32) -> Vec<Statement> {
+    let proxy = || proxy(mark);
     let steps = match rule {
+        Rule::AcceptNeighbours => return vec![accept_neighbours(set)],
         Rule::DropSynToOwnPorts { dns } => return vec![drop_syn_to_own_ports(*dns, set)],
         Rule::Reroute(interface) => return reroute(interface),
         Rule::ZoneDnsReplies => vec![not_from("lo"), port(UDP, Field::SourcePort, DNS), zone_dns()],
@@ -78,14 +88,87 @@ pub(super) fn statements(rule: &Rule, set: u32) -> Vec<Statement> {
         ],
         Rule::RedirectDnsTcp => vec![port(TCP, Field::DestinationPort, DNS), redirect(DNS_PORT)],
         Rule::RedirectOutbound => vec![protocol(TCP), redirect(OUTBOUND_PORT)],
+        Rule::CheckMarked => vec![
+            direction(DIRECTION_ORIGINAL),
+            proxy(),
+            vec![Expression::Jump(NOT_PROXY_CHAIN)],
+        ],
+        Rule::ReturnOfCgroup(group) => vec![vec![
+            Expression::SocketCgroup(group.level),
+            Equal(group.id.to_ne_bytes().to_vec()),
+            Expression::Return,
+        ]],
+        Rule::TakeMarkOff => vec![vec![Counter], mark_packet(0)],
+        node => on_the_node(node),
     };
     vec![statement(steps)]
+}
+
+/// Rules of the node's own tables.
+fn on_the_node(rule: &Rule) -> Vec<Vec<Expression>> {
+    let waiting = |family, field, wait, pass| {
+        let mut steps = belongs_to(family, field, wait);
+        steps.extend([Expression::Payload(field), NotInSet(pass), Counter, Drop]);
+        vec![steps]
+    };
+    match rule {
+        Rule::DropForgedProbe4 => vec![not_from("lo"), probe4(Field::Source4), vec![Counter, Drop]],
+        Rule::DropForgedProbe6 => vec![not_from("lo"), probe6(Field::Source6), vec![Counter, Drop]],
+        Rule::TranslateProbe4 => translate_probe(IPV4, Field::Destination4, PROBE_SET4, &probe4_bytes()),
+        Rule::TranslateProbe6 => translate_probe(IPV6, Field::Destination6, PROBE_SET6, &probe6_bytes()),
+        Rule::AcceptReplies => vec![direction(DIRECTION_REPLY), vec![Accept]],
+        Rule::AcceptLocal => vec![has_owner(), vec![Accept]],
+        Rule::DropFromWaiting4 => waiting(IPV4, Field::Source4, WAIT_SET4, PASS_SET4),
+        Rule::DropFromWaiting6 => waiting(IPV6, Field::Source6, WAIT_SET6, PASS_SET6),
+        Rule::DropToWaiting4 => waiting(IPV4, Field::Destination4, WAIT_SET4, PASS_SET4),
+        Rule::DropToWaiting6 => waiting(IPV6, Field::Destination6, WAIT_SET6, PASS_SET6),
+        other => unreachable!("{other:?} is a rule of pods"),
+    }
+}
+
+/// Only packets with a socket on this machine have an owner, whose number is at least 0.
+fn has_owner() -> Vec<Expression> {
+    vec![
+        Expression::Meta(Meta::Owner),
+        Expression::ToBigEndian,
+        Expression::AtLeast(vec![0; 4]),
+    ]
+}
+
+fn belongs_to(family: u8, field: Field, set: &'static str) -> Vec<Expression> {
+    let mut steps = is_family(family);
+    steps.extend([Expression::Payload(field), InSet(set)]);
+    steps
+}
+
+fn translate_probe(family: u8, field: Field, set: &'static str, source: &[u8]) -> Vec<Vec<Expression>> {
+    vec![
+        not_to("lo"),
+        protocol(TCP),
+        has_owner(),
+        belongs_to(family, field, set),
+        vec![
+            Counter,
+            Immediate(source.to_vec()),
+            Expression::TranslateSource(family),
+        ],
+    ]
+}
+
+fn accept_neighbours(set: u32) -> Statement {
+    let types = vec![Expression::Payload(Field::Icmp6Type), Expression::In(set), Accept];
+    Statement {
+        keys: [NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT]
+            .map(Key::Icmp6Type)
+            .to_vec(),
+        ..statement(vec![is_family(IPV6), protocol(ICMP6), types])
+    }
 }
 
 fn statement(steps: Vec<Vec<Expression>>) -> Statement {
     Statement {
         expressions: steps.concat(),
-        ports: Vec::new(),
+        keys: Vec::new(),
     }
 }
 
@@ -99,7 +182,7 @@ fn drop_syn_to_own_ports(dns: bool, set: u32) -> Statement {
         Drop,
     ];
     Statement {
-        ports,
+        keys: ports.into_iter().map(Key::Port).collect(),
         ..statement(vec![first_syn(), into_set])
     }
 }
@@ -124,6 +207,13 @@ fn to(interface: &str) -> Vec<Expression> {
     vec![Expression::Meta(Meta::OutputInterface), Equal(padded(interface))]
 }
 
+fn not_to(interface: &str) -> Vec<Expression> {
+    vec![
+        Expression::Meta(Meta::OutputInterface),
+        Unequal(padded(interface)),
+    ]
+}
+
 fn padded(interface: &str) -> Vec<u8> {
     let mut name = interface.as_bytes().to_vec();
     name.resize(INTERFACE_BYTES, 0);
@@ -141,22 +231,31 @@ fn port(transport: u8, field: Field, number: u16) -> Vec<Expression> {
 }
 
 fn probe4(field: Field) -> Vec<Expression> {
+    address_is(IPV4, field, &probe4_bytes())
+}
+
+fn probe4_bytes() -> [u8; 4] {
     let address: Ipv4Addr = PROBE_V4.parse().expect("the probes' address is one");
-    address_is(IPV4, field, &address.octets())
+    address.octets()
 }
 
 fn probe6(field: Field) -> Vec<Expression> {
+    address_is(IPV6, field, &probe6_bytes())
+}
+
+fn probe6_bytes() -> [u8; 16] {
     let address: Ipv6Addr = PROBE_V6.parse().expect("the probes' address is one");
-    address_is(IPV6, field, &address.octets())
+    address.octets()
 }
 
 fn address_is(family: u8, field: Field, address: &[u8]) -> Vec<Expression> {
-    vec![
-        Expression::Meta(Meta::NetworkProtocol),
-        Equal(vec![family]),
-        Expression::Payload(field),
-        Equal(address.to_vec()),
-    ]
+    let mut steps = is_family(family);
+    steps.extend([Expression::Payload(field), Equal(address.to_vec())]);
+    steps
+}
+
+fn is_family(family: u8) -> Vec<Expression> {
+    vec![Expression::Meta(Meta::NetworkProtocol), Equal(vec![family])]
 }
 
 /// The first packet of a connection: SYN without ACK.
@@ -185,8 +284,11 @@ fn direction(direction: u8) -> Vec<Expression> {
     ]
 }
 
-fn proxy() -> Vec<Expression> {
-    marked(Expression::Meta(Meta::Mark), PROXY_MARK)
+fn proxy(mark: ProxyMark) -> Vec<Expression> {
+    match mark {
+        ProxyMark::WellKnown => marked(Expression::Meta(Meta::Mark), PROXY_MARK),
+        ProxyMark::Secret(mark) => vec![Expression::Meta(Meta::Mark), Equal(native(mark))],
+    }
 }
 
 fn marked(load: Expression, mark: u32) -> Vec<Expression> {
@@ -227,15 +329,19 @@ fn native(value: u32) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::plan::{Table, Variant, capture, drain};
+    use super::super::super::plan::{ProxyMark, Table, Variant, capture, drain};
     use super::*;
 
     fn text(table: &Table) -> String {
         let mut lines = Vec::new();
         for chain in &table.chains {
             lines.push(format!("{} {:?}", chain.name, chain.hook));
-            for statement in chain.rules.iter().flat_map(|rule| statements(rule, 1)) {
-                lines.push(format!("  {:?} {:?}", statement.expressions, statement.ports));
+            for statement in chain
+                .rules
+                .iter()
+                .flat_map(|rule| statements(rule, table.mark, 1))
+            {
+                lines.push(format!("  {:?} {:?}", statement.expressions, statement.keys));
             }
         }
         lines.join("\n")
@@ -247,18 +353,23 @@ mod tests {
             dns: true,
             inbound: true,
             reroute: vec!["eth1".parse().unwrap()],
+            ..Variant::default()
         })));
     }
 
     #[test]
     fn the_drain_table_in_expressions() {
-        insta::assert_snapshot!(text(&drain()));
+        insta::assert_snapshot!(text(&drain(ProxyMark::WellKnown)));
     }
 
     #[test]
     fn the_dns_port_is_guarded_only_where_dns_is_captured() {
-        let ports = |dns| statements(&Rule::DropSynToOwnPorts { dns }, 1).remove(0).ports;
-        assert_eq!(ports(false), [15001, 15006]);
-        assert_eq!(ports(true), [15001, 15006, 15053]);
+        let ports = |dns| {
+            statements(&Rule::DropSynToOwnPorts { dns }, ProxyMark::WellKnown, 1)
+                .remove(0)
+                .keys
+        };
+        assert_eq!(ports(false), [15001, 15006].map(Key::Port));
+        assert_eq!(ports(true), [15001, 15006, 15053].map(Key::Port));
     }
 }

@@ -17,6 +17,7 @@ fn ours(generation: &str) -> Introduction {
         generation: generation.into(),
         takes_sockets: true,
         lingering: false,
+        pid: None,
     }
 }
 
@@ -316,6 +317,7 @@ impl Rig {
                 generation,
                 takes_sockets: true,
                 lingering,
+                pid: None,
             },
         );
         let gone: Vec<_> = self
