@@ -11,6 +11,7 @@ mod policies;
 mod services;
 #[cfg(test)]
 mod tests;
+mod trie;
 mod workloads;
 
 use std::net::IpAddr;

@@ -1,56 +1,56 @@
 //! Services that own address ranges, found by the longest prefix.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::services::{Sharers, choose, share, unshare};
+use super::services::{Sharers, choose};
+use super::trie::Trie;
 use super::{Map, empty_map};
 use crate::authz::cidr::canonical_net;
 use crate::name::{NamespacedHostname, Str};
 use crate::network::{NetworkAddress, NetworkCidr};
 use crate::service::Service;
 
-/// Ranges by network. A lookup asks once per prefix length that is in use, the longest first.
+/// Ranges by network.
 #[derive(Debug, Clone)]
-pub(super) struct Cidrs {
-    by_range: Map<(Str, IpNet), Sharers>,
-    /// How many ranges there are of each length, per network and family.
-    lengths: Map<(Str, Family), BTreeMap<Reverse<u8>, usize>>,
-}
-
-/// The two kinds of address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Family {
-    V4,
-    V6,
-}
+pub(super) struct Cidrs(Map<Str, Trie<Sharers>>);
 
 impl Default for Cidrs {
     fn default() -> Self {
-        Self {
-            by_range: empty_map(),
-            lengths: empty_map(),
-        }
+        Self(empty_map())
     }
 }
 
 impl Cidrs {
     pub(super) fn insert(&mut self, cidr: &NetworkCidr, key: &NamespacedHostname, service: &Arc<Service>) {
-        let range = (cidr.network.clone(), canonical_net(cidr.cidr));
-        if !self.by_range.contains_key(&range) {
-            self.count(&range, |count| count + 1);
-        }
-        share(&mut self.by_range, range, key, service);
+        self.alter(&cidr.network, canonical_net(cidr.cidr), |sharers| {
+            let mut sharers = sharers.cloned().unwrap_or_default();
+            sharers.insert_mut(key.clone(), Arc::clone(service));
+            Some(sharers)
+        });
     }
 
     pub(super) fn remove(&mut self, cidr: &NetworkCidr, key: &NamespacedHostname) {
-        let range = (cidr.network.clone(), canonical_net(cidr.cidr));
-        if unshare(&mut self.by_range, &range, key) {
-            self.count(&range, |count| count - 1);
+        self.alter(&cidr.network, canonical_net(cidr.cidr), |sharers| {
+            sharers
+                .map(|sharers| sharers.remove(key))
+                .filter(|rest| !rest.is_empty())
+        });
+    }
+
+    fn alter(
+        &mut self,
+        network: &Str,
+        range: IpNet,
+        change: impl FnOnce(Option<&Sharers>) -> Option<Sharers>,
+    ) {
+        let mut trie = self.0.get(network).cloned().unwrap_or_default();
+        trie.alter(range, change);
+        if trie.is_empty() {
+            self.0.remove_mut(network);
+        } else {
+            self.0.insert_mut(network.clone(), trie);
         }
     }
 
@@ -71,42 +71,14 @@ impl Cidrs {
         &'a self,
         address: &NetworkAddress,
     ) -> impl Iterator<Item = &'a Sharers> + use<'a> {
-        let NetworkAddress { network, address } = address.clone();
-        let lengths = self.lengths.get(&(network.clone(), family(address)));
-        lengths
-            .into_iter()
-            .flat_map(BTreeMap::keys)
-            .filter_map(move |Reverse(length)| {
-                let range = IpNet::new(address, *length).ok()?.trunc();
-                self.by_range.get(&(network.clone(), range))
-            })
+        let trie = self.0.get(&address.network);
+        let found = trie.map(|trie| trie.holding(address.address));
+        found.into_iter().flatten()
     }
 
     /// How many entries all indexes hold, to prove that none is left behind.
     #[cfg(test)]
     pub(super) fn indexed(&self) -> usize {
-        self.by_range.size() + self.lengths.size()
-    }
-
-    fn count(&mut self, (network, range): &(Str, IpNet), change: impl Fn(usize) -> usize) {
-        let key = (network.clone(), family(range.addr()));
-        let mut lengths = self.lengths.get(&key).cloned().unwrap_or_default();
-        let length = Reverse(range.prefix_len());
-        match change(lengths.get(&length).copied().unwrap_or(0)) {
-            0 => lengths.remove(&length),
-            count => lengths.insert(length, count),
-        };
-        if lengths.is_empty() {
-            self.lengths.remove_mut(&key);
-        } else {
-            self.lengths.insert_mut(key, lengths);
-        }
-    }
-}
-
-fn family(address: IpAddr) -> Family {
-    match address {
-        IpAddr::V4(_) => Family::V4,
-        IpAddr::V6(_) => Family::V6,
+        self.0.values().map(Trie::len).sum::<usize>() + self.0.size()
     }
 }
