@@ -1,4 +1,6 @@
-//! A glance at frame headers as they arrive: floods are cut, and a GOAWAY is noticed at once.
+//! A glance at frame headers as they arrive: floods are cut, a GOAWAY is noticed at once, and so is who never ends.
+//!
+//! A frame or a head that was begun is to be finished; DATA alone may take as long as it takes.
 //!
 //! HTTP/2 libraries answer every PING and SETTINGS a peer cares to send. Here they have a budget, which refills.
 
@@ -11,9 +13,12 @@ const HEADER_LENGTH: usize = 9;
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+
+const END_HEADERS: u8 = 4;
 
 /// PING, SETTINGS and such that may arrive at once.
 const CONTROL_BURST: u32 = 2000;
@@ -33,6 +38,12 @@ pub(super) struct Frames {
     skip: usize,
     header: [u8; HEADER_LENGTH],
     have: usize,
+    /// Type of the frame whose payload is passed over.
+    kind: u8,
+    /// A head was begun, and its last frame has not come.
+    head_open: bool,
+    /// Heads and frames that were begun, counted so that one is told from the next.
+    begun: u64,
     going_away: bool,
     budget: u32,
     refilled: Instant,
@@ -45,6 +56,9 @@ impl Frames {
             skip: preface,
             header: [0; HEADER_LENGTH],
             have: 0,
+            kind: SETTINGS,
+            head_open: false,
+            begun: 0,
             going_away: false,
             budget: CONTROL_BURST,
             refilled: now,
@@ -54,6 +68,13 @@ impl Frames {
     /// Whether a GOAWAY has arrived.
     pub(super) fn going_away(&self) -> bool {
         self.going_away
+    }
+
+    /// What the peer has begun and not finished, as a number that changes with each; 0 is the first frame of all. Who
+    /// stops inside of a frame's first bytes is no more than idle.
+    pub(super) fn owed(&self) -> Option<u64> {
+        let inside = self.skip > 0 && self.kind != DATA;
+        (inside || self.head_open || self.begun == 0).then_some(self.begun)
     }
 
     /// Looks at what arrived.
@@ -78,8 +99,16 @@ impl Frames {
     }
 
     fn frame(&mut self, now: Instant) -> Result<(), Flood> {
-        let [a, b, c, kind, ..] = self.header;
+        let [a, b, c, kind, flags, ..] = self.header;
         self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
+        self.kind = kind;
+        // A head of many frames is one.
+        self.begun += u64::from(!self.head_open);
+        match kind {
+            HEADERS => self.head_open = flags & END_HEADERS == 0,
+            CONTINUATION => self.head_open &= flags & END_HEADERS == 0,
+            _ => {}
+        }
         match kind {
             // What has bounds of its own: windows, streams, header lists.
             DATA | HEADERS | RST_STREAM | WINDOW_UPDATE | CONTINUATION => Ok(()),
@@ -141,6 +170,35 @@ mod tests {
             frames.see(&frame(GOAWAY, 8), now).unwrap();
             prop_assert!(frames.going_away());
         }
+    }
+
+    #[test]
+    fn what_was_begun_is_owed_until_it_is_finished() {
+        let now = Instant::now();
+        let mut frames = Frames::new(PREFACE_LENGTH, now);
+        let mut see = |bytes: &[u8]| {
+            frames.see(bytes, now).unwrap();
+            frames.owed()
+        };
+        assert_eq!(
+            see(&[0; PREFACE_LENGTH]),
+            Some(0),
+            "SETTINGS belong to the preface"
+        );
+        assert_eq!(see(&frame(SETTINGS, 6)), None);
+        assert_eq!(see(&frame(DATA, 100)[..50]), None, "DATA may take its time");
+        assert_eq!(see(&[0; 59]), None);
+        assert_eq!(
+            see(&frame(HEADERS, 9)[..4]),
+            None,
+            "no more than an idle connection"
+        );
+        assert_eq!(see(&frame(HEADERS, 9)[4..]), Some(3), "END_HEADERS was not set");
+        assert_eq!(see(&frame(CONTINUATION, 9)), Some(3), "still the same head");
+        assert_eq!(see(&[0, 0, 2, CONTINUATION, END_HEADERS, 0, 0, 0, 1, 7]), Some(3));
+        assert_eq!(see(&[7]), None);
+        assert_eq!(see(&[0, 0, 1, HEADERS, END_HEADERS, 0, 0, 0, 3]), Some(4));
+        assert_eq!(see(&[7]), None);
     }
 
     #[test]

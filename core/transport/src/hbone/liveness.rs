@@ -35,7 +35,7 @@ pub(super) struct Vitals {
     streams: AtomicU32,
     /// Streams that may be open at once.
     limit: AtomicU32,
-    busy: watch::Sender<bool>,
+    activity: watch::Sender<Activity>,
     gone: CancellationToken,
     epoch: Instant,
     /// When the peer was last heard, in milliseconds after `epoch`.
@@ -52,13 +52,22 @@ pub(super) struct Vitals {
     traffic: Traffic,
 }
 
+/// What those who watch a connection wait for.
+#[derive(Debug, Default)]
+struct Activity {
+    /// Streams are open.
+    busy: bool,
+    /// Since when the peer owes the rest of what it has begun.
+    owes_since: Option<Instant>,
+}
+
 impl Vitals {
     pub(super) fn new(settings: &Settings) -> Arc<Self> {
         let now = Instant::now();
         Arc::new(Self {
             streams: AtomicU32::new(0),
             limit: AtomicU32::new(settings.streams_max.max(1)),
-            busy: watch::Sender::new(false),
+            activity: watch::Sender::default(),
             gone: CancellationToken::new(),
             epoch: now,
             heard_ms: AtomicU64::new(0),
@@ -99,9 +108,9 @@ impl Vitals {
 
     /// Tells the watchers whether streams are open. Read under the channel's lock, so the last word is true.
     fn announce(&self) {
-        self.busy.send_if_modified(|busy| {
+        self.activity.send_if_modified(|activity| {
             let now = self.active() > 0;
-            std::mem::replace(busy, now) != now
+            std::mem::replace(&mut activity.busy, now) != now
         });
     }
 
@@ -210,6 +219,11 @@ impl Vitals {
         self.epoch + Duration::from_millis(self.heard_ms.load(Ordering::Relaxed))
     }
 
+    /// The peer owes the rest of what it has begun, or has finished it.
+    pub(super) fn owes(&self, since: Option<Instant>) {
+        self.activity.send_modify(|activity| activity.owes_since = since);
+    }
+
     /// Keeps what TLS said.
     pub(super) fn failed(&self, error: &io::Error) {
         if let Some(tls) = error
@@ -281,10 +295,10 @@ impl Drop for Slot {
 
 /// Ends when the peer stopped answering while streams were open.
 pub(super) async fn peer_lost(mut ping: PingPong, vitals: Arc<Vitals>, settings: Settings) {
-    let mut busy = vitals.busy.subscribe();
+    let mut activity = vitals.activity.subscribe();
     let mut asked = false;
     loop {
-        if busy.wait_for(|busy| *busy).await.is_err() {
+        if activity.wait_for(|activity| activity.busy).await.is_err() {
             return pending().await;
         }
         let due = vitals.last_heard() + settings.ping_after;
@@ -308,11 +322,30 @@ pub(super) async fn peer_lost(mut ping: PingPong, vitals: Arc<Vitals>, settings:
     }
 }
 
+/// Ends when the peer has not finished within `after` what it has begun.
+pub(super) async fn head_overdue(vitals: Arc<Vitals>, after: Duration) {
+    let mut activity = vitals.activity.subscribe();
+    loop {
+        let Ok(since) = activity
+            .wait_for(|activity| activity.owes_since.is_some())
+            .await
+            .map(|activity| activity.owes_since)
+        else {
+            return pending().await;
+        };
+        let Some(since) = since else { continue };
+        tokio::select! {
+            () = sleep_until(since + after) => return,
+            _ = activity.wait_for(|activity| activity.owes_since != Some(since)) => {}
+        }
+    }
+}
+
 /// Ends when no stream was open for `after`, with the connection retired.
 pub(super) async fn unused(vitals: Arc<Vitals>, after: Duration) {
-    let mut busy = vitals.busy.subscribe();
+    let mut activity = vitals.activity.subscribe();
     loop {
-        if busy.wait_for(|busy| !*busy).await.is_err() {
+        if activity.wait_for(|activity| !activity.busy).await.is_err() {
             return pending().await;
         }
         tokio::select! {
@@ -321,7 +354,7 @@ pub(super) async fn unused(vitals: Arc<Vitals>, after: Duration) {
                     return;
                 }
             }
-            _ = busy.wait_for(|busy| *busy) => {}
+            _ = activity.wait_for(|activity| activity.busy) => {}
         }
     }
 }

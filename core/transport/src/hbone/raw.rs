@@ -28,7 +28,8 @@ pub const ACK: u8 = 1;
 /// The flag of the last frame of a head.
 pub const END_HEADERS: u8 = 4;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What a client begins with.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// `:method: CONNECT`, `:authority: 10.0.0.1:80`, both literal.
 pub const CONNECT: &[u8] = b"\x02\x07CONNECT\x01\x0b10.0.0.1:80";

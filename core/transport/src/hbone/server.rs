@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use futures_util::task::AtomicWaker;
 use h2::server::{Builder, Connection, SendResponse};
-use h2::{Reason, RecvStream};
+use h2::{PingPong, Reason, RecvStream};
 use http::Request;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,7 +22,7 @@ use tulle_model::Identity;
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
 use super::error::{AcceptError, StreamError};
 use super::h2_stream;
-use super::liveness::{Slot, Vitals, peer_lost, unused};
+use super::liveness::{Slot, Vitals, head_overdue, peer_lost, unused};
 use super::load::Outgoing;
 use super::settings::Settings;
 use super::stream::HboneStream;
@@ -100,7 +100,7 @@ where
     let handshake = builder(settings).handshake::<_, Outgoing>(stream).await;
     let mut connection = handshake.map_err(|error| AcceptError::Http2(error.to_string().into()))?;
     let ping = connection.ping_pong().expect("only taken here");
-    let lost = peer_lost(ping, Arc::clone(&vitals), *settings);
+    let lost = peer_gone(ping, Arc::clone(&vitals), *settings);
     let unused = unused(Arc::clone(&vitals), settings.idle_timeout);
     Ok(ServerConnection {
         connection,
@@ -109,6 +109,14 @@ where
         handle: ServerHandle { wish: Arc::default() },
         vitals,
     })
+}
+
+/// Ends, with the reason, when the peer is not to be waited for any longer.
+async fn peer_gone(ping: PingPong, vitals: Arc<Vitals>, settings: Settings) -> &'static str {
+    tokio::select! {
+        () = peer_lost(ping, Arc::clone(&vitals), settings) => "no answer to PING",
+        () = head_overdue(vitals, settings.handshake_timeout) => "the peer did not finish what it began",
+    }
 }
 
 fn builder(settings: &Settings) -> Builder {
@@ -135,7 +143,7 @@ type Event = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// that says `None`, also while streams are open.
 pub struct ServerConnection {
     connection: Connection<Box<dyn Stream>, Outgoing>,
-    lost: Event,
+    lost: Pin<Box<dyn Future<Output = &'static str> + Send>>,
     /// Runs until it fired once.
     unused: Option<Event>,
     handle: ServerHandle,
@@ -202,8 +210,8 @@ impl ServerConnection {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
         self.poll_wishes(cx);
-        if self.lost.as_mut().poll(cx).is_ready() {
-            self.vitals.lose("no answer to PING");
+        if let Poll::Ready(why) = self.lost.as_mut().poll(cx) {
+            self.vitals.lose(why);
             return Poll::Ready(None);
         }
         if let Poll::Ready(target) = self.vitals.window().poll_target(cx) {

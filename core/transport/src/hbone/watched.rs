@@ -21,6 +21,7 @@ pin_project_lite::pin_project! {
         frames: Frames,
         write_failed: bool,
         write_blocked: bool,
+        owed: Option<u64>,
     }
 }
 
@@ -33,6 +34,7 @@ impl<S> Watched<S> {
             frames: Frames::new(PREFACE_LENGTH, Instant::now()),
             write_failed: false,
             write_blocked: false,
+            owed: None,
         }
     }
 
@@ -44,6 +46,7 @@ impl<S> Watched<S> {
             frames: Frames::new(0, Instant::now()),
             write_failed: false,
             write_blocked: false,
+            owed: None,
         }
     }
 }
@@ -65,6 +68,10 @@ impl<S: AsyncRead> AsyncRead for Watched<S> {
             let now = Instant::now();
             this.vitals.heard(now);
             this.frames.see(arrived, now).map_err(io::Error::other)?;
+            let owed = this.frames.owed();
+            if std::mem::replace(this.owed, owed) != owed {
+                this.vitals.owes(owed.map(|_| now));
+            }
             if this.frames.going_away() {
                 // Streams that the peer took go on; no other is to be tried here.
                 this.vitals.retire();

@@ -1,0 +1,211 @@
+//! Peers that mean harm, over real sockets: what they cost is bounded, and others do not notice.
+//!
+//! Memory is measured as this process's, so one test runs at a time.
+
+mod crowds;
+mod floods;
+mod handshakes;
+mod heads;
+mod resets;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, MutexGuard, mpsc};
+use tokio::time::timeout;
+use tulle_runtime::tasks;
+use tulle_transport::hbone::raw;
+use tulle_transport::hbone::{
+    ClientConnection, ConnectRequest, ConnectResponse, HboneStream, Incoming, Settings, client, server,
+};
+use tulle_transport::reason_header::ReasonHeader;
+
+const MIB: usize = 1024 * 1024;
+
+/// More than any of these tests takes; a hang fails.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+/// What a server does with each stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// Neither answers nor reads.
+    Hold,
+    /// Accepts and reads nothing.
+    AcceptAndHold,
+    /// Sends back what it gets.
+    Echo,
+    /// Says no.
+    Refuse,
+}
+
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// A server on loopback, and one who uses it while others attack.
+struct Target {
+    address: SocketAddr,
+    /// One entry per connection of an attacker that has ended.
+    ended: mpsc::UnboundedReceiver<()>,
+    neighbour: ClientConnection,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Target {
+    async fn new(manner: Manner) -> Self {
+        Self::with(manner, Settings::server()).await
+    }
+
+    async fn with(manner: Manner, settings: Settings) -> Self {
+        let alone = ALONE.lock().await;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, ended) = mpsc::unbounded_channel();
+        let near = TcpStream::connect(address);
+        let (near, far) = tokio::join!(near, listener.accept());
+        tasks::spawn(
+            "neighbour's server",
+            serve(far.unwrap().0, Manner::Echo, settings),
+        );
+        let neighbour = client::handshake(near.unwrap(), &const { Settings::client() })
+            .await
+            .unwrap();
+        tasks::spawn("target", async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let ended = sender.clone();
+                tasks::spawn("target connection", async move {
+                    serve(socket, manner, settings).await;
+                    let _ = ended.send(());
+                });
+            }
+        });
+        let mut target = Self {
+            address,
+            ended,
+            neighbour,
+            _alone: alone,
+        };
+        target.neighbour_is_served().await;
+        target
+    }
+
+    /// An attacker's connection.
+    async fn attacker(&self) -> raw::Peer<TcpStream> {
+        let socket = TcpStream::connect(self.address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        raw::Peer::client(socket).await
+    }
+
+    /// Others get what they ask for.
+    async fn neighbour_is_served(&mut self) {
+        let served = async {
+            let (mut stream, _) = self
+                .neighbour
+                .open(&ConnectRequest::new("10.0.0.1:80"))
+                .await
+                .unwrap();
+            stream.write_all(b"still there?").await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, b"still there?");
+        };
+        timeout(Duration::from_secs(5), served)
+            .await
+            .expect("the neighbour is served");
+    }
+
+    /// The server has ended an attacker's connection.
+    async fn sent_away(&mut self) {
+        timeout(PATIENCE, self.ended.recv())
+            .await
+            .expect("the server ends it")
+            .expect("the server runs");
+    }
+}
+
+/// Serves one connection to its end.
+async fn serve(socket: TcpStream, manner: Manner, settings: Settings) {
+    socket.set_nodelay(true).unwrap();
+    let Ok(mut connection) = server::handshake(socket, &settings).await else {
+        return;
+    };
+    let mut held = Vec::new();
+    while let Some(incoming) = connection.accept().await {
+        match manner {
+            Manner::Hold => held.push(Held::Asked(incoming)),
+            Manner::AcceptAndHold => {
+                held.extend(
+                    incoming
+                        .accept(&ConnectResponse::default())
+                        .ok()
+                        .map(Held::Accepted),
+                );
+            }
+            Manner::Echo => drop(tasks::spawn("echo", echo(incoming))),
+            Manner::Refuse => {
+                incoming.reject(401, Some(ReasonHeader::new(tulle_model::Reason::PolicyDenied)));
+            }
+        }
+    }
+}
+
+#[expect(dead_code, reason = "held, not used")]
+enum Held {
+    Asked(Incoming),
+    Accepted(HboneStream),
+}
+
+async fn echo(incoming: Incoming) {
+    let Ok(mut stream) = incoming.accept(&ConnectResponse::default()) else {
+        return;
+    };
+    let mut bytes = Vec::new();
+    if stream.read_to_end(&mut bytes).await.is_ok() {
+        let _ = stream.write_all(&bytes).await;
+        let _ = stream.shutdown().await;
+    }
+}
+
+/// Memory of this process.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// Fails if this process has grown by more than `most` since it was `before`.
+#[track_caller]
+fn grown_at_most(before: usize, most: usize) {
+    let grown = resident().saturating_sub(before);
+    assert!(
+        grown <= most,
+        "grown by {} KiB, allowed {} KiB",
+        grown / 1024,
+        most / 1024
+    );
+}
+
+/// CPU time of this process, attacker included.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Sends `bytes` again and again until the other side has had enough, at most `times`; says how often.
+async fn repeat(attacker: &mut raw::Peer<TcpStream>, bytes: &[u8], times: usize) -> usize {
+    let sending = async {
+        for sent in 0..times {
+            if attacker.try_send(bytes).await.is_err() {
+                return sent;
+            }
+        }
+        times
+    };
+    // A server that reads no more stops the sender as well.
+    timeout(PATIENCE, sending)
+        .await
+        .expect("the server reads or ends it")
+}
