@@ -81,3 +81,52 @@ async fn window_updates_keep_nothing() {
     grown_at_most(before, 4 * MIB);
     target.neighbour_is_served().await;
 }
+
+/// Small frames on a stream that is read are traffic, however many and however fast.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r114_tiny_frames_on_a_stream_that_is_read_are_traffic() {
+    const FRAMES: usize = 300_000;
+    let mut target = Target::new(Manner::Echo).await;
+    let mut peer = target.attacker().await;
+    peer.send(&raw::connect(1)).await;
+    let before = resident();
+    let sent = repeat(
+        &mut peer,
+        &raw::frame(raw::DATA, 0, 1, b"x").repeat(1000),
+        FRAMES / 1000,
+    )
+    .await;
+    assert_eq!(sent, FRAMES / 1000);
+    peer.send(&raw::frame(raw::DATA, raw::END_STREAM, 1, b"")).await;
+    let mut echoed = 0;
+    while echoed < FRAMES {
+        let frame = peer.next().await;
+        assert_ne!(frame.kind, raw::GOAWAY);
+        if frame.kind == raw::DATA {
+            echoed += frame.payload.len();
+            let credit = u32::try_from(frame.payload.len()).unwrap().to_be_bytes();
+            peer.send(&raw::frame(raw::WINDOW_UPDATE, 0, 0, &credit)).await;
+            peer.send(&raw::frame(raw::WINDOW_UPDATE, 0, 1, &credit)).await;
+        }
+    }
+    grown_at_most(before, 32 * MIB);
+    target.neighbour_is_served().await;
+}
+
+/// Small frames on a stream that nobody reads are bounded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tiny_frames_on_an_undrained_stream_stay_bounded() {
+    let mut target = Target::new(Manner::AcceptAndHold).await;
+    let mut attacker = target.attacker().await;
+    attacker.send(&raw::connect(1)).await;
+    let before = resident();
+    repeat(
+        &mut attacker,
+        &raw::frame(raw::DATA, 0, 1, b"x").repeat(1000),
+        300,
+    )
+    .await;
+    target.sent_away().await;
+    grown_at_most(before, 32 * MIB);
+    target.neighbour_is_served().await;
+}
