@@ -1,6 +1,7 @@
 //! The agent, built whole and read top to bottom.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +20,17 @@ use tulle_xds_client::{Client, MeshState, NodeInfo, NodeKind, Options, ResourceT
 
 use crate::board::Board;
 use crate::capture::Capture;
+use crate::cni::{self, desk::Desk};
 use crate::config::{Config, Port};
 use crate::enroll::task::{PROXY_GRACE, Shared, Timing};
 use crate::fleet::{self, Fleet};
+use crate::grace::Grace;
 use crate::host::{self, Host};
+use crate::locate::Locator;
 use crate::mark;
 use crate::metrics::Metrics;
+use crate::probe::Probes;
+use crate::records::Records;
 use crate::rules::Backend;
 use crate::variant::Settings;
 use crate::zds::{self, Hub, Proxies};
@@ -57,8 +63,19 @@ pub enum Error {
     #[error("cannot keep the mark of the node proxy's packets in {}: {source}", folder.display())]
     Mark {
         /// The folder of it.
-        folder: std::path::PathBuf,
+        folder: PathBuf,
         /// What was said.
+        source: std::io::Error,
+    },
+    /// Plugins cannot be served.
+    #[error(transparent)]
+    Cni(#[from] cni::server::SocketError),
+    /// What is known of pods from before cannot be read.
+    #[error("cannot use the folder of records {}: {source}", path.display())]
+    Records {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
         source: std::io::Error,
     },
     /// The node's own network namespace cannot be looked at.
@@ -110,20 +127,22 @@ pub async fn run(
         client.run(control_plane(&config)?, draining.clone()),
     );
 
+    let grace = Grace::default();
     tasks::spawn("zds", zds::serve(&config.inpod_uds, hub.clone())?);
     tasks::spawn(
         "proxy-watch",
-        watch_proxies(hub.clone(), ready.clone(), metrics.clone()),
+        watch_proxies(hub.clone(), grace.clone(), ready.clone(), metrics.clone()),
     );
     tasks::spawn("reset-waiting", reset_waiting(hub.clone(), metrics.clone()));
 
     let reconciling = ready.register("first reconcile");
-    let shared = shared(&config, hub.clone(), board.clone(), metrics.clone()).await?;
+    let shared = shared(&config, hub.clone(), board.clone(), grace, metrics.clone()).await?;
     let host = shared.host.clone();
     host::look_at_node(&host, &board, &config.state_dir, &config.pod_range).await;
     tasks::spawn("host-watch", host::watch(host.clone(), metrics));
-    let mut fleet = Fleet::new(shared);
+    let mut fleet = Fleet::new(shared.clone());
     let node: Str = config.node.as_str().into();
+    serve_plugins(&config, shared, &state)?;
     let first_look = || {
         hub.complete();
         tasks::spawn("first-reconcile", async move {
@@ -162,7 +181,34 @@ async fn end(signal: &'static str, cleanup: bool, fleet: &mut Fleet) {
     }
 }
 
-async fn shared(config: &Config, hub: Hub, board: Board, metrics: Metrics) -> Result<Shared, Error> {
+/// Answers CNI plugins, and keeps the plugin in its place if that is wanted.
+fn serve_plugins(config: &Config, shared: Shared, state: &MeshState) -> Result<(), Error> {
+    if let Some(socket) = config.cni.socket.path() {
+        let desk = Desk {
+            shared,
+            state: state.clone(),
+            node: config.node.as_str().into(),
+            state_dir: config.state_dir.clone(),
+            undescribed: config.cni.undescribed_pods,
+        };
+        tasks::spawn("cni-notes", desk.clone().take_up_notes());
+        tasks::spawn("cni", cni::server::serve(cni::server::open(socket)?, desk));
+    }
+    if config.cni.install_cni {
+        tasks::spawn("cni-install", config.installation().keep());
+    }
+    Ok(())
+}
+
+async fn shared(
+    config: &Config,
+    hub: Hub,
+    board: Board,
+    grace: Grace,
+    metrics: Metrics,
+) -> Result<Shared, Error> {
+    let folder = config.state_dir.join("pods");
+    let records = Records::load(&folder).map_err(|source| Error::Records { path: folder, source })?;
     let netns = NetNs::current().map_err(Error::OwnNetns)?;
     let mark = mark::of_node(config.mark_guard, &config.run_dir, &config.node);
     let mark = mark.map_err(|source| Error::Mark {
@@ -174,8 +220,14 @@ async fn shared(config: &Config, hub: Hub, board: Board, metrics: Metrics) -> Re
         hub,
         board,
         metrics,
-        netns_dir: config.netns_dir.as_path().into(),
-        host_inode: netns.inode(),
+        locator: Locator::new(
+            &config.netns_dir,
+            netns.inode(),
+            records,
+            config.cri_socket().as_deref(),
+        ),
+        grace,
+        probes: Probes::default(),
         settings: Settings {
             dns: config.dns_capture,
             mark,
@@ -254,11 +306,15 @@ async fn bind_any(port: u16) -> Result<Listener, admin::AdminError> {
 }
 
 /// Not ready while no proxy has been connected for some time: every new pod would be refused.
-async fn watch_proxies(hub: Hub, ready: Ready, metrics: Metrics) {
+async fn watch_proxies(hub: Hub, grace: Grace, ready: Ready, metrics: Metrics) {
     let mut proxies = hub.watch();
     let mut blocked = Some(ready.register("node proxy"));
     loop {
-        let connected = proxies.borrow_and_update().connected.len();
+        let connected = {
+            let proxies = proxies.borrow_and_update();
+            grace.note(&proxies);
+            proxies.connected.len()
+        };
         metrics.proxies.set(i64::try_from(connected).unwrap_or(i64::MAX));
         if connected > 0 {
             blocked = None;

@@ -77,10 +77,13 @@ pub struct Entry {
     pub listeners: Option<&'static str>,
     /// The last failure; gone once the pod is where it should be.
     pub error: Option<EntryError>,
+    /// Steps that failed so far.
+    #[serde(skip)]
+    pub failures: u64,
 }
 
 /// A failure on the page.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EntryError {
     /// The stable code.
@@ -155,6 +158,7 @@ impl Board {
             .get_or_create(&FailureLabels { code: reason.code() })
             .inc();
         if let Some(entry) = self.entries.lock().get_mut(uid) {
+            entry.failures += 1;
             entry.error = Some(EntryError {
                 code: reason.code(),
                 token: reason.token(),
@@ -178,6 +182,7 @@ impl Board {
             entry.netns = netns;
             entry.listeners = listeners;
         }
+        self.moved.send_replace(());
     }
 
     /// A pod ended.
@@ -202,8 +207,16 @@ impl Board {
     }
 
     async fn until(&self, reached: impl Fn(&BTreeMap<Str, Entry>) -> bool) {
+        self.until_some(|entries| reached(entries).then_some(())).await;
+    }
+
+    /// Waits until `find` finds something on the board.
+    pub async fn until_some<T>(&self, find: impl Fn(&BTreeMap<Str, Entry>) -> Option<T>) -> T {
         let mut moved = self.moved.subscribe();
-        while !reached(&self.entries.lock()) {
+        loop {
+            if let Some(found) = find(&self.entries.lock()) {
+                return found;
+            }
             // The board itself holds the sender, so the channel is open.
             let _ = moved.changed().await;
         }
@@ -233,6 +246,7 @@ impl Entry {
             netns: None,
             listeners: None,
             error: None,
+            failures: 0,
         }
     }
 }

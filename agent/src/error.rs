@@ -9,9 +9,17 @@ use tulle_model::reason::Reason;
 /// What can keep a pod from being captured, or from leaving.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// The description does not say which network namespace the pod has.
-    #[error("the workload's description names no network namespace on this node")]
+    /// Nothing on this node knows the pod.
+    #[error(
+        "no sandbox of the pod is known on this node: not by a record, the container runtime or a process"
+    )]
     NetnsUnknown,
+    /// What is found where the pod was is not what was there.
+    #[error("the network namespace {} is not the one that the pod was found in", path.display())]
+    NetnsReplaced {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// The named namespace cannot be opened.
     #[error("the network namespace {} cannot be opened: {source}", path.display())]
     NetnsNotFound {
@@ -81,7 +89,9 @@ impl CaptureError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::NetnsUnknown | Self::NetnsNotFound { .. } => Reason::NetnsNotFound,
-            Self::NetnsIsHost { .. } | Self::NetnsMismatch { .. } => Reason::NetnsMismatch,
+            Self::NetnsIsHost { .. } | Self::NetnsMismatch { .. } | Self::NetnsReplaced { .. } => {
+                Reason::NetnsMismatch
+            }
             Self::PortTaken { .. } => Reason::PortTaken,
             Self::ForeignRules => Reason::ForeignRules,
             Self::Listen { .. } | Self::ProxyRefused(_) => Reason::ListenersMissing,
@@ -94,11 +104,14 @@ impl CaptureError {
     #[must_use]
     pub fn fix(&self) -> &'static str {
         match self {
-            Self::NetnsUnknown => "annotate the entry with tulle.dev/process: netns:<name>",
+            Self::NetnsUnknown => {
+                "start the pod, or say with the annotation tulle.dev/process how it is recognised: netns:<name> or pod:<uid>"
+            }
             Self::NetnsNotFound { .. } => {
                 "check that the pod runs on this node and that its namespace has this name"
             }
             Self::NetnsIsHost { .. } => "pods in the host network cannot join; take the label off",
+            Self::NetnsReplaced { .. } => "recreate the pod, if it does not come back by itself",
             Self::NetnsMismatch { .. } => "correct the entry's address, or the namespace it names",
             Self::PortTaken { .. } => "move the application to another port, or take the pod out of the mesh",
             Self::Listen { .. } => "check that the agent has CAP_NET_ADMIN in the pod's namespace",

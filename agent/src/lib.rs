@@ -31,17 +31,25 @@ pub mod app;
 pub mod board;
 pub mod capture;
 pub mod cgroup;
+pub mod cni;
 pub mod config;
 pub mod conntrack;
 pub mod enroll;
 pub mod error;
 pub mod fleet;
+#[cfg(feature = "testing")]
+pub mod fuzz;
+pub mod grace;
 pub mod host;
+pub mod install;
+pub mod locate;
 pub mod mark;
 pub mod metrics;
 mod netlink;
 pub mod netns;
 pub mod pods;
+pub mod probe;
+pub mod records;
 pub mod repair;
 pub mod routes;
 pub mod rules;
@@ -70,6 +78,15 @@ pub fn main(config: Config) -> Exit {
             return Exit::Usage;
         }
     };
+    if config.cni.uninstall_cni {
+        return match config.installation().uninstall() {
+            Ok(()) => Exit::Ok,
+            Err(error) => {
+                tracing::error!(%error, "the CNI plugin cannot be taken away");
+                Exit::Failed
+            }
+        };
+    }
     limits::apply();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)

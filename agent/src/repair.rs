@@ -4,6 +4,7 @@
 use std::fmt;
 
 use prometheus_client::encoding::EncodeLabelValue;
+use tulle_model::reason::Reason;
 
 use crate::rules::Comparison;
 
@@ -48,6 +49,20 @@ pub enum Check {
     probes,
     /// The node's table that keeps waiting pods mute.
     guard,
+}
+
+impl Check {
+    /// The stable reason of a deviation.
+    #[must_use]
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::rules | Self::routes | Self::tcp_loose | Self::probes | Self::guard => {
+                Reason::CaptureRulesMissing
+            }
+            Self::listeners => Reason::ListenersMissing,
+            Self::proxy => Reason::ProxyNotConnected,
+        }
+    }
 }
 
 impl fmt::Display for Check {

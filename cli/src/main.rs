@@ -11,6 +11,7 @@ mod reference;
 mod running;
 
 use clap::Parser as _;
+use tulle_runtime::config::ProcessEnv;
 use tulle_runtime::exit::Exit;
 
 /// Small, quick allocations dominate in the proxies.
@@ -18,6 +19,10 @@ use tulle_runtime::exit::Exit;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Exit {
+    if tulle_agent::cni::plugin::is_asked(&ProcessEnv) {
+        // Container runtimes start a plugin by its file's name, without a word on the command line.
+        return tulle_agent::cni::plugin::main(&ProcessEnv);
+    }
     match command::Tulle::try_parse() {
         Ok(tulle) => command::run(tulle),
         Err(error) => {

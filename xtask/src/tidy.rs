@@ -144,6 +144,7 @@ const PROTO_NAMED_IN: &[&str] = &[
     "xds/",
     "ztunnel/src/inpod",
     "ztunnel/tests/",
+    "agent/src/locate/cri.rs",
     "agent/src/zds",
     "agent/src/sockets.rs",
     "agent/tests/",

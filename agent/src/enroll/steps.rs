@@ -9,7 +9,7 @@ use super::Goal;
 use super::task::{PodTask, Wanted, pids_of};
 use crate::cgroup;
 use crate::error::CaptureError;
-use crate::netns::{self, Located};
+use crate::netns::Located;
 use crate::rules::plan::{self, Cgroup, Table};
 use crate::sockets::Listeners;
 use crate::variant::{Existing, MarkGuard};
@@ -18,9 +18,16 @@ use crate::zds::Announcement;
 impl PodTask {
     /// Finds the namespace and proves that it is the pod's.
     pub(super) async fn locate(&mut self) -> Result<(), CaptureError> {
-        let name = self.pod.netns.as_ref().ok_or(CaptureError::NetnsUnknown)?;
-        let path = name.within(&self.shared.netns_dir);
-        self.located = Some(netns::locate(path, &self.pod.addresses, self.shared.host_inode).await?);
+        self.sandbox = self.recorded();
+        if self.is_starting() {
+            self.fresh = true;
+            self.guarded = true;
+            self.shared.host.wait(&self.pod.uid, &self.pod.addresses);
+            self.shared.host.settle().await?;
+        }
+        let located = self.shared.locator.locate(&self.pod).await?;
+        self.sandbox = self.recorded();
+        self.located = Some(located);
         Ok(())
     }
 
@@ -120,8 +127,12 @@ impl PodTask {
         self.refuse_what_would_break(&located).await?;
         self.shared.host.settle().await?;
         self.proxies.mark_unchanged();
-        let newest = self.shared.hub.newest().ok_or(CaptureError::ProxyNotConnected)?;
-        let listeners = if newest.takes_sockets {
+        let takes_sockets = match self.shared.hub.newest() {
+            Some(newest) => newest.takes_sockets,
+            None if self.may_start_without_proxy() => true,
+            None => return Err(CaptureError::ProxyNotConnected),
+        };
+        let listeners = if takes_sockets {
             Some(self.listeners(&located).await?)
         } else {
             None
@@ -134,11 +145,27 @@ impl PodTask {
             netns: located.netns.clone(),
             listeners,
         };
-        let announced = self.shared.hub.announce(announcement).await;
+        let announced = match self.shared.hub.announce(announcement).await {
+            // What connects waits in our listeners; the next proxy gets them with its snapshot.
+            Err(CaptureError::ProxyNotConnected) if self.may_start_without_proxy() => Ok(()),
+            announced => announced,
+        };
         if announced.is_err() {
             self.undo_announcement(&located).await;
         }
         announced
+    }
+
+    /// A pod that starts while the proxy is being replaced does not wait for the new one, if that one will take our
+    /// listeners.
+    fn may_start_without_proxy(&self) -> bool {
+        self.is_starting() && self.shared.grace.lasts(&self.proxies.borrow())
+    }
+
+    /// The pod is being made: its runtime waits for it to be captured.
+    fn is_starting(&self) -> bool {
+        let records = self.shared.locator.records();
+        records.is_starting(&self.pod.namespace, &self.pod.name)
     }
 
     /// The listeners that are announced already, new ones, or those that a proxy kept through our restart.

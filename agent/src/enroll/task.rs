@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tulle_runtime::backoff;
 
 use super::{Action, Degradation, Event, Goal, Machine, State, Step};
 use crate::board::Board;
 use crate::capture::Capture;
+use crate::grace::Grace;
 use crate::host::Host;
+use crate::locate::Locator;
 use crate::metrics::Metrics;
 use crate::netns::Located;
 use crate::pods::Pod;
+use crate::probe::{Probes, Question};
 use crate::rules::plan::{Cgroup, Table};
 use crate::variant::Settings;
 use crate::zds::{Announcement, Hub, Proxies};
@@ -66,10 +69,12 @@ pub struct Shared {
     pub board: Board,
     /// What is counted.
     pub metrics: Metrics,
-    /// Where named namespaces are.
-    pub netns_dir: Arc<std::path::Path>,
-    /// Inode of the node's own namespace.
-    pub host_inode: u64,
+    /// How pods are found.
+    pub locator: Locator,
+    /// Whether a new pod may start without a proxy.
+    pub grace: Grace,
+    /// Whom to ask for a look at a captured pod.
+    pub probes: Probes,
     /// What the node was told about capture.
     pub settings: Settings,
     /// The node's own tables.
@@ -85,6 +90,7 @@ pub async fn run(shared: Shared, mut wanted: watch::Receiver<Wanted>) {
     let first = wanted.borrow_and_update().clone();
     shared.board.show(&first.pod, State::Locating);
     let shared_guards = shared.host.guards_ranges();
+    let questions = shared.probes.register(&first.pod.uid);
     let mut task = PodTask {
         proxies: shared.hub.watch(),
         shared,
@@ -93,6 +99,8 @@ pub async fn run(shared: Shared, mut wanted: watch::Receiver<Wanted>) {
         guarded: first.fresh || shared_guards,
         pod: first.pod,
         located: None,
+        sandbox: None,
+        questions,
         wanted_since: None,
         look_now: false,
         planned: None,
@@ -115,6 +123,8 @@ pub async fn run(shared: Shared, mut wanted: watch::Receiver<Wanted>) {
         task.learn(&mut machine, &mut wanted);
     }
     task.shared.board.remove(&task.pod.uid);
+    drop(task.questions);
+    task.shared.probes.forget();
 }
 
 /// A pod and what is held for it.
@@ -123,12 +133,16 @@ pub(super) struct PodTask {
     pub(super) pod: Pod,
     pub(super) proxies: watch::Receiver<Proxies>,
     pub(super) located: Option<Located>,
+    /// Inode of the sandbox on record when the pod was looked for.
+    pub(super) sandbox: Option<u64>,
+    /// Who wants to know whether the captured pod is as planned.
+    questions: mpsc::Receiver<Question>,
     /// Since when the pod is on its way in.
     wanted_since: Option<Instant>,
     /// It was just made: it has no connections to lose.
     pub(super) fresh: bool,
     /// It stays mute until it is captured, or found to be none of ours.
-    guarded: bool,
+    pub(super) guarded: bool,
     /// Something changed: verify at once.
     look_now: bool,
     /// The table that was put in place last.
@@ -255,6 +269,40 @@ impl PodTask {
         }
     }
 
+    /// Inode of the sandbox that is on record for the pod.
+    pub(super) fn recorded(&self) -> Option<u64> {
+        let record = self
+            .shared
+            .locator
+            .records()
+            .of(&self.pod.namespace, &self.pod.name);
+        record
+            .filter(|record| self.pod.is(&record.pod))
+            .map(|record| record.inode)
+    }
+
+    /// Waits until the record of the pod's sandbox says something else than when the pod was looked for.
+    fn sandbox_moved(&self) -> impl Future<Output = ()> + use<> {
+        let (records, pod, before) = (
+            self.shared.locator.records().clone(),
+            self.pod.clone(),
+            self.sandbox,
+        );
+        async move {
+            let mut moved = records.subscribe();
+            loop {
+                let record = records
+                    .of(&pod.namespace, &pod.name)
+                    .filter(|record| pod.is(&record.pod));
+                if record.map(|record| record.inode) != before {
+                    return;
+                }
+                // The handle itself holds the sender, so the channel is open.
+                let _ = moved.changed().await;
+            }
+        }
+    }
+
     /// Waits before another attempt; a proxy that connects, or another goal, ends the wait.
     async fn wait(&mut self, machine: &Machine, wanted: &mut watch::Receiver<Wanted>) -> Event {
         let wait = machine.retry_after(rand::random());
@@ -268,10 +316,12 @@ impl PodTask {
             }
             std::future::pending::<()>().await;
         };
+        let moved = self.sandbox_moved();
         tokio::select! {
             event = self.goal(wanted) => event,
             () = tokio::time::sleep(wait) => Event::RetryDue,
             () = connected => Event::RetryDue,
+            () = moved => Event::RetryDue,
         }
     }
 
@@ -292,8 +342,14 @@ impl PodTask {
                 std::future::pending::<()>().await;
             }
         };
+        let moved = self.sandbox_moved();
         tokio::select! {
-            event = self.goal(wanted) => event,
+            changed = wanted.changed() => match changed {
+                Ok(()) => self.read(wanted),
+                Err(_) => Event::Goal(Goal::Forgotten),
+            },
+            () = moved => Event::NetnsLost,
+            Some(question) = self.questions.recv() => self.look(question).await,
             event = proxy_moved(&mut proxies, without_proxy) => event,
             () = sleep_until(verify_at) => self.verify().await,
             // Whose sockets may carry the mark changes with them.

@@ -5,6 +5,7 @@ use super::task::PodTask;
 use crate::error::CaptureError;
 use crate::metrics::RepairLabels;
 use crate::netns::Located;
+use crate::probe::Question;
 use crate::repair::{self, Check, Held};
 use crate::rules::Comparison;
 use crate::rules::plan::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT};
@@ -53,6 +54,17 @@ impl PodTask {
                 .any(|socket| socket.listening && socket.port == port)
         };
         Ok([OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].into_iter().all(listens))
+    }
+
+    /// Says what is not as planned, without a repair.
+    pub(super) async fn look(&mut self, question: Question) -> Event {
+        let found = match self.located.clone() {
+            Some(located) if located.is_still_there() => self.deviations(&located).await,
+            _ => Err(CaptureError::NetnsUnknown),
+        };
+        // Who asked may have gone.
+        let _ = question.send(found.map(|found| found.first().copied()));
+        Event::Verified
     }
 
     /// Compares the pod with its plan and puts right what is not as planned.

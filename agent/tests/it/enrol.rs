@@ -9,9 +9,11 @@ use tulle_agent::board::Board;
 use tulle_agent::capture::Capture;
 use tulle_agent::enroll::Goal;
 use tulle_agent::enroll::task::{self, Shared, Timing, Wanted};
+use tulle_agent::grace::Grace;
 use tulle_agent::host::Host;
 use tulle_agent::metrics::{Metrics, RepairLabels};
 use tulle_agent::pods::Pod;
+use tulle_agent::probe::Probes;
 use tulle_agent::repair::Check;
 use tulle_agent::rules::Backend;
 use tulle_agent::rules::plan::{self, ProxyMark, Variant};
@@ -55,8 +57,9 @@ impl Agent {
             hub: hub.clone(),
             board: Board::new(metrics.clone()),
             metrics,
-            netns_dir: world.folder.path().into(),
-            host_inode: NetNs::current().unwrap().inode(),
+            locator: world.locator(),
+            grace: Grace::default(),
+            probes: Probes::default(),
             settings: Settings {
                 dns: false,
                 mark: ProxyMark::WellKnown,
@@ -135,7 +138,7 @@ fn web() -> Pod {
         namespace: "shop".into(),
         service_account: "web".into(),
         addresses: vec![IpAddr::V4(POD)],
-        netns: Some("netns:web".parse().unwrap()),
+        process: Some("netns:web".parse().unwrap()),
         enrolled: true,
         wishes: Wishes::default(),
     }

@@ -9,8 +9,10 @@ use tulle_agent::board::Board;
 use tulle_agent::capture::Capture;
 use tulle_agent::enroll::task::{Shared, Timing};
 use tulle_agent::fleet::{self, Fleet};
+use tulle_agent::grace::Grace;
 use tulle_agent::host::Host;
 use tulle_agent::metrics::Metrics;
+use tulle_agent::probe::Probes;
 use tulle_agent::rules::Backend;
 use tulle_agent::rules::plan::ProxyMark;
 use tulle_agent::variant::{Existing, MarkGuard, Settings};
@@ -56,8 +58,9 @@ async fn shared(world: &World, backend: Backend) -> Shared {
         hub: Hub::new(),
         board: Board::new(metrics.clone()),
         metrics,
-        netns_dir: world.folder.path().into(),
-        host_inode: NetNs::current().unwrap().inode(),
+        locator: world.locator(),
+        grace: Grace::default(),
+        probes: Probes::default(),
         settings: Settings {
             dns: false,
             mark: ProxyMark::WellKnown,

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+use tulle_agent::locate::Locator;
 use tulle_agent::netns::Located;
+use tulle_agent::records::Records;
 use tulle_linux::NetNs;
 
 /// The pod's address.
@@ -64,6 +66,17 @@ impl World {
         ip(&world.pod, "link set eth0 up");
         ip(&world.outside, "link set eth1 up");
         Some(world)
+    }
+
+    /// Finds pods by the names of their namespaces, and by records.
+    pub(crate) fn locator(&self) -> Locator {
+        let records = Records::load(&self.folder.path().join("pods")).unwrap();
+        Locator::new(
+            self.folder.path(),
+            NetNs::current().unwrap().inode(),
+            records,
+            None,
+        )
     }
 
     pub(crate) async fn located(&self) -> Located {

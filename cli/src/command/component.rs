@@ -30,6 +30,11 @@ pub(crate) enum Component {
     Xds(tulle_xds::Config),
     /// Run the node agent: enrols this node's pods and owns their packet rules and sockets
     Agent(tulle_agent::Config),
+    /// Answer a container runtime as its CNI plugin: ask the agent of this node about a pod that starts or ends
+    ///
+    /// Container runtimes start it with CNI_COMMAND and more in the environment and the network configuration on
+    /// standard input. `tulle agent --install-cni` puts it in its place.
+    Cni,
     /// Run the node proxy; it takes ztunnel's environment variables
     #[command(after_help = ZTUNNEL_HELP)]
     Ztunnel,
@@ -45,6 +50,8 @@ pub(crate) fn run(component: Component) -> Exit {
     match component {
         Component::Xds(config) => tulle_xds::main(config),
         Component::Agent(config) => tulle_agent::main(config),
+        // The variable that makes it one is missing, which is what it says.
+        Component::Cni => tulle_agent::cni::plugin::main(&ProcessEnv),
         Component::Ztunnel => tulle_ztunnel::run_process(&ProcessEnv),
     }
 }

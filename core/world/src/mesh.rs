@@ -76,6 +76,12 @@ impl Folders {
         Ok(command)
     }
 
+    /// Where the agent of a node keeps what must outlive a boot.
+    #[must_use]
+    pub fn agent_state(&self, node: &str) -> PathBuf {
+        self.state.join(format!("agent-{node}"))
+    }
+
     /// The admin socket of a component.
     #[must_use]
     pub fn socket(&self, component: &Component) -> PathBuf {
@@ -228,6 +234,7 @@ impl Mesh {
     pub fn start_agent(&mut self, world: &World, node: &str) -> Result<(), MeshError> {
         let place = self.place(world, node)?;
         let netns = world.netns_dir().display().to_string();
+        let state = self.folders.agent_state(node).display().to_string();
         let arguments = [
             "agent",
             "--node",
@@ -242,6 +249,12 @@ impl Mesh {
             &place.inpod,
             "--netns-dir",
             &netns,
+            "--state-dir",
+            &state,
+            "--cni-socket",
+            &place.cni,
+            "--cri-socket",
+            "off",
         ];
         self.start(world, node, Component::Agent(node.to_owned()), &arguments, &[])
     }
@@ -289,6 +302,12 @@ impl Mesh {
         file_step(format!("write the token of {node}"), written)
     }
 
+    /// Where the agent of a node listens for CNI plugins.
+    #[must_use]
+    pub fn cni_socket(&self, node: &str) -> PathBuf {
+        self.folders.run.join(format!("{node}.cni"))
+    }
+
     fn token_file(&self, node: &str) -> PathBuf {
         self.folders.run.join(format!("{node}.token"))
     }
@@ -298,6 +317,7 @@ impl Mesh {
             url: format!("https://{}:15012", world.node(CONTROL)?.ipv4()),
             root: self.folders.state.join("ca/root-cert.pem").display().to_string(),
             token: self.token_file(node).display().to_string(),
+            cni: self.cni_socket(node).display().to_string(),
             inpod: self.folders.run.join(format!("{node}.zds")).display().to_string(),
         })
     }
@@ -439,6 +459,7 @@ struct Place {
     root: String,
     token: String,
     inpod: String,
+    cni: String,
 }
 
 /// The same environment and log for a binary of another make, which does not watch standard input.

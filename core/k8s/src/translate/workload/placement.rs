@@ -15,7 +15,7 @@ pub const PROCESS_ANNOTATION: &str = "tulle.dev/process";
 const ADDRESSES_ANNOTATION: &str = "tulle.dev/addresses";
 
 /// The ways to recognise a process.
-const PROCESS_KINDS: [&str; 4] = ["unit", "cgroup", "netns", "uid"];
+const PROCESS_KINDS: [&str; 5] = ["unit", "cgroup", "netns", "uid", "pod"];
 
 /// The node a workload entry runs on.
 #[must_use]
@@ -36,7 +36,7 @@ pub(super) fn process(meta: &Meta, findings: &mut Vec<String>) -> BTreeMap<Str, 
         .is_some_and(|(kind, value)| PROCESS_KINDS.contains(&kind) && !value.is_empty() && is_plain(value));
     if !known {
         findings.push(format!(
-            "{PROCESS_ANNOTATION} must be unit:, cgroup:, netns: or uid: with a value"
+            "{PROCESS_ANNOTATION} must be unit:, cgroup:, netns:, uid: or pod: with a value"
         ));
         return BTreeMap::new();
     }

@@ -248,6 +248,14 @@ fn a_placed_entry_of_an_enrolled_namespace_is_tunnelled_to() {
         ("n1", "web", "v1")
     );
     assert_eq!(workload.addresses.len(), 2);
+    let (by_uid, _) = of_entry(
+        "tulle.dev/node: n1, tulle.dev/process: 'pod:u1'",
+        "address: 10.0.0.1",
+    );
+    assert_eq!(
+        &*by_uid.expect("a workload").extensions["tulle.dev/process"],
+        "pod:u1"
+    );
     assert_eq!(&*workload.extensions[PROCESS_ANNOTATION], "netns:web");
     assert_eq!(conditions[0].reason, "Accepted");
     let (workload, _) = of_entry("", "address: 10.0.0.1");
