@@ -129,6 +129,18 @@ fn test(may_install: bool) -> Result<(), String> {
     let tests = ["test", "--workspace", "--locked", "--no-fail-fast"];
     step("tests", &mut namespaces.inside("cargo", &tests, &root()))?;
     step(
+        "tests of TLS with BoringSSL",
+        cargo(&[
+            "test",
+            "--package",
+            "tulle-identity",
+            "--features",
+            "boring",
+            "--lib",
+            "--locked",
+        ]),
+    )?;
+    step(
         "build tulle (release)",
         cargo(&["build", "--release", "--locked", "--package", "tulle-cli"]),
     )?;

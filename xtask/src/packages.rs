@@ -34,6 +34,21 @@ pub(crate) const FOR_THE_TESTS: &[Program] = &[
         why: "HTTP server",
     },
     Program {
+        program: "cmake",
+        package: "cmake",
+        why: "builds BoringSSL, the second TLS library",
+    },
+    Program {
+        program: "clang",
+        package: "clang",
+        why: "compiles BoringSSL",
+    },
+    Program {
+        program: "libclang.so",
+        package: "libclang-dev",
+        why: "reads the headers of BoringSSL",
+    },
+    Program {
         program: "redis-server",
         package: "redis-server",
         why: "server that clients keep connections to",
@@ -132,6 +147,15 @@ fn is_there(program: &str) -> bool {
     path.split(':')
         .chain(["/usr/sbin", "/sbin"])
         .any(|folder| Path::new(folder).join(program).is_file())
+        || is_library(program)
+}
+
+/// Whether it is a library of the LLVM project, which Debian keeps by version.
+fn is_library(name: &str) -> bool {
+    let versions = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+    versions
+        .filter(|folder| folder.file_name().to_string_lossy().starts_with("llvm-"))
+        .any(|folder| folder.path().join("lib").join(name).exists())
 }
 
 /// The path with the folders where Debian keeps programs for administrators; users do not have them in theirs.

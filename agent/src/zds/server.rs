@@ -1,14 +1,13 @@
 //! Accepts proxies and feeds each of them: its snapshot first, then what comes.
 
-use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tulle_linux::seqpacket::{SeqPacket, SeqPacketListener};
 use tulle_proto::convert::zds::Request;
+use tulle_runtime::socket_file;
 use tulle_runtime::tasks::Scope;
 
 use super::book::Step;
@@ -33,29 +32,14 @@ pub struct ZdsError {
 /// # Errors
 /// When the socket cannot be made.
 pub fn serve(path: &Path, hub: Hub) -> Result<impl Future<Output = ()> + Send + use<>, ZdsError> {
-    let listener = bind(path).map_err(|source| ZdsError {
-        path: path.to_owned(),
-        source,
-    })?;
+    let listener =
+        socket_file::place(path, SOCKET_MODE, |path| SeqPacketListener::bind(path)).map_err(|source| {
+            ZdsError {
+                path: path.to_owned(),
+                source,
+            }
+        })?;
     Ok(accept(listener, hub))
-}
-
-/// A socket left behind by an earlier agent is replaced in one rename, after ours has its mode.
-fn bind(path: &Path) -> io::Result<SeqPacketListener> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let fresh = PathBuf::from(name);
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = SeqPacketListener::bind(&fresh)?;
-    fs::set_permissions(&fresh, Permissions::from_mode(SOCKET_MODE))?;
-    fs::rename(&fresh, path)?;
-    Ok(listener)
 }
 
 /// Connections end with the server.

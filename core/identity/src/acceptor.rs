@@ -11,7 +11,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt, stream};
 use rustls::server::WebPkiClientVerifier;
-use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,7 +23,7 @@ use tulle_model::name::Str;
 use crate::certificate::{Own, facts};
 use crate::csr::{PrivateKey, RequestError};
 use crate::tls::{
-    self, AcceptedStream, HandshakeError, KeyExchange, PeerError, pem_certificates, signing_key,
+    self, AcceptedStream, HandshakeError, KeyExchange, PeerError, certified_key, pem_certificates,
 };
 
 /// A client must have finished its handshake by then.
@@ -90,8 +89,7 @@ fn config(chain: &str, key: &str, client_roots: Option<&str>) -> Result<ServerCo
         return Err(AcceptorError::Chain);
     }
     let key = PrivateKey::from_pem(key)?;
-    let own = CertifiedKey::new(chain, signing_key(key.der()).map_err(AcceptorError::Mismatch)?);
-    own.keys_match().map_err(AcceptorError::Mismatch)?;
+    let own = certified_key(chain, key.der()).map_err(AcceptorError::Mismatch)?;
     let crypto = tls::crypto(KeyExchange::Standard);
     let builder = ServerConfig::builder_with_provider(Arc::clone(&crypto))
         .with_protocol_versions(&[&version::TLS13])

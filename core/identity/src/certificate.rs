@@ -102,9 +102,11 @@ impl WorkloadCertificate {
         if let Some(error) = tls::chain_error(&issued.chain, &roots, &crypto, unix_time(now)) {
             return Err(InvalidCertificate::Chain(error));
         }
-        let key = tls::signing_key(issued.key.der()).map_err(InvalidCertificate::Key)?;
-        let own = CertifiedKey::new(issued.chain.clone(), key);
-        own.keys_match().map_err(|_| InvalidCertificate::OtherKey)?;
+        let own = tls::certified_key(issued.chain.clone(), issued.key.der());
+        let own = own.map_err(|error| match tls::is_other_key(&error) {
+            true => InvalidCertificate::OtherKey,
+            false => InvalidCertificate::Key(error),
+        })?;
         let Facts {
             serial,
             not_before,

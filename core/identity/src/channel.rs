@@ -63,8 +63,10 @@ pub enum ChannelError {
         /// What is wrong with it.
         error: InvalidDnsNameError,
     },
-    /// System roots were asked for.
-    #[error("the operating system's roots are not built in; name a file or give PEM text")]
+    /// System roots were asked for, and there are none.
+    #[error(
+        "the operating system keeps no roots where they are looked for; install ca-certificates, or name a file"
+    )]
     SystemRoots,
     /// Nothing in the source is a root certificate.
     #[error("no root certificate can be read from {from}")]

@@ -24,8 +24,10 @@ use crate::proof::PeerProof;
 pub(crate) use client::mesh_client;
 pub(crate) use peer::names;
 pub use peer::{PeerError, peer_identity};
+#[cfg(test)]
+pub(crate) use provider::signing_key;
 pub use provider::{KeyExchange, Library};
-pub(crate) use provider::{crypto, signing_key};
+pub(crate) use provider::{certified_key, crypto, is_other_key};
 pub(crate) use server::{mesh_server, without_resumption};
 pub(crate) use verify::{Judge, chain_error};
 

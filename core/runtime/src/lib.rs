@@ -39,5 +39,6 @@ pub mod limits;
 pub mod metrics;
 pub mod ready;
 pub mod signal;
+pub mod socket_file;
 pub mod tasks;
 pub mod telemetry;

@@ -19,7 +19,7 @@ pub enum RootSource {
     File(PathBuf),
     /// PEM text.
     Pem(String),
-    /// The roots of the operating system. Not built in.
+    /// The roots of the operating system, where it keeps them.
     System,
 }
 
@@ -38,13 +38,27 @@ impl RootSource {
         let (pem, from) = match self {
             Self::File(path) => (read_file(path)?, path.display().to_string()),
             Self::Pem(pem) => (pem.clone(), "the configured text".to_owned()),
-            Self::System => return Err(ChannelError::SystemRoots),
+            Self::System => system_roots()?,
         };
         match pem_certificates(pem.as_bytes()) {
             Ok(found) if !found.is_empty() => Ok(found),
             _ => Err(ChannelError::NoRoots { from }),
         }
     }
+}
+
+/// Where systems keep their roots in one file: Debian and its kin, Fedora and its kin, SUSE, Alpine.
+const SYSTEM_ROOTS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+fn system_roots() -> Result<(String, String), ChannelError> {
+    let found = SYSTEM_ROOTS.iter().map(Path::new).find(|path| path.exists());
+    let path = found.ok_or(ChannelError::SystemRoots)?;
+    Ok((read_file(path)?, path.display().to_string()))
 }
 
 /// Where the bearer token comes from.

@@ -3,8 +3,8 @@
 use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::PrivateKeyDer;
-use rustls::sign::SigningKey;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{CipherSuite, NamedGroup};
 
 /// Which key exchange groups a connection may use.
@@ -115,6 +115,25 @@ pub(crate) fn signing_key(der: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>
     crypto(KeyExchange::Standard)
         .key_provider
         .load_private_key(der.clone_key())
+}
+
+/// Puts chain and key together.
+///
+/// # Errors
+/// When the key cannot be used, or is not the leaf's; the latter is told apart by [`is_other_key`].
+pub(crate) fn certified_key(
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKeyDer<'_>,
+) -> Result<CertifiedKey, rustls::Error> {
+    // Not every library says what the public half of a key is.
+    let checked = CertifiedKey::new(chain.clone(), aws_lc_rs::sign::any_supported_type(key)?);
+    checked.keys_match()?;
+    Ok(CertifiedKey::new(chain, signing_key(key)?))
+}
+
+/// Whether a key was refused because it is that of another certificate.
+pub(crate) fn is_other_key(error: &rustls::Error) -> bool {
+    matches!(error, rustls::Error::InconsistentKeys(_))
 }
 
 #[cfg(test)]

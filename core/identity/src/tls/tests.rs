@@ -8,6 +8,7 @@ use crate::ca::Issued;
 use crate::certificate::{Own, anchors};
 use crate::testing::{TestCa, certificate};
 
+mod libraries;
 mod odd;
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";

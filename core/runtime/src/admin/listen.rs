@@ -1,14 +1,16 @@
 //! Where pages are served: a TCP address, or a unix socket that only its owner can open.
 
 use std::fmt::{self, Display};
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
+
+use crate::socket_file;
 
 /// Mode of an admin socket: its owner only.
 const SOCKET_MODE: u32 = 0o600;
@@ -118,30 +120,12 @@ impl Display for Listener {
     }
 }
 
-/// The socket gets its mode under a name nobody looks for, then takes its place in one rename: it is never open to
-/// others, and a socket left behind by an earlier process is replaced.
+/// Binds a socket at a path, and remembers which file is ours.
 fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let fresh = PathBuf::from(name);
-    match fs::remove_file(&fresh) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&fresh)?;
-    fs::set_permissions(&fresh, Permissions::from_mode(SOCKET_MODE))?;
-    let inode = fs::metadata(&fresh)?.ino();
-    fs::rename(&fresh, path)?;
-    Ok((
-        listener,
-        SocketFile {
-            path: path.to_owned(),
-            inode,
-        },
-    ))
+    let bind = |fresh: &Path| Ok((UnixListener::bind(fresh)?, fs::metadata(fresh)?.ino()));
+    let (listener, inode) = socket_file::place(path, SOCKET_MODE, bind)?;
+    let path = path.to_owned();
+    Ok((listener, SocketFile { path, inode }))
 }
 
 /// The socket's file, removed on drop unless a newer process put its own there.
