@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tulle_identity::ca::{CaClient, GrpcCa, GrpcCaOptions, Impersonation};
-use tulle_identity::{ChannelConfig, ChannelError, KeyExchange, SecretManager, channel};
+use tulle_identity::{ChannelConfig, ChannelError, Clock, KeyExchange, SecretManager, TrustStore, channel};
 use tulle_model::Mesh;
 use tulle_runtime::admin::{self, AdminError, Listen, Listener};
 use tulle_runtime::config::Env;
@@ -30,8 +30,9 @@ use crate::inpod;
 use crate::metrics::Metrics;
 use crate::plaintext::Plaintext;
 use crate::pod::{Node, Pod};
-use crate::shed::{Pressure, Shedder};
+use crate::revocation;
 use crate::same_node::Locals;
+use crate::shed::{Pressure, Shedder};
 
 /// How often the bytes of open connections are passed on to their series.
 const PASS_ON: Duration = Duration::from_secs(1);
@@ -189,6 +190,7 @@ impl App {
         let node = Arc::new(node(config, &registry, mesh, ca));
         follow_configuration(&node, &registry, &ready, &watcher)?;
         workers.spawn_named("rejudge", rejudge(&node));
+        follow_trust(&node, &watcher, workers);
         tasks::spawn("shed", shed(Arc::clone(&node), watcher.clone()));
         workers.spawn_named("pass-on-bytes", pass_on(Arc::clone(&node), watcher.clone()));
         let serving = serve_pods(&node, &ready, &watcher, workers).await?;
@@ -318,15 +320,22 @@ fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClie
     } else {
         KeyExchange::Standard
     };
+    let trust = TrustStore::new(config.crl.stale, Clock::system());
+    if let Some(path) = &config.crl.path {
+        trust.load_file(path);
+    }
     let options = tulle_identity::Options {
         key_exchange,
+        trust: trust.clone(),
         ..tulle_identity::Options::default()
     };
     Node {
         secrets: SecretManager::new(ca, options, tulle_identity::Metrics::register(registry)),
+        trust,
         connections: Connections::new(metrics.clone()),
         plaintext: Plaintext::default(),
         shedder: registry.with(Shedder::register),
+        locals: registry.with(Locals::register),
         metrics,
         mesh,
         config,
@@ -335,7 +344,6 @@ fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClie
 
 fn authority(config: &Config) -> Result<Arc<dyn CaClient>, Error> {
     match &config.ca {
-        locals: registry.with(Locals::register),
         CertificateAuthority::Server(server) => Ok(Arc::new(grpc_authority(config, server)?)),
         #[cfg(feature = "testing")]
         CertificateAuthority::Fake => Ok(fake_authority()),
@@ -417,6 +425,15 @@ fn node_info(config: &Config) -> NodeInfo {
         metadata,
         build_version: tulle_runtime::build_info::tag(),
         ..NodeInfo::default()
+    }
+}
+
+/// Keeps what is believed up to date, and closes what is open to those who no longer are.
+fn follow_trust(node: &Arc<Node>, drain: &DrainWatcher, workers: &Handle) {
+    workers.spawn_named("trust", revocation::follow(node));
+    workers.spawn_named("revocation", revocation::walk(Arc::clone(node), drain.clone()));
+    if let Some(path) = node.config.crl.path.clone() {
+        tasks::spawn("revocation-lists", node.trust.clone().follow_file(path));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The configuration of the node proxy, read from ztunnel's environment variables.
 
 mod control_plane;
+mod crl;
 mod dns;
 mod headers;
 mod inpod;
@@ -26,6 +27,7 @@ use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
 use tulle_runtime::config::{Collector, ConfigError, Env};
 
 pub use self::control_plane::{CertificateAuthority, ControlPlane, LocalXds};
+pub use self::crl::Crl;
 pub use self::dns::{Dns, DnsListen};
 pub use self::headers::Headers;
 pub use self::inpod::Inpod;
@@ -64,6 +66,8 @@ pub struct Config {
     /// Lifetime asked for certificates.
     #[serde(serialize_with = "as_duration")]
     pub secret_ttl: Duration,
+    /// What is believed of certificates beyond their signature.
+    pub crl: Crl,
     /// Only post-quantum key exchange.
     pub post_quantum_only: bool,
     /// Threads that carry traffic.
@@ -100,12 +104,12 @@ pub struct Config {
     pub policy_wait: Duration,
     /// Further endpoints that are tried before a byte was sent.
     pub connect_retries: usize,
+    /// How workloads of this process reach each other.
+    pub same_node: SameNode,
     /// How much of a reason a peer is told.
     pub reason_detail: ReasonDetail,
     /// Open connections of one workload; `None` = no bound.
     pub connections_max: Option<usize>,
-    /// How workloads of this process reach each other.
-    pub same_node: SameNode,
     /// Series of traffic that nobody touched for this long are removed.
     #[serde(serialize_with = "as_duration")]
     pub metric_ttl: Duration,
@@ -150,6 +154,7 @@ impl Config {
             node_metadata: metadata::read(read, &proxy_config.proxy_metadata),
             local_xds,
             secret_ttl: read.duration("SECRET_TTL", Duration::from_secs(24 * 60 * 60)),
+            crl: crl::read(read),
             post_quantum_only: control_plane::read_compliance(read),
             pool: tunnels::read_pool(read, worker_threads),
             worker_threads,
@@ -169,12 +174,17 @@ impl Config {
             authz_info_logging: read.bool("AUTHZ_POLICY_INFO_LOGGING", false),
             policy_wait: read.duration("TULLE_POLICY_WAIT", Duration::from_secs(2)),
             connect_retries: read.parsed("TULLE_CONNECT_RETRIES", 2),
+            same_node: traffic::read_same_node(read),
             reason_detail: traffic::read_reason_detail(read),
             connections_max: traffic::read_connections_max(read),
             metric_ttl: read.duration("TULLE_METRIC_TTL", Duration::from_secs(15 * 60)),
-            ports: Ports::DEFAULT,
+            ports: Ports {
+                socks5: read
+                    .bool("UNSTABLE_ENABLE_SOCKS5", false)
+                    .then_some(Ports::SOCKS5),
+                ..Ports::DEFAULT
+            },
             process_ports: proxy_config.ports(),
-            same_node: traffic::read_same_node(read),
             run_dir: read.string("TULLE_RUN_DIR", DEFAULT_RUN_DIR).into(),
             mode,
         }
@@ -183,7 +193,7 @@ impl Config {
 
 /// Values of ztunnel that have no effect here: they are read, so that bad ones are still reported.
 fn warn_unused(read: &mut Collector<'_>) {
-    for name in ["TLS12_ENABLED", "XDS_ON_DEMAND", "UNSTABLE_ENABLE_SOCKS5"] {
+    for name in ["TLS12_ENABLED", "XDS_ON_DEMAND"] {
         if read.bool(name, false) {
             tracing::warn!(variable = name, "has no effect");
         }

@@ -39,9 +39,11 @@ pub mod plaintext;
 pub mod pod;
 pub mod proxy;
 pub mod record;
+pub mod revocation;
 pub mod same_node;
 pub mod shed;
 pub mod sockets;
+pub mod socks5;
 
 pub use app::{App, run, run_process};
 pub use config::Config;

@@ -9,6 +9,7 @@ pub mod plan;
 
 use std::time::Duration;
 
+pub(crate) use self::connection::open;
 pub use self::connection::{serve, serve_to};
 pub use self::failures::RecentFailures;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use socket2::Domain;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tulle_identity::{SecretManager, WorkloadCertificate};
+use tulle_identity::{SecretManager, TrustStore, WorkloadCertificate};
 use tulle_model::mesh::Snapshot;
 use tulle_model::{Identity, NetworkAddress, Workload};
 use tulle_runtime::drain::DrainWatcher;
@@ -45,6 +45,8 @@ pub struct Node {
     pub mesh: MeshState,
     /// Certificates of local workloads.
     pub secrets: SecretManager,
+    /// What peers are judged by, beside their certificates.
+    pub trust: TrustStore,
     /// What is counted.
     pub metrics: Metrics,
     /// Open connections.
@@ -53,10 +55,10 @@ pub struct Node {
     pub plaintext: Plaintext,
     /// Who is refused while descriptors are scarce.
     pub shedder: Shedder,
-}
-
     /// Workloads that are served here now.
     pub locals: Locals,
+}
+
 impl Node {
     /// Options of a socket towards a peer or an application.
     #[must_use]
@@ -96,18 +98,18 @@ pub struct Pod {
     pub handed_over: watch::Sender<bool>,
     /// Endpoints that failed a moment ago.
     pub failures: RecentFailures,
-    /// Places for open connections, where they are bounded.
-    places: Option<Arc<Semaphore>>,
     /// Host names of endpoints.
     pub names: Names,
+    /// Places for open connections, where they are bounded.
+    places: Option<Arc<Semaphore>>,
     /// What it holds of the process.
     weight: Arc<Weight>,
-}
-
     /// Where it lives.
     network: Arc<dyn PodNetwork>,
     /// Addresses that were found to be its own; an address of a namespace stays.
     addresses: Mutex<HashSet<IpAddr>>,
+}
+
 /// A place for one open connection.
 #[derive(Debug)]
 pub struct Place(
@@ -141,9 +143,9 @@ impl Pod {
             handshakes: Semaphore::new(HANDSHAKES_MAX),
             handed_over: watch::Sender::new(false),
             failures: RecentFailures::default(),
+            names: Names::default(),
         }
     }
-            names: Names::default(),
 
     /// A place for one more open connection.
     ///
@@ -167,15 +169,17 @@ impl Pod {
         self.node.shedder.admit(&self.weight)
     }
 
-    /// Its description in a snapshot.
-    #[must_use]
     /// Whether an address is one of its namespace: the kernel would reach it from itself.
     #[must_use]
     pub fn owns(&self, address: IpAddr) -> bool {
         if self.addresses.lock().contains(&address) {
             return true;
         }
-        let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+        let domain = if address.is_ipv4() {
+            Domain::IPV4
+        } else {
+            Domain::IPV6
+        };
         // Choosing a route sends nothing.
         let route = self.network.udp(domain).and_then(|socket| {
             socket.connect(&SocketAddr::new(address, 1).into())?;
@@ -189,6 +193,8 @@ impl Pod {
         own
     }
 
+    /// Its description in a snapshot.
+    #[must_use]
     pub fn find(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
         let WorkloadName {
             namespace,

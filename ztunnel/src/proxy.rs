@@ -9,7 +9,7 @@ use crate::accept::{Accepting, accept};
 use crate::dns::sockets::DnsListeners;
 use crate::pod::Pod;
 use crate::sockets::PodSockets;
-use crate::{dns, inbound, outbound, same_node};
+use crate::{dns, inbound, outbound, same_node, socks5};
 
 /// Accepts for one workload until accepting stops. Connections live on, and hold guards of the pod's drain.
 ///
@@ -43,10 +43,26 @@ pub fn start(
         inbound::listener::serve,
     );
     let names = questions(pod, listeners.dns, accepting);
+    let clients = socks5_clients(pod, accepting)?;
     let present = same_node::enter(pod);
     Ok(async move {
         let _present = present;
-        tokio::join!(out, plain, hbone, names);
+        tokio::join!(out, plain, hbone, names, clients);
+    })
+}
+
+/// Serves applications that ask for a proxy, where that is switched on.
+fn socks5_clients(
+    pod: &Arc<Pod>,
+    accepting: &Accepting,
+) -> io::Result<impl Future<Output = ()> + Send + 'static + use<>> {
+    let port = pod.node.config.ports.socks5;
+    let listener = port.map(|port| socks5::listen(pod, port)).transpose()?;
+    let (pod, accepting) = (Arc::clone(pod), accepting.clone());
+    Ok(async move {
+        if let Some(listener) = listener {
+            accept(listener, pod, accepting, "socks5-connection", socks5::serve).await;
+        }
     })
 }
 

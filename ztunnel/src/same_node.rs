@@ -31,6 +31,7 @@ use crate::inbound::{Asking, Handed, Tunnel, serve_stream};
 use crate::metrics::labels::Direction;
 use crate::pod::Pod;
 use crate::record::Story;
+use crate::revocation::Proofs;
 
 /// How long a handshake speaks for further streams of the same two certificates. What is revoked meanwhile is
 /// refused after it.
@@ -123,7 +124,9 @@ impl Locals {
 #[must_use]
 pub fn enter(pod: &Arc<Pod>) -> Present {
     let mut pods = pod.node.locals.pods.lock();
-    pods.entry(pod.name.clone()).or_default().push(Arc::downgrade(pod));
+    pods.entry(pod.name.clone())
+        .or_default()
+        .push(Arc::downgrade(pod));
     Present { pod: Arc::clone(pod) }
 }
 
@@ -144,7 +147,12 @@ pub struct Neighbour {
 /// The neighbour that a connection leads to, if it leads to one. The address must really be the pod's own, as a
 /// description may be older than the pod.
 #[must_use]
-pub fn neighbour(from: &Pod, source: &Workload, client: SocketAddr, endpoint: &Endpoint) -> Option<Neighbour> {
+pub fn neighbour(
+    from: &Pod,
+    source: &Workload,
+    client: SocketAddr,
+    endpoint: &Endpoint,
+) -> Option<Neighbour> {
     let dial = endpoint.dial;
     let tunnelled = endpoint.protocol == TunnelProtocol::Hbone && dial.port() == HBONE_PORT;
     let here = from.node.config.same_node == SameNode::InProcess;
@@ -188,7 +196,7 @@ pub async fn open(
     if let Err(Failed { here, there }) = meet(&pod, &client, endpoint).await {
         let story = Story::begin(Direction::Inbound, tunnel.peer, tunnel.local);
         story.fail(&pod.node.metrics, &there);
-        return Err(OpenError::Tls { source: Arc::new(here) }.into());
+        return Err(here);
     }
     let (answer, answered) = oneshot::channel();
     let guard = pod.drain.guard();
@@ -211,17 +219,36 @@ pub async fn open(
 
 /// A handshake that failed, as each end sees it.
 struct Failed {
-    here: HandshakeError,
+    here: Error,
     there: Error,
+}
+
+impl Failed {
+    fn new(here: HandshakeError, there: Error) -> Self {
+        let here = OpenError::Tls {
+            source: Arc::new(here),
+        };
+        Self {
+            here: here.into(),
+            there,
+        }
+    }
+
+    /// The other end says nothing and is gone.
+    fn there(there: Error) -> Self {
+        Self::new(HandshakeError::Io(io::ErrorKind::ConnectionReset.into()), there)
+    }
 }
 
 /// The handshake that a tunnel would begin with.
 async fn meet(pod: &Pod, client: &Arc<WorkloadCertificate>, endpoint: &Endpoint) -> Result<(), Failed> {
-    let gone = |there: Error| Failed {
-        here: HandshakeError::Io(io::ErrorKind::ConnectionReset.into()),
-        there,
-    };
-    let server = pod.certificate(&endpoint.workload).await.map_err(gone)?;
+    let server = pod.certificate(&endpoint.workload).await.map_err(Failed::there)?;
+    // What is no longer believed is refused at once, however fresh the last handshake.
+    let proofs = Proofs::new(&pod.node, client, server.proof().clone(), endpoint.dial.ip());
+    proofs.judge(&pod.node).map_err(|why| Failed {
+        here: Error::Distrusted(why.clone()),
+        there: Error::Distrusted(why),
+    })?;
     let meeting = Meeting {
         client: client.version(),
         server: server.version(),
@@ -232,7 +259,7 @@ async fn meet(pod: &Pod, client: &Arc<WorkloadCertificate>, endpoint: &Endpoint)
         return Ok(());
     }
     let place = pod.handshakes.try_acquire();
-    let _place = place.map_err(|_| gone(Error::Overload("too many handshakes at once")))?;
+    let _place = place.map_err(|_| Failed::there(Error::Overload("too many handshakes at once")))?;
     shake_hands(client, &server, &endpoint.expected).await?;
     locals.remember(meeting);
     Ok(())
@@ -249,23 +276,19 @@ async fn shake_hands(
     let refused = |error| Error::Accept(AcceptError::Tls(error));
     match tokio::join!(connecting, accepting) {
         (Ok(_), Ok(_)) => Ok(()),
-        (Err(here), Err(there)) => Err(Failed {
-            here,
-            there: refused(there),
-        }),
+        (Err(here), Err(there)) => Err(Failed::new(here, refused(there))),
         // A client is done before the server has judged its certificate; the alert comes later.
         (Ok(mut stream), Err(there)) => {
             let read = stream.read_u8().await;
-            let alert = read.err().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
-            Err(Failed {
-                here: alert.into(),
-                there: refused(there),
-            })
+            let alert = read
+                .err()
+                .unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
+            Err(Failed::new(alert.into(), refused(there)))
         }
-        (Err(here), Ok(_)) => Err(Failed {
-            here,
-            there: refused(HandshakeError::Io(io::ErrorKind::ConnectionReset.into())),
-        }),
+        (Err(here), Ok(_)) => {
+            let gone = HandshakeError::Io(io::ErrorKind::ConnectionReset.into());
+            Err(Failed::new(here, refused(gone)))
+        }
     }
 }
 
@@ -286,7 +309,11 @@ mod tests {
 
     #[test]
     fn the_source_is_seen_at_an_address_of_its_own() {
-        let web = workload("shop/web").ip("10.0.0.1").ip("10.0.0.9").ip("fd00::1").build();
+        let web = workload("shop/web")
+            .ip("10.0.0.1")
+            .ip("10.0.0.9")
+            .ip("fd00::1")
+            .build();
         for (client, towards, seen) in [
             ("10.0.0.9", "10.0.0.2", Some("10.0.0.9")),
             ("192.0.2.1", "10.0.0.2", Some("10.0.0.1")),
@@ -311,7 +338,7 @@ mod tests {
         let ca = TestCa::new();
         let (web, db) = (ca.certificate(&identity("web")), ca.certificate(&identity("db")));
         let failed = shake_hands(&web, &db, &[identity("other")]).await.unwrap_err();
-        assert_eq!(failed.here.reason(), Reason::PeerIdentityMismatch);
+        assert_eq!(failed.here.reason(), Some(Reason::PeerIdentityMismatch));
         assert!(matches!(
             failed.there,
             Error::Accept(AcceptError::Tls(HandshakeError::Refused(_)))
@@ -324,7 +351,10 @@ mod tests {
         let foreign = ca.certificate(&Identity::new("other.example", "shop", "web"));
         let db = ca.certificate(&identity("db"));
         let failed = shake_hands(&foreign, &db, &[identity("db")]).await.unwrap_err();
-        assert!(matches!(failed.here, HandshakeError::Refused(_)), "{:?}", failed.here);
+        let Error::Open(OpenError::Tls { source }) = failed.here else {
+            panic!("{:?}", failed.here);
+        };
+        assert!(matches!(*source, HandshakeError::Refused(_)), "{source:?}");
         assert_eq!(failed.there.reason(), Some(Reason::PeerIdentityMismatch));
     }
 

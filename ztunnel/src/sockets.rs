@@ -168,6 +168,7 @@ impl PodSockets {
             outbound: port_of(&self.outbound)?,
             inbound_plain: port_of(&self.inbound_plain)?,
             inbound_hbone: port_of(&self.inbound_hbone)?,
+            socks5: None,
         })
     }
 
@@ -325,6 +326,7 @@ mod tests {
             outbound: 0,
             inbound_plain: 0,
             inbound_hbone: 0,
+            socks5: None,
         };
         let options = OpenOptions {
             ports,

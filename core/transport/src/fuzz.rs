@@ -1,7 +1,7 @@
 //! One entry per parser of foreign bytes, for the fuzzers. Each panics when a property does not hold.
 
 use crate::hbone::connect;
-use crate::{Baggage, Forwarded, ReasonHeader, TraceParent, proxy_protocol};
+use crate::{Baggage, Forwarded, ReasonHeader, TraceParent, proxy_protocol, socks5};
 
 /// What was parsed is written and parsed alike.
 pub fn baggage(data: &[u8]) {
@@ -34,6 +34,23 @@ pub fn traceparent(data: &[u8]) {
 pub fn proxy_protocol(data: &[u8]) {
     if let Ok((_, length)) = proxy_protocol::Header::parse(data) {
         assert!(length <= data.len());
+    }
+}
+
+/// A greeting or request never claims more bytes than there are, and never asks for more than its bound; what is
+/// understood does not depend on what follows.
+pub fn socks5(data: &[u8]) {
+    let bounded = |error, most| match error {
+        socks5::Malformed::Incomplete(least) => assert!(data.len() < least && least <= most),
+        _ => {}
+    };
+    match socks5::greeting(data) {
+        Ok(length) => assert!(length <= data.len()),
+        Err(error) => bounded(error, socks5::GREETING_BYTES_MAX),
+    }
+    match socks5::request(data) {
+        Ok((target, length)) => assert_eq!(socks5::request(&data[..length]), Ok((target, length))),
+        Err(error) => bounded(error, socks5::REQUEST_BYTES_MAX),
     }
 }
 

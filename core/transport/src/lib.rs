@@ -5,6 +5,7 @@
 //! * [`socket`]: original destinations, options, transparent source addresses, resets;
 //! * [`hbone`]: tunnels (client, server, pool) behind types that name no HTTP/2 library;
 //! * [`copy`]: both directions of a connection, with FIN carried as FIN and RST as RST;
+//! * [`socks5`]: what clients ask for that want to be proxied;
 //! * [`baggage`], [`forwarded`], [`traceparent`], [`reason_header`], [`proxy_protocol`]: what travels beside the bytes.
 //!
 //! A tunnel from end to end, over memory instead of mutual TLS:
@@ -45,6 +46,7 @@ pub mod hbone;
 pub mod proxy_protocol;
 pub mod reason_header;
 pub mod socket;
+pub mod socks5;
 pub mod traceparent;
 
 pub use baggage::Baggage;

@@ -18,6 +18,11 @@ fn headers_keep_their_properties() {
 }
 
 #[test]
+fn socks5_requests_keep_their_properties() {
+    replay(format!("{CORPUS}/socks5"), fuzz::socks5);
+}
+
+#[test]
 fn proxy_protocol_headers_keep_their_properties() {
     replay(format!("{CORPUS}/proxy_protocol"), fuzz::proxy_protocol);
 }

@@ -10,3 +10,4 @@ mod interop;
 mod outage;
 mod peers;
 mod policy;
+mod same_node;

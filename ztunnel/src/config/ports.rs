@@ -12,6 +12,8 @@ pub struct Ports {
     pub inbound_plain: u16,
     /// Tunnels.
     pub inbound_hbone: u16,
+    /// SOCKS5 on loopback, where it is on.
+    pub socks5: Option<u16>,
 }
 
 impl Ports {
@@ -20,12 +22,17 @@ impl Ports {
         outbound: 15001,
         inbound_plain: 15006,
         inbound_hbone: tulle_model::gateway::HBONE_PORT,
+        socks5: None,
     };
+
+    /// Where SOCKS5 is listened for, if it is.
+    pub const SOCKS5: u16 = 15080;
 
     /// Whether a connection to this port would come back to the proxy.
     #[must_use]
     pub fn is_own(&self, port: u16) -> bool {
-        [self.outbound, self.inbound_plain, self.inbound_hbone].contains(&port)
+        let captured = [self.outbound, self.inbound_plain, self.inbound_hbone];
+        captured.contains(&port) || self.socks5 == Some(port)
     }
 }
 

@@ -249,6 +249,11 @@ const TRAFFIC: &[Variable] = &[
         "Tunnels between the same two workloads",
     ),
     variable(
+        "UNSTABLE_ENABLE_SOCKS5",
+        Value("false"),
+        "SOCKS5 on 127.0.0.1:15080 of each pod: no authentication, CONNECT by address or name",
+    ),
+    variable(
         "TULLE_SAME_NODE",
         Value("inprocess"),
         "How two pods of this node reach each other: `inprocess` hands streams over without a tunnel, under the same identities and checks; `hbone` tunnels them as to any other node",
@@ -364,11 +369,6 @@ const UNUSED: &[Variable] = &[
         "XDS_ON_DEMAND",
         Value("false"),
         "Everything is always subscribed; a warning is logged",
-    ),
-    variable(
-        "UNSTABLE_ENABLE_SOCKS5",
-        Value("false"),
-        "There is no SOCKS5 listener; a warning is logged",
     ),
 ];
 

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::metrics::labels::Direction;
 use crate::pod::Pod;
 use crate::record::Story;
+use crate::revocation::Proofs;
 
 /// Who is at the other end of a tunnel, and which of our addresses it came to.
 #[derive(Debug, Clone)]
@@ -43,20 +44,20 @@ pub async fn serve(pod: Arc<Pod>, socket: TcpStream, peer: SocketAddr) {
         Err(error) => Err(error),
     };
     match admitted {
-        Ok((accepted, _load)) => {
+        Ok(((accepted, proofs), _load)) => {
             let _counted = pod.node.metrics.tunnel();
             let tunnel = Tunnel {
                 identity: accepted.identity,
                 peer: accepted.address,
                 local,
             };
-            streams(&pod, accepted.connection, tunnel).await;
+            streams(&pod, accepted.connection, tunnel, &proofs).await;
         }
         Err(error) => Story::begin(Direction::Inbound, peer, local).fail(&pod.node.metrics, &error),
     }
 }
 
-async fn establish(pod: &Pod, socket: TcpStream) -> Result<Accepted, Error> {
+async fn establish(pod: &Pod, socket: TcpStream) -> Result<(Accepted, Proofs), Error> {
     let _handshake = pod
         .handshakes
         .try_acquire()
@@ -70,17 +71,30 @@ async fn establish(pod: &Pod, socket: TcpStream) -> Result<Accepted, Error> {
     let _ = options.apply(&socket);
     let workload = pod.workload().await?;
     let certificate = pod.certificate(&workload).await?;
-    Ok(server::accept(socket, certificate.server_config(), &server_settings(&pod.node)).await?)
+    let accepted = server::accept(socket, certificate.server_config(), &server_settings(&pod.node)).await?;
+    let proofs = Proofs::new(
+        &pod.node,
+        &certificate,
+        accepted.peer.clone(),
+        accepted.address.ip(),
+    );
+    proofs.judge(&pod.node)?;
+    Ok((accepted, proofs))
 }
 
 /// Accepts streams until the connection ends. Frames move only while `accept` is awaited.
-async fn streams(pod: &Arc<Pod>, mut connection: ServerConnection, tunnel: Tunnel) {
+async fn streams(pod: &Arc<Pod>, mut connection: ServerConnection, tunnel: Tunnel, proofs: &Proofs) {
     let handle = connection.handle();
     let goodbye = async {
         pod.retiring().await;
         handle.drain();
         pod.drain.urgent().await;
         handle.close();
+        std::future::pending::<()>().await;
+    };
+    let revoked = async {
+        let why = proofs.broken(&pod.node, Direction::Inbound).await;
+        handle.cut(why.reason());
         std::future::pending::<()>().await;
     };
     let accepting = async {
@@ -96,6 +110,6 @@ async fn streams(pod: &Arc<Pod>, mut connection: ServerConnection, tunnel: Tunne
     tokio::select! {
         () = accepting => {}
         () = goodbye => {}
+        () = revoked => {}
     }
 }
-        () = revoked => {}

@@ -17,7 +17,7 @@ use super::plan::{Plan, plan, refuse_self_call};
 use crate::carry;
 use crate::error::Error;
 use crate::metrics::labels::{Direction, Party};
-use crate::pod::Pod;
+use crate::pod::{Place, Pod};
 use crate::record::Story;
 
 /// Serves one captured connection to its end.
@@ -36,19 +36,25 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 pub async fn serve_to(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr, destination: SocketAddr) {
     let _socket = pod.node.metrics.socket(Direction::Outbound);
     let mut story = Story::begin(Direction::Outbound, peer, destination);
-    let established = match pod.place() {
-        Ok(place) => establish(&pod, peer, destination, &mut story)
-            .await
-            .map(|upstream| (upstream, place)),
-        Err(error) => Err(error),
-    };
-    match established {
+    match open(&pod, peer, destination, &mut story).await {
         Ok((upstream, _place)) => carry::run(&pod, client, upstream, story, None).await,
         Err(error) => {
             story.fail(&pod.node.metrics, &error);
             carry::reset(client);
         }
     }
+}
+
+/// Everything before the first byte; the place is held as long as the connection is open.
+pub(crate) async fn open(
+    pod: &Pod,
+    client: SocketAddr,
+    destination: SocketAddr,
+    story: &mut Story,
+) -> Result<(Remote, Place), Error> {
+    let place = pod.place()?;
+    let upstream = establish(pod, client, destination, story).await?;
+    Ok((upstream, place))
 }
 
 /// What the application wanted to reach.

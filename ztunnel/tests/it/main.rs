@@ -4,8 +4,11 @@
 
 mod agent;
 mod captured;
+mod gateways;
+mod hostnames;
 mod inbound;
 mod names;
 mod outbound;
 mod pages;
+mod socks5;
 mod world;

@@ -8,21 +8,27 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tulle_runtime::tasks;
 use tulle_ztunnel::outbound::serve_to;
+use tulle_ztunnel::pod::Pod;
 
 use crate::world::{SOON, World, echo_application};
 
 /// A connection of the application, captured on its way to `destination`.
-async fn call(world: &World, destination: SocketAddr) -> TcpStream {
+pub(crate) async fn call(world: &World, destination: SocketAddr) -> TcpStream {
+    let (pod, _) = world.app.dedicated().unwrap();
+    call_of(&pod, destination).await
+}
+
+/// A connection of one pod's application.
+pub(crate) async fn call_of(pod: &Arc<Pod>, destination: SocketAddr) -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (application, captured) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (captured, peer) = captured.unwrap();
-    let (pod, _) = world.app.dedicated().unwrap();
-    tasks::spawn("captured", serve_to(pod, captured, peer, destination));
+    tasks::spawn("captured", serve_to(Arc::clone(pod), captured, peer, destination));
     application.unwrap()
 }
 
-async fn assert_echoes(application: &mut TcpStream, text: &[u8]) {
+pub(crate) async fn assert_echoes(application: &mut TcpStream, text: &[u8]) {
     application.write_all(text).await.unwrap();
     let mut back = vec![0; text.len()];
     timeout(SOON, application.read_exact(&mut back))
@@ -32,7 +38,7 @@ async fn assert_echoes(application: &mut TcpStream, text: &[u8]) {
     assert_eq!(back, text);
 }
 
-async fn assert_reset(application: &mut TcpStream) {
+pub(crate) async fn assert_reset(application: &mut TcpStream) {
     let mut buffer = [0; 16];
     let ended = timeout(SOON, application.read(&mut buffer)).await.unwrap();
     assert!(ended.is_err(), "a reset, not an orderly end");

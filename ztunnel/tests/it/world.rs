@@ -67,6 +67,7 @@ fn config(workload: &str, local_xds: &str, run_dir: &std::path::Path, variables:
             outbound: free_port(),
             inbound_plain: free_port(),
             inbound_hbone: free_port(),
+            socks5: read.ports.socks5.map(|_| free_port()),
         },
         process_ports: ProcessPorts {
             admin: 0,

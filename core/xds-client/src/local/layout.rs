@@ -290,6 +290,8 @@ impl From<LocalService> for Service {
             ip_families: local.ip_families.map(Into::into).unwrap_or_default(),
             canonical: local.canonical,
             visibility: local.visibility.into(),
+            // Ingress gateways only; a node proxy ignores it.
+            ingress_use_waypoint: false,
         }
     }
 }
