@@ -220,6 +220,7 @@ async fn shared(
         hub,
         board,
         metrics,
+        resolver_dir: config.resolver_dir.as_path().into(),
         locator: Locator::new(
             &config.netns_dir,
             netns.inode(),

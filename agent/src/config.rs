@@ -15,6 +15,39 @@ use crate::rules::Backend;
 use crate::rules::ranges::{InvalidRange, Range};
 use crate::variant::{Existing, MarkGuard};
 
+/// What `tulle agent` may be asked.
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Command {
+    /// Something else than running
+    #[command(subcommand)]
+    pub other: Option<Other>,
+    /// How to run
+    #[command(flatten)]
+    pub config: Option<Config>,
+}
+
+/// What an agent's binary does beside running as the agent.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Other {
+    /// Keep the pods of this node mute until the agent has looked at them
+    ///
+    /// Loads a table into the network namespace that it is started in, with the ranges that the last agent was given by
+    /// --pod-range, and ends. To be run once per boot, before the container runtime starts.
+    Guard(GuardConfig),
+}
+
+/// Settings of `tulle agent guard`.
+#[derive(Debug, Clone, Args)]
+pub struct GuardConfig {
+    /// Guard from the boot on; the only way there is
+    #[arg(long, required = true)]
+    pub boot: bool,
+    /// Folder of what outlives a boot
+    #[arg(long, default_value = "/var/lib/tulle")]
+    pub state_dir: PathBuf,
+}
+
 /// Run the node agent: it enrols the pods of this node, owns their packet rules, routes and listening sockets, and
 /// hands them to the node proxy.
 ///
@@ -46,6 +79,9 @@ pub struct Config {
     /// Folder of named network namespaces
     #[arg(long, default_value = "/run/netns")]
     pub netns_dir: PathBuf,
+    /// Folder with a resolv.conf per named network namespace: <name>/resolv.conf
+    #[arg(long, default_value = "/etc/netns")]
+    pub resolver_dir: PathBuf,
     /// Folder of what must outlive agent and boot
     #[arg(long, env = "TULLE_STATE_DIR", default_value = STATE_DIR)]
     pub state_dir: PathBuf,
@@ -211,8 +247,24 @@ impl FromStr for Port {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Backend, Config, Existing, InvalidPort, MarkGuard, PathBuf, Port};
     use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Whole {
+        #[command(flatten)]
+        command: super::Command,
+    }
+
+    #[test]
+    fn guarding_needs_no_node_and_running_does() {
+        let parse = |arguments: &[&str]| Whole::try_parse_from(arguments).map(|whole| whole.command);
+        assert!(parse(&["agent", "guard", "--boot"]).unwrap().other.is_some());
+        assert!(parse(&["agent", "guard"]).is_err());
+        let running = parse(&["agent", "--node", "n1"]).unwrap();
+        assert_eq!(running.config.unwrap().node, "n1");
+        assert!(parse(&["agent"]).map_or(true, |command| command.config.is_none()));
+    }
 
     #[derive(Debug, Parser)]
     struct Command {

@@ -51,6 +51,7 @@ pub mod pods;
 pub mod probe;
 pub mod records;
 pub mod repair;
+pub mod resolver;
 pub mod routes;
 pub mod rules;
 pub mod sock_diag;
@@ -67,6 +68,41 @@ use tulle_runtime::{limits, signal, telemetry};
 
 /// Threads of the agent: it waits more than it works.
 const WORKER_THREADS: usize = 2;
+
+/// Does what the command asks, as a process of its own.
+#[must_use]
+pub fn main_of(command: config::Command) -> Exit {
+    match (command.other, command.config) {
+        (Some(config::Other::Guard(guard)), _) => guard_from_boot(&guard.state_dir),
+        (None, Some(config)) => main(config),
+        (None, None) => {
+            eprintln!("tulle agent: the node is not named; give --node or NODE_NAME");
+            Exit::Usage
+        }
+    }
+}
+
+/// Loads the table that keeps pods mute, and ends.
+fn guard_from_boot(state: &std::path::Path) -> Exit {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let loaded = match runtime {
+        Ok(runtime) => runtime
+            .block_on(host::boot::load(state))
+            .map_err(anyhow::Error::from),
+        Err(error) => Err(error.into()),
+    };
+    match loaded {
+        Ok(0) => eprintln!("tulle agent guard: no ranges of pods are known yet; nothing is guarded"),
+        Ok(ranges) => eprintln!(
+            "tulle agent guard: {ranges} ranges of pods stay mute until the agent has looked at them"
+        ),
+        Err(error) => {
+            eprintln!("tulle agent guard: {error:#}");
+            return Exit::Failed;
+        }
+    }
+    Exit::Ok
+}
 
 /// Runs the agent as a process of its own.
 #[must_use]

@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tulle_proto::zds::PodDns;
 
 use super::Goal;
 use super::task::{PodTask, Wanted, pids_of};
 use crate::cgroup;
 use crate::error::CaptureError;
 use crate::netns::Located;
+use crate::pods::Process;
+use crate::resolver;
 use crate::rules::plan::{self, Cgroup, Table};
 use crate::sockets::Listeners;
 use crate::variant::{Existing, MarkGuard};
@@ -113,6 +116,14 @@ impl PodTask {
         self.groups.clone()
     }
 
+    /// What the pod would ask without the mesh, if names are captured.
+    fn resolver(&self) -> Option<PodDns> {
+        let Some(Process::Netns(name)) = self.pod.process.as_ref().filter(|_| self.wants_dns()) else {
+            return None;
+        };
+        resolver::of_namespace(&self.shared.resolver_dir, &name.to_string())
+    }
+
     async fn proxy_serves_dns(&self, located: &Located) -> Result<bool, CaptureError> {
         let sockets = self.shared.capture.marked_sockets(&located.netns).await?;
         Ok(sockets
@@ -143,6 +154,7 @@ impl PodTask {
             namespace: self.pod.namespace.clone(),
             service_account: self.pod.service_account.clone(),
             netns: located.netns.clone(),
+            dns: self.resolver(),
             listeners,
         };
         let announced = match self.shared.hub.announce(announcement).await {

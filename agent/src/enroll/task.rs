@@ -69,6 +69,8 @@ pub struct Shared {
     pub board: Board,
     /// What is counted.
     pub metrics: Metrics,
+    /// Where the resolver settings of named namespaces are.
+    pub resolver_dir: Arc<std::path::Path>,
     /// How pods are found.
     pub locator: Locator,
     /// Whether a new pod may start without a proxy.

@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout};
 use tulle_linux::NetNs;
 use tulle_model::Str;
 use tulle_proto::convert::zds::{Added, Answer, Request};
-use tulle_proto::zds::Abilities;
 use tulle_proto::zds::sockets::Kind;
+use tulle_proto::zds::{Abilities, PodDns};
 
 use super::book::{self, Book, Introduction, Next, Progress, Step};
 use crate::error::CaptureError;
@@ -36,6 +36,8 @@ pub struct Announcement {
     pub service_account: Str,
     /// Its network namespace.
     pub netns: NetNs,
+    /// Its resolver settings, if they are known.
+    pub dns: Option<PodDns>,
     /// Its listeners; `None` when the proxy opens them itself.
     pub listeners: Option<Arc<Listeners>>,
 }
@@ -392,7 +394,7 @@ fn add(pod: &Announcement, with_sockets: bool) -> Request {
         name: pod.name.clone(),
         namespace: pod.namespace.clone(),
         service_account: pod.service_account.clone(),
-        dns: None,
+        dns: pod.dns.clone(),
         sockets,
     })
 }

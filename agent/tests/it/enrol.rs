@@ -57,6 +57,7 @@ impl Agent {
             hub: hub.clone(),
             board: Board::new(metrics.clone()),
             metrics,
+            resolver_dir: world.folder.path().into(),
             locator: world.locator(),
             grace: Grace::default(),
             probes: Probes::default(),

@@ -58,6 +58,7 @@ async fn shared(world: &World, backend: Backend) -> Shared {
         hub: Hub::new(),
         board: Board::new(metrics.clone()),
         metrics,
+        resolver_dir: world.folder.path().into(),
         locator: world.locator(),
         grace: Grace::default(),
         probes: Probes::default(),

@@ -86,10 +86,16 @@ async fn netlink_puts_in_place_what_nft_does() {
 }
 
 /// A group of the unified hierarchy, where it is mounted below the folder in which nft looks; it goes with the value.
-struct Group(std::path::PathBuf);
+pub(crate) struct Group(std::path::PathBuf);
 
 impl Group {
-    fn new(name: &str) -> Option<(Self, Cgroup)> {
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        &self.0
+    }
+
+    /// A group of this name and process, and how rules name it.
+    pub(crate) fn new(name: &str) -> Option<(Self, Cgroup)> {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         let mount = mounts.lines().find_map(|line| {
             let mut fields = line.split(' ').skip(1);

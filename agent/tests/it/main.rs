@@ -11,6 +11,7 @@ mod capture;
 mod enrol;
 mod fleet;
 mod golden;
+mod hostile;
 mod pod;
 mod proxy;
 mod storm;

@@ -32,6 +32,7 @@ async fn web(world: &World, with_listeners: bool) -> Announcement {
         None
     };
     Announcement {
+        dns: None,
         uid: "u1".into(),
         name: "web".into(),
         namespace: "shop".into(),

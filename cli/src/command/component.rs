@@ -29,7 +29,7 @@ pub(crate) enum Component {
     /// Run the control plane: configuration from a folder, delta ADS, certificate authority
     Xds(tulle_xds::Config),
     /// Run the node agent: enrols this node's pods and owns their packet rules and sockets
-    Agent(tulle_agent::Config),
+    Agent(Box<tulle_agent::config::Command>),
     /// Answer a container runtime as its CNI plugin: ask the agent of this node about a pod that starts or ends
     ///
     /// Container runtimes start it with CNI_COMMAND and more in the environment and the network configuration on
@@ -49,7 +49,7 @@ pub(crate) fn run(component: Component) -> Exit {
     }
     match component {
         Component::Xds(config) => tulle_xds::main(config),
-        Component::Agent(config) => tulle_agent::main(config),
+        Component::Agent(command) => tulle_agent::main_of(*command),
         // The variable that makes it one is missing, which is what it says.
         Component::Cni => tulle_agent::cni::plugin::main(&ProcessEnv),
         Component::Ztunnel => tulle_ztunnel::run_process(&ProcessEnv),

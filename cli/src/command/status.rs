@@ -58,6 +58,8 @@ struct NodeStatus {
     pods: Vec<PodStatus>,
     #[serde(default)]
     proxies: Vec<Value>,
+    #[serde(default)]
+    notes: Vec<Value>,
 }
 
 /// The pods of an agent.
@@ -274,13 +276,17 @@ fn object_lines(object: &Value) -> Vec<String> {
 }
 
 async fn agent(component: &Component) -> anyhow::Result<Row> {
-    let NodeStatus { pods, proxies } = component.json("/pods").await?;
+    let NodeStatus { pods, proxies, notes } = component.json("/pods").await?;
     let mut row = Row::of(component);
     row.version = tulle_runtime::build_info::tag();
     row.connections = Some(pods.iter().filter(|pod| pod.state == "In").count());
     if proxies.is_empty() {
         row.findings
             .push("T0108 no node proxy is connected; start one on this node".to_owned());
+    }
+    for note in &notes {
+        let (token, message, fix) = (text(&note["token"]), text(&note["message"]), text(&note["fix"]));
+        row.findings.push(format!("{token}: {message}; {fix}"));
     }
     for pod in &pods {
         let name = format!("{}/{}", pod.namespace, pod.name);

@@ -120,6 +120,8 @@ pub struct Mesh {
     environment: BTreeMap<String, String>,
     /// Node proxies of another make, by node.
     foreign: BTreeMap<String, PathBuf>,
+    /// Arguments that every agent gets on top.
+    agent_arguments: Vec<String>,
     processes: BTreeMap<Component, Process>,
 }
 
@@ -177,6 +179,7 @@ impl Mesh {
             folders,
             environment: BTreeMap::new(),
             foreign: BTreeMap::new(),
+            agent_arguments: Vec::new(),
             processes: BTreeMap::new(),
         }
     }
@@ -186,6 +189,11 @@ impl Mesh {
     pub fn with_environment(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
         self
+    }
+
+    /// Gives every agent that is started from now on these arguments.
+    pub fn set_agent_arguments(&mut self, arguments: &[&str]) {
+        self.agent_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     }
 
     /// Lets a node be served by another ztunnel than ours. It has no unix admin socket; see [`Self::wait_ready_at`].
@@ -234,6 +242,7 @@ impl Mesh {
     pub fn start_agent(&mut self, world: &World, node: &str) -> Result<(), MeshError> {
         let place = self.place(world, node)?;
         let netns = world.netns_dir().display().to_string();
+        let resolvers = world.resolver_dir().display().to_string();
         let state = self.folders.agent_state(node).display().to_string();
         let arguments = [
             "agent",
@@ -249,6 +258,8 @@ impl Mesh {
             &place.inpod,
             "--netns-dir",
             &netns,
+            "--resolver-dir",
+            &resolvers,
             "--state-dir",
             &state,
             "--cni-socket",
@@ -256,6 +267,9 @@ impl Mesh {
             "--cri-socket",
             "off",
         ];
+        let further = self.agent_arguments.clone();
+        let further = further.iter().map(String::as_str);
+        let arguments: Vec<_> = arguments.into_iter().chain(further).collect();
         self.start(world, node, Component::Agent(node.to_owned()), &arguments, &[])
     }
 

@@ -163,6 +163,12 @@ impl World {
         self.folder.join("netns")
     }
 
+    /// The folder of resolver settings: `<pod>/resolv.conf`, as `/etc/netns` has them on a host.
+    #[must_use]
+    pub fn resolver_dir(&self) -> PathBuf {
+        self.folder.join("resolvers")
+    }
+
     /// A node by name.
     ///
     /// # Errors
