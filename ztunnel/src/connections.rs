@@ -123,6 +123,11 @@ impl Live {
         }
     }
 
+    /// One of the two ends is not believed any more.
+    pub(crate) fn revoke(&self) {
+        self.transfer.abort(Reason::CertRevoked);
+    }
+
     /// The verdict on this connection now; `None` if it is not one that is judged.
     fn judge(&self, snapshot: &Snapshot) -> Option<Verdict> {
         let judged = self.judged.as_ref()?;

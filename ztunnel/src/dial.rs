@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tulle_identity::{Clock, Priority};
+use tulle_identity::{Clock, Priority, WorkloadCertificate};
 use tulle_model::Identity;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::tasks;
@@ -11,8 +11,10 @@ use tulle_transport::hbone::pool::DialFuture;
 use tulle_transport::hbone::{ClientConnection, Dial, HbonePool, PoolConfig, Settings, TunnelKey, client};
 use tulle_transport::socket::{self, SocketFactory};
 
+use crate::metrics::labels::Direction;
 use crate::outbound::{ATTEMPT_TIME_MAX, CONNECT_BUDGET};
 use crate::pod::Node;
+use crate::revocation::Proofs;
 
 /// Dials tunnels for one pod.
 #[derive(Debug)]
@@ -63,13 +65,40 @@ impl Dialer {
         let expected: Vec<Identity> = key.expected.iter().cloned().collect();
         let tls = certificate.client_config(&expected);
         let connection = client::connect(stream, tls, &client_settings(&self.node)).await?;
+        self.watch(&connection, &certificate, key)?;
+        Ok(connection)
+    }
+}
+
+impl Dialer {
+    /// Counts a tunnel, retires it with its certificate, and ends it when one of its ends is not believed any more.
+    fn watch(
+        &self,
+        connection: &ClientConnection,
+        own: &WorkloadCertificate,
+        key: &TunnelKey,
+    ) -> Result<(), OpenError> {
         let counted = self.node.metrics.tunnel();
-        let retired = connection.retire_after(certificate.not_after(), Clock::system());
+        let retired = connection.retire_after(own.not_after(), Clock::system());
         tasks::spawn("tunnel-lifetime", async move {
             retired.await;
             drop(counted);
         });
-        Ok(connection)
+        let peer = connection.peer().cloned();
+        let peer = peer.ok_or(OpenError::GoingAway)?;
+        let proofs = Proofs::new(&self.node, own, peer, key.destination.ip());
+        proofs.judge(&self.node).map_err(|why| OpenError::Certificate {
+            reason: why.reason(),
+            detail: why.to_string().into(),
+        })?;
+        let (over, cut, node) = (connection.over(), connection.cutter(), Arc::clone(&self.node));
+        tasks::spawn("tunnel-revocation", async move {
+            tokio::select! {
+                () = over => {}
+                why = proofs.broken(&node, Direction::Outbound) => cut(why.reason()),
+            }
+        });
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tulle_identity::CertificateError;
+use tulle_identity::{CertificateError, Distrust};
 use tulle_model::authz::DenyBecause;
 use tulle_model::gateway::HBONE_PORT;
 use tulle_model::reason::ResponseFlag;
@@ -59,6 +59,9 @@ pub enum Error {
     /// We have no certificate to answer a peer with.
     #[error("own certificate: {0}")]
     Certificate(#[from] CertificateError),
+    /// An end of a tunnel is not believed although its certificate is good.
+    #[error(transparent)]
+    Distrusted(#[from] Distrust),
     /// Authorization refused.
     #[error("{}", denied(.0))]
     Denied(DenyBecause),
@@ -120,6 +123,7 @@ impl Error {
             Self::Open(error) => error.reason(),
             Self::Accept(error) => error.reason(),
             Self::Certificate(error) => error.reason(),
+            Self::Distrusted(why) => why.reason(),
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::AddrNotAvailable => {
                 Reason::PortsExhausted
             }
@@ -188,6 +192,7 @@ impl Error {
             | Self::BadRequest { .. }
             | Self::OriginalDestination(_)
             | Self::Accept(_)
+            | Self::Distrusted(_)
             | Self::Denied(_)
             | Self::PolicyChanged(_) => Blame::Downstream,
             Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::Broken(_) => Blame::Upstream,

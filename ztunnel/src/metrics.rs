@@ -42,6 +42,10 @@ pub struct Metrics {
     pub would_deny: Family<RefusalLabels, Counter>,
     /// `tulle_refused_total`: refusals of peers, with the reason they gave.
     pub refused: Family<RefusalLabels, Counter>,
+    /// `istio_crl_policy_rejections_total`: ends of tunnels that were refused or closed as revoked, denied or unknown.
+    pub crl_rejections: Family<ReporterLabel, Counter>,
+    /// `istio_crl_untracked_connections_total`: tunnels whose proofs cannot be judged again while they are open.
+    pub crl_untracked: Family<ReporterLabel, Counter>,
     /// `tulle_plaintext_connections_total`
     pub plaintext_connections: Family<DirectionLabel, Counter>,
     /// `tulle_plaintext_bytes_total`
@@ -139,6 +143,16 @@ impl Metrics {
             self.refused.clone(),
         );
         registry.register(
+            "istio_crl_policy_rejections",
+            "Tunnels refused or closed because a certificate is revoked or denied, or its status unknown",
+            self.crl_rejections.clone(),
+        );
+        registry.register(
+            "istio_crl_untracked_connections",
+            "Tunnels whose certificates cannot be judged again while they are open",
+            self.crl_untracked.clone(),
+        );
+        registry.register(
             "tulle_drain_remaining",
             "Connections that a drain still waits for",
             self.drain_remaining.clone(),
@@ -182,6 +196,11 @@ impl Metrics {
     /// Counts a refusal by this proxy.
     pub fn count_denied(&self, reason: Reason, direction: Direction) {
         self.denied.get_or_create(&refusal(reason, Some(direction))).inc();
+    }
+
+    /// Counts a tunnel that is refused or closed because of what is known of a certificate.
+    pub fn count_crl_rejection(&self, direction: Direction) {
+        self.crl_rejections.get_or_create(&ReporterLabel(direction)).inc();
     }
 
     /// Counts what a dry-run policy would have refused.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tulle_model::reason::ResponseFlag;
-use tulle_model::{NamespacedName, Service, Str, Workload};
+use tulle_model::{NamespacedName, Reason, Service, Str, Workload};
 
 use crate::error::Error;
 use crate::events::Event;
@@ -189,8 +189,15 @@ impl Story {
         let Some(reason) = error.reason() else { return };
         match error {
             _ if error.refused_by_peer().is_some() => metrics.count_refused(reason),
+            // Open when its certificate was revoked; that was counted with its tunnel.
+            Error::Broken(_) if reason == Reason::CertRevoked => metrics.count_denied(reason, self.direction),
             Error::Broken(_) | Error::Drained => {}
-            _ => metrics.count_denied(reason, self.direction),
+            _ => {
+                if matches!(reason, Reason::CertRevoked | Reason::CrlStale) {
+                    metrics.count_crl_rejection(self.direction);
+                }
+                metrics.count_denied(reason, self.direction);
+            }
         }
     }
 
