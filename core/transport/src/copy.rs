@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use tulle_model::Reason;
 
 mod backlog;
+mod buffers;
 mod direction;
 #[cfg(test)]
 mod tests;
@@ -128,6 +129,12 @@ impl CopyError {
             Self::Tunnel(_) | Self::Socket { .. } => None,
         }
     }
+}
+
+/// Bytes of all buffers that are lent to copies now, in this process; an idle connection holds none.
+#[must_use]
+pub fn buffer_bytes() -> usize {
+    buffers::lent()
 }
 
 /// One end of a copy: a TCP socket or a tunnel.

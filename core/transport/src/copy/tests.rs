@@ -386,6 +386,60 @@ async fn stalled_bulk_readers_do_not_starve_neighbours() {
     assert_eq!(answer.expect("the neighbour is served").len(), question.len());
 }
 
+/// What both proxies hold of one stream is bounded by its window: bytes the first has taken from its application, less
+/// those the second has given to its own.
+#[tokio::test]
+async fn a_stalled_reader_is_sent_no_more_than_the_window() {
+    const WINDOW: u32 = 100_000;
+    let settings = Settings {
+        stream_window: WINDOW,
+        ..Settings::server()
+    };
+    let mut pair = Pair::with(Settings::client(), settings).await;
+    let (near, far) = pair.tunnel().await;
+    let ((mut client, captured), (_server, delivered)) = (sockets().await, sockets().await);
+    let (outbound, inbound) = (Transfer::new(), Transfer::new());
+    let _copies = [copy(captured, near, &outbound), copy(delivered, far, &inbound)];
+    let held = || outbound.sent() - inbound.received();
+    let chunk = vec![7; 64 * 1024];
+    let fill = async {
+        loop {
+            client.write_all(&chunk).await.unwrap();
+            assert!(held() <= u64::from(WINDOW));
+        }
+    };
+    let stalled = async {
+        while held() < u64::from(WINDOW) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = fill => {}
+        () = stalled => {}
+    }
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+        assert!(held() <= u64::from(WINDOW));
+    }
+}
+
+/// Of all connections of this process, those that are idle hold no buffer.
+#[tokio::test]
+async fn an_idle_connection_holds_no_buffer() {
+    for mut path in both().await {
+        let (sent, mut received) = (pattern(300_000, 3), vec![0; 300_000]);
+        let (written, read) = tokio::join!(
+            path.client.write_all(&sent),
+            path.server.read_exact(&mut received)
+        );
+        (written.unwrap(), read.unwrap());
+        // Other tests run beside this one, and their buffers come back too.
+        while buffer_bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn keepalive_tightens_on_a_connection_that_stays_half_closed() {
     let (mut client, captured) = sockets().await;

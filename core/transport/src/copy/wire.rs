@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use super::backlog::Backlog;
+use super::buffers::{Buffer, Size};
 use super::direction::Fault;
 use crate::hbone::{HboneReader, HboneStream, HboneWriter, ResetCode, StreamError};
 use crate::socket::{Keepalive, classify, set_rst, tighten_keepalive};
@@ -58,18 +59,15 @@ struct Step {
 }
 
 impl Step {
-    const FIRST: usize = 1024;
-    const SECOND: usize = 16 * 1024;
     const SECOND_AFTER: usize = 128 * 1024;
-    const THIRD: usize = 256 * 1024;
     const THIRD_AFTER: usize = 10 * 1024 * 1024;
     const FORGET_AFTER: Duration = Duration::from_secs(1);
 
-    fn size(&self) -> usize {
+    fn size(&self) -> Size {
         match self.moved {
-            0..Self::SECOND_AFTER => Self::FIRST,
-            Self::SECOND_AFTER..Self::THIRD_AFTER => Self::SECOND,
-            _ => Self::THIRD,
+            0..Self::SECOND_AFTER => Size::Small,
+            Self::SECOND_AFTER..Self::THIRD_AFTER => Size::Medium,
+            _ => Size::Large,
         }
     }
 
@@ -99,7 +97,8 @@ pub(super) struct TcpWire {
     read: Reading,
     /// Gone once the end is closed; the half must not send a FIN of its own when dropped.
     write: Option<OwnedWriteHalf>,
-    buffer: BytesMut,
+    /// Held only while there is something to read.
+    buffer: Option<Buffer>,
     step: Step,
 }
 
@@ -117,13 +116,13 @@ impl TcpWire {
         Self {
             read: Reading::Open(read),
             write: Some(write),
-            buffer: BytesMut::new(),
+            buffer: None,
             step: Step::default(),
         }
     }
 
     fn end_reading(&mut self) {
-        self.buffer = BytesMut::new();
+        self.buffer = None;
         if let Reading::Open(half) = std::mem::replace(&mut self.read, Reading::Over) {
             self.read = Reading::Ended(Box::pin(reset_after_end(half)));
         }
@@ -164,28 +163,29 @@ impl Wire for TcpWire {
         match half.as_ref().poll_read_ready(cx) {
             Poll::Ready(result) => result.map_err(|error| socket_fault(&error))?,
             Poll::Pending => {
-                self.buffer = BytesMut::new();
+                self.buffer = None;
                 self.step.idle();
                 return Poll::Pending;
             }
         }
         self.step.busy();
         let size = self.step.size();
-        if self.buffer.capacity() < size / 2 {
-            self.buffer.reserve(size);
-        }
-        match poll_read_buf(Pin::new(half), cx, &mut self.buffer) {
+        let held = self.buffer.take().filter(|buffer| buffer.size() == size);
+        let mut buffer = held.unwrap_or_else(|| Buffer::lend(size));
+        let read = poll_read_buf(Pin::new(half), cx, &mut buffer.room());
+        match read {
             Poll::Ready(Ok(0)) => {
                 self.end_reading();
                 Poll::Ready(Ok(None))
             }
             Poll::Ready(Ok(bytes)) => {
                 self.step.moved(bytes);
-                Poll::Ready(Ok(Some(self.buffer.split().freeze())))
+                let (chunk, buffer) = buffer.take();
+                self.buffer = buffer;
+                Poll::Ready(Ok(Some(chunk)))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(socket_fault(&error))),
             Poll::Pending => {
-                self.buffer = BytesMut::new();
                 self.step.idle();
                 Poll::Pending
             }
@@ -314,5 +314,34 @@ impl Wire for TunnelWire {
 
     fn reset(&mut self, code: ResetCode) {
         self.writer.reset(code);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn buffers_grow_with_the_bytes_moved_and_are_small_again_after_a_pause() {
+        let mut step = Step::default();
+        let move_bytes = |step: &mut Step, bytes| {
+            step.busy();
+            step.moved(bytes);
+            step.size()
+        };
+        assert_eq!(step.size(), Size::Small);
+        assert_eq!(move_bytes(&mut step, 128 * 1024 - 1), Size::Small);
+        assert_eq!(move_bytes(&mut step, 1), Size::Medium);
+        assert_eq!(move_bytes(&mut step, 10 * 1024 * 1024), Size::Large);
+        step.idle();
+        tokio::time::advance(Duration::from_millis(900)).await;
+        assert_eq!(
+            move_bytes(&mut step, 1),
+            Size::Large,
+            "a short pause changes nothing"
+        );
+        step.idle();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(move_bytes(&mut step, 1), Size::Small);
     }
 }

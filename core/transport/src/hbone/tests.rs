@@ -19,6 +19,7 @@ mod crowds;
 mod liveness;
 mod refusals;
 mod retirement;
+mod sizes;
 mod streams;
 mod tls;
 
@@ -80,6 +81,10 @@ async fn read_all(stream: &mut HboneStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await.unwrap();
     bytes
+}
+
+fn id(name: &str) -> Identity {
+    Identity::new("cluster.local", "shop", name)
 }
 
 async fn sockets() -> (TcpStream, TcpStream) {

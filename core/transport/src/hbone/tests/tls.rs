@@ -2,10 +2,6 @@
 
 use super::*;
 
-fn id(name: &str) -> Identity {
-    Identity::new("cluster.local", "shop", name)
-}
-
 #[tokio::test]
 async fn both_sides_prove_who_they_are() {
     let (near, far) = sockets().await;
