@@ -18,6 +18,7 @@ use crate::api::networking::{EndpointSpec, WorkloadEntry};
 use crate::api::{EndpointSlice, ServiceEntry};
 
 mod owner;
+mod capture;
 mod placement;
 #[cfg(test)]
 mod tests;
@@ -121,6 +122,8 @@ pub fn pod(pod: &Pod, around: &Around<'_>) -> (Option<Workload>, Vec<Condition>)
     if pod.spec.host_network {
         workload.network_mode = NetworkMode::HostNetwork;
     }
+    // Nobody reads conditions of pods; what is left out is as if it were not said.
+    capture::extend(&mut workload, meta, &mut Vec::new());
     set_tunnel(
         &mut workload,
         pod_tunnel(pod, around.namespace, around.node, around.mesh),
@@ -149,6 +152,7 @@ pub fn workload_entry(entry: &WorkloadEntry, around: &Around<'_>) -> (Option<Wor
     }
     workload.node = node_of(meta).unwrap_or_default();
     workload.extensions = placement::process(meta, &mut findings);
+    capture::extend(&mut workload, meta, &mut findings);
     if workload.locality == Locality::default() {
         workload.locality = around.node.map(node_locality).unwrap_or_default();
     }

@@ -266,6 +266,30 @@ fn a_placed_entry_of_an_enrolled_namespace_is_tunnelled_to() {
 }
 
 #[test]
+fn how_a_placed_workload_is_captured_is_told_to_its_agent_and_to_nobody_else() {
+    let annotations =
+        "ambient.istio.io/dns-capture: 'false', istio.io/reroute-virtual-interfaces: 'eth1,net1'";
+    let (placed, conditions) = of_entry(&format!("tulle.dev/node: n1, {annotations}"), "address: 10.0.0.1");
+    let placed = placed.expect("a workload");
+    assert_eq!(&*placed.extensions["ambient.istio.io/dns-capture"], "false");
+    assert_eq!(
+        &*placed.extensions["istio.io/reroute-virtual-interfaces"],
+        "eth1,net1"
+    );
+    assert_eq!(conditions[0].reason, "Accepted");
+    let (elsewhere, _) = of_entry(annotations, "address: 10.0.0.1");
+    assert!(elsewhere.expect("a workload").extensions.is_empty());
+    let wrong = "tulle.dev/node: n1, ambient.istio.io/bypass-inbound-capture: 'yes'";
+    let (workload, conditions) = of_entry(wrong, "address: 10.0.0.1");
+    assert!(workload.expect("a workload").extensions.is_empty());
+    assert!(
+        conditions[0].message.contains("must be true or false"),
+        "{:?}",
+        conditions[0]
+    );
+}
+
+#[test]
 fn an_entry_takes_weight_locality_network_and_health() {
     let (workload, _) = of_entry("", "address: db.example, network: n, locality: r/z/s, weight: 0");
     let workload = workload.expect("a workload");
