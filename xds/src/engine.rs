@@ -6,16 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use tokio::sync::{mpsc, watch};
 use tulle_k8s::translate::MeshConfig;
 use tulle_k8s::{Key, Object};
-use tulle_model::Str;
+use tulle_model::{Str, Trust};
 use tulle_runtime::tasks::Scope;
 
-use crate::snapshot::{FileProblem, ObjectStatus, Snapshot};
+use crate::snapshot::{FileProblem, ObjectStatus, Order, Snapshot};
 
 pub mod affected;
+mod around;
 pub mod compute;
+mod fronting;
 pub mod index;
 mod placement;
 mod reach;
@@ -26,6 +29,7 @@ pub mod world;
 
 use affected::{Affected, affected, differs, everything};
 use compute::{Emitted, OutKey, Part, compute};
+use fronting::Fronting;
 use placement::Placed;
 use reach::{Reach, Shares};
 use table::Table;
@@ -33,6 +37,9 @@ use world::World;
 
 /// Changes from which computing everything is cheaper than asking each what it touches.
 const CHANGES_INCREMENTAL_MAX: usize = 1_000;
+
+/// Outputs from which on they are computed on every core.
+const OUTPUTS_ALONE_MAX: usize = 1_000;
 
 /// One change of an object.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,7 +88,10 @@ pub struct Engine {
     reach: Reach,
     shares: Shares,
     placed: Placed,
+    fronting: Fronting,
     sources: BTreeMap<Key, InForce>,
+    /// What the certificate authority says; aliases are the mesh's own to say.
+    trust: Option<Arc<Trust>>,
     snapshot: Snapshot,
 }
 
@@ -103,19 +113,36 @@ impl Engine {
             reach: Reach::default(),
             shares: Shares::default(),
             placed: Placed::default(),
+            fronting: Fronting::default(),
             sources: BTreeMap::new(),
+            trust: None,
             snapshot: Snapshot::default(),
         }
     }
 
     /// Runs the engine as a task of its own; it ends with its source.
     #[must_use]
-    pub fn spawn(mesh: MeshConfig, mut batches: mpsc::Receiver<Batch>, scope: &Scope) -> EngineHandle {
+    pub fn spawn(
+        mesh: MeshConfig,
+        mut batches: mpsc::Receiver<Batch>,
+        mut trust: watch::Receiver<Option<Arc<Trust>>>,
+        scope: &Scope,
+    ) -> EngineHandle {
         let mut engine = Self::new(mesh);
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
         scope.spawn("engine", async move {
-            while let Some(batch) = batches.recv().await {
-                let snapshot = engine.apply(batch);
+            trust.mark_changed();
+            loop {
+                let snapshot = tokio::select! {
+                    batch = batches.recv() => match batch {
+                        Some(batch) => engine.apply(batch),
+                        None => break,
+                    },
+                    Ok(()) = trust.changed() => {
+                        let trust = trust.borrow_and_update().clone();
+                        engine.trust(trust)
+                    }
+                };
                 publish.send_replace(Arc::new(snapshot));
             }
             // Readers keep the last cut until the process ends.
@@ -130,25 +157,69 @@ impl Engine {
         self.turn(&batch, one_by_one)
     }
 
+    /// Takes what is trusted as one turn and returns the new cut.
+    pub fn trust(&mut self, trust: Option<Arc<Trust>>) -> Snapshot {
+        self.trust = trust;
+        let sequence = self.snapshot.sequence + 1;
+        if self.publish_trust(sequence) {
+            self.snapshot.sequence = sequence;
+        }
+        self.snapshot.clone()
+    }
+
+    fn publish_trust(&mut self, sequence: u64) -> bool {
+        let Some(trust) = &self.trust else {
+            return false;
+        };
+        let aliases = self.world.mesh().trust_domain_aliases.clone();
+        let trust = Trust {
+            aliases,
+            ..Trust::clone(trust)
+        };
+        let resource = table::Resource {
+            name: trust.trust_domain.clone(),
+            aliases: Vec::new(),
+            body: tulle_proto::encode_trust(&trust).into(),
+            order: Order::Policy,
+            scope: crate::snapshot::Scope::Everyone,
+        };
+        self.snapshot.trust.set(resource, sequence)
+    }
+
     /// One turn: asks each change what it touches, or computes everything.
     fn turn(&mut self, batch: &Batch, one_by_one: bool) -> Snapshot {
         let affected = self.take(&batch.events, one_by_one);
         let sequence = self.snapshot.sequence + 1;
         let mut told: BTreeSet<Key> = batch.events.iter().map(|event| event.key.clone()).collect();
         let mut changed = false;
-        for out in affected {
-            let parts = compute(&out, &self.world);
+        for (out, parts) in self.compute(affected) {
             told.extend(parts.iter().map(|part| part.owner.clone()));
             changed |= self.replace(out, parts, sequence, &mut told);
         }
+        changed |= self.publish_trust(sequence);
         changed |= self.rescope(sequence);
         changed |= self.placed.publish(&mut self.snapshot.placement);
+        changed |= self.fronting.publish(&self.world, &mut self.snapshot.fronted);
         self.tell(batch, told);
         if changed || batch.synced != self.snapshot.synced {
             self.snapshot.sequence = sequence;
         }
         self.snapshot.synced |= batch.synced;
         self.snapshot.clone()
+    }
+
+    /// Computes outputs, on every core where there are many: the world is only read.
+    fn compute(&self, affected: Affected) -> Vec<(OutKey, Vec<Part>)> {
+        let one = |out: OutKey| {
+            let parts = compute(&out, &self.world);
+            (out, parts)
+        };
+        if affected.len() < OUTPUTS_ALONE_MAX {
+            affected.into_iter().map(one).collect()
+        } else {
+            let all: Vec<OutKey> = affected.into_iter().collect();
+            all.into_par_iter().map(one).collect()
+        }
     }
 
     /// Takes the changes into the world and says what they touch.
@@ -168,6 +239,7 @@ impl Engine {
             }
             self.placed
                 .change(key, self.world.get(key), new.as_deref(), self.world.mesh());
+            self.fronting.touch(key);
             self.world.set(key, new);
             if one_by_one {
                 out.extend(affected(key, &self.world));
@@ -194,6 +266,7 @@ impl Engine {
         for emitted in emitted(&old) {
             if self.shares.give_up(emitted) {
                 self.reach.remove(emitted);
+                self.fronting.count(emitted, false);
                 gone.insert(emitted.name(), emitted);
             }
         }
@@ -201,6 +274,7 @@ impl Engine {
             gone.remove(&new.name());
             self.shares.take(new);
             self.reach.add(new);
+            self.fronting.count(new, true);
             changed |= self.set(new, sequence);
         }
         for emitted in gone.into_values() {
@@ -220,27 +294,23 @@ impl Engine {
 
     fn set(&mut self, new: &Emitted, sequence: u64) -> bool {
         let resource = new.encode(self.reach.scope(new));
-        match new {
-            Emitted::Workload(workload, _) => {
-                let bare = compute::bare_workload(workload, &resource);
-                let changed = self.snapshot.addresses.set(resource, sequence);
-                self.snapshot.workloads.set(bare, sequence) | changed
-            }
-            Emitted::Service(..) => self.snapshot.addresses.set(resource, sequence),
-            Emitted::Authorization(_) => self.snapshot.authorizations.set(resource, sequence),
+        let mut changed = false;
+        if let Emitted::Workload(workload, _) = new {
+            let bare = compute::bare_workload(workload, &resource);
+            changed |= self.snapshot.workloads.set(bare, sequence);
         }
+        let table = self.snapshot.table_mut(new.resource_type());
+        table.set(resource, sequence) | changed
     }
 
     fn remove(&mut self, gone: &Emitted, sequence: u64) -> bool {
         let name = gone.name();
-        match gone {
-            Emitted::Workload(..) => {
-                let changed = self.snapshot.addresses.remove(&name, sequence);
-                self.snapshot.workloads.remove(&name, sequence) | changed
-            }
-            Emitted::Service(..) => self.snapshot.addresses.remove(&name, sequence),
-            Emitted::Authorization(_) => self.snapshot.authorizations.remove(&name, sequence),
+        let mut changed = false;
+        if let Emitted::Workload(..) = gone {
+            changed |= self.snapshot.workloads.remove(&name, sequence);
         }
+        let table = self.snapshot.table_mut(gone.resource_type());
+        table.remove(&name, sequence) | changed
     }
 
     /// Brings up to date which nodes may receive the policies whose workloads moved.

@@ -2,9 +2,13 @@
 
 pub mod authorization;
 pub mod condition;
+pub mod gateway;
+pub mod lookup;
 pub mod mesh;
 pub mod peer_authentication;
+pub mod policy;
 pub mod ports;
+pub mod route;
 pub mod service;
 pub mod waypoint;
 pub mod workload;

@@ -37,6 +37,9 @@ pub struct Service {
     pub canonical: bool,
     /// Who may see it.
     pub visibility: Visibility,
+    /// Gateways at the edge go through the waypoint, too.
+    #[serde(default)]
+    pub ingress_use_waypoint: bool,
 }
 
 impl Service {

@@ -51,6 +51,7 @@ pub(super) fn parse(service: wire::Service) -> Result<Service, Flaw> {
         ip_families: ip_families(service.ip_families)?,
         canonical: service.canonical,
         visibility: visibility(service.visibility)?,
+        ingress_use_waypoint: service.ingress_use_waypoint,
     })
 }
 
@@ -155,9 +156,9 @@ impl From<&Service> for wire::Service {
             ip_families: wire::IpFamilies::from(service.ip_families).into(),
             extensions: Vec::new(),
             canonical: service.canonical,
-            ingress_use_waypoint: false,
             weighted_waypoints: service.weighted_waypoints.iter().map(Into::into).collect(),
             visibility: visibility.into(),
+            ingress_use_waypoint: service.ingress_use_waypoint,
         }
     }
 }

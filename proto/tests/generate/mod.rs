@@ -195,7 +195,7 @@ prop_compose! {
     ) -> Service {
         Service {
             name, namespace: key.namespace, hostname: key.hostname, addresses, cidrs, ports, waypoint,
-            load_balancing, ip_families, canonical, visibility,
+            load_balancing, ip_families, canonical, visibility, ingress_use_waypoint: canonical,
             subject_alt_names: identities.into_iter().map(|(td, ns, sa)| Identity::new(td, ns, sa)).collect(),
             weighted_waypoints: weighted
                 .into_iter()

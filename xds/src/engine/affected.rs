@@ -8,13 +8,16 @@ use std::collections::BTreeSet;
 use tulle_k8s::api::meta::Labels;
 use tulle_k8s::api::{AuthorizationPolicy, EndpointSlice, PeerAuthentication};
 use tulle_k8s::translate::workload::ENROLMENT_ANNOTATION;
-use tulle_k8s::translate::{authorization, peer_authentication, service, waypoint};
+use tulle_k8s::translate::{authorization, peer_authentication, service};
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::Str;
 
 use super::compute::OutKey;
 use super::index::{self, IndexKey, SERVICE_NAME};
 use super::world::World;
+
+/// Label of the parts of a gateway, with its name.
+const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// Outputs to compute again.
 pub type Affected = BTreeSet<OutKey>;
@@ -76,27 +79,133 @@ fn touch(key: &Key, object: &Object, world: &World, out: &mut Affected) {
         }
         Object::AuthorizationPolicy(object) => authorization_policy(key, object, world, out),
         Object::PeerAuthentication(object) => peer_authentication_policy(key, object, world, out),
-        Object::RequestAuthentication(_) => {
+        Object::RequestAuthentication(object) => {
             out.insert(OutKey::Policies(key.clone()));
+            if let Some(stand_in) = authorization::stand_in_for(object) {
+                authorization_policy(key, &stand_in, world, out);
+            }
+        }
+        Object::Gateway(_) => gateway(key, world, out),
+        Object::GatewayClass(_) => {
+            out.insert(OutKey::Gateways(key.clone()));
+            for of_class in gateways_of(&key.name, world) {
+                gateway(of_class, world, out);
+            }
+        }
+        Object::ReferenceGrant(_) => {
+            let across = world.lookup(&IndexKey::Across(key.namespace.clone()));
+            out.extend(across.filter_map(output_of));
+        }
+        Object::Mesh(_) => everything(world, out),
+        Object::ConfigMap(_) if world.is_settings(key) => everything(world, out),
+        Object::HttpRoute(_)
+        | Object::GrpcRoute(_)
+        | Object::TlsRoute(_)
+        | Object::TcpRoute(_)
+        | Object::TrafficPolicy(_)
+        | Object::BackendTlsPolicy(_)
+        | Object::ConfigMap(_)
+        | Object::Secret(_) => {}
+    }
+    out.extend(output_of(key));
+    rivals(object, world, out);
+    referrers(key.kind.as_str(), &key.namespace, &key.name, world, out);
+    for entry in index::keys(object, world.mesh()) {
+        if let IndexKey::Protecting(kind, namespace, name) = entry {
+            protected(&kind, &namespace, &name, world, out);
         }
     }
-    for target in waypoint::targets(object) {
-        protected(&target.kind, &key.namespace, &target.name, world, out);
+}
+
+/// The output of a route or a policy.
+fn output_of(key: &Key) -> Option<OutKey> {
+    match key.kind {
+        kind if kind.is_route() => Some(OutKey::Routes(key.clone())),
+        Kind::AuthorizationPolicy
+        | Kind::PeerAuthentication
+        | Kind::RequestAuthentication
+        | Kind::TrafficPolicy
+        | Kind::BackendTlsPolicy => Some(OutKey::Policies(key.clone())),
+        _ => None,
+    }
+}
+
+/// The routes and policies that are attached to what this object is attached to.
+fn rivals(object: &Object, world: &World, out: &mut Affected) {
+    for entry in index::keys(object, world.mesh()) {
+        if let IndexKey::Attached(..) = entry {
+            out.extend(world.lookup(&entry).filter_map(output_of));
+        }
+    }
+}
+
+/// The routes and policies that refer to an object in any way.
+fn referrers(kind: &str, namespace: &Str, name: &Str, world: &World, out: &mut Affected) {
+    let (kind, namespace, name): (Str, Str, Str) = (kind.into(), namespace.clone(), name.clone());
+    let attached = IndexKey::Attached(kind.clone(), namespace.clone(), name.clone());
+    let refers = IndexKey::Refers(kind, namespace, name);
+    for entry in [attached, refers] {
+        out.extend(world.lookup(&entry).filter_map(output_of));
+    }
+}
+
+/// The gateways of a class.
+fn gateways_of<'a>(class: &'a str, world: &'a World) -> impl Iterator<Item = &'a Key> {
+    let gateways = world.of_kind(Kind::Gateway);
+    let of_class = gateways.filter(move |(_, object)| match object {
+        Object::Gateway(gateway) => &*gateway.spec.gateway_class_name == class,
+        _ => false,
+    });
+    of_class.map(|(key, _)| key)
+}
+
+/// A gateway, everything behind it, and the policies that concern it.
+fn gateway(key: &Key, world: &World, out: &mut Affected) {
+    out.insert(OutKey::Gateways(key.clone()));
+    behind(&key.namespace, &key.name, world, out);
+    referrers("Gateway", &key.namespace, &key.name, world, out);
+    if let Some(Object::Gateway(object)) = world.get(key) {
+        let root = &world.mesh().root_namespace;
+        referrers("GatewayClass", root, &object.spec.gateway_class_name, world, out);
+    }
+    out.extend(world.lookup(&IndexKey::Everywhere).filter_map(output_of));
+    let replicas = IndexKey::label(&key.namespace, &GATEWAY_NAME.into(), &key.name);
+    for replica in world.lookup(&replicas) {
+        sharing(replica, world, out);
+    }
+}
+
+/// Everything that names a waypoint.
+fn behind(waypoint: &Str, name: &Str, world: &World, out: &mut Affected) {
+    for user in world.lookup(&IndexKey::Uses(waypoint.clone(), name.clone())) {
+        match (user.kind, world.get(user)) {
+            (Kind::Namespace, _) => namespace(&user.name, world, out),
+            (_, Some(Object::Service(object))) => {
+                definitions(&service::hostname(&object.metadata, world.mesh()), world, out);
+            }
+            (_, Some(Object::ServiceEntry(object))) => {
+                for host in &object.spec.hosts {
+                    definitions(host, world, out);
+                }
+            }
+            _ => sharing(user, world, out),
+        }
     }
 }
 
 /// Every output of the world.
 pub fn everything(world: &World, out: &mut Affected) {
     out.insert(OutKey::StaticStrict);
+    out.insert(OutKey::Settings);
     for (key, object) in world.iter() {
         match key.kind {
             Kind::Pod | Kind::WorkloadEntry | Kind::EndpointSlice | Kind::ServiceEntry => {
                 out.insert(OutKey::Workloads(key.clone()));
             }
-            kind if kind.is_security() => {
-                out.insert(OutKey::Policies(key.clone()));
+            Kind::Gateway | Kind::GatewayClass => {
+                out.insert(OutKey::Gateways(key.clone()));
             }
-            _ => {}
+            _ => out.extend(output_of(key)),
         }
         let hostnames = index::keys(object, world.mesh())
             .into_iter()
@@ -122,8 +231,10 @@ fn sharing(key: &Key, world: &World, out: &mut Affected) {
 /// A host name, and the endpoints of everything that defines it.
 fn definitions(hostname: &Str, world: &World, out: &mut Affected) {
     out.insert(OutKey::Services(hostname.clone()));
+    referrers("Hostname", &"".into(), hostname, world, out);
     for key in world.lookup(&IndexKey::Hostname(hostname.clone())) {
         let Some(object) = world.get(key) else { continue };
+        referrers(key.kind.as_str(), &key.namespace, &key.name, world, out);
         if key.kind == Kind::ServiceEntry {
             sharing(key, world, out);
         }
@@ -158,8 +269,14 @@ fn protected(kind: &str, namespace: &Str, name: &Str, world: &World, out: &mut A
                 definitions(host, world, out);
             }
         }
-        // Whatever uses the gateway, in any namespace.
-        _ => everything(world, out),
+        "Gateway" => behind(namespace, name, world, out),
+        "GatewayClass" => {
+            for of_class in gateways_of(name, world) {
+                behind(&of_class.namespace, &of_class.name, world, out);
+            }
+        }
+        "Mesh" => everything(world, out),
+        _ => {}
     }
 }
 
@@ -189,7 +306,7 @@ fn namespace(name: &str, world: &World, out: &mut Affected) {
         for (_, object) in world.of_kind_in(kind, name) {
             for entry in index::keys(object, world.mesh()) {
                 if let IndexKey::Hostname(hostname) = entry {
-                    out.insert(OutKey::Services(hostname));
+                    definitions(&hostname, world, out);
                 }
             }
         }

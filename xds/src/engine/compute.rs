@@ -1,5 +1,6 @@
 //! From the world to resources: pure, one output at a time.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,18 +8,24 @@ use prost::Message as _;
 use tulle_k8s::translate::condition::Condition;
 use tulle_k8s::{Key, Kind};
 use tulle_model::authz::policy::Authorization;
+use tulle_model::policy::Policy;
+use tulle_model::route::Route;
+use tulle_model::waypoint::Waypoint;
 use tulle_model::{Service, Str, Workload};
 use tulle_proto::convert::{Resource as Wire, encode_address, encode_authorization};
+use tulle_proto::{encode_policy, encode_route, encode_waypoint};
 
 use super::table::Resource;
 use super::world::World;
-use crate::snapshot::{Order, Scope};
+use crate::snapshot::{Order, ResourceType, Scope};
 
 mod conflict;
 mod endpoints;
+mod fronts;
 mod policies;
 mod required;
-mod services;
+mod routes;
+pub(super) mod services;
 mod workloads;
 
 /// Something that is computed as a whole.
@@ -30,6 +37,12 @@ pub enum OutKey {
     Services(Str),
     /// What a security object becomes.
     Policies(Key),
+    /// The rules of a route.
+    Routes(Key),
+    /// A waypoint's settings, or what is said of a class.
+    Gateways(Key),
+    /// What is said of the settings of the mesh.
+    Settings,
     /// The policy that refuses callers without an identity.
     StaticStrict,
 }
@@ -43,6 +56,12 @@ pub enum Emitted {
     Service(Arc<Service>, bool),
     /// A policy.
     Authorization(Arc<Authorization>),
+    /// A waypoint's settings, or one of its fronts.
+    Waypoint(Arc<Waypoint>),
+    /// A rule, and the waypoints it is for.
+    Route(Arc<Route>, Arc<BTreeSet<Str>>),
+    /// A policy of waypoints, and those it is for.
+    Policy(Arc<Policy>, Arc<BTreeSet<Str>>),
 }
 
 /// What came of one object.
@@ -69,11 +88,37 @@ pub fn compute(out: &OutKey, world: &World) -> Vec<Part> {
         },
         OutKey::Services(hostname) => services::services(hostname, world),
         OutKey::Policies(key) => policies::policies(key, world),
+        OutKey::Routes(key) => routes::routes(key, world),
+        OutKey::Gateways(key) => fronts::gateways(key, world),
+        OutKey::Settings => settings(world),
         OutKey::StaticStrict => policies::static_strict(world),
     }
 }
 
+/// What is said of the settings of the mesh.
+fn settings(world: &World) -> Vec<Part> {
+    let (_, said) = world.settled();
+    let part = said.map(|(owner, conditions)| Part {
+        owner,
+        emitted: Vec::new(),
+        conditions,
+    });
+    part.into_iter().collect()
+}
+
 impl Emitted {
+    /// The table it belongs to.
+    #[must_use]
+    pub fn resource_type(&self) -> ResourceType {
+        match self {
+            Self::Workload(..) | Self::Service(..) => ResourceType::Address,
+            Self::Authorization(_) => ResourceType::Authorization,
+            Self::Waypoint(_) => ResourceType::Waypoint,
+            Self::Route(..) => ResourceType::Route,
+            Self::Policy(..) => ResourceType::Policy,
+        }
+    }
+
     /// Name of the resource.
     #[must_use]
     pub fn name(&self) -> Str {
@@ -81,6 +126,9 @@ impl Emitted {
             Self::Workload(workload, _) => workload.uid.0.clone(),
             Self::Service(service, _) => service.key().to_string().into(),
             Self::Authorization(policy) => policy.key().to_string().into(),
+            Self::Waypoint(waypoint) => waypoint.name(),
+            Self::Route(route, _) => route.name(),
+            Self::Policy(policy, _) => policy.name(),
         }
     }
 
@@ -134,7 +182,21 @@ impl Emitted {
                     scope,
                 }
             }
+            Self::Waypoint(waypoint) => of_waypoint(name, encode_waypoint(waypoint), scope),
+            Self::Route(route, _) => of_waypoint(name, encode_route(route), scope),
+            Self::Policy(policy, _) => of_waypoint(name, encode_policy(policy), scope),
         }
+    }
+}
+
+/// A resource that only waypoints receive.
+fn of_waypoint(name: Str, body: Vec<u8>, scope: Scope) -> Resource {
+    Resource {
+        name,
+        aliases: Vec::new(),
+        body: body.into(),
+        order: Order::Policy,
+        scope,
     }
 }
 

@@ -3,9 +3,14 @@
 use std::net::IpAddr;
 
 use tulle_k8s::Object;
+use tulle_k8s::api::Meta;
 use tulle_k8s::api::meta::Labels;
+use tulle_k8s::api::route::BackendRef;
+use tulle_k8s::api::security::LabelSelector;
 use tulle_k8s::translate::workload::{entry_labels, node_of, pod_addresses};
-use tulle_k8s::translate::{MeshConfig, authorization, peer_authentication, service, waypoint};
+use tulle_k8s::translate::{
+    MeshConfig, authorization, peer_authentication, policy, route, service, waypoint,
+};
 use tulle_model::Str;
 
 /// One entry of the reverse index.
@@ -29,6 +34,16 @@ pub enum IndexKey {
     Workloads(Str),
     /// Objects that ask a waypoint to protect this: kind, namespace, name.
     Protecting(Str, Str, Str),
+    /// Routes and policies that are attached to this, and may compete for it: kind, namespace, name.
+    Attached(Str, Str, Str),
+    /// Routes and policies that refer to this in any other way: kind, namespace, name.
+    Refers(Str, Str, Str),
+    /// Routes and policies with a reference into this namespace that needs a grant.
+    Across(Str),
+    /// Objects and namespaces that name this waypoint, also to try it out: namespace, name.
+    Uses(Str, Str),
+    /// Policies that concern every waypoint.
+    Everywhere,
 }
 
 impl IndexKey {
@@ -56,6 +71,7 @@ pub(super) fn selector(object: &Object) -> Option<&Labels> {
             .as_ref()
             .map(|selector| &selector.labels),
         Object::AuthorizationPolicy(object) => authorization::selector(object),
+        Object::RequestAuthentication(object) => LabelSelector::labels(object.spec.selector.as_ref()),
         Object::PeerAuthentication(object) => peer_authentication::selector(object),
         _ => None,
     };
@@ -80,6 +96,7 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
         protected
             .map(|target| IndexKey::Protecting(target.kind.clone(), namespace.clone(), target.name.clone())),
     );
+    references(object, namespace, mesh, &mut keys);
     match object {
         Object::Pod(pod) => {
             keys.extend(labelled(&pod.metadata.labels));
@@ -131,6 +148,110 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
         _ => {}
     }
     keys
+}
+
+/// What an object refers to: waypoints, parents, backends, targets.
+fn references(object: &Object, namespace: &Str, mesh: &MeshConfig, keys: &mut Vec<IndexKey>) {
+    let meta = object.meta();
+    match object {
+        Object::Namespace(_) => {
+            // What a namespace asks for stands for everything in it.
+            let of_namespace = Meta {
+                namespace: meta.name.clone(),
+                ..meta.clone()
+            };
+            keys.extend(uses(&of_namespace));
+        }
+        Object::Service(_) | Object::ServiceEntry(_) | Object::Pod(_) | Object::WorkloadEntry(_) => {
+            keys.extend(uses(meta));
+        }
+        _ => {}
+    }
+    for target in policy::refs(object) {
+        keys.push(IndexKey::Attached(
+            target.kind.clone(),
+            namespace.clone(),
+            target.name.clone(),
+        ));
+        if matches!(&*target.kind, "HTTPRoute" | "GRPCRoute") {
+            keys.push(IndexKey::Everywhere);
+        }
+    }
+    if let Some(facts) = route::facts(object) {
+        for parent in facts.parents {
+            let home = if parent.namespace.is_empty() {
+                namespace
+            } else {
+                &parent.namespace
+            };
+            keys.push(IndexKey::Attached(
+                parent.kind.clone(),
+                home.clone(),
+                parent.name.clone(),
+            ));
+        }
+    }
+    for backend in route::backend_refs(object) {
+        refer(backend, namespace, keys);
+    }
+    match object {
+        Object::TrafficPolicy(policy) => {
+            if policy.spec.target_refs.is_empty() {
+                keys.push(IndexKey::Everywhere);
+                keys.push(IndexKey::Attached("Mesh".into(), namespace.clone(), "".into()));
+                if policy.spec.external_auth.is_some() && *namespace == mesh.root_namespace {
+                    keys.push(IndexKey::Protecting("Mesh".into(), namespace.clone(), "".into()));
+                }
+            }
+            let asked = policy
+                .spec
+                .external_auth
+                .as_ref()
+                .and_then(|auth| auth.backend_ref.as_ref());
+            if let Some(backend) = asked {
+                refer(backend, namespace, keys);
+            }
+        }
+        Object::BackendTlsPolicy(policy) => {
+            let roots = policy.spec.validation.ca_certificate_refs.iter();
+            keys.extend(
+                roots.map(|root| IndexKey::Refers(root.kind.clone(), namespace.clone(), root.name.clone())),
+            );
+        }
+        _ => {}
+    }
+    keys.sort();
+    keys.dedup();
+}
+
+fn uses(meta: &Meta) -> impl Iterator<Item = IndexKey> {
+    let named = [waypoint::named(meta, None), waypoint::canary(meta, None)];
+    named
+        .into_iter()
+        .flatten()
+        .map(|waypoint| IndexKey::Uses(waypoint.namespace, waypoint.name))
+}
+
+fn refer(backend: &BackendRef, namespace: &Str, keys: &mut Vec<IndexKey>) {
+    let home = if backend.namespace.is_empty() {
+        namespace
+    } else {
+        &backend.namespace
+    };
+    let kind: Str = if backend.kind.is_empty() {
+        "Service".into()
+    } else {
+        backend.kind.clone()
+    };
+    let home_of = if &*kind == "Hostname" {
+        "".into()
+    } else {
+        home.clone()
+    };
+    keys.push(IndexKey::Refers(kind, home_of, backend.name.clone()));
+    if home != namespace {
+        keys.push(IndexKey::Across(home.clone()));
+    }
 }
 
 /// An address in the form it is compared in.

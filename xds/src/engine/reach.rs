@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tulle_model::authz::policy::Scope as PolicyScope;
+use tulle_model::waypoint::Waypoint;
 use tulle_model::{Str, Workload};
 
 use super::compute::Emitted;
@@ -31,7 +32,7 @@ impl Reach {
                 self.policies
                     .insert(emitted.name(), (policy.namespace.clone(), policy.scope));
             }
-            Emitted::Service(..) => {}
+            _ => {}
         }
     }
 
@@ -42,7 +43,7 @@ impl Reach {
             Emitted::Authorization(_) => {
                 self.policies.remove(&emitted.name());
             }
-            Emitted::Service(..) => {}
+            _ => {}
         }
     }
 
@@ -65,7 +66,19 @@ impl Reach {
     pub(super) fn scope(&self, emitted: &Emitted) -> Scope {
         match emitted {
             Emitted::Authorization(policy) => self.of(&emitted.name(), &policy.namespace, policy.scope),
-            _ => Scope::Everyone,
+            Emitted::Waypoint(waypoint) => {
+                let name = match waypoint.as_ref() {
+                    Waypoint::Settings(settings) => settings.name(),
+                    Waypoint::Front(front) => front.waypoint.clone(),
+                };
+                Scope::Waypoints {
+                    waypoints: Arc::new(BTreeSet::from([name])),
+                }
+            }
+            Emitted::Route(_, waypoints) | Emitted::Policy(_, waypoints) => Scope::Waypoints {
+                waypoints: waypoints.clone(),
+            },
+            Emitted::Workload(..) | Emitted::Service(..) => Scope::Everyone,
         }
     }
 

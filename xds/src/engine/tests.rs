@@ -74,7 +74,10 @@ fn any_manifest() -> impl Strategy<Value = String> {
     };
     let mode = || prop::sample::select(vec!["UNSET", "PERMISSIVE", "STRICT"]);
     let gateway = || prop::sample::select(vec!["", ", labels: {istio.io/use-waypoint: way}"]);
+    let of_waypoints = waypoint_manifest();
     prop_oneof![
+        4 => of_waypoints,
+        10 => prop_oneof![
         (namespace(), name(), prop::sample::select(vec!["AuthorizationPolicy", "RequestAuthentication"]), prop::sample::select(vec![("Service", "x"), ("ServiceEntry", "x"), ("Gateway", "way")]))
             .prop_map(|(namespace, name, kind, (target, of))| format!("apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: {target}, name: {of}}}]}}\n")),
         (namespace(), prop::sample::select(vec!["{}", "{istio.io/dataplane-mode: ambient}", "{topology.istio.io/network: other}"]))
@@ -103,6 +106,87 @@ fn any_manifest() -> impl Strategy<Value = String> {
             let selector = if selects { format!("selector: {{matchLabels: {{app: '{app}'}}}}, portLevelMtls: {{'80': {{mode: {port}}}}}, ") } else { String::new() };
             format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: {{{selector}mtls: {{mode: {base}}}}}\n")
         }),
+        ],
+    ]
+}
+
+/// A text of one object that concerns waypoints, routes or the mesh as a whole.
+fn waypoint_manifest() -> impl Strategy<Value = String> {
+    let namespace = || prop::sample::select(vec!["a", "b", "istio-system"]);
+    let name = || prop::sample::select(vec!["x", "y", "z"]);
+    let way = || prop::sample::select(vec!["way", "other"]);
+    let created = || {
+        prop::sample::select(vec![
+            "",
+            ", creationTimestamp: '2026-01-01T00:00:00Z'",
+            ", creationTimestamp: '2026-01-02T00:00:00Z'",
+        ])
+    };
+    let purpose = || {
+        prop::sample::select(vec![
+            "",
+            "istio.io/waypoint-for: all",
+            "istio.io/waypoint-for: workload",
+        ])
+    };
+    let status = || prop::sample::select(vec!["", "status: {addresses: [{value: 10.9.9.9}]}\n"]);
+    let from = || {
+        prop::sample::select(vec![
+            "Same",
+            "All",
+            "{from: Selector, selector: {matchLabels: {istio.io/dataplane-mode: ambient}}}",
+        ])
+    };
+    let kind = || prop::sample::select(vec!["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"]);
+    let target = || {
+        prop::sample::select(vec![
+            ("", "Service", "x"),
+            ("", "Service", "z"),
+            ("networking.istio.io", "ServiceEntry", "x"),
+            ("gateway.networking.k8s.io", "Gateway", "way"),
+            ("gateway.networking.k8s.io", "GatewayClass", "tulle-waypoint"),
+            ("gateway.networking.k8s.io", "HTTPRoute", "x"),
+        ])
+    };
+    let use_way = || {
+        prop::sample::select(vec![
+            "{istio.io/use-waypoint: way}",
+            "{istio.io/use-waypoint: none}",
+            "{istio.io/use-waypoint: other, istio.io/use-waypoint-namespace: a}",
+            "{istio.io/use-waypoint: way, istio.io/use-waypoint-canary: other, istio.io/dataplane-mode: ambient}",
+        ])
+    };
+    prop_oneof![
+        3 => (namespace(), way(), purpose(), status(), from(), any::<bool>()).prop_map(|(namespace, name, purpose, status, from, account)| {
+            let namespaces = if from.starts_with('{') { from.to_owned() } else { format!("{{from: {from}}}") };
+            let account = if account { ", annotations: {gateway.istio.io/service-account: ways}" } else { "" };
+            format!("apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{{purpose}}}{account}}}\nspec: {{gatewayClassName: tulle-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {{namespaces: {namespaces}}}}}]}}\n{status}")
+        }),
+        1 => purpose().prop_map(|purpose| format!("apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: tulle-waypoint, labels: {{{purpose}}}}}\nspec: {{controllerName: tulle.dev/waypoint}}\n")),
+        2 => (namespace(), use_way()).prop_map(|(namespace, labels)| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {labels}}}\n")),
+        2 => (namespace(), name(), use_way(), prop::sample::select(vec!["http", "tcp", "grpc"])).prop_map(|(namespace, name, labels, port)| format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}, labels: {labels}, annotations: {{istio.io/use-waypoint-canary-weight: '20'}}}}\nspec: {{selector: {{app: '1'}}, clusterIPs: [10.9.0.7], ports: [{{name: {port}, port: 80, targetPort: 8080}}, {{name: http-b, port: 81}}]}}\n")),
+        1 => (namespace(), name(), use_way()).prop_map(|(namespace, name, labels)| format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{app: '1', gateway.networking.k8s.io/gateway-name: way, {}}}}}\nspec: {{nodeName: n1}}\nstatus: {{phase: Running, podIP: '10.0.0.1'}}\n", labels.trim_matches(['{', '}']))),
+        4 => (kind(), namespace(), name(), namespace(), name(), namespace(), name(), created(), prop::sample::select(vec!["", ", port: 80", ", port: 99"])).prop_map(|(kind, namespace, name, parent_ns, parent, backend_ns, backend, created, port)| {
+            let version = if kind == "TCPRoute" || kind == "TLSRoute" { "v1alpha2" } else { "v1" };
+            let auth = if kind == "HTTPRoute" { format!("filters: [{{type: ExternalAuth, externalAuth: {{protocol: GRPC, backendRef: {{name: {backend}, namespace: {backend_ns}, port: 80}}}}}}], ") } else { String::new() };
+            format!("apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: {parent}, namespace: {parent_ns}{port}}}], rules: [{{{auth}backendRefs: [{{name: {backend}, namespace: {backend_ns}, port: 80}}]}}]}}\n")
+        }),
+        1 => (namespace(), name(), namespace()).prop_map(|(namespace, name, from)| format!(
+            "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {from}}}], to: [{{group: '', kind: Service}}]}}\n")),
+        3 => (namespace(), name(), target(), created(), prop::sample::select(vec!["retryBudget: {percent: 10}", "externalAuth: {provider: {name: opa}}", "fault: {delay: {duration: 1s, percent: 5}}, retryBudget: {percent: 20}"]), any::<bool>()).prop_map(|(namespace, name, (group, kind, of), created, what, everywhere)| {
+            let targets = if everywhere { String::new() } else { format!("targetRefs: [{{group: '{group}', kind: {kind}, name: {of}}}], ") };
+            format!("apiVersion: tulle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: {{{targets}{what}}}\n")
+        }),
+        2 => (namespace(), name(), target(), prop::sample::select(vec!["AuthorizationPolicy", "RequestAuthentication"])).prop_map(|(namespace, name, (group, target, of), kind)| format!(
+            "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{targetRefs: [{{group: '{group}', kind: {target}, name: {of}}}]}}\n")),
+        1 => (namespace(), name(), any::<bool>()).prop_map(|(namespace, name, system)| {
+            let roots = if system { "wellKnownCACertificates: System".to_owned() } else { "caCertificateRefs: [{kind: ConfigMap, name: roots}]".to_owned() };
+            format!("apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{targetRefs: [{{group: '', kind: Service, name: x}}], validation: {{hostname: a.example, {roots}}}}}\n")
+        }),
+        1 => namespace().prop_map(|namespace| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: roots, namespace: {namespace}}}\ndata: {{ca.crt: '-----BEGIN CERTIFICATE-----'}}\n")),
+        1 => prop::sample::select(vec!["mtlsMode: strict", "providers: [{name: opa, extAuthz: {backendRef: {name: x, namespace: a, port: 80}}}]", "bad: 1"]).prop_map(|mesh| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: tulle, namespace: istio-system}}\ndata: {{mesh: '{mesh}'}}\n")),
     ]
 }
 
@@ -150,7 +234,12 @@ fn content(snapshot: &Snapshot) -> impl PartialEq + std::fmt::Debug + use<> {
                 .collect()
         })
         .collect();
-    (tables, placement, objects, aliases)
+    let fronted: Vec<_> = snapshot
+        .fronted()
+        .iter()
+        .map(|(name, fronts)| (name.clone(), fronts.clone()))
+        .collect();
+    (tables, placement, objects, aliases, fronted)
 }
 
 /// A client that replays changes.
@@ -175,8 +264,18 @@ impl Replay {
     }
 }
 
+/// Cases of the oracle: a few hundred, or as many as `TULLE_ORACLE_CASES` asks for.
+fn cases() -> u32 {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how thorough a test is has no other way in"
+    )]
+    let wanted = std::env::var("TULLE_ORACLE_CASES");
+    wanted.ok().and_then(|cases| cases.parse().ok()).unwrap_or(200)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn steps_lead_where_a_fresh_start_leads(steps in prop::collection::vec(any_step(), 1..40)) {
@@ -209,5 +308,29 @@ proptest! {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_order_of_changes_within_a_turn_or_over_turns_means_nothing(manifests in prop::collection::vec(any_manifest(), 1..30), seed: u64) {
+        let mut world: BTreeMap<Key, Arc<Object>> = BTreeMap::new();
+        for text in &manifests {
+            let object = objects(text).remove(0);
+            world.insert(object.key(), object);
+        }
+        let events: Vec<Event> = world.values().cloned().map(set).collect();
+        let mut shuffled = events.clone();
+        let length = shuffled.len();
+        // A permutation that depends on the seed only.
+        for index in 0..length {
+            let other = usize::try_from(seed.rotate_left(u32::try_from(index % 64).unwrap_or(0)) % length as u64).unwrap_or(0);
+            shuffled.swap(index, other);
+        }
+        let mut one_by_one = Engine::new(MeshConfig::default());
+        let mut last = None;
+        for event in shuffled {
+            last = Some(one_by_one.apply(batch(vec![event])));
+        }
+        let at_once = Engine::new(MeshConfig::default()).turn(&batch(events), false);
+        prop_assert_eq!(content(&last.expect("at least one")), content(&at_once));
     }
 }

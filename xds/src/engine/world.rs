@@ -4,19 +4,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tulle_k8s::api::meta::{Labels, selects};
+use tulle_k8s::api::security::MtlsMode;
 use tulle_k8s::api::{
     AuthorizationPolicy, EndpointSlice, Namespace, Node, PeerAuthentication, Pod, Service, ServiceEntry,
     WorkloadEntry,
 };
+use tulle_k8s::document::documents;
+use tulle_k8s::object::{Reading, read_mesh};
 use tulle_k8s::translate::MeshConfig;
+use tulle_k8s::translate::condition::{ACCEPTED, Condition};
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::Str;
 
 use super::index::{self, IndexKey};
 
+/// Name of the ConfigMap with settings of the mesh, in the root namespace.
+const SETTINGS: &str = "tulle";
+
 /// The objects and their indices. Owned by the one writer.
 #[derive(Debug, Clone)]
 pub struct World {
+    /// As the flags say.
+    flags: MeshConfig,
+    /// With what objects say.
     mesh: MeshConfig,
     objects: BTreeMap<Key, Arc<Object>>,
     index: BTreeMap<IndexKey, BTreeSet<Key>>,
@@ -47,6 +57,7 @@ impl World {
             .excluded_namespaces
             .insert(mesh.root_namespace.clone());
         Self {
+            flags: mesh.clone(),
             mesh,
             objects: BTreeMap::new(),
             index: BTreeMap::new(),
@@ -99,6 +110,73 @@ impl World {
         for entry in object.iter().flat_map(|new| index::keys(new, &self.mesh)) {
             self.index.entry(entry).or_default().insert(key.clone());
         }
+        if self.is_settings(key) {
+            // Nothing that indices hang on can be changed by settings.
+            self.mesh = self.settled().0;
+        }
+    }
+
+    /// Whether an object holds settings of the mesh.
+    #[must_use]
+    pub fn is_settings(&self, key: &Key) -> bool {
+        key.kind == Kind::Mesh
+            || (key.kind == Kind::ConfigMap
+                && &*key.name == SETTINGS
+                && key.namespace == self.flags.root_namespace)
+    }
+
+    /// The mesh as flags and settings have it, and what is said of the settings. A file goes before a ConfigMap.
+    #[must_use]
+    pub fn settled(&self) -> (MeshConfig, Option<(Key, Vec<Condition>)>) {
+        let file = self.of_kind(Kind::Mesh).next();
+        if let Some((key, Object::Mesh(object))) = file {
+            let (mesh, mut conditions) = self.flags.with(&object.settings);
+            if let Some(unreadable) = &object.unreadable {
+                let message = format!(
+                    "{}; mutual TLS is required until it is corrected",
+                    unreadable.cause
+                );
+                conditions = vec![Condition::fails(ACCEPTED, "Invalid", message)];
+            }
+            return (mesh, Some((key.clone(), conditions)));
+        }
+        let key = Key::new(Kind::ConfigMap, self.flags.root_namespace.clone(), SETTINGS);
+        let Some(Object::ConfigMap(object)) = self.get(&key) else {
+            return (self.flags.clone(), None);
+        };
+        let Some(text) = object.data.get("mesh") else {
+            return (self.flags.clone(), None);
+        };
+        let (mesh, conditions) = self.from_text(text);
+        (mesh, Some((key, conditions)))
+    }
+
+    /// Settings that stand in a value of a ConfigMap. Those that cannot be read require mutual TLS.
+    fn from_text(&self, text: &str) -> (MeshConfig, Vec<Condition>) {
+        let document = documents(text).into_iter().next();
+        let read = match document {
+            None => return (self.flags.clone(), Vec::new()),
+            Some(Ok(node)) => read_mesh(&node),
+            Some(Err(fault)) => return self.refused(&fault.to_string()),
+        };
+        match read {
+            Reading::Good { object, .. } => match &*object {
+                Object::Mesh(object) => self.flags.with(&object.settings),
+                _ => (self.flags.clone(), Vec::new()),
+            },
+            Reading::Bad { faults, .. } => {
+                let causes: Vec<String> = faults.iter().map(ToString::to_string).collect();
+                self.refused(&causes.join("; "))
+            }
+            Reading::Skipped(fault) | Reading::Unknown(fault) => self.refused(&fault.to_string()),
+        }
+    }
+
+    fn refused(&self, cause: &str) -> (MeshConfig, Vec<Condition>) {
+        let mut mesh = self.flags.clone();
+        mesh.mtls_mode = MtlsMode::Strict;
+        let message = format!("{cause}; mutual TLS is required until it is corrected");
+        (mesh, vec![Condition::fails(ACCEPTED, "Invalid", message)])
     }
 
     /// The keys found under an index entry.

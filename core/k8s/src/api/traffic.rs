@@ -353,6 +353,7 @@ pub struct BackendValidation {
     /// Objects with roots.
     pub ca_certificate_refs: Vec<LocalRef>,
     /// `System` for the roots of the system.
+    #[serde(rename = "wellKnownCACertificates")]
     pub well_known_ca_certificates: Str,
     /// Name asked for.
     pub hostname: Str,

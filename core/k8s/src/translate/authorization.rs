@@ -6,15 +6,15 @@
 use tulle_model::authz::policy::{Action, Authorization, Rule, Scope};
 
 use super::MeshConfig;
-use super::condition::{Condition, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED};
-use crate::api::AuthorizationPolicy;
+use super::condition::{Condition, ZTUNNEL_ACCEPTED};
 use crate::api::meta::Labels;
 use crate::api::security::LabelSelector;
+use crate::api::{AuthorizationPolicy, RequestAuthentication};
 
 mod rule;
 #[cfg(test)]
 mod tests;
-mod values;
+pub(in crate::translate) mod values;
 
 /// Annotation of policies that are evaluated and not enforced.
 const DRY_RUN: &str = "istio.io/dry-run";
@@ -37,7 +37,7 @@ pub fn authorization(
     mesh: &MeshConfig,
 ) -> (Option<Authorization>, Vec<Condition>) {
     if has_only_targets(policy) {
-        return (None, vec![not_bound(policy)]);
+        return (None, Vec::new());
     }
     let effect = match effect_of(policy) {
         Ok(effect) => effect,
@@ -114,6 +114,30 @@ pub fn scope(policy: &AuthorizationPolicy, mesh: &MeshConfig) -> Scope {
     }
 }
 
+/// The policy that denies what a `RequestAuthentication` selects, if that cannot be read and names no targets.
+#[must_use]
+pub fn stand_in_for(policy: &RequestAuthentication) -> Option<AuthorizationPolicy> {
+    let unreadable = policy.unreadable.as_ref()?;
+    let targeted = !policy.spec.target_refs.is_empty() || policy.spec.target_ref.is_some();
+    if targeted && !unreadable.selector {
+        return None;
+    }
+    let mut stand_in = AuthorizationPolicy {
+        metadata: policy.metadata.clone(),
+        unreadable: Some(unreadable.clone()),
+        ..AuthorizationPolicy::default()
+    };
+    stand_in.metadata.name = stand_in_name(&policy.metadata.name);
+    stand_in.spec.selector = policy.spec.selector.clone();
+    Some(stand_in)
+}
+
+/// The name of such a policy; no object of a user is called so.
+#[must_use]
+pub fn stand_in_name(name: &str) -> tulle_model::Str {
+    format!("tulle_request_authentication_{name}").into()
+}
+
 fn effect_of(policy: &AuthorizationPolicy) -> Result<Effect, String> {
     if let Some(unreadable) = &policy.unreadable {
         return Err(unreadable.cause.clone());
@@ -128,19 +152,6 @@ fn effect_of(policy: &AuthorizationPolicy) -> Result<Effect, String> {
         "AUDIT" => Ok(Effect::Audit),
         other => Err(format!("`{}` is no action", other.escape_default())),
     }
-}
-
-fn not_bound(policy: &AuthorizationPolicy) -> Condition {
-    let targets = policy.spec.target_refs.iter().chain(&policy.spec.target_ref);
-    let names: Vec<_> = targets
-        .map(|target| format!("{} {}", target.kind, target.name))
-        .collect();
-    let message = format!(
-        "no waypoint enforces this policy for {}; connections to it are refused until one does, or the policy \
-         uses a selector",
-        names.join(", ")
-    );
-    Condition::fails(WAYPOINT_ACCEPTED, "AncestorNotBound", message)
 }
 
 /// The policy that stands where none can be made of the object.

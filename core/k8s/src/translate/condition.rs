@@ -10,6 +10,14 @@ pub const WAYPOINT_ACCEPTED: &str = "WaypointAccepted";
 pub const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
 /// Type of the condition that tells whether all of an object could be used.
 pub const USABLE: &str = "tulle.dev/Usable";
+/// Type of the condition on routes, gateways and policies: whether they are used.
+pub const ACCEPTED: &str = "Accepted";
+/// Type of the condition on routes and gateways: whether everything they refer to is there.
+pub const RESOLVED_REFS: &str = "ResolvedRefs";
+/// Type of the condition on routes and gateways: whether a waypoint acts on them.
+pub const PROGRAMMED: &str = "Programmed";
+/// Type of the condition on routes of which a part cannot be used.
+pub const PARTIALLY_INVALID: &str = "PartiallyInvalid";
 /// Type of the condition on a workload that shares its address with a better one.
 pub const ADDRESS_CONFLICT: &str = "tulle.dev/AddressConflict";
 /// Type of the condition on a service whose host name another one defines.
@@ -27,6 +35,9 @@ pub struct Condition {
     pub reason: Cow<'static, str>,
     /// What happened and what to do.
     pub message: String,
+    /// The parent or target it speaks of, for objects that have several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
 }
 
 /// Value of a condition.
@@ -39,6 +50,13 @@ pub enum Status {
 }
 
 impl Condition {
+    /// The same, said of one parent or target.
+    #[must_use]
+    pub fn of(mut self, what: impl Into<String>) -> Self {
+        self.of = Some(what.into());
+        self
+    }
+
     /// A condition that holds.
     pub fn holds(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
         Self {
@@ -46,6 +64,7 @@ impl Condition {
             status: Status::True,
             reason: reason.into(),
             message: message.into(),
+            of: None,
         }
     }
 
@@ -56,6 +75,7 @@ impl Condition {
             status: Status::False,
             reason: reason.into(),
             message: message.into(),
+            of: None,
         }
     }
 }

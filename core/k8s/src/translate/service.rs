@@ -83,11 +83,9 @@ pub fn service(service: &Service, around: Around<'_>) -> (Option<Model>, Vec<Con
         ip_families: ip_families(&service.spec.ip_families),
         canonical: false,
         visibility: Visibility::Public,
+        ingress_use_waypoint: waypoint::ingress_use_waypoint(&service.metadata, around.namespace),
     };
-    (
-        Some(model),
-        findings.conditions(&service.metadata, around.namespace),
-    )
+    (Some(model), findings.conditions())
 }
 
 /// What could not be used as written.
@@ -99,15 +97,13 @@ impl Findings {
         self.0.push(what.into());
     }
 
-    fn conditions(self, meta: &Meta, namespace: Option<&Namespace>) -> Vec<Condition> {
+    fn conditions(self) -> Vec<Condition> {
         let usable = if self.0.is_empty() {
             Condition::holds(USABLE, "Accepted", "all of it is used")
         } else {
             Condition::fails(USABLE, "PartiallyInvalid", self.0.join("; "))
         };
-        std::iter::once(usable)
-            .chain(waypoint::binding(meta, namespace))
-            .collect()
+        vec![usable]
     }
 }
 
@@ -219,6 +215,7 @@ pub fn service_entry(entry: &ServiceEntry, around: Around<'_>) -> (Vec<Model>, V
         subject_alt_names: subject_alt_names(entry, &mut findings),
         load_balancing: entry_balancing(entry, around, &mut findings),
         visibility: visibility(&entry.spec.export_to, &mut findings),
+        ingress_use_waypoint: waypoint::ingress_use_waypoint(&entry.metadata, around.namespace),
     };
     for host in entry.spec.hosts.iter().filter(|host| !is_host(host)) {
         findings.add(format!("`{}` is no host name and is left out", shown(host)));
@@ -226,7 +223,7 @@ pub fn service_entry(entry: &ServiceEntry, around: Around<'_>) -> (Vec<Model>, V
     let models = hosts(entry)
         .map(|host| one_host(entry, host, &common, around.network, &mut findings))
         .collect();
-    (models, findings.conditions(&entry.metadata, around.namespace))
+    (models, findings.conditions())
 }
 
 /// What the hosts of a service entry share.
@@ -235,6 +232,7 @@ struct Common {
     subject_alt_names: Vec<Identity>,
     load_balancing: Option<LoadBalancing>,
     visibility: Visibility,
+    ingress_use_waypoint: bool,
 }
 
 fn one_host(
@@ -259,6 +257,7 @@ fn one_host(
         ip_families: IpFamilies::Automatic,
         canonical: false,
         visibility: common.visibility,
+        ingress_use_waypoint: common.ingress_use_waypoint,
     }
 }
 
@@ -342,6 +341,12 @@ fn visibility(export_to: &[Str], findings: &mut Findings) -> Visibility {
             Visibility::Namespace
         }
     }
+}
+
+/// Who may see the services of an entry.
+#[must_use]
+pub fn visibility_of(entry: &ServiceEntry) -> Visibility {
+    visibility(&entry.spec.export_to, &mut Findings::default())
 }
 
 /// The addresses written into the entry, else those given to it.

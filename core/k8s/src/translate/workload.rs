@@ -9,16 +9,16 @@ use tulle_model::workload::{
 };
 use tulle_model::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
 
+use super::MeshConfig;
 use super::condition::{Condition, USABLE};
 use super::mesh::NETWORK_LABEL;
-use super::{MeshConfig, waypoint};
 use crate::api::core::{Namespace, Node, Pod, SliceEndpoint};
 use crate::api::meta::{Labels, Meta, has_condition};
 use crate::api::networking::{EndpointSpec, WorkloadEntry};
 use crate::api::{EndpointSlice, ServiceEntry};
 
-mod owner;
 mod capture;
+mod owner;
 mod placement;
 #[cfg(test)]
 mod tests;
@@ -128,10 +128,7 @@ pub fn pod(pod: &Pod, around: &Around<'_>) -> (Option<Workload>, Vec<Condition>)
         &mut workload,
         pod_tunnel(pod, around.namespace, around.node, around.mesh),
     );
-    (
-        Some(workload),
-        waypoint::binding(meta, around.namespace).into_iter().collect(),
-    )
+    (Some(workload), Vec::new())
 }
 
 /// Translates a workload entry.
@@ -166,7 +163,7 @@ pub fn workload_entry(entry: &WorkloadEntry, around: &Around<'_>) -> (Option<Wor
         &mut workload,
         tunnel(&facts, &meta.namespace, around.namespace, around.mesh, placed),
     );
-    conclude(workload, findings, meta, around)
+    conclude(workload, findings)
 }
 
 /// The labels a workload entry is selected by: those of its spec, then those of the object.
@@ -234,7 +231,7 @@ pub fn inline_endpoint(
         &mut workload,
         tunnel(&facts, &meta.namespace, around.namespace, around.mesh, false),
     );
-    conclude(workload, findings, meta, around)
+    conclude(workload, findings)
 }
 
 fn inline_uid(meta: &Meta, address: &str, mesh: &MeshConfig) -> WorkloadUid {
@@ -387,12 +384,7 @@ fn set_tunnel(workload: &mut Workload, tunnel: Tunnel) {
 }
 
 /// A workload without any way to reach it is none.
-fn conclude(
-    workload: Workload,
-    mut findings: Vec<String>,
-    meta: &Meta,
-    around: &Around<'_>,
-) -> (Option<Workload>, Vec<Condition>) {
+fn conclude(workload: Workload, mut findings: Vec<String>) -> (Option<Workload>, Vec<Condition>) {
     let reachable = !workload.addresses.is_empty() || !workload.hostname.is_empty();
     if !reachable {
         findings.push("it has no address; add `address`".to_owned());
@@ -402,8 +394,5 @@ fn conclude(
         (false, true) => Condition::fails(USABLE, "PartiallyInvalid", findings.join("; ")),
         (false, false) => Condition::fails(USABLE, "Invalid", findings.join("; ")),
     };
-    let conditions = std::iter::once(usable)
-        .chain(waypoint::binding(meta, around.namespace))
-        .collect();
-    (reachable.then_some(workload), conditions)
+    (reachable.then_some(workload), vec![usable])
 }

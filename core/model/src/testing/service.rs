@@ -38,6 +38,7 @@ pub fn service(text: &str) -> ServiceBuilder {
             ip_families: IpFamilies::Automatic,
             canonical: false,
             visibility: Visibility::Public,
+            ingress_use_waypoint: false,
         },
     }
 }

@@ -8,6 +8,7 @@ use tulle_k8s::api::core::{NamedPorts, Pod, Service, SliceEndpoint};
 use tulle_k8s::api::meta::Labels;
 use tulle_k8s::api::networking::{EndpointSpec, Resolution};
 use tulle_k8s::api::{EndpointSlice, ServiceEntry, WorkloadEntry};
+use tulle_k8s::translate::waypoint::Binding;
 use tulle_k8s::translate::workload::{self, Around, entry_labels};
 use tulle_k8s::translate::{ports, service};
 use tulle_k8s::{Key, Kind, Object};
@@ -173,7 +174,7 @@ pub(super) fn inline(key: &Key, world: &World) -> Vec<Part> {
         let (found, conditions) = workload::inline_endpoint(entry, endpoint, &around);
         if let Some(mut found) = found {
             part.emitted
-                .extend(required::require_waypoints(&mut found, world));
+                .extend(required::require_waypoints(&mut found, &Binding::None, world));
             part.emitted.push(Emitted::Workload(Arc::new(found), false));
         }
         // Only what could not be used is said here; the services say the rest.

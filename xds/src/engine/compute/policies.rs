@@ -5,17 +5,18 @@ use std::sync::Arc;
 use tulle_k8s::api::meta::Labels;
 use tulle_k8s::api::{PeerAuthentication, RequestAuthentication};
 use tulle_k8s::translate::authorization;
-use tulle_k8s::translate::condition::{Condition, WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED};
+use tulle_k8s::translate::condition::{Condition, ZTUNNEL_ACCEPTED};
 use tulle_k8s::translate::peer_authentication::{self, Wider};
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::NamespacedName;
+use tulle_model::authz::policy::Authorization;
 
 use super::super::world::World;
-use super::{Emitted, Part};
+use super::{Emitted, Part, routes};
 
-/// What a security object becomes.
+/// What a policy object becomes, for node proxies and for waypoints.
 pub(super) fn policies(key: &Key, world: &World) -> Vec<Part> {
-    let (emitted, conditions) = match world.get(key) {
+    let (emitted, mut conditions) = match world.get(key) {
         Some(Object::AuthorizationPolicy(policy)) => authorization::authorization(policy, world.mesh()),
         Some(Object::PeerAuthentication(policy)) => {
             let wider = wider(&key.namespace, world);
@@ -24,13 +25,17 @@ pub(super) fn policies(key: &Key, world: &World) -> Vec<Part> {
             conditions.extend(outranked(policy, wider, world));
             (emitted, conditions)
         }
-        Some(Object::RequestAuthentication(policy)) => (None, vec![request_authentication(policy)]),
+        Some(Object::RequestAuthentication(policy)) => request_authentication(policy, world),
+        Some(Object::TrafficPolicy(_) | Object::BackendTlsPolicy(_)) => (None, Vec::new()),
         _ => return Vec::new(),
     };
-    let emitted = emitted
+    let mut emitted: Vec<Emitted> = emitted
         .map(|policy| Emitted::Authorization(Arc::new(policy)))
         .into_iter()
         .collect();
+    let (of_waypoints, said) = routes::policies(key, world);
+    emitted.extend(of_waypoints);
+    conditions.extend(said);
     vec![Part {
         owner: key.clone(),
         emitted,
@@ -38,14 +43,18 @@ pub(super) fn policies(key: &Key, world: &World) -> Vec<Part> {
     }]
 }
 
-fn request_authentication(policy: &RequestAuthentication) -> Condition {
-    let message = "node proxies do not read tokens; it takes effect at a waypoint: use targetRefs";
-    if policy.spec.target_refs.is_empty() && policy.spec.target_ref.is_none() {
-        Condition::fails(ZTUNNEL_ACCEPTED, "UnsupportedValue", message)
-    } else {
-        let message = "no waypoint enforces this object yet";
-        Condition::fails(WAYPOINT_ACCEPTED, "AncestorNotBound", message)
+/// Node proxies do not read tokens. An object that cannot be read and names no targets denies what it selects.
+fn request_authentication(
+    policy: &RequestAuthentication,
+    world: &World,
+) -> (Option<Authorization>, Vec<Condition>) {
+    if let Some(stand_in) = authorization::stand_in_for(policy) {
+        return authorization::authorization(&stand_in, world.mesh());
     }
+    let message = "node proxies do not read tokens; it takes effect at a waypoint: use targetRefs";
+    let targeted = !policy.spec.target_refs.is_empty() || policy.spec.target_ref.is_some();
+    let said = (!targeted).then(|| Condition::fails(ZTUNNEL_ACCEPTED, "UnsupportedValue", message));
+    (None, said.into_iter().collect())
 }
 
 /// The peer authentications that hold for a whole namespace.
@@ -127,6 +136,20 @@ pub(super) fn selecting(namespace: &str, labels: &Labels, world: &World) -> Vec<
             // A proxy that does not get dry runs would wait for them for ever.
             if authorization::is_emitted(policy) && !authorization::is_dry_run(policy) {
                 names.push(NamespacedName::new(key.namespace.clone(), key.name.clone()));
+            }
+        }
+    }
+    for home in [namespace, root]
+        .into_iter()
+        .take(if namespace == root { 1 } else { 2 })
+    {
+        for (key, object) in world.selecting(Kind::RequestAuthentication, home, labels) {
+            let Object::RequestAuthentication(policy) = object else {
+                continue;
+            };
+            if authorization::stand_in_for(policy).is_some() {
+                let name = authorization::stand_in_name(&key.name);
+                names.push(NamespacedName::new(key.namespace.clone(), name));
             }
         }
     }

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tulle_k8s::translate::condition::{CONFLICTED, Condition};
+use tulle_k8s::translate::lookup::Lookup;
 use tulle_k8s::translate::service::{self, Around};
-use tulle_k8s::translate::waypoint;
+use tulle_k8s::translate::waypoint::{self, Binding, Subject, Traffic};
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::service::Visibility;
+use tulle_model::waypoint::FrontOf;
 use tulle_model::{NamespacedName, Service, Str};
 
 use super::super::index::IndexKey;
 use super::super::world::World;
-use super::{Emitted, Part};
+use super::{Emitted, Part, fronts};
 
 /// The better definition is the smaller one: Kubernetes services first, then age, then name.
 type Precedence<'a> = (bool, Timestamp, &'a Key);
@@ -33,7 +35,7 @@ fn defines(object: &Object) -> bool {
 }
 
 /// The definition of a host name that holds in a namespace.
-pub(super) fn winner<'a>(hostname: &Str, namespace: &str, world: &'a World) -> Option<&'a Key> {
+pub(in crate::engine) fn winner<'a>(hostname: &Str, namespace: &str, world: &'a World) -> Option<&'a Key> {
     let keys = world.lookup(&IndexKey::Hostname(hostname.clone()));
     keys.filter(|key| &*key.namespace == namespace)
         .filter_map(|key| {
@@ -46,16 +48,25 @@ pub(super) fn winner<'a>(hostname: &Str, namespace: &str, world: &'a World) -> O
         .map(|(_, _, key)| key)
 }
 
+/// The definition of a host name that counts for everybody else.
+pub(in crate::engine) fn canonical<'a>(hostname: &Str, world: &'a World) -> Option<&'a Key> {
+    let keys = world.lookup(&IndexKey::Hostname(hostname.clone()));
+    let public = keys.filter(|key| winner(hostname, &key.namespace, world) == Some(*key));
+    let public = public.filter_map(|key| {
+        let object = world.get(key)?;
+        let (found, _) = translate(object, hostname, world);
+        (found?.visibility == Visibility::Public).then(|| (precedence(key, object), key))
+    });
+    public.min().map(|(_, key)| key)
+}
+
 /// Computes every service of a host name.
 pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut emitted: BTreeMap<Precedence<'_>, usize> = BTreeMap::new();
     for key in world.lookup(&IndexKey::Hostname(hostname.clone())) {
         let Some(object) = world.get(key) else { continue };
-        let (mut found, conditions) = translate(object, hostname, world);
-        if let (Some(found), (Some(missing), true)) = (&mut found, protection(key, object, world)) {
-            found.waypoint = Some(waypoint::address(&missing, world.mesh()));
-        }
+        let (found, conditions) = translate(object, hostname, world);
         let mut part = Part {
             owner: key.clone(),
             emitted: Vec::new(),
@@ -66,8 +77,7 @@ pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
                 if found.visibility == Visibility::Public {
                     emitted.insert(precedence(key, object), parts.len());
                 }
-                let of_gateway = waypoint::is_gateway(object.meta());
-                part.emitted.push(Emitted::Service(Arc::new(found), of_gateway));
+                emit(key, object, found, &mut part, world);
             }
             (Some(_), Some(winner)) => part.conditions.push(conflicted(hostname, winner)),
             _ => {}
@@ -84,27 +94,96 @@ pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
     parts
 }
 
+/// A service with its waypoint, and what the waypoint is told of it.
+fn emit(key: &Key, object: &Object, mut found: Service, part: &mut Part, world: &World) {
+    let binding = binding(key, object, world);
+    let is_protected = protection(key, object, &binding, world);
+    found.waypoint = binding.address(is_protected, world.mesh());
+    found.weighted_waypoints = binding.weighted();
+    // Conditions speak of the whole object; one of its hosts tells them.
+    if tells(object, &found.hostname) {
+        part.conditions.extend(binding.condition());
+    }
+    let of_gateway = waypoint::is_gateway(object.meta());
+    let service = found.key();
+    let client_namespaces = match found.visibility {
+        Visibility::Public => Vec::new(),
+        Visibility::Namespace => vec![found.namespace.clone()],
+    };
+    part.emitted.push(Emitted::Service(Arc::new(found), of_gateway));
+    for waypoint in binding.named() {
+        part.emitted.push(Emitted::Waypoint(Arc::new(fronts::front(
+            waypoint,
+            FrontOf::Service(service.clone()),
+            Some(key),
+            client_namespaces.clone(),
+            world,
+        ))));
+    }
+}
+
+/// Whether this host speaks for its object.
+fn tells(object: &Object, hostname: &Str) -> bool {
+    match object {
+        Object::ServiceEntry(entry) => entry.spec.hosts.first() == Some(hostname),
+        _ => true,
+    }
+}
+
+/// The waypoint in front of a definition.
+pub(in crate::engine) fn binding(key: &Key, object: &Object, world: &World) -> Binding {
+    let visibility = match object {
+        Object::ServiceEntry(entry) => service::visibility_of(entry),
+        _ => Visibility::Public,
+    };
+    debug_assert!(
+        matches!(key.kind, Kind::Service | Kind::ServiceEntry),
+        "only these define services"
+    );
+    let subject = Subject {
+        meta: object.meta(),
+        traffic: Traffic::Service,
+        visibility,
+    };
+    waypoint::bind(subject, world)
+}
+
 fn conflicted(hostname: &str, winner: &Key) -> Condition {
     let message = format!("{winner} defines {hostname} too and wins; rename the host or remove one of them");
     Condition::holds(CONFLICTED, "Conflicted", message)
 }
 
-/// The waypoint a definition names, and whether anything asks for that waypoint's protection.
-pub(super) fn protection(key: &Key, object: &Object, world: &World) -> (Option<NamespacedName>, bool) {
-    let waypoint = waypoint::named(object.meta(), world.namespace(&key.namespace));
-    let asked = |kind: &str, namespace: &Str, name: &Str| {
-        let entry = IndexKey::Protecting(kind.into(), namespace.clone(), name.clone());
-        world.lookup(&entry).next().is_some()
-    };
-    let itself = asked(key.kind.as_str(), &key.namespace, &key.name);
-    let gateway = waypoint
-        .as_ref()
-        .is_some_and(|waypoint| asked("Gateway", &waypoint.namespace, &waypoint.name));
-    (waypoint, itself || gateway)
+/// Whether anything asks for the protection of a waypoint: of the definition itself, or of a waypoint it names.
+pub(super) fn protection(key: &Key, object: &Object, binding: &Binding, world: &World) -> bool {
+    let itself = asked(key.kind.as_str(), &key.namespace, &key.name, world);
+    let canary = waypoint::canary(object.meta(), world.namespace(&key.namespace));
+    itself
+        || binding
+            .named()
+            .chain(&canary)
+            .any(|waypoint| is_protecting(waypoint, world))
+}
+
+/// Whether a policy that only waypoints can enforce is attached to this waypoint or to its class.
+pub(super) fn is_protecting(waypoint: &NamespacedName, world: &World) -> bool {
+    let class = Lookup::gateway(world, &waypoint.namespace, &waypoint.name);
+    let class = class.map(|gateway| &gateway.spec.gateway_class_name);
+    let root = &world.mesh().root_namespace;
+    asked("Gateway", &waypoint.namespace, &waypoint.name, world)
+        || class.is_some_and(|class| asked("GatewayClass", root, class, world))
+}
+
+fn asked(kind: &str, namespace: &Str, name: &Str, world: &World) -> bool {
+    let entry = IndexKey::Protecting(kind.into(), namespace.clone(), name.clone());
+    world.lookup(&entry).next().is_some()
 }
 
 /// The service of this host name that an object defines.
-fn translate(object: &Object, hostname: &Str, world: &World) -> (Option<Service>, Vec<Condition>) {
+pub(in crate::engine) fn translate(
+    object: &Object,
+    hostname: &Str,
+    world: &World,
+) -> (Option<Service>, Vec<Condition>) {
     let network = world.network();
     let namespace = world.namespace(&object.meta().namespace);
     let around = Around {

@@ -4,15 +4,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tulle_k8s::Key;
+use tulle_k8s::api::Meta;
 use tulle_k8s::api::meta::Labels;
 use tulle_k8s::translate::condition::{ADDRESS_CONFLICT, Condition};
-use tulle_k8s::translate::waypoint;
+use tulle_k8s::translate::waypoint::{self, Binding, Subject, Traffic};
 use tulle_k8s::translate::workload::{self, Around, entry_addresses, entry_labels, node_of, pod_addresses};
+use tulle_model::service::Visibility;
+use tulle_model::waypoint::FrontOf;
 use tulle_model::{Str, Workload};
 
 use super::super::world::World;
 use super::endpoints::{self, Services};
-use super::{Emitted, Part, conflict, policies, required};
+use super::{Emitted, Part, conflict, fronts, policies, required, services};
 
 /// The workload of a pod.
 pub(super) fn pod(key: &Key, world: &World) -> Vec<Part> {
@@ -38,12 +41,7 @@ pub(super) fn pod(key: &Key, world: &World) -> Vec<Part> {
         node,
         ..around(key, &pod.metadata.labels, services, &network, world)
     };
-    finish(
-        part,
-        workload::pod(pod, &around),
-        waypoint::is_gateway(&pod.metadata),
-        world,
-    )
+    finish(part, workload::pod(pod, &around), &pod.metadata, world)
 }
 
 /// The workload of a workload entry.
@@ -72,7 +70,7 @@ pub(super) fn entry(key: &Key, world: &World) -> Vec<Part> {
     finish(
         part,
         workload::workload_entry(entry, &around),
-        waypoint::is_gateway(&entry.metadata),
+        &entry.metadata,
         world,
     )
 }
@@ -99,17 +97,45 @@ fn around<'a>(
 fn finish(
     mut part: Part,
     translated: (Option<Workload>, Vec<Condition>),
-    of_gateway: bool,
+    meta: &Meta,
     world: &World,
 ) -> Vec<Part> {
     let (found, conditions) = translated;
-    if let Some(mut found) = found {
-        part.emitted
-            .extend(required::require_waypoints(&mut found, world));
-        part.emitted.push(Emitted::Workload(Arc::new(found), of_gateway));
-    }
     part.conditions.extend(conditions);
+    if let Some(mut found) = found {
+        let binding = bind(meta, world);
+        found.application_tunnel = waypoint::application_tunnel(meta, world);
+        part.emitted.extend(wrap(&mut found, &binding, world));
+        part.emitted
+            .push(Emitted::Workload(Arc::new(found), waypoint::is_gateway(meta)));
+        part.conditions.extend(binding.condition());
+    }
     vec![part]
+}
+
+/// The waypoint in front of the addresses of a workload.
+fn bind(meta: &Meta, world: &World) -> Binding {
+    let subject = Subject {
+        meta,
+        traffic: Traffic::Workload,
+        visibility: Visibility::Public,
+    };
+    waypoint::bind(subject, world)
+}
+
+/// Puts a workload behind its waypoint, and what only waypoints may reach behind theirs.
+fn wrap(found: &mut Workload, binding: &Binding, world: &World) -> Vec<Emitted> {
+    let is_protected = binding
+        .named()
+        .any(|waypoint| services::is_protecting(waypoint, world));
+    found.waypoint = binding.address(is_protected, world.mesh());
+    let mut emitted = required::require_waypoints(found, binding, world);
+    for waypoint in binding.named() {
+        let object = FrontOf::Workload(found.uid.clone());
+        let front = fronts::front(waypoint, object, None, Vec::new(), world);
+        emitted.push(Emitted::Waypoint(Arc::new(front)));
+    }
+    emitted
 }
 
 /// Decides who owns the addresses: the winner takes over the services of the others, a loser says who won.

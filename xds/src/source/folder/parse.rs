@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use tulle_k8s::api::Secret;
 use tulle_k8s::document::node::{Node, Place};
 use tulle_k8s::document::{Fault, documents};
-use tulle_k8s::object::{Reading, read};
+use tulle_k8s::object::{Reading, read, read_mesh};
 use tulle_k8s::{Key, Object};
 use tulle_model::{Reason, Str};
 
@@ -48,7 +49,11 @@ pub(crate) struct Good {
 
 impl Good {
     fn new(object: Arc<Object>, node: &Node) -> Self {
-        let written = serde_json::to_string(node).unwrap_or_default();
+        let written = if let Object::Secret(secret) = &*object {
+            redacted(secret)
+        } else {
+            serde_json::to_string(node).unwrap_or_default()
+        };
         Self {
             object,
             written: written.into(),
@@ -56,10 +61,27 @@ impl Good {
     }
 }
 
+/// A secret as far as it may be kept: its certificates.
+fn redacted(secret: &Secret) -> String {
+    let meta = &secret.metadata;
+    let value = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": meta.name, "namespace": meta.namespace },
+        "stringData": { "ca.crt": secret.certificates },
+    });
+    value.to_string()
+}
+
 /// Reads back what [`Good::written`] holds.
 pub(crate) fn restore(written: &str) -> Option<(Key, Good)> {
     let node = documents(written).pop()?.ok()?;
-    match read(&node) {
+    let reading = if node.field("kind").is_none() {
+        read_mesh(&node)
+    } else {
+        read(&node)
+    };
+    match reading {
         Reading::Good { key, object, .. } => Some((key, Good::new(object, &node))),
         Reading::Bad { key, stand_in, .. } => Some((key, Good::new(stand_in?, &node))),
         Reading::Skipped(_) | Reading::Unknown(_) => None,
@@ -69,19 +91,11 @@ pub(crate) fn restore(written: &str) -> Option<(Key, Good)> {
 /// Reads a file's text.
 pub(crate) fn parse(file: &Str, text: &str) -> Parsed {
     let mut parsed = Parsed::default();
-    if &**file == "mesh.yaml" {
-        let cause = "mesh settings are not read from a file yet";
-        parsed.problem(
-            file,
-            Severity::Warning,
-            Reason::UnknownField,
-            None,
-            Fault::new(Place::START, cause, "use the flags of `tulle xds`"),
-        );
-        return parsed;
-    }
+    let settings = &**file == "mesh.yaml";
     for document in documents(text) {
         match document {
+            // An object in that file is one like any other.
+            Ok(node) if settings && node.field("kind").is_none() => parsed.say(file, &node, read_mesh(&node)),
             Ok(node) => parsed.take(file, &node),
             Err(fault) => parsed.broken(file, fault),
         }
@@ -106,7 +120,11 @@ pub(crate) fn unreadable(file: &Str, cause: &str) -> Parsed {
 
 impl Parsed {
     fn take(&mut self, file: &Str, node: &Node) {
-        match read(node) {
+        self.say(file, node, read(node));
+    }
+
+    fn say(&mut self, file: &Str, node: &Node, reading: Reading) {
+        match reading {
             Reading::Good {
                 key,
                 object,

@@ -11,10 +11,10 @@ use super::super::MeshConfig;
 
 /// A value that means nothing, shown safely.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unusable(pub(super) String);
+pub(in crate::translate) struct Unusable(pub(in crate::translate) String);
 
 /// A user's text for a message: bounded, without control characters.
-pub(super) fn shown(text: &str) -> String {
+pub(in crate::translate) fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 
@@ -23,15 +23,15 @@ fn unusable(text: &str) -> Unusable {
 }
 
 /// What values are read against.
-pub(super) struct Context<'a> {
-    pub(super) mesh: &'a MeshConfig,
+pub(in crate::translate) struct Context<'a> {
+    pub(in crate::translate) mesh: &'a MeshConfig,
     /// Namespace of the policy.
-    pub(super) namespace: &'a Str,
+    pub(in crate::translate) namespace: &'a Str,
 }
 
 impl Context<'_> {
     /// `*` is presence, `*x` a suffix, `x*` a prefix, anything else is literal.
-    pub(super) fn string(text: &str) -> Result<Vec<StringMatch>, Unusable> {
+    pub(in crate::translate) fn string(text: &str) -> Result<Vec<StringMatch>, Unusable> {
         if text.is_empty() {
             return Err(unusable(text));
         }
@@ -45,7 +45,7 @@ impl Context<'_> {
     }
 
     /// As [`Self::string`]; a principal of our trust domain stands for that principal in each of its aliases.
-    pub(super) fn principal(&self, text: &str) -> Result<Vec<StringMatch>, Unusable> {
+    pub(in crate::translate) fn principal(&self, text: &str) -> Result<Vec<StringMatch>, Unusable> {
         let text = text.strip_prefix("spiffe://").unwrap_or(text);
         let ours = match text.split_once('/') {
             Some((domain, rest)) if self.is_ours(domain) => rest,
@@ -73,7 +73,10 @@ impl Context<'_> {
     }
 
     /// `namespace/name`, or a name in the policy's namespace.
-    pub(super) fn service_account(&self, text: &str) -> Result<Vec<ServiceAccountMatch>, Unusable> {
+    pub(in crate::translate) fn service_account(
+        &self,
+        text: &str,
+    ) -> Result<Vec<ServiceAccountMatch>, Unusable> {
         let (namespace, service_account) = text.split_once('/').unwrap_or((self.namespace, text));
         let is_name = |part: &str| !part.is_empty() && !part.contains(['*', '/']);
         if !is_name(namespace) || !is_name(service_account) {
@@ -86,7 +89,7 @@ impl Context<'_> {
     }
 
     /// An address or a range.
-    pub(super) fn cidr(text: &str) -> Result<Vec<IpNet>, Unusable> {
+    pub(in crate::translate) fn cidr(text: &str) -> Result<Vec<IpNet>, Unusable> {
         let address = text
             .parse::<IpAddr>()
             .map(|address| IpNet::from(address.to_canonical()));
@@ -95,7 +98,7 @@ impl Context<'_> {
     }
 
     /// A port, written as text.
-    pub(super) fn port(text: &str) -> Result<Vec<u16>, Unusable> {
+    pub(in crate::translate) fn port(text: &str) -> Result<Vec<u16>, Unusable> {
         match text.parse() {
             Ok(0) | Err(_) => Err(unusable(text)),
             Ok(port) => Ok(vec![port]),

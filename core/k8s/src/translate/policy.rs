@@ -1,0 +1,423 @@
+//! User policies into the policies that waypoints enforce: one concern each, with what it is attached to.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tulle_model::policy::{Concern, On, Policy, Target};
+use tulle_model::route::Kind;
+use tulle_model::{NamespacedHostname, Str};
+
+use super::condition::{ACCEPTED, Condition, WAYPOINT_ACCEPTED};
+use super::lookup::{Lookup, NoDefinition};
+use super::route::origin_of;
+use super::{authorization, waypoint};
+use crate::api::Meta;
+use crate::{Kind as ObjectKind, Object};
+
+mod authz;
+mod backend_tls;
+mod jwt;
+#[cfg(test)]
+mod tests;
+pub(in crate::translate) mod traffic;
+
+/// A reference of a policy to what it is attached to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ref {
+    /// Group.
+    pub group: Str,
+    /// Kind.
+    pub kind: Str,
+    /// Name.
+    pub name: Str,
+    /// Namespace, where one is written.
+    pub namespace: Str,
+    /// Rule of a route, or port of a service, by name.
+    pub section: Str,
+    /// Port of a service.
+    pub port: Option<u16>,
+}
+
+/// What a policy refers to; empty for objects that waypoints do not enforce.
+#[must_use]
+pub fn refs(object: &Object) -> Vec<Ref> {
+    let of_security = |target: &crate::api::security::PolicyTargetRef| Ref {
+        group: target.group.clone(),
+        kind: target.kind.clone(),
+        name: target.name.clone(),
+        namespace: target.namespace.clone(),
+        section: "".into(),
+        port: None,
+    };
+    let of_traffic = |target: &crate::api::traffic::TrafficTargetRef| Ref {
+        group: target.group.clone(),
+        kind: target.kind.clone(),
+        name: target.name.clone(),
+        namespace: "".into(),
+        section: target.section_name.clone(),
+        port: target.port,
+    };
+    match object {
+        Object::AuthorizationPolicy(policy) if authorization::has_only_targets(policy) => {
+            let all = policy.spec.target_refs.iter().chain(&policy.spec.target_ref);
+            all.map(of_security).collect()
+        }
+        Object::RequestAuthentication(policy) => {
+            let all = policy.spec.target_refs.iter().chain(&policy.spec.target_ref);
+            all.map(of_security).collect()
+        }
+        Object::TrafficPolicy(policy) => policy.spec.target_refs.iter().map(of_traffic).collect(),
+        Object::BackendTlsPolicy(policy) => policy.spec.target_refs.iter().map(of_traffic).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A translated policy.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Translated {
+    /// Its concerns, one each.
+    pub policies: Vec<Arc<Policy>>,
+    /// The waypoints that are to enforce it, as `<namespace>/<gateway>`.
+    pub waypoints: BTreeSet<Str>,
+    /// Classes of which every waypoint is to.
+    pub classes: BTreeSet<Str>,
+    /// Every waypoint is to.
+    pub everywhere: bool,
+    /// What is said of it.
+    pub conditions: Vec<Condition>,
+}
+
+/// What an object says: its concerns, and what could not be used of it.
+struct Said {
+    concerns: Vec<Concern>,
+    /// Reason and message, if not all of it is used.
+    flaw: Option<(&'static str, String)>,
+}
+
+/// Translates a policy. `rivals` are the other objects that are attached to one of its targets.
+#[must_use]
+pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Translated {
+    let said = match said(object, around) {
+        Some(said) => said,
+        None => return Translated::default(),
+    };
+    let meta = object.meta();
+    let mut translated = Translated::default();
+    let mut targets: Vec<(Ref, Target)> = Vec::new();
+    let condition = condition_kind(object.kind());
+    let refs = refs(object);
+    for reference in &refs {
+        let of = format!("{} {}", reference.kind, reference.name);
+        match resolve(reference, meta, around) {
+            Ok(found) => {
+                let is_bound = attach(&found, &mut translated, around);
+                translated
+                    .conditions
+                    .push(judged(condition, &said, is_bound).of(of));
+                targets.extend(found.into_iter().map(|target| (reference.clone(), target)));
+            }
+            Err((reason, message)) => translated
+                .conditions
+                .push(Condition::fails(condition, reason, message).of(of)),
+        }
+    }
+    if refs.is_empty() {
+        mesh_wide(object, &said, &mut targets, &mut translated, around);
+    }
+    for concern in said.concerns {
+        let mut left = Vec::new();
+        for (reference, target) in &targets {
+            match outranked(object, &concern, reference, rivals, around) {
+                None => left.push(target.clone()),
+                Some(by) => {
+                    let message = format!(
+                        "the older {by} says the same of this target, and wins; remove one of the two"
+                    );
+                    let of = format!("{} {}", reference.kind, reference.name);
+                    translated
+                        .conditions
+                        .push(Condition::fails(condition, "Conflicted", message).of(of));
+                }
+            }
+        }
+        if !left.is_empty() {
+            translated.policies.push(Arc::new(Policy {
+                object: object.kind().as_str().into(),
+                origin: origin_of(Kind::Policy, meta),
+                targets: left,
+                dry_run: is_dry_run(object),
+                concern,
+            }));
+        }
+    }
+    translated
+}
+
+fn condition_kind(kind: ObjectKind) -> &'static str {
+    if kind.is_security() {
+        WAYPOINT_ACCEPTED
+    } else {
+        ACCEPTED
+    }
+}
+
+fn is_dry_run(object: &Object) -> bool {
+    match object {
+        Object::AuthorizationPolicy(policy) => authorization::is_dry_run(policy),
+        _ => false,
+    }
+}
+
+fn said(object: &Object, around: &impl Lookup) -> Option<Said> {
+    match object {
+        Object::AuthorizationPolicy(policy) if authorization::has_only_targets(policy) => {
+            Some(authz::said(policy, around))
+        }
+        Object::RequestAuthentication(policy) => {
+            let targeted = !policy.spec.target_refs.is_empty() || policy.spec.target_ref.is_some();
+            targeted.then(|| jwt::said(policy))
+        }
+        Object::TrafficPolicy(policy) => Some(traffic::said(policy, around)),
+        Object::BackendTlsPolicy(policy) => Some(backend_tls::said(policy, around)),
+        _ => None,
+    }
+}
+
+fn unreadable(cause: &str) -> Said {
+    let message = format!("{cause}; everything on its targets is denied until it is corrected");
+    Said {
+        concerns: vec![Concern::DenyAll(cause.into())],
+        flaw: Some(("Invalid", message)),
+    }
+}
+
+fn judged(kind: &'static str, said: &Said, is_bound: bool) -> Condition {
+    if !is_bound {
+        let message = "no waypoint that is ready enforces it here; give the target one with the label \
+                       istio.io/use-waypoint. What only a waypoint can allow is denied until then";
+        return Condition::fails(kind, "AncestorNotBound", message);
+    }
+    match &said.flaw {
+        Some((reason, message)) => Condition::fails(kind, reason, message.clone()),
+        None => Condition::holds(kind, "Accepted", "waypoints enforce it"),
+    }
+}
+
+/// What a reference leads to.
+fn resolve(
+    reference: &Ref,
+    meta: &Meta,
+    around: &impl Lookup,
+) -> Result<Vec<Target>, (&'static str, String)> {
+    let namespace = &meta.namespace;
+    if !reference.namespace.is_empty() && reference.namespace != *namespace {
+        let message = "a target must be in the policy's own namespace; move the policy there";
+        return Err(("Invalid", message.to_owned()));
+    }
+    let missing = |_: NoDefinition| {
+        let message = format!("there is no {} {namespace}/{}", reference.kind, reference.name);
+        ("TargetNotFound", message)
+    };
+    let target = |on, port, section| Target { on, port, section };
+    match &*reference.kind {
+        "Service" => {
+            let found = around.service_of(namespace, &reference.name).map_err(missing)?;
+            let port = port(reference, &found.service.ports)?;
+            Ok(vec![target(On::Service(found.service.key()), port, None)])
+        }
+        "ServiceEntry" => {
+            let found = around.entry_of(namespace, &reference.name).map_err(missing)?;
+            let on = found
+                .into_iter()
+                .map(|found| target(On::Service(found.service.key()), reference.port, None));
+            Ok(on.collect())
+        }
+        "Gateway" => {
+            let on = On::Waypoint(format!("{namespace}/{}", reference.name).into());
+            Ok(vec![target(on, None, None)])
+        }
+        "GatewayClass" if *namespace == around.mesh().root_namespace => {
+            Ok(vec![target(On::Class(reference.name.clone()), None, None)])
+        }
+        "GatewayClass" => {
+            let message = format!(
+                "a class is a target only in namespace {}",
+                around.mesh().root_namespace
+            );
+            Err(("Invalid", message))
+        }
+        "HTTPRoute" | "GRPCRoute" => {
+            let kind = if &*reference.kind == "HTTPRoute" {
+                Kind::Http
+            } else {
+                Kind::Grpc
+            };
+            let section = (!reference.section.is_empty()).then(|| reference.section.clone());
+            let on = On::Route {
+                kind,
+                namespace: namespace.clone(),
+                name: reference.name.clone(),
+            };
+            Ok(vec![target(on, None, section)])
+        }
+        _ => {
+            let shown: String = reference
+                .kind
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(64)
+                .collect();
+            Err(("UnsupportedValue", format!("{shown} is no target")))
+        }
+    }
+}
+
+/// The port that a reference to a service names, by number or by name.
+fn port(
+    reference: &Ref,
+    ports: &std::collections::BTreeMap<u16, tulle_model::service::ServicePort>,
+) -> Result<Option<u16>, (&'static str, String)> {
+    let by_name = reference.section.parse().ok();
+    let port = reference.port.or(by_name);
+    match port {
+        None if reference.section.is_empty() => Ok(None),
+        Some(port) if ports.contains_key(&port) => Ok(Some(port)),
+        _ => Err((
+            "TargetNotFound",
+            "the service has no such port; write its number as `port`".to_owned(),
+        )),
+    }
+}
+
+/// Notes which waypoints enforce a policy on a target; says whether any does.
+fn attach(targets: &[Target], translated: &mut Translated, around: &impl Lookup) -> bool {
+    let mut is_bound = true;
+    for target in targets {
+        match &target.on {
+            On::Service(service) => {
+                translated.waypoints.extend(around.waypoints_of(service));
+                is_bound &= around.is_bound(service);
+            }
+            On::Waypoint(name) => {
+                translated.waypoints.insert(name.clone());
+                is_bound &= is_ready(name, around);
+            }
+            On::Class(class) => {
+                translated.classes.insert(class.clone());
+            }
+            // Every waypoint that follows the route, wherever that is.
+            On::Route { .. } | On::Mesh | On::Workload(_) => translated.everywhere = true,
+        }
+    }
+    is_bound
+}
+
+fn is_ready(name: &str, around: &impl Lookup) -> bool {
+    let gateway = name
+        .split_once('/')
+        .and_then(|(namespace, name)| around.gateway(namespace, name));
+    gateway.is_some_and(|gateway| waypoint::address_of(gateway, around).is_some())
+}
+
+/// A traffic policy without targets holds for the whole mesh, if it stands in the root namespace.
+fn mesh_wide(
+    object: &Object,
+    said: &Said,
+    targets: &mut Vec<(Ref, Target)>,
+    translated: &mut Translated,
+    around: &impl Lookup,
+) {
+    if object.kind() != ObjectKind::TrafficPolicy {
+        return;
+    }
+    let root = &around.mesh().root_namespace;
+    if object.meta().namespace != *root {
+        let message = format!("it has no targetRefs; only in namespace {root} that is the whole mesh");
+        translated
+            .conditions
+            .push(Condition::fails(ACCEPTED, "Invalid", message));
+        return;
+    }
+    translated.everywhere = true;
+    translated.conditions.push(judged(ACCEPTED, said, true));
+    let target = Target {
+        on: On::Mesh,
+        port: None,
+        section: None,
+    };
+    targets.push((whole_mesh(), target));
+}
+
+fn whole_mesh() -> Ref {
+    Ref {
+        group: "".into(),
+        kind: "Mesh".into(),
+        name: "".into(),
+        namespace: "".into(),
+        section: "".into(),
+        port: None,
+    }
+}
+
+/// The older policy of the same namespace that says the same of the same target. Security policies never override
+/// each other.
+fn outranked(
+    object: &Object,
+    concern: &Concern,
+    reference: &Ref,
+    rivals: &[&Object],
+    around: &impl Lookup,
+) -> Option<String> {
+    if concern.is_security() {
+        return None;
+    }
+    let own = object.meta().age();
+    let same_place =
+        |rival: &Object| rival.kind() == object.kind() && rival.meta().namespace == object.meta().namespace;
+    let same_target = |rival: &Object| {
+        let refs = refs(rival);
+        if refs.is_empty() {
+            *reference == whole_mesh()
+        } else {
+            refs.contains(reference)
+        }
+    };
+    let same_concern = |rival: &Object| {
+        let said = said(rival, around);
+        said.is_some_and(|said| {
+            said.concerns
+                .iter()
+                .any(|other| other.as_str() == concern.as_str())
+        })
+    };
+    let mut older: Vec<&&Object> = rivals
+        .iter()
+        .filter(|rival| {
+            same_place(rival) && rival.meta().age() < own && same_target(rival) && same_concern(rival)
+        })
+        .collect();
+    older.sort_by_key(|rival| rival.meta().age());
+    older.first().map(|rival| rival.key().to_string())
+}
+
+/// The names of the policies that a service behind a waypoint needs before anything passes.
+#[must_use]
+pub fn required<'a>(
+    translated: impl Iterator<Item = &'a Policy>,
+    service: Option<&NamespacedHostname>,
+    waypoint: &str,
+    class: &str,
+) -> Vec<Str> {
+    let applies = |target: &Target| match &target.on {
+        On::Service(of) => Some(of) == service,
+        On::Waypoint(of) => &**of == waypoint,
+        On::Class(of) => &**of == class,
+        On::Mesh => true,
+        On::Route { .. } | On::Workload(_) => false,
+    };
+    let policies = translated.filter(|policy| {
+        policy.concern.is_security() && !policy.dry_run && policy.targets.iter().any(applies)
+    });
+    let names: BTreeSet<Str> = policies.map(Policy::name).collect();
+    names.into_iter().collect()
+}

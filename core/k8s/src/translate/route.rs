@@ -1,0 +1,245 @@
+//! Routes of the Gateway API into the rules that waypoints follow.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tulle_model::Str;
+use tulle_model::route::{Created, Kind, Origin, Parent, Route};
+
+use super::condition::{ACCEPTED, Condition, PARTIALLY_INVALID, PROGRAMMED, RESOLVED_REFS};
+use super::lookup::Lookup;
+use crate::api::Meta;
+use crate::api::route::{BackendRef, ParentRef, RouteFilter};
+use crate::{Kind as ObjectKind, Object};
+
+mod backends;
+mod filters;
+mod parents;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+pub(super) use backends::Invalid;
+pub use backends::{Referred, backend};
+pub use filters::is_reserved;
+pub(super) use rules::{http_match, session};
+
+/// A route in the form that is common to its kinds.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its metadata.
+    pub meta: &'a Meta,
+    /// What it is attached to.
+    pub parents: &'a [ParentRef],
+    /// Host names.
+    pub hostnames: &'a [Str],
+}
+
+/// The facts of a route; `None` for any other object.
+#[must_use]
+pub fn facts(object: &Object) -> Option<Facts<'_>> {
+    macro_rules! facts {
+        ($kind:ident, $route:expr) => {
+            Some(Facts {
+                kind: Kind::$kind,
+                meta: &$route.metadata,
+                parents: &$route.spec.parent_refs,
+                hostnames: &$route.spec.hostnames,
+            })
+        };
+    }
+    match object {
+        Object::HttpRoute(route) => facts!(Http, route),
+        Object::GrpcRoute(route) => facts!(Grpc, route),
+        Object::TlsRoute(route) => facts!(Tls, route),
+        Object::TcpRoute(route) => facts!(Tcp, route),
+        _ => None,
+    }
+}
+
+/// What a route refers to, beside its parents: backends, mirrors, those who are asked.
+#[must_use]
+pub fn backend_refs(object: &Object) -> Vec<&BackendRef> {
+    fn of_filters(filters: &[RouteFilter]) -> impl Iterator<Item = &BackendRef> {
+        filters.iter().flat_map(|filter| {
+            let mirror = filter.request_mirror.as_ref().map(|mirror| &mirror.backend_ref);
+            let asked = filter.external_auth.as_ref().map(|auth| &auth.backend_ref);
+            mirror.into_iter().chain(asked)
+        })
+    }
+    fn all<'a>(refs: &'a [BackendRef], filters: &'a [RouteFilter]) -> impl Iterator<Item = &'a BackendRef> {
+        let nested = refs.iter().flat_map(|backend| of_filters(&backend.filters));
+        refs.iter().chain(nested).chain(of_filters(filters))
+    }
+    match object {
+        Object::HttpRoute(route) => {
+            let rules = route.spec.rules.iter();
+            rules
+                .flat_map(|rule| all(&rule.backend_refs, &rule.filters))
+                .collect()
+        }
+        Object::GrpcRoute(route) => {
+            let rules = route.spec.rules.iter();
+            rules
+                .flat_map(|rule| all(&rule.backend_refs, &rule.filters))
+                .collect()
+        }
+        Object::TlsRoute(route) | Object::TcpRoute(route) => route
+            .spec
+            .rules
+            .iter()
+            .flat_map(|rule| &rule.backend_refs)
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The group that Services are of, however it is written.
+#[must_use]
+pub fn is_service(group: Option<&str>, kind: &str) -> bool {
+    matches!(group, Some("" | "core")) && kind == "Service"
+}
+
+/// Whether a reference is to a ServiceEntry.
+#[must_use]
+pub fn is_service_entry(group: Option<&str>, kind: &str) -> bool {
+    group == Some("networking.istio.io") && kind == "ServiceEntry"
+}
+
+/// A translated route.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Translated {
+    /// Its rules, one each; none if no parent accepted it.
+    pub routes: Vec<Arc<Route>>,
+    /// The waypoints that are to follow it, as `<namespace>/<gateway>`.
+    pub waypoints: BTreeSet<Str>,
+    /// What is said of it.
+    pub conditions: Vec<Condition>,
+}
+
+/// Translates a route. `rivals` are the other routes that name one of its parents.
+#[must_use]
+pub fn route(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Translated {
+    let Some(facts) = facts(object) else {
+        return Translated::default();
+    };
+    let mut translated = Translated::default();
+    let mut parents: Vec<Parent> = Vec::new();
+    let rules = rules::rules(object, &facts, around);
+    for parent in facts.parents {
+        let Some(of) = parents::describe(parent, facts.meta) else {
+            continue;
+        };
+        match parents::accept(&facts, parent, rivals, around) {
+            Ok(accepted) => {
+                translated.waypoints.extend(accepted.waypoints.iter().cloned());
+                translated.conditions.push(accepted_condition(&rules).of(&of));
+                if !accepted.is_bound {
+                    translated.conditions.push(not_programmed().of(&of));
+                }
+                parents.extend(accepted.parents);
+            }
+            Err(refused) => {
+                let condition = Condition::fails(ACCEPTED, refused.reason, refused.message);
+                translated.conditions.push(condition.of(&of));
+            }
+        }
+        translated.conditions.push(resolved(&rules).of(&of));
+        translated
+            .conditions
+            .extend(partial(&rules).map(|condition| condition.of(&of)));
+    }
+    if !parents.is_empty() {
+        let routes = rules.into_iter().enumerate().map(|(index, rule)| {
+            Arc::new(Route {
+                origin: origin(&facts, index, rule.name),
+                parents: parents.clone(),
+                ..rule.route
+            })
+        });
+        translated.routes = routes.collect();
+    }
+    translated
+}
+
+fn origin(facts: &Facts<'_>, index: usize, rule_name: Str) -> Origin {
+    Origin {
+        rule_index: u32::try_from(index).unwrap_or(u32::MAX),
+        rule_name,
+        ..origin_of(facts.kind, facts.meta)
+    }
+}
+
+/// Where something comes from, as its metadata says.
+#[must_use]
+pub fn origin_of(kind: Kind, meta: &Meta) -> Origin {
+    Origin {
+        kind,
+        namespace: meta.namespace.clone(),
+        name: meta.name.clone(),
+        rule_index: 0,
+        rule_name: "".into(),
+        created: meta.creation_timestamp.map(|time| Created {
+            seconds: time.as_second(),
+            nanos: time.subsec_nanosecond(),
+        }),
+        generation: meta.generation,
+    }
+}
+
+/// A translated rule: a route without its place, and what could not be used of it.
+struct RuleOf {
+    name: Str,
+    route: Route,
+    unresolved: Vec<Invalid>,
+}
+
+fn accepted_condition(rules: &[RuleOf]) -> Condition {
+    let errors: Vec<String> = errors(rules);
+    if !errors.is_empty() && errors.len() == rules.len() {
+        return Condition::fails(ACCEPTED, "UnsupportedValue", errors.join("; "));
+    }
+    Condition::holds(ACCEPTED, "Accepted", "the route is used")
+}
+
+fn partial(rules: &[RuleOf]) -> Option<Condition> {
+    let errors = errors(rules);
+    (!errors.is_empty() && errors.len() < rules.len())
+        .then(|| Condition::holds(PARTIALLY_INVALID, "UnsupportedValue", errors.join("; ")))
+}
+
+fn errors(rules: &[RuleOf]) -> Vec<String> {
+    let errors = rules.iter().enumerate().filter_map(|(index, rule)| {
+        let error = rule.route.error.as_ref()?;
+        Some(format!("rules[{index}]: {error}; requests that match it get 500"))
+    });
+    errors.collect()
+}
+
+fn resolved(rules: &[RuleOf]) -> Condition {
+    let first = rules.iter().flat_map(|rule| &rule.unresolved).next();
+    match first {
+        None => Condition::holds(RESOLVED_REFS, "ResolvedRefs", "everything it refers to is there"),
+        Some(invalid) => Condition::fails(RESOLVED_REFS, invalid.reason, invalid.message.clone()),
+    }
+}
+
+fn not_programmed() -> Condition {
+    let message = "the parent has no waypoint that is ready, so that nothing follows the route; give it one with the \
+                   label istio.io/use-waypoint";
+    Condition::fails(PROGRAMMED, "AncestorNotBound", message)
+}
+
+/// The kind of object that a kind of route is made of.
+#[must_use]
+pub fn object_kind(kind: Kind) -> Option<ObjectKind> {
+    match kind {
+        Kind::Http => Some(ObjectKind::HttpRoute),
+        Kind::Grpc => Some(ObjectKind::GrpcRoute),
+        Kind::Tls => Some(ObjectKind::TlsRoute),
+        Kind::Tcp => Some(ObjectKind::TcpRoute),
+        Kind::Policy => None,
+    }
+}

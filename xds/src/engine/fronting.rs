@@ -1,0 +1,199 @@
+//! Which addresses each waypoint needs: kept by counting what is sent, so that a change costs what it touches.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tulle_k8s::translate::waypoint;
+use tulle_k8s::{Key, Kind};
+use tulle_model::filter::{Ask, Filter};
+use tulle_model::gateway::GatewayDestination;
+use tulle_model::policy::{Concern, On};
+use tulle_model::route::{Backend, BackendTo};
+use tulle_model::waypoint::{FrontOf, ProviderKind, Settings, Waypoint};
+use tulle_model::{NamespacedName, Str};
+
+use super::compute::Emitted;
+use super::world::World;
+use crate::snapshot::Fronted;
+use crate::snapshot::fronted::Fronts;
+
+/// How often something is needed.
+type Counts = BTreeMap<Str, usize>;
+
+/// The counts, and the waypoints that changed since they were last published.
+#[derive(Debug, Default)]
+pub(super) struct Fronting {
+    /// Waypoints that have settings.
+    known: BTreeSet<Str>,
+    /// Names of services and workloads, by waypoint.
+    needs: BTreeMap<Str, Counts>,
+    /// Waypoints, by service.
+    needed_by: BTreeMap<Str, Counts>,
+    /// Workloads, by service.
+    endpoints: BTreeMap<Str, BTreeSet<Str>>,
+    moved: BTreeSet<Str>,
+}
+
+impl Fronting {
+    /// Notes that something of a gateway changed which its settings may not show.
+    pub(super) fn touch(&mut self, key: &Key) {
+        if key.kind == Kind::Gateway {
+            self.moved
+                .insert(format!("{}/{}", key.namespace, key.name).into());
+        }
+    }
+
+    /// Counts a resource that is sent from now on, or is no more.
+    pub(super) fn count(&mut self, emitted: &Emitted, add: bool) {
+        match emitted {
+            Emitted::Workload(workload, _) => {
+                for service in workload.services.keys() {
+                    self.endpoint(service.to_string().into(), &workload.uid.0, add);
+                }
+            }
+            Emitted::Waypoint(waypoint) => match waypoint.as_ref() {
+                Waypoint::Settings(settings) => {
+                    let name = settings.name();
+                    self.need(&name, of_settings(settings), add);
+                    if add {
+                        self.known.insert(name.clone());
+                    } else {
+                        self.known.remove(&name);
+                    }
+                    self.moved.insert(name);
+                }
+                Waypoint::Front(front) => {
+                    let name = match &front.object {
+                        FrontOf::Service(service) => service.to_string().into(),
+                        FrontOf::Workload(uid) => uid.0.clone(),
+                    };
+                    self.need(&front.waypoint, vec![name], add);
+                }
+            },
+            Emitted::Route(route, waypoints) => {
+                let mut names = Vec::new();
+                of_filters(&route.filters, &mut names);
+                route
+                    .backends
+                    .iter()
+                    .for_each(|backend| of_backend(backend, &mut names));
+                for waypoint in waypoints.iter() {
+                    self.need(waypoint, names.clone(), add);
+                }
+            }
+            Emitted::Policy(policy, waypoints) => {
+                let mut names = Vec::new();
+                if let Concern::ExtAuthz(asked) = &policy.concern {
+                    of_ask(&asked.ask, &mut names);
+                }
+                if let Concern::BackendTls(_) = &policy.concern {
+                    names.extend(policy.targets.iter().filter_map(|target| match &target.on {
+                        On::Service(service) => Some(service.to_string().into()),
+                        _ => None,
+                    }));
+                }
+                for waypoint in waypoints.iter() {
+                    self.need(waypoint, names.clone(), add);
+                }
+            }
+            Emitted::Service(..) | Emitted::Authorization(_) => {}
+        }
+    }
+
+    fn endpoint(&mut self, service: Str, uid: &Str, add: bool) {
+        if let Some(waypoints) = self.needed_by.get(&service) {
+            self.moved.extend(waypoints.keys().cloned());
+        }
+        let uids = self.endpoints.entry(service.clone()).or_default();
+        if add {
+            uids.insert(uid.clone());
+        } else {
+            uids.remove(uid);
+        }
+        if uids.is_empty() {
+            self.endpoints.remove(&service);
+        }
+    }
+
+    fn need(&mut self, waypoint: &Str, names: Vec<Str>, add: bool) {
+        self.moved.insert(waypoint.clone());
+        for name in names {
+            step(&mut self.needed_by, &name, waypoint, add);
+            step(&mut self.needs, waypoint, &name, add);
+        }
+    }
+
+    /// Brings the published waypoints up to date; says whether anything moved.
+    pub(super) fn publish(&mut self, world: &World, fronted: &mut Fronted) -> bool {
+        let mut changed = false;
+        for name in std::mem::take(&mut self.moved) {
+            let fronts = self.known.contains(&name).then(|| self.fronts(&name, world));
+            changed |= fronted.set(&name, fronts.flatten());
+        }
+        changed
+    }
+
+    fn fronts(&self, name: &Str, world: &World) -> Option<Fronts> {
+        let (namespace, gateway) = name.split_once('/')?;
+        let identity = waypoint::identity(&NamespacedName::new(namespace, gateway), world);
+        let mut addresses: BTreeSet<Str> = BTreeSet::new();
+        for needed in self.needs.get(name).into_iter().flat_map(BTreeMap::keys) {
+            addresses.insert(needed.clone());
+            addresses.extend(self.endpoints.get(needed).into_iter().flatten().cloned());
+        }
+        Some(Fronts { identity, addresses })
+    }
+}
+
+fn step(counts: &mut BTreeMap<Str, Counts>, of: &Str, what: &Str, add: bool) {
+    let inner = counts.entry(of.clone()).or_default();
+    let count = inner.entry(what.clone()).or_default();
+    *count = if add { *count + 1 } else { count.saturating_sub(1) };
+    if *count == 0 {
+        inner.remove(what);
+    }
+    if inner.is_empty() {
+        counts.remove(of);
+    }
+}
+
+fn of_settings(settings: &Settings) -> Vec<Str> {
+    let mut names = Vec::new();
+    for address in &settings.addresses {
+        if let GatewayDestination::Hostname(host) = &address.destination {
+            names.push(host.to_string().into());
+        }
+    }
+    for provider in &settings.providers {
+        match &provider.kind {
+            ProviderKind::ExtAuthz(asked) => of_ask(&asked.ask, &mut names),
+            ProviderKind::RateLimit(target) | ProviderKind::Tracing(target) => {
+                names.push(target.service.to_string().into());
+            }
+        }
+    }
+    names
+}
+
+fn of_ask(ask: &Ask, names: &mut Vec<Str>) {
+    match ask {
+        Ask::Provider(_) => {}
+        Ask::Grpc(backend) | Ask::Http { backend, .. } => of_backend(backend, names),
+    }
+}
+
+fn of_backend(backend: &Backend, names: &mut Vec<Str>) {
+    if let BackendTo::Service { service, .. } = &backend.to {
+        names.push(service.to_string().into());
+    }
+    of_filters(&backend.filters, names);
+}
+
+fn of_filters(filters: &[Filter], names: &mut Vec<Str>) {
+    for filter in filters {
+        match filter {
+            Filter::Mirror(mirror) => of_backend(&mirror.backend, names),
+            Filter::ExtAuthz(asked) => of_ask(&asked.ask, names),
+            _ => {}
+        }
+    }
+}
