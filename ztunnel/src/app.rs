@@ -1,6 +1,8 @@
 //! The process: everything is built here, in order, and ended here.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+mod pages;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use tokio::task::JoinHandle;
 use tulle_identity::ca::{CaClient, GrpcCa, GrpcCaOptions, Impersonation};
 use tulle_identity::{ChannelConfig, ChannelError, Clock, KeyExchange, SecretManager, TrustStore, channel};
 use tulle_model::Mesh;
-use tulle_runtime::admin::{self, AdminError, Listen, Listener};
+use tulle_runtime::admin::AdminError;
 use tulle_runtime::config::Env;
 use tulle_runtime::drain::{self, DrainTrigger, DrainWatcher};
 use tulle_runtime::exit::Exit;
@@ -26,13 +28,14 @@ use crate::config::{CertificateAuthority, Config, ControlPlane, LocalXds, Ports,
 use crate::connections::{Connections, run_rejudge};
 use crate::dedicated::Dedicated;
 use crate::fleet::{Fleet, FleetView};
+use crate::held::Held;
 use crate::inpod;
 use crate::metrics::Metrics;
 use crate::plaintext::Plaintext;
-use crate::pod::{Node, Pod};
+use crate::pod::{Node, PacketMark, Pod};
 use crate::revocation;
 use crate::same_node::Locals;
-use crate::shed::{Pressure, Shedder};
+use crate::shed::{MemoryLimits, Pressure, Shedder};
 
 /// How often the bytes of open connections are passed on to their series.
 const PASS_ON: Duration = Duration::from_secs(1);
@@ -187,8 +190,10 @@ impl App {
         let (drain, watcher) = drain::new();
         let mesh = MeshState::new(Mesh::new());
         let ca = ca.map_or_else(|| authority(&config), Ok)?;
+        let held = Held::found(&config.supervision);
+        let ca = held.authority(ca);
         let node = Arc::new(node(config, &registry, mesh, ca));
-        follow_configuration(&node, &registry, &ready, &watcher)?;
+        follow_configuration(&node, &registry, &ready, &watcher, &held)?;
         workers.spawn_named("rejudge", rejudge(&node));
         follow_trust(&node, &watcher, workers);
         tasks::spawn("shed", shed(Arc::clone(&node), watcher.clone()));
@@ -203,7 +208,8 @@ impl App {
             log,
             quit: Arc::clone(&quit),
         };
-        let (pages, addresses) = serve_pages(&node.config, &pages, &watcher, workers).await?;
+        held.keep(&ready, &watcher);
+        let (pages, addresses) = pages::serve(&node.config, &pages, &watcher, workers).await?;
         Ok(Self {
             node,
             ready,
@@ -330,6 +336,7 @@ fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClie
         ..tulle_identity::Options::default()
     };
     Node {
+        mark: PacketMark::default(),
         secrets: SecretManager::new(ca, options, tulle_identity::Metrics::register(registry)),
         trust,
         connections: Connections::new(metrics.clone()),
@@ -386,6 +393,7 @@ fn follow_configuration(
     registry: &Registry,
     ready: &Ready,
     drain: &DrainWatcher,
+    held: &Held,
 ) -> Result<(), Error> {
     let config = &node.config;
     if let Some(local) = &config.local_xds {
@@ -400,7 +408,7 @@ fn follow_configuration(
         let channel = channel::authenticated(&channel_config(config, server))?;
         let metrics = tulle_xds_client::Metrics::register(registry, &node.mesh);
         let client = Client::new(Options::new(node_info(config)), node.mesh.clone(), metrics, ready);
-        tasks::spawn("xds-client", client.run(channel, drain.clone()));
+        tasks::spawn("xds-client", held.client(client).run(channel, drain.clone()));
     }
     Ok(())
 }
@@ -447,7 +455,8 @@ fn rejudge(node: &Node) -> impl Future<Output = ()> + Send + use<> {
 
 /// On the control runtime, which traffic does not keep busy.
 async fn shed(node: Arc<Node>, drain: DrainWatcher) {
-    node.shedder.run(Pressure::of_descriptors, drain).await;
+    let memory = MemoryLimits::of_process();
+    node.shedder.run(|| Pressure::worst(&memory), drain).await;
 }
 
 async fn pass_on(node: Arc<Node>, drain: DrainWatcher) {
@@ -507,77 +516,6 @@ fn serve_fleet(node: &Arc<Node>, ready: &Ready, drain: &DrainWatcher, workers: &
         view,
         dedicated: None,
     }
-}
-
-/// Serves admin, metrics and readiness.
-async fn serve_pages(
-    config: &Config,
-    pages: &Pages,
-    drain: &DrainWatcher,
-    workers: &Handle,
-) -> Result<(Vec<JoinHandle<()>>, Addresses), Error> {
-    let ports = config.process_ports;
-    let mut tasks = Vec::new();
-    let mut addresses = Addresses::default();
-
-    let admin = bind((Ipv4Addr::LOCALHOST, ports.admin).into()).await?;
-    addresses.admin = admin.local_addr();
-    tasks.push(tasks::spawn(
-        "admin",
-        admin::serve(admin, pages.admin(), drain.clone()),
-    ));
-    // A kernel without IPv6 on loopback is no reason not to start; port 0 must not open a second, unknown one.
-    if config.ipv6 && ports.admin != 0 {
-        match bind((Ipv6Addr::LOCALHOST, ports.admin).into()).await {
-            Ok(admin) => tasks.push(tasks::spawn(
-                "admin",
-                admin::serve(admin, pages.admin(), drain.clone()),
-            )),
-            Err(error) => tracing::debug!(%error, "no admin pages over IPv6"),
-        }
-    }
-    let path = config
-        .run_dir
-        .join(format!("ztunnel-{}.sock", socket_name(&config.node)));
-    match Listener::bind(&Listen::Unix(path)).await {
-        Ok(unix) => tasks.push(tasks::spawn(
-            "admin",
-            admin::serve(unix, pages.local(), drain.clone()),
-        )),
-        Err(error) => tracing::warn!(%error, "`tulle` cannot ask this process"),
-    }
-
-    let stats = bind_any(config.ipv6, ports.stats).await?;
-    addresses.stats = stats.local_addr();
-    tasks.push(tasks::spawn(
-        "metrics",
-        admin::serve_open(stats, admin::metrics(&pages.registry), drain.clone()),
-    ));
-
-    let readiness = admin::readiness(&pages.ready);
-    let listener = {
-        let _inside = workers.enter();
-        bind_any(config.ipv6, ports.readiness).await?
-    };
-    addresses.readiness = listener.local_addr();
-    tasks.push(workers.spawn_named("readiness", admin::serve_open(listener, readiness, drain.clone())));
-    Ok((tasks, addresses))
-}
-
-/// A node without a name still has a socket.
-fn socket_name(node: &str) -> &str {
-    if node.is_empty() { "local" } else { node }
-}
-
-async fn bind(address: SocketAddr) -> Result<Listener, AdminError> {
-    Listener::bind(&Listen::Tcp(address)).await
-}
-
-async fn bind_any(ipv6: bool, port: u16) -> Result<Listener, AdminError> {
-    if ipv6 && let Ok(listener) = bind((Ipv6Addr::UNSPECIFIED, port).into()).await {
-        return Ok(listener);
-    }
-    bind((Ipv4Addr::UNSPECIFIED, port).into()).await
 }
 
 #[cfg(test)]

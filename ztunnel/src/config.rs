@@ -4,6 +4,7 @@ mod control_plane;
 mod crl;
 mod dns;
 mod headers;
+pub mod held;
 mod inpod;
 mod log;
 mod mesh;
@@ -119,6 +120,8 @@ pub struct Config {
     pub process_ports: ProcessPorts,
     /// Folder of the unix socket that `tulle` asks.
     pub run_dir: PathBuf,
+    /// Who looks after this process.
+    pub supervision: held::Supervision,
 }
 
 const DEFAULT_RUN_DIR: &str = "/run/tulle";
@@ -185,6 +188,7 @@ impl Config {
                 ..Ports::DEFAULT
             },
             process_ports: proxy_config.ports(),
+            supervision: held::read(read, env),
             run_dir: read.string("TULLE_RUN_DIR", DEFAULT_RUN_DIR).into(),
             mode,
         }

@@ -31,6 +31,7 @@ pub mod dns;
 pub mod error;
 pub mod events;
 pub mod fleet;
+pub mod held;
 pub mod inbound;
 pub mod inpod;
 pub mod metrics;
@@ -44,6 +45,7 @@ pub mod same_node;
 pub mod shed;
 pub mod sockets;
 pub mod socks5;
+pub mod supervise;
 
 pub use app::{App, run, run_process};
 pub use config::Config;

@@ -37,7 +37,16 @@ pub(crate) enum Component {
     Cni,
     /// Run the node proxy; it takes ztunnel's environment variables
     #[command(after_help = ZTUNNEL_HELP)]
-    Ztunnel,
+    Ztunnel(Ztunnel),
+}
+
+/// How the node proxy runs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Ztunnel {
+    /// Run generations of the proxy as children: SIGHUP starts the next one from the binary on disk, the last one keeps
+    /// its connections until they end
+    #[arg(long)]
+    supervise: bool,
 }
 
 pub(crate) fn run(component: Component) -> Exit {
@@ -52,7 +61,10 @@ pub(crate) fn run(component: Component) -> Exit {
         Component::Agent(command) => tulle_agent::main_of(*command),
         // The variable that makes it one is missing, which is what it says.
         Component::Cni => tulle_agent::cni::plugin::main(&ProcessEnv),
-        Component::Ztunnel => tulle_ztunnel::run_process(&ProcessEnv),
+        Component::Ztunnel(Ztunnel { supervise: true }) => {
+            tulle_ztunnel::supervise::run_process(&ProcessEnv, vec!["ztunnel".into()])
+        }
+        Component::Ztunnel(Ztunnel { supervise: false }) => tulle_ztunnel::run_process(&ProcessEnv),
     }
 }
 

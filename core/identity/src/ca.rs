@@ -4,6 +4,7 @@ mod chain;
 #[cfg(any(test, feature = "testing"))]
 mod fake;
 mod grpc;
+mod held;
 
 use std::fmt;
 use std::future::Future;
@@ -20,6 +21,7 @@ pub use chain::ChainError;
 #[cfg(any(test, feature = "testing"))]
 pub use fake::FakeCa;
 pub use grpc::{GrpcCa, GrpcCaOptions, Impersonation};
+pub use held::{HELD_IDENTITIES_MAX, HeldCa, Unreadable};
 
 /// What a fetch returns; boxed, so that the trait can be an object.
 pub type CaFuture<'a> = Pin<Box<dyn Future<Output = Result<Issued, CaError>> + Send + 'a>>;

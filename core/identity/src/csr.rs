@@ -27,6 +27,12 @@ impl PrivateKey {
     }
 }
 
+impl From<PrivateKeyDer<'static>> for PrivateKey {
+    fn from(der: PrivateKeyDer<'static>) -> Self {
+        Self(der)
+    }
+}
+
 impl From<KeyPair> for PrivateKey {
     fn from(pair: KeyPair) -> Self {
         Self(PrivateKeyDer::Pkcs8(pair.serialize_der().into()))

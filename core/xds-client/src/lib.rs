@@ -17,6 +17,7 @@
 //! # Ok::<(), tulle_xds_client::local::LocalError>(())
 //! ```
 
+pub mod keep;
 pub mod local;
 pub mod metrics;
 pub mod node;
@@ -27,6 +28,7 @@ pub mod state;
 pub mod status;
 pub mod stream;
 
+pub use keep::{Keeper, Kept};
 pub use metrics::Metrics;
 pub use node::{NodeInfo, NodeKind};
 pub use resource::ResourceType;

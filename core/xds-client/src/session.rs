@@ -14,7 +14,7 @@
 
 mod held;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt::Write as _;
 

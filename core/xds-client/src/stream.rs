@@ -18,6 +18,7 @@ use tulle_runtime::backoff::Backoff;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::ready::{BlockReady, Ready};
 
+use crate::keep::{Keeper, Kept};
 use crate::metrics::{Metrics, TerminationReason};
 use crate::node::NodeInfo;
 use crate::on_demand::{Demand, Wishes};
@@ -120,6 +121,7 @@ pub struct Client {
     /// Dropped at the first ACK of their type.
     blockers: BTreeMap<ResourceType, BlockReady>,
     backoff: Backoff,
+    keeper: Option<Keeper>,
 }
 
 /// How a stream ended.
@@ -164,7 +166,27 @@ impl Client {
             session,
             state,
             metrics,
+            keeper: None,
         }
+    }
+
+    /// Writes down what is heard from now on.
+    #[must_use]
+    pub fn keeping(mut self, keeper: Keeper) -> Self {
+        self.keeper = Some(keeper);
+        self
+    }
+
+    /// Starts from what an earlier process has heard, as if it had just been said; the control plane is told what is
+    /// known, and corrects it.
+    #[must_use]
+    pub fn restored(mut self, kept: Kept) -> Self {
+        for response in kept.into_responses() {
+            self.take(response);
+        }
+        self.state
+            .update_status(|status| status.lost("what an earlier process heard is in force".into()));
+        self
     }
 
     /// Runs until the drain is over: connections that outlive its start still need new policies.
@@ -268,6 +290,9 @@ impl Client {
         self.metrics.received(&response);
         let answered = Answered::by(&response, &self.state);
         let (resources, removed) = (response.resources.len(), response.removed_resources.len());
+        if let Some(keeper) = &self.keeper {
+            keeper.take(&response);
+        }
         let outcome = self.session.on_response(response);
         self.publish(&outcome);
         let accepted = outcome.accepted();

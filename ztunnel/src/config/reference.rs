@@ -357,6 +357,41 @@ const OBSERVATION: &[Variable] = &[
         Value("/run/tulle"),
         "Folder of the unix socket that `tulle` asks",
     ),
+    variable(
+        "TULLE_SUPERVISED",
+        Value("false"),
+        "An older generation on this node may still hold the ports of pages: wait for them (set by `--supervise`)",
+    ),
+    variable(
+        "NOTIFY_SOCKET",
+        Depends("none"),
+        "Where readiness is told, and keys and configuration are held for the next process (set by systemd, or by `--supervise`)",
+    ),
+    variable(
+        "TULLE_HELD_KEYS",
+        Depends("none"),
+        "Descriptor of the keys that an earlier process left (set by `--supervise`)",
+    ),
+    variable(
+        "TULLE_HELD_CONFIGURATION",
+        Depends("none"),
+        "Descriptor of the configuration that an earlier process left (set by `--supervise`)",
+    ),
+    variable(
+        "LISTEN_FDNAMES",
+        Depends("none"),
+        "Names of the descriptors that systemd held for us: `tulle-keys`, `tulle-configuration`",
+    ),
+    variable(
+        "TULLE_SUPERVISE_SETTLE",
+        Value("2s"),
+        "With `--supervise`: how long a new generation must have been ready before the older ones drain",
+    ),
+    variable(
+        "TULLE_SUPERVISE_STOP",
+        Value("5s"),
+        "With `--supervise`: how long generations may drain once the supervisor itself is told to end",
+    ),
 ];
 
 const UNUSED: &[Variable] = &[

@@ -11,7 +11,7 @@ use super::*;
 mod convergence;
 
 /// A workload on the wire; `tunnel_protocol` 77 makes it malformed.
-pub(super) fn workload(uid: &str, version: &str, tunnel_protocol: i32) -> Envelope {
+pub(crate) fn workload(uid: &str, version: &str, tunnel_protocol: i32) -> Envelope {
     let message = workload::Workload {
         uid: uid.into(),
         name: version.into(),
@@ -26,7 +26,7 @@ pub(super) fn workload(uid: &str, version: &str, tunnel_protocol: i32) -> Envelo
 }
 
 /// A policy on the wire; `action` 77 makes it malformed.
-pub(super) fn policy(name: &str, version: &str, action: i32) -> Envelope {
+pub(crate) fn policy(name: &str, version: &str, action: i32) -> Envelope {
     let (namespace, own) = name.split_once('/').unwrap();
     let message = security::Authorization {
         name: own.into(),
@@ -57,7 +57,7 @@ fn envelope(kind: ResourceType, name: &str, version: &str, value: Vec<u8>) -> En
     }
 }
 
-pub(super) fn response(
+pub(crate) fn response(
     kind: ResourceType,
     resources: Vec<Envelope>,
     removed: &[&str],

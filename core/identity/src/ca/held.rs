@@ -1,0 +1,248 @@
+//! An authority whose answers outlive the process: what it issued is written down for the next one, and what an earlier
+//! one wrote down is handed out once, so that a restart needs no authority.
+//!
+//! The bytes hold private keys. They belong into a sealed memory file, never on a disk.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
+use tulle_model::Identity;
+use zeroize::Zeroizing;
+
+use super::{CaClient, CaFuture, Issued};
+use crate::csr::PrivateKey;
+
+/// Identities that are written down; beyond that, those that sort last are left out.
+pub const HELD_IDENTITIES_MAX: usize = 4096;
+/// First bytes of the format.
+const MAGIC: &[u8] = b"tulle-keys-1\n";
+
+/// Why bytes are not what an earlier process wrote down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the held keys cannot be read; they are fetched anew")]
+pub struct Unreadable;
+
+/// What was issued for one identity.
+struct Entry {
+    key: Zeroizing<Vec<u8>>,
+    chain: Vec<CertificateDer<'static>>,
+    roots: Vec<CertificateDer<'static>>,
+}
+
+/// Hands out what was held, once per identity; asks `inner` for everything else.
+pub struct HeldCa {
+    inner: Arc<dyn CaClient>,
+    found: Mutex<HashMap<Identity, Entry>>,
+    issued: Mutex<BTreeMap<Identity, Entry>>,
+    changed: watch::Sender<()>,
+}
+
+impl fmt::Debug for HeldCa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeldCa")
+            .field("inner", &self.inner)
+            .field("found", &self.found.lock().len())
+            .field("issued", &self.issued.lock().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl HeldCa {
+    /// Nothing is held yet.
+    #[must_use]
+    pub fn new(inner: Arc<dyn CaClient>) -> Self {
+        Self {
+            inner,
+            found: Mutex::default(),
+            issued: Mutex::default(),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    /// Takes over what an earlier process wrote down; returns for how many identities.
+    ///
+    /// # Errors
+    /// When the bytes are none of ours; nothing is taken over then.
+    pub fn restore(&self, bytes: &[u8]) -> Result<usize, Unreadable> {
+        let found = parse(bytes).ok_or(Unreadable)?;
+        let count = found.len();
+        *self.found.lock() = found;
+        Ok(count)
+    }
+
+    /// Wakes whenever [`Self::encode`] would give something else.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Everything that was issued or held, to be written down. It contains the keys.
+    #[must_use]
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let mut bytes = Zeroizing::new(MAGIC.to_vec());
+        let found = self.found.lock();
+        let issued = self.issued.lock();
+        let all = issued.iter().chain(found.iter());
+        for (identity, entry) in all.take(HELD_IDENTITIES_MAX) {
+            field(&mut bytes, identity.to_string().as_bytes());
+            field(&mut bytes, &entry.key);
+            for list in [&entry.chain, &entry.roots] {
+                bytes.extend(length(list.len()));
+                list.iter().for_each(|der| field(&mut bytes, der));
+            }
+        }
+        bytes
+    }
+
+    fn note(&self, identity: &Identity, entry: Entry) {
+        self.issued.lock().insert(identity.clone(), entry);
+        self.changed.send_replace(());
+    }
+}
+
+impl CaClient for HeldCa {
+    fn fetch<'a>(&'a self, identity: &'a Identity) -> CaFuture<'a> {
+        Box::pin(async move {
+            let found = self.found.lock().remove(identity);
+            if let Some(entry) = found {
+                let issued = entry.issued();
+                self.note(identity, entry);
+                return Ok(issued);
+            }
+            let issued = self.inner.fetch(identity).await?;
+            self.note(identity, Entry::of(&issued));
+            Ok(issued)
+        })
+    }
+}
+
+impl Entry {
+    fn of(issued: &Issued) -> Self {
+        Self {
+            key: Zeroizing::new(issued.key.der().secret_der().to_vec()),
+            chain: issued.chain.clone(),
+            roots: issued.roots.clone(),
+        }
+    }
+
+    fn issued(&self) -> Issued {
+        let key = PrivatePkcs8KeyDer::from(self.key.to_vec());
+        Issued {
+            key: PrivateKey::from(PrivateKeyDer::Pkcs8(key)),
+            chain: self.chain.clone(),
+            roots: self.roots.clone(),
+        }
+    }
+}
+
+fn length(length: usize) -> [u8; 4] {
+    u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes()
+}
+
+fn field(bytes: &mut Vec<u8>, field: &[u8]) {
+    bytes.extend(length(field.len()));
+    bytes.extend(field);
+}
+
+fn parse(bytes: &[u8]) -> Option<HashMap<Identity, Entry>> {
+    let mut rest = bytes.strip_prefix(MAGIC)?;
+    let mut all = HashMap::new();
+    while !rest.is_empty() {
+        let identity = std::str::from_utf8(take(&mut rest)?).ok()?.parse().ok()?;
+        let key = Zeroizing::new(take(&mut rest)?.to_vec());
+        let chain = list(&mut rest)?;
+        let roots = list(&mut rest)?;
+        all.insert(identity, Entry { key, chain, roots });
+    }
+    (all.len() <= HELD_IDENTITIES_MAX).then_some(all)
+}
+
+fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (field, after) = rest.split_at_checked(number(rest)?)?;
+    *rest = after;
+    Some(field)
+}
+
+fn number(rest: &mut &[u8]) -> Option<usize> {
+    let (number, after) = rest.split_first_chunk::<4>()?;
+    *rest = after;
+    usize::try_from(u32::from_be_bytes(*number)).ok()
+}
+
+fn list(rest: &mut &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    let count = number(rest)?;
+    // Each takes four bytes at least, so a count that is too large ends here and reserves nothing.
+    (0..count)
+        .map(|_| take(rest).map(|der| CertificateDer::from(der.to_vec())))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Clock, FakeCa, TestCa};
+    use crate::{KeyExchange, WorkloadCertificate};
+
+    fn web() -> Identity {
+        Identity::new("cluster.local", "shop", "web")
+    }
+
+    fn authority() -> HeldCa {
+        HeldCa::new(Arc::new(FakeCa::new(Arc::new(TestCa::new()), Clock::system())))
+    }
+
+    #[tokio::test]
+    async fn what_was_issued_is_handed_out_by_the_next_process_without_an_authority() {
+        let before = authority();
+        let issued = before.fetch(&web()).await.unwrap();
+        let after = authority();
+        assert_eq!(after.restore(&before.encode()), Ok(1));
+        let held = after.fetch(&web()).await.unwrap();
+        assert_eq!(held.chain, issued.chain);
+        let now = std::time::SystemTime::now();
+        WorkloadCertificate::new(&web(), &held, KeyExchange::default(), now).expect("key and chain fit");
+        assert_eq!(after.encode(), before.encode(), "it is held on");
+        let renewed = after.fetch(&web()).await.unwrap();
+        assert_ne!(
+            renewed.chain, issued.chain,
+            "handed out once, then the authority is asked"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_not_asked_for_is_still_held() {
+        let before = authority();
+        before.fetch(&web()).await.unwrap();
+        let after = authority();
+        after.restore(&before.encode()).unwrap();
+        assert_eq!(after.encode(), before.encode());
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_cut_or_changed_are_not_taken_over() {
+        let before = authority();
+        before.fetch(&web()).await.unwrap();
+        let bytes = before.encode();
+        for cut in [0, 5, MAGIC.len() + 3, bytes.len() - 1] {
+            assert_eq!(
+                authority().restore(&bytes[..cut]),
+                Err(Unreadable),
+                "cut at {cut}"
+            );
+        }
+        let mut long = MAGIC.to_vec();
+        long.extend([0xff; 8]);
+        assert_eq!(authority().restore(&long), Err(Unreadable));
+    }
+
+    #[tokio::test]
+    async fn no_key_is_shown() {
+        let held = authority();
+        held.fetch(&web()).await.unwrap();
+        assert!(!format!("{held:?}").contains("key"));
+    }
+}
