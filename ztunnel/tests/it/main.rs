@@ -10,5 +10,6 @@ mod inbound;
 mod names;
 mod outbound;
 mod pages;
+mod revocation;
 mod socks5;
 mod world;

@@ -46,7 +46,7 @@ pub(crate) async fn assert_reset(application: &mut TcpStream) {
 
 /// A second proxy, for the workload `shop/front-1` at 127.0.0.8, which is the waypoint of one at 127.0.0.9. The first
 /// world expects it to prove the service account `expected`.
-async fn with_waypoint(world: &World, expected: &str) -> World {
+pub(crate) async fn with_waypoint(world: &World, expected: &str) -> World {
     let mesh = |service_account: &str, port: u16| {
         format!(
             "workloads:\n\
@@ -63,7 +63,7 @@ async fn with_waypoint(world: &World, expected: &str) -> World {
 }
 
 /// An application at 127.0.0.8 that sends back what it gets, addressed as 127.0.0.9.
-async fn behind_waypoint() -> SocketAddr {
+pub(crate) async fn behind_waypoint() -> SocketAddr {
     let application = echo_application("127.0.0.8:0").await;
     SocketAddr::from(([127, 0, 0, 9], application.port()))
 }
