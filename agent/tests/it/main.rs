@@ -8,6 +8,7 @@
 mod apply_time;
 mod backends;
 mod capture;
+mod cni;
 mod enrol;
 mod fleet;
 mod golden;
