@@ -251,13 +251,21 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_does_not_read_holds_the_writer_back() {
         let (near, far) = pair();
-        let (_, mut writer) = near.split();
+        let (_near_reader, mut writer) = near.split();
         let (mut reader, _far_writer) = far.split();
         writer.write_chunk(Bytes::from(vec![0; WINDOW])).await.unwrap();
-        assert!(writer.write_chunk(Bytes::from_static(b"x")).now_or_never().is_none());
+        assert!(
+            writer
+                .write_chunk(Bytes::from_static(b"x"))
+                .now_or_never()
+                .is_none()
+        );
         let chunk = reader.read_chunk().await.unwrap().unwrap();
         assert!(
-            writer.write_chunk(Bytes::from_static(b"x")).now_or_never().is_none(),
+            writer
+                .write_chunk(Bytes::from_static(b"x"))
+                .now_or_never()
+                .is_none(),
             "read is not taken"
         );
         reader.release(chunk.len());
@@ -272,7 +280,12 @@ mod tests {
         for _ in 0..CHUNKS_MAX {
             writer.write_chunk(Bytes::from_static(b"x")).await.unwrap();
         }
-        assert!(writer.write_chunk(Bytes::from_static(b"x")).now_or_never().is_none());
+        assert!(
+            writer
+                .write_chunk(Bytes::from_static(b"x"))
+                .now_or_never()
+                .is_none()
+        );
         reader.read_chunk().await.unwrap().unwrap();
         writer.write_chunk(Bytes::from_static(b"x")).await.unwrap();
     }
