@@ -1,0 +1,44 @@
+//! A small message there and back: through a relay, through a tunnel, and beside a transfer in the same tunnel.
+
+use std::time::Instant;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use tulle_benches::{Peers, relayed, runtime};
+use tulle_runtime::tasks;
+
+fn round_trip(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = criterion.benchmark_group("round trip of 200 bytes");
+    let mut tunnel = runtime.block_on(async { Peers::default().tunnel().await });
+    let paths = runtime.block_on(async { [("relay", relayed().await), ("tunnel", tunnel.path().await)] });
+    for (name, mut path) in paths {
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|rounds| {
+                let started = Instant::now();
+                runtime.block_on(path.ping(rounds));
+                started.elapsed()
+            });
+        });
+    }
+    let (mut mouse, mut elephant) = runtime.block_on(async { (tunnel.path().await, tunnel.path().await) });
+    let bulk = runtime.block_on(async {
+        tasks::spawn("bench elephant", async move {
+            loop {
+                elephant.transfer(64 * 1024 * 1024, 256 * 1024).await;
+            }
+        })
+    });
+    group.sample_size(20);
+    group.bench_function("tunnel beside bulk", |bencher| {
+        bencher.iter_custom(|rounds| {
+            let started = Instant::now();
+            runtime.block_on(mouse.ping(rounds));
+            started.elapsed()
+        });
+    });
+    bulk.abort();
+    group.finish();
+}
+
+criterion_group!(benches, round_trip);
+criterion_main!(benches);

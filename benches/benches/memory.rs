@@ -1,0 +1,57 @@
+//! Bytes of one idle tunnelled connection, in the two proxies together and in each; bytes of an idle tunnel.
+//!
+//! Prints what it measured; there is nothing to repeat, so criterion takes no part.
+
+use std::io::Write;
+
+use tulle_benches::{Path, Peers, resident, runtime};
+
+/// Connections that are measured, if there are descriptors for them: each has four sockets.
+const CONNECTIONS: usize = 4_000;
+
+/// Streams that share a tunnel, as in the pool.
+const PER_TUNNEL: usize = 100;
+
+/// Tunnels without a stream that are measured.
+const TUNNELS: usize = 200;
+
+fn main() {
+    let connections = CONNECTIONS.min(descriptors().saturating_sub(1_000) / 4);
+    let runtime = runtime();
+    let peers = Peers::default();
+    let (mut tunnels, mut paths) = (Vec::new(), Vec::new());
+    // What is allocated once is there before anything is measured.
+    paths.push(runtime.block_on(async { peers.tunnel().await.path().await }));
+
+    let before = resident();
+    for _ in 0..TUNNELS {
+        tunnels.push(runtime.block_on(peers.tunnel()));
+    }
+    report("idle tunnel, both ends", resident() - before, TUNNELS);
+
+    let before = resident();
+    for n in 0..connections {
+        let tunnel = &mut tunnels[n / PER_TUNNEL];
+        let mut path: Path = runtime.block_on(tunnel.path());
+        runtime.block_on(path.ping(1));
+        paths.push(path);
+    }
+    let grown = resident() - before;
+    report("idle connection, both proxies", grown, connections);
+    report("idle connection, each proxy", grown / 2, connections);
+}
+
+fn report(what: &str, bytes: usize, of: usize) {
+    let each = bytes / of.max(1);
+    let _ = writeln!(std::io::stdout(), "{what}: {each} bytes ({of} measured)");
+}
+
+/// Descriptors this process may have.
+fn descriptors() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    soft.unwrap_or(1024)
+}
