@@ -12,15 +12,34 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tulle_k8s::Key;
+use tulle_k8s::document::documents;
 use tulle_model::Str;
 
 use crate::engine::InForce;
+use crate::source::folder::allocate::Allocations;
 use crate::source::folder::library::{Entry, Library};
 use crate::source::folder::parse;
 
+/// Virtual addresses that were given, in the state folder.
+const ALLOCATIONS: &str = "allocations.yaml";
+/// Says that an empty folder is meant so.
+const ACCEPT_EMPTY: &str = "accept-empty";
+/// Says who makes the next change, and why.
+const WORD: &str = "next-change.json";
+/// Texts of files, by SHA-256, below the history.
+const FILES: &str = "files";
+
+mod view;
+
+pub use view::{Difference, Generation, Rollback, View, ViewError, Writing};
+
+/// Age from which on a generation is dropped; the newest is kept however old it is.
+const AGE_MAX: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// How long a word about the next change waits for that change.
+const WORD_KEPT: SignedDuration = SignedDuration::from_secs(60);
 /// Generations that are kept.
 const GENERATIONS_MAX: usize = 100;
 /// Bytes that their manifests may take; the newest is kept whatever it takes.
@@ -32,6 +51,9 @@ pub struct History {
     root: PathBuf,
     /// Objects of the newest generation, and the generation whose file holds each.
     stored: BTreeMap<Str, u64>,
+    /// SHA-256 of each file of the newest generation.
+    files: BTreeMap<Str, Str>,
+    newest: Option<u64>,
     /// Telling of a full disk once is enough.
     is_failing: bool,
 }
@@ -41,7 +63,30 @@ pub struct History {
 struct Manifest {
     generation: u64,
     time: Timestamp,
+    /// The generation before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<u64>,
+    /// Who made the change, as far as that is known.
+    #[serde(default)]
+    actor: Str,
+    /// Why, in their words.
+    #[serde(default)]
+    message: Str,
+    /// SHA-256 of each file of the folder.
+    #[serde(default)]
+    files: BTreeMap<Str, Str>,
+    /// Objects whose newest form is refused.
+    #[serde(default)]
+    rejected: Vec<String>,
     objects: Vec<Recorded>,
+}
+
+/// What somebody says of the change they are about to make.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Word {
+    actor: Str,
+    message: Str,
+    time: Timestamp,
 }
 
 /// One object of a generation.
@@ -66,8 +111,26 @@ impl History {
         Self {
             root: state_dir.join("history"),
             stored: BTreeMap::new(),
+            files: BTreeMap::new(),
+            newest: None,
             is_failing: false,
         }
+    }
+
+    /// The virtual addresses that were given.
+    pub(crate) fn allocations(&self) -> Allocations {
+        let text = fs::read_to_string(self.state_dir().join(ALLOCATIONS)).unwrap_or_default();
+        let read = documents(&text).into_iter().next().and_then(Result::ok);
+        read.and_then(|node| node.read().ok()).unwrap_or_default()
+    }
+
+    /// Whether somebody said that an empty folder is meant so; asked once.
+    pub(crate) fn take_accept_empty(&self) -> bool {
+        fs::remove_file(self.state_dir().join(ACCEPT_EMPTY)).is_ok()
+    }
+
+    fn state_dir(&self) -> &Path {
+        self.root.parent().unwrap_or(&self.root)
     }
 
     /// The newest generation that can be read.
@@ -101,12 +164,18 @@ impl History {
             stored.insert(recorded.sha256, recorded.stored);
         }
         self.stored = stored;
+        self.files = manifest.files;
+        self.newest = Some(manifest.generation);
         Ok(Library::restore(manifest.generation, entries))
     }
 
-    /// Records what is in force. A full disk is told and does not stop anything.
-    pub(crate) fn record(&mut self, library: &Library) {
-        match self.write(library) {
+    /// Records what is to come into force.
+    ///
+    /// # Errors
+    /// The disk does not take it. That is told once.
+    pub(crate) fn record(&mut self, library: &Library) -> io::Result<()> {
+        let written = self.write(library);
+        match &written {
             Ok(()) => self.is_failing = false,
             Err(error) if !self.is_failing => {
                 self.is_failing = true;
@@ -115,6 +184,33 @@ impl History {
             }
             Err(_) => {}
         }
+        written
+    }
+
+    /// Stores the texts of files that are not stored yet, and returns the SHA-256 of each.
+    fn store_files(&self, library: &Library) -> io::Result<BTreeMap<Str, Str>> {
+        let mut files = BTreeMap::new();
+        for (path, text) in library.texts() {
+            let sha256 = sha256(text.as_bytes());
+            let stored = self.root.join(FILES).join(&*sha256);
+            if self.files.get(path) != Some(&sha256) && !stored.exists() {
+                write_atomically(&stored, text.as_bytes(), true)?;
+            }
+            files.insert(path.clone(), sha256);
+        }
+        Ok(files)
+    }
+
+    /// Who makes this change, and why: as they said shortly before, else the owner of the process that wrote.
+    fn word(&self, now: Timestamp) -> Word {
+        let path = self.state_dir().join(WORD);
+        let said = fs::read_to_string(&path)
+            .ok()
+            .and_then(|text| serde_json::from_str::<Word>(&text).ok());
+        // It is for one change.
+        let _ = fs::remove_file(path);
+        said.filter(|word| now.duration_since(word.time) < WORD_KEPT)
+            .unwrap_or_default()
     }
 
     fn write(&mut self, library: &Library) -> io::Result<()> {
@@ -135,12 +231,26 @@ impl History {
             write_atomically(&self.objects_path(generation), lines.as_bytes(), true)?;
         }
         let time = Timestamp::now();
+        let files = self.store_files(library)?;
+        let allocations = serde_saphyr::to_string(library.allocations()).map_err(io::Error::other)?;
+        write_atomically(&self.state_dir().join(ALLOCATIONS), allocations.as_bytes(), true)?;
+        let word = self.word(time);
+        let rejected = library
+            .entries()
+            .iter()
+            .filter(|(_, entry)| entry.in_force.stale_since.is_some());
         let text = serde_json::to_string(&Manifest {
             generation,
             time,
+            parent: self.newest.filter(|newest| *newest != generation),
+            actor: word.actor,
+            message: word.message,
+            files: files.clone(),
+            rejected: rejected.map(|(key, _)| key.to_string()).collect(),
             objects,
         })?;
         write_atomically(&self.manifest_path(generation), text.as_bytes(), true)?;
+        (self.files, self.newest) = (files, Some(generation));
         // An object that comes back later is stored anew: what only older generations hold may go with them.
         self.stored.extend(new);
         let held: BTreeSet<Str> = library
@@ -165,7 +275,8 @@ impl History {
             .enumerate()
             .take_while(|(index, generation)| {
                 total += bytes(generation);
-                *index == 0 || (*index < GENERATIONS_MAX && total <= BYTES_MAX)
+                let fits = *index < GENERATIONS_MAX && total <= BYTES_MAX && !self.is_old(**generation);
+                *index == 0 || fits
             });
         let gone = generations.len() - kept.count();
         if gone == 0 {
@@ -186,6 +297,35 @@ impl History {
             .filter(|file| *file < oldest.generation);
         for file in files.filter(|file| !needed.contains(file)) {
             let _ = fs::remove_file(self.objects_path(file));
+        }
+        self.forget_files();
+    }
+
+    /// Whether a generation is older than generations are kept. Its file is as old as it is.
+    fn is_old(&self, generation: u64) -> bool {
+        let modified = fs::metadata(self.manifest_path(generation)).and_then(|file| file.modified());
+        let written = modified.ok().and_then(|time| Timestamp::try_from(time).ok());
+        written.is_some_and(|written| Timestamp::now().duration_since(written) > AGE_MAX)
+    }
+
+    /// Drops the texts that no generation has any more.
+    fn forget_files(&self) {
+        let manifests = self
+            .generations()
+            .into_iter()
+            .filter_map(|generation| self.manifest(generation).ok());
+        let needed: BTreeSet<Str> = manifests
+            .flat_map(|manifest| manifest.files.into_values())
+            .collect();
+        for file in fs::read_dir(self.root.join(FILES))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = file.file_name();
+            if name.to_str().is_some_and(|name| !needed.contains(name)) {
+                let _ = fs::remove_file(file.path());
+            }
         }
     }
 

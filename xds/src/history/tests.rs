@@ -33,8 +33,8 @@ fn names(library: &Library) -> Vec<String> {
 fn the_newest_generation_is_loaded() {
     let folder = TempDir::new().unwrap();
     let mut history = History::open(folder.path());
-    history.record(&library(1, &["a"]));
-    history.record(&library(2, &["a", "b"]));
+    history.record(&library(1, &["a"])).unwrap();
+    history.record(&library(2, &["a", "b"])).unwrap();
     let loaded = History::open(folder.path()).load().expect("a generation");
     assert_eq!(
         (loaded.generation(), names(&loaded)),
@@ -46,8 +46,8 @@ fn the_newest_generation_is_loaded() {
 fn a_generation_that_cannot_be_read_is_passed_over() {
     let folder = TempDir::new().unwrap();
     let mut history = History::open(folder.path());
-    history.record(&library(1, &["a"]));
-    history.record(&library(2, &["b"]));
+    history.record(&library(1, &["a"])).unwrap();
+    history.record(&library(2, &["b"])).unwrap();
     fs::write(folder.path().join("history/2.json"), "{half").unwrap();
     let loaded = History::open(folder.path()).load().expect("a generation");
     assert_eq!(names(&loaded), ["a"]);
@@ -58,7 +58,9 @@ fn old_generations_go_and_what_newer_ones_share_stays() {
     let folder = TempDir::new().unwrap();
     let mut history = History::open(folder.path());
     for generation in 1..=GENERATIONS_MAX as u64 + 5 {
-        history.record(&library(generation, &["always", &format!("g{generation}")]));
+        history
+            .record(&library(generation, &["always", &format!("g{generation}")]))
+            .unwrap();
     }
     assert_eq!(history.numbered(".json").len(), GENERATIONS_MAX);
     let first_kept: Vec<u64> = history.numbered(".objects").into_iter().take(2).collect();
@@ -66,7 +68,7 @@ fn old_generations_go_and_what_newer_ones_share_stays() {
     let mut restarted = History::open(folder.path());
     let loaded = restarted.load().expect("a generation");
     assert_eq!(names(&loaded), ["always", "g105"]);
-    restarted.record(&library(106, &["always"]));
+    restarted.record(&library(106, &["always"])).unwrap();
     let loaded = History::open(folder.path()).load().expect("a generation");
     assert_eq!(names(&loaded), ["always"]);
 }
@@ -75,5 +77,5 @@ fn old_generations_go_and_what_newer_ones_share_stays() {
 fn a_disk_that_takes_nothing_stops_nothing() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("history"), "a file in its place").unwrap();
-    History::open(folder.path()).record(&library(1, &["a"]));
+    History::open(folder.path()).record(&library(1, &["a"])).unwrap();
 }

@@ -14,9 +14,10 @@ use library::{Library, Settled};
 use scan::{Scan, Scanner};
 use watcher::Watcher;
 
+pub(crate) mod allocate;
 pub(crate) mod library;
 pub(crate) mod parse;
-mod scan;
+pub(crate) mod scan;
 mod watcher;
 
 /// A scan starts once nothing happened for this long …
@@ -46,11 +47,6 @@ pub async fn run(root: PathBuf, history: Option<History>, batches: mpsc::Sender<
             if batches.send(batch).await.is_err() {
                 return;
             }
-            // The mesh does not wait for the disk.
-            reader = match spawn_blocking(move || reader.record()).await {
-                Ok(reader) => reader,
-                Err(error) => return tracing::error!(%error, "the configuration folder is not read any more"),
-            };
         }
         let now = Instant::now();
         let next = match (rescan, settled.read_again) {
@@ -71,7 +67,10 @@ struct Reader {
 
 impl Reader {
     fn new(root: PathBuf, mut history: Option<History>) -> Self {
-        let library = history.as_mut().and_then(History::load).unwrap_or_default();
+        let mut library = history.as_mut().and_then(History::load).unwrap_or_default();
+        if let Some(history) = &history {
+            library.set_allocations(history.allocations());
+        }
         Self {
             scanner: Scanner::new(root),
             library,
@@ -82,16 +81,24 @@ impl Reader {
     /// Looks once.
     fn look(mut self) -> (Self, Scan, Settled) {
         let scan = self.scanner.scan();
-        let settled = self.library.settle(&scan, jiff::Timestamp::now());
-        (self, scan, settled)
-    }
-
-    /// Records what is in force.
-    fn record(mut self) -> Self {
-        if let Some(history) = &mut self.history {
-            history.record(&self.library);
+        let accepted = self.history.as_ref().is_some_and(History::take_accept_empty);
+        if accepted || !scan.files.is_empty() {
+            self.library.accept_empty(accepted);
         }
-        self
+        let before = self.history.is_some().then(|| self.library.clone());
+        let mut settled = self.library.settle(&scan, jiff::Timestamp::now());
+        if let (Some(history), Some(before), Some(_)) = (&mut self.history, before, &settled.batch) {
+            // What cannot be recorded does not come into force, unless nothing is in force yet.
+            match history.record(&self.library) {
+                Err(error) if before.is_told() => {
+                    let cause =
+                        format!("the generation cannot be recorded: {error}; the last one stays in force");
+                    settled = self.library.refuse(before, &cause);
+                }
+                _ => {}
+            }
+        }
+        (self, scan, settled)
     }
 }
 

@@ -11,6 +11,7 @@ use tulle_k8s::document::node::Place;
 use tulle_k8s::{Key, Object};
 use tulle_model::{Reason, Str};
 
+use super::allocate::Allocations;
 use super::parse::{self, Form, Good, Parsed, Statement};
 use super::scan::{File, Scan};
 use crate::engine::{Batch, Event, InForce};
@@ -31,7 +32,7 @@ pub(crate) struct Entry {
 }
 
 /// Everything in force, and what the files say.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Library {
     generation: u64,
     entries: BTreeMap<Key, Entry>,
@@ -40,10 +41,14 @@ pub(crate) struct Library {
     degraded: Option<Str>,
     /// The engine has been told.
     is_told: bool,
+    /// Virtual addresses that were given.
+    allocations: Allocations,
+    /// An empty folder is meant so.
+    accepts_empty: bool,
 }
 
 /// A file as it was parsed last.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Known {
     text: Result<Arc<str>, String>,
     parsed: Arc<Parsed>,
@@ -53,9 +58,9 @@ struct Known {
 
 /// What came of looking at the files.
 #[derive(Debug, Default)]
-pub(super) struct Settled {
+pub(crate) struct Settled {
     /// What the engine is to be told, if anything changed.
-    pub(super) batch: Option<Batch>,
+    pub(crate) batch: Option<Batch>,
     /// Findings that were not there before.
     pub(super) news: Vec<FileProblem>,
     /// A file may be in the middle of being written: look again soon.
@@ -90,13 +95,72 @@ impl Library {
         self.generation
     }
 
+    /// The virtual addresses that were given.
+    pub(crate) fn allocations(&self) -> &Allocations {
+        &self.allocations
+    }
+
+    /// Takes over the virtual addresses that a former process gave.
+    pub(crate) fn set_allocations(&mut self, allocations: Allocations) {
+        self.allocations = allocations;
+    }
+
+    /// Takes an empty folder for meant, until it holds something again.
+    pub(crate) fn accept_empty(&mut self, accepts: bool) {
+        self.accepts_empty = accepts;
+    }
+
+    /// Whether anything is in force that the engine knows of.
+    pub(crate) fn is_told(&self) -> bool {
+        self.is_told
+    }
+
+    /// Refuses what was just decided: everything stays as it was, for this reason.
+    pub(crate) fn refuse(&mut self, before: Self, cause: &str) -> Settled {
+        let is_news = before.degraded.as_deref() != Some(cause);
+        *self = Self {
+            degraded: Some(cause.into()),
+            ..before
+        };
+        let batch = is_news.then(|| Batch {
+            generation: self.generation,
+            events: Vec::new(),
+            problems: self.problems.clone(),
+            degraded: self.degraded.clone(),
+            synced: true,
+        });
+        Settled {
+            batch,
+            ..Settled::default()
+        }
+    }
+
+    /// The text of each file that could be read.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (&Str, &Arc<str>)> {
+        let files = self.files.iter();
+        files.filter_map(|(path, known)| known.text.as_ref().ok().map(|text| (path, text)))
+    }
+
+    /// Findings that hold now.
+    pub(crate) fn problems(&self) -> &[FileProblem] {
+        &self.problems
+    }
+
+    /// Where each object is written.
+    pub(crate) fn places(&self) -> impl Iterator<Item = (&Key, &Str, Place)> {
+        self.files.iter().flat_map(|(path, known)| {
+            let statements = known.parsed.statements.iter();
+            statements.map(move |statement| (&statement.key, path, statement.place))
+        })
+    }
+
     /// Everything in force.
     pub(crate) fn entries(&self) -> &BTreeMap<Key, Entry> {
         &self.entries
     }
 
     /// Decides what is in force now.
-    pub(super) fn settle(&mut self, scan: &Scan, now: Timestamp) -> Settled {
+    pub(crate) fn settle(&mut self, scan: &Scan, now: Timestamp) -> Settled {
         let degraded = self.degraded_by(scan);
         if degraded.is_some() {
             return self.conclude(None, self.problems.as_ref().clone(), degraded, scan);
@@ -117,7 +181,8 @@ impl Library {
         );
         let (claims, refused) = self.claims(scan);
         problems.extend(refused);
-        let entries = self.decide(&claims, now);
+        let mut entries = self.decide(&claims, now);
+        self.allocations.assign(&mut entries, now);
         problems.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         let mut settled = self.conclude(Some(entries), problems, None, scan);
         settled.read_again = read_again;
@@ -130,9 +195,9 @@ impl Library {
             return Some(cause.as_str().into());
         }
         let empty = scan.files.is_empty() && scan.unreadable.is_empty();
-        (empty && self.entries.len() >= OBJECTS_KEPT_MIN).then(|| {
+        (empty && !self.accepts_empty && self.entries.len() >= OBJECTS_KEPT_MIN).then(|| {
             let count = self.entries.len();
-            format!("the configuration folder is empty; its {count} objects stay in force").into()
+            format!("the configuration folder is empty; its {count} objects stay in force until `tulle config accept-empty`").into()
         })
     }
 

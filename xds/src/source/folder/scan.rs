@@ -22,7 +22,7 @@ const STAMP_RESOLUTION: Duration = Duration::from_secs(2);
 
 /// What one look found.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Scan {
+pub(crate) struct Scan {
     /// Files by path below the root.
     pub(super) files: BTreeMap<Str, File>,
     /// Directories that could not be read, by path below the root.
@@ -34,7 +34,7 @@ pub(super) struct Scan {
 
 /// One file.
 #[derive(Debug, Clone)]
-pub(super) struct File {
+pub(crate) struct File {
     /// Its text, or why there is none.
     pub(super) text: Result<Arc<str>, String>,
     /// It may still be in the middle of being written.
@@ -58,13 +58,13 @@ struct Stamp {
 
 /// Looks at the tree; remembers files that have not changed.
 #[derive(Debug)]
-pub(super) struct Scanner {
+pub(crate) struct Scanner {
     root: PathBuf,
     known: BTreeMap<Str, (Stamp, Arc<str>)>,
 }
 
 impl Scanner {
-    pub(super) fn new(root: PathBuf) -> Self {
+    pub(crate) fn new(root: PathBuf) -> Self {
         Self {
             root,
             known: BTreeMap::new(),
@@ -72,7 +72,7 @@ impl Scanner {
     }
 
     /// Looks at the whole tree.
-    pub(super) fn scan(&mut self) -> Scan {
+    pub(crate) fn scan(&mut self) -> Scan {
         let mut scan = Scan::default();
         match self.root.canonicalize() {
             Ok(root) => {

@@ -1,0 +1,339 @@
+//! Virtual addresses for services that name none: by the hash of their host name, kept for as long as it is there.
+//!
+//! What was given once is input from then on: a restart, or another host that comes first, changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use tulle_k8s::api::networking::AllocatedAddress;
+use tulle_k8s::translate::service;
+use tulle_k8s::{Key, Object};
+use tulle_model::Str;
+
+use super::library::Entry;
+
+/// Addresses are given out of `240.240.0.0/16` …
+const V4: [u8; 2] = [240, 240];
+/// … and the same number below `2001:2::/48`.
+const V6: [u16; 3] = [0x2001, 0x2, 0];
+/// Numbers of the range; the first and the last stay free.
+const NUMBERS: u32 = 1 << 16;
+/// A freed address is not given to anybody else for this long.
+const FREED_KEPT: Duration = Duration::from_secs(3600);
+
+/// The addresses that were given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Allocations {
+    /// Number within the range, by `<namespace>/<hostname>`.
+    given: BTreeMap<Str, u16>,
+    /// Those that were freed not long ago.
+    freed: BTreeMap<Str, Freed>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Freed {
+    number: u16,
+    at: Timestamp,
+}
+
+/// The addresses of a number.
+fn addresses(number: u16) -> [IpAddr; 2] {
+    let [high, low] = number.to_be_bytes();
+    let v4 = Ipv4Addr::new(V4[0], V4[1], high, low);
+    let v6 = Ipv6Addr::new(V6[0], V6[1], V6[2], 0, 0, 0, 0, number);
+    [v4.into(), v6.into()]
+}
+
+impl Allocations {
+    /// Gives addresses to whatever needs some, and takes back those that nobody needs any more.
+    pub(super) fn assign(&mut self, entries: &mut BTreeMap<Key, Entry>, now: Timestamp) {
+        let wanted: BTreeSet<Str> = entries
+            .values()
+            .flat_map(|entry| wanted(&entry.in_force.object, self))
+            .collect();
+        self.settle(&wanted, &taken(entries), now);
+        for entry in entries.values_mut() {
+            if let Some(object) = self.complete(&entry.in_force.object) {
+                entry.in_force.object = Arc::new(object);
+            }
+        }
+    }
+
+    fn settle(&mut self, wanted: &BTreeSet<Str>, taken: &BTreeSet<u16>, now: Timestamp) {
+        let gone: Vec<Str> = self
+            .given
+            .keys()
+            .filter(|host| !wanted.contains(*host))
+            .cloned()
+            .collect();
+        for host in gone {
+            if let Some(number) = self.given.remove(&host) {
+                self.freed.insert(host, Freed { number, at: now });
+            }
+        }
+        let kept = SignedDuration::try_from(FREED_KEPT).unwrap_or_default();
+        self.freed.retain(|_, freed| now.duration_since(freed.at) < kept);
+        for host in wanted {
+            if self.given.contains_key(host) {
+                continue;
+            }
+            let again = self.freed.remove(host).map(|freed| freed.number);
+            let number = again
+                .filter(|number| !taken.contains(number))
+                .or_else(|| self.free(host, taken));
+            if let Some(number) = number {
+                self.given.insert(host.clone(), number);
+            }
+        }
+    }
+
+    /// The first free number from the hash of the host on.
+    fn free(&self, host: &str, taken: &BTreeSet<u16>) -> Option<u16> {
+        let mut used: BTreeSet<u16> = self.given.values().copied().collect();
+        used.extend(self.freed.values().map(|freed| freed.number));
+        used.extend(taken);
+        let start = hash(host) % NUMBERS;
+        let numbers = (0..NUMBERS).map(|step| (start + step) % NUMBERS);
+        let mut numbers = numbers.filter_map(|number| u16::try_from(number).ok());
+        numbers.find(|number| !matches!(*number, 0 | u16::MAX) && !used.contains(number))
+    }
+
+    /// The object with the addresses given to it, if that is a change.
+    fn complete(&self, object: &Object) -> Option<Object> {
+        match object {
+            Object::Service(service) if needs(service) => {
+                let number = self.given.get(&name_of(service))?;
+                let mut service = service.clone();
+                let families = &service.spec.ip_families;
+                let fits = |address: &IpAddr| {
+                    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+                    families.is_empty() || families.iter().any(|known| &**known == family)
+                };
+                let texts = addresses(*number)
+                    .into_iter()
+                    .filter(fits)
+                    .map(|address| address.to_string().into());
+                service.spec.cluster_ips = texts.collect();
+                Some(Object::Service(service))
+            }
+            Object::ServiceEntry(entry) => {
+                let mut entry = entry.clone();
+                let hosts: Vec<Str> = open_hosts(&entry).cloned().collect();
+                for host in &hosts {
+                    let key: Str = format!("{}/{host}", entry.metadata.namespace).into();
+                    let given = self
+                        .given
+                        .get(&key)
+                        .into_iter()
+                        .flat_map(|number| addresses(*number));
+                    entry
+                        .status
+                        .addresses
+                        .extend(given.map(|address| AllocatedAddress {
+                            value: address.to_string().into(),
+                            host: host.clone(),
+                        }));
+                }
+                (!hosts.is_empty()).then_some(Object::ServiceEntry(entry))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// First four bytes of the SHA-256 of a text.
+fn hash(text: &str) -> u32 {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    let bytes = digest.as_ref();
+    u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+/// The host names of an object that have an address of ours, or are to have one.
+fn wanted(object: &Object, allocations: &Allocations) -> Vec<Str> {
+    let is_ours = |host: &Str, text: &str| {
+        let given = allocations.given.get(host).map(|number| addresses(*number));
+        given.is_some_and(|given| text.parse().is_ok_and(|address: IpAddr| given.contains(&address)))
+    };
+    match object {
+        Object::Service(service) => {
+            let name = name_of(service);
+            let ours = service
+                .spec
+                .cluster_ips
+                .first()
+                .is_some_and(|text| is_ours(&name, text));
+            if needs(service) || ours {
+                vec![name]
+            } else {
+                Vec::new()
+            }
+        }
+        Object::ServiceEntry(entry) => {
+            let key = |host: &Str| Str::from(format!("{}/{host}", entry.metadata.namespace));
+            let open = open_hosts(entry).map(key);
+            let given = entry
+                .status
+                .addresses
+                .iter()
+                .filter(|given| !given.host.is_empty());
+            let ours = given
+                .filter(|given| is_ours(&key(&given.host), &given.value))
+                .map(|given| key(&given.host));
+            open.chain(ours).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Whether a service has no address and is to have one.
+fn needs(service: &tulle_k8s::api::Service) -> bool {
+    !service::is_external_name(service)
+        && service.spec.cluster_ip.is_empty()
+        && service.spec.cluster_ips.is_empty()
+}
+
+fn name_of(service: &tulle_k8s::api::Service) -> Str {
+    let meta = &service.metadata;
+    format!("{}/{}.{}.svc", meta.namespace, meta.name, meta.namespace).into()
+}
+
+/// The hosts of an entry without any address. What stands for many names, or for the caller's own destination,
+/// has none.
+fn open_hosts(entry: &tulle_k8s::api::ServiceEntry) -> impl Iterator<Item = &Str> {
+    let none = entry.spec.resolution == tulle_k8s::api::networking::Resolution::None;
+    let closed = none || !entry.spec.addresses.is_empty();
+    let has = |host: &Str| {
+        let mut given = entry.status.addresses.iter();
+        given.any(|given| given.host.is_empty() || given.host == *host)
+    };
+    service::hosts(entry).filter(move |host| !closed && !host.starts_with('*') && !has(host))
+}
+
+/// Numbers of the range that objects name themselves.
+fn taken(entries: &BTreeMap<Key, Entry>) -> BTreeSet<u16> {
+    let texts = entries.values().flat_map(|entry| match &*entry.in_force.object {
+        Object::ServiceEntry(entry) => entry.spec.addresses.clone(),
+        Object::Service(service) => vec![service.spec.cluster_ip.clone()],
+        _ => Vec::new(),
+    });
+    let numbers = texts.filter_map(|text| match text.parse::<Ipv4Addr>().ok()?.octets() {
+        [first, second, high, low] if [first, second] == V4 => Some(u16::from_be_bytes([high, low])),
+        _ => None,
+    });
+    numbers.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(names: &[&str]) -> BTreeSet<Str> {
+        names.iter().map(|name| Str::from(*name)).collect()
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).expect("a time")
+    }
+
+    #[test]
+    fn an_address_depends_on_the_name_and_stays() {
+        let mut one = Allocations::default();
+        one.settle(&hosts(&["a/x", "a/y"]), &BTreeSet::new(), at(0));
+        let mut other = Allocations::default();
+        other.settle(&hosts(&["a/y"]), &BTreeSet::new(), at(0));
+        assert_eq!(one.given["a/y"], other.given["a/y"]);
+        let before = one.clone();
+        one.settle(&hosts(&["a/x", "a/y"]), &BTreeSet::new(), at(10));
+        assert_eq!(one, before);
+    }
+
+    #[test]
+    fn a_collision_takes_the_next_free_one_and_names_of_users_go_first() {
+        let mut allocations = Allocations::default();
+        allocations.settle(&hosts(&["a/x"]), &BTreeSet::new(), at(0));
+        let number = allocations.given["a/x"];
+        let mut fresh = Allocations::default();
+        fresh.settle(&hosts(&["a/x"]), &BTreeSet::from([number]), at(0));
+        assert_eq!(fresh.given["a/x"], number.wrapping_add(1).max(1));
+    }
+
+    #[test]
+    fn a_freed_address_is_not_reused_for_an_hour_but_comes_back_to_its_host() {
+        let mut allocations = Allocations::default();
+        allocations.settle(&hosts(&["a/x"]), &BTreeSet::new(), at(0));
+        let number = allocations.given["a/x"];
+        allocations.settle(&hosts(&[]), &BTreeSet::new(), at(10));
+        assert!(allocations.freed.contains_key("a/x"));
+        let mut back = allocations.clone();
+        back.settle(&hosts(&["a/x"]), &BTreeSet::new(), at(20));
+        assert_eq!(back.given["a/x"], number);
+        allocations.settle(&hosts(&[]), &BTreeSet::new(), at(10 + 3600));
+        assert!(allocations.freed.is_empty());
+    }
+
+    #[test]
+    fn objects_get_their_addresses_and_keep_those_they_have() {
+        let text = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [api.example, '*.wild.example'], resolution: DNS, ports: [{number: 80, name: http}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: headless, namespace: a}\nspec: {clusterIP: None, ports: [{port: 80}]}\n";
+        let parsed = super::super::parse::parse(&"a.yaml".into(), text);
+        let mut entries = BTreeMap::new();
+        for statement in parsed.statements {
+            let super::super::parse::Form::Good(good) = statement.form else {
+                panic!("good")
+            };
+            let in_force = crate::engine::InForce {
+                object: good.object,
+                file: "a.yaml".into(),
+                generation: 1,
+                stale_since: None,
+            };
+            entries.insert(
+                statement.key,
+                Entry {
+                    in_force,
+                    written: good.written,
+                    first_seen: at(0),
+                },
+            );
+        }
+        let mut allocations = Allocations::default();
+        allocations.assign(&mut entries, at(0));
+        let after: Vec<Arc<Object>> = entries
+            .values()
+            .map(|entry| entry.in_force.object.clone())
+            .collect();
+        let Object::Service(service) = &*after[1] else {
+            panic!("service")
+        };
+        assert!(
+            service.spec.cluster_ips[0].starts_with("240.240."),
+            "{:?}",
+            service.spec.cluster_ips
+        );
+        let Object::ServiceEntry(entry) = &*after[2] else {
+            panic!("entry")
+        };
+        assert_eq!(entry.status.addresses.len(), 2);
+        assert!(
+            entry
+                .status
+                .addresses
+                .iter()
+                .all(|given| &*given.host == "api.example")
+        );
+        let Object::Service(headless) = &*after[0] else {
+            panic!("service")
+        };
+        assert!(headless.spec.cluster_ips.is_empty());
+        allocations.assign(&mut entries, at(10));
+        let again: Vec<Arc<Object>> = entries
+            .values()
+            .map(|entry| entry.in_force.object.clone())
+            .collect();
+        assert_eq!(after, again);
+    }
+}
