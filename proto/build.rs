@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io::Write;
 
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "workload.proto",
     "authorization.proto",
     "zds.proto",
@@ -14,6 +14,7 @@ const SOURCES: [&str; 10] = [
     "rpc_status.proto",
     "waypoint.proto",
     "trust.proto",
+    "ca_v1.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -43,6 +43,7 @@ pub use generated::istio::v1::auth as ca;
 pub use generated::istio::workload;
 pub use generated::istio::workload::zds;
 pub use generated::runtime::v1 as cri;
+pub use generated::tulle::ca::v1 as node_ca;
 pub use generated::tulle::mesh::v1 as mesh;
 pub use generated::tulle::waypoint::v1 as waypoint;
 

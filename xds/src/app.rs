@@ -11,7 +11,9 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tulle_identity::Clock;
 use tulle_k8s::translate::MeshConfig;
+use tulle_model::Trust;
 use tulle_runtime::admin::{self, AdminError, Listen, Listener};
 use tulle_runtime::drain::{self, DrainWatcher};
 use tulle_runtime::exit::Exit;
@@ -21,8 +23,15 @@ use tulle_runtime::tasks::Scope;
 use tulle_runtime::{build_info, limits, signal, telemetry};
 
 use crate::ca::Authority;
+use crate::ca::admin::Commands;
+use crate::ca::deny::{DenyError, DenyList};
+use crate::ca::issued::{self, Issued};
+use crate::ca::join::JoinService;
+use crate::ca::keeper::Keeper;
+use crate::ca::outside;
 use crate::ca::renew::{self, ServerCertificateError};
-use crate::ca::root::{Root, RootError};
+use crate::ca::root::RootError;
+use crate::ca::roots::{Roots, RotationError};
 use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::config::{Action, Config};
 use crate::debug::Pages;
@@ -34,6 +43,8 @@ use crate::snapshot::Snapshot;
 use crate::source::{self, FolderConfig};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::Clients;
+use crate::token::join::JoinTokens;
+use crate::token::jwt::JwtVerifier;
 use crate::token::{self, TokenStore};
 
 /// How long open streams may take to end once the process is asked to.
@@ -50,6 +61,15 @@ pub enum Error {
     /// There is no root to sign with.
     #[error(transparent)]
     Root(#[from] RootError),
+    /// What was issued or rotated before cannot be gone on with.
+    #[error(transparent)]
+    Rotation(#[from] RotationError),
+    /// The deny-list is there and cannot be read; without it somebody could come in who must not.
+    #[error(transparent)]
+    DenyList(#[from] DenyError),
+    /// A join token cannot be read; without it, a second use could not be told from the first.
+    #[error(transparent)]
+    JoinTokens(#[from] token::TokenError),
     /// There is no certificate to serve with.
     #[error(transparent)]
     Certificate(#[from] ServerCertificateError),
@@ -83,7 +103,12 @@ impl Error {
             | Self::Listen { .. }
             | Self::Admin(_)
             | Self::Write { .. } => Exit::Failed,
-            Self::State(_) | Self::Root(_) | Self::Certificate(_) => Exit::Usage,
+            Self::State(_)
+            | Self::Root(_)
+            | Self::Rotation(_)
+            | Self::DenyList(_)
+            | Self::JoinTokens(_)
+            | Self::Certificate(_) => Exit::Usage,
         }
     }
 }
@@ -150,7 +175,7 @@ pub async fn run<R: Display>(config: Config, shutdown: impl Future<Output = R>) 
 
     serve_clients(&config, &parts, &drain).await?;
     serve_pages(&config, &parts, &drain).await?;
-    write_root_copy(&config, &parts.authority)?;
+    keep_authority(&config, &parts, &drain)?;
     drop(starting);
 
     let reason = shutdown.await;
@@ -172,23 +197,25 @@ struct Parts {
     metrics: Metrics,
     registry: Registry,
     authority: Arc<Authority>,
+    keeper: Arc<Keeper>,
     ready: Ready,
     scope: Scope,
 }
 
 impl Parts {
     fn new(config: &Config) -> Result<Self, Error> {
-        let trust_domain = config.trust_domain.as_str().into();
-        let authority = Authority::new(root(config)?, trust_domain, config.max_certificate_ttl);
-        let (scope, ready) = (Scope::new(), Ready::new());
-        let snapshots = source(config, &scope);
+        let (scope, ready, clients) = (Scope::new(), Ready::new(), Clients::default());
+        let keeper = Arc::new(keeper(config, clients.clone())?);
+        keeper.read_outside();
+        let snapshots = source(config, keeper.trust(), &scope);
         scope.spawn("sync", synced(snapshots.clone(), ready.register("configuration")));
         let parts = Self {
             snapshots,
-            clients: Clients::default(),
+            clients,
             metrics: Metrics::default(),
             registry: Registry::for_process("xds"),
-            authority: Arc::new(authority),
+            authority: keeper.authority.clone(),
+            keeper,
             ready,
             scope,
         };
@@ -196,7 +223,7 @@ impl Parts {
         let observed = Observed {
             snapshots: parts.snapshots.clone(),
             clients: parts.clients.clone(),
-            authority: parts.authority.clone(),
+            keeper: parts.keeper.clone(),
         };
         parts
             .registry
@@ -209,7 +236,7 @@ impl Parts {
 async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Result<(), Error> {
     let names = config.server_names(host_name().as_deref());
     let acceptor = renew::acceptor(&parts.authority, &names)?;
-    let authenticator = Authenticator::new(TokenStore::in_state_dir(&config.state_dir));
+    let authenticator = authenticator(config, parts);
     let ads = Ads::new(
         parts.snapshots.clone(),
         authenticator.clone(),
@@ -218,15 +245,23 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
         drain.clone(),
         ads_options(config),
     );
+    let join = JoinService::new(
+        parts.authority.clone(),
+        authenticator.clone(),
+        parts.keeper.join_tokens.clone(),
+        parts.metrics.clone(),
+    );
     let ca = CaService::new(
         parts.authority.clone(),
         authenticator,
         parts.snapshots.clone(),
         parts.metrics.clone(),
         HOLD_MAX_DEFAULT,
+        parts.keeper.issued.clone(),
     );
     for listener in bind(&config.listen).await? {
-        let served = listen::serve(listener, acceptor.clone(), ads.clone(), ca.clone(), drain.clone());
+        let (ads, ca, join) = (ads.clone(), ca.clone(), join.clone());
+        let served = listen::serve(listener, acceptor.clone(), ads, ca, join, drain.clone());
         let guard = drain.guard();
         parts.scope.spawn("grpc server", async move {
             if let Err(error) = served.await {
@@ -240,17 +275,63 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
     Ok(())
 }
 
-fn root(config: &Config) -> Result<Root, RootError> {
+/// Who is believed: certificates of our root, tokens of configured issuers, tokens of nodes; and nobody denied.
+fn authenticator(config: &Config, parts: &Parts) -> Authenticator {
+    let tokens = TokenStore::in_state_dir(&config.state_dir);
+    let trust_domain = parts.authority.trust_domain().clone();
+    let authenticator = Authenticator::new(tokens).of(trust_domain, parts.keeper.denied.clone());
+    if config.jwt_issuer.is_empty() {
+        return authenticator;
+    }
+    let verifier = JwtVerifier::new(config.jwt_issuer.clone(), config.jwt_audience.as_str().into());
+    authenticator.with_jwt(verifier, config.trusted_node_account.iter().cloned().collect())
+}
+
+/// The authority with everything that keeps it up to date.
+fn keeper(config: &Config, clients: Clients) -> Result<Keeper, Error> {
     let now = OffsetDateTime::now_utc();
+    let roots = roots(config, now)?;
+    let authority = Authority::with(
+        roots.issuing()?,
+        config.trust_domain.as_str().into(),
+        config.max_certificate_ttl,
+        Clock::system(),
+    );
+    let issued = Issued::open(&config.state_dir, now.unix_timestamp());
+    let issued = issued.map_err(|source| Error::Write {
+        path: config.state_dir.join(issued::FILE),
+        source,
+    })?;
+    let denied = DenyList::open(&config.state_dir)?;
+    let mut keeper = Keeper::new(roots, Arc::new(authority), denied, Arc::new(issued));
+    keeper.waits = config.rotation_waits();
+    keeper.outside.clone_from(&config.ca_dir);
+    keeper.clients = clients;
+    keeper.join_tokens = Arc::new(JoinTokens::open(&config.state_dir, now.unix_timestamp())?);
+    Ok(keeper)
+}
+
+fn roots(config: &Config, now: OffsetDateTime) -> Result<Roots, RootError> {
+    let (folder, trust_domain) = (config.state_dir.join("ca"), &config.trust_domain);
     if config.memory_ca {
         tracing::warn!("the root certificate is kept in memory: it ends with this process");
-        return Root::generate(&config.trust_domain, now);
+        return Roots::memory(trust_domain, now);
     }
-    Root::load_or_create(&config.state_dir.join("ca"), &config.trust_domain, now)
+    match &config.ca_dir {
+        Some(outside) => {
+            let material = outside::read(outside, now)?.material;
+            Roots::outside(&folder, trust_domain, now, material)
+        }
+        None => Roots::open(&folder, trust_domain, now),
+    }
 }
 
 /// Starts to read the configuration, and the engine that serves what it means.
-fn source(config: &Config, scope: &Scope) -> watch::Receiver<Arc<Snapshot>> {
+fn source(
+    config: &Config,
+    trust: watch::Receiver<Option<Arc<Trust>>>,
+    scope: &Scope,
+) -> watch::Receiver<Arc<Snapshot>> {
     let mesh = MeshConfig {
         cluster_id: config.cluster_id.as_str().into(),
         trust_domain: config.trust_domain.as_str().into(),
@@ -262,12 +343,13 @@ fn source(config: &Config, scope: &Scope) -> watch::Receiver<Arc<Snapshot>> {
         config_dir: config.config_dir.clone(),
         state_dir: Some(config.state_dir.clone()),
     };
-    source::start(folder, mesh, scope)
+    source::start(folder, mesh, trust, scope)
 }
 
 fn ads_options(config: &Config) -> AdsOptions {
     AdsOptions {
         age_max: Some(config.max_stream_age).filter(|age| !age.is_zero()),
+        cluster_id: config.cluster_id.as_str().into(),
         ..AdsOptions::default()
     }
 }
@@ -312,8 +394,13 @@ async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Re
         authority: parts.authority.clone(),
         ready: parts.ready.clone(),
     };
+    let commands = Commands {
+        keeper: parts.keeper.clone(),
+        snapshots: parts.snapshots.clone(),
+    };
     let (exported, ready) = (admin::metrics(&parts.registry), admin::readiness(&parts.ready));
-    let router = pages.router().merge(exported.clone()).merge(ready.clone());
+    let router = pages.router().merge(commands.router());
+    let router = router.merge(exported.clone()).merge(ready.clone());
     parts
         .scope
         .spawn("admin socket", admin::serve(socket, router, drain.clone()));
@@ -326,11 +413,32 @@ async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Re
     Ok(())
 }
 
+/// Runs what keeps the authority up to date, and hands out its roots beside the admin socket.
+fn keep_authority(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Result<(), Error> {
+    write_root_copy(config, &parts.authority)?;
+    let rounds = parts.keeper.clone().run(parts.snapshots.clone(), drain.clone());
+    parts.scope.spawn("certificate authority", rounds);
+    let (config, authority, drain) = (config.clone(), parts.authority.clone(), drain.clone());
+    parts.scope.spawn("root copy", async move {
+        let mut moved = authority.moved();
+        loop {
+            tokio::select! {
+                Ok(()) = moved.changed() => {}
+                _ = drain.signaled() => return,
+            }
+            if let Err(error) = write_root_copy(&config, &authority) {
+                tracing::error!(%error, "the roots for other programs are out of date");
+            }
+        }
+    });
+    Ok(())
+}
+
 fn write_root_copy(config: &Config, authority: &Authority) -> Result<(), Error> {
     let path = config.run_dir.join(ROOT_COPY);
     let new = path.with_extension("new");
     let written = std::fs::create_dir_all(&config.run_dir)
-        .and_then(|()| std::fs::write(&new, authority.root().certificate_pem().as_bytes()))
+        .and_then(|()| std::fs::write(&new, authority.issuing().bundle.as_bytes()))
         .and_then(|()| std::fs::rename(&new, &path));
     written.map_err(|source| Error::Write { path, source })
 }

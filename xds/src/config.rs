@@ -9,6 +9,8 @@ use tulle_runtime::config::parse_duration;
 use tulle_runtime::telemetry::LogFormat;
 
 use crate::ca::issue::TTL_MIN;
+use crate::ca::rotation::Waits;
+use crate::token::jwt::Issuer;
 
 /// Longest validity that certificates can be configured to have.
 const TTL_CONFIGURABLE_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
@@ -68,6 +70,38 @@ pub struct Config {
     /// Keep the root certificate in memory only: a restart makes a new one, which nothing trusts yet
     #[arg(long)]
     pub memory_ca: bool,
+    /// Folder with an intermediate of your own to issue with: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem
+    /// (and ca-crl.pem), or tls.crt, tls.key and ca.crt; replaced files are taken over while running
+    #[arg(long, value_name = "DIR", conflicts_with = "memory_ca", env = "TULLE_CA_DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Believe service account tokens of this issuer by its keys (JWKS) in a file; may be given several times
+    #[arg(long, value_name = "ISSUER=FILE")]
+    pub jwt_issuer: Vec<Issuer>,
+    /// What such a token must be made for
+    #[arg(long, value_name = "AUDIENCE", default_value = "istio-ca")]
+    pub jwt_audience: String,
+    /// Service accounts that run node proxies
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        value_delimiter = ',',
+        default_value = "istio-system/ztunnel",
+        value_parser = account,
+        env = "CA_TRUSTED_NODE_ACCOUNTS"
+    )]
+    pub trusted_node_account: Vec<(Str, Str)>,
+    /// Least time in which a new root is handed out before it signs
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub rotation_distribute: Duration,
+    /// The same while a client is connected that does not tell which roots it has
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+    pub rotation_distribute_untold: Duration,
+    /// How long an old root is believed after its last certificate has ended
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
+    pub rotation_margin: Duration,
+    /// How long an absent node holds up a rotation before you are asked to decide
+    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse_duration)]
+    pub rotation_deadline: Duration,
     /// Longest validity of a workload certificate
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = certificate_ttl)]
     pub max_certificate_ttl: Duration,
@@ -103,6 +137,17 @@ pub enum Action {
 }
 
 impl Config {
+    /// What a rotation of the root waits for.
+    #[must_use]
+    pub fn rotation_waits(&self) -> Waits {
+        Waits {
+            distribute: self.rotation_distribute,
+            distribute_untold: self.rotation_distribute_untold,
+            margin: self.rotation_margin,
+            deadline: self.rotation_deadline,
+        }
+    }
+
     /// Names of this server in its certificate; `host` is the machine's own.
     #[must_use]
     pub fn server_names(&self, host: Option<&str>) -> Vec<Str> {
@@ -123,6 +168,12 @@ impl Config {
             .map(Str::from)
             .collect()
     }
+}
+
+/// `namespace/name`.
+fn account(text: &str) -> Result<(Str, Str), String> {
+    let (namespace, name) = text.split_once('/').ok_or("use NAMESPACE/NAME")?;
+    Ok((dns_name(namespace)?.into(), dns_name(name)?.into()))
 }
 
 fn dns_name(text: &str) -> Result<String, &'static str> {

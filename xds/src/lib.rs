@@ -18,6 +18,7 @@
 //! # Ok::<(), tulle_xds::token::TokenError>(())
 //! ```
 
+pub mod analyze;
 pub mod app;
 pub mod ca;
 pub mod config;
@@ -34,3 +35,4 @@ pub mod token;
 
 pub use app::{Error, main, run};
 pub use config::Config;
+pub use token::node::join_node;

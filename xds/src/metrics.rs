@@ -4,6 +4,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry as Inner;
 use tulle_runtime::metrics::Registry;
 
@@ -25,6 +26,7 @@ impl From<ResourceType> for TypeLabel {
             ResourceType::Address => "address",
             ResourceType::Workload => "workload",
             ResourceType::Authorization => "authorization",
+            ResourceType::Trust => "trust",
             ResourceType::Waypoint => "waypoint",
             ResourceType::Route => "route",
             ResourceType::Policy => "policy",
@@ -38,6 +40,25 @@ impl From<ResourceType> for TypeLabel {
 pub struct ReasonLabel {
     /// The token.
     pub reason: &'static str,
+}
+
+/// Times in which certificates are issued.
+#[derive(Debug, Clone)]
+pub struct Issuance(Histogram);
+
+impl Default for Issuance {
+    fn default() -> Self {
+        Self(Histogram::new([
+            0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0,
+        ]))
+    }
+}
+
+impl Issuance {
+    /// Adds one.
+    pub fn observe(&self, seconds: f64) {
+        self.0.observe(seconds);
+    }
 }
 
 /// Counters and gauges of the servers. Clones share them.
@@ -72,6 +93,8 @@ pub struct Metrics {
     pub issued: Gauge,
     /// Requests refused.
     pub csr_refused: Family<ReasonLabel, Counter>,
+    /// Time from an authorised request to its certificate.
+    pub issuance: Issuance,
     /// Requests that wait for the placement of their workload.
     pub held: Gauge,
     /// Requests whose own names differ from the one issued.
@@ -95,6 +118,8 @@ impl Metrics {
             );
             let help = "Certificate requests that wait for a placement";
             inner.register("held_requests", help, self.held.clone());
+            let help = "Time from an authorised request to its certificate";
+            inner.register("issuance_seconds", help, self.issuance.0.clone());
             let help = "Certificate requests that claimed other names than were issued";
             inner.register("san_mismatch", help, self.san_mismatches.clone());
         });

@@ -7,6 +7,7 @@ pub mod authenticate;
 pub mod listen;
 pub mod push;
 pub mod session;
+pub mod viewer;
 
 #[cfg(test)]
 mod tests;

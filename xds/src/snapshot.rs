@@ -13,6 +13,7 @@ pub mod fronted;
 pub mod objects;
 
 pub use fronted::Fronted;
+pub use fronted::Fronts;
 pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
 
 use crate::engine::table::Table;
@@ -26,6 +27,8 @@ pub enum ResourceType {
     Workload,
     /// `istio.security.Authorization`.
     Authorization,
+    /// `tulle.mesh.v1.Trust`: roots and deny-list; only for clients that announce the feature.
+    Trust,
     /// `tulle.waypoint.v1.Waypoint`: a waypoint's settings, and what it stands in front of.
     Waypoint,
     /// `tulle.waypoint.v1.Route`: one rule of a route object.
@@ -36,7 +39,8 @@ pub enum ResourceType {
 
 impl ResourceType {
     /// Every type, in the order in which additions are sent.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
+        Self::Trust,
         Self::Authorization,
         Self::Policy,
         Self::Route,
@@ -52,6 +56,7 @@ impl ResourceType {
             Self::Address => "type.googleapis.com/istio.workload.Address",
             Self::Workload => "type.googleapis.com/istio.workload.Workload",
             Self::Authorization => "type.googleapis.com/istio.security.Authorization",
+            Self::Trust => tulle_proto::TRUST_TYPE,
             Self::Waypoint => "type.googleapis.com/tulle.waypoint.v1.Waypoint",
             Self::Route => "type.googleapis.com/tulle.waypoint.v1.Route",
             Self::Policy => "type.googleapis.com/tulle.waypoint.v1.Policy",
@@ -215,6 +220,7 @@ pub struct Snapshot {
     pub(crate) addresses: Table,
     pub(crate) workloads: Table,
     pub(crate) authorizations: Table,
+    pub(crate) trust: Table,
     pub(crate) waypoints: Table,
     pub(crate) routes: Table,
     pub(crate) policies: Table,
@@ -300,6 +306,7 @@ impl Snapshot {
             ResourceType::Address => &self.addresses,
             ResourceType::Workload => &self.workloads,
             ResourceType::Authorization => &self.authorizations,
+            ResourceType::Trust => &self.trust,
             ResourceType::Waypoint => &self.waypoints,
             ResourceType::Route => &self.routes,
             ResourceType::Policy => &self.policies,
@@ -312,6 +319,7 @@ impl Snapshot {
             ResourceType::Address => &mut self.addresses,
             ResourceType::Workload => &mut self.workloads,
             ResourceType::Authorization => &mut self.authorizations,
+            ResourceType::Trust => &mut self.trust,
             ResourceType::Waypoint => &mut self.waypoints,
             ResourceType::Route => &mut self.routes,
             ResourceType::Policy => &mut self.policies,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tulle_k8s::translate::MeshConfig;
+use tulle_model::Trust;
 use tulle_runtime::tasks::Scope;
 
 use crate::engine::Engine;
@@ -28,9 +29,14 @@ pub struct FolderConfig {
 
 /// Reads a folder, for as long as the scope lives, and returns the cuts that its objects mean.
 #[must_use]
-pub fn start(config: FolderConfig, mesh: MeshConfig, scope: &Scope) -> watch::Receiver<Arc<Snapshot>> {
+pub fn start(
+    config: FolderConfig,
+    mesh: MeshConfig,
+    trust: watch::Receiver<Option<Arc<Trust>>>,
+    scope: &Scope,
+) -> watch::Receiver<Arc<Snapshot>> {
     let (batches, waiting) = mpsc::channel(BATCHES_WAITING_MAX);
-    let engine = Engine::spawn(mesh, waiting, scope);
+    let engine = Engine::spawn(mesh, waiting, trust, scope);
     let history = config.state_dir.as_deref().map(History::open);
     scope.spawn("folder", folder::run(config.config_dir, history, batches));
     if let Some(state_dir) = config.state_dir {

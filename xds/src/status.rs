@@ -11,6 +11,7 @@ use tulle_model::Str;
 
 use crate::serve::authenticate::Kind;
 use crate::serve::session::{Session, Store};
+use crate::serve::viewer::Features;
 
 /// Streams that one node may hold per kind of client. An agent may call itself a node proxy, so: the two of them,
 /// each once more during an upgrade, and as many again that are dying.
@@ -36,6 +37,8 @@ pub struct ClientStatus {
     pub node: Str,
     /// What it is.
     pub kind: Kind,
+    /// What it understands beyond Istio's messages.
+    pub features: Features,
     /// The version it reports, if any.
     pub version: Str,
     /// Where it connects from.
@@ -48,6 +51,24 @@ pub struct ClientStatus {
     pub rejections: Vec<RejectionStatus>,
     /// Types it asked for that are not served.
     pub unknown_types: usize,
+}
+
+impl ClientStatus {
+    /// A client that has asked for nothing yet.
+    #[must_use]
+    pub fn new(node: Str, kind: Kind, features: Features) -> Self {
+        Self {
+            node,
+            kind,
+            features,
+            version: "".into(),
+            address: None,
+            connected_since: jiff::Timestamp::now().to_string(),
+            types: BTreeMap::new(),
+            rejections: Vec::new(),
+            unknown_types: 0,
+        }
+    }
 }
 
 /// How far a client is with one type.

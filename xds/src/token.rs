@@ -15,6 +15,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tulle_model::Str;
 
+pub mod join;
+pub mod jwt;
+pub mod node;
+
 /// First part of every token; names the form, so that it can change.
 const PREFIX: &str = "tulle1";
 /// Valid tokens per node; making another one drops the oldest.
@@ -48,6 +52,9 @@ pub enum TokenError {
         /// What is wrong.
         cause: String,
     },
+    /// More tokens wait for their use than are kept.
+    #[error("too many tokens wait for their use; they end by themselves")]
+    TooMany,
     /// The system gave no random bytes.
     #[error("the system gave no random bytes")]
     NoRandom,
@@ -255,7 +262,7 @@ fn hash_of(secret: &str) -> String {
     hex(digest::digest(&digest::SHA256, secret.as_bytes()).as_ref())
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").expect("writing to a string does not fail");

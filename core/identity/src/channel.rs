@@ -1,6 +1,8 @@
 //! gRPC channels to the control plane: TLS over our own configuration, a token and headers with each request.
 
 mod credentials;
+pub mod node;
+pub mod pin;
 mod source;
 
 use std::path::PathBuf;
@@ -82,6 +84,14 @@ pub enum ChannelError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// The node's certificate cannot be shown.
+    #[error("{path} cannot be used: {error}")]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: rustls::Error,
+    },
     /// A header is not valid gRPC metadata.
     #[error("`{0}` cannot be sent as a gRPC header")]
     Header(String),
@@ -144,7 +154,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 struct Target {
     /// `host:port`, brackets around IPv6.
     address: String,
-    tls: Option<(ServerName<'static>, RootSource)>,
+    tls: Option<(ServerName<'static>, RootSource, TokenSource)>,
 }
 
 impl Target {
@@ -164,7 +174,7 @@ impl Target {
         if !tls {
             return Ok(Self { address, tls: None });
         }
-        if !matches!(config.root, RootSource::File(_)) {
+        if !matches!(config.root, RootSource::File(_) | RootSource::Pin(_)) {
             config.root.certificates()?;
         }
         let name = config
@@ -177,7 +187,7 @@ impl Target {
         let verified = verified.map_err(|error| ChannelError::ServerName { name, error })?;
         Ok(Self {
             address,
-            tls: Some((verified, config.root.clone())),
+            tls: Some((verified, config.root.clone(), config.token.clone())),
         })
     }
 
@@ -188,10 +198,10 @@ impl Target {
         };
         let tcp = TcpStream::connect(&self.address).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
-        let Some((name, root)) = &self.tls else {
+        let Some((name, root, token)) = &self.tls else {
             return Ok(Box::new(tcp));
         };
-        let connector = TlsConnector::from(Arc::new(verifying(root)?));
+        let connector = TlsConnector::from(Arc::new(verifying(root, token)?));
         let stream = connector.connect(name.clone(), tcp).await;
         let stream = stream.map_err(|error| ChannelError::Tls {
             address: self.address.clone(),
@@ -202,19 +212,37 @@ impl Target {
 }
 
 /// TLS 1.3 to a server that these roots vouch for. Nothing is resumed: roots may have changed since.
-fn verifying(root: &RootSource) -> Result<ClientConfig, ChannelError> {
-    let mut roots = RootCertStore::empty();
-    let (added, _) = roots.add_parsable_certificates(root.certificates()?);
-    if added == 0 {
-        return Err(ChannelError::NoRoots {
-            from: format!("{root:?}"),
-        });
-    }
-    let mut config = ClientConfig::builder_with_provider(crypto(KeyExchange::Standard))
+fn verifying(root: &RootSource, token: &TokenSource) -> Result<ClientConfig, ChannelError> {
+    let crypto = crypto(KeyExchange::Standard);
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&crypto))
         .with_protocol_versions(&[&version::TLS13])
-        .expect("the provider has TLS 1.3 suites and groups")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .expect("the provider has TLS 1.3 suites and groups");
+    let builder = if let RootSource::Pin(pin) = root {
+        let pinned = pin::Pinned { pin: *pin, crypto };
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(pinned))
+    } else {
+        let mut roots = RootCertStore::empty();
+        let (added, _) = roots.add_parsable_certificates(root.certificates()?);
+        if added == 0 {
+            return Err(ChannelError::NoRoots {
+                from: format!("{root:?}"),
+            });
+        }
+        builder.with_root_certificates(roots)
+    };
+    let mut config = match token {
+        TokenSource::Certificate(path) => {
+            let (chain, key) = node::read(path)?;
+            let shown = builder.with_client_auth_cert(chain, key);
+            shown.map_err(|error| ChannelError::Certificate {
+                path: path.clone(),
+                error,
+            })?
+        }
+        _ => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)

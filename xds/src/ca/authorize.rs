@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tulle_model::{Identity, Reason, Str};
 
+use crate::serve::authenticate::Principal;
 use crate::snapshot::Placement;
 
 /// Why a certificate was not issued. The token goes to authenticated callers only.
@@ -83,17 +84,29 @@ pub enum Decision {
     Refuse(Refusal),
 }
 
-/// Decides about a request of the proxy of `node`, which asks for the identity `impersonated`.
+/// Decides about a request of `caller`, which asks for the identity `impersonated`.
 ///
-/// A node holds no workload identity of its own, so a request without one is refused. Nothing of the CSR is asked.
+/// A workload gets its own identity and never another one. A node holds no workload identity of its own, so a
+/// request without one is refused. Nothing of the CSR is asked.
 #[must_use]
 pub fn authorize(
-    node: &Str,
+    caller: &Principal,
     impersonated: Option<&str>,
     trust_domain: &Str,
     placement: &Placement,
     synced: bool,
 ) -> Decision {
+    let node = match (caller, impersonated) {
+        (Principal::Node(node), _) => node,
+        (Principal::Workload(identity), None) if identity.trust_domain == *trust_domain => {
+            return Decision::Issue(identity.clone());
+        }
+        (Principal::Workload(_), _) => {
+            return Decision::Refuse(Refusal::IdentityDenied(
+                "only node proxies may ask for other identities",
+            ));
+        }
+    };
     let Some(text) = impersonated else {
         let refusal =
             Refusal::IdentityDenied("a node token has no workload identity; name one to impersonate");
@@ -137,7 +150,7 @@ mod tests {
             BTreeSet::from([Identity::new("cluster.local", "shop", "other")]),
         );
         authorize(
-            &node.into(),
+            &Principal::Node(node.into()),
             impersonated,
             &"cluster.local".into(),
             &placement,
@@ -165,6 +178,24 @@ mod tests {
             panic!("must be refused");
         };
         assert_eq!(refusal.token(), "TRUST_DOMAIN_MISMATCH");
+    }
+
+    #[test]
+    fn a_workload_gets_its_own_identity_and_never_another() {
+        let caller = Principal::Workload(WEB.parse().unwrap());
+        let decide = |impersonated| {
+            authorize(
+                &caller,
+                impersonated,
+                &"cluster.local".into(),
+                &Placement::default(),
+                true,
+            )
+        };
+        assert_eq!(decide(None), Decision::Issue(WEB.parse().unwrap()));
+        for other in [WEB, "spiffe://cluster.local/ns/shop/sa/other"] {
+            assert!(matches!(decide(Some(other)), Decision::Refuse(_)), "{other}");
+        }
     }
 
     #[test]

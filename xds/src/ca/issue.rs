@@ -74,11 +74,18 @@ pub enum IssueError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Csr {
     key: SubjectPublicKeyInfo,
+    key_sha256: String,
     /// URI names the request claims.
     pub claimed: Vec<String>,
 }
 
 impl Csr {
+    /// SHA-256 of its public key, in hex.
+    #[must_use]
+    pub fn key_sha256(&self) -> &str {
+        &self.key_sha256
+    }
+
     /// Parses a PEM request and verifies that it is signed with the key it carries.
     ///
     /// # Errors
@@ -98,8 +105,13 @@ impl Csr {
         request.verify_signature().map_err(|_| InvalidCsr::BadSignature)?;
         let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
             .map_err(|_| InvalidCsr::KeyNotAccepted)?;
+        let digest = aws_lc_rs::digest::digest(
+            &aws_lc_rs::digest::SHA256,
+            request.certification_request_info.subject_pki.raw,
+        );
         Ok(Self {
             key,
+            key_sha256: crate::token::hex(digest.as_ref()),
             claimed: claimed_names(&request),
         })
     }
@@ -155,6 +167,29 @@ pub struct Leaf {
     pub not_after: OffsetDateTime,
 }
 
+/// Whom a certificate names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    /// A workload.
+    Workload(Identity),
+    /// A node: `spiffe://<trust domain>/node/<id>`.
+    Node {
+        /// The trust domain.
+        trust_domain: Str,
+        /// The node.
+        node: Str,
+    },
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Workload(identity) => identity.fmt(f),
+            Self::Node { trust_domain, node } => write!(f, "spiffe://{trust_domain}/node/{node}"),
+        }
+    }
+}
+
 /// Issues a workload certificate: exactly one name, which is the identity.
 ///
 /// # Errors
@@ -166,7 +201,21 @@ pub fn workload(
     ttl: Duration,
     now: OffsetDateTime,
 ) -> Result<Leaf, IssueError> {
-    let name = identity_name(identity)?;
+    named(root, csr, &Name::Workload(identity.clone()), ttl, now)
+}
+
+/// Issues a certificate with exactly one name.
+///
+/// # Errors
+/// The name cannot be used, the issuer is not valid now, or signing failed.
+pub fn named(
+    root: &Root,
+    csr: &Csr,
+    name: &Name,
+    ttl: Duration,
+    now: OffsetDateTime,
+) -> Result<Leaf, IssueError> {
+    let name = uri_name(name)?;
     let usages = [
         ExtendedKeyUsagePurpose::ServerAuth,
         ExtendedKeyUsagePurpose::ClientAuth,
@@ -223,25 +272,26 @@ pub fn clamp_ttl(asked_seconds: i64, max: Duration) -> Duration {
     }
 }
 
-/// The identity as a URI name, rebuilt from its parts; only characters that need no escaping pass.
-fn identity_name(identity: &Identity) -> Result<SanType, IssueError> {
-    let parts = [
-        &identity.trust_domain,
-        &identity.namespace,
-        &identity.service_account,
-    ];
+/// A URI name, rebuilt from its parts; only characters that need no escaping pass.
+fn uri_name(name: &Name) -> Result<SanType, IssueError> {
+    let parts = match name {
+        Name::Workload(identity) => vec![
+            &identity.trust_domain,
+            &identity.namespace,
+            &identity.service_account,
+        ],
+        Name::Node { trust_domain, node } => vec![trust_domain, node],
+    };
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    let text = identity.to_string();
+    let text = name.to_string();
     if !parts
         .iter()
         .all(|part| !part.is_empty() && part.bytes().all(allowed))
     {
         return Err(IssueError::Name(text.escape_debug().to_string()));
     }
-    let name = text
-        .try_into()
-        .map_err(|_| IssueError::Name(identity.to_string()))?;
-    Ok(SanType::URI(name))
+    let uri = text.try_into().map_err(|_| IssueError::Name(name.to_string()))?;
+    Ok(SanType::URI(uri))
 }
 
 fn server_name(name: &str) -> Result<SanType, IssueError> {

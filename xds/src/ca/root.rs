@@ -112,7 +112,7 @@ impl Root {
         Self::load(folder)
     }
 
-    fn load(folder: &Path) -> Result<Self, RootError> {
+    pub(super) fn load(folder: &Path) -> Result<Self, RootError> {
         let (certificate, key) = (folder.join(CERTIFICATE_FILE), folder.join(KEY_FILE));
         refuse_too_open(folder, 0o700)?;
         refuse_too_open(&certificate, 0o600)?;
@@ -122,7 +122,7 @@ impl Root {
     }
 
     /// Checks that certificate and key belong together and may sign.
-    fn from_pems(certificate_pem: &str, key_pem: &str, path: &Path) -> Result<Self, RootError> {
+    pub(super) fn from_pems(certificate_pem: &str, key_pem: &str, path: &Path) -> Result<Self, RootError> {
         let unusable = |cause: &str| RootError::Unusable {
             path: path.to_owned(),
             cause: cause.to_owned(),
@@ -184,17 +184,41 @@ impl Root {
         &self.serial
     }
 
+    /// Another root as this one vouches for it: the same name and key, signed here.
+    pub(super) fn cross_sign(
+        &self,
+        other: &Self,
+        trust_domain: &str,
+        now: OffsetDateTime,
+    ) -> Result<String, RootError> {
+        let mut params = root_params(trust_domain, now)?;
+        params.not_before = params.not_before.max(self.not_before);
+        params.not_after = other.not_after.min(self.not_after);
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(other.issuer.key(), &self.issuer);
+        certificate
+            .map(|certificate| certificate.pem())
+            .map_err(|error| RootError::Generate(error.to_string()))
+    }
+
     pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
         &self.issuer
     }
 }
 
-fn generate_pems(
+pub(super) fn generate_pems(
     trust_domain: &str,
     now: OffsetDateTime,
 ) -> Result<(String, zeroize::Zeroizing<String>), RootError> {
     let failed = |error: rcgen::Error| RootError::Generate(error.to_string());
     let key = KeyPair::generate().map_err(failed)?;
+    let params = root_params(trust_domain, now)?;
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    Ok((certificate.pem(), key.serialize_pem().into()))
+}
+
+/// Everything of a root's certificate but its key. Every root of a trust domain has the same name.
+fn root_params(trust_domain: &str, now: OffsetDateTime) -> Result<CertificateParams, RootError> {
     let mut params = CertificateParams::default();
     params.not_before = now - BACKDATED;
     params.not_after = now + ROOT_TTL;
@@ -207,8 +231,7 @@ fn generate_pems(
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let serial = random_serial().map_err(|error| RootError::Generate(error.to_string()))?;
     params.serial_number = Some(serial);
-    let certificate = params.self_signed(&key).map_err(failed)?;
-    Ok((certificate.pem(), key.serialize_pem().into()))
+    Ok(params)
 }
 
 /// Makes both files in a folder beside the final one and renames it, so that no crash leaves only one of them.
@@ -237,7 +260,7 @@ fn create(folder: &Path, trust_domain: &str, now: OffsetDateTime) -> Result<(), 
         .map_err(failed(parent))
 }
 
-fn write(path: &Path, text: &str) -> io::Result<()> {
+pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -247,7 +270,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-fn read(path: &Path) -> Result<String, RootError> {
+pub(super) fn read(path: &Path) -> Result<String, RootError> {
     fs::read_to_string(path).map_err(|source| RootError::Io {
         path: path.to_owned(),
         source,
@@ -261,7 +284,7 @@ fn exists(path: &Path) -> Result<bool, RootError> {
     })
 }
 
-fn refuse_too_open(path: &Path, allowed: u32) -> Result<(), RootError> {
+pub(super) fn refuse_too_open(path: &Path, allowed: u32) -> Result<(), RootError> {
     let metadata = fs::metadata(path).map_err(|source| RootError::Io {
         path: path.to_owned(),
         source,

@@ -13,12 +13,15 @@ use tulle_model::{Identity, Str};
 use tulle_proto::ca::istio_certificate_service_server::IstioCertificateService;
 use tulle_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
-use crate::ca::Authority;
+use tulle_identity::PeerInfo;
+
 use crate::ca::authorize::{Decision, Refusal, authorize};
-use crate::ca::issue::{CSR_BYTES_MAX, InvalidCsr, Leaf};
+use crate::ca::issue::{CSR_BYTES_MAX, InvalidCsr};
+use crate::ca::issued::{Entry, Issued};
 use crate::ca::limit::{Holds, RateLimit};
+use crate::ca::{Authority, Signed, order};
 use crate::metrics::{Metrics, ReasonLabel};
-use crate::serve::authenticate::{Authenticator, Caller};
+use crate::serve::authenticate::{Authenticator, Caller, Principal};
 use crate::snapshot::Snapshot;
 
 /// Largest message taken: the longest CSR and some metadata.
@@ -43,6 +46,7 @@ struct Shared {
     holds: Holds,
     hold_max: Duration,
     metrics: Metrics,
+    issued: Arc<Issued>,
 }
 
 impl CaService {
@@ -55,6 +59,7 @@ impl CaService {
         snapshots: watch::Receiver<Arc<Snapshot>>,
         metrics: Metrics,
         hold_max: Duration,
+        issued: Arc<Issued>,
     ) -> Self {
         let shared = Shared {
             authority,
@@ -63,6 +68,7 @@ impl CaService {
             rate: RateLimit::default(),
             holds: Holds::default(),
             hold_max,
+            issued,
             metrics,
         };
         Self {
@@ -77,43 +83,72 @@ impl IstioCertificateService for CaService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let shared = &self.shared;
-        shared.metrics.csr_count.inc();
-        let caller = shared
+        let caller = self.caller(&request).await?;
+        let answer = self.answer(&caller, request.into_inner()).await;
+        answer.map(Response::new).map_err(|refusal| status(&refusal))
+    }
+}
+
+impl CaService {
+    /// Who asks.
+    pub(super) async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let peer = request.extensions().get::<PeerInfo>();
+        let caller = self
+            .shared
             .authenticator
-            .authenticate(request.metadata())
-            .await
-            .map_err(|error| {
-                tracing::debug!(%error, "unauthenticated certificate request");
-                shared.count(&Refusal::Unauthenticated);
-                // Without detail: this caller is nobody we know.
-                Status::unauthenticated("credentials are missing or not known")
-            })?;
-        match shared.issue(&caller, request.into_inner()).await {
-            Ok(leaf) => Ok(Response::new(IstioCertificateResponse {
-                cert_chain: vec![leaf.pem, shared.authority.root().certificate_pem().to_string()],
-            })),
+            .authenticate(peer, request.metadata())
+            .await;
+        caller.map_err(|error| {
+            tracing::debug!(%error, "unauthenticated certificate request");
+            self.shared.metrics.csr_count.inc();
+            self.shared.count(&Refusal::Unauthenticated);
+            // Without detail: this caller is nobody we know.
+            Status::unauthenticated("credentials are missing or not known")
+        })
+    }
+
+    /// The answer to one request of a known caller.
+    pub(super) async fn answer(
+        &self,
+        caller: &Caller,
+        request: IstioCertificateRequest,
+    ) -> Result<IstioCertificateResponse, Refusal> {
+        self.shared.metrics.csr_count.inc();
+        match self.shared.issue(caller, request).await {
+            Ok(signed) => Ok(IstioCertificateResponse {
+                cert_chain: signed.chain(),
+            }),
             Err(refusal) => {
-                shared.count(&refusal);
-                let (node, reason) = (&caller.node, refusal.token());
+                self.shared.count(&refusal);
+                let (node, reason) = (caller.name(), refusal.token());
                 tracing::warn!(%node, reason, %refusal, "certificate refused");
-                Err(status(&refusal))
+                Err(refusal)
             }
         }
     }
 }
 
 impl Shared {
-    async fn issue(&self, caller: &Caller, request: IstioCertificateRequest) -> Result<Leaf, Refusal> {
-        let rate = self.rate.take(&caller.node, Instant::now());
+    async fn issue(&self, caller: &Caller, request: IstioCertificateRequest) -> Result<Signed, Refusal> {
+        let rate = self.rate.take(&caller.name(), Instant::now());
         rate.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         if request.csr.len() > CSR_BYTES_MAX {
             return Err(InvalidCsr::TooLong(request.csr.len()).into());
         }
         let impersonated = impersonated(&request);
-        let identity = self.authorized(&caller.node, impersonated.as_deref()).await?;
+        let identity = self.authorized(caller, impersonated.as_deref()).await?;
+        self.refuse_denied(&identity)?;
         let (csr, seconds) = (request.csr, request.validity_duration);
-        let issued = self.authority.sign(csr, identity.clone(), seconds).await?;
+        let place = caller.name();
+        let now = self.authority.now().unix_timestamp();
+        let renewal = self.issued.holds(&place, &identity, now);
+        let begin = Instant::now();
+        let issued = self
+            .authority
+            .sign(order(csr, identity.clone(), seconds), renewal)
+            .await?;
+        self.metrics.issuance.observe(begin.elapsed().as_secs_f64());
+        self.note(&issued, &identity, &place, now)?;
         if issued
             .claimed
             .iter()
@@ -123,23 +158,48 @@ impl Shared {
         }
         self.metrics.issued.inc();
         let (node, serial, not_after) = (
-            &caller.node,
+            &place,
             &issued.leaf.serial,
             issued.leaf.not_after.unix_timestamp(),
         );
         tracing::info!(%node, %identity, %serial, not_after, "certificate issued");
-        Ok(issued.leaf)
+        Ok(issued)
+    }
+
+    fn refuse_denied(&self, identity: &Identity) -> Result<(), Refusal> {
+        let of_workload = Caller {
+            principal: Principal::Workload(identity.clone()),
+            serial: None,
+        };
+        match self.authenticator.denial(&of_workload) {
+            Some(_) => Err(Refusal::IdentityDenied("the identity is on the deny-list")),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes down what is handed out: what is not in the log could never be denied later.
+    fn note(&self, signed: &Signed, identity: &Identity, node: &Str, now: i64) -> Result<(), Refusal> {
+        let entry = Entry {
+            serial: signed.leaf.serial.to_string(),
+            identity: identity.clone(),
+            node: node.clone(),
+            not_after: signed.leaf.not_after.unix_timestamp(),
+        };
+        self.issued.note(&entry, now).map_err(|error| {
+            tracing::error!(%error, "issued.log cannot be written; no certificate is handed out");
+            Refusal::SigningFailed
+        })
     }
 
     /// The identity that may be signed for; waits a moment if its workload is not known on the node yet.
-    async fn authorized(&self, node: &Str, impersonated: Option<&str>) -> Result<Identity, Refusal> {
+    async fn authorized(&self, caller: &Caller, impersonated: Option<&str>) -> Result<Identity, Refusal> {
         let mut snapshots = self.snapshots.clone();
-        let mut refusal = match self.decide(node, impersonated, &mut snapshots) {
+        let mut refusal = match self.decide(caller, impersonated, &mut snapshots) {
             Decision::Issue(identity) => return Ok(identity),
             Decision::Refuse(refusal) => return Err(refusal),
             Decision::Wait(refusal) => refusal,
         };
-        let Some(_held) = self.holds.enter(node) else {
+        let Some(_held) = self.holds.enter(&caller.name()) else {
             return Err(refusal);
         };
         self.metrics.held.inc();
@@ -148,7 +208,7 @@ impl Shared {
                 if snapshots.changed().await.is_err() {
                     return None;
                 }
-                match self.decide(node, impersonated, &mut snapshots) {
+                match self.decide(caller, impersonated, &mut snapshots) {
                     Decision::Issue(identity) => return Some(identity),
                     Decision::Refuse(newer) | Decision::Wait(newer) => refusal = newer,
                 }
@@ -161,14 +221,14 @@ impl Shared {
 
     fn decide(
         &self,
-        node: &Str,
+        caller: &Caller,
         impersonated: Option<&str>,
         snapshots: &mut watch::Receiver<Arc<Snapshot>>,
     ) -> Decision {
         let snapshot = snapshots.borrow_and_update();
         let trust_domain = self.authority.trust_domain();
         authorize(
-            node,
+            &caller.principal,
             impersonated,
             trust_domain,
             snapshot.placement(),
@@ -220,7 +280,7 @@ struct RetryInfo {
     retry_delay: Option<prost_types::Duration>,
 }
 
-fn status(refusal: &Refusal) -> Status {
+pub(super) fn status(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::Unauthenticated => Code::Unauthenticated,
         Refusal::NotOnNode { .. } | Refusal::TrustDomain { .. } | Refusal::IdentityDenied(_) => {

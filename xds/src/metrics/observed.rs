@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
 
 use super::TypeLabel;
-use crate::ca::Authority;
+use crate::ca::keeper::Keeper;
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::status::Clients;
 
@@ -23,7 +23,7 @@ pub struct Observed {
     /// Who is connected.
     pub clients: Clients,
     /// Who signs.
-    pub authority: Arc<Authority>,
+    pub keeper: Arc<Keeper>,
 }
 
 impl Collector for Observed {
@@ -100,17 +100,52 @@ impl Observed {
     }
 
     fn issuer(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let end = self.authority.root().not_after().unix_timestamp();
-        let left = end - jiff::Timestamp::now().as_second();
-        for (what, help) in [
-            ("root_cert", "End of the root certificate"),
-            ("cert_chain", "End of the issuer's certificate"),
+        let certificates = self.keeper.certificates();
+        let now = jiff::Timestamp::now().as_second();
+        let first_end = |roles: &[&str]| {
+            let ends = certificates.iter().filter(|one| roles.contains(&one.role));
+            ends.map(|one| one.not_after).min().unwrap_or_default()
+        };
+        for (what, help, end) in [
+            ("root_cert", "End of the root certificate", first_end(&["root"])),
+            (
+                "cert_chain",
+                "End of the issuer's certificate",
+                first_end(&["issuer", "intermediate"]),
+            ),
         ] {
             let name = |unit: &str| format!("citadel_server_{what}_expiry_{unit}");
             gauge(encoder, &name("timestamp"), help, end)?;
-            gauge(encoder, &name("seconds"), help, left)?;
+            gauge(encoder, &name("seconds"), help, end - now)?;
         }
-        Ok(())
+        let help = "Time left of each certificate in use";
+        let name = "tulle_ca_not_after_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for one in certificates {
+            let labels = [("role", one.role.to_owned()), ("serial", one.serial)];
+            ConstGauge::new(one.not_after - now).encode(family.encode_family(&labels)?)?;
+        }
+        let help = "Phase of the root's rotation: 0 stable, 1 distribute, 2 switch, 3 retire";
+        gauge(
+            encoder,
+            "tulle_ca_rotation_phase",
+            help,
+            self.keeper.phase() as i64,
+        )?;
+        let entries = i64::try_from(self.keeper.denied.entries().len()).unwrap_or(i64::MAX);
+        gauge(
+            encoder,
+            "tulle_ca_denylist_entries",
+            "Entries of the deny-list",
+            entries,
+        )?;
+        let jumps = i64::try_from(self.keeper.clock_jumps()).unwrap_or(i64::MAX);
+        gauge(
+            encoder,
+            "tulle_ca_clock_jumps",
+            "Times the system's clock jumped",
+            jumps,
+        )
     }
 }
 

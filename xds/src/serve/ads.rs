@@ -10,12 +10,13 @@ use tulle_identity::PeerInfo;
 use tulle_model::Str;
 use tulle_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use tulle_runtime::drain::DrainWatcher;
 use tulle_proto::names::FEATURES_HEADER;
+use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::tasks;
 
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::serve::authenticate::Authenticator;
+use crate::serve::viewer::Features;
 use crate::snapshot::Snapshot;
 use crate::status::Clients;
 
@@ -36,6 +37,8 @@ pub struct AdsOptions {
     pub first_request_wait: Duration,
     /// Age at which a stream is ended, so that clients spread over replicas; varied by a quarter. `None`: never.
     pub age_max: Option<Duration>,
+    /// Cluster that clients must belong to, if they name one.
+    pub cluster_id: Str,
 }
 
 impl Default for AdsOptions {
@@ -44,6 +47,7 @@ impl Default for AdsOptions {
             write_stall_max: Duration::from_secs(20),
             first_request_wait: Duration::from_secs(30),
             age_max: Some(Duration::from_secs(30 * 60)),
+            cluster_id: "Kubernetes".into(),
         }
     }
 }
@@ -111,7 +115,7 @@ impl AggregatedDiscoveryService for Ads {
         let shared = &self.shared;
         let caller = shared
             .authenticator
-            .authenticate(request.metadata())
+            .authenticate(request.extensions().get::<PeerInfo>(), request.metadata())
             .await
             .map_err(|error| {
                 tracing::debug!(%error, "unauthenticated stream");
@@ -153,5 +157,7 @@ const FEATURES: &str = "trust,dry-run";
 struct NodeFacts {
     id: String,
     node_name: Option<String>,
+    cluster_id: Option<String>,
     version: Str,
+    features: Features,
 }

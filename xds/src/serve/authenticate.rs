@@ -1,19 +1,74 @@
-//! Who a caller is, from its request headers alone; and whether the node it names in its first message is its own.
+//! Who a caller is, from its connection and its request headers alone; and whether the node it names in its first
+//! message is its own.
+//!
+//! In this order: a client certificate of our own root, a service account's token judged offline, a node's token.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tonic::metadata::MetadataMap;
-use tulle_model::Str;
+use tulle_identity::acceptor::PeerCertificate;
+use tulle_identity::{Clock, PeerInfo};
+use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
+use tulle_model::trust::{Denied, Serial, Subject};
+use tulle_model::{Identity, Str};
 
-use crate::token::{Token, TokenStore};
+use crate::ca::deny::DenyList;
+use crate::serve::viewer::Viewer;
+use crate::snapshot::Snapshot;
+use crate::token::jwt::{Account, JwtVerifier};
+use crate::token::{Token, TokenStore, is_node_id};
 
 /// A caller whose credential was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The node that the credential is for.
-    pub node: Str,
+    /// Who it is.
+    pub principal: Principal,
+    /// Serial number of its certificate, if it showed one.
+    pub serial: Option<Serial>,
+}
+
+/// What a credential says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Principal {
+    /// The proxy or agent of a node, which may ask for what is placed there.
+    Node(Str),
+    /// A workload, which is only itself.
+    Workload(Identity),
+}
+
+impl Caller {
+    /// The proxy or agent of a node.
+    pub fn of_node(node: impl Into<Str>) -> Self {
+        Self {
+            principal: Principal::Node(node.into()),
+            serial: None,
+        }
+    }
+
+    /// What it is called in logs and limits.
+    #[must_use]
+    pub fn name(&self) -> Str {
+        match &self.principal {
+            Principal::Node(node) => node.clone(),
+            Principal::Workload(identity) => identity.to_string().into(),
+        }
+    }
+
+    /// Whether an entry of the deny-list means it.
+    #[must_use]
+    pub fn is_meant_by(&self, subject: &Subject) -> bool {
+        match (subject, &self.principal) {
+            (Subject::Serial(serial), _) => self.serial.as_ref() == Some(serial),
+            (Subject::Node(denied), Principal::Node(node)) => denied == node,
+            (Subject::Identity(denied), Principal::Workload(identity)) => denied == identity,
+            _ => false,
+        }
+    }
 }
 
 /// The caller showed no credential that is known. Which of the reasons it was stays here, in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthenticated {
     /// No `authorization` header, or several.
     #[error("the request carries no bearer token")]
@@ -24,32 +79,171 @@ pub enum Unauthenticated {
     /// Not a valid token of the node it names.
     #[error("the node token is not valid")]
     Unknown,
+    /// A certificate of our root that names neither a workload nor a node of this trust domain.
+    #[error("the client certificate names {0}")]
+    Certificate(Str),
+    /// A service account's token that proves nothing.
+    #[error("the bearer token is refused: {0}")]
+    Jwt(#[from] crate::token::jwt::InvalidJwt),
+    /// A trusted account's token that is not bound to a node.
+    #[error("the token of a node proxy is not bound to a node")]
+    NotBound,
+    /// On the deny-list.
+    #[error("{0} is on the deny-list")]
+    Denied(Str),
 }
 
-/// Checks credentials against the node tokens.
+/// Checks credentials. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Authenticator {
     tokens: TokenStore,
+    trust_domain: Str,
+    jwt: Option<JwtVerifier>,
+    trusted_accounts: Arc<BTreeSet<(Str, Str)>>,
+    denied: DenyList,
+    clock: Clock,
 }
 
+/// The account that runs node proxies, unless configured otherwise.
+pub const TRUSTED_ACCOUNT_DEFAULT: (&str, &str) = ("istio-system", "ztunnel");
+
 impl Authenticator {
-    /// An authenticator that knows these tokens.
+    /// An authenticator that knows these tokens, and denies nobody.
     #[must_use]
     pub fn new(tokens: TokenStore) -> Self {
-        Self { tokens }
+        let (namespace, name) = TRUSTED_ACCOUNT_DEFAULT;
+        Self {
+            tokens,
+            trust_domain: DEFAULT_TRUST_DOMAIN.into(),
+            jwt: None,
+            trusted_accounts: Arc::new([(namespace.into(), name.into())].into()),
+            denied: DenyList::memory(),
+            clock: Clock::system(),
+        }
     }
 
-    /// Who sent a request with these headers.
+    /// For this trust domain, with this deny-list.
+    #[must_use]
+    pub fn of(self, trust_domain: Str, denied: DenyList) -> Self {
+        Self {
+            trust_domain,
+            denied,
+            ..self
+        }
+    }
+
+    /// Also believes tokens of service accounts; those named run node proxies.
+    #[must_use]
+    pub fn with_jwt(self, jwt: JwtVerifier, trusted_accounts: BTreeSet<(Str, Str)>) -> Self {
+        Self {
+            jwt: Some(jwt),
+            trusted_accounts: Arc::new(trusted_accounts),
+            ..self
+        }
+    }
+
+    /// Who sent a request over this connection with these headers.
     ///
     /// # Errors
-    /// The credential is missing or not known.
-    pub async fn authenticate(&self, headers: &MetadataMap) -> Result<Caller, Unauthenticated> {
-        let token = bearer(headers).ok_or(Unauthenticated::NoToken)?;
-        let token = Token::parse(token).ok_or(Unauthenticated::NotANodeToken)?;
+    /// The credential is missing or not known, or the caller is denied.
+    pub async fn authenticate(
+        &self,
+        peer: Option<&PeerInfo>,
+        headers: &MetadataMap,
+    ) -> Result<Caller, Unauthenticated> {
+        let certificate = peer.and_then(|peer| peer.certificate.as_ref());
+        let caller = match certificate {
+            Some(certificate) => self.by_certificate(certificate)?,
+            None => self.by_token(headers).await?,
+        };
+        match self.denial(&caller) {
+            Some(_) => Err(Unauthenticated::Denied(caller.name())),
+            None => Ok(caller),
+        }
+    }
+
+    /// The entry of the deny-list that means this caller.
+    #[must_use]
+    pub fn denial(&self, caller: &Caller) -> Option<Denied> {
+        let now = self.now();
+        let now = u64::try_from(now).unwrap_or_default();
+        let entries = self.denied.entries();
+        entries
+            .iter()
+            .find(|entry| entry.counts(now) && caller.is_meant_by(&entry.subject))
+            .cloned()
+    }
+
+    /// The deny-list.
+    #[must_use]
+    pub fn deny_list(&self) -> &DenyList {
+        &self.denied
+    }
+
+    fn now(&self) -> i64 {
+        let since = self.clock.now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    }
+
+    /// The handshake has verified the chain; what is left is the name.
+    fn by_certificate(&self, certificate: &PeerCertificate) -> Result<Caller, Unauthenticated> {
+        let other = || Unauthenticated::Certificate(certificate.uri.clone());
+        let serial = certificate.serial.parse().ok();
+        let principal = match &certificate.identity {
+            Some(identity) if identity.trust_domain == self.trust_domain => {
+                Principal::Workload(identity.clone())
+            }
+            Some(_) => return Err(other()),
+            None => {
+                let rest = certificate.uri.strip_prefix("spiffe://").ok_or_else(other)?;
+                let (domain, node) = rest.split_once("/node/").ok_or_else(other)?;
+                if *domain != *self.trust_domain || !is_node_id(node) {
+                    return Err(other());
+                }
+                Principal::Node(node.into())
+            }
+        };
+        Ok(Caller { principal, serial })
+    }
+
+    async fn by_token(&self, headers: &MetadataMap) -> Result<Caller, Unauthenticated> {
+        let text = bearer(headers).ok_or(Unauthenticated::NoToken)?;
+        if let Some(token) = Token::parse(text) {
+            return self.by_node_token(token).await;
+        }
+        let Some(jwt) = self.jwt.clone() else {
+            return Err(Unauthenticated::NotANodeToken);
+        };
+        let (text, now) = (text.to_owned(), self.now());
+        let verified = tokio::task::spawn_blocking(move || jwt.verify(&text, now)).await;
+        let account = verified.map_err(|_| Unauthenticated::Unknown)??;
+        self.by_account(account)
+    }
+
+    /// A trusted account is the proxy of the node its token is bound to; any other is its own workload.
+    fn by_account(&self, account: Account) -> Result<Caller, Unauthenticated> {
+        let Account {
+            namespace,
+            name,
+            node,
+        } = account;
+        let trusted = self.trusted_accounts.contains(&(namespace.clone(), name.clone()));
+        let principal = if trusted {
+            Principal::Node(node.ok_or(Unauthenticated::NotBound)?)
+        } else {
+            Principal::Workload(Identity::new(self.trust_domain.clone(), namespace, name))
+        };
+        Ok(Caller {
+            principal,
+            serial: None,
+        })
+    }
+
+    async fn by_node_token(&self, token: Token) -> Result<Caller, Unauthenticated> {
         let (tokens, node) = (self.tokens.clone(), token.node().clone());
         let valid = tokio::task::spawn_blocking(move || tokens.check(&token)).await;
         match valid {
-            Ok(true) => Ok(Caller { node }),
+            Ok(true) => Ok(Caller::of_node(node)),
             _ => Err(Unauthenticated::Unknown),
         }
     }
@@ -71,6 +265,8 @@ pub enum Kind {
     Ztunnel,
     /// A node agent.
     Agent,
+    /// An instance of a waypoint.
+    Waypoint,
 }
 
 /// Why the node of a stream's first message does not fit its credential.
@@ -87,28 +283,73 @@ pub enum NotAdmitted {
         /// Node of the request, cut.
         claimed: String,
     },
+    /// The client belongs to another cluster.
+    #[error("this is cluster {own}, the request is of cluster {claimed}")]
+    OtherCluster {
+        /// Ours.
+        own: Str,
+        /// Cluster of the request, cut.
+        claimed: String,
+    },
     /// Node tokens are for node proxies and agents.
     #[error("a node token serves clients of type ztunnel and agent, not `{0}`")]
     OtherKind(String),
+    /// The workload is not an instance of any waypoint.
+    #[error("{0} is not the identity of a waypoint")]
+    NotAWaypoint(Identity),
 }
 
-/// The kind of a client, given its node id (`<type>~…`) and the node it names.
+/// What the first message of a stream claims.
+#[derive(Debug, Clone, Copy)]
+pub struct Claimed<'a> {
+    /// `<type>~…`
+    pub id: &'a str,
+    /// The node it runs on.
+    pub node: Option<&'a str>,
+    /// The cluster it belongs to.
+    pub cluster: Option<&'a str>,
+}
+
+/// The kind of a client and what it may see, given what it claims. Only the credential gives anything.
 ///
 /// # Errors
-/// They do not fit the credential.
-pub fn admit(caller: &Caller, node_id: &str, node_name: Option<&str>) -> Result<Kind, NotAdmitted> {
-    let claimed = node_name.ok_or(NotAdmitted::NoNodeName)?;
-    if *claimed != *caller.node {
-        return Err(NotAdmitted::OtherNode {
-            credential: caller.node.clone(),
-            claimed: cut(claimed),
+/// The claims do not fit the credential.
+pub fn admit(
+    caller: &Caller,
+    claimed: &Claimed<'_>,
+    cluster: &Str,
+    snapshot: &Snapshot,
+) -> Result<(Kind, Viewer), NotAdmitted> {
+    if let Some(other) = claimed
+        .cluster
+        .filter(|other| !other.is_empty() && **other != **cluster)
+    {
+        return Err(NotAdmitted::OtherCluster {
+            own: cluster.clone(),
+            claimed: cut(other),
         });
     }
-    match node_id.split('~').next().unwrap_or_default() {
-        "ztunnel" => Ok(Kind::Ztunnel),
-        "agent" => Ok(Kind::Agent),
-        other => Err(NotAdmitted::OtherKind(cut(other))),
+    let credential = match &caller.principal {
+        Principal::Node(node) => node,
+        Principal::Workload(identity) => {
+            let waypoint = snapshot.fronted().with_identity(identity).next();
+            let waypoint = waypoint.ok_or_else(|| NotAdmitted::NotAWaypoint(identity.clone()))?;
+            return Ok((Kind::Waypoint, Viewer::of_waypoint(waypoint.clone())));
+        }
+    };
+    let node = claimed.node.ok_or(NotAdmitted::NoNodeName)?;
+    if *node != **credential {
+        return Err(NotAdmitted::OtherNode {
+            credential: credential.clone(),
+            claimed: cut(node),
+        });
     }
+    let kind = match claimed.id.split('~').next().unwrap_or_default() {
+        "ztunnel" => Kind::Ztunnel,
+        "agent" => Kind::Agent,
+        other => return Err(NotAdmitted::OtherKind(cut(other))),
+    };
+    Ok((kind, Viewer::node(credential.clone())))
 }
 
 /// Foreign text for a message: short and printable.
@@ -134,9 +375,9 @@ mod tests {
         let token = tokens.create("n1").unwrap();
         let authenticator = Authenticator::new(tokens);
         let caller = authenticator
-            .authenticate(&headers(&[&format!("Bearer {token}")]))
+            .authenticate(None, &headers(&[&format!("Bearer {token}")]))
             .await;
-        assert_eq!(caller, Ok(Caller { node: "n1".into() }));
+        assert_eq!(caller, Ok(Caller::of_node("n1")));
     }
 
     #[tokio::test]
@@ -153,30 +394,153 @@ mod tests {
             (&["Bearer eyJhbGciOi.J9.x"][..], Unauthenticated::NotANodeToken),
             (&[&*forged][..], Unauthenticated::Unknown),
         ] {
-            let refused = authenticator.authenticate(&headers(values)).await;
+            let refused = authenticator.authenticate(None, &headers(values)).await;
             assert_eq!(refused, Err(expected), "{values:?}");
         }
     }
 
+    fn certificate(uri: &str) -> PeerInfo {
+        PeerInfo {
+            remote: None,
+            local: None,
+            certificate: Some(PeerCertificate {
+                uri: uri.into(),
+                identity: uri.parse().ok(),
+                serial: "0a".into(),
+            }),
+        }
+    }
+
+    async fn by(authenticator: &Authenticator, uri: &str) -> Result<Principal, Unauthenticated> {
+        let caller = authenticator
+            .authenticate(Some(&certificate(uri)), &headers(&[]))
+            .await;
+        caller.map(|caller| caller.principal)
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_ours_is_a_node_or_a_workload_and_nothing_else() {
+        let authenticator = Authenticator::new(TokenStore::memory());
+        let node = by(&authenticator, "spiffe://cluster.local/node/n1").await;
+        assert_eq!(node, Ok(Principal::Node("n1".into())));
+        let web = "spiffe://cluster.local/ns/shop/sa/web";
+        let workload = by(&authenticator, web).await;
+        assert_eq!(workload, Ok(Principal::Workload(web.parse().unwrap())));
+        for uri in [
+            "spiffe://other/node/n1",
+            "spiffe://cluster.local/node/../n1",
+            "spiffe://cluster.local/node/n1/x",
+            "spiffe://other/ns/shop/sa/web",
+            "https://cluster.local/node/n1",
+        ] {
+            let refused = by(&authenticator, uri).await;
+            assert!(matches!(refused, Err(Unauthenticated::Certificate(_))), "{uri}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_denied_is_refused_whatever_credential_it_shows() {
+        let tokens = TokenStore::memory();
+        let token = format!("Bearer {}", tokens.create("n1").unwrap());
+        for subject in ["node:n1", "serial:0a"] {
+            let authenticator = Authenticator::new(tokens.clone());
+            let entry = Denied {
+                subject: crate::ca::deny::subject(subject).unwrap(),
+                reason: "lost".into(),
+                until: None,
+                by: "uid 0".into(),
+            };
+            authenticator.denied.deny(entry).unwrap();
+            let refused = by(&authenticator, "spiffe://cluster.local/node/n1").await;
+            assert!(matches!(refused, Err(Unauthenticated::Denied(_))), "{subject}");
+            let by_token = authenticator.authenticate(None, &headers(&[&token])).await;
+            assert_eq!(by_token.is_err(), subject == "node:n1", "{subject}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_of_a_trusted_account_is_its_node_and_of_another_its_workload() {
+        use crate::token::jwt::tests::{TestIssuer, claims};
+        let issuer = TestIssuer::new();
+        let (namespace, name) = TRUSTED_ACCOUNT_DEFAULT;
+        let trusted = [(namespace.into(), name.into())].into();
+        let authenticator = Authenticator::new(TokenStore::memory()).with_jwt(issuer.verifier(), trusted);
+        let now = authenticator.now();
+        let check = async |claims: serde_json::Value| {
+            let bearer = format!("Bearer {}", issuer.token(&claims));
+            let caller = authenticator.authenticate(None, &headers(&[&bearer])).await;
+            caller.map(|caller| caller.principal)
+        };
+        assert_eq!(check(claims(now)).await, Ok(Principal::Node("n1".into())));
+        let mut loose = claims(now);
+        loose["kubernetes.io"] = serde_json::json!({});
+        assert_eq!(check(loose).await, Err(Unauthenticated::NotBound));
+        let mut other = claims(now);
+        other["sub"] = serde_json::json!("system:serviceaccount:shop:web");
+        let web = Identity::new("cluster.local", "shop", "web");
+        assert_eq!(check(other).await, Ok(Principal::Workload(web)));
+    }
+
+    fn admitted(caller: &Caller, id: &str, node: Option<&str>) -> Result<Kind, NotAdmitted> {
+        let claimed = Claimed {
+            id,
+            node,
+            cluster: Some("Kubernetes"),
+        };
+        admit(caller, &claimed, &"Kubernetes".into(), &Snapshot::default()).map(|(kind, _)| kind)
+    }
+
     #[test]
     fn the_named_node_must_be_that_of_the_credential() {
-        let caller = Caller { node: "n1".into() };
-        assert_eq!(
-            admit(&caller, "ztunnel~1.1.1.1~a.b~b.svc.cluster.local", Some("n1")),
-            Ok(Kind::Ztunnel)
+        let caller = Caller::of_node("n1");
+        let ztunnel = "ztunnel~1.1.1.1~a.b~b.svc.cluster.local";
+        assert_eq!(admitted(&caller, ztunnel, Some("n1")), Ok(Kind::Ztunnel));
+        let agent = "agent~1.1.1.1~a.b~b.svc.cluster.local";
+        assert_eq!(admitted(&caller, agent, Some("n1")), Ok(Kind::Agent));
+        assert_eq!(admitted(&caller, "ztunnel~x", None), Err(NotAdmitted::NoNodeName));
+        let other = admitted(&caller, "ztunnel~x", Some("n2"));
+        assert!(matches!(other, Err(NotAdmitted::OtherNode { .. })));
+        let sidecar = admitted(&caller, "sidecar~x", Some("n1"));
+        assert!(matches!(sidecar, Err(NotAdmitted::OtherKind(_))));
+    }
+
+    #[test]
+    fn a_client_of_another_cluster_is_refused() {
+        let claimed = Claimed {
+            id: "ztunnel~x",
+            node: Some("n1"),
+            cluster: Some("west"),
+        };
+        let refused = admit(
+            &Caller::of_node("n1"),
+            &claimed,
+            &"Kubernetes".into(),
+            &Snapshot::default(),
         );
-        assert_eq!(
-            admit(&caller, "agent~1.1.1.1~a.b~b.svc.cluster.local", Some("n1")),
-            Ok(Kind::Agent)
-        );
-        assert_eq!(admit(&caller, "ztunnel~x", None), Err(NotAdmitted::NoNodeName));
-        assert!(matches!(
-            admit(&caller, "ztunnel~x", Some("n2")),
-            Err(NotAdmitted::OtherNode { .. })
-        ));
-        assert!(matches!(
-            admit(&caller, "sidecar~x", Some("n1")),
-            Err(NotAdmitted::OtherKind(_))
-        ));
+        assert!(matches!(refused, Err(NotAdmitted::OtherCluster { .. })));
+    }
+
+    #[test]
+    fn a_workload_sees_as_the_waypoint_it_is_and_else_nothing() {
+        let identity = Identity::new("cluster.local", "shop", "way");
+        let caller = Caller {
+            principal: Principal::Workload(identity.clone()),
+            serial: None,
+        };
+        let claimed = Claimed {
+            id: "waypoint~x",
+            node: Some("n1"),
+            cluster: None,
+        };
+        let mut snapshot = Snapshot::default();
+        let refused = admit(&caller, &claimed, &"Kubernetes".into(), &snapshot);
+        assert_eq!(refused, Err(NotAdmitted::NotAWaypoint(identity.clone())));
+        let fronts = crate::snapshot::Fronts {
+            identity,
+            addresses: BTreeSet::new(),
+        };
+        snapshot.fronted.set(&"shop/way".into(), Some(fronts));
+        let admitted = admit(&caller, &claimed, &"Kubernetes".into(), &snapshot);
+        assert_eq!(admitted, Ok((Kind::Waypoint, Viewer::of_waypoint("shop/way"))));
     }
 }

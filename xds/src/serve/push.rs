@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tulle_model::Str;
 
 use crate::serve::session::{Store, Subscription};
+use crate::serve::viewer::Viewer;
 use crate::snapshot::{Order, ResourceType, Slot};
 
 /// Resources and removals in one response.
@@ -100,10 +101,16 @@ impl Queue {
 
     /// Turns additions that a narrower subscription does not want any more into removals: the client may hold an
     /// older form under an alias that it still asks for.
-    pub fn narrow<S: Store>(&mut self, ty: ResourceType, cut: &S, subscription: &Subscription) {
+    pub fn narrow<S: Store>(
+        &mut self,
+        ty: ResourceType,
+        cut: &S,
+        viewer: &Viewer,
+        subscription: &Subscription,
+    ) {
         let wanted = |name: &str| {
             cut.resource(ty, name)
-                .is_some_and(|slot| subscription.wants(slot))
+                .is_some_and(|slot| wants(ty, cut, viewer, subscription, slot))
         };
         let unwanted: Vec<_> = self
             .additions
@@ -167,15 +174,17 @@ pub fn size_of(slot: &Slot) -> usize {
 pub fn initial<S: Store>(
     ty: ResourceType,
     cut: &S,
-    node: &str,
+    viewer: &Viewer,
     subscription: &Subscription,
     held: &BTreeMap<Str, Str>,
     queue: &mut Queue,
 ) {
     let differs = |slot: &Slot| held.get(&slot.name) != Some(&slot.version);
     if subscription.is_wildcard() {
-        let visible = cut.resources(ty).filter(|slot| slot.scope.reaches(node));
-        visible
+        let covered = cut
+            .resources(ty)
+            .filter(|slot| viewer.receives(ty, slot) && cut.covers(viewer, ty, slot));
+        covered
             .filter(|slot| differs(slot))
             .for_each(|slot| queue.set(slot));
     }
@@ -185,7 +194,7 @@ pub fn initial<S: Store>(
         if !subscription.is_wildcard() && !subscription.names().contains(name) {
             continue;
         }
-        let found = visible(ty, cut, node, name);
+        let found = visible(ty, cut, viewer, name);
         if found.is_empty() {
             queue.remove(name, Order::Service);
         }
@@ -200,19 +209,21 @@ pub fn initial<S: Store>(
 pub fn widened<S: Store>(
     ty: ResourceType,
     cut: &S,
-    node: &str,
+    viewer: &Viewer,
     before: &Subscription,
     after: &Subscription,
     queue: &mut Queue,
 ) {
-    let visible = cut.resources(ty).filter(|slot| slot.scope.reaches(node));
-    let added = visible.filter(|slot| after.wants(slot) && !before.wants(slot));
+    let wanted = |subscription, slot: &&Slot| wants(ty, cut, viewer, subscription, slot);
+    let added = cut
+        .resources(ty)
+        .filter(|slot| wanted(after, slot) && !wanted(before, slot));
     added.for_each(|slot| queue.set(slot));
 }
 
 /// Queues the answer to a name asked for: the resources of that name or alias, or that there is none.
-pub fn asked<S: Store>(ty: ResourceType, cut: &S, node: &str, name: &Str, queue: &mut Queue) {
-    let found = visible(ty, cut, node, name);
+pub fn asked<S: Store>(ty: ResourceType, cut: &S, viewer: &Viewer, name: &Str, queue: &mut Queue) {
+    let found = visible(ty, cut, viewer, name);
     if found.is_empty() {
         queue.remove(name, Order::Service);
     }
@@ -223,12 +234,12 @@ pub fn asked<S: Store>(ty: ResourceType, cut: &S, node: &str, name: &Str, queue:
 pub fn gone<'a, S: Store>(
     ty: ResourceType,
     cut: &S,
-    node: &str,
+    viewer: &Viewer,
     subscription: &Subscription,
     names: impl Iterator<Item = &'a Str>,
     queue: &mut Queue,
 ) {
-    let held = |slot: &&Slot| slot.scope.reaches(node) && subscription.wants(slot);
+    let held = |slot: &&Slot| wants(ty, cut, viewer, subscription, slot);
     for name in names.filter(|name| cut.resource(ty, name).filter(held).is_none()) {
         queue.remove(name, Order::Service);
     }
@@ -240,7 +251,7 @@ pub fn gone<'a, S: Store>(
 pub fn difference<S: Store>(
     ty: ResourceType,
     (old, new): (&S, &S),
-    node: &str,
+    viewer: &Viewer,
     subscription: &Subscription,
     refused: impl Fn(&Slot) -> bool,
     queue: &mut Queue,
@@ -248,10 +259,10 @@ pub fn difference<S: Store>(
     if subscription.is_empty() {
         return;
     }
-    let held = |slot: &&Slot| slot.scope.reaches(node) && subscription.wants(slot);
+    let held = |cut: &S, slot: &&Slot| wants(ty, cut, viewer, subscription, slot);
     let mut compare = |name: &str| {
-        let before = old.resource(ty, name).filter(held);
-        let after = new.resource(ty, name).filter(held);
+        let before = old.resource(ty, name).filter(|slot| held(old, slot));
+        let after = new.resource(ty, name).filter(|slot| held(new, slot));
         match (before, after) {
             (Some(before), Some(after)) if before.version == after.version => {}
             (_, Some(after)) if refused(after) => queue.forget(&after.name),
@@ -271,10 +282,25 @@ pub fn difference<S: Store>(
             gone.for_each(|slot| compare(&slot.name));
         }
     }
+    new.covered_anew(old, viewer, ty)
+        .iter()
+        .for_each(|name| compare(name));
 }
 
-fn visible<'a, S: Store>(ty: ResourceType, cut: &'a S, node: &str, name: &str) -> Vec<&'a Slot> {
+/// Whether this viewer is to hold a resource of a cut.
+fn wants<S: Store>(
+    ty: ResourceType,
+    cut: &S,
+    viewer: &Viewer,
+    subscription: &Subscription,
+    slot: &Slot,
+) -> bool {
+    let covered = || subscription.is_wildcard() && cut.covers(viewer, ty, slot);
+    viewer.receives(ty, slot) && (subscription.names_it(slot) || covered())
+}
+
+fn visible<'a, S: Store>(ty: ResourceType, cut: &'a S, viewer: &Viewer, name: &str) -> Vec<&'a Slot> {
     let mut found = cut.resolve(ty, name);
-    found.retain(|slot| slot.scope.reaches(node));
+    found.retain(|slot| viewer.receives(ty, slot));
     found
 }

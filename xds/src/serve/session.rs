@@ -17,6 +17,7 @@ use std::time::Instant;
 use tulle_model::Str;
 
 use crate::serve::push::{self, Queue, Taken};
+use crate::serve::viewer::Viewer;
 use crate::snapshot::{Change, ResourceType, Slot, Snapshot};
 
 mod delivery;
@@ -48,6 +49,15 @@ pub trait Store: Clone {
     fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot>;
     /// What changed after the cut `sequence`; `None` if that is not known any more.
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>>;
+    /// Whether a wildcard of this viewer means this resource: everything for node proxies, its own part for a
+    /// waypoint.
+    fn covers(&self, _viewer: &Viewer, _ty: ResourceType, _slot: &Slot) -> bool {
+        true
+    }
+    /// Names whose [`Self::covers`] may differ from that of an older cut although they did not change.
+    fn covered_anew(&self, _old: &Self, _viewer: &Viewer, _ty: ResourceType) -> Vec<Str> {
+        Vec::new()
+    }
 }
 
 impl Store for std::sync::Arc<Snapshot> {
@@ -70,6 +80,29 @@ impl Store for std::sync::Arc<Snapshot> {
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>> {
         Snapshot::changed_since(self, ty, sequence)
     }
+
+    fn covers(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
+        match (viewer.waypoint(), ty) {
+            (Some(waypoint), ResourceType::Address | ResourceType::Workload) => {
+                self.waypoint_addresses(waypoint, &slot.name)
+            }
+            _ => true,
+        }
+    }
+
+    fn covered_anew(&self, old: &Self, viewer: &Viewer, ty: ResourceType) -> Vec<Str> {
+        let (Some(waypoint), ResourceType::Address | ResourceType::Workload) = (viewer.waypoint(), ty) else {
+            return Vec::new();
+        };
+        let addresses = |cut: &Self| {
+            let fronts = cut.fronted().of(waypoint);
+            fronts.map(|fronts| fronts.addresses.clone()).unwrap_or_default()
+        };
+        addresses(old)
+            .symmetric_difference(&addresses(self))
+            .cloned()
+            .collect()
+    }
 }
 
 /// Why the server ends a stream.
@@ -91,7 +124,7 @@ pub enum End {
 pub struct Session<S> {
     /// Random per process, so that no nonce of an earlier process is mistaken for ours.
     epoch: u64,
-    node: Str,
+    viewer: Viewer,
     cut: S,
     /// Part of the cut has been sent, so that the rest goes out before a newer one. Until then changes accumulate.
     begun: bool,
@@ -109,11 +142,11 @@ struct TypeState {
 }
 
 impl<S: Store> Session<S> {
-    /// A stream of the proxy or agent of `node`, beginning at a synced cut.
-    pub fn new(epoch: u64, node: Str, cut: S) -> Self {
+    /// A stream of this viewer, beginning at a synced cut.
+    pub fn new(epoch: u64, viewer: Viewer, cut: S) -> Self {
         Self {
             epoch,
-            node,
+            viewer,
             cut,
             begun: false,
             nonces: 0,
@@ -133,12 +166,12 @@ impl<S: Store> Session<S> {
         self.advance(head);
         match self.types.get_mut(&ty) {
             None => {
-                let state = open(ty, request, &self.cut, &self.node)?;
+                let state = open(ty, request, &self.cut, &self.viewer)?;
                 self.types.insert(ty, state);
             }
             Some(state) => {
                 state.delivery.on_answer(&request.nonce, request.error.as_ref());
-                state.change(ty, request, &self.cut, &self.node)?;
+                state.change(ty, request, &self.cut, &self.viewer)?;
             }
         }
         Ok(())
@@ -188,7 +221,7 @@ impl<S: Store> Session<S> {
         for (ty, state) in &mut self.types {
             let refused = |slot: &Slot| state.delivery.was_rejected(&slot.name, &slot.version);
             let (cuts, subscription) = ((&self.cut, head), &state.subscription);
-            push::difference(*ty, cuts, &self.node, subscription, refused, &mut state.queue);
+            push::difference(*ty, cuts, &self.viewer, subscription, refused, &mut state.queue);
         }
         self.cut = head.clone();
     }
@@ -255,7 +288,7 @@ impl<S: Store> Session<S> {
 }
 
 /// The first request of a type: subscription, and what the client lacks compared with what it reports to hold.
-fn open<S: Store>(ty: ResourceType, request: &Request, cut: &S, node: &str) -> Result<TypeState, End> {
+fn open<S: Store>(ty: ResourceType, request: &Request, cut: &S, viewer: &Viewer) -> Result<TypeState, End> {
     let mut state = TypeState {
         subscription: Subscription::open(request),
         ..TypeState::default()
@@ -266,7 +299,7 @@ fn open<S: Store>(ty: ResourceType, request: &Request, cut: &S, node: &str) -> R
     push::initial(
         ty,
         cut,
-        node,
+        viewer,
         &state.subscription,
         &request.initial_versions,
         &mut state.queue,
@@ -283,7 +316,7 @@ impl TypeState {
         ty: ResourceType,
         request: &Request,
         cut: &S,
-        node: &str,
+        viewer: &Viewer,
     ) -> Result<(), End> {
         if !request.changes_subscription() {
             return Ok(());
@@ -295,18 +328,18 @@ impl TypeState {
             self.queue.clear();
             return Ok(());
         }
-        self.queue.narrow(ty, cut, &self.subscription);
+        self.queue.narrow(ty, cut, viewer, &self.subscription);
         if self.subscription.is_wildcard() && !before.is_wildcard() {
-            push::widened(ty, cut, node, &before, &self.subscription, &mut self.queue);
+            push::widened(ty, cut, viewer, &before, &self.subscription, &mut self.queue);
             self.queue.owe_answer();
         }
         for name in &asked {
-            push::asked(ty, cut, node, name, &mut self.queue);
+            push::asked(ty, cut, viewer, name, &mut self.queue);
         }
         if !request.subscribe.is_empty() {
             // What was sent under an earlier subscription may arrive under this one: the client must know what is gone.
             let under_way = self.delivery.under_way();
-            push::gone(ty, cut, node, &self.subscription, under_way, &mut self.queue);
+            push::gone(ty, cut, viewer, &self.subscription, under_way, &mut self.queue);
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_runtime::drain::{self, DrainTrigger};
 use tulle_runtime::tasks;
 
+use crate::ca::issued::Issued;
+use crate::ca::join::JoinService;
 use crate::ca::root::Root;
 use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::ca::{Authority, TTL_MAX_DEFAULT};
@@ -34,6 +36,7 @@ use crate::serve::listen;
 use crate::snapshot::{Order, ResourceType, Scope, Snapshot};
 use crate::status::Clients;
 use crate::token::TokenStore;
+use crate::token::join::JoinTokens;
 
 /// Longer than anything here takes, shorter than a stuck test.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,6 +46,7 @@ struct Server {
     address: String,
     root: String,
     tokens: TokenStore,
+    join_tokens: Arc<JoinTokens>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     clients: Clients,
     metrics: Metrics,
@@ -74,18 +78,30 @@ impl Server {
         );
         let ca = CaService::new(
             authority.clone(),
-            authenticator,
+            authenticator.clone(),
             receiver,
             metrics.clone(),
             hold_max,
+            Arc::new(Issued::memory()),
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());
-        tasks::spawn("test server", listen::serve(listener, acceptor, ads, ca, watcher));
+        let tokens_of_joins = Arc::new(JoinTokens::default());
+        let join = JoinService::new(
+            authority.clone(),
+            authenticator,
+            tokens_of_joins.clone(),
+            metrics.clone(),
+        );
+        tasks::spawn(
+            "test server",
+            listen::serve(listener, acceptor, ads, ca, join, watcher),
+        );
         let server = Self {
             address,
             root: authority.root().certificate_pem().to_string(),
             tokens,
+            join_tokens: tokens_of_joins,
             snapshots,
             clients,
             metrics,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use tulle_xds::serve::session::{End, Nack, Request, Response, Session};
+use tulle_xds::serve::viewer::Viewer;
 use tulle_xds::snapshot::ResourceType;
 
 use crate::store::{Cut, Edit};
@@ -19,7 +20,7 @@ pub(crate) fn peer(edits: impl IntoIterator<Item = Edit>) -> Peer {
     let mut cut = Cut::default();
     cut.edit(edits);
     Peer {
-        session: Session::new(7, "n1".into(), cut.clone()),
+        session: Session::new(7, Viewer::node("n1"), cut.clone()),
         cut,
         nonces: BTreeSet::new(),
         acks: true,
@@ -49,7 +50,7 @@ pub(crate) fn holding(mut request: Request, held: &[&str]) -> Request {
 impl Peer {
     /// A new stream to the same server.
     pub(crate) fn reconnect(&mut self) {
-        self.session = Session::new(7, "n1".into(), self.cut.clone());
+        self.session = Session::new(7, Viewer::node("n1"), self.cut.clone());
         self.nonces.clear();
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 use tulle_model::Str;
 use tulle_xds::serve::session::{Nack, Request, Response, Session, Store};
+use tulle_xds::serve::viewer::Viewer;
 use tulle_xds::snapshot::ResourceType;
 
 use crate::store::{Cut, Edit, slot};
@@ -109,7 +110,7 @@ impl Pair {
             rejected: BTreeSet::new(),
         };
         let mut pair = Self {
-            session: Session::new(1, "n1".into(), cut.clone()),
+            session: Session::new(1, Viewer::node("n1"), cut.clone()),
             cut,
             types: wildcard.map(state),
             requests: Default::default(),
@@ -121,7 +122,7 @@ impl Pair {
 
     /// A new stream: everything in flight is gone, and each type says what it wants and holds.
     fn open(&mut self) {
-        self.session = Session::new(1, "n1".into(), self.cut.clone());
+        self.session = Session::new(1, Viewer::node("n1"), self.cut.clone());
         self.responses.clear();
         for (at, ty) in TYPES.iter().enumerate() {
             let state = &mut self.types[at];

@@ -58,6 +58,9 @@ pub enum LocalXds {
 fn as_token<S: Serializer>(token: &TokenSource, serializer: S) -> Result<S::Ok, S::Error> {
     match token {
         TokenSource::File(path) => serializer.collect_str(&format_args!("file {}", path.display())),
+        TokenSource::Certificate(path) => {
+            serializer.collect_str(&format_args!("certificate {}", path.display()))
+        }
         TokenSource::Literal(_) => serializer.serialize_str("literal"),
         TokenSource::None => serializer.serialize_str("none"),
     }
@@ -67,6 +70,7 @@ fn as_root<S: Serializer>(root: &RootSource, serializer: S) -> Result<S::Ok, S::
     match root {
         RootSource::File(path) => serializer.collect_str(&format_args!("file {}", path.display())),
         RootSource::Pem(_) => serializer.serialize_str("pem"),
+        RootSource::Pin(_) => serializer.serialize_str("pin"),
         RootSource::System => serializer.serialize_str("system"),
     }
 }

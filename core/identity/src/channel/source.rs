@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::CertificateDer;
 
 use super::ChannelError;
+use super::pin::KeyPin;
 use crate::tls::pem_certificates;
 
 /// Largest token or root file that is read.
@@ -19,6 +20,8 @@ pub enum RootSource {
     File(PathBuf),
     /// PEM text.
     Pem(String),
+    /// A root that the server shows, known by the hash of its key.
+    Pin(KeyPin),
     /// The roots of the operating system, where it keeps them.
     System,
 }
@@ -38,6 +41,11 @@ impl RootSource {
         let (pem, from) = match self {
             Self::File(path) => (read_file(path)?, path.display().to_string()),
             Self::Pem(pem) => (pem.clone(), "the configured text".to_owned()),
+            Self::Pin(_) => {
+                return Err(ChannelError::NoRoots {
+                    from: "a pin".to_owned(),
+                });
+            }
             Self::System => system_roots()?,
         };
         match pem_certificates(pem.as_bytes()) {
@@ -66,6 +74,8 @@ fn system_roots() -> Result<(String, String), ChannelError> {
 pub enum TokenSource {
     /// A file, read for each request, as tokens are short-lived.
     File(PathBuf),
+    /// No token: the handshake shows the certificate in this file, key and chain, read for each connection.
+    Certificate(PathBuf),
     /// The token itself.
     Literal(String),
     /// No token is sent.
@@ -78,6 +88,7 @@ impl TokenSource {
     pub fn from_setting(text: &str) -> Self {
         match text {
             "" => Self::None,
+            path if path.ends_with(".pem") => Self::Certificate(path.into()),
             path if path.starts_with('/') || path.starts_with('.') || Path::new(path).exists() => {
                 Self::File(path.into())
             }
@@ -89,7 +100,7 @@ impl TokenSource {
         match self {
             Self::File(path) => Ok(Some(read_file(path)?.trim().to_owned())),
             Self::Literal(token) => Ok(Some(token.clone())),
-            Self::None => Ok(None),
+            Self::Certificate(_) | Self::None => Ok(None),
         }
     }
 }
@@ -98,6 +109,7 @@ impl fmt::Debug for TokenSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Certificate(path) => f.debug_tuple("Certificate").field(path).finish(),
             Self::Literal(_) => f.write_str("Literal(hidden)"),
             Self::None => f.write_str("None"),
         }

@@ -17,6 +17,7 @@ use tulle_xds_client::session::Session as ClientSession;
 use super::wire;
 use crate::engine::table::Resource;
 use crate::serve::session::Session;
+use crate::serve::viewer::Viewer;
 use crate::snapshot::{Order, ResourceType, Scope, Snapshot};
 
 const NAMES: [&str; 4] = ["shop/a", "shop/b", "shop/c", "shop/d"];
@@ -59,9 +60,9 @@ impl Pair {
     fn new() -> Self {
         let head = Arc::new(Snapshot::default());
         let mut pair = Self {
-            server: Session::new(1, "n1".into(), head.clone()),
+            server: Session::new(1, Viewer::node("n1"), head.clone()),
             head,
-            client: ClientSession::new(Node::default(), &ClientType::ALL),
+            client: ClientSession::new(Node::default(), &ClientType::NODE),
             mesh: Mesh::new(),
             requests: VecDeque::new(),
             responses: VecDeque::new(),
@@ -71,7 +72,7 @@ impl Pair {
     }
 
     fn open(&mut self) {
-        self.server = Session::new(1, "n1".into(), self.head.clone());
+        self.server = Session::new(1, Viewer::node("n1"), self.head.clone());
         self.requests = self.client.on_open().into();
         self.responses.clear();
     }

@@ -7,11 +7,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
+use tulle_model::Str;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 use super::{NodeFacts, Shared, wire};
-use crate::serve::authenticate::{Caller, NotAdmitted, admit};
+use crate::serve::authenticate::{Caller, Claimed, NotAdmitted, admit};
 use crate::serve::session::{End, Session};
+use crate::serve::viewer::Viewer;
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::status::{ClientStatus, Connected};
 
@@ -38,7 +40,7 @@ enum Ended {
 impl Stream {
     pub(super) async fn run(mut self) {
         let ended = self.serve().await;
-        let node = &self.caller.node;
+        let node = self.caller.name();
         match ended {
             Ended::ByClient => tracing::debug!(%node, "stream closed by the client"),
             Ended::ByAge => tracing::debug!(%node, "stream ended"),
@@ -68,46 +70,56 @@ impl Stream {
             }
         };
         let facts = first.node.as_ref().map(wire::node_facts).unwrap_or_default();
-        let connected = match self.admit(&facts) {
-            Ok(connected) => connected,
+        let (connected, viewer) = match self.admit(&facts) {
+            Ok(admitted) => admitted,
             Err(ended) => return ended,
         };
         self.shared.metrics.streams.inc();
-        let ended = self.converse(first, &connected).await;
+        let ended = self.converse(first, viewer, &connected).await;
         self.shared.metrics.streams.dec();
         ended
     }
 
-    fn admit(&self, facts: &NodeFacts) -> Result<Connected, Ended> {
-        let kind = admit(&self.caller, &facts.id, facts.node_name.as_deref()).map_err(|error| {
+    fn admit(&self, facts: &NodeFacts) -> Result<(Connected, Viewer), Ended> {
+        let claimed = Claimed {
+            id: &facts.id,
+            node: facts.node_name.as_deref(),
+            cluster: facts.cluster_id.as_deref(),
+        };
+        let snapshot = self.shared.snapshots.borrow().clone();
+        let admitted = admit(&self.caller, &claimed, &self.shared.options.cluster_id, &snapshot);
+        let (kind, viewer) = admitted.map_err(|error| {
             let status = match &error {
                 NotAdmitted::NoNodeName => Status::invalid_argument(error.to_string()),
                 _ => Status::permission_denied(error.to_string()),
             };
             Ended::Refused("not_admitted", status)
         })?;
-        tracing::info!(node = %self.caller.node, ?kind, version = %facts.version, "client connected");
+        let viewer = viewer.with(facts.features);
+        let name = viewer.waypoint().map_or_else(|| self.caller.name(), Str::from);
+        tracing::info!(node = %name, ?kind, version = %facts.version, "client connected");
         let status = ClientStatus {
-            node: self.caller.node.clone(),
-            kind,
             version: facts.version.clone(),
             address: self.address,
-            connected_since: jiff::Timestamp::now().to_string(),
-            types: Default::default(),
-            rejections: Vec::new(),
-            unknown_types: 0,
+            ..ClientStatus::new(name, kind, facts.features)
         };
         let connected = self.shared.clients.connect(status);
-        connected.map_err(|error| {
+        let connected = connected.map_err(|error| {
             Ended::Refused("too_many_streams", Status::resource_exhausted(error.to_string()))
-        })
+        });
+        connected.map(|connected| (connected, viewer))
     }
 
-    async fn converse(&mut self, first: DeltaDiscoveryRequest, connected: &Connected) -> Ended {
+    async fn converse(
+        &mut self,
+        first: DeltaDiscoveryRequest,
+        viewer: Viewer,
+        connected: &Connected,
+    ) -> Ended {
         let mut snapshots = self.shared.snapshots.clone();
         let head = snapshots.borrow_and_update().clone();
         let mut conversation = Conversation {
-            session: Session::new(self.shared.epoch, self.caller.node.clone(), head.clone()),
+            session: Session::new(self.shared.epoch, viewer, head.clone()),
             head,
             waiting: None,
             since: Instant::now(),
@@ -117,6 +129,7 @@ impl Stream {
         }
         let end_of_life = Instant::now() + age(self.shared.options.age_max);
         let drain = self.shared.drain.clone();
+        let mut denied = self.shared.authenticator.deny_list().subscribe();
         let mut drained = std::pin::pin!(drain.signaled());
         loop {
             conversation.prepare(&self.shared);
@@ -151,6 +164,12 @@ impl Stream {
                     // The engine is gone: the process is ending.
                     None => return Ended::ByAge,
                 },
+                Ok(()) = denied.changed() => {
+                    if self.shared.authenticator.denial(&self.caller).is_some() {
+                        let status = Status::permission_denied("the credential is on the deny-list");
+                        return Ended::Refused("denied", status);
+                    }
+                }
                 () = self.responses.closed() => return Ended::ByClient,
                 _ = &mut drained => return Ended::ByAge,
                 () = sleep_until(end_of_life) => return Ended::ByAge,

@@ -4,9 +4,11 @@ use prost_types::value::Kind;
 use tulle_model::Str;
 use tulle_proto::core::Node;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use tulle_proto::names::FEATURES_KEY;
 
 use super::NodeFacts;
 use crate::serve::session::{Nack, Request, Response};
+use crate::serve::viewer::Features;
 use crate::snapshot::Slot;
 
 /// Longest version text kept of a client.
@@ -43,6 +45,10 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
     NodeFacts {
         id: node.id.clone(),
         node_name: text("NODE_NAME"),
+        cluster_id: text("CLUSTER_ID"),
+        features: text(FEATURES_KEY)
+            .map(|list| Features::parse(&list))
+            .unwrap_or_default(),
         version: version.take(VERSION_CHARS_MAX).collect::<String>().into(),
     }
 }

@@ -95,12 +95,10 @@ impl Subscription {
         &self.names
     }
 
-    /// Whether the client wants this resource.
+    /// Whether the client asked for this resource by its name or an alias.
     #[must_use]
-    pub fn wants(&self, slot: &Slot) -> bool {
-        self.wildcard
-            || self.names.contains(&slot.name)
-            || slot.aliases.iter().any(|alias| self.names.contains(alias))
+    pub fn names_it(&self, slot: &Slot) -> bool {
+        self.names.contains(&slot.name) || slot.aliases.iter().any(|alias| self.names.contains(alias))
     }
 }
 

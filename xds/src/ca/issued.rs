@@ -1,0 +1,279 @@
+//! What was issued to which node and still lives: `<state-dir>/issued.log`, one line each.
+//!
+//! Once an identity leaves a node, the certificates that node got for it are denied until they end.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, BufRead, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tulle_model::trust::{DENIED_MAX, Denied, Serial, Subject};
+use tulle_model::{Identity, Str};
+
+use crate::snapshot::Placement;
+
+/// The file in the state folder.
+pub const FILE: &str = "issued.log";
+/// Living certificates remembered; beyond it those that end first are forgotten first.
+pub const LIVING_MAX: usize = 500_000;
+/// Lines appended before the file is written anew without those that ended.
+const APPENDED_MAX: usize = 100_000;
+/// Longest line read.
+const LINE_BYTES_MAX: usize = 4096;
+
+/// One issued certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// Its serial number, hex.
+    pub serial: String,
+    /// Whom it names.
+    pub identity: Identity,
+    /// The node it was issued to.
+    pub node: Str,
+    /// Its end, in seconds since 1970.
+    pub not_after: i64,
+}
+
+/// The living certificates.
+#[derive(Debug)]
+pub struct Issued {
+    path: Option<PathBuf>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    file: Option<fs::File>,
+    appended: usize,
+    count: usize,
+    by_place: BTreeMap<(Str, Identity), Vec<(String, i64)>>,
+}
+
+impl Issued {
+    /// The log of a state folder, without what has ended by `now`.
+    ///
+    /// # Errors
+    /// It cannot be read or written.
+    pub fn open(state_dir: &Path, now: i64) -> io::Result<Self> {
+        let path = state_dir.join(FILE);
+        let mut inner = Inner::default();
+        match fs::File::open(&path) {
+            Ok(file) => read(file, now, &mut inner)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        inner.rewrite(&path)?;
+        Ok(Self {
+            path: Some(path),
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// A log that is forgotten with the process.
+    #[must_use]
+    pub fn memory() -> Self {
+        Self {
+            path: None,
+            inner: Mutex::default(),
+        }
+    }
+
+    /// Notes a certificate, before it is handed out.
+    ///
+    /// # Errors
+    /// It could not be written down; then it must not be handed out.
+    pub fn note(&self, entry: &Entry, now: i64) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        if let Some(path) = &self.path {
+            if inner.appended >= APPENDED_MAX {
+                inner.forget_ended(now);
+                inner.rewrite(path)?;
+            }
+            let mut line = serde_json::to_vec(entry)?;
+            line.push(b'\n');
+            if let Some(file) = &mut inner.file {
+                file.write_all(&line)?;
+            }
+            inner.appended += 1;
+        }
+        inner.keep(entry.clone());
+        if inner.count > LIVING_MAX {
+            inner.forget_ended(now);
+            inner.forget_soonest();
+        }
+        Ok(())
+    }
+
+    /// Whether a node holds a living certificate of an identity: then a request for another one is a renewal.
+    #[must_use]
+    pub fn holds(&self, node: &Str, identity: &Identity, now: i64) -> bool {
+        let inner = self.inner.lock();
+        let issued = inner.by_place.get(&(node.clone(), identity.clone()));
+        issued.is_some_and(|issued| issued.iter().any(|(_, end)| *end > now))
+    }
+
+    /// The living certificates of nodes that no longer hold their identity, as entries of the deny-list.
+    #[must_use]
+    pub fn misplaced(&self, placement: &Placement, now: i64) -> Vec<Denied> {
+        let inner = self.inner.lock();
+        let left = inner
+            .by_place
+            .iter()
+            .filter(|((node, identity), _)| !placement.holds(node, identity));
+        let denied = left.flat_map(|((node, _), issued)| {
+            issued
+                .iter()
+                .filter(move |(_, end)| *end > now)
+                .filter_map(move |(serial, end)| {
+                    Some(Denied {
+                        subject: Subject::Serial(serial.parse::<Serial>().ok()?),
+                        reason: format!("its workload left node {node}").into(),
+                        until: u64::try_from(*end).ok(),
+                        by: "placement".into(),
+                    })
+                })
+        });
+        denied.take(DENIED_MAX).collect()
+    }
+}
+
+impl Inner {
+    fn keep(&mut self, entry: Entry) {
+        let place = self.by_place.entry((entry.node, entry.identity)).or_default();
+        place.push((entry.serial, entry.not_after));
+        self.count += 1;
+    }
+
+    fn forget_ended(&mut self, now: i64) {
+        self.retain(|end| end > now);
+    }
+
+    /// Makes room for a tenth of the bound.
+    fn forget_soonest(&mut self) {
+        if self.count <= LIVING_MAX {
+            return;
+        }
+        let mut ends: Vec<i64> = self.by_place.values().flatten().map(|(_, end)| *end).collect();
+        ends.sort_unstable();
+        if let Some(first_kept) = ends.get(LIVING_MAX / 10).copied() {
+            self.retain(|end| end > first_kept);
+        }
+    }
+
+    fn retain(&mut self, living: impl Fn(i64) -> bool) {
+        self.by_place.retain(|_, issued| {
+            issued.retain(|(_, end)| living(*end));
+            !issued.is_empty()
+        });
+        self.count = self.by_place.values().map(Vec::len).sum();
+    }
+
+    /// Writes the living ones to a new file in the place of the old one.
+    fn rewrite(&mut self, path: &Path) -> io::Result<()> {
+        let new = path.with_extension("log.new");
+        let mut options = fs::OpenOptions::new();
+        let options = options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = io::BufWriter::new(options.open(&new)?);
+        for ((node, identity), issued) in &self.by_place {
+            for (serial, not_after) in issued {
+                let entry = Entry {
+                    serial: serial.clone(),
+                    identity: identity.clone(),
+                    node: node.clone(),
+                    not_after: *not_after,
+                };
+                serde_json::to_writer(&mut file, &entry)?;
+                file.write_all(b"\n")?;
+            }
+        }
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        self.file = Some(file);
+        self.appended = 0;
+        Ok(())
+    }
+}
+
+/// A line cut off by a crash is of a certificate that was never handed out.
+fn read(file: fs::File, now: i64, inner: &mut Inner) -> io::Result<()> {
+    let mut reader = io::BufReader::new(file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut limited = io::Read::take(&mut reader, LINE_BYTES_MAX as u64);
+        if limited.read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        match serde_json::from_slice::<Entry>(&line) {
+            Ok(entry) if entry.not_after > now => inner.keep(entry),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "a line of issued.log cannot be read"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(node: &str, account: &str, serial: &str, not_after: i64) -> Entry {
+        Entry {
+            serial: serial.into(),
+            identity: Identity::new("cluster.local", "shop", account),
+            node: node.into(),
+            not_after,
+        }
+    }
+
+    fn placement(node: &str, account: &str) -> Placement {
+        let mut placement = Placement::default();
+        let identity = Identity::new("cluster.local", "shop", account);
+        placement.place(node.into(), [identity].into());
+        placement
+    }
+
+    fn denied(issued: &Issued, placement: &Placement, now: i64) -> Vec<String> {
+        let denied = issued.misplaced(placement, now);
+        denied.iter().map(|entry| entry.subject.to_string()).collect()
+    }
+
+    #[test]
+    fn a_certificate_is_denied_from_when_its_workload_leaves_until_it_ends() {
+        let issued = Issued::memory();
+        issued.note(&entry("n1", "web", "0a", 100), 0).unwrap();
+        issued.note(&entry("n1", "db", "0b", 100), 0).unwrap();
+        assert_eq!(denied(&issued, &placement("n1", "db"), 50), ["serial:a"]);
+        assert!(denied(&issued, &placement("n1", "db"), 100).is_empty());
+        assert_eq!(
+            denied(&issued, &placement("n2", "web"), 50),
+            ["serial:b", "serial:a"]
+        );
+    }
+
+    #[test]
+    fn the_log_survives_a_restart_and_a_torn_line() {
+        let state = tempfile::tempdir().unwrap();
+        let issued = Issued::open(state.path(), 0).unwrap();
+        issued.note(&entry("n1", "web", "0a", 100), 0).unwrap();
+        issued.note(&entry("n1", "web", "0b", 300), 0).unwrap();
+        drop(issued);
+        let path = state.path().join(FILE);
+        let mut text = fs::read(&path).unwrap();
+        text.extend_from_slice(b"{\"serial\":\"0c");
+        fs::write(&path, text).unwrap();
+        let issued = Issued::open(state.path(), 200).unwrap();
+        assert_eq!(denied(&issued, &Placement::default(), 200), ["serial:b"]);
+        assert_eq!(
+            fs::read_to_string(&path).unwrap().lines().count(),
+            1,
+            "the ended are gone"
+        );
+        assert!(issued.holds(&"n1".into(), &Identity::new("cluster.local", "shop", "web"), 299));
+        assert!(!issued.holds(&"n1".into(), &Identity::new("cluster.local", "shop", "web"), 300));
+    }
+}

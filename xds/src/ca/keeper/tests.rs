@@ -1,0 +1,255 @@
+//! A whole rotation, by an injected clock: at each step a client that holds what it was told verifies every leaf
+//! that may be alive.
+
+use std::sync::atomic::AtomicI64;
+use std::time::SystemTime;
+
+use rcgen::{CertificateParams, KeyPair};
+use tulle_identity::Clock;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::*;
+use crate::ca::issue::Csr;
+use crate::ca::issuer::certificates;
+use crate::ca::{issue, order};
+use crate::engine::table::Resource as Row;
+use crate::serve::session::{Request, Session};
+use crate::serve::viewer::{Features, Viewer};
+use crate::snapshot::{Order, Scope};
+use crate::status::ClientStatus;
+
+const START: i64 = 1_800_000_000;
+
+struct World {
+    now: Arc<AtomicI64>,
+    keeper: Keeper,
+    snapshot: Snapshot,
+}
+
+impl World {
+    fn new(state: &std::path::Path) -> Self {
+        let now = Arc::new(AtomicI64::new(START));
+        let told = now.clone();
+        let clock = Clock::from_fn(move || {
+            let seconds = u64::try_from(told.load(Ordering::Relaxed)).unwrap();
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+        });
+        let begin = OffsetDateTime::from_unix_timestamp(START).unwrap();
+        let roots = Roots::open(&state.join("ca"), "cluster.local", begin).unwrap();
+        let issuing = roots.issuing().unwrap();
+        let ttl = Duration::from_secs(60);
+        let authority = Authority::with(issuing, "cluster.local".into(), ttl, clock);
+        let mut keeper = Keeper::new(
+            roots,
+            Arc::new(authority),
+            DenyList::memory(),
+            Arc::new(Issued::memory()),
+        );
+        keeper.waits = Waits {
+            distribute: Duration::from_secs(10),
+            margin: Duration::from_secs(5),
+            ..Waits::default()
+        };
+        Self {
+            now,
+            keeper,
+            snapshot: Snapshot::default(),
+        }
+    }
+
+    fn pass(&self, seconds: i64) {
+        self.now.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    /// What the engine does with what the keeper publishes.
+    fn serve(&mut self) {
+        let trust = self.keeper.trust().borrow().clone().unwrap();
+        let sequence = self.snapshot.sequence + 1;
+        let row = Row {
+            name: trust.trust_domain.clone(),
+            aliases: Vec::new(),
+            body: tulle_proto::encode_trust(&trust).into(),
+            order: Order::Policy,
+            scope: Scope::Everyone,
+        };
+        if self.snapshot.trust.set(row, sequence) {
+            self.snapshot.sequence = sequence;
+        }
+        self.snapshot.synced = true;
+    }
+
+    fn round(&mut self) {
+        self.serve();
+        self.keeper.round(&self.snapshot);
+        self.serve();
+    }
+
+    fn leaf(&self) -> Vec<Vec<u8>> {
+        let key = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap();
+        let identity = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+        let order = order(csr.pem().unwrap(), identity, 60);
+        let signed = self
+            .keeper
+            .authority
+            .sign_now(&order, self.keeper.authority.now())
+            .unwrap();
+        let chain = std::iter::once(&signed.leaf.pem).map(String::as_str);
+        let chain = chain.chain(signed.intermediates.iter().map(AsRef::as_ref));
+        chain.flat_map(certificates).map(|(der, _)| der).collect()
+    }
+
+    fn trust(&self) -> Arc<Trust> {
+        self.keeper.trust().borrow().clone().unwrap()
+    }
+}
+
+/// Whether a chain leads to one of these roots.
+fn verifies(chain: &[Vec<u8>], roots: &str) -> bool {
+    let anchors = certificates(roots);
+    let signed_by = |below: &[u8], above: &[u8]| {
+        let (_, below) = X509Certificate::from_der(below).unwrap();
+        let (_, above) = X509Certificate::from_der(above).unwrap();
+        below.verify_signature(Some(above.public_key())).is_ok()
+    };
+    let linked = chain.windows(2).all(|pair| signed_by(&pair[0], &pair[1]));
+    let anchored = |der: &Vec<u8>| anchors.iter().any(|(anchor, _)| signed_by(der, anchor));
+    linked && chain.iter().any(anchored)
+}
+
+/// A connected client that takes trust and acknowledges what it is sent.
+struct Connected {
+    session: Session<Arc<Snapshot>>,
+    status: crate::status::Connected,
+}
+
+impl Connected {
+    fn new(world: &World) -> Self {
+        let features = Features {
+            trust: true,
+            dry_run: false,
+        };
+        let status = ClientStatus::new("n1".into(), Kind::Ztunnel, features);
+        let head = Arc::new(world.snapshot.clone());
+        let mut session = Session::new(1, Viewer::node("n1").with(features), head.clone());
+        let request = Request {
+            type_url: ResourceType::Trust.type_url().into(),
+            ..Request::default()
+        };
+        session.on_request(&request, &head).unwrap();
+        Self {
+            session,
+            status: world.keeper.clients.connect(status).unwrap(),
+        }
+    }
+
+    fn catch_up(&mut self, world: &World) {
+        let head = Arc::new(world.snapshot.clone());
+        while let Some(response) = self.session.poll_send(&head, Instant::now()) {
+            let answer = Request {
+                type_url: response.type_url.clone(),
+                nonce: response.nonce.clone(),
+                ..Request::default()
+            };
+            self.session.on_request(&answer, &head).unwrap();
+        }
+        self.status.update(&self.session);
+    }
+}
+
+#[test]
+fn a_rotation_with_short_certificates_breaks_no_connection() {
+    let state = tempfile::tempdir().unwrap();
+    let mut world = World::new(state.path());
+    world.round();
+    let mut client = Connected::new(&world);
+    client.catch_up(&world);
+    let old_leaf = world.leaf();
+    let old_roots = world.trust().roots.clone();
+    world.keeper.rotate(false).unwrap();
+    world.round();
+    assert_eq!(world.keeper.phase(), Phase::Distribute);
+    world.pass(11);
+    world.round();
+    assert_eq!(
+        world.keeper.phase(),
+        Phase::Distribute,
+        "the client has not the new root"
+    );
+    client.catch_up(&world);
+    world.round();
+    assert_eq!(world.keeper.phase(), Phase::Switch);
+    let new_leaf = world.leaf();
+    assert!(verifies(&new_leaf, &old_roots), "one that missed the new root");
+    assert!(verifies(&new_leaf, &world.trust().roots) && verifies(&old_leaf, &world.trust().roots));
+    world.pass(64);
+    world.round();
+    assert_eq!(
+        world.keeper.phase(),
+        Phase::Switch,
+        "a leaf of the old root may live"
+    );
+    world.pass(1);
+    world.round();
+    assert_eq!(world.keeper.phase(), Phase::Retire);
+    assert!(verifies(&world.leaf(), &world.trust().roots) && verifies(&new_leaf, &world.trust().roots));
+    assert!(!verifies(&old_leaf, &world.trust().roots));
+    client.catch_up(&world);
+    world.round();
+    assert_eq!(world.keeper.phase(), Phase::Stable);
+}
+
+#[test]
+fn an_old_root_is_rotated_by_itself() {
+    let state = tempfile::tempdir().unwrap();
+    let mut world = World::new(state.path());
+    world.pass(7 * 365 * 24 * 3600);
+    world.round();
+    assert_eq!(world.keeper.phase(), Phase::Stable);
+    world.pass(2 * 365 * 24 * 3600);
+    world.round();
+    assert_eq!(world.keeper.phase(), Phase::Distribute);
+}
+
+#[test]
+fn entries_of_the_deny_list_are_told_and_end_at_their_time() {
+    let state = tempfile::tempdir().unwrap();
+    let mut world = World::new(state.path());
+    let until = u64::try_from(START).unwrap() + 60;
+    let entry = tulle_model::trust::Denied {
+        subject: crate::ca::deny::subject("node:n1").unwrap(),
+        reason: "lost".into(),
+        until: Some(until),
+        by: "uid 0".into(),
+    };
+    world.keeper.denied.deny(entry).unwrap();
+    world.round();
+    assert!(world.trust().denies_node("n1", until - 1).is_some());
+    world.pass(60);
+    world.round();
+    assert!(world.trust().denied.is_empty());
+}
+
+#[test]
+fn an_issuer_that_has_ended_signs_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    let world = World::new(state.path());
+    world.pass(3660 * 24 * 3600);
+    let key = KeyPair::generate().unwrap();
+    let csr = CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap()
+        .pem()
+        .unwrap();
+    let csr = Csr::parse(&csr).unwrap();
+    let identity = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+    let root = world.keeper.authority.root();
+    let refused = issue::workload(
+        &root,
+        &csr,
+        &identity,
+        Duration::from_secs(60),
+        world.keeper.authority.now(),
+    );
+    assert_eq!(refused, Err(issue::IssueError::IssuerNotValid));
+}

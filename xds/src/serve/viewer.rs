@@ -1,0 +1,177 @@
+//! Whom a stream belongs to, as far as what it may receive goes.
+
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use tulle_model::Str;
+use tulle_proto::names::{DRY_RUN_FEATURE, TRUST_FEATURE};
+
+use crate::snapshot::{ResourceType, Slot};
+
+/// Number of the field `dry_run` in an Authorization.
+const DRY_RUN_FIELD: u32 = 6;
+
+/// A client as an audience. What it is comes from its credential, what it understands from its first message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Viewer {
+    place: Place,
+    features: Features,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// The proxy or agent of a node.
+    Node(Str),
+    /// An instance of a waypoint, `<namespace>/<gateway>`.
+    Waypoint(Str),
+}
+
+/// What a client understands beyond Istio's messages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Features {
+    /// It takes roots and deny-lists as resources.
+    pub trust: bool,
+    /// It knows policies that are judged and not enforced. To others such a policy would be an enforced one.
+    pub dry_run: bool,
+}
+
+impl Features {
+    /// Reads the comma-joined list of a client's metadata. Unknown words are of newer clients.
+    #[must_use]
+    pub fn parse(list: &str) -> Self {
+        let mut features = Self::default();
+        for word in list.split(',').map(str::trim) {
+            features.trust |= word == TRUST_FEATURE;
+            features.dry_run |= word == DRY_RUN_FEATURE;
+        }
+        features
+    }
+}
+
+impl Viewer {
+    /// The proxy or agent of a node.
+    pub fn node(name: impl Into<Str>) -> Self {
+        Self {
+            place: Place::Node(name.into()),
+            features: Features::default(),
+        }
+    }
+
+    /// An instance of a waypoint, `<namespace>/<gateway>`.
+    pub fn of_waypoint(name: impl Into<Str>) -> Self {
+        Self {
+            place: Place::Waypoint(name.into()),
+            features: Features::default(),
+        }
+    }
+
+    /// The same client with these features.
+    #[must_use]
+    pub fn with(self, features: Features) -> Self {
+        Self { features, ..self }
+    }
+
+    /// The waypoint it is an instance of, if it is one.
+    #[must_use]
+    pub fn waypoint(&self) -> Option<&str> {
+        match &self.place {
+            Place::Waypoint(name) => Some(name),
+            Place::Node(_) => None,
+        }
+    }
+
+    /// What it understands.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Whether it may receive this resource at all.
+    #[must_use]
+    pub fn receives(&self, ty: ResourceType, slot: &Slot) -> bool {
+        match ty {
+            ResourceType::Trust => self.features.trust,
+            ResourceType::Authorization => match &self.place {
+                Place::Node(node) => {
+                    slot.scope.reaches(node) && (self.features.dry_run || !is_dry_run(&slot.body))
+                }
+                // It enforces its own type of policy.
+                Place::Waypoint(_) => false,
+            },
+            _ => match &self.place {
+                Place::Node(node) => slot.scope.reaches(node),
+                Place::Waypoint(waypoint) => slot.scope.reaches_waypoint(waypoint),
+            },
+        }
+    }
+}
+
+/// Whether an encoded Authorization is one that is only judged. Reads the outermost fields and skips what is in them.
+fn is_dry_run(mut body: &[u8]) -> bool {
+    while let Ok((field, wire_type)) = decode_key(&mut body) {
+        if field == DRY_RUN_FIELD && wire_type == WireType::Varint {
+            return decode_varint(&mut body).is_ok_and(|value| value != 0);
+        }
+        if skip_field(wire_type, field, &mut body, DecodeContext::default()).is_err() {
+            return false;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use tulle_model::testing::deny;
+
+    use super::*;
+    use crate::snapshot::{Order, Scope};
+
+    fn slot(body: Bytes, scope: Scope) -> Slot {
+        Slot {
+            name: "shop/p".into(),
+            aliases: Vec::new(),
+            version: "1".into(),
+            body,
+            sequence: 1,
+            order: Order::Policy,
+            scope,
+        }
+    }
+
+    fn policy(dry_run: bool) -> Slot {
+        let mut policy = deny("shop/p").build();
+        policy.dry_run = dry_run;
+        slot(tulle_proto::encode_authorization(&policy).into(), Scope::Everyone)
+    }
+
+    #[test]
+    fn a_dry_run_goes_to_those_who_know_what_it_is() {
+        let plain = Viewer::node("n1");
+        let knowing = plain.clone().with(Features::parse("dry-run"));
+        let ty = ResourceType::Authorization;
+        assert!(plain.receives(ty, &policy(false)) && knowing.receives(ty, &policy(false)));
+        assert!(!plain.receives(ty, &policy(true)));
+        assert!(knowing.receives(ty, &policy(true)));
+    }
+
+    #[test]
+    fn trust_goes_to_those_who_ask_for_the_feature() {
+        let trust = slot(Bytes::new(), Scope::Everyone);
+        assert!(!Viewer::node("n1").receives(ResourceType::Trust, &trust));
+        let knowing = Viewer::node("n1").with(Features::parse("new-thing, trust"));
+        assert!(knowing.receives(ResourceType::Trust, &trust));
+    }
+
+    #[test]
+    fn a_waypoint_gets_its_own_configuration_and_no_node_gets_any() {
+        let waypoints = Arc::new(BTreeSet::from(["shop/way".into()]));
+        let route = slot(Bytes::new(), Scope::Waypoints { waypoints });
+        assert!(Viewer::of_waypoint("shop/way").receives(ResourceType::Route, &route));
+        assert!(!Viewer::of_waypoint("shop/other").receives(ResourceType::Route, &route));
+        assert!(!Viewer::node("n1").receives(ResourceType::Route, &route));
+        assert!(!Viewer::of_waypoint("shop/way").receives(ResourceType::Authorization, &policy(false)));
+    }
+}
