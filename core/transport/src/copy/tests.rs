@@ -432,7 +432,7 @@ async fn an_idle_connection_holds_no_buffer() {
             path.client.write_all(&sent),
             path.server.read_exact(&mut received)
         );
-        (written.unwrap(), read.unwrap());
+        written.and(read.map(drop)).unwrap();
         // Other tests run beside this one, and their buffers come back too.
         while buffer_bytes() > 0 {
             tokio::task::yield_now().await;

@@ -26,7 +26,7 @@ impl Expiry {
             // A date beyond the clock's range is looked at again and again, and never comes.
             deadline: now
                 .checked_add(left)
-                .unwrap_or(now + Duration::from_secs(u64::from(u32::MAX))),
+                .unwrap_or_else(|| now + Duration::from_secs(u64::from(u32::MAX))),
         }
     }
 

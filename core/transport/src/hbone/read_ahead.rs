@@ -133,7 +133,7 @@ mod tests {
             reads in proptest::collection::vec(1usize..20_000, 1..12),
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let sent: Vec<u8> = (0..writes.iter().sum::<usize>()).map(|n| (n % 251) as u8).collect();
+            let sent: Vec<u8> = (0..251).cycle().take(writes.iter().sum()).collect();
             let (mut near, far) = duplex(100_000);
             let mut far = ReadAhead::new(far);
             let sending = async {
