@@ -1,9 +1,11 @@
-//! Too few descriptors: new connections of the heaviest workload are refused, so that one pod cannot starve the rest.
+//! Too few descriptors, or too little memory: new connections of the heaviest workload are refused, so that one pod cannot starve the rest.
 //!
 //! Existing connections live, other workloads are served on, and what was refused is served again within a second of
 //! relief. Who is refused is decided by [`heaviest`]; the rest of this file counts and asks.
 
-use std::cmp::Reverse;
+mod memory;
+
+use std::cmp::{Ordering as Order, Reverse};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -16,6 +18,7 @@ use tokio::sync::Notify;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::limits;
 
+pub use self::memory::MemoryLimits;
 use crate::config::WorkloadName;
 use crate::error::Error;
 
@@ -32,9 +35,29 @@ const ARRIVALS_MAX: u64 = 64;
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
+/// What may be scarce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// File descriptors.
+    Descriptors,
+    /// Memory.
+    Memory,
+}
+
+impl Resource {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Descriptors => "descriptors",
+            Self::Memory => "memory",
+        }
+    }
+}
+
 /// How much of something this process uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pressure {
+    /// What.
+    pub of: Resource,
     /// In use.
     pub used: u64,
     /// All there is.
@@ -46,9 +69,24 @@ impl Pressure {
     #[must_use]
     pub fn of_descriptors() -> Self {
         Self {
+            of: Resource::Descriptors,
             used: limits::open_descriptors(),
             limit: limits::max_descriptors(),
         }
+    }
+
+    /// Of whatever is closest to its limit, now.
+    #[must_use]
+    pub fn worst(memory: &MemoryLimits) -> Self {
+        let descriptors = Self::of_descriptors();
+        let all = std::iter::once(descriptors).chain(memory.pressure());
+        all.max_by(Self::compare).unwrap_or(descriptors)
+    }
+
+    /// Which is closer to its limit.
+    fn compare(a: &Self, b: &Self) -> Order {
+        let share = |one: &Self, other: &Self| u128::from(one.used) * u128::from(other.limit);
+        share(a, b).cmp(&share(b, a))
     }
 
     fn is_high(self) -> bool {
@@ -104,12 +142,12 @@ impl Shedder {
         let shedder = Self::default();
         registry.register(
             "tulle_shedding",
-            "1 while new connections of the heaviest workload are refused for want of descriptors",
+            "1 while new connections of the heaviest workload are refused for want of descriptors or memory",
             shedder.shedding.clone(),
         );
         registry.register(
             "tulle_shed",
-            "Connections that were refused for want of descriptors",
+            "Connections that were refused for want of descriptors or memory",
             shedder.shed.clone(),
         );
         shedder
@@ -130,7 +168,7 @@ impl Shedder {
     /// Lets a workload have one more connection.
     ///
     /// # Errors
-    /// `overload` while it is the heaviest and descriptors are scarce.
+    /// `overload` while it is the heaviest and descriptors or memory are scarce.
     pub fn admit(&self, weight: &Arc<Weight>) -> Result<Load, Error> {
         if self.arrivals.fetch_add(1, Ordering::Relaxed) + 1 == ARRIVALS_MAX {
             self.look.notify_one();
@@ -138,7 +176,7 @@ impl Shedder {
         if weight.refused.load(Ordering::Relaxed) {
             self.shed.inc();
             return Err(Error::Overload(
-                "file descriptors are scarce, and no workload here holds more of them",
+                "descriptors or memory are scarce, and no workload here holds more connections",
             ));
         }
         weight.held.fetch_add(1, Ordering::Relaxed);
@@ -183,15 +221,15 @@ impl Shedder {
 }
 
 impl Weight {
-    fn refuse(&self, refuse: bool, Pressure { used, limit }: Pressure) {
+    fn refuse(&self, refuse: bool, Pressure { of, used, limit }: Pressure) {
         if self.refused.swap(refuse, Ordering::Relaxed) == refuse {
             return;
         }
-        let workload = &self.name;
+        let (workload, what) = (&self.name, of.as_str());
         if refuse {
-            tracing::warn!(%workload, used, limit, "descriptors are scarce: refusing new connections of the heaviest workload");
+            tracing::warn!(%workload, what, used, limit, "scarce: refusing new connections of the heaviest workload");
         } else {
-            tracing::info!(%workload, used, limit, "new connections of the workload are taken again");
+            tracing::info!(%workload, what, used, limit, "new connections of the workload are taken again");
         }
     }
 }
@@ -201,8 +239,16 @@ mod tests {
     use super::*;
     use tulle_runtime::drain;
 
-    const LOW: Pressure = Pressure { used: 90, limit: 100 };
-    const HIGH: Pressure = Pressure { used: 91, limit: 100 };
+    const fn used(used: u64, limit: u64) -> Pressure {
+        Pressure {
+            of: Resource::Descriptors,
+            used,
+            limit,
+        }
+    }
+
+    const LOW: Pressure = used(90, 100);
+    const HIGH: Pressure = used(91, 100);
 
     fn name(name: &str) -> WorkloadName {
         WorkloadName {
@@ -218,10 +264,7 @@ mod tests {
 
     #[test]
     fn above_nine_tenths_the_heaviest_is_refused() {
-        let unlimited = Pressure {
-            used: 1 << 40,
-            limit: u64::MAX,
-        };
+        let unlimited = used(1 << 40, u64::MAX);
         for (pressure, weights, expected) in [
             (LOW, &[1, 5, 3][..], None),
             (HIGH, &[1, 5, 3], Some(1)),
@@ -229,17 +272,21 @@ mod tests {
             (HIGH, &[0, 0], None),
             (HIGH, &[], None),
             (unlimited, &[1, 5], None),
-            (
-                Pressure {
-                    used: 120,
-                    limit: 100,
-                },
-                &[0, 1],
-                Some(1),
-            ),
+            (used(120, 100), &[0, 1], Some(1)),
         ] {
             assert_eq!(heaviest(pressure, weights), expected, "{pressure:?} {weights:?}");
         }
+    }
+
+    #[test]
+    fn what_is_closest_to_its_limit_decides() {
+        let memory = Pressure {
+            of: Resource::Memory,
+            ..used(950, 1000)
+        };
+        assert_eq!(Pressure::compare(&HIGH, &memory), Order::Less);
+        assert_eq!(Pressure::compare(&used(0, u64::MAX), &LOW), Order::Less);
+        assert_eq!(Pressure::compare(&used(5, 10), &used(50, 100)), Order::Equal);
     }
 
     #[test]

@@ -194,7 +194,12 @@ fn upstream(snapshot: &Snapshot, question: &UpstreamQuestion) -> String {
             )
         }
         Ok(Upstream::Gateway(one)) => {
-            format!("gateway {} via {} to {}", one.gateway.uid, one.dial, one.authority())
+            format!(
+                "gateway {} via {} to {}",
+                one.gateway.uid,
+                one.dial,
+                one.authority()
+            )
         }
         Ok(Upstream::Named(one)) => format!("look up {}", one.hostname),
         Err(error) => format!("{}: {error}", error.reason()),

@@ -45,7 +45,8 @@ pub(crate) async fn serve(pod: Arc<Pod>, mut asking: Asking, tunnel: Tunnel) {
     story.source.principal = Some(tunnel.identity.clone());
     let request = asking.request();
     let established = tokio::select! {
-        established = establish(&pod, &tunnel, request, &mut story) => established,
+        // Boxed: what it needs is given back before the stream is carried.
+        established = Box::pin(establish(&pod, &tunnel, request, &mut story)) => established,
         () = asking.cancelled() => return,
         () = pod.drain.urgent() => Err(Error::Drained),
     };

@@ -21,7 +21,8 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
     let target = identify(&pod, &client);
     let mut story = Story::begin(Direction::Inbound, peer, *target.as_ref().unwrap_or(&peer));
     let established = match target {
-        Ok(target) => establish(&pod, peer, target, &mut story).await,
+        // Boxed: what it needs is given back before the connection is carried.
+        Ok(target) => Box::pin(establish(&pod, peer, target, &mut story)).await,
         Err(error) => Err(error),
     };
     match established {

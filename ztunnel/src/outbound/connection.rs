@@ -17,6 +17,7 @@ use super::plan::{Plan, plan, refuse_self_call};
 use crate::carry;
 use crate::error::Error;
 use crate::metrics::labels::{Direction, Party};
+use crate::on_demand;
 use crate::pod::{Place, Pod};
 use crate::record::Story;
 
@@ -36,7 +37,8 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 pub async fn serve_to(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr, destination: SocketAddr) {
     let _socket = pod.node.metrics.socket(Direction::Outbound);
     let mut story = Story::begin(Direction::Outbound, peer, destination);
-    match open(&pod, peer, destination, &mut story).await {
+    // Boxed: what it needs is given back before the connection is carried.
+    match Box::pin(open(&pod, peer, destination, &mut story)).await {
         Ok((upstream, _place)) => carry::run(&pod, client, upstream, story, None).await,
         Err(error) => {
             story.fail(&pod.node.metrics, &error);
@@ -75,6 +77,7 @@ async fn establish(
     refuse_self_call(destination, &pod.node.config.ports)?;
     let source = pod.workload().await?;
     story.source_is(&source);
+    on_demand::learn_destination(&pod.node, &source, destination).await;
     pod.refuse_rejected(destination)?;
     let caller = Caller {
         pod,

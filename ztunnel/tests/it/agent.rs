@@ -25,6 +25,7 @@ const PORTS: [u16; 3] = [15001, 15006, 15008];
 /// A proxy in shared mode and the agent it follows.
 pub(crate) struct Agent {
     pub(crate) app: App,
+    pub(crate) ca: Arc<TestCa>,
     listener: SeqPacketListener,
     proxy: SeqPacket,
     folder: tempfile::TempDir,
@@ -59,13 +60,15 @@ impl Agent {
             },
             ..Config::from_env(&env).unwrap()
         };
-        let ca = Arc::new(FakeCa::new(Arc::new(TestCa::new()), Clock::system()));
-        let app = App::start(config, None, Some(ca), &Handle::current())
+        let ca = Arc::new(TestCa::new());
+        let authority = Arc::new(FakeCa::new(Arc::clone(&ca), Clock::system()));
+        let app = App::start(config, None, Some(authority), &Handle::current())
             .await
             .unwrap();
         let proxy = accept(&listener).await;
         Self {
             app,
+            ca,
             listener,
             proxy,
             folder,

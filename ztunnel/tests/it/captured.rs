@@ -118,7 +118,7 @@ impl Pods {
     }
 
     /// An application in the second pod: it says who it thinks calls, then sends back what it gets.
-    async fn application(&self) {
+    pub(crate) async fn application(&self) {
         let listener = self
             .db
             .run(|| std::net::TcpListener::bind(("0.0.0.0", DB_PORT)).unwrap())

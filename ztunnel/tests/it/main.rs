@@ -4,9 +4,11 @@
 
 mod agent;
 mod captured;
+mod dedicated;
 mod gateways;
 mod hostnames;
 mod inbound;
+mod limits;
 mod names;
 mod outbound;
 mod pages;

@@ -1,0 +1,125 @@
+//! Bounds of one workload, and what a connection may cost.
+
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, TcpStream};
+use tulle_model::Reason;
+use tulle_transport::hbone::OpenError;
+use tulle_ztunnel::carry;
+use tulle_ztunnel::inbound::{listener, passthrough};
+use tulle_ztunnel::metrics::labels::Direction;
+use tulle_ztunnel::outbound::serve_to;
+use tulle_ztunnel::pod::HANDSHAKES_MAX;
+use tulle_ztunnel::record::Story;
+
+use crate::outbound::{assert_echoes, assert_reset, call};
+use crate::world::{World, code, echo_application, identity};
+
+/// Bytes of the task of one connection, whatever its direction; the rest of what an idle connection may cost is for
+/// sockets and HTTP/2. Release builds need less, as they share places between variables.
+const CONNECTION_BYTES_MAX: usize = 4 * 1024;
+
+/// Bytes of the task of a peer's tunnel, which many connections share.
+const TUNNEL_BYTES_MAX: usize = 8 * 1024;
+
+#[tokio::test]
+async fn a_workload_has_no_more_connections_than_it_may() {
+    let world = World::start_with("", &[("TULLE_MAX_CONNECTIONS_PER_WORKLOAD", "1")]).await;
+    let unknown = echo_application("127.0.0.77:0").await;
+    let mut first = call(&world, unknown).await;
+    assert_echoes(&mut first, b"the only one").await;
+    let mut second = call(&world, unknown).await;
+    assert_reset(&mut second).await;
+    world
+        .until_counted("tulle_denied_total{code=\"T0515\",reason=\"overload\",direction=\"outbound\"} 1")
+        .await;
+    let refusal = world.ask_echo().await.unwrap_err();
+    assert_eq!((refusal.status, code(&refusal)), (503, "T0515"));
+    drop(first);
+    // The place is free as soon as the connection has ended.
+    let again = async {
+        loop {
+            if world.ask_echo().await.is_ok() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(crate::world::SOON, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn handshakes_that_are_under_way_are_bounded() {
+    let world = World::start("").await;
+    let (pod, _) = world.app.dedicated().unwrap();
+    assert_eq!(pod.handshakes.available_permits(), HANDSHAKES_MAX);
+    let all = pod
+        .handshakes
+        .try_acquire_many(u32::try_from(HANDSHAKES_MAX).unwrap())
+        .unwrap();
+    let refused = world.connect_as(&identity("shop", "reviews")).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::TlsFailed, "nothing answers: {refused}");
+    world
+        .until_counted("tulle_denied_total{code=\"T0515\",reason=\"overload\",direction=\"inbound\"} 1")
+        .await;
+    drop(all);
+    world.connect_as(&identity("shop", "reviews")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_tunnel_port_that_answers_nothing_is_reported_with_its_hint() {
+    let world = World::start("").await;
+    let peer = "192.0.2.1:15008".parse().unwrap();
+    let error = tulle_ztunnel::error::Error::Open(OpenError::ConnectTimeout {
+        peer,
+        after: tulle_ztunnel::outbound::ATTEMPT_TIME_MAX,
+    });
+    assert_eq!(error.reason(), Some(Reason::ConnectTimeout));
+    assert_eq!(error.flag(), tulle_model::reason::ResponseFlag::NetworkPolicy);
+    assert!(error.to_string().contains("a NetworkPolicy may block"), "{error}");
+    drop(world);
+}
+
+#[test]
+fn a_lack_of_ports_is_not_taken_for_a_failed_peer() {
+    let to = "192.0.2.1:80".parse().unwrap();
+    let source = std::io::ErrorKind::AddrNotAvailable.into();
+    let error = tulle_ztunnel::error::Error::Connect { to, source };
+    assert_eq!(error.reason(), Some(Reason::PortsExhausted));
+    assert_eq!(error.status(), 503);
+}
+
+/// Two ends of a connection over loopback.
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+#[tokio::test]
+async fn the_task_of_a_connection_is_small() {
+    let world = World::start("").await;
+    let (pod, _) = world.app.dedicated().unwrap();
+    let peer = world.echo;
+    let mut ends = Vec::new();
+    for (task, most) in [
+        ("outbound", CONNECTION_BYTES_MAX),
+        ("inbound plain", CONNECTION_BYTES_MAX),
+        ("carried", CONNECTION_BYTES_MAX),
+        ("tunnel", TUNNEL_BYTES_MAX),
+    ] {
+        let ((near, far), other) = (pair().await, pair().await);
+        let served = Arc::clone(&pod);
+        let size = match task {
+            "outbound" => size_of_val(&serve_to(served, far, peer, peer)),
+            "inbound plain" => size_of_val(&passthrough::serve(served, far, peer)),
+            "tunnel" => size_of_val(&listener::serve(served, far, peer)),
+            _ => {
+                let story = Story::begin(Direction::Inbound, peer, peer);
+                size_of_val(&carry::run(&served, far, other.0.into(), story, None))
+            }
+        };
+        assert!(size > 0 && size <= most, "{task}: {size} of {most}");
+        ends.push((near, other.1));
+    }
+}
