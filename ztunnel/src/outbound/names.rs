@@ -56,7 +56,11 @@ impl Names {
             return known;
         }
         let (v4, v6) = tokio::join!(ask(servers, name, RecordType::A), async {
-            if ipv6 { ask(servers, name, RecordType::AAAA).await } else { None }
+            if ipv6 {
+                ask(servers, name, RecordType::AAAA).await
+            } else {
+                None
+            }
         });
         let found: Vec<Found> = [v4, v6].into_iter().flatten().collect();
         let addresses = found.iter().flat_map(|found| &found.addresses).copied();

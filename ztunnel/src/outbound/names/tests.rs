@@ -23,7 +23,9 @@ fn reply(query: &[u8], zone: Zone) -> Vec<u8> {
             IpAddr::V4(address) => RData::A(address.into()),
             IpAddr::V6(address) => RData::AAAA(address.into()),
         };
-        message.answers.push(Record::from_rdata(question.name().clone(), ttl, data));
+        message
+            .answers
+            .push(Record::from_rdata(question.name().clone(), ttl, data));
     }
     message.to_vec().unwrap()
 }
@@ -39,7 +41,10 @@ async fn server(zone: Zone) -> (Upstream, Arc<AtomicUsize>) {
         loop {
             let (length, client): (usize, SocketAddr) = socket.recv_from(&mut buffer).await.unwrap();
             counted.fetch_add(1, Ordering::Relaxed);
-            socket.send_to(&reply(&buffer[..length], zone), client).await.unwrap();
+            socket
+                .send_to(&reply(&buffer[..length], zone), client)
+                .await
+                .unwrap();
         }
     });
     let upstream = Upstream {
@@ -52,7 +57,10 @@ async fn server(zone: Zone) -> (Upstream, Arc<AtomicUsize>) {
 
 fn both(_: &str, kind: RecordType) -> (Vec<IpAddr>, u32) {
     match kind {
-        RecordType::A => (vec!["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()], 60),
+        RecordType::A => (
+            vec!["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()],
+            60,
+        ),
         _ => (vec!["2001:db8::1".parse().unwrap()], 30),
     }
 }
