@@ -317,6 +317,9 @@ fn log_effective(config: &Config) {
         config = text,
         "starting"
     );
+    for variable in &config.without_effect {
+        tracing::warn!(variable, "has no effect");
+    }
 }
 
 fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClient>) -> Node {
@@ -407,10 +410,17 @@ fn follow_configuration(
     if let Some(server) = &config.xds {
         let channel = channel::authenticated(&channel_config(config, server))?;
         let metrics = tulle_xds_client::Metrics::register(registry, &node.mesh);
-        let client = Client::new(Options::new(node_info(config)), node.mesh.clone(), metrics, ready);
+        let client = Client::new(client_options(config), node.mesh.clone(), metrics, ready);
         tasks::spawn("xds-client", held.client(client).run(channel, drain.clone()));
     }
     Ok(())
+}
+
+fn client_options(config: &Config) -> Options {
+    Options {
+        on_demand: config.on_demand,
+        ..Options::new(node_info(config))
+    }
 }
 
 fn node_info(config: &Config) -> NodeInfo {

@@ -62,6 +62,10 @@ pub struct Config {
     pub xds: Option<ControlPlane>,
     /// Certificate authority.
     pub ca: CertificateAuthority,
+    /// Ask for addresses where they are needed, instead of holding all of them.
+    pub on_demand: bool,
+    /// Carry connections; without it names are answered, and nothing else.
+    pub proxy: bool,
     /// Workloads, services and policies from here.
     pub local_xds: Option<LocalXds>,
     /// Lifetime asked for certificates.
@@ -118,6 +122,8 @@ pub struct Config {
     pub ports: Ports,
     /// Listeners of the process.
     pub process_ports: ProcessPorts,
+    /// Variables that are set and have no effect here.
+    pub without_effect: Vec<&'static str>,
     /// Folder of the unix socket that `tulle` asks.
     pub run_dir: PathBuf,
     /// Who looks after this process.
@@ -136,6 +142,11 @@ impl Config {
         let mut read = Collector::new(env);
         let proxy_config = ProxyConfig::read(&mut read);
         let config = Self::read(&mut read, env, &proxy_config);
+        if !config.proxy && config.dns.listen.is_none() {
+            let message =
+                "leaves nothing to do, as names are not answered either (proxyMetadata.DNS_CAPTURE)";
+            read.problem("ENABLE_PROXY", "false", message);
+        }
         read.finish()?;
         Ok(config)
     }
@@ -145,7 +156,6 @@ impl Config {
         let shared = mode == ProxyMode::Shared;
         let local_xds = control_plane::read_local_xds(read);
         let worker_threads = threads::read(read, proxy_config.concurrency);
-        warn_unused(read);
         Self {
             xds: control_plane::read_xds(read, env, proxy_config, local_xds.is_some()),
             ca: control_plane::read_ca(read, env),
@@ -155,6 +165,8 @@ impl Config {
             trust_domain: read.string("TRUST_DOMAIN", DEFAULT_TRUST_DOMAIN).into(),
             process: who::read_process(read),
             node_metadata: metadata::read(read, &proxy_config.proxy_metadata),
+            on_demand: read.bool("XDS_ON_DEMAND", false),
+            proxy: read.bool("ENABLE_PROXY", true),
             local_xds,
             secret_ttl: read.duration("SECRET_TTL", Duration::from_secs(24 * 60 * 60)),
             crl: crl::read(read),
@@ -190,18 +202,17 @@ impl Config {
             process_ports: proxy_config.ports(),
             supervision: held::read(read, env),
             run_dir: read.string("TULLE_RUN_DIR", DEFAULT_RUN_DIR).into(),
+            without_effect: without_effect(read),
             mode,
         }
     }
 }
 
-/// Values of ztunnel that have no effect here: they are read, so that bad ones are still reported.
-fn warn_unused(read: &mut Collector<'_>) {
-    for name in ["TLS12_ENABLED", "XDS_ON_DEMAND"] {
-        if read.bool(name, false) {
-            tracing::warn!(variable = name, "has no effect");
-        }
-    }
+/// Values of ztunnel that have no effect here: they are read, so that bad ones are still reported, and named at the
+/// start, once there is a log.
+fn without_effect(read: &mut Collector<'_>) -> Vec<&'static str> {
+    let set = read.bool("TLS12_ENABLED", false).then_some("TLS12_ENABLED");
+    set.into_iter().collect()
 }
 
 #[cfg(test)]

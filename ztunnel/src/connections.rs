@@ -16,6 +16,7 @@ use tulle_model::reason::ResponseFlag;
 use tulle_model::{Connection, Reason, Verdict, Workload, WorkloadUid};
 use tulle_transport::Transfer;
 
+use crate::config::WorkloadName;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{Direction, DirectionLabel, TrafficLabels};
@@ -121,6 +122,18 @@ impl Live {
         if self.denial.set(because).is_ok() {
             self.transfer.abort(Reason::PolicyChanged);
         }
+    }
+
+    /// Whether it is a connection of this local workload, and in this direction.
+    #[must_use]
+    pub fn is_of(&self, name: &WorkloadName, direction: Direction) -> bool {
+        let local = match direction {
+            Direction::Inbound => &self.story.destination,
+            Direction::Outbound => &self.story.source,
+        };
+        self.story.direction == direction
+            && local.pod.as_ref() == Some(&name.name)
+            && local.namespace.as_ref() == Some(&name.namespace)
     }
 
     /// One of the two ends is not believed any more.

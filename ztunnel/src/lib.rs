@@ -35,6 +35,7 @@ pub mod held;
 pub mod inbound;
 pub mod inpod;
 pub mod metrics;
+pub mod on_demand;
 pub mod outbound;
 pub mod plaintext;
 pub mod pod;

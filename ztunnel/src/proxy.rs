@@ -44,10 +44,16 @@ pub fn start(
     );
     let names = questions(pod, listeners.dns, accepting);
     let clients = socks5_clients(pod, accepting)?;
-    let present = same_node::enter(pod);
+    let carries = pod.node.config.proxy;
+    let present = carries.then(|| same_node::enter(pod));
     Ok(async move {
         let _present = present;
-        tokio::join!(out, plain, hbone, names, clients);
+        let carrying = async {
+            if carries {
+                tokio::join!(out, plain, hbone, clients);
+            }
+        };
+        tokio::join!(names, carrying);
     })
 }
 

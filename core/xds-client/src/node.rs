@@ -7,6 +7,7 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use serde_json::Value as Json;
 use tulle_proto::core::Node;
+use tulle_proto::names::{DRY_RUN_FEATURE, FEATURES_KEY, TRUST_FEATURE};
 
 /// The address written when the own one is unknown.
 const UNKNOWN_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1));
@@ -111,6 +112,7 @@ impl NodeInfo {
             ("NAMESPACE", &self.namespace),
             ("NODE_NAME", &self.node_name),
             ("INSTANCE_IPS", &addresses.join(",")),
+            (FEATURES_KEY, &[TRUST_FEATURE, DRY_RUN_FEATURE].join(",")),
         ] {
             fields.insert(key.to_owned(), value(&Json::String(text.clone())));
         }

@@ -1,5 +1,6 @@
 //! `/config_dump`: everything known, in one JSON document. Keys and tokens are not part of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,6 +9,10 @@ use serde_json::{Value, json};
 use tulle_model::{Service, Snapshot, Workload};
 
 use super::Pages;
+use crate::config::LocalXds;
+use crate::connections::ConnectionDump;
+use crate::fleet::PodView;
+use crate::metrics::labels::Direction;
 
 pub(super) async fn config_dump(State(pages): State<Pages>) -> Json<Value> {
     let node = &pages.node;
@@ -16,21 +21,70 @@ pub(super) async fn config_dump(State(pages): State<Pages>) -> Json<Value> {
         "workloads": workloads(&snapshot),
         "services": services(&snapshot),
         "policies": policies(&snapshot),
-        "stagedServices": {},
-        "staticConfig": {},
+        "stagedServices": staged(&snapshot),
+        "staticConfig": static_config(node.config.local_xds.as_ref()),
         "version": {
             "version": tulle_runtime::build_info::tag(),
             "gitRevision": tulle_runtime::build_info::REVISION,
         },
         "config": node.config,
         "certificates": node.secrets.list(),
-        "workloadState": pages.fleet.list(),
+        "trust": node.trust.view().summary(),
+        "workloadState": states(&pages),
         "configuration": {
             "generation": snapshot.generation(),
             "synced": node.mesh.synced(),
             "status": node.mesh.status(),
         },
     }))
+}
+
+/// Endpoints by the service that they name and that has not arrived yet.
+fn staged(snapshot: &Snapshot) -> BTreeMap<String, Vec<String>> {
+    let mut staged: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for workload in snapshot.workloads() {
+        for key in workload
+            .services
+            .keys()
+            .filter(|key| snapshot.service(key).is_none())
+        {
+            staged
+                .entry(key.to_string())
+                .or_default()
+                .push(workload.uid.to_string());
+        }
+    }
+    staged
+}
+
+/// The local source, as it is written.
+fn static_config(local: Option<&LocalXds>) -> Value {
+    let text = match local {
+        None => return json!({}),
+        Some(LocalXds::Text(text)) => text.clone(),
+        Some(LocalXds::Path(path)) => std::fs::read_to_string(path).unwrap_or_default(),
+    };
+    serde_saphyr::from_str(&text).unwrap_or_else(|error| json!({ "error": error.to_string() }))
+}
+
+/// Each pod that is served, with its open connections.
+fn states(pages: &Pages) -> BTreeMap<String, Value> {
+    let open = pages.node.connections.list();
+    let with_connections = |(uid, pod): (String, PodView)| {
+        let of = |direction| {
+            let of_pod = open.iter().filter(|live| live.is_of(&pod.info, direction));
+            of_pod
+                .map(|live| json!(ConnectionDump::from(&**live)))
+                .collect::<Vec<_>>()
+        };
+        let connections = json!({ "inbound": of(Direction::Inbound), "outbound": of(Direction::Outbound) });
+        let mut value = serde_json::to_value(&pod).unwrap_or_default();
+        if let Value::Object(fields) = &mut value {
+            fields.insert("connections".to_owned(), connections);
+        }
+        (uid, value)
+    };
+    pages.fleet.list().into_iter().map(with_connections).collect()
 }
 
 fn workloads(snapshot: &Snapshot) -> Vec<&Arc<Workload>> {

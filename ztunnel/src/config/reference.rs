@@ -50,6 +50,11 @@ const IDENTITY: &[Variable] = &[
         "`shared`: all pods of the node, as the agent names them; `dedicated`: one workload, in the current network namespace",
     ),
     variable(
+        "ENABLE_PROXY",
+        Value("true"),
+        "`false` leaves only the answering of names; nothing else is carried",
+    ),
+    variable(
         "PROXY_WORKLOAD_INFO",
         Nothing,
         "The workload of a dedicated proxy, `<namespace>/<name>/<service account>`; required there",
@@ -154,6 +159,21 @@ const CONTROL_PLANE: &[Variable] = &[
         "Further headers of each request to the authority, likewise",
     ),
     variable("SECRET_TTL", Value("24h"), "Lifetime asked for certificates"),
+    variable(
+        "XDS_ON_DEMAND",
+        Value("false"),
+        "Ask for an address when traffic or a question for a name needs it, instead of holding all; a lookup waits at most 5 s",
+    ),
+    variable(
+        "CRL_PATH",
+        Nothing,
+        "File of revocation lists, PEM or DER, read again when it changes; revoked peers are refused and cut off",
+    ),
+    variable(
+        "TULLE_CRL_STALE",
+        Value("deny"),
+        "`deny`: a list that is missing or past its next update refuses everyone it should speak about; `allow`: it refuses nobody",
+    ),
     variable(
         "COMPLIANCE_POLICY",
         Nothing,
@@ -394,18 +414,11 @@ const OBSERVATION: &[Variable] = &[
     ),
 ];
 
-const UNUSED: &[Variable] = &[
-    variable(
-        "TLS12_ENABLED",
-        Value("false"),
-        "Tunnels are TLS 1.3 only; a warning is logged",
-    ),
-    variable(
-        "XDS_ON_DEMAND",
-        Value("false"),
-        "Everything is always subscribed; a warning is logged",
-    ),
-];
+const UNUSED: &[Variable] = &[variable(
+    "TLS12_ENABLED",
+    Value("false"),
+    "Tunnels are TLS 1.3 only; a warning is logged",
+)];
 
 #[cfg(test)]
 mod tests {

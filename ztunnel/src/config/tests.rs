@@ -202,3 +202,40 @@ fn names_are_answered_unless_proxy_metadata_says_otherwise() {
         "{error}"
     );
 }
+
+#[test]
+fn names_alone_are_answered_but_something_must_be_done() {
+    let config = read(&[("ENABLE_PROXY", "false"), ("XDS_ON_DEMAND", "true")]).unwrap();
+    assert!(!config.proxy && config.on_demand && config.dns.listen.is_some());
+    let error = read(&[
+        ("ENABLE_PROXY", "false"),
+        ("PROXY_CONFIG", "proxyMetadata: {DNS_CAPTURE: 'false'}"),
+    ])
+    .unwrap_err();
+    assert!(error.to_string().contains("ENABLE_PROXY"), "{error}");
+}
+
+#[test]
+fn what_has_no_effect_is_named() {
+    assert_eq!(
+        read(&[("TLS12_ENABLED", "true")]).unwrap().without_effect,
+        ["TLS12_ENABLED"]
+    );
+    assert!(read(&[]).unwrap().without_effect.is_empty());
+}
+
+#[test]
+fn revocation_lists_refuse_when_they_are_stale_unless_told_otherwise() {
+    use tulle_identity::StalePolicy;
+    let config = read(&[("CRL_PATH", "/etc/crl.pem")]).unwrap();
+    assert_eq!(
+        config.crl.path.as_deref(),
+        Some(std::path::Path::new("/etc/crl.pem"))
+    );
+    assert_eq!(config.crl.stale, StalePolicy::Deny);
+    assert_eq!(
+        read(&[("TULLE_CRL_STALE", "allow")]).unwrap().crl.stale,
+        StalePolicy::Allow
+    );
+    assert!(read(&[("TULLE_CRL_STALE", "perhaps")]).is_err());
+}

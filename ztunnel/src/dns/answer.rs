@@ -93,6 +93,33 @@ pub fn decide(question: &Question, snapshot: &Snapshot, source: &Workload, setti
     })
 }
 
+/// The services of Kubernetes that a question may mean, in the order in which they are tried: names of the mesh's
+/// domain say which namespace they are of.
+#[must_use]
+pub fn mesh_hosts(question: &Question, source: &Workload, settings: &Settings) -> Vec<NamespacedHostname> {
+    let known = Family::of(question).zip(host_name(question.name()));
+    let Some((_, asked)) = known else {
+        return Vec::new();
+    };
+    let usual = usual_search(&source.namespace, &settings.domain);
+    let origin = Origin {
+        namespace: &source.namespace,
+        domain: &settings.domain,
+        search: settings.search.as_ref().unwrap_or(&usual),
+    };
+    let of_mesh = |candidate: super::name::Candidate| {
+        let rest = candidate.host.strip_suffix(&*settings.domain)?;
+        let mut labels = rest.strip_suffix(".svc.")?.rsplit('.');
+        let namespace = labels.next().filter(|namespace| !namespace.is_empty())?;
+        labels.next()?;
+        Some(NamespacedHostname::new(namespace, candidate.host.as_str()))
+    };
+    candidates(&asked, origin)
+        .into_iter()
+        .filter_map(of_mesh)
+        .collect()
+}
+
 /// A service and how its name was come by.
 struct Found {
     service: Arc<Service>,

@@ -17,6 +17,7 @@ use super::metrics::DnsLabels;
 use super::wire::{self, DATAGRAM_BYTES_MAX, Query, Received, Transport};
 use super::{frame, reply};
 use crate::accept::{Accepting, pause_after};
+use crate::on_demand;
 use crate::pod::Pod;
 
 /// How long a question waits for the description of its own workload: less than a client waits for an answer.
@@ -116,7 +117,11 @@ async fn resolve(pod: &Pod, query: &Query<'_>, transport: Transport) -> Vec<u8> 
         log(pod, query, "unknown source");
         return reply::failure(query, ResponseCode::ServFail);
     };
-    match decide_now(pod, query, &source) {
+    let mut decision = decide_now(pod, query, &source);
+    if decision == Decision::Forward && on_demand::learn_name(pod, &query.question, &source).await {
+        decision = decide_now(pod, query, &source);
+    }
+    match decision {
         Decision::Answer(answer) => {
             log(pod, query, "answered");
             reply::answer(query, answer)
