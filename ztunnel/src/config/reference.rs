@@ -126,7 +126,7 @@ const CONTROL_PLANE: &[Variable] = &[
     variable(
         "XDS_ROOT_CA",
         Value("./var/run/secrets/istio/root-cert.pem"),
-        "What the control plane's certificate is verified with: a file or PEM text",
+        "What the control plane's certificate is verified with: a file, `SYSTEM` or PEM text",
     ),
     variable(
         "CA_ROOT_CA",
