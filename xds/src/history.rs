@@ -34,6 +34,7 @@ const FILES: &str = "files";
 
 mod view;
 
+pub(crate) use view::put;
 pub use view::{Difference, Generation, Rollback, View, ViewError, Writing};
 
 /// Age from which on a generation is dropped; the newest is kept however old it is.

@@ -24,6 +24,8 @@ pub mod ca;
 pub mod config;
 pub mod debug;
 pub mod engine;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod history;
 pub mod metrics;
 pub mod serve;

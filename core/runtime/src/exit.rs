@@ -12,6 +12,10 @@ pub enum Exit {
     Failed = 1,
     /// The configuration or the command line cannot be used (`EX_USAGE`).
     Usage = 64,
+    /// A file that was given cannot be used (`EX_DATAERR`).
+    BadInput = 65,
+    /// Something was found that is not as it should be.
+    Findings = 79,
 }
 
 impl Exit {

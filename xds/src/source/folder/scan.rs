@@ -42,6 +42,23 @@ pub(crate) struct File {
 }
 
 impl Scan {
+    /// What some texts would look like as files of a folder.
+    pub(crate) fn of_texts(texts: impl IntoIterator<Item = (Str, Result<Arc<str>, String>)>) -> Self {
+        let file = |text| File {
+            text,
+            is_fresh: false,
+        };
+        Self {
+            files: texts.into_iter().map(|(path, text)| (path, file(text))).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The text of each file.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (&Str, &Result<Arc<str>, String>)> {
+        self.files.iter().map(|(path, file)| (path, &file.text))
+    }
+
     /// Every directory that was read.
     pub(super) fn directories(&self) -> &BTreeSet<PathBuf> {
         &self.directories

@@ -1,0 +1,392 @@
+//! What is wrong, or not as meant, in manifests: the same reading, rules and computation as in a running control
+//! plane, without one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tulle_k8s::Key;
+use tulle_k8s::document::documents;
+use tulle_k8s::document::node::{Node, Place};
+use tulle_k8s::translate::MeshConfig;
+use tulle_k8s::translate::condition::{CONFLICTED, Condition, Status};
+use tulle_model::{Reason, Str};
+
+use crate::engine::Engine;
+use crate::history::{ViewError, Writing};
+use crate::snapshot::{FileProblem, Severity};
+use crate::source::folder::library::Library;
+use crate::source::folder::scan::{Scan, Scanner};
+
+/// Most files of one analysis.
+const FILES_MAX: usize = 20_000;
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// File, as it was named.
+    pub file: Str,
+    /// Line, counted from 1; zero where the whole file is meant.
+    pub line: u64,
+    /// How bad it is.
+    pub severity: Severity,
+    /// The stable code.
+    pub code: &'static str,
+    /// The stable token.
+    pub token: &'static str,
+    /// The object.
+    pub object: Option<String>,
+    /// What is wrong.
+    pub cause: String,
+    /// What to do.
+    pub fix: String,
+}
+
+impl std::fmt::Display for Finding {
+    /// `warning[T0206] a.yaml:3: AuthorizationPolicy shop/a: <cause>`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let severity = match self.severity {
+            Severity::Note => "note",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        write!(f, "{severity}[{}] {}", self.code, self.file)?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        f.write_str(": ")?;
+        if let Some(object) = &self.object {
+            write!(f, "{object}: ")?;
+        }
+        f.write_str(&self.cause)?;
+        if !self.fix.is_empty() {
+            write!(f, "\n  fix: {}", self.fix)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads files and folders and says everything that is to be said of them.
+///
+/// # Errors
+/// A path cannot be read at all.
+pub fn analyze(paths: &[PathBuf], mesh: &MeshConfig) -> io::Result<Vec<Finding>> {
+    let mut texts: BTreeMap<Str, Result<Arc<str>, String>> = BTreeMap::new();
+    for path in paths {
+        if fs::metadata(path)?.is_dir() {
+            let scan = Scanner::new(path.clone()).scan();
+            for (below, text) in scan.texts() {
+                let name = if paths.len() == 1 {
+                    below.to_string()
+                } else {
+                    path.join(&**below).display().to_string()
+                };
+                texts.insert(name.into(), text.clone());
+            }
+        } else {
+            let text = fs::read_to_string(path)
+                .map(Arc::from)
+                .map_err(|error| error.to_string());
+            texts.insert(path.display().to_string().into(), text);
+        }
+        if texts.len() > FILES_MAX {
+            return Err(io::Error::other(format!("there are more than {FILES_MAX} files")));
+        }
+    }
+    Ok(findings(&texts, mesh))
+}
+
+/// The findings of some texts.
+fn findings(texts: &BTreeMap<Str, Result<Arc<str>, String>>, mesh: &MeshConfig) -> Vec<Finding> {
+    let mut library = Library::default();
+    let scan = Scan::of_texts(texts.iter().map(|(path, text)| (path.clone(), text.clone())));
+    let settled = library.settle(&scan, Timestamp::UNIX_EPOCH);
+    let mut found: Vec<Finding> = library.problems().iter().map(of_problem).collect();
+    found.retain(|finding| finding.severity > Severity::Note);
+    let places: BTreeMap<&Key, (&Str, Place)> = library
+        .places()
+        .map(|(key, file, place)| (key, (file, place)))
+        .collect();
+    if let Some(batch) = settled.batch {
+        let snapshot = Engine::new(mesh.clone()).apply(batch);
+        for status in snapshot.objects().objects.values() {
+            let place = places.get(&status.key);
+            let conditions = status.conditions.iter();
+            found.extend(conditions.filter_map(|condition| of_condition(&status.key, condition, place)));
+        }
+    }
+    for (path, text) in texts {
+        let Ok(text) = text else { continue };
+        for node in documents(text).iter().flatten() {
+            found.extend(of_kind(path, node));
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn of_problem(problem: &FileProblem) -> Finding {
+    Finding {
+        file: problem.file.clone(),
+        line: problem.line,
+        severity: problem.severity,
+        code: problem.reason.code(),
+        token: problem.reason.token(),
+        object: problem.object.as_ref().map(ToString::to_string),
+        cause: problem.cause.clone(),
+        fix: problem.fix.clone(),
+    }
+}
+
+/// What a condition says, if it says that something is not as written.
+fn of_condition(key: &Key, condition: &Condition, place: Option<&(&Str, Place)>) -> Option<Finding> {
+    let is_conflict = condition.kind == CONFLICTED || condition.kind.ends_with("Conflict");
+    let is_partial = condition.kind == "PartiallyInvalid";
+    let wrong = condition.status == Status::False || is_conflict || is_partial;
+    if !wrong {
+        return None;
+    }
+    let reason = if condition.message.contains("T0206") {
+        Reason::PolicyWidenedDeny
+    } else {
+        Reason::NotEffective
+    };
+    let severity = if &*condition.reason == "Invalid" {
+        Severity::Error
+    } else {
+        Severity::Warning
+    };
+    let of = condition
+        .of
+        .as_ref()
+        .map(|of| format!(" for {of}"))
+        .unwrap_or_default();
+    // What to do stands in the message, after what happened.
+    let (cause, fix) = condition
+        .message
+        .split_once(';')
+        .unwrap_or((&condition.message, ""));
+    Some(Finding {
+        file: place.map_or_else(|| "".into(), |(file, _)| (*file).clone()),
+        line: place.map_or(0, |(_, place)| place.line),
+        severity,
+        code: reason.code(),
+        token: reason.token(),
+        object: Some(key.to_string()),
+        cause: format!("{}={}{of}: {cause}", condition.kind, condition.reason),
+        fix: fix.trim().to_owned(),
+    })
+}
+
+/// Kinds that are not read, each with what stands in its place.
+const REPLACED: &[(&str, &str, &str)] = &[
+    (
+        "networking.istio.io",
+        "VirtualService",
+        "use HTTPRoute, GRPCRoute, TLSRoute or TCPRoute with the service as parent",
+    ),
+    (
+        "networking.istio.io",
+        "DestinationRule",
+        "use TrafficPolicy for balancing, limits and outlier detection, and one Service per subset as backends of a route; BackendTLSPolicy for TLS",
+    ),
+    (
+        "networking.istio.io",
+        "Sidecar",
+        "nothing to do: proxies ask for what they need",
+    ),
+    (
+        "networking.istio.io",
+        "EnvoyFilter",
+        "there is no Envoy; use TrafficPolicy, or filters of a route",
+    ),
+    (
+        "networking.istio.io",
+        "ProxyConfig",
+        "use the settings of the mesh, mesh.yaml",
+    ),
+    (
+        "networking.istio.io",
+        "WorkloadGroup",
+        "write a WorkloadEntry per workload, or `tulle workload add`",
+    ),
+    (
+        "networking.istio.io",
+        "Gateway",
+        "use the Gateway of gateway.networking.k8s.io",
+    ),
+    (
+        "telemetry.istio.io",
+        "Telemetry",
+        "use `waypoint` in the settings of the mesh, mesh.yaml",
+    ),
+    (
+        "extensions.istio.io",
+        "WasmPlugin",
+        "use externalAuth of TrafficPolicy, or a filter of a route",
+    ),
+];
+
+/// What is to be said of a document for its kind, or for labels that mean nothing here.
+fn of_kind(file: &Str, node: &Node) -> Option<Finding> {
+    let kind = node.text("kind")?;
+    let group = node
+        .text("apiVersion")?
+        .rsplit_once('/')
+        .map_or("", |(group, _)| group);
+    let metadata = node.field("metadata");
+    let name = metadata
+        .and_then(|metadata| metadata.text("name"))
+        .unwrap_or_default();
+    let namespace = metadata
+        .and_then(|metadata| metadata.text("namespace"))
+        .unwrap_or("default");
+    let shown: String = format!("{kind} {namespace}/{name}")
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(300)
+        .collect();
+    let finding = |severity, reason: Reason, place: Place, cause: &str, fix: &str| Finding {
+        file: file.clone(),
+        line: place.line,
+        severity,
+        code: reason.code(),
+        token: reason.token(),
+        object: Some(shown.clone()),
+        cause: cause.to_owned(),
+        fix: fix.to_owned(),
+    };
+    if let Some((_, _, fix)) = REPLACED
+        .iter()
+        .find(|(of, known, _)| *of == group && *known == kind)
+    {
+        let cause = format!("{kind} is not read: it has no effect");
+        return Some(finding(
+            Severity::Warning,
+            Reason::KindNotRead,
+            node.place,
+            &cause,
+            fix,
+        ));
+    }
+    let labels = metadata.and_then(|metadata| metadata.field("labels"));
+    let revision = labels.and_then(|labels| labels.field("istio.io/rev"))?;
+    Some(finding(
+        Severity::Note,
+        Reason::NotEffective,
+        revision.place,
+        "the label istio.io/rev is accepted and means nothing: there are no revisions",
+        "remove it once nothing else reads it",
+    ))
+}
+
+/// Puts the text of a manifest into the configuration folder under a name, if it has no errors; returns what is to
+/// be said of it together with the rest of the folder.
+///
+/// # Errors
+/// The folder cannot be read or written.
+pub fn apply(
+    config_dir: &Path,
+    name: &Str,
+    text: &str,
+    mesh: &MeshConfig,
+    writing: Writing,
+) -> Result<Vec<Finding>, ViewError> {
+    let scan = Scanner::new(config_dir.to_owned()).scan();
+    let mut texts: BTreeMap<Str, Result<Arc<str>, String>> = scan
+        .texts()
+        .map(|(path, text)| (path.clone(), text.clone()))
+        .collect();
+    let before = findings(&texts, mesh);
+    texts.insert(name.clone(), Ok(text.into()));
+    let mut news = findings(&texts, mesh);
+    news.retain(|finding| finding.file == *name || !before.contains(finding));
+    let refused = news
+        .iter()
+        .any(|finding| finding.severity == Severity::Error && finding.file == *name);
+    if writing == Writing::Real && !refused {
+        crate::history::put(config_dir, name, text)?;
+    }
+    Ok(news)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str) -> Vec<Finding> {
+        let texts = BTreeMap::from([(Str::from("a.yaml"), Ok(text.into()))]);
+        findings(&texts, &MeshConfig::default())
+    }
+
+    #[test]
+    fn a_kind_that_is_not_read_names_its_replacement() {
+        let found =
+            found("---\n\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n");
+        assert_eq!((found[0].code, found[0].line), ("T0207", 3));
+        assert!(found[0].fix.contains("HTTPRoute"), "{}", found[0]);
+    }
+
+    #[test]
+    fn a_deny_rule_that_denies_more_than_it_says_is_found() {
+        let found = found(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: shop}\nspec: {action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}\n",
+        );
+        assert_eq!(found[0].code, "T0206");
+        assert_eq!(found[0].object.as_deref(), Some("AuthorizationPolicy shop/a"));
+        assert_eq!((&*found[0].file, found[0].line), ("a.yaml", 1));
+    }
+
+    #[test]
+    fn a_misspelt_field_of_a_policy_is_an_error_and_good_manifests_have_no_findings() {
+        let bad = found(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {acton: DENY}\n",
+        );
+        assert_eq!((bad[0].code, bad[0].severity), ("T0003", Severity::Error));
+        let good = found(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIPs: [10.0.0.1], ports: [{port: 80}]}\n",
+        );
+        assert_eq!(good, []);
+    }
+
+    #[test]
+    fn a_policy_for_a_service_without_waypoint_is_found() {
+        let found = found(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIPs: [10.0.0.1], ports: [{port: 80}]}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {targetRefs: [{kind: Service, name: a}], rules: [{}]}\n",
+        );
+        assert!(
+            found
+                .iter()
+                .any(|finding| finding.cause.contains("AncestorNotBound")),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_applied_with_an_error_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mesh = MeshConfig::default();
+        let name: Str = "new.yaml".into();
+        let bad = "apiVersion: v1\nkind: Service\nmetadata: {name: A}\n";
+        assert!(
+            !apply(folder.path(), &name, bad, &mesh, Writing::Real)
+                .unwrap()
+                .is_empty()
+        );
+        assert!(!folder.path().join("new.yaml").exists());
+        let good = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIP: None}\n";
+        apply(folder.path(), &name, good, &mesh, Writing::Dry).unwrap();
+        assert!(!folder.path().join("new.yaml").exists());
+        assert_eq!(
+            apply(folder.path(), &name, good, &mesh, Writing::Real).unwrap(),
+            []
+        );
+        assert!(folder.path().join("new.yaml").exists());
+        assert!(apply(folder.path(), &"../out.yaml".into(), good, &mesh, Writing::Real).is_err());
+    }
+}
