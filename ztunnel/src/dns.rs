@@ -76,6 +76,13 @@ impl Dns {
         }
     }
 
+    /// The same with this mark on what it sends.
+    #[must_use]
+    pub fn marked(mut self, mark: Option<u32>) -> Self {
+        self.upstream.mark = mark;
+        self
+    }
+
     /// A place for one more datagram.
     #[must_use]
     pub fn question_place(&self) -> Option<OwnedSemaphorePermit> {

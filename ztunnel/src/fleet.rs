@@ -409,6 +409,9 @@ impl Entry {
             Some(sockets) => Arc::clone(sockets),
             None => Arc::new(PodSockets::open(Some(&self.netns), open_options(node)).await?),
         };
+        if self.agent_owns {
+            node.mark.adopt(sockets.mark());
+        }
         self.sockets = Some(Arc::clone(&sockets));
         if let State::Pending { .. } = self.state {
             self.state = State::Running(self.first_run(node));

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -36,11 +37,35 @@ pub const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 /// Inbound handshakes of one workload at once, so that one pod cannot starve the rest.
 pub const HANDSHAKES_MAX: usize = 1024;
 
+/// The mark of this process' packets: configured, or, where the agent owns the listeners, what it gave them. Its rules
+/// know no other.
+#[derive(Debug, Default)]
+pub struct PacketMark {
+    /// 0: nothing was given.
+    given: AtomicU32,
+}
+
+impl PacketMark {
+    /// Takes over the mark of listeners that were handed over.
+    pub fn adopt(&self, mark: u32) {
+        self.given.store(mark, Ordering::Relaxed);
+    }
+
+    fn or(&self, configured: Option<u32>) -> Option<u32> {
+        match self.given.load(Ordering::Relaxed) {
+            0 => configured,
+            given => Some(given),
+        }
+    }
+}
+
 /// What all workloads of this process share.
 #[derive(Debug)]
 pub struct Node {
     /// Configuration of the process.
     pub config: Config,
+    /// The mark of its packets, as far as the agent says.
+    pub mark: PacketMark,
     /// What is known of the mesh.
     pub mesh: MeshState,
     /// Certificates of local workloads.
@@ -60,13 +85,19 @@ pub struct Node {
 }
 
 impl Node {
+    /// The mark of packets that must not be captured.
+    #[must_use]
+    pub fn packet_mark(&self) -> Option<u32> {
+        self.mark.or(self.config.packet_mark)
+    }
+
     /// Options of a socket towards a peer or an application.
     #[must_use]
     pub fn socket_options(&self) -> SocketOptions {
         let keepalive = self.config.keepalive;
         SocketOptions {
             nodelay: true,
-            mark: self.config.packet_mark,
+            mark: self.packet_mark(),
             keepalive: keepalive.map(|keepalive| socket::Keepalive {
                 idle: keepalive.time,
                 interval: keepalive.interval,
@@ -133,7 +164,7 @@ impl Pod {
             pool: dialer.into_pool(&drain),
             places: node.config.connections_max.map(Semaphore::new).map(Arc::new),
             weight: node.shedder.enter(name.clone()),
-            dns: Dns::new(&node.config, Arc::clone(&network), resolver),
+            dns: Dns::new(&node.config, Arc::clone(&network), resolver).marked(node.packet_mark()),
             network,
             addresses: Mutex::default(),
             name,

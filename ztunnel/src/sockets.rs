@@ -172,6 +172,12 @@ impl PodSockets {
         })
     }
 
+    /// The mark that accepted connections inherit; 0 if there is none.
+    #[must_use]
+    pub fn mark(&self) -> u32 {
+        socket2::SockRef::from(&self.outbound).mark().unwrap_or(0)
+    }
+
     /// Copies to accept from. Needs a tokio runtime.
     ///
     /// # Errors
