@@ -2,6 +2,8 @@
 
 pub mod api;
 pub mod document;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod object;
 pub mod schema;
 #[cfg(any(test, feature = "testing"))]

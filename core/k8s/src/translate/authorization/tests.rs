@@ -265,12 +265,10 @@ fn what_cannot_be_translated_denies_what_it_selects() {
 
 #[test]
 fn a_policy_with_targets_is_for_waypoints() {
-    let (policy, condition) = translated("{targetRefs: [{kind: Service, group: '', name: a}], rules: [{}]}");
-    assert!(policy.is_none());
-    assert_eq!(
-        (&*condition.kind, &*condition.reason),
-        ("WaypointAccepted", "AncestorNotBound")
+    let policy = authorization_policy(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {targetRefs: [{kind: Service, group: '', name: a}], rules: [{}]}\n",
     );
+    assert_eq!(authorization(&policy, &MeshConfig::default()), (None, Vec::new()));
 }
 
 #[test]

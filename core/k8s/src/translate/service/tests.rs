@@ -193,21 +193,3 @@ fn subject_alt_names_are_identities() {
     assert_eq!(models[0].subject_alt_names, [Identity::new("td", "a", "b")]);
     assert_eq!(conditions[0].reason, "PartiallyInvalid");
 }
-
-#[test]
-fn a_waypoint_that_does_not_exist_is_said_and_not_used() {
-    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: way}}\nspec: {clusterIP: 10.9.0.1}\n";
-    let (model, conditions) = with_namespace(text, None);
-    assert_eq!(model.unwrap().waypoint, None);
-    assert!(
-        conditions
-            .iter()
-            .any(|condition| condition.kind == "istio.io/WaypointBound"
-                && condition.reason == "WaypointMissing")
-    );
-    let home = namespace(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: way}}\n",
-    );
-    let opted_out = text.replace("use-waypoint: way", "use-waypoint: none");
-    assert_eq!(with_namespace(&opted_out, Some(&home)).1.len(), 1);
-}
