@@ -1,6 +1,7 @@
 //! Fault scenarios: each runs a load in a real mesh, does one thing to it, and gives one line of figures with its
 //! targets. `cargo xtask scenario NAME|all` runs them.
 
+mod certificates;
 mod control;
 mod crypto;
 mod figure;
@@ -64,6 +65,7 @@ pub struct Scenario {
 #[must_use]
 pub fn all() -> Vec<Scenario> {
     let mut all = [
+        certificates::SCENARIOS,
         control::SCENARIOS,
         crypto::SCENARIOS,
         isolation::SCENARIOS,
