@@ -93,12 +93,12 @@ pub fn decide(question: &Question, snapshot: &Snapshot, source: &Workload, setti
     })
 }
 
-/// The services of Kubernetes that a question may mean, in the order in which they are tried: names of the mesh's
-/// domain say which namespace they are of.
+/// The services of Kubernetes that a question for a name of the mesh's domain may mean, in the order in which they are
+/// tried: such names say which namespace they are of.
 #[must_use]
 pub fn mesh_hosts(question: &Question, source: &Workload, settings: &Settings) -> Vec<NamespacedHostname> {
     let known = Family::of(question).zip(host_name(question.name()));
-    let Some((_, asked)) = known else {
+    let Some((_, asked)) = known.filter(|(_, asked)| asked.ends_with(&*settings.domain)) else {
         return Vec::new();
     };
     let usual = usual_search(&source.namespace, &settings.domain);

@@ -197,4 +197,36 @@ mod tests {
         let odd = Name::from_labels([&b"a.b"[..], &b"c"[..]]).unwrap();
         assert_eq!(host_name(&odd), None, "a dot inside of a label is no separator");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn candidates_begin_with_the_name_and_never_repeat(
+            labels in proptest::collection::vec("[a-z]{1,4}", 1..6),
+            search in proptest::collection::vec("[a-z]{1,4}(\\.[a-z]{1,4}){0,2}", 0..3),
+        ) {
+            let asked = labels.join(".");
+            let origin = Origin { namespace: "shop", domain: "cluster.local", search: &search };
+            let all = candidates(&asked, origin);
+            proptest::prop_assert_eq!(&all[0].host, &asked);
+            let mut hosts: Vec<_> = all.iter().map(|one| &one.host).collect();
+            hosts.sort();
+            hosts.dedup();
+            proptest::prop_assert_eq!(hosts.len(), all.len());
+            for one in &all {
+                if let Some(cut) = &one.cut {
+                    proptest::prop_assert!(asked.starts_with(&format!("{cut}.")), "whole labels were cut");
+                }
+            }
+        }
+
+        #[test]
+        fn a_wildcard_covers_the_host_it_comes_from(labels in proptest::collection::vec("[a-z]{1,4}", 1..6)) {
+            let host = labels.join(".");
+            let all: Vec<_> = with_wildcards(&host).collect();
+            proptest::prop_assert_eq!(all.len(), labels.len());
+            for wildcard in &all[1..] {
+                proptest::prop_assert!(host.ends_with(wildcard.trim_start_matches('*')));
+            }
+        }
+    }
 }

@@ -199,6 +199,27 @@ pub fn cut(message: Vec<u8>, max: usize) -> Vec<u8> {
     })
 }
 
+/// Reads arbitrary bytes as a question and as a reply; for the fuzzer.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    match Received::read(bytes) {
+        Received::Ignored => {}
+        Received::Refused(code) => assert_eq!(bare_reply(bytes, code).len(), HEADER),
+        Received::Query(query) => {
+            assert_eq!(id(bytes), Some(query.id()));
+            for transport in [Transport::Udp, Transport::Tcp] {
+                assert!(query.reply_bytes_max(transport) >= usize::from(DATAGRAM_BYTES_PLAIN));
+            }
+            assert!(!answers(bytes, bytes), "a question is no reply");
+        }
+    }
+    for max in [HEADER, usize::from(DATAGRAM_BYTES_PLAIN)] {
+        assert!(cut(bytes.to_vec(), max).len() <= max.max(HEADER));
+    }
+    let (one, other) = bytes.split_at(bytes.len() / 2);
+    let _ = (answers(one, other), answers(bytes, one));
+}
+
 /// What of a message fits.
 struct Cut {
     /// Where the records end that are kept.

@@ -4,6 +4,7 @@
 
 mod agent;
 mod captured;
+mod corpus;
 mod dedicated;
 mod gateways;
 mod hostnames;

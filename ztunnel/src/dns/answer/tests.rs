@@ -235,3 +235,21 @@ fn other_types_and_classes_are_forwarded() {
         Decision::Forward
     );
 }
+
+#[test]
+fn names_of_the_meshs_domain_say_which_services_to_ask_for() {
+    let hosts = |name: &str| {
+        let source = workload("shop/web").ip("10.0.0.1").build();
+        let question = Question::query(name.parse::<Name>().unwrap(), RecordType::A);
+        let keys = mesh_hosts(&question, &source, &settings());
+        keys.iter()
+            .map(|key| format!("{}/{}", key.namespace, key.hostname))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        hosts("db.prod.svc.cluster.local.")[0],
+        "prod/db.prod.svc.cluster.local"
+    );
+    assert!(hosts("db.").is_empty(), "resolvers complete short names");
+    assert!(hosts("www.example.com.").is_empty());
+}
