@@ -54,6 +54,8 @@ pub struct GuardConfig {
 /// When it is stopped it leaves rules and pods as they are, so that a restart breaks nothing; `--cleanup-on-exit`
 /// takes everything back first.
 #[derive(Debug, Clone, Args)]
+// Settings in groups of their own leave this one empty, and an empty group is never seen.
+#[group(args = ["node"])]
 pub struct Config {
     /// Id of this node, as the control plane knows it
     #[arg(long, env = "NODE_NAME")]
