@@ -124,7 +124,7 @@ pub async fn run(
     );
     tasks::spawn(
         "xds-client",
-        client.run(control_plane(&config)?, draining.clone()),
+        client.run(control_plane(&config, &draining)?, draining.clone()),
     );
 
     let grace = Grace::default();
@@ -255,15 +255,24 @@ fn node_info(config: &Config) -> NodeInfo {
     }
 }
 
-fn control_plane(config: &Config) -> Result<AuthenticatedChannel, Error> {
-    Ok(channel::authenticated(&ChannelConfig {
+/// The way to the control plane. A node's certificate is renewed by its agent, for the other programs too.
+fn control_plane(config: &Config, drain: &DrainWatcher) -> Result<AuthenticatedChannel, Error> {
+    let channel = ChannelConfig {
         address: config.xds_address.clone(),
         root: RootSource::from_setting(&config.xds_root_ca),
         server_name: None,
-        token: TokenSource::File(config.token_file.clone()),
+        token: TokenSource::in_file(&config.token_file),
         headers: Vec::new(),
         cluster_id: Some(config.cluster_id.clone()),
-    })?)
+    };
+    let authenticated = channel::authenticated(&channel)?;
+    if let Some(folder) = channel.token.node_folder() {
+        tasks::spawn(
+            "node certificate",
+            channel::node::keep_fresh(channel, folder, drain.clone()),
+        );
+    }
+    Ok(authenticated)
 }
 
 async fn serve_pages(

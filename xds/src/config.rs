@@ -100,7 +100,7 @@ pub struct Config {
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
     pub rotation_margin: Duration,
     /// How long an absent node holds up a rotation before you are asked to decide
-    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = parse_duration)]
     pub rotation_deadline: Duration,
     /// Longest validity of a workload certificate
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = certificate_ttl)]

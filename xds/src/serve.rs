@@ -5,6 +5,7 @@
 pub mod ads;
 pub mod authenticate;
 pub mod listen;
+pub mod pace;
 pub mod push;
 pub mod session;
 pub mod viewer;

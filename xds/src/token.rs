@@ -55,6 +55,9 @@ pub enum TokenError {
     /// More tokens wait for their use than are kept.
     #[error("too many tokens wait for their use; they end by themselves")]
     TooMany,
+    /// There is no root to pin a token to.
+    #[error("there is no root to pin a token to")]
+    NoRoot,
     /// The system gave no random bytes.
     #[error("the system gave no random bytes")]
     NoRandom,

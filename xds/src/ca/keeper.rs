@@ -267,12 +267,7 @@ impl Keeper {
     /// # Errors
     /// The node id cannot be used, or the token cannot be kept.
     pub fn join_token(&self, node: &str, seconds: u64) -> Result<String, TokenError> {
-        let issuing = self.authority.issuing();
-        let anchors = crate::ca::issuer::certificates(&issuing.bundle);
-        let pin = anchors
-            .first()
-            .and_then(|(der, _)| pin(der))
-            .ok_or(TokenError::NoRandom)?;
+        let pin = pin_of(&self.authority.issuing().bundle).ok_or(TokenError::NoRoot)?;
         let now = self.authority.now().unix_timestamp();
         self.join_tokens.create(node, seconds, &pin, now)
     }
@@ -403,6 +398,7 @@ impl Keeper {
         let seconds = u64::try_from(now.unix_timestamp()).unwrap_or_default();
         let issuing = self.authority.issuing();
         let entries = self.denied.entries();
+        let crl = self.crl.lock().clone();
         let trust = Trust {
             generation: issuing.generation,
             denied: entries
@@ -410,7 +406,7 @@ impl Keeper {
                 .filter(|entry| entry.counts(seconds))
                 .cloned()
                 .collect(),
-            crl: self.crl.lock().clone(),
+            crl,
             crl_stale: self.crl_is_stale(now),
             ..Trust::new(self.authority.trust_domain().clone(), issuing.bundle.clone())
         };
@@ -450,10 +446,11 @@ impl Keeper {
     }
 }
 
-/// SHA-256 of a certificate's public key, in hex.
-fn pin(der: &[u8]) -> Option<String> {
+/// SHA-256 of the public key of the first certificate of a PEM text, in hex.
+pub(crate) fn pin_of(roots: &str) -> Option<String> {
     use x509_parser::prelude::{FromDer, X509Certificate};
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let (der, _) = crate::ca::issuer::certificates(roots).into_iter().next()?;
+    let (_, certificate) = X509Certificate::from_der(&der).ok()?;
     let key = certificate.public_key().raw;
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key);
     Some(crate::token::hex(digest.as_ref()))

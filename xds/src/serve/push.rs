@@ -60,6 +60,11 @@ impl Queue {
         !self.removals.is_empty()
     }
 
+    /// Names of the resources to be sent.
+    pub fn additions(&self) -> impl Iterator<Item = &Str> {
+        self.additions.iter().map(|(_, name)| name)
+    }
+
     /// Demands a response even if there is nothing to say.
     pub fn owe_answer(&mut self) {
         self.answer = true;
@@ -228,6 +233,21 @@ pub fn asked<S: Store>(ty: ResourceType, cut: &S, viewer: &Viewer, name: &Str, q
         queue.remove(name, Order::Service);
     }
     found.into_iter().for_each(|slot| queue.set(slot));
+}
+
+/// Queues a resource that the client is to hold, whether it holds it already or not.
+pub fn repeated<S: Store>(
+    ty: ResourceType,
+    cut: &S,
+    viewer: &Viewer,
+    subscription: &Subscription,
+    name: &str,
+    queue: &mut Queue,
+) {
+    let held = cut.resource(ty, name);
+    if let Some(slot) = held.filter(|slot| wants(ty, cut, viewer, subscription, slot)) {
+        queue.set(slot);
+    }
 }
 
 /// Queues the removal of those names that there is nothing of for the client any more.

@@ -11,7 +11,7 @@
 //! All types of a stream are brought from one cut to the next together. Within a cut, additions go out in the
 //! order policies, then addresses, and removals last in the reverse order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use tulle_model::Str;
@@ -20,6 +20,7 @@ use crate::serve::push::{self, Queue, Taken};
 use crate::serve::viewer::Viewer;
 use crate::snapshot::{Change, ResourceType, Slot, Snapshot};
 
+mod again;
 mod delivery;
 mod message;
 mod subscription;
@@ -130,6 +131,8 @@ pub struct Session<S> {
     begun: bool,
     nonces: u64,
     types: BTreeMap<ResourceType, TypeState>,
+    /// Policies to be told again once the workloads that name them are out.
+    again: BTreeSet<Str>,
     /// Types we do not know; `true` while the one empty answer is still owed.
     unknown: BTreeMap<Str, bool>,
 }
@@ -151,6 +154,7 @@ impl<S: Store> Session<S> {
             begun: false,
             nonces: 0,
             types: BTreeMap::new(),
+            again: BTreeSet::new(),
             unknown: BTreeMap::new(),
         }
     }
@@ -167,6 +171,11 @@ impl<S: Store> Session<S> {
         match self.types.get_mut(&ty) {
             None => {
                 let state = open(ty, request, &self.cut, &self.viewer)?;
+                if ty == ResourceType::Address && !request.initial_versions.is_empty() {
+                    let changed = state.queue.additions();
+                    self.again
+                        .extend(again::named_by(&self.viewer, &self.cut, changed));
+                }
                 self.types.insert(ty, state);
             }
             Some(state) => {
@@ -202,8 +211,21 @@ impl<S: Store> Session<S> {
         let mut removals = ResourceType::ALL.into_iter().rev();
         let ty = additions
             .find(|ty| self.has(*ty, Queue::has_additions))
-            .or_else(|| removals.find(|ty| self.has(*ty, Queue::has_removals)))?;
+            .or_else(|| removals.find(|ty| self.has(*ty, Queue::has_removals)))
+            .or_else(|| self.queue_again())?;
         self.send(ty, now)
+    }
+
+    /// Queues the policies that are to be told again, now that everything else is out.
+    fn queue_again(&mut self) -> Option<ResourceType> {
+        let ty = ResourceType::Authorization;
+        let names = std::mem::take(&mut self.again);
+        let state = self.types.get_mut(&ty)?;
+        for name in names {
+            let (cut, viewer) = (&self.cut, &self.viewer);
+            push::repeated(ty, cut, viewer, &state.subscription, &name, &mut state.queue);
+        }
+        state.queue.has_additions().then_some(ty)
     }
 
     fn has(&self, ty: ResourceType, what: impl Fn(&Queue) -> bool) -> bool {
@@ -222,6 +244,10 @@ impl<S: Store> Session<S> {
             let refused = |slot: &Slot| state.delivery.was_rejected(&slot.name, &slot.version);
             let (cuts, subscription) = ((&self.cut, head), &state.subscription);
             push::difference(*ty, cuts, &self.viewer, subscription, refused, &mut state.queue);
+        }
+        if self.types.contains_key(&ResourceType::Address) {
+            self.again
+                .extend(again::newly_named(&self.viewer, &self.cut, head));
         }
         self.cut = head.clone();
     }

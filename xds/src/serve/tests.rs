@@ -23,8 +23,10 @@ use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_runtime::drain::{self, DrainTrigger};
 use tulle_runtime::tasks;
 
+use crate::ca::deny::DenyList;
 use crate::ca::issued::Issued;
 use crate::ca::join::JoinService;
+use crate::ca::renew;
 use crate::ca::root::Root;
 use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::ca::{Authority, TTL_MAX_DEFAULT};
@@ -38,6 +40,10 @@ use crate::status::Clients;
 use crate::token::TokenStore;
 use crate::token::join::JoinTokens;
 
+mod certificates;
+mod join;
+mod trust;
+
 /// Longer than anything here takes, shorter than a stuck test.
 const PATIENCE: Duration = Duration::from_secs(10);
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -47,6 +53,8 @@ struct Server {
     root: String,
     tokens: TokenStore,
     join_tokens: Arc<JoinTokens>,
+    denied: DenyList,
+    authority: Arc<Authority>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     clients: Clients,
     metrics: Metrics,
@@ -62,12 +70,11 @@ impl Server {
         let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
         let root = Root::generate("cluster.local", time::OffsetDateTime::now_utc()).unwrap();
         let authority = Arc::new(Authority::new(root, "cluster.local".into(), TTL_MAX_DEFAULT));
-        let certificate = authority.server_certificate(&["localhost".into()]).unwrap();
-        let acceptor =
-            tulle_identity::server_acceptor(&certificate.leaf.pem, &certificate.key_pem, None).unwrap();
+        let acceptor = renew::acceptor(&authority, &["localhost".into()]).unwrap();
         let (tokens, clients, metrics) = (TokenStore::memory(), Clients::default(), Metrics::default());
         let (drain, watcher) = drain::new();
-        let authenticator = Authenticator::new(tokens.clone());
+        let denied = DenyList::memory();
+        let authenticator = Authenticator::new(tokens.clone()).of("cluster.local".into(), denied.clone());
         let ads = Ads::new(
             receiver.clone(),
             authenticator.clone(),
@@ -102,6 +109,8 @@ impl Server {
             root: authority.root().certificate_pem().to_string(),
             tokens,
             join_tokens: tokens_of_joins,
+            denied,
+            authority: authority.clone(),
             snapshots,
             clients,
             metrics,
@@ -125,6 +134,7 @@ impl Server {
             let sequence = snapshot.sequence;
             let table = match ty {
                 ResourceType::Authorization => &mut snapshot.authorizations,
+                ResourceType::Trust => &mut snapshot.trust,
                 _ => &mut snapshot.addresses,
             };
             let resource = Resource {
@@ -171,16 +181,9 @@ impl Server {
     }
 
     async fn certificate(&self, token: &str, identity: &str) -> Result<IstioCertificateResponse, Status> {
-        let identity_value = text(identity);
-        let request = IstioCertificateRequest {
-            csr: csr(),
-            validity_duration: 3600,
-            metadata: Some(Struct {
-                fields: [("ImpersonatedIdentity".to_owned(), identity_value)].into(),
-            }),
-        };
         let mut client = IstioCertificateServiceClient::new(self.channel(token));
-        Ok(client.create_certificate(request).await?.into_inner())
+        let reply = client.create_certificate(certificate_request(identity)).await?;
+        Ok(reply.into_inner())
     }
 }
 
@@ -246,6 +249,17 @@ fn first(node: &str, ty: ResourceType) -> DeltaDiscoveryRequest {
         }),
         type_url: ty.type_url().to_owned(),
         ..DeltaDiscoveryRequest::default()
+    }
+}
+
+/// Asks for an identity on behalf of its workload.
+fn certificate_request(identity: &str) -> IstioCertificateRequest {
+    IstioCertificateRequest {
+        csr: csr(),
+        validity_duration: 3600,
+        metadata: Some(Struct {
+            fields: [("ImpersonatedIdentity".to_owned(), text(identity))].into(),
+        }),
     }
 }
 
@@ -500,73 +514,4 @@ async fn a_drain_ends_the_streams() {
         .await
         .expect("an end in time");
     assert!(matches!(end, Ok(None)), "{end:?}");
-}
-
-#[tokio::test]
-async fn a_placed_identity_gets_its_certificate() {
-    let server = Server::start().await;
-    let token = server.tokens.create("n1").unwrap();
-    server.place("n1", WEB);
-    let reply = server.certificate(&token, WEB).await.unwrap();
-    assert_eq!(reply.cert_chain.len(), 2);
-    assert_eq!(reply.cert_chain[1], server.root);
-    let (_, pem) = x509_parser::pem::parse_x509_pem(reply.cert_chain[0].as_bytes()).unwrap();
-    let leaf = pem.parse_x509().unwrap();
-    let names = leaf.subject_alternative_name().unwrap().expect("names").value;
-    assert_eq!(
-        names.general_names,
-        [x509_parser::extensions::GeneralName::URI(WEB)]
-    );
-}
-
-#[tokio::test]
-async fn our_own_ca_client_accepts_the_answer() {
-    use tulle_identity::CaClient as _;
-    use tulle_identity::ca::{GrpcCa, GrpcCaOptions};
-    let server = Server::start().await;
-    let token = server.tokens.create("n1").unwrap();
-    server.place("n1", WEB);
-    let client = GrpcCa::new(server.channel(&token), GrpcCaOptions::default());
-    let issued = client.fetch(&WEB.parse().unwrap()).await.unwrap();
-    assert_eq!((issued.chain.len(), issued.roots.len()), (1, 1));
-}
-
-#[tokio::test]
-async fn a_late_placement_is_waited_for() {
-    let server = Server::start().await;
-    let token = server.tokens.create("n1").unwrap();
-    let asking = server.certificate(&token, WEB);
-    let placing = async {
-        until(|| server.metrics.held.get() == 1).await;
-        server.place("n1", WEB);
-    };
-    let (reply, ()) = tokio::join!(asking, placing);
-    assert_eq!(reply.unwrap().cert_chain.len(), 2);
-}
-
-#[tokio::test]
-async fn an_identity_of_another_node_or_domain_is_refused_with_its_reason() {
-    let server = Server::start_with(AdsOptions::default(), Duration::from_millis(1)).await;
-    let token = server.tokens.create("n2").unwrap();
-    server.place("n1", WEB);
-    for (identity, reason) in [
-        (WEB, "POD_NOT_ON_NODE"),
-        ("spiffe://cluster.local/ns/shop/sa/nobody", "POD_NOT_ON_NODE"),
-        ("spiffe://other/ns/shop/sa/web", "TRUST_DOMAIN_MISMATCH"),
-        ("web", "IDENTITY_DENIED"),
-    ] {
-        let refused = server.certificate(&token, identity).await.unwrap_err();
-        assert_eq!(refused.code(), Code::PermissionDenied, "{identity}");
-        assert!(refused.message().starts_with(reason), "{}", refused.message());
-        assert!(String::from_utf8_lossy(refused.details()).contains(reason));
-    }
-}
-
-#[test]
-fn names_are_shared_text() {
-    // `Str` crosses threads with the tasks of streams.
-    fn shared<T: Send + Sync>() {}
-    shared::<Str>();
-    shared::<Ads>();
-    shared::<CaService>();
 }

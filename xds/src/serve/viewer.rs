@@ -79,6 +79,15 @@ impl Viewer {
         }
     }
 
+    /// Its node, if it is a proxy that announces nothing of ours, such as Istio's ztunnel.
+    #[must_use]
+    pub fn foreign_node(&self) -> Option<&str> {
+        match &self.place {
+            Place::Node(node) if self.features == Features::default() => Some(node),
+            _ => None,
+        }
+    }
+
     /// What it understands.
     #[must_use]
     pub fn features(&self) -> Features {

@@ -233,7 +233,8 @@ impl Joined {
 }
 
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let new = path.with_extension("new");
+    // Two programs of a node may renew at once: whichever is last wins whole.
+    let new = path.with_extension(format!("{}.new", std::process::id()));
     let mut options = fs::OpenOptions::new();
     let options = options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(&new)?;

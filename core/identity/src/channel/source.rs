@@ -96,6 +96,25 @@ impl TokenSource {
         }
     }
 
+    /// The credential in a file: a node's certificate if it ends in `.pem`, else a token.
+    #[must_use]
+    pub fn in_file(path: &Path) -> Self {
+        if path.extension().is_some_and(|extension| extension == "pem") {
+            Self::Certificate(path.to_owned())
+        } else {
+            Self::File(path.to_owned())
+        }
+    }
+
+    /// The folder of a node's certificate, if that is what is shown.
+    #[must_use]
+    pub fn node_folder(&self) -> Option<PathBuf> {
+        match self {
+            Self::Certificate(path) => path.parent().map(Path::to_owned),
+            _ => None,
+        }
+    }
+
     pub(super) fn read(&self) -> Result<Option<String>, ChannelError> {
         match self {
             Self::File(path) => Ok(Some(read_file(path)?.trim().to_owned())),

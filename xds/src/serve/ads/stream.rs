@@ -12,6 +12,7 @@ use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 use super::{NodeFacts, Shared, wire};
 use crate::serve::authenticate::{Caller, Claimed, NotAdmitted, admit};
+use crate::serve::pace::Pace;
 use crate::serve::session::{End, Session};
 use crate::serve::viewer::Viewer;
 use crate::snapshot::{ResourceType, Snapshot};
@@ -123,6 +124,7 @@ impl Stream {
             head,
             waiting: None,
             since: Instant::now(),
+            pace: Pace::default(),
         };
         if let Err(end) = conversation.take(first, &self.shared) {
             return refusal(end);
@@ -137,6 +139,7 @@ impl Stream {
             let stalled = conversation.since + self.shared.options.write_stall_max;
             let waiting = conversation.waiting.is_some();
             let untaken = self.responses.capacity() == 0;
+            let paused = conversation.paused();
             tokio::select! {
                 permit = self.responses.reserve(), if waiting => {
                     let (Ok(permit), Some(response)) = (permit, conversation.waiting.take()) else {
@@ -151,6 +154,7 @@ impl Stream {
                         return Ended::Stalled;
                     }
                 }
+                () = sleep_until(paused.unwrap_or(stalled)), if paused.is_some() => {}
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => {
                         if let Err(end) = conversation.take(request, &self.shared) {
@@ -160,7 +164,7 @@ impl Stream {
                     Ok(None) | Err(_) => return Ended::ByClient,
                 },
                 head = newer(&mut snapshots) => match head {
-                    Some(head) => conversation.head = head,
+                    Some(head) => conversation.newer(head),
                     // The engine is gone: the process is ending.
                     None => return Ended::ByAge,
                 },
@@ -186,6 +190,7 @@ struct Conversation {
     waiting: Option<DeltaDiscoveryResponse>,
     /// When the response before it was handed to the connection.
     since: Instant,
+    pace: Pace,
 }
 
 impl Conversation {
@@ -216,9 +221,21 @@ impl Conversation {
             .sum()
     }
 
+    fn newer(&mut self, head: Arc<Snapshot>) {
+        self.head = head;
+        self.pace.on_cut(Instant::now().into_std());
+    }
+
+    /// Until when changes are gathered instead of sent.
+    fn paused(&self) -> Option<Instant> {
+        self.pace
+            .wait_until(Instant::now().into_std())
+            .map(Instant::from_std)
+    }
+
     /// Makes the next response, if none waits and there is one.
     fn prepare(&mut self, shared: &Shared) {
-        if self.waiting.is_some() {
+        if self.waiting.is_some() || self.paused().is_some() {
             return;
         }
         let Some(response) = self.session.poll_send(&self.head, std::time::Instant::now()) else {
@@ -227,6 +244,7 @@ impl Conversation {
         if let Some(ty) = ResourceType::from_type_url(&response.type_url) {
             shared.metrics.pushes.get_or_create(&ty.into()).inc();
         }
+        self.pace.on_sent(Instant::now().into_std());
         self.waiting = Some(wire::response(response));
     }
 }

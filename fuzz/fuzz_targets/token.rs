@@ -1,0 +1,5 @@
+//! Tokens of nodes and service accounts.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tulle_xds::fuzz::token(data));
