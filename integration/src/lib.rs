@@ -15,5 +15,6 @@ pub mod mesh;
 pub mod scenario;
 pub mod storm;
 pub mod traffic;
+pub mod upgrade;
 
 pub use mesh::TestMesh;

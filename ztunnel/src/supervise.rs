@@ -53,6 +53,8 @@ struct Settings {
     stop_wait: Duration,
     /// Nobody has said how long a generation may linger.
     default_linger: bool,
+    /// What generations do when we are gone.
+    without_us: &'static str,
     log: String,
     json: bool,
 }
@@ -67,6 +69,11 @@ impl Settings {
             settle: read.duration("TULLE_SUPERVISE_SETTLE", Duration::from_secs(2)),
             stop_wait: read.duration("TULLE_SUPERVISE_STOP", STOP_WAIT),
             default_linger: deadline.is_none() && env.var("TERMINATION_GRACE_PERIOD_SECONDS").is_none(),
+            // In a local mesh nothing outlives the command that started it.
+            without_us: match env.var("TULLE_EXIT_WITH_STDIN").as_deref() {
+                Some("true") => "true",
+                _ => "drain",
+            },
             log: read.string("RUST_LOG", "info"),
             json: read.string("LOG_FORMAT", "text") == "json",
         };
@@ -329,7 +336,7 @@ impl Children {
             .stdin(Stdio::piped())
             .env("NOTIFY_SOCKET", notify)
             .env("TULLE_SUPERVISED", "true")
-            .env("TULLE_EXIT_WITH_STDIN", "true");
+            .env("TULLE_EXIT_WITH_STDIN", self.settings.without_us);
         for name in HELD_NAMES {
             command.env_remove(variable_of(name));
         }

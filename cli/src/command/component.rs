@@ -23,6 +23,9 @@ Environment (ztunnel's names; docs/reference/config.md has all of them):
 
 Exit codes: 0 ended when asked to; 1 failed while running; 64 a variable has a bad value.";
 
+/// How long a component of a local mesh may drain once the command that started it is gone.
+const END_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// A component of the mesh.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Component {
@@ -50,11 +53,11 @@ pub(crate) struct Ztunnel {
 }
 
 pub(crate) fn run(component: Component) -> Exit {
-    if ProcessEnv
-        .var("TULLE_EXIT_WITH_STDIN")
-        .is_some_and(|value| value == "true")
-    {
-        end_with_stdin();
+    match ProcessEnv.var("TULLE_EXIT_WITH_STDIN").as_deref() {
+        Some("true") => end_with_stdin(true),
+        // A generation whose supervisor has gone takes nothing new, and keeps what it has.
+        Some("drain") => end_with_stdin(false),
+        _ => {}
     }
     match component {
         Component::Xds(config) => tulle_xds::main(config),
@@ -70,11 +73,17 @@ pub(crate) fn run(component: Component) -> Exit {
 
 /// Ends this process when standard input ends: a local mesh must not outlive the command that started it, however
 /// that ended.
-fn end_with_stdin() {
-    std::thread::spawn(|| {
+fn end_with_stdin(soon: bool) {
+    std::thread::spawn(move || {
         let mut ignored = Vec::new();
         // End and error mean the same: nobody is there any more.
         let _ = std::io::Read::read_to_end(&mut std::io::stdin(), &mut ignored);
         let _ = kill(Pid::this(), Signal::SIGTERM);
+        if soon {
+            #[allow(clippy::disallowed_methods, reason = "this thread has nothing else to do")]
+            std::thread::sleep(END_WAIT);
+            // The second call ends what the first has left to drain.
+            let _ = kill(Pid::this(), Signal::SIGTERM);
+        }
     });
 }

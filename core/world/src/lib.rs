@@ -8,6 +8,7 @@
 //! Everything lives as long as the [`World`] value: namespaces are held by descriptors and no mount, file outside of
 //! the world's folder, route or rule of the host is touched.
 
+mod generations;
 mod links;
 mod mesh;
 mod pod;
@@ -16,6 +17,7 @@ mod recorder;
 mod services;
 mod topology;
 
+pub use generations::Generation;
 pub use mesh::{Component, Folders, Mesh, MeshError};
 pub use pod::Pod;
 pub use process::{Process, ProcessError};

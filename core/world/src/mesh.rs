@@ -120,6 +120,8 @@ pub struct Mesh {
     environment: BTreeMap<String, String>,
     /// Node proxies of another make, by node.
     foreign: BTreeMap<String, PathBuf>,
+    /// Node proxies run as generations under a supervisor.
+    supervised: bool,
     /// Arguments that every agent gets on top.
     agent_arguments: Vec<String>,
     processes: BTreeMap<Component, Process>,
@@ -179,6 +181,7 @@ impl Mesh {
             folders,
             environment: BTreeMap::new(),
             foreign: BTreeMap::new(),
+            supervised: false,
             agent_arguments: Vec::new(),
             processes: BTreeMap::new(),
         }
@@ -194,6 +197,13 @@ impl Mesh {
     /// Gives every agent that is started from now on these arguments.
     pub fn set_agent_arguments(&mut self, arguments: &[&str]) {
         self.agent_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    }
+
+    /// Runs node proxies that are started from now on under a supervisor, which replaces them in place.
+    #[must_use]
+    pub fn with_supervision(mut self) -> Self {
+        self.supervised = true;
+        self
     }
 
     /// Lets a node be served by another ztunnel than ours. It has no unix admin socket; see [`Self::wait_ready_at`].
@@ -293,7 +303,11 @@ impl Mesh {
             world,
             node,
             Component::Ztunnel(node.to_owned()),
-            &["ztunnel"],
+            if self.supervised {
+                &["ztunnel", "--supervise"]
+            } else {
+                &["ztunnel"]
+            },
             &environment,
         )
     }

@@ -162,7 +162,8 @@ fn parse(bytes: &[u8]) -> Option<HashMap<Identity, Entry>> {
 }
 
 fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (field, after) = rest.split_at_checked(number(rest)?)?;
+    let length = number(rest)?;
+    let (field, after) = rest.split_at_checked(length)?;
     *rest = after;
     Some(field)
 }
