@@ -40,9 +40,10 @@ pub fn proxy_protocol(data: &[u8]) {
 /// A greeting or request never claims more bytes than there are, and never asks for more than its bound; what is
 /// understood does not depend on what follows.
 pub fn socks5(data: &[u8]) {
-    let bounded = |error, most| match error {
-        socks5::Malformed::Incomplete(least) => assert!(data.len() < least && least <= most),
-        _ => {}
+    let bounded = |error, most| {
+        if let socks5::Malformed::Incomplete(least) = error {
+            assert!(data.len() < least && least <= most);
+        }
     };
     match socks5::greeting(data) {
         Ok(length) => assert!(length <= data.len()),

@@ -239,6 +239,10 @@ async fn captured_traffic_is_tunnelled_and_keeps_its_source_address() {
         !metrics.contains("connection_security_policy=\"unknown\""),
         "{metrics}"
     );
+    assert!(
+        metrics.contains("\ntulle_same_node_connections_total 2"),
+        "both pods are served here, so no tunnel is needed: {metrics}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
