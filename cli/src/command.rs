@@ -1,10 +1,12 @@
 //! The commands and what they share.
 
+mod ca;
 mod codes;
 mod completion;
 mod component;
 mod edges;
 mod explain;
+mod node;
 pub(crate) mod status;
 mod up;
 mod ztunnel_config;
@@ -55,6 +57,8 @@ enum Command {
     Edges(edges::Edges),
     Explain(explain::Explain),
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
+    Ca(ca::Ca),
+    Node(node::Node),
     Codes(codes::Codes),
     Completion(completion::Completion),
     #[command(flatten)]
@@ -74,6 +78,8 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::Edges(edges) => wait_for(edges::run(edges)),
         Command::Explain(explain) => wait_for(explain::run(explain)),
         Command::ZtunnelConfig(config) => wait_for(ztunnel_config::run(config)),
+        Command::Ca(ca) => wait_for(ca::run(ca)),
+        Command::Node(node) => wait_for(node::run(node)),
         Command::Codes(codes) => codes::run(&codes),
         Command::Completion(completion) => Ok(completion::run(&completion)),
         Command::Reference(reference) => Ok(crate::reference::run(&reference)),
