@@ -12,6 +12,7 @@ use super::*;
 use crate::snapshot::{Change, ResourceType, Scope, Slot};
 
 mod cuts;
+mod waypoints;
 
 /// The objects of a text.
 fn objects(text: &str) -> Vec<Arc<Object>> {

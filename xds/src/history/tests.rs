@@ -74,8 +74,8 @@ fn old_generations_go_and_what_newer_ones_share_stays() {
 }
 
 #[test]
-fn a_disk_that_takes_nothing_stops_nothing() {
+fn a_disk_that_takes_nothing_refuses_the_generation() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("history"), "a file in its place").unwrap();
-    History::open(folder.path()).record(&library(1, &["a"])).unwrap();
+    assert!(History::open(folder.path()).record(&library(1, &["a"])).is_err());
 }

@@ -266,7 +266,7 @@ impl View {
         let mut library = history
             .load_one(generation)
             .map_err(|_| ViewError::NoGeneration(generation))?;
-        library.set_allocations(history.allocations());
+        library.set_allocations(history.allocations(), Timestamp::now());
         Ok(library)
     }
 }

@@ -69,7 +69,7 @@ impl Reader {
     fn new(root: PathBuf, mut history: Option<History>) -> Self {
         let mut library = history.as_mut().and_then(History::load).unwrap_or_default();
         if let Some(history) = &history {
-            library.set_allocations(history.allocations());
+            library.set_allocations(history.allocations(), jiff::Timestamp::now());
         }
         Self {
             scanner: Scanner::new(root),

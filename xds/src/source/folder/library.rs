@@ -101,8 +101,9 @@ impl Library {
     }
 
     /// Takes over the virtual addresses that a former process gave.
-    pub(crate) fn set_allocations(&mut self, allocations: Allocations) {
+    pub(crate) fn set_allocations(&mut self, allocations: Allocations, now: Timestamp) {
         self.allocations = allocations;
+        self.allocations.assign(&mut self.entries, now);
     }
 
     /// Takes an empty folder for meant, until it holds something again.
@@ -325,7 +326,9 @@ impl Library {
         }
         // Without a root and without a past, nothing is known: that is not an empty mesh.
         let synced = scan.no_root.is_none() || !entries.is_empty();
-        self.generation += u64::from(!events.is_empty() || problems != *self.problems);
+        // What a former process left behind is the same generation, although the engine has yet to hear of it.
+        let differs = !changes(&self.entries, &entries).is_empty();
+        self.generation += u64::from(differs || problems != *self.problems || self.generation == 0);
         (self.entries, self.problems, self.degraded, self.is_told) =
             (entries, Arc::new(problems), degraded, true);
         let batch = Batch {

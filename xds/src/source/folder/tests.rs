@@ -8,6 +8,8 @@ use tulle_k8s::translate::MeshConfig;
 use tulle_model::workload::TunnelProtocol;
 use tulle_runtime::tasks::Scope;
 
+use super::*;
+use crate::engine::Engine;
 use crate::snapshot::{ObjectKey, ResourceType, Snapshot};
 use crate::source::{FolderConfig, start};
 
@@ -277,4 +279,164 @@ async fn a_swap_of_linked_directories_is_seen() {
     folder
         .until(|snapshot| tunnel(snapshot) == Some(TunnelProtocol::Hbone))
         .await;
+}
+
+/// A configuration folder and a state folder, looked at by hand.
+struct Hand {
+    config: TempDir,
+    state: TempDir,
+    reader: Option<Reader>,
+}
+
+impl Hand {
+    fn new() -> Self {
+        let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut hand = Self {
+            config,
+            state,
+            reader: None,
+        };
+        hand.restart();
+        hand
+    }
+
+    /// As after `kill -9`: nothing but the disk is left.
+    fn restart(&mut self) {
+        let history = Some(History::open(self.state.path()));
+        self.reader = Some(Reader::new(self.config.path().to_owned(), history));
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.config.path().join(name), text).unwrap();
+    }
+
+    fn look(&mut self) -> Settled {
+        let (reader, _, settled) = self.reader.take().expect("it was put back").look();
+        self.reader = Some(reader);
+        settled
+    }
+
+    fn names(&self) -> Vec<String> {
+        let reader = self.reader.as_ref().expect("it was put back");
+        reader
+            .library
+            .entries()
+            .keys()
+            .map(|key| key.name.to_string())
+            .collect()
+    }
+
+    fn view(&self) -> crate::history::View {
+        crate::history::View::of(self.state.path())
+    }
+}
+
+fn service(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80}}]}}\n---\n"
+    )
+}
+
+#[test]
+fn a_generation_that_cannot_be_recorded_does_not_come_into_force_until_it_can() {
+    let mut hand = Hand::new();
+    hand.write("a.yaml", &service("a"));
+    hand.look();
+    let (history, aside) = (hand.state.path().join("history"), hand.state.path().join("aside"));
+    std::fs::rename(&history, &aside).unwrap();
+    std::fs::write(&history, "no folder").unwrap();
+    hand.write("b.yaml", &service("b"));
+    let batch = hand.look().batch.expect("the refusal is told");
+    assert!(batch.events.is_empty());
+    assert!(batch.degraded.expect("why").contains("cannot be recorded"));
+    assert_eq!(hand.names(), ["a"]);
+    assert!(hand.look().batch.is_none(), "it is told once");
+    std::fs::remove_file(&history).unwrap();
+    std::fs::rename(&aside, &history).unwrap();
+    let batch = hand.look().batch.expect("it comes into force");
+    assert_eq!((batch.events.len(), batch.degraded), (1, None));
+    assert_eq!(hand.names(), ["a", "b"]);
+}
+
+#[test]
+fn a_folder_that_is_emptied_is_kept_until_somebody_accepts_it() {
+    let mut hand = Hand::new();
+    let all: String = (0..12).map(|number| service(&format!("s{number}"))).collect();
+    hand.write("a.yaml", &all);
+    hand.look();
+    std::fs::remove_file(hand.config.path().join("a.yaml")).unwrap();
+    let degraded = hand.look().batch.expect("it is told").degraded.expect("why");
+    assert!(degraded.contains("accept-empty"), "{degraded}");
+    assert_eq!(hand.names().len(), 12);
+    hand.view().accept_empty(hand.config.path()).unwrap();
+    hand.look();
+    assert_eq!(hand.names().len(), 0);
+}
+
+#[test]
+fn a_rollback_writes_the_old_files_back_and_says_who_and_why() {
+    let mut hand = Hand::new();
+    hand.write("a.yaml", &service("a"));
+    hand.look();
+    hand.write("a.yaml", &service("changed"));
+    hand.write("b.yaml", &service("b"));
+    hand.look();
+    hand.view().announce("alice", "rollback to 1: it broke").unwrap();
+    let real = crate::history::Writing::Real;
+    let done = hand.view().rollback(1, hand.config.path(), real).unwrap();
+    assert_eq!((done.written.len(), done.removed.len()), (1, 1));
+    hand.look();
+    assert_eq!(hand.names(), ["a"]);
+    let list = hand.view().list();
+    let newest = list.last().expect("a generation");
+    assert_eq!(
+        (newest.generation, &*newest.actor, &*newest.message),
+        (3, "alice", "rollback to 1: it broke")
+    );
+    assert_eq!((newest.added.len(), newest.removed.len()), (1, 2));
+    assert_eq!(
+        hand.view().diff(1, 3, None).unwrap(),
+        crate::history::Difference::default()
+    );
+    let effect = hand
+        .view()
+        .diff(1, 2, Some(&MeshConfig::default()))
+        .unwrap()
+        .effect;
+    assert!(
+        effect.contains(&"- Address default/a.default.svc.cluster.local".to_owned()),
+        "{effect:?}"
+    );
+}
+
+#[test]
+fn after_a_kill_every_generation_means_what_it_meant() {
+    let mut hand = Hand::new();
+    let mut engine = Engine::new(MeshConfig::default());
+    let mut told = Vec::new();
+    for number in 0..5 {
+        hand.write("a.yaml", &(service("always") + &service(&format!("g{number}"))));
+        let snapshot = engine.apply(hand.look().batch.expect("news"));
+        told.push(versions(&snapshot));
+        let mut fresh = Engine::new(MeshConfig::default());
+        hand.restart();
+        let after = fresh.apply(hand.look().batch.expect("everything is news to it"));
+        assert_eq!(versions(&after), *told.last().expect("it was pushed"));
+    }
+    for (from, to) in [(1, 2), (2, 5)] {
+        let effect = hand
+            .view()
+            .diff(from, to, Some(&MeshConfig::default()))
+            .unwrap()
+            .effect;
+        assert!(!effect.is_empty());
+    }
+}
+
+/// Names and versions of every address: virtual addresses included.
+fn versions(snapshot: &Snapshot) -> Vec<(tulle_model::Str, tulle_model::Str)> {
+    let slots = snapshot.resources(ResourceType::Address);
+    slots
+        .map(|slot| (slot.name.clone(), slot.version.clone()))
+        .collect()
 }
