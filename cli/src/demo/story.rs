@@ -113,7 +113,7 @@ impl Story {
             placed.len(),
             report.marked_before
         ));
-        let mesh = Mesh::new(folders.clone());
+        let mesh = Mesh::new(folders.clone()).with_supervision();
         let run_dir = RunDir::new(run_dir.to_owned());
         Ok(Self {
             started,

@@ -299,3 +299,68 @@ async fn listeners_of_the_agent_are_used_given_back_and_handed_over() {
         .await;
     until("the proxy's copies are closed", || !listens(&netns)).await;
 }
+
+/// The value of one of the proxy's own series.
+fn series(agent: &Agent, name: &str) -> usize {
+    let metrics = agent.app.registry().encode();
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0, |value| value.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_account_under_a_known_uid_gets_a_proxy_of_its_own_on_the_same_listeners() {
+    let Some(netns) = namespace() else { return };
+    let agent = Agent::start().await;
+    agent.assert_done(add("a", &[]), &[netns.fd()]).await;
+    let Payload::Add(mut other) = add("a", &[]) else {
+        panic!("an add")
+    };
+    other.workload_info.as_mut().unwrap().service_account = "other".to_owned();
+    agent.assert_done(Payload::Add(other), &[netns.fd()]).await;
+    assert!(listens(&netns));
+    assert_eq!(agent.pods(), 1);
+    assert_eq!(series(&agent, "workload_manager_proxies_started_total"), 2);
+    assert_eq!(series(&agent, "workload_manager_proxies_stopped_total"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_was_handed_over_is_accepted_for_again_when_it_is_added_again() {
+    let Some(netns) = namespace() else { return };
+    let agent = Agent::start().await;
+    let opened = netns.run(|| PORTS.map(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()));
+    let opened = opened.unwrap();
+    let kinds = [Kind::Outbound, Kind::InboundPlain, Kind::InboundHbone];
+    let fds: Vec<_> = std::iter::once(netns.fd())
+        .chain(opened.iter().map(AsFd::as_fd))
+        .collect();
+    agent.assert_done(add("a", &kinds), &fds).await;
+    agent.assert_done(snapshot_sent(), &[]).await;
+    let uid = "a".to_owned();
+    let back = || Payload::ReturnSockets(zds::ReturnSockets { uid: uid.clone() });
+    let over = Payload::HandOver(zds::HandOver { uid: uid.clone() });
+    agent.assert_done(over, &[]).await;
+    let (_, none, _) = agent.ask(back(), &[]).await;
+    assert!(none.is_empty(), "its copies are closed");
+    agent.assert_done(add("a", &kinds), &fds).await;
+    let (_, all, _) = agent.ask(back(), &[]).await;
+    assert_eq!(all, kinds);
+    assert_eq!(
+        series(&agent, "workload_manager_proxies_stopped_total"),
+        0,
+        "what was open lives on"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_drains_leaves_an_agent_that_knows_no_lingering_proxy_alone() {
+    let Some(netns) = namespace() else { return };
+    let agent = Agent::start().await;
+    agent.assert_done(add("a", &[]), &[netns.fd()]).await;
+    agent.assert_done(snapshot_sent(), &[]).await;
+    let Agent { app, listener, .. } = agent;
+    app.stop().await.unwrap();
+    let dialled = timeout(Duration::from_millis(100), listener.accept()).await;
+    assert!(dialled.is_err(), "an earlier version would take it for the newest");
+}
