@@ -1,9 +1,11 @@
 //! The commands and what they share.
 
+mod analyze;
 mod ca;
 mod codes;
 mod completion;
 mod component;
+mod config;
 mod edges;
 mod explain;
 mod node;
@@ -59,6 +61,8 @@ enum Command {
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
     Ca(ca::Ca),
     Node(node::Node),
+    Analyze(analyze::Analyze),
+    Config(config::Config),
     Codes(codes::Codes),
     Completion(completion::Completion),
     #[command(flatten)]
@@ -80,6 +84,8 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::ZtunnelConfig(config) => wait_for(ztunnel_config::run(config)),
         Command::Ca(ca) => wait_for(ca::run(ca)),
         Command::Node(node) => wait_for(node::run(node)),
+        Command::Analyze(command) => analyze::run(&command),
+        Command::Config(config) => wait_for(config::run(config)),
         Command::Codes(codes) => codes::run(&codes),
         Command::Completion(completion) => Ok(completion::run(&completion)),
         Command::Reference(reference) => Ok(crate::reference::run(&reference)),

@@ -1,0 +1,449 @@
+//! `tulle config`: who changed what and when, who has accepted it, and the way back.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+use tulle_k8s::translate::MeshConfig;
+use tulle_runtime::exit::Exit;
+use tulle_xds::analyze::apply;
+use tulle_xds::history::{View, Writing};
+use tulle_xds::snapshot::Severity;
+
+use super::{Reading, analyze};
+use crate::output::{Form, table};
+use crate::running::Kind;
+
+/// Show, change and take back configuration
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  tulle config apply -f deny-admin.yaml\n  tulle config history\n  \
+    tulle config diff 186 187 --effect\n  tulle config rollback 186 --message \"shop was down\""
+)]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    action: Action,
+    /// Configuration folder of the control plane
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/etc/tulle/config",
+        env = "TULLE_CONFIG_DIR"
+    )]
+    config_dir: PathBuf,
+    /// State folder of the control plane
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/var/lib/tulle",
+        env = "TULLE_STATE_DIR"
+    )]
+    state_dir: PathBuf,
+    #[command(flatten)]
+    reading: Reading,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// List the stored generations: who, when, what
+    History,
+    /// Print the objects of a generation
+    Show {
+        /// Number of the generation
+        generation: u64,
+    },
+    /// Say what differs between two generations
+    Diff {
+        /// The older one
+        from: u64,
+        /// The newer one
+        to: u64,
+        /// Also which resources of proxies differ
+        #[arg(long)]
+        effect: bool,
+    },
+    /// Write the files of a generation back; that is a new generation
+    Rollback {
+        /// Number of the generation
+        generation: u64,
+        /// Why, for the history
+        #[arg(long, value_name = "TEXT")]
+        message: String,
+        /// Only say what would be written
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Say what became of the objects, and what is wrong with the folder
+    ///
+    /// Exit code 79 if something is.
+    Status,
+    /// Wait until every connected proxy has accepted the configuration
+    Wait {
+        /// What to wait for
+        #[arg(long = "for", value_name = "STATE", default_value = "acked", value_parser = ["acked"])]
+        state: String,
+        /// How long, in seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        timeout: u64,
+    },
+    /// Say that the empty configuration folder is meant so
+    AcceptEmpty {
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Check a manifest and put it into the configuration folder
+    Apply {
+        /// The manifest; - for standard input
+        #[arg(short, long = "file", value_name = "FILE")]
+        file: PathBuf,
+        /// Name of the file in the folder [default: that of the manifest]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Why, for the history
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        message: String,
+        /// Only check
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
+    let view = View::of(&config.state_dir);
+    let form = config.reading.output();
+    match &config.action {
+        Action::History => history(&view, form),
+        Action::Show { generation } => show(&view, *generation, form),
+        Action::Diff { from, to, effect } => diff(&view, (*from, *to), *effect, form),
+        Action::Rollback {
+            generation,
+            message,
+            dry_run,
+        } => {
+            let writing = writing(*dry_run);
+            if writing == Writing::Real {
+                let message = format!("rollback to {generation}: {message}");
+                view.announce(&actor(), &message)?;
+            }
+            let done = view.rollback(*generation, &config.config_dir, writing)?;
+            crate::output::print(form, "config.rollback", std::slice::from_ref(&done), || {
+                let mut table = table(&["FILE", "CHANGE"]);
+                done.written.iter().for_each(|file| {
+                    table.add_row([&**file, "written"]);
+                });
+                done.removed.iter().for_each(|file| {
+                    table.add_row([&**file, "removed"]);
+                });
+                table
+            })?;
+            Ok(Exit::Ok)
+        }
+        Action::Status => status(&config.reading).await,
+        Action::Wait { timeout, .. } => wait(&config.reading, Duration::from_secs(*timeout)).await,
+        Action::AcceptEmpty { dry_run } => {
+            if !dry_run {
+                view.accept_empty(&config.config_dir)?;
+            }
+            println!(
+                "the empty folder {} is taken as it is",
+                config.config_dir.display()
+            );
+            Ok(Exit::Ok)
+        }
+        Action::Apply {
+            file,
+            name,
+            message,
+            dry_run,
+        } => put(&config, &view, (file, name.as_deref()), message, *dry_run),
+    }
+}
+
+fn writing(dry_run: bool) -> Writing {
+    if dry_run { Writing::Dry } else { Writing::Real }
+}
+
+/// The user's name, else the number.
+fn actor() -> String {
+    let uid = nix::unistd::getuid();
+    let user = nix::unistd::User::from_uid(uid).ok().flatten();
+    user.map_or_else(|| format!("uid {uid}"), |user| user.name)
+}
+
+fn history(view: &View, form: Form) -> anyhow::Result<Exit> {
+    let list = view.list();
+    crate::output::print(form, "config.history", &list, || {
+        let mut table = table(&["GENERATION", "TIME", "WHO", "CHANGES", "MESSAGE"]);
+        for generation in list.iter().rev() {
+            let marks = [
+                ("+", &generation.added),
+                ("~", &generation.changed),
+                ("-", &generation.removed),
+            ];
+            let all = marks
+                .iter()
+                .flat_map(|(mark, names)| names.iter().map(move |name| format!("{mark}{name}")));
+            let mut changes: Vec<String> = all.collect();
+            let more = changes.len().saturating_sub(3);
+            changes.truncate(3);
+            if more > 0 {
+                changes.push(format!("and {more} more"));
+            }
+            let actor = if generation.actor.is_empty() {
+                "-"
+            } else {
+                &*generation.actor
+            };
+            table.add_row([
+                generation.generation.to_string().as_str(),
+                generation.time.to_string().as_str(),
+                actor,
+                changes.join(", ").as_str(),
+                &*generation.message,
+            ]);
+        }
+        table
+    })?;
+    Ok(Exit::Ok)
+}
+
+fn show(view: &View, generation: u64, form: Form) -> anyhow::Result<Exit> {
+    let objects = view.show(generation)?;
+    let values: Result<Vec<Value>, _> = objects.values().map(|text| serde_json::from_str(text)).collect();
+    let values = values.context("a stored object is no JSON")?;
+    match form {
+        Form::Json => crate::output::print(Form::Json, "config.show", &values, || table(&[]))?,
+        Form::Table => {
+            for value in &values {
+                println!("---\n{}", serde_saphyr::to_string(value)?.trim_end());
+            }
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn diff(view: &View, (from, to): (u64, u64), effect: bool, form: Form) -> anyhow::Result<Exit> {
+    let mesh = MeshConfig::default();
+    let difference = view.diff(from, to, effect.then_some(&mesh))?;
+    crate::output::print(form, "config.diff", std::slice::from_ref(&difference), || {
+        let mut table = table(&["CHANGE", "WHAT"]);
+        let marks = [
+            ("added", &difference.added),
+            ("changed", &difference.changed),
+            ("removed", &difference.removed),
+            ("effect", &difference.effect),
+        ];
+        for (mark, names) in marks {
+            names.iter().for_each(|name| {
+                table.add_row([mark, name]);
+            });
+        }
+        table
+    })?;
+    Ok(Exit::Ok)
+}
+
+fn put(
+    config: &Config,
+    view: &View,
+    (file, name): (&PathBuf, Option<&str>),
+    message: &str,
+    dry_run: bool,
+) -> anyhow::Result<Exit> {
+    let is_input = file.as_os_str() == "-";
+    let mut text = String::new();
+    if is_input {
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("standard input is no text")?;
+    } else {
+        text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    let own = file
+        .file_name()
+        .and_then(|name| name.to_str())
+        .filter(|_| !is_input);
+    let Some(name) = name.or(own) else {
+        bail!("a manifest from standard input needs a name; add --name NAME.yaml");
+    };
+    if !dry_run {
+        view.announce(&actor(), message)?;
+    }
+    let mesh = MeshConfig::default();
+    let found = apply(&config.config_dir, &name.into(), &text, &mesh, writing(dry_run))?;
+    let refused = found.iter().any(|finding| finding.severity == Severity::Error);
+    let form = config.reading.output();
+    let exit = analyze::print(&found, form)?;
+    if form == Form::Table && !refused {
+        let done = if dry_run { "would be written" } else { "written" };
+        println!("{done}: {}", config.config_dir.join(name).display());
+    }
+    Ok(if refused { Exit::BadInput } else { exit })
+}
+
+/// The status page of the control plane.
+async fn page(reading: &Reading) -> anyhow::Result<Value> {
+    let run_dir = reading.run_dir();
+    let control_planes = run_dir.of_kind(Kind::Control)?;
+    let control_plane = control_planes
+        .first()
+        .context("no control plane answers; is the mesh running?")?;
+    control_plane.json("/status").await
+}
+
+async fn status(reading: &Reading) -> anyhow::Result<Exit> {
+    let page = page(reading).await?;
+    let source = &page["source"];
+    let empty = Vec::new();
+    let problems = source["problems"].as_array().unwrap_or(&empty);
+    let objects = source["objects"].as_array().unwrap_or(&empty);
+    let wrong: Vec<&Value> = objects.iter().filter(|object| is_wrong(object)).collect();
+    match reading.output() {
+        Form::Json => {
+            crate::output::print(Form::Json, "config.status", std::slice::from_ref(source), || {
+                table(&[])
+            })?
+        }
+        Form::Table => {
+            let (generation, count) = (&source["generation"], objects.len());
+            println!(
+                "generation {generation}: {count} objects, {} with findings, {} findings in files",
+                wrong.len(),
+                problems.len()
+            );
+            if let Some(degraded) = source["degraded"].as_str() {
+                println!("degraded: {degraded}");
+            }
+            for problem in problems {
+                let text = |name: &str| problem[name].as_str().unwrap_or_default();
+                println!(
+                    "{}:{}: {}: {}; {}",
+                    text("file"),
+                    problem["line"],
+                    text("reason"),
+                    text("cause"),
+                    text("fix")
+                );
+            }
+            for object in &wrong {
+                print_object(object);
+            }
+            println!("{}", acked(&page));
+        }
+    }
+    let errors = problems.iter().any(|problem| problem["severity"] == "error");
+    let found = errors || !wrong.is_empty() || source["degraded"].is_string();
+    Ok(if found { Exit::Findings } else { Exit::Ok })
+}
+
+fn is_wrong(object: &Value) -> bool {
+    let stale = object["staleSince"].is_number();
+    let conditions = object["conditions"].as_array();
+    stale || conditions.is_some_and(|all| all.iter().any(|condition| condition["status"] == "False"))
+}
+
+fn print_object(object: &Value) {
+    let key = &object["key"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let name = format!(
+        "{} {}/{}",
+        text(&key["kind"]),
+        text(&key["namespace"]),
+        text(&key["name"])
+    );
+    if let Some(since) = object["staleSince"].as_u64() {
+        println!("{name}: stale since generation {since}");
+    }
+    for condition in object["conditions"].as_array().into_iter().flatten() {
+        if condition["status"] == "False" {
+            let of = condition["of"]
+                .as_str()
+                .map(|of| format!(" ({of})"))
+                .unwrap_or_default();
+            println!(
+                "{name}{of}: {}={}: {}",
+                text(&condition["type"]),
+                text(&condition["reason"]),
+                text(&condition["message"])
+            );
+        }
+    }
+}
+
+/// `acked 41/42, rejected 1: node-17 "bad CIDR"`.
+fn acked(page: &Value) -> String {
+    let mut rejected: BTreeMap<String, String> = BTreeMap::new();
+    let empty = Vec::new();
+    let clients = page["clients"].as_array().unwrap_or(&empty);
+    for client in clients {
+        let node = client["node"].as_str().unwrap_or_default().to_owned();
+        for rejection in client["rejections"].as_array().into_iter().flatten() {
+            rejected.insert(
+                node.clone(),
+                rejection["text"].as_str().unwrap_or_default().to_owned(),
+            );
+        }
+    }
+    let done = clients.iter().filter(|client| is_acked(client)).count();
+    let mut line = format!("acked {done}/{}", clients.len());
+    if !rejected.is_empty() {
+        let texts: Vec<String> = rejected
+            .iter()
+            .map(|(node, text)| format!("{node} {text:?}"))
+            .collect();
+        line.push_str(&format!(", rejected {}: {}", rejected.len(), texts.join(", ")));
+    }
+    line
+}
+
+/// Whether a client owes no answer and rejects nothing.
+fn is_acked(client: &Value) -> bool {
+    let owes = |ty: &Value| ty["unacked"].as_u64().unwrap_or(0) > 0 || ty["acked"].is_null();
+    let types = client["types"].as_object();
+    let settled = types.is_some_and(|types| !types.is_empty() && !types.values().any(owes));
+    settled && client["rejections"].as_array().is_none_or(Vec::is_empty)
+}
+
+async fn wait(reading: &Reading, timeout: Duration) -> anyhow::Result<Exit> {
+    let deadline = tokio::time::Instant::now() + timeout;
+    let mut last = String::from("no control plane answers");
+    while tokio::time::Instant::now() < deadline {
+        if let Ok(page) = page(reading).await {
+            let clients = page["clients"].as_array().map_or(0, Vec::len);
+            let done = page["clients"]
+                .as_array()
+                .is_some_and(|all| all.iter().all(is_acked));
+            last = acked(&page);
+            if page["synced"] == true && done && clients > 0 {
+                println!("{last}");
+                return Ok(Exit::Ok);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("{last}");
+    Ok(Exit::Failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn who_has_not_answered_or_rejects_has_not_accepted() {
+        let client = |unacked: u64, rejections: Value| json!({"node": "n1", "types": {"a": {"unacked": unacked, "acked": 3}}, "rejections": rejections});
+        assert!(is_acked(&client(0, json!([]))));
+        assert!(!is_acked(&client(1, json!([]))));
+        assert!(!is_acked(&client(0, json!([{"text": "bad CIDR"}]))));
+        assert!(!is_acked(&json!({"types": {}, "rejections": []})));
+        let page = json!({"clients": [client(0, json!([])), client(0, json!([{"text": "bad CIDR"}]))]});
+        assert_eq!(acked(&page), "acked 1/2, rejected 1: n1 \"bad CIDR\"");
+    }
+}
