@@ -44,7 +44,11 @@ pub fn token(data: &[u8]) {
 pub fn ads_session(data: &[u8]) {
     let mut head = Arc::new(Snapshot::default());
     edit(&mut head, 0, Some(0));
-    let features = Features::parse(if data.len() % 2 == 0 { "trust,dry-run" } else { "" });
+    let features = Features::parse(if data.len().is_multiple_of(2) {
+        "trust,dry-run"
+    } else {
+        ""
+    });
     let mut session = Session::new(7, Viewer::node("n1").with(features), head.clone());
     let mut nonces = BTreeSet::new();
     let mut last = (ResourceType::Address, String::new());

@@ -126,6 +126,15 @@ impl OneOrMany {
     }
 }
 
+/// A token, taken apart.
+struct Parts<'a> {
+    header: Header,
+    claims: Claims,
+    /// What is signed.
+    signed: &'a [u8],
+    signature: Vec<u8>,
+}
+
 /// What a token is bound to.
 #[derive(Debug, Default, Deserialize)]
 struct Bound {
@@ -172,7 +181,12 @@ impl JwtVerifier {
     /// # Errors
     /// It proves nothing.
     pub fn verify(&self, token: &str, now: i64) -> Result<Account, InvalidJwt> {
-        let (header, claims, signed, signature) = parts(token)?;
+        let Parts {
+            header,
+            claims,
+            signed,
+            signature,
+        } = parts(token)?;
         let known = self.issuers.iter().find(|known| known.issuer.name == claims.iss);
         let known = known.ok_or(InvalidJwt::Issuer)?;
         let keys = known.keys();
@@ -217,7 +231,7 @@ impl Known {
 }
 
 /// A token, taken apart: nothing of it is believed yet.
-fn parts(token: &str) -> Result<(Header, Claims, &[u8], Vec<u8>), InvalidJwt> {
+fn parts(token: &str) -> Result<Parts<'_>, InvalidJwt> {
     if token.len() > TOKEN_BYTES_MAX {
         return Err(InvalidJwt::Form);
     }
@@ -226,7 +240,12 @@ fn parts(token: &str) -> Result<(Header, Claims, &[u8], Vec<u8>), InvalidJwt> {
     let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|_| InvalidJwt::Form);
     let header = serde_json::from_slice(&decode(header)?).map_err(|_| InvalidJwt::Form)?;
     let claims = serde_json::from_slice(&decode(claims)?).map_err(|_| InvalidJwt::Form)?;
-    Ok((header, claims, signed.as_bytes(), decode(signature)?))
+    Ok(Parts {
+        header,
+        claims,
+        signed: signed.as_bytes(),
+        signature: decode(signature)?,
+    })
 }
 
 fn account(claims: &Claims) -> Result<Account, InvalidJwt> {
@@ -252,7 +271,7 @@ fn account(claims: &Claims) -> Result<Account, InvalidJwt> {
 /// Takes a token apart, for fuzzers: it may be anything, and proves nothing.
 #[cfg(any(test, feature = "testing"))]
 pub fn read_unverified(token: &str) {
-    if let Ok((_, claims, _, _)) = parts(token) {
+    if let Ok(Parts { claims, .. }) = parts(token) {
         let _ = account(&claims);
     }
 }
