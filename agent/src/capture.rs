@@ -180,6 +180,15 @@ impl Capture {
         self.rules.take_over(&pod.netns, table).await
     }
 
+    /// Puts another table in the place of the pod's; names are asked for by the new way at once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn replan(&self, pod: &Located, table: &Table) -> Result<(), CaptureError> {
+        self.rules.take_over(&pod.netns, table).await?;
+        delete(&pod.netns, &[Select::Dns]).await
+    }
+
     /// Whether rules of the pod's own would break its old connections once it is captured: they drop what conntrack
     /// does not know.
     ///

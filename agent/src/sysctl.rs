@@ -8,6 +8,7 @@ use tulle_linux::NetNs;
 use crate::conntrack;
 
 const TCP_LOOSE: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_loose";
+const TCP_MIGRATE: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
 const LOOPBACK_WITHOUT_IPV6: &str = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
 
@@ -37,6 +38,14 @@ pub async fn set_tcp_loose(netns: &NetNs, loose: bool) -> io::Result<()> {
 pub async fn tcp_loose(netns: &NetNs) -> io::Result<bool> {
     let text = netns.run_async(|| fs::read_to_string(TCP_LOOSE)).await??;
     Ok(text.trim() != "0")
+}
+
+/// Lets connections that wait at a closing listener move to another one at the same port, for proxies that bind their own.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn let_requests_migrate(netns: &NetNs) -> io::Result<()> {
+    netns.run_async(|| fs::write(TCP_MIGRATE, "1")).await?
 }
 
 /// Whether the calling thread's namespace routes IPv6 on its loopback interface.

@@ -22,11 +22,21 @@ pub fn namespace(name: &str, enrolled: bool) -> String {
 /// A pod as a WorkloadEntry; its service account and `app` label are `account`.
 #[must_use]
 pub fn workload(namespace: &str, pod: &Pod, account: &str) -> String {
+    annotated_workload(namespace, pod, account, &[])
+}
+
+/// As [`workload`], with annotations of its own.
+#[must_use]
+pub fn annotated_workload(namespace: &str, pod: &Pod, account: &str, annotations: &[(&str, &str)]) -> String {
+    let mut further = String::new();
+    for (name, value) in annotations {
+        let _ = writeln!(further, "    {name}: {value:?}");
+    }
     let (name, node, ipv4, ipv6) = (pod.name(), pod.node(), pod.ipv4(), pod.ipv6());
     format!(
         "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  \
          namespace: {namespace}\n  annotations:\n    tulle.dev/node: {node}\n    tulle.dev/process: netns:{name}\n    \
-         tulle.dev/addresses: \"{ipv4},{ipv6}\"\nspec:\n  address: {ipv4}\n  serviceAccount: {account}\n  \
+         tulle.dev/addresses: \"{ipv4},{ipv6}\"\n{further}spec:\n  address: {ipv4}\n  serviceAccount: {account}\n  \
          labels:\n    app: {account}\n"
     )
 }

@@ -133,6 +133,20 @@ impl TestMesh {
         pod
     }
 
+    /// As [`Self::pod`], with annotations of its own.
+    pub async fn annotated_pod(&mut self, node: &str, name: &str, annotations: &[(&str, &str)]) -> Pod {
+        let pod = self.world.add_pod(node, name).await.unwrap();
+        self.annotate(&pod, annotations);
+        pod
+    }
+
+    /// Writes a pod of the enrolled namespace anew, with these annotations.
+    pub fn annotate(&mut self, pod: &Pod, annotations: &[(&str, &str)]) {
+        let written = manifest::annotated_workload(NAMESPACE, pod, pod.name(), annotations);
+        self.workloads.insert(pod.name().to_owned(), written);
+        self.write_workloads();
+    }
+
     /// Takes a pod out of the configuration; its world stays.
     pub fn forget(&mut self, pod: &Pod) {
         self.workloads.remove(pod.name());

@@ -15,6 +15,7 @@ use crate::pods::Process;
 use crate::resolver;
 use crate::rules::plan::{self, Cgroup, Table};
 use crate::sockets::Listeners;
+use crate::sysctl;
 use crate::variant::{Existing, MarkGuard};
 use crate::zds::Announcement;
 
@@ -85,7 +86,7 @@ impl PodTask {
         let announced = self.shared.hub.announced(&self.pod.uid);
         let owned = announced.and_then(|pod| pod.listeners.clone());
         let dns = match &owned {
-            Some(listeners) => listeners.serve_dns(),
+            Some(listeners) => self.wants_dns() && listeners.serve_dns(),
             // A proxy that opens its own answers names only if it was told to.
             None => self.wants_dns() && self.proxy_serves_dns(located).await?,
         };
@@ -146,6 +147,9 @@ impl PodTask {
         let listeners = if takes_sockets {
             Some(self.listeners(&located).await?)
         } else {
+            sysctl::let_requests_migrate(&located.netns)
+                .await
+                .map_err(CaptureError::kernel("set tcp_migrate_req"))?;
             None
         };
         let announcement = Announcement {

@@ -104,14 +104,28 @@ impl PodTask {
     /// What the pod's table should be may have changed: its annotations, or whose sockets may carry the mark. That is no
     /// deviation of the pod's.
     async fn follow_plan(&mut self, located: &Located) -> Result<(), CaptureError> {
+        if self.wants_dns() && self.serves_dns() == Some(false) {
+            // Listeners before rules.
+            self.announce_anew(located).await?;
+        }
         let table = self.table(located).await?;
         if self.planned.as_ref().is_some_and(|planned| *planned != table) {
             tracing::info!(uid = %self.pod.uid, "the plan of a captured pod changed");
             self.count_forged_marks(located).await;
-            self.shared.capture.repair_rules(located, &table).await?;
+            self.shared.capture.replan(located, &table).await?;
             (self.planned, self.forged) = (Some(table), 0);
         }
+        if !self.wants_dns() && self.serves_dns() == Some(true) {
+            // Nothing leads there any more.
+            self.announce_anew(located).await?;
+        }
         Ok(())
+    }
+
+    /// Whether our listeners are asked for names; nothing if the proxy opens its own.
+    fn serves_dns(&self) -> Option<bool> {
+        let announced = self.shared.hub.announced(&self.pod.uid)?;
+        Some(announced.listeners.as_ref()?.serve_dns())
     }
 
     /// A pod that cannot be looked at is found out about by the verification itself.
