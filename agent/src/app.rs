@@ -183,18 +183,18 @@ async fn end(signal: &'static str, cleanup: bool, fleet: &mut Fleet) {
 
 /// Answers CNI plugins, and keeps the plugin in its place if that is wanted.
 fn serve_plugins(config: &Config, shared: Shared, state: &MeshState) -> Result<(), Error> {
-    if let Some(socket) = config.cni.socket.path() {
+    if let Some(socket) = config.cni_socket.path() {
         let desk = Desk {
             shared,
             state: state.clone(),
             node: config.node.as_str().into(),
             state_dir: config.state_dir.clone(),
-            undescribed: config.cni.undescribed_pods,
+            undescribed: config.undescribed_pods,
         };
         tasks::spawn("cni-notes", desk.clone().take_up_notes());
         tasks::spawn("cni", cni::server::serve(cni::server::open(socket)?, desk));
     }
-    if config.cni.install_cni {
+    if config.install_cni {
         tasks::spawn("cni-install", config.installation().keep());
     }
     Ok(())

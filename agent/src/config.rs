@@ -90,9 +90,27 @@ pub struct Config {
     /// Socket of the container runtime, or `off`; by default the first that is there of containerd's, CRI-O's and k3s'
     #[arg(long)]
     pub cri_socket: Option<Socket>,
-    /// The CNI plugin
-    #[command(flatten)]
-    pub cni: CniConfig,
+    /// Socket at which the CNI plugin asks about new pods, or `off`
+    #[arg(long, default_value = SOCKET)]
+    pub cni_socket: Socket,
+    /// What becomes of new pods that the control plane does not describe
+    #[arg(long, value_enum, default_value_t = Undescribed::Refuse)]
+    pub undescribed_pods: Undescribed,
+    /// Put the CNI plugin in place, and back whenever the primary network's installer takes it away
+    #[arg(long, default_value_t = false)]
+    pub install_cni: bool,
+    /// Take the CNI plugin away, and end
+    #[arg(long, default_value_t = false, conflicts_with = "install_cni")]
+    pub uninstall_cni: bool,
+    /// Folder of CNI programs
+    #[arg(long, default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Folder of CNI configuration lists; the plugin is chained into the first by name
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Namespaces whose pods start without being asked about
+    #[arg(long, value_delimiter = ',', default_value = "kube-system,tulle-system")]
+    pub cni_exclude_namespaces: Vec<String>,
     /// A range that addresses of this node's pods come from, such as 10.0.0.0/24; may be given more than once. Pods of
     /// these ranges stay mute from the next boot on until the agent has looked at them
     #[arg(long, env = "POD_RANGES", value_delimiter = ',', value_parser = pod_range)]
@@ -136,42 +154,16 @@ fn pod_range(text: &str) -> Result<String, InvalidRange> {
     text.parse::<Range>().map(|_| text.to_owned())
 }
 
-/// Settings of the CNI plugin.
-#[derive(Debug, Clone, Args)]
-pub struct CniConfig {
-    /// Socket at which the CNI plugin asks about new pods, or `off`
-    #[arg(id = "cni_socket", long = "cni-socket", default_value = SOCKET)]
-    pub socket: Socket,
-    /// What becomes of new pods that the control plane does not describe
-    #[arg(long, value_enum, default_value_t = Undescribed::Refuse)]
-    pub undescribed_pods: Undescribed,
-    /// Put the CNI plugin in place, and back whenever the primary network's installer takes it away
-    #[arg(long, default_value_t = false)]
-    pub install_cni: bool,
-    /// Take the CNI plugin away, and end
-    #[arg(long, default_value_t = false, conflicts_with = "install_cni")]
-    pub uninstall_cni: bool,
-    /// Folder of CNI programs
-    #[arg(long, default_value = "/opt/cni/bin")]
-    pub cni_bin_dir: PathBuf,
-    /// Folder of CNI configuration lists; the plugin is chained into the first by name
-    #[arg(long, default_value = "/etc/cni/net.d")]
-    pub cni_conf_dir: PathBuf,
-    /// Namespaces whose pods start without being asked about
-    #[arg(long, value_delimiter = ',', default_value = "kube-system,tulle-system")]
-    pub cni_exclude_namespaces: Vec<String>,
-}
-
 impl Config {
     /// Where the plugin goes, and what its entry says.
     #[must_use]
     pub fn installation(&self) -> Installation {
-        let excluded = self.cni.cni_exclude_namespaces.iter();
+        let excluded = self.cni_exclude_namespaces.iter();
         Installation {
-            bin_dir: self.cni.cni_bin_dir.clone(),
-            conf_dir: self.cni.cni_conf_dir.clone(),
+            bin_dir: self.cni_bin_dir.clone(),
+            conf_dir: self.cni_conf_dir.clone(),
             entry: Entry {
-                socket: self.cni.socket.path().unwrap_or(Path::new(SOCKET)).to_owned(),
+                socket: self.cni_socket.path().unwrap_or(Path::new(SOCKET)).to_owned(),
                 state_dir: self.state_dir.clone(),
                 exclude_namespaces: excluded.map(|namespace| namespace.as_str().into()).collect(),
             },

@@ -114,7 +114,7 @@ pub fn main(config: Config) -> Exit {
             return Exit::Usage;
         }
     };
-    if config.cni.uninstall_cni {
+    if config.uninstall_cni {
         return match config.installation().uninstall() {
             Ok(()) => Exit::Ok,
             Err(error) => {
