@@ -134,6 +134,7 @@ mod tests {
             addresses: Vec::new(),
             process: process.map(|process| process.parse().unwrap()),
             enrolled: true,
+            wishes: Wishes::default(),
         }
     }
 

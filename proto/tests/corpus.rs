@@ -151,6 +151,7 @@ fn zds_seeds() -> Vec<Vec<u8>> {
         abilities: Some(zds::Abilities {
             sockets: true,
             generation: "g".into(),
+            lingering: true,
         }),
     };
     let ack = zds::Ack {

@@ -155,7 +155,12 @@ fn finish(figures: &[Figure], wanted: usize, json: Option<&str>) -> ExitCode {
         .iter()
         .filter(|figure| !figure.missed().is_empty())
         .count();
+    let skipped = figures
+        .iter()
+        .filter(|figure| figure.skipped_because().is_some())
+        .count();
     let broke = wanted - figures.len();
+    let held = figures.len() - missed - skipped;
     println!("{wanted} scenarios: {held} held, {missed} missed a target, {broke} broke, {skipped} skipped");
     if missed + broke == 0 {
         ExitCode::SUCCESS
