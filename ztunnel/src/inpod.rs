@@ -96,7 +96,7 @@ impl Follower {
     }
 
     /// Connects again and again; never returns.
-    async fn keep_connected(&mut self, fleet: &mut Fleet, terms: &mut Terms) {
+    async fn keep_connected(&self, fleet: &mut Fleet, terms: &mut Terms) {
         let mut backoff = Backoff::new(RECONNECT_MIN, RECONNECT_MAX);
         loop {
             match SeqPacket::connect(&self.socket) {

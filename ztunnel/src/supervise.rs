@@ -46,7 +46,7 @@ const LINGER: &str = "3600s";
 
 /// What the supervisor itself is told by its environment; all of it reaches the generations too.
 #[derive(Debug)]
-struct Settings {
+pub(crate) struct Settings {
     node: String,
     run_dir: PathBuf,
     settle: Duration,
@@ -60,7 +60,7 @@ struct Settings {
 }
 
 impl Settings {
-    fn read(env: &dyn Env) -> Result<Self, String> {
+    pub(crate) fn read(env: &dyn Env) -> Result<Self, String> {
         let mut read = Collector::new(env);
         let deadline = env.var("CONNECTION_TERMINATION_DEADLINE");
         let settings = Self {

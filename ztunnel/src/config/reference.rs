@@ -40,6 +40,7 @@ pub const VARIABLES: &[(&str, &[Variable])] = &[
     ("Pods of the node", PODS),
     ("Threads", THREADS),
     ("Logs, metrics and administration", OBSERVATION),
+    ("With `--supervise`", SUPERVISOR),
     ("Accepted without effect", UNUSED),
 ];
 
@@ -402,6 +403,14 @@ const OBSERVATION: &[Variable] = &[
         Depends("none"),
         "Names of the descriptors that systemd held for us: `tulle-keys`, `tulle-configuration`",
     ),
+];
+
+const SUPERVISOR: &[Variable] = &[
+    variable(
+        "TULLE_EXIT_WITH_STDIN",
+        Depends("none"),
+        "End when standard input ends: `true` at once, `drain` with the last connection (set by `tulle up` and `--supervise`)",
+    ),
     variable(
         "TULLE_SUPERVISE_SETTLE",
         Value("2s"),
@@ -446,6 +455,7 @@ mod tests {
     fn read_with(variables: &[(&str, &str)]) -> BTreeSet<String> {
         let env = Asked(variables.iter().copied().collect(), RefCell::default());
         let _ = Config::from_env(&env);
+        let _ = crate::supervise::Settings::read(&env);
         env.1.into_inner()
     }
 

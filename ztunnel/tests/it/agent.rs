@@ -362,5 +362,8 @@ async fn a_process_that_drains_leaves_an_agent_that_knows_no_lingering_proxy_alo
     let Agent { app, listener, .. } = agent;
     app.stop().await.unwrap();
     let dialled = timeout(Duration::from_millis(100), listener.accept()).await;
-    assert!(dialled.is_err(), "an earlier version would take it for the newest");
+    assert!(
+        dialled.is_err(),
+        "an earlier version would take it for the newest"
+    );
 }
