@@ -404,6 +404,7 @@ mod tests {
         let abilities = wire::Abilities {
             sockets: true,
             generation: "7".into(),
+            lingering: true,
         };
         for hello in [
             Hello { abilities: None },
