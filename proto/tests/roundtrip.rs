@@ -197,7 +197,10 @@ const SERVICE_MUTATIONS: &[Mutation<wire::Service, Service>] = &[
     (|s, v| s.visibility = v, |m| m.visibility = Default::default()),
     (|s, v| s.ip_families = v, |m| m.ip_families = Default::default()),
     (|s, v| s.canonical = v % 2 == 0, |m| m.canonical = false),
-    (|s, v| s.ingress_use_waypoint = v % 2 == 0, |_| ()),
+    (
+        |s, v| s.ingress_use_waypoint = v % 2 == 0,
+        |m| m.ingress_use_waypoint = false,
+    ),
     (
         |s, v| {
             s.load_balancing = Some(wire::LoadBalancing {
