@@ -7,6 +7,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 pub mod binary;
+pub mod containerd;
 pub mod faults;
 pub mod hbone;
 pub mod load;

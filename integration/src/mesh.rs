@@ -74,7 +74,8 @@ impl TestMesh {
         }
     }
 
-    fn start_node(&mut self, node: &str) {
+    /// Starts one node's agent and proxy. Others may run already, and the control plane must.
+    pub fn start_node(&mut self, node: &str) {
         let token = tulle_xds::token::create(&self.mesh.folders().state, node).unwrap();
         self.mesh.set_token(node, &token).unwrap();
         self.mesh.start_agent(&self.world, node).unwrap();

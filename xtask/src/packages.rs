@@ -59,6 +59,31 @@ pub(crate) const FOR_THE_TESTS: &[Program] = &[
         why: "its client",
     },
     Program {
+        program: "containerd",
+        package: "containerd",
+        why: "container runtime that starts pods in the tests",
+    },
+    Program {
+        program: "runc",
+        package: "runc",
+        why: "what it runs containers with",
+    },
+    Program {
+        program: "/usr/lib/cni/ptp",
+        package: "containernetworking-plugins",
+        why: "network of those pods, which our plugin is chained behind",
+    },
+    Program {
+        program: "busybox",
+        package: "busybox-static",
+        why: "what runs in those pods",
+    },
+    Program {
+        program: "conntrack",
+        package: "conntrack",
+        why: "shows what the kernel tracks",
+    },
+    Program {
         program: "iperf3",
         package: "iperf3",
         why: "bulk traffic",
@@ -122,18 +147,28 @@ pub(crate) fn ensure(programs: &[Program], may_install: bool) -> Result<(), Stri
         .map_err(|error| format!("{error}; by hand: {by_hand}"))
 }
 
+/// Runs apt-get with the arguments while no package may start a service: the tests start what they need themselves.
+/// A policy that is there already stays.
+const APT_GET: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod 755 "$policy" || exit
+fi
+apt-get "$@"
+"#;
+
 /// Runs apt-get as root, by sudo where we are not.
 fn apt_get(arguments: &[&str]) -> Result<(), String> {
     let mut command = if is_root() {
-        Command::new("apt-get")
+        Command::new("sh")
     } else {
-        Command::new("sudo")
+        let mut command = Command::new("sudo");
+        command.args(["--preserve-env=DEBIAN_FRONTEND", "sh"]);
+        command
     };
-    if !is_root() {
-        command.arg("apt-get");
-    }
-    let command = command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-    match command.status() {
+    command.args(["-c", APT_GET, "apt-get"]).args(arguments);
+    match command.env("DEBIAN_FRONTEND", "noninteractive").status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("apt-get {} failed ({status})", arguments.join(" "))),
         Err(error) => Err(format!("apt-get {} cannot be run: {error}", arguments.join(" "))),

@@ -275,7 +275,7 @@ impl Mesh {
             "--cni-socket",
             &place.cni,
             "--cri-socket",
-            "off",
+            &place.cri,
         ];
         let further = self.agent_arguments.clone();
         let further = further.iter().map(String::as_str);
@@ -330,6 +330,12 @@ impl Mesh {
         file_step(format!("write the token of {node}"), written)
     }
 
+    /// Where the agent of a node looks for a container runtime; nobody listens there unless a test lets one.
+    #[must_use]
+    pub fn cri_socket(&self, node: &str) -> PathBuf {
+        self.folders.run.join(format!("{node}.cri"))
+    }
+
     /// Where the agent of a node listens for CNI plugins.
     #[must_use]
     pub fn cni_socket(&self, node: &str) -> PathBuf {
@@ -345,6 +351,7 @@ impl Mesh {
             url: format!("https://{}:15012", world.node(CONTROL)?.ipv4()),
             root: self.folders.state.join("ca/root-cert.pem").display().to_string(),
             token: self.token_file(node).display().to_string(),
+            cri: self.cri_socket(node).display().to_string(),
             cni: self.cni_socket(node).display().to_string(),
             inpod: self.folders.run.join(format!("{node}.zds")).display().to_string(),
         })
@@ -488,6 +495,7 @@ struct Place {
     token: String,
     inpod: String,
     cni: String,
+    cri: String,
 }
 
 /// The same environment and log for a binary of another make, which does not watch standard input.

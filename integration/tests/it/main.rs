@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod capture;
+mod cni;
 mod configuration;
 mod enrolment;
 mod hostile;
