@@ -69,6 +69,10 @@ macro_rules! kinds {
         }
 
         /// An object of a known kind.
+        #[allow(
+            clippy::large_enum_variant,
+            reason = "objects are kept behind a counted reference, each in an allocation of its own"
+        )]
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum Object {
             $(#[doc = $doc] $kind($kind),)*

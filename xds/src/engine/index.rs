@@ -92,10 +92,7 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
             .collect()
     };
     let protected = waypoint::targets(object).into_iter();
-    keys.extend(
-        protected
-            .map(|target| IndexKey::Protecting(target.kind.clone(), namespace.clone(), target.name.clone())),
-    );
+    keys.extend(protected.map(|target| IndexKey::Protecting(target.kind, namespace.clone(), target.name)));
     references(object, namespace, mesh, &mut keys);
     match object {
         Object::Pod(pod) => {

@@ -60,6 +60,7 @@ fn gone(key: Key) -> Event {
 }
 
 /// A text of one object, out of few names, so that objects meet.
+#[allow(clippy::too_many_lines, reason = "one line per kind of object")]
 fn any_manifest() -> impl Strategy<Value = String> {
     let namespace = || prop::sample::select(vec!["a", "b", "istio-system"]);
     let name = || prop::sample::select(vec!["x", "y", "z"]);
@@ -112,6 +113,7 @@ fn any_manifest() -> impl Strategy<Value = String> {
 }
 
 /// A text of one object that concerns waypoints, routes or the mesh as a whole.
+#[allow(clippy::too_many_lines, reason = "one line per kind of object")]
 fn waypoint_manifest() -> impl Strategy<Value = String> {
     let namespace = || prop::sample::select(vec!["a", "b", "istio-system"]);
     let name = || prop::sample::select(vec!["x", "y", "z"]);

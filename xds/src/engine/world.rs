@@ -147,12 +147,12 @@ impl World {
         let Some(text) = object.data.get("mesh") else {
             return (self.flags.clone(), None);
         };
-        let (mesh, conditions) = self.from_text(text);
+        let (mesh, conditions) = self.read_settings(text);
         (mesh, Some((key, conditions)))
     }
 
     /// Settings that stand in a value of a ConfigMap. Those that cannot be read require mutual TLS.
-    fn from_text(&self, text: &str) -> (MeshConfig, Vec<Condition>) {
+    fn read_settings(&self, text: &str) -> (MeshConfig, Vec<Condition>) {
         let document = documents(text).into_iter().next();
         let read = match document {
             None => return (self.flags.clone(), Vec::new()),

@@ -43,10 +43,10 @@ pub async fn run(root: PathBuf, history: Option<History>, batches: mpsc::Sender<
         // A folder that was not watched while it was scanned may have changed since.
         let rescan = watcher.watch(scan.directories());
         log(&settled);
-        if let Some(batch) = settled.batch {
-            if batches.send(batch).await.is_err() {
-                return;
-            }
+        if let Some(batch) = settled.batch
+            && batches.send(batch).await.is_err()
+        {
+            return;
         }
         let now = Instant::now();
         let next = match (rescan, settled.read_again) {

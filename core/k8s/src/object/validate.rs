@@ -317,6 +317,14 @@ fn traffic_policy(policy: &TrafficPolicy, found: &mut Faults<'_>) {
             );
         }
     }
+    limits(policy, found);
+    if let Some(auth) = &spec.external_auth {
+        external_auth(auth, found);
+    }
+}
+
+fn limits(policy: &TrafficPolicy, found: &mut Faults<'_>) {
+    let spec = &policy.spec;
     if let Some(local) = spec.rate_limit.as_ref().and_then(|limit| limit.local.as_ref()) {
         found.require(
             local.requests > 0,
@@ -373,9 +381,6 @@ fn traffic_policy(policy: &TrafficPolicy, found: &mut Faults<'_>) {
     for percent in percents {
         found.require(percent <= 100, &[], format!("{percent} is no percentage"));
     }
-    if let Some(auth) = &spec.external_auth {
-        external_auth(auth, found);
-    }
 }
 
 fn external_auth(auth: &ExternalAuth, found: &mut Faults<'_>) {
@@ -416,7 +421,7 @@ fn backend_tls(policy: &BackendTlsPolicy, found: &mut Faults<'_>) {
         "it is missing",
     );
     let system = &*validation.well_known_ca_certificates == "System";
-    let one = system != !validation.ca_certificate_refs.is_empty();
+    let one = system == validation.ca_certificate_refs.is_empty();
     found.require(
         one,
         &["validation"],

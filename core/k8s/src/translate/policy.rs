@@ -97,9 +97,8 @@ struct Said {
 /// Translates a policy. `rivals` are the other objects that are attached to one of its targets.
 #[must_use]
 pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Translated {
-    let said = match said(object, around) {
-        Some(said) => said,
-        None => return Translated::default(),
+    let Some(said) = said(object, around) else {
+        return Translated::default();
     };
     let meta = object.meta();
     let mut translated = Translated::default();

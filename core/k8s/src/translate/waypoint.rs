@@ -42,6 +42,11 @@ const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// Annotation with the account that a gateway runs under, if it is not called as the gateway.
 const SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 
+/// A second waypoint, its address and its share in percent.
+type Share = (NamespacedName, GatewayAddress, u32);
+/// A reason of the condition, and what happened.
+type Problem = (&'static str, String);
+
 /// Which waypoint is in front of something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Binding {
@@ -240,7 +245,7 @@ fn second(
     primary: &NamespacedName,
     subject: Subject<'_>,
     around: &impl Lookup,
-) -> Option<Result<(NamespacedName, GatewayAddress, u32), (&'static str, String)>> {
+) -> Option<Result<Share, Problem>> {
     let canary = canary(subject.meta, around.namespace(&subject.meta.namespace))?;
     if canary == *primary {
         let message = format!("the canary waypoint is {primary} itself; name another one with {CANARY}");

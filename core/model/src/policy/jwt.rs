@@ -39,7 +39,7 @@ pub struct JwtRule {
 }
 
 /// Where keys are. A waypoint fetches them, never the control plane.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Keys {
     /// Written out.
@@ -47,13 +47,8 @@ pub enum Keys {
     /// At an address.
     Uri(Str),
     /// At the address that the issuer's metadata names.
+    #[default]
     Discover,
-}
-
-impl Default for Keys {
-    fn default() -> Self {
-        Self::Discover
-    }
 }
 
 /// A header with a token.

@@ -185,7 +185,7 @@ fn an_old_cursor_beyond_the_log_must_walk_the_table() {
         name: format!("r{}", number % 10).into(),
         aliases: Vec::new(),
         body: number.to_string().into(),
-        order: crate::snapshot::Order::Workload,
+        order: Order::Workload,
         scope: Scope::Everyone,
     };
     for number in 0..table::LOG_ENTRIES_MAX + 10 {

@@ -60,7 +60,7 @@ impl Folder {
             config_dir: config.path().to_owned(),
             state_dir: Some(state.path().to_owned()),
         };
-        let trust = tokio::sync::watch::channel(None).1;
+        let trust = watch::channel(None).1;
         let snapshots = start(folder, MeshConfig::default(), trust, &scope);
         Self {
             config,

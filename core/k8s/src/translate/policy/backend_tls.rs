@@ -31,10 +31,10 @@ pub(super) fn said(policy: &BackendTlsPolicy, around: &impl Lookup) -> Said {
     }
     if roots.is_empty() && &*validation.well_known_ca_certificates != "System" {
         roots.push(NOBODY.into());
-        flaw.get_or_insert((
-            "Invalid",
-            "it names no certificates; no backend is believed".to_owned(),
-        ));
+        flaw.get_or_insert_with(|| {
+            let message = "it names no certificates; no backend is believed";
+            ("Invalid", message.to_owned())
+        });
     }
     let names = validation.subject_alt_names.iter().map(|name| match &*name.kind {
         "URI" => SubjectAltName::Uri(name.uri.clone()),
