@@ -163,7 +163,11 @@ impl Config {
             bin_dir: self.cni_bin_dir.clone(),
             conf_dir: self.cni_conf_dir.clone(),
             entry: Entry {
-                socket: self.cni_socket.path().unwrap_or(Path::new(SOCKET)).to_owned(),
+                socket: self
+                    .cni_socket
+                    .path()
+                    .unwrap_or_else(|| Path::new(SOCKET))
+                    .to_owned(),
                 state_dir: self.state_dir.clone(),
                 exclude_namespaces: excluded.map(|namespace| namespace.as_str().into()).collect(),
             },

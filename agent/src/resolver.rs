@@ -35,7 +35,7 @@ fn parse(text: &str) -> Option<PodDns> {
             Some("options") => {
                 let ndots = words
                     .filter_map(|word| word.strip_prefix("ndots:")?.parse().ok())
-                    .last();
+                    .next_back();
                 settings.ndots = ndots.unwrap_or(settings.ndots);
             }
             _ => {}

@@ -33,11 +33,9 @@ pub struct ZdsError {
 /// When the socket cannot be made.
 pub fn serve(path: &Path, hub: Hub) -> Result<impl Future<Output = ()> + Send + use<>, ZdsError> {
     let listener =
-        socket_file::place(path, SOCKET_MODE, |path| SeqPacketListener::bind(path)).map_err(|source| {
-            ZdsError {
-                path: path.to_owned(),
-                source,
-            }
+        socket_file::place(path, SOCKET_MODE, SeqPacketListener::bind).map_err(|source| ZdsError {
+            path: path.to_owned(),
+            source,
         })?;
     Ok(accept(listener, hub))
 }
