@@ -18,6 +18,7 @@ pub mod reply;
 pub mod resolv_conf;
 pub mod server;
 pub mod sockets;
+pub mod stale;
 pub mod wire;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use self::answer::Settings;
 use self::forward::Upstream;
 use self::network::PodNetwork;
 use self::resolv_conf::ResolvConf;
+use self::stale::Stale;
 use crate::config::{Config, ProxyMode};
 
 /// Datagrams of one workload that are answered at once; what exceeds them is dropped, and clients ask again.
@@ -43,6 +45,8 @@ pub struct Dns {
     pub settings: Settings,
     /// Who answers everything else.
     pub upstream: Upstream,
+    /// What they answered before.
+    pub stale: Stale,
     questions: Arc<Semaphore>,
     streams: Arc<Semaphore>,
 }
@@ -71,6 +75,7 @@ impl Dns {
                 mark: config.packet_mark,
                 servers,
             },
+            stale: Stale::default(),
             questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         }

@@ -27,6 +27,8 @@ pub struct DnsMetrics {
     pub failures: Family<DnsLabels, Counter>,
     /// `istio_dns_upstream_request_duration_seconds`
     pub durations: Family<DnsLabels, Histogram, fn() -> Histogram>,
+    /// `tulle_dns_stale_answers_total`
+    pub stale: Counter,
 }
 
 /// The labels of a question.
@@ -68,6 +70,7 @@ impl Default for DnsMetrics {
             requests: Family::default(),
             forwarded: Family::default(),
             failures: Family::default(),
+            stale: Counter::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
         }
     }
@@ -95,6 +98,11 @@ impl DnsMetrics {
             "istio_dns_upstream_request_duration_seconds",
             "Time until a name server answered, or none did",
             self.durations.clone(),
+        );
+        registry.register(
+            "tulle_dns_stale_answers",
+            "DNS requests that were answered as before because no name server answered",
+            self.stale.clone(),
         );
     }
 

@@ -14,6 +14,7 @@ use tulle_runtime::tasks;
 
 use super::answer::{Decision, decide};
 use super::metrics::DnsLabels;
+use super::stale::Answered;
 use super::wire::{self, DATAGRAM_BYTES_MAX, Query, Received, Transport};
 use super::{frame, reply};
 use crate::accept::{Accepting, pause_after};
@@ -137,12 +138,18 @@ fn decide_now(pod: &Pod, query: &Query<'_>, source: &Workload) -> Decision {
 
 async fn forward(pod: &Pod, query: &Query<'_>, transport: Transport, labels: &DnsLabels) -> Vec<u8> {
     let begun = Instant::now();
-    let outcome = pod.dns.upstream.ask(query, transport).await;
+    let outcome = pod.dns.stale.ask(&pod.dns.upstream, query, transport).await;
     let metrics = &pod.node.metrics.dns;
-    metrics.count_forwarded(labels, begun.elapsed(), outcome.is_err());
+    let failed = outcome.as_ref().map_or(true, |answered| answered.stale);
+    metrics.count_forwarded(labels, begun.elapsed(), failed);
     match outcome {
-        Ok(reply) => {
+        Ok(Answered { reply, stale: false }) => {
             log(pod, query, "forwarded");
+            reply
+        }
+        Ok(Answered { reply, stale: true }) => {
+            metrics.stale.inc();
+            log(pod, query, "answered as before, as no name server answers");
             reply
         }
         Err(error) => {

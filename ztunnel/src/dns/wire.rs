@@ -2,6 +2,8 @@
 //!
 //! Nothing here makes sense of records. A message that is forwarded keeps whatever its ends put into it.
 
+use std::time::Duration;
+
 use hickory_proto::op::{Query as Question, ResponseCode};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
@@ -136,6 +138,16 @@ pub fn id(message: &[u8]) -> Option<u16> {
     word(message, 0)
 }
 
+/// What of a query decides about its reply, beside its transport: the question without case, the flags that ask for
+/// something, and EDNS.
+#[must_use]
+pub fn asked(query: &Query<'_>) -> Option<(Vec<u8>, u16, Option<bool>)> {
+    const ASKS: u16 = RECURSION_DESIRED | 0b11 << 4;
+    let flags = Header::read(query.bytes)?.flags & ASKS;
+    let question = question(query.bytes)?.to_ascii_lowercase();
+    Some((question, flags, query.edns.map(|edns| edns.dnssec_ok)))
+}
+
 /// Gives a message another id.
 pub fn set_id(message: &mut [u8], id: u16) {
     if let Some(place) = message.get_mut(..2) {
@@ -185,6 +197,63 @@ fn question(message: &[u8]) -> Option<&[u8]> {
     message.get(HEADER..question_end(message)?)
 }
 
+/// How long the records that answer a question may be kept: the shortest of their times. `None` for what is not a whole,
+/// successful reply with records.
+#[must_use]
+pub fn shortest_ttl(reply: &[u8]) -> Option<Duration> {
+    let header = Header::read(reply)?;
+    let whole = header.flags & (TRUNCATED | RCODE) == 0 && header.questions == 1;
+    let mut at = question_end(reply).filter(|_| whole)?;
+    let mut shortest = None;
+    for position in 0..header.records() {
+        let record = Record::read(reply, at)?;
+        if position < usize::from(header.sections[0]) {
+            // What has the highest bit set means zero (RFC 2181 section 8).
+            let ttl = if record.ttl >> 31 == 0 { record.ttl } else { 0 };
+            shortest = Some(shortest.map_or(ttl, |shortest: u32| shortest.min(ttl)));
+        }
+        at = record.end;
+    }
+    shortest.map(|seconds| Duration::from_secs(u64::from(seconds)))
+}
+
+/// Whether a reply says that there is nothing: no such name, or no record of the kind.
+#[must_use]
+pub fn says_nothing_is_there(reply: &[u8]) -> bool {
+    const NO_SUCH_NAME: u16 = 3;
+    Header::read(reply).is_some_and(|header| {
+        let code = header.flags & RCODE;
+        code == NO_SUCH_NAME || code == 0 && header.sections[0] == 0 && header.flags & TRUNCATED == 0
+    })
+}
+
+/// Lets no record of a message be kept for longer than this.
+pub fn limit_ttls(message: &mut [u8], max: Duration) {
+    let max = u32::try_from(max.as_secs()).unwrap_or(u32::MAX);
+    let (Some(header), Some(mut at)) = (Header::read(message), question_end(message)) else {
+        return;
+    };
+    for _ in 0..header.records() {
+        let Some(record) = Record::read(message, at) else {
+            return;
+        };
+        if record.kind != TYPE_OPT && record.ttl > max {
+            message[record.ttl_at..record.ttl_at + 4].copy_from_slice(&max.to_be_bytes());
+        }
+        at = record.end;
+    }
+}
+
+/// Writes the question of `query` into a reply to the same one, whose case may differ.
+pub fn set_question(reply: &mut [u8], query: &[u8]) {
+    if let Some(asked) = question(query)
+        && let Some(place) = question_end(reply).and_then(|end| reply.get_mut(HEADER..end))
+        && place.len() == asked.len()
+    {
+        place.copy_from_slice(asked);
+    }
+}
+
 /// Shortens a message to at most `max` bytes: whole records are left out from the end, and TC says so. An OPT record
 /// is kept, since it speaks of the message and not of the question.
 #[must_use]
@@ -213,6 +282,11 @@ pub fn fuzz(bytes: &[u8]) {
             assert!(!answers(bytes, bytes), "a question is no reply");
         }
     }
+    let mut limited = bytes.to_vec();
+    limit_ttls(&mut limited, Duration::from_secs(30));
+    assert!(shortest_ttl(&limited).is_none_or(|ttl| ttl <= Duration::from_secs(30)));
+    set_question(&mut limited, bytes);
+    assert_eq!(limited.len(), bytes.len());
     for max in [HEADER, usize::from(DATAGRAM_BYTES_PLAIN)] {
         assert!(cut(bytes.to_vec(), max).len() <= max.max(HEADER));
     }
@@ -330,10 +404,12 @@ struct Record {
     kind: u16,
     class: u16,
     ttl: u32,
+    ttl_at: usize,
 }
 
 impl Record {
     fn read(message: &[u8], start: usize) -> Option<Self> {
+        steps::count();
         let at = name_end(message, start)?;
         let ttl = u32::from(word(message, at + 4)?) << 16 | u32::from(word(message, at + 6)?);
         let end = at + 10 + usize::from(word(message, at + 8)?);
@@ -343,6 +419,7 @@ impl Record {
             kind: word(message, at)?,
             class: word(message, at + 2)?,
             ttl,
+            ttl_at: at + 4,
         })
     }
 
@@ -361,6 +438,7 @@ impl Record {
 fn question_end(message: &[u8]) -> Option<usize> {
     let mut at = HEADER;
     loop {
+        steps::count();
         match usize::from(*message.get(at)?) {
             0 => break,
             length @ 1..=63 => at += 1 + length,
@@ -375,12 +453,35 @@ fn question_end(message: &[u8]) -> Option<usize> {
 fn name_end(message: &[u8], start: usize) -> Option<usize> {
     let mut at = start;
     loop {
+        steps::count();
         match usize::from(*message.get(at)?) {
             0 => return Some(at + 1),
             length @ 1..=63 => at += 1 + length,
             192..=255 => return Some(at + 2),
             _ => return None,
         }
+    }
+}
+
+/// Counts what loops over a message do, so that tests can bound the work that a hostile one makes.
+mod steps {
+    #[cfg(test)]
+    thread_local! {
+        static TAKEN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    }
+
+    /// One more.
+    pub(super) fn count() {
+        #[cfg(test)]
+        TAKEN.set(TAKEN.get() + 1);
+    }
+
+    /// How many `work` takes.
+    #[cfg(test)]
+    pub(super) fn of(work: impl FnOnce()) -> usize {
+        let before = TAKEN.get();
+        work();
+        TAKEN.get() - before
     }
 }
 

@@ -24,6 +24,10 @@ const NAMES_MAX: usize = 4096;
 /// Addresses of one name that are kept.
 const ADDRESSES_MAX: usize = 64;
 
+/// Longest reply that is decoded, so that a hostile one costs little: [`ADDRESSES_MAX`] addresses and the names on the
+/// way to them fit.
+const REPLY_BYTES_MAX: usize = 4096;
+
 /// How long an answer is believed at least, so that a server that says zero is not asked for every connection.
 const TTL_MIN: Duration = Duration::from_secs(1);
 
@@ -156,6 +160,9 @@ enum Answer {
 
 /// Reads a reply: the addresses at the end of its chain of aliases. `None` if the server failed.
 fn read(reply: &[u8], kind: RecordType) -> Option<Answer> {
+    if reply.len() > REPLY_BYTES_MAX {
+        return None;
+    }
     let message = Message::from_vec(reply).ok()?;
     if message.metadata.truncation {
         return Some(Answer::Cut);

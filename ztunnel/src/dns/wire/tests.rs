@@ -183,6 +183,88 @@ fn what_cannot_be_read_is_cut_to_its_header() {
     assert!(Message::from_vec(&short).unwrap().truncation);
 }
 
+#[test]
+fn the_shortest_time_of_an_answer_counts_and_can_be_limited() {
+    let mut two = Message::from_vec(&reply(2, true)).unwrap();
+    two.answers[1].ttl = 600;
+    let mut bytes = two.to_vec().unwrap();
+    assert_eq!(shortest_ttl(&bytes), Some(Duration::from_secs(30)));
+    limit_ttls(&mut bytes, Duration::from_secs(40));
+    let limited = Message::from_vec(&bytes).unwrap();
+    let ttls: Vec<u32> = limited.answers.iter().map(|record| record.ttl).collect();
+    assert_eq!(ttls, [30, 40]);
+    assert!(limited.edns.is_some(), "what is no time is not touched");
+    two.answers[0].ttl = 1 << 31;
+    assert_eq!(shortest_ttl(&two.to_vec().unwrap()), Some(Duration::ZERO));
+    assert_eq!(shortest_ttl(&reply(0, false)), None, "nothing is answered");
+    assert!(says_nothing_is_there(&reply(0, false)) && !says_nothing_is_there(&reply(1, false)));
+    let mut cut = reply(1, false);
+    cut[2] |= 2;
+    assert_eq!(shortest_ttl(&cut), None, "the rest is missing");
+}
+
+/// Messages that are made to cost as much as they can, each as long as a message may be.
+fn hostile() -> Vec<(&'static str, Vec<u8>)> {
+    const LENGTH: usize = 65_535;
+    // One question for the root, and as many records as can be claimed.
+    let header = |response: u8| [0, 7, response, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+    let question = [0, 0, 1, 0, 1];
+    let filled = |response: u8, body: &[u8]| {
+        let mut message = [&header(response)[..], &question].concat();
+        while message.len() + body.len() <= LENGTH {
+            message.extend_from_slice(body);
+        }
+        message
+    };
+    let mut many_labels = [1, b'a'].repeat(127);
+    many_labels.extend([0; 11]);
+    let mut no_end = header(0x80).to_vec();
+    no_end.extend([1, b'a'].repeat((LENGTH - 12) / 2));
+    let mut huge = filled(0x80, &[0; 11]);
+    huge[17 + 9..17 + 11].copy_from_slice(&[0xff, 0xff]);
+    vec![
+        ("tiny records", filled(0x80, &[0; 11])),
+        ("tiny records in a question", filled(0, &[0; 11])),
+        (
+            "names that point to themselves",
+            filled(0x80, &[0xc0, 17, 0, 1, 0, 1, 0, 0, 0, 9, 0, 0]),
+        ),
+        ("names of many labels", filled(0x80, &many_labels)),
+        ("names of many labels in a question", filled(0, &many_labels)),
+        ("a name without end", no_end),
+        ("a record longer than the message", huge),
+        ("nothing but pointers", vec![0xc0; LENGTH]),
+        ("nothing but long labels", vec![63; LENGTH]),
+    ]
+}
+
+/// Keeps a result from being left out.
+fn done<T>(result: T) {
+    std::hint::black_box(result);
+}
+
+#[test]
+fn no_message_takes_more_steps_than_it_has_bytes() {
+    for (what, message) in hostile() {
+        let mut limited = message.clone();
+        let works: [(&str, usize); 6] = [
+            ("read", steps::of(|| done(Received::read(&message)))),
+            ("cut", steps::of(|| done(cut(message.clone(), 512)))),
+            (
+                "cut a little",
+                steps::of(|| done(cut(message.clone(), message.len() - 1))),
+            ),
+            ("believed", steps::of(|| done(answers(&message, &message)))),
+            ("kept", steps::of(|| done(shortest_ttl(&message)))),
+            ("limited", steps::of(|| limit_ttls(&mut limited, Duration::ZERO))),
+        ];
+        for (work, steps) in works {
+            // Twice: to cut a message it is walked for its OPT record first.
+            assert!(steps <= 2 * message.len(), "{what}, {work}: {steps} steps");
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600), max in 12..600_usize) {

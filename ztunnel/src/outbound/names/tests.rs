@@ -134,3 +134,20 @@ fn the_preferred_family_is_picked_where_it_may_be() {
     assert_eq!(pick(&addresses, true, |_| false, &mut |_| 0), None);
     assert_eq!(pick(&[], true, all, &mut |_| 0), None);
 }
+
+#[test]
+fn hostile_replies_are_not_followed() {
+    let question = question("db.example.com", RecordType::A).unwrap();
+    let honest = reply(&question, both);
+    assert!(matches!(read(&honest, RecordType::A), Some(Answer::Whole(found)) if found.addresses.len() == 2));
+    let record_at = question.len();
+    let mut looping = honest.clone();
+    let pointer = u16::try_from(record_at).unwrap() | 0xc000;
+    looping[record_at..record_at + 2].copy_from_slice(&pointer.to_be_bytes());
+    assert_eq!(read(&looping, RecordType::A), None, "a name that is itself");
+    let mut ahead = honest.clone();
+    ahead[record_at..record_at + 2].copy_from_slice(&(pointer + 20).to_be_bytes());
+    assert_eq!(read(&ahead, RecordType::A), None, "a name further on");
+    let long = [&honest[..], &vec![0; REPLY_BYTES_MAX]].concat();
+    assert_eq!(read(&long, RecordType::A), None, "too long to be looked into");
+}
