@@ -1,5 +1,6 @@
 //! The process: everything is built here, in order, and ended here.
 
+mod metrics_tunnel;
 mod pages;
 
 use std::net::SocketAddr;
@@ -158,7 +159,7 @@ struct Serving {
     task: JoinHandle<usize>,
     /// What dumps show.
     view: FleetView,
-    /// The workload of a dedicated proxy, and its listeners.
+    /// The workload of a dedicated proxy that carries, and its listeners.
     dedicated: Option<(Arc<Pod>, Ports)>,
 }
 
@@ -171,6 +172,8 @@ pub struct Addresses {
     pub stats: Option<SocketAddr>,
     /// Readiness.
     pub readiness: Option<SocketAddr>,
+    /// Metrics behind mutual TLS.
+    pub tunnel: Option<SocketAddr>,
 }
 
 impl App {
@@ -246,7 +249,7 @@ impl App {
         &self.registry
     }
 
-    /// The workload of a dedicated proxy, and the ports its listeners are bound to.
+    /// The workload of a dedicated proxy that carries, and the ports its listeners are bound to.
     #[must_use]
     pub fn dedicated(&self) -> Option<(Arc<Pod>, Ports)> {
         self.serving.dedicated.clone()
@@ -503,7 +506,7 @@ async fn serve_pods(
                 .map_err(Error::Listen)?;
             let ports = dedicated.sockets().ports().map_err(Error::Listen)?;
             Ok(Serving {
-                dedicated: Some((Arc::clone(dedicated.pod()), ports)),
+                dedicated: ports.map(|ports| (Arc::clone(dedicated.pod()), ports)),
                 task: workers.spawn_named("dedicated", dedicated.run(started, drain.clone())),
                 view: FleetView::default(),
             })

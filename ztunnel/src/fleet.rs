@@ -506,6 +506,7 @@ impl Entry {
 #[must_use]
 pub fn open_options(node: &Node) -> OpenOptions {
     OpenOptions {
+        traffic: node.config.proxy,
         ports: node.config.ports,
         ipv6: node.config.ipv6,
         dns: node.config.dns.listen,

@@ -43,9 +43,10 @@ async fn connect(pod: &Pod, to: SocketAddr, client: Option<IpAddr>) -> Result<Tc
         .map_err(|source| Error::Connect { to, source })
 }
 
-/// A source that equals the destination would make the kernel connect the socket to itself.
+/// A source that equals the destination would make the kernel connect the socket to itself; and where nothing is
+/// captured, replies to the client's address would leave the machine.
 fn source_for(pod: &Pod, to: SocketAddr, client: Option<IpAddr>) -> Option<IpAddr> {
-    let wanted = pod.node.config.source_address != SourceAddress::Off;
+    let wanted = pod.node.config.source_address != SourceAddress::Off && !pod.is_process();
     client.filter(|client| wanted && *client != to.ip() && client.is_ipv4() == to.ip().is_ipv4())
 }
 

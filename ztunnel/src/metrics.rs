@@ -1,5 +1,6 @@
 //! What the node proxy counts.
 
+mod buffers;
 pub mod labels;
 pub mod series;
 
@@ -9,10 +10,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tulle_model::Reason;
 use tulle_model::reason::ResponseFlag;
+use tulle_model::{Reason, Str};
 
-use self::labels::{Direction, DirectionLabel, RefusalLabels, ReporterLabel, TrafficLabels};
+use self::buffers::Buffers;
+use self::labels::{
+    Direction, DirectionLabel, NameLabels, Party, RefusalLabels, ReporterLabel, TrafficLabels,
+};
 use self::series::SeriesTable;
 use crate::dns::metrics::DnsMetrics;
 use crate::events::Events;
@@ -31,7 +35,11 @@ pub struct Metrics {
     /// `istio_tcp_sent_bytes_total`: to the client.
     pub sent: Family<TrafficLabels, Counter>,
     /// Which of the series above exist.
-    pub series: SeriesTable,
+    pub series: SeriesTable<TrafficLabels>,
+    /// `istio_on_demand_dns_total`: host names that were looked up because a connection needed their address.
+    pub looked_up: Family<NameLabels, Counter>,
+    /// Which series of those exist.
+    pub names: SeriesTable<NameLabels>,
     /// `tulle_series_expired_total`
     pub series_expired: Counter,
     /// `istio_tcp_sockets_open`
@@ -78,6 +86,7 @@ impl Metrics {
         metrics.register_traffic(registry);
         metrics.register_refusals(registry);
         metrics.register_proxies(registry);
+        registry.register_collector(Box::new(Buffers));
         metrics.dns.register(registry);
         metrics
     }
@@ -108,6 +117,11 @@ impl Metrics {
             "istio_tcp_sockets_open",
             "Open TCP sockets of applications",
             self.sockets.clone(),
+        );
+        registry.register(
+            "istio_on_demand_dns",
+            "Host names of workloads that were looked up because a connection needed their address",
+            self.looked_up.clone(),
         );
         registry.register(
             "tulle_series_expired",
@@ -238,6 +252,13 @@ impl Metrics {
         self.failed.get_or_create(&self.series.touch(labels)).inc();
     }
 
+    /// Counts a host name that was looked up for a connection of `source`.
+    pub fn count_looked_up(&self, source: Party, hostname: &Str) {
+        let hostname = Str::clone(hostname);
+        let labels = self.names.touch(NameLabels { source, hostname });
+        self.looked_up.get_or_create(&labels).inc();
+    }
+
     /// Removes series that nobody touched for `ttl`.
     pub fn expire(&self, ttl: Duration) {
         for labels in self.series.expire(ttl) {
@@ -250,6 +271,10 @@ impl Metrics {
             ] {
                 family.remove(&labels);
             }
+            self.series_expired.inc();
+        }
+        for labels in self.names.expire(ttl) {
+            self.looked_up.remove(&labels);
             self.series_expired.inc();
         }
     }
@@ -293,7 +318,7 @@ impl Drop for SocketGuard {
 
 #[cfg(test)]
 mod tests {
-    use super::labels::{Party, ServiceLabels};
+    use super::labels::ServiceLabels;
     use super::*;
     use prometheus_client::encoding::text::encode;
     use tulle_model::Identity;
@@ -327,6 +352,75 @@ mod tests {
         assert!(text.contains("destination_workload=\"unknown\""));
         assert!(text.contains("connection_security_policy=\"unknown\""));
         assert!(!text.contains("source_region"), "localities only where known");
+    }
+
+    fn traffic(workload: &str) -> TrafficLabels {
+        let mut labels = TrafficLabels::overflowed(Direction::Outbound);
+        labels.source.workload = Some(workload.into());
+        labels
+    }
+
+    fn series_of<'a>(text: &'a str, workload: &'a str) -> impl Iterator<Item = &'a str> {
+        let label = format!("source_workload=\"{workload}\"");
+        text.lines().filter(move |line| line.contains(&label))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_touches_leaves_every_family_and_is_counted() {
+        let ttl = Duration::from_secs(900);
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let open = metrics.count_opened(traffic("open"));
+        metrics.received.get_or_create(&open).inc_by(7);
+        let gone = metrics.count_opened(traffic("gone"));
+        metrics.sent.get_or_create(&gone).inc_by(7);
+        metrics.count_closed(&gone, ResponseFlag::Deny);
+        metrics.count_failed(traffic("gone"));
+        metrics.count_looked_up(traffic("gone").source, &"db.example.com".into());
+        tokio::time::advance(ttl).await;
+        metrics.expire(ttl);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert_eq!(series_of(&text, "gone").count(), 0, "{text}");
+        assert_eq!(series_of(&text, "open").count(), 2, "it is open: {text}");
+        // Opened and failed share their labels; closed has its flag, and the name is one of its own.
+        assert!(text.contains("tulle_series_expired_total 3"), "{text}");
+    }
+
+    #[test]
+    fn what_exceeds_the_bound_is_counted_as_overflow() {
+        let mut registry = Registry::default();
+        let metrics = Metrics {
+            series: SeriesTable::with_max(1),
+            names: SeriesTable::with_max(1),
+            ..Metrics::register(&mut registry)
+        };
+        for workload in ["first", "second", "third"] {
+            let opened = metrics.count_opened(traffic(workload));
+            metrics.count_closed(&opened, ResponseFlag::None);
+            metrics.count_looked_up(traffic(workload).source, &workload.into());
+        }
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert_eq!(series_of(&text, "second").count(), 0, "{text}");
+        let overflow: Vec<&str> = series_of(&text, "overflow").collect();
+        assert_eq!(overflow.len(), 3, "{text}");
+        assert!(overflow.iter().all(|line| line.ends_with(" 2")), "{overflow:?}");
+        assert!(overflow.iter().any(|line| line.contains("hostname=\"overflow\"")));
+    }
+
+    #[test]
+    fn a_name_is_counted_for_who_needed_it() {
+        let text = encoded(|metrics| {
+            metrics.count_looked_up(traffic("web").source, &"db.example.com".into());
+        });
+        let counted =
+            series_of(&text, "web").find(|line| line.starts_with("istio_on_demand_dns_total{source_"));
+        assert!(
+            counted.is_some_and(|line| line.ends_with("hostname=\"db.example.com\"} 1")),
+            "{text}"
+        );
+        assert!(text.contains("\ntulle_buffer_bytes "), "{text}");
     }
 
     #[test]

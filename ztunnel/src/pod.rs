@@ -135,6 +135,8 @@ pub struct Pod {
     places: Option<Arc<Semaphore>>,
     /// What it holds of the process.
     weight: Arc<Weight>,
+    /// The only port its tunnels lead to, where it is the pod of this process.
+    process_port: Option<u16>,
     /// Where it lives.
     network: Arc<dyn PodNetwork>,
     /// Addresses that were found to be its own; an address of a namespace stays.
@@ -165,6 +167,7 @@ impl Pod {
             places: node.config.connections_max.map(Semaphore::new).map(Arc::new),
             weight: node.shedder.enter(name.clone()),
             dns: Dns::new(&node.config, Arc::clone(&network), resolver).marked(node.packet_mark()),
+            process_port: None,
             network,
             addresses: Mutex::default(),
             name,
@@ -176,6 +179,25 @@ impl Pod {
             failures: RecentFailures::default(),
             names: Names::default(),
         }
+    }
+
+    /// The same as the pod of this process: its tunnels lead to one port, and nothing there is captured.
+    #[must_use]
+    pub fn of_process(mut self, port: u16) -> Self {
+        self.process_port = Some(port);
+        self
+    }
+
+    /// Whether it is the pod of this process.
+    #[must_use]
+    pub fn is_process(&self) -> bool {
+        self.process_port.is_some()
+    }
+
+    /// Whether its tunnels may lead to a port.
+    #[must_use]
+    pub fn leads_to(&self, port: u16) -> bool {
+        self.process_port.is_none_or(|only| only == port)
     }
 
     /// A place for one more open connection.

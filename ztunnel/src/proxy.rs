@@ -4,11 +4,12 @@ use std::io;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use tokio::net::TcpListener;
 
 use crate::accept::{Accepting, accept};
 use crate::dns::sockets::DnsListeners;
 use crate::pod::Pod;
-use crate::sockets::PodSockets;
+use crate::sockets::{PodSockets, Traffic};
 use crate::{dns, inbound, outbound, same_node, socks5};
 
 /// Accepts for one workload until accepting stops. Connections live on, and hold guards of the pod's drain.
@@ -21,39 +22,54 @@ pub fn start(
     accepting: &Accepting,
 ) -> io::Result<impl Future<Output = ()> + Send + 'static + use<>> {
     let listeners = sockets.listeners()?;
+    let names = questions(pod, listeners.dns, accepting);
+    // Sockets of the agent are there whether this proxy carries or not.
+    let traffic = listeners.traffic.filter(|_| pod.node.config.proxy);
+    let carrying = traffic
+        .map(|traffic| carry(pod, traffic, accepting))
+        .transpose()?;
+    Ok(async move {
+        let carrying = async {
+            if let Some(carrying) = carrying {
+                carrying.await;
+            }
+        };
+        tokio::join!(names, carrying);
+    })
+}
+
+/// Accepts connections.
+fn carry(
+    pod: &Arc<Pod>,
+    traffic: Traffic<TcpListener>,
+    accepting: &Accepting,
+) -> io::Result<impl Future<Output = ()> + Send + 'static + use<>> {
     let out = accept(
-        listeners.outbound,
+        traffic.outbound,
         Arc::clone(pod),
         accepting.clone(),
         "outbound-connection",
         outbound::serve,
     );
     let plain = accept(
-        listeners.inbound_plain,
+        traffic.inbound_plain,
         Arc::clone(pod),
         accepting.clone(),
         "inbound-plain-connection",
         inbound::passthrough::serve,
     );
     let hbone = accept(
-        listeners.inbound_hbone,
+        traffic.inbound_hbone,
         Arc::clone(pod),
         accepting.clone(),
         "inbound-tunnel",
         inbound::listener::serve,
     );
-    let names = questions(pod, listeners.dns, accepting);
     let clients = socks5_clients(pod, accepting)?;
-    let carries = pod.node.config.proxy;
-    let present = carries.then(|| same_node::enter(pod));
+    let present = same_node::enter(pod);
     Ok(async move {
         let _present = present;
-        let carrying = async {
-            if carries {
-                tokio::join!(out, plain, hbone, clients);
-            }
-        };
-        tokio::join!(names, carrying);
+        tokio::join!(out, plain, hbone, clients);
     })
 }
 

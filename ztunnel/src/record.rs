@@ -303,3 +303,6 @@ impl Fields {
 fn milliseconds(duration: Duration) -> String {
     format!("{}ms", duration.as_millis())
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,21 +68,37 @@ pub enum SocketError {
 /// The listening sockets of one pod. They stay open as long as any copy is.
 #[derive(Debug)]
 pub struct PodSockets {
-    outbound: OwnedFd,
-    inbound_plain: OwnedFd,
-    inbound_hbone: OwnedFd,
+    /// `None` where nothing is carried.
+    traffic: Option<Traffic<OwnedFd>>,
     dns: DnsSockets,
+}
+
+/// One of each kind that carries.
+#[derive(Debug)]
+pub struct Traffic<T> {
+    /// Captured outbound TCP.
+    pub outbound: T,
+    /// Captured inbound plaintext.
+    pub inbound_plain: T,
+    /// Tunnels.
+    pub inbound_hbone: T,
+}
+
+impl<T> Traffic<T> {
+    fn each(&self) -> [(Kind, &T); 3] {
+        [
+            (Kind::Outbound, &self.outbound),
+            (Kind::InboundPlain, &self.inbound_plain),
+            (Kind::InboundHbone, &self.inbound_hbone),
+        ]
+    }
 }
 
 /// The same, ready to be accepted from.
 #[derive(Debug)]
 pub struct Listeners {
-    /// Captured outbound TCP.
-    pub outbound: TcpListener,
-    /// Captured inbound plaintext.
-    pub inbound_plain: TcpListener,
-    /// Tunnels.
-    pub inbound_hbone: TcpListener,
+    /// Connections; `None` where nothing is carried.
+    pub traffic: Option<Traffic<TcpListener>>,
     /// Questions, where names are captured.
     pub dns: DnsListeners,
 }
@@ -111,10 +127,13 @@ impl PodSockets {
                 return Err(SocketError::Kinds);
             }
         }
-        Ok(Self {
+        let traffic = Traffic {
             outbound: outbound.ok_or(SocketError::Kinds)?,
             inbound_plain: inbound_plain.ok_or(SocketError::Kinds)?,
             inbound_hbone: inbound_hbone.ok_or(SocketError::Kinds)?,
+        };
+        Ok(Self {
+            traffic: Some(traffic),
             dns,
         })
     }
@@ -135,12 +154,8 @@ impl PodSockets {
     /// # Errors
     /// When no descriptor is free.
     pub fn copies(&self) -> io::Result<Vec<(Kind, OwnedFd)>> {
-        let traffic = [
-            (Kind::Outbound, &self.outbound),
-            (Kind::InboundPlain, &self.inbound_plain),
-            (Kind::InboundHbone, &self.inbound_hbone),
-        ];
-        let copies = traffic.into_iter().map(|(kind, fd)| Ok((kind, fd.try_clone()?)));
+        let traffic = self.traffic.iter().flat_map(Traffic::each);
+        let copies = traffic.map(|(kind, fd)| Ok((kind, fd.try_clone()?)));
         let mut copies = copies.collect::<io::Result<Vec<_>>>()?;
         copies.extend(self.dns.copies()?);
         Ok(copies)
@@ -150,32 +165,38 @@ impl PodSockets {
     #[must_use]
     pub fn are(&self, other: &Self) -> bool {
         let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_ino).ok();
-        let pairs = [
-            (&self.outbound, &other.outbound),
-            (&self.inbound_plain, &other.inbound_plain),
-            (&self.inbound_hbone, &other.inbound_hbone),
-        ];
-        let same = |(one, other): (&OwnedFd, &OwnedFd)| inode(one).is_some() && inode(one) == inode(other);
-        pairs.into_iter().all(same)
+        let same = |((_, one), (_, other)): ((Kind, &OwnedFd), (Kind, &OwnedFd))| {
+            inode(one).is_some() && inode(one) == inode(other)
+        };
+        match (&self.traffic, &other.traffic) {
+            (Some(one), Some(other)) => one.each().into_iter().zip(other.each()).all(same),
+            // What the agent hands over always carries; what does not was opened here.
+            _ => false,
+        }
     }
 
-    /// The ports they are bound to.
+    /// The ports they are bound to; `None` where nothing is carried.
     ///
     /// # Errors
     /// When the kernel does not tell.
-    pub fn ports(&self) -> io::Result<Ports> {
-        Ok(Ports {
-            outbound: port_of(&self.outbound)?,
-            inbound_plain: port_of(&self.inbound_plain)?,
-            inbound_hbone: port_of(&self.inbound_hbone)?,
+    pub fn ports(&self) -> io::Result<Option<Ports>> {
+        let Some(traffic) = &self.traffic else {
+            return Ok(None);
+        };
+        Ok(Some(Ports {
+            outbound: port_of(&traffic.outbound)?,
+            inbound_plain: port_of(&traffic.inbound_plain)?,
+            inbound_hbone: port_of(&traffic.inbound_hbone)?,
             socks5: None,
-        })
+        }))
     }
 
     /// The mark that accepted connections inherit; 0 if there is none.
     #[must_use]
     pub fn mark(&self) -> u32 {
-        socket2::SockRef::from(&self.outbound).mark().unwrap_or(0)
+        let any = self.traffic.as_ref().map(|traffic| &traffic.outbound);
+        any.and_then(|socket| socket2::SockRef::from(socket).mark().ok())
+            .unwrap_or(0)
     }
 
     /// Copies to accept from. Needs a tokio runtime.
@@ -183,10 +204,15 @@ impl PodSockets {
     /// # Errors
     /// When no descriptor is free.
     pub fn listeners(&self) -> io::Result<Listeners> {
+        let accepting = |traffic: &Traffic<OwnedFd>| {
+            Ok::<_, io::Error>(Traffic {
+                outbound: listener(&traffic.outbound)?,
+                inbound_plain: listener(&traffic.inbound_plain)?,
+                inbound_hbone: listener(&traffic.inbound_hbone)?,
+            })
+        };
         Ok(Listeners {
-            outbound: listener(&self.outbound)?,
-            inbound_plain: listener(&self.inbound_plain)?,
-            inbound_hbone: listener(&self.inbound_hbone)?,
+            traffic: self.traffic.as_ref().map(accepting).transpose()?,
             dns: self.dns.listeners()?,
         })
     }
@@ -234,6 +260,8 @@ fn prove(kind: Kind, fd: &OwnedFd) -> Result<(), SocketError> {
 /// How listeners are opened where the agent hands none over.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenOptions {
+    /// Whether connections are carried; without it there are only questions.
+    pub traffic: bool,
     /// Which ports.
     pub ports: Ports,
     /// Dual-stack wildcard, or IPv4 alone.
@@ -249,9 +277,7 @@ pub struct OpenOptions {
 impl OpenOptions {
     fn open(self) -> io::Result<PodSockets> {
         Ok(PodSockets {
-            outbound: self.listen(self.ports.outbound)?.into(),
-            inbound_plain: self.listen(self.ports.inbound_plain)?.into(),
-            inbound_hbone: self.listen(self.ports.inbound_hbone)?.into(),
+            traffic: self.traffic.then(|| self.carrying()).transpose()?,
             dns: match self.dns {
                 Some(listen) => DnsSockets::open(&self, listen)?,
                 None => DnsSockets::default(),
@@ -260,6 +286,14 @@ impl OpenOptions {
     }
 
     /// A wildcard listener; without IPv6 in the namespace it is one for IPv4.
+    fn carrying(self) -> io::Result<Traffic<OwnedFd>> {
+        Ok(Traffic {
+            outbound: self.listen(self.ports.outbound)?.into(),
+            inbound_plain: self.listen(self.ports.inbound_plain)?.into(),
+            inbound_hbone: self.listen(self.ports.inbound_hbone)?.into(),
+        })
+    }
+
     fn listen(self, port: u16) -> io::Result<Socket> {
         if self.ipv6 {
             match self.listen_on(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
@@ -326,26 +360,53 @@ mod tests {
         ));
     }
 
-    #[tokio::test]
-    async fn copies_accept_from_the_same_queue() {
-        let ports = Ports {
-            outbound: 0,
-            inbound_plain: 0,
-            inbound_hbone: 0,
-            socks5: None,
-        };
-        let options = OpenOptions {
-            ports,
+    fn any_ports() -> OpenOptions {
+        OpenOptions {
+            traffic: true,
+            ports: Ports {
+                outbound: 0,
+                inbound_plain: 0,
+                inbound_hbone: 0,
+                socks5: None,
+            },
             ipv6: true,
             dns: None,
             reuse_port: false,
             mark: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_carries_nothing_binds_no_socket_for_connections() {
+        let listen = DnsListen {
+            v4: true,
+            v6: false,
+            port: 0,
+        };
+        let options = OpenOptions {
+            traffic: false,
+            dns: Some(listen),
+            ..any_ports()
         };
         let sockets = PodSockets::open(None, options).await.unwrap();
-        let first = sockets.listeners().unwrap();
+        let kinds: Vec<Kind> = sockets
+            .copies()
+            .unwrap()
+            .into_iter()
+            .map(|(kind, _)| kind)
+            .collect();
+        assert_eq!(kinds, [Kind::DnsUdp4, Kind::DnsTcp4]);
+        assert!(sockets.listeners().unwrap().traffic.is_none());
+        assert_eq!((sockets.ports().unwrap(), sockets.mark()), (None, 0));
+    }
+
+    #[tokio::test]
+    async fn copies_accept_from_the_same_queue() {
+        let sockets = PodSockets::open(None, any_ports()).await.unwrap();
+        let first = sockets.listeners().unwrap().traffic.unwrap();
         let port = first.outbound.local_addr().unwrap().port();
         drop(first);
-        let second = sockets.listeners().unwrap();
+        let second = sockets.listeners().unwrap().traffic.unwrap();
         let client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let (_, peer) = second.outbound.accept().await.unwrap();
         assert_eq!(peer.port(), client.local_addr().unwrap().port());

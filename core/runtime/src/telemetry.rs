@@ -92,20 +92,42 @@ impl Drop for Flush {
 /// # Errors
 /// A bad filter, or logging that is set up already.
 pub fn init(format: LogFormat, filter: &str) -> Result<LogHandle, TelemetryError> {
-    let queue = Queue::start(std::io::stderr())?;
     let ansi = format == LogFormat::Text && std::io::stderr().is_terminal();
+    let (subscriber, handle) = logger(format, ansi, filter, std::io::stderr())?;
+    subscriber.try_init().map_err(|_| TelemetryError::Twice)?;
+    Ok(handle)
+}
+
+/// As [`init`], to a sink of one's own and not yet in force: for tests of what is written.
+///
+/// # Errors
+/// A bad filter.
+#[cfg(any(test, feature = "testing"))]
+pub fn to_sink(
+    format: LogFormat,
+    filter: &str,
+    sink: impl std::io::Write + Send + 'static,
+) -> Result<(tracing::Dispatch, LogHandle), TelemetryError> {
+    let (subscriber, handle) = logger(format, false, filter, sink)?;
+    Ok((tracing::Dispatch::new(subscriber), handle))
+}
+
+fn logger(
+    format: LogFormat,
+    ansi: bool,
+    filter: &str,
+    sink: impl std::io::Write + Send + 'static,
+) -> Result<(impl Subscriber + Send + Sync + 'static, LogHandle), TelemetryError> {
     let (filter_layer, reload) = reload::Layer::new(EnvFilter::try_new(filter)?);
+    let queue = Queue::start(sink)?;
     let lines = lines_layer(format, ansi, Lines(Arc::clone(&queue)));
-    tracing_subscriber::registry()
-        .with(filter_layer)
-        .with(lines)
-        .try_init()
-        .map_err(|_| TelemetryError::Twice)?;
-    Ok(LogHandle {
+    let subscriber = tracing_subscriber::registry().with(filter_layer).with(lines);
+    let handle = LogHandle {
         filter: reload,
         initial: filter.into(),
         flush: Arc::new(Flush(queue)),
-    })
+    };
+    Ok((subscriber, handle))
 }
 
 fn lines_layer<S>(format: LogFormat, ansi: bool, lines: Lines) -> Box<dyn Layer<S> + Send + Sync>

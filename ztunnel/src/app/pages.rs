@@ -12,6 +12,7 @@ use tulle_runtime::admin::{self, AdminError, Listen, Listener};
 use tulle_runtime::drain::{self, DrainWatcher};
 use tulle_runtime::tasks;
 
+use super::metrics_tunnel::{MetricsTunnel, process_pod};
 use super::{Addresses, Error, SpawnNamed};
 use crate::admin::Pages;
 use crate::config::Config;
@@ -90,10 +91,16 @@ async fn serve_ports(
     // Where it is served: a socket belongs to the runtime that it was made on.
     let readiness = workers.spawn_named("bind-readiness", bind_any(ipv6, port));
     let readiness = readiness.await.map_err(|_| Error::Panicked)??;
+    let stats_port = stats.local_addr().map_or(ports.stats, |stats| stats.port());
+    let tunnel = match process_pod(config) {
+        Some(name) => Some(MetricsTunnel::open(&pages.node, name, stats_port, drain, workers).await?),
+        None => None,
+    };
     let addresses = Addresses {
         admin: admin.local_addr(),
         stats: stats.local_addr(),
         readiness: readiness.local_addr(),
+        tunnel: tunnel.as_ref().and_then(MetricsTunnel::address),
     };
     let mut tasks = vec![
         tasks::spawn("admin", admin::serve(admin, pages.admin(), drain.clone())),
@@ -112,6 +119,7 @@ async fn serve_ports(
             Err(error) => tracing::debug!(%error, "no admin pages over IPv6"),
         }
     }
+    tasks.extend(tunnel.map(|tunnel| tunnel.serve(workers)));
     let ready = admin::readiness(&pages.ready);
     tasks.push(workers.spawn_named("readiness", admin::serve_open(readiness, ready, drain.clone())));
     Ok((tasks, addresses))

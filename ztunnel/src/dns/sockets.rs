@@ -170,6 +170,7 @@ mod tests {
 
     fn options() -> OpenOptions {
         OpenOptions {
+            traffic: true,
             ports: Ports::DEFAULT,
             ipv6: true,
             dns: None,

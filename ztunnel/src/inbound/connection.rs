@@ -106,6 +106,10 @@ fn understand(
             )
         })?;
     refuse_own_port(pod, target)?;
+    if !pod.leads_to(target.port()) {
+        let detail = format!("{authority} is not the port of the metrics of {}", pod.name);
+        return Err(bad(detail, Reason::WrongDestination));
+    }
     if request.original_source.is_some()
         && !snapshot.is_waypoint_of(&workload, &tunnel.identity, tunnel.peer_ip())
     {

@@ -8,6 +8,8 @@ use tulle_model::reason::ResponseFlag;
 use tulle_model::workload::Workload;
 use tulle_model::{Identity, Service, Str};
 
+use super::series::Overflow;
+
 /// Which end of the connection this proxy is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -82,6 +84,21 @@ impl Party {
         }
     }
 
+    /// The party of what exceeds the bound.
+    fn overflow() -> Self {
+        Self {
+            pod: None,
+            workload: overflow(),
+            canonical_service: overflow(),
+            canonical_revision: overflow(),
+            namespace: overflow(),
+            principal: None,
+            cluster: overflow(),
+            region: None,
+            zone: None,
+        }
+    }
+
     /// The same party with a proven identity.
     #[must_use]
     pub fn proven(mut self, identity: Option<Identity>) -> Self {
@@ -131,25 +148,13 @@ pub struct TrafficLabels {
 }
 
 impl TrafficLabels {
-    /// The one series that takes what exceeds the bound.
+    /// The one series of a direction that takes what exceeds the bound.
     #[must_use]
-    pub fn overflow(direction: Direction) -> Self {
-        let overflow = || Some(Str::clone(&OVERFLOW_TEXT));
-        let party = Party {
-            pod: None,
-            workload: overflow(),
-            canonical_service: overflow(),
-            canonical_revision: overflow(),
-            namespace: overflow(),
-            principal: None,
-            cluster: overflow(),
-            region: None,
-            zone: None,
-        };
+    pub fn overflowed(direction: Direction) -> Self {
         Self {
             direction,
-            source: party.clone(),
-            destination: party,
+            source: Party::overflow(),
+            destination: Party::overflow(),
             service: ServiceLabels {
                 hostname: overflow(),
                 namespace: overflow(),
@@ -159,6 +164,46 @@ impl TrafficLabels {
             mutual_tls: false,
         }
     }
+}
+
+impl Overflow for TrafficLabels {
+    fn overflow(&self) -> Self {
+        Self::overflowed(self.direction)
+    }
+}
+
+/// The labels of a host name that was looked up for a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NameLabels {
+    /// The client.
+    pub source: Party,
+    /// The name.
+    pub hostname: Str,
+}
+
+impl Overflow for NameLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            source: Party::overflow(),
+            hostname: Str::clone(&OVERFLOW_TEXT),
+        }
+    }
+}
+
+impl EncodeLabelSet for NameLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let mut labels = Labels {
+            encoder,
+            prefix: "source_",
+        };
+        labels.party(&self.source)?;
+        labels.prefix = "";
+        labels.text("hostname", &self.hostname)
+    }
+}
+
+fn overflow() -> Option<Str> {
+    Some(Str::clone(&OVERFLOW_TEXT))
 }
 
 const UNKNOWN: &str = "unknown";

@@ -3,21 +3,28 @@
 //! Labels come partly from what peers say of themselves, so without a bound a peer could fill the memory.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::labels::TrafficLabels;
-
-/// Series of traffic at once; what would be one more is counted in [`TrafficLabels::overflow`].
+/// Series of one kind at once; what would be one more is counted in [`Overflow::overflow`].
 pub const SERIES_MAX: usize = 100_000;
 
-/// The series of traffic. Clones share them.
+/// Labels that have a place for what exceeds the bound.
+pub trait Overflow: Clone + Eq + Hash + Debug {
+    /// The labels of the series that takes it.
+    #[must_use]
+    fn overflow(&self) -> Self;
+}
+
+/// The series of one kind of labels. Clones share them.
 #[derive(Debug, Clone)]
-pub struct SeriesTable {
-    kept: Arc<Mutex<HashMap<TrafficLabels, Kept>>>,
+pub struct SeriesTable<L> {
+    kept: Arc<Mutex<HashMap<L, Kept>>>,
     max: usize,
 }
 
@@ -28,14 +35,16 @@ struct Kept {
     touched: Instant,
 }
 
-impl Default for SeriesTable {
+impl<L: Overflow> Default for SeriesTable<L> {
     fn default() -> Self {
         Self::with_max(SERIES_MAX)
     }
 }
 
-impl SeriesTable {
-    fn with_max(max: usize) -> Self {
+impl<L: Overflow> SeriesTable<L> {
+    /// A table with another bound than [`SERIES_MAX`].
+    #[must_use]
+    pub fn with_max(max: usize) -> Self {
         Self {
             kept: Arc::default(),
             max,
@@ -44,18 +53,18 @@ impl SeriesTable {
 
     /// The labels to count under now: those given, or `overflow` when there are too many.
     #[must_use]
-    pub fn touch(&self, labels: TrafficLabels) -> TrafficLabels {
+    pub fn touch(&self, labels: L) -> L {
         self.enter(labels, 0)
     }
 
     /// As [`Self::touch`], for an open connection: the series stays until [`Self::close`].
     #[must_use]
-    pub fn open(&self, labels: TrafficLabels) -> TrafficLabels {
+    pub fn open(&self, labels: L) -> L {
         self.enter(labels, 1)
     }
 
     /// The connection that was entered under these labels has ended.
-    pub fn close(&self, labels: &TrafficLabels) {
+    pub fn close(&self, labels: &L) {
         if let Some(kept) = self.kept.lock().get_mut(labels) {
             kept.open = kept.open.saturating_sub(1);
             kept.touched = Instant::now();
@@ -64,19 +73,19 @@ impl SeriesTable {
 
     /// Forgets series that nobody touched for `ttl`, and returns their labels.
     #[must_use]
-    pub fn expire(&self, ttl: Duration) -> Vec<TrafficLabels> {
+    pub fn expire(&self, ttl: Duration) -> Vec<L> {
         let now = Instant::now();
         let mut kept = self.kept.lock();
         let expired = kept.extract_if(|_, kept| kept.open == 0 && now.duration_since(kept.touched) >= ttl);
         expired.map(|(labels, _)| labels).collect()
     }
 
-    fn enter(&self, labels: TrafficLabels, open: usize) -> TrafficLabels {
+    fn enter(&self, labels: L, open: usize) -> L {
         let mut kept = self.kept.lock();
         let labels = if kept.len() < self.max || kept.contains_key(&labels) {
             labels
         } else {
-            TrafficLabels::overflow(labels.direction)
+            labels.overflow()
         };
         let now = Instant::now();
         let entry = kept.entry(labels.clone()).or_insert(Kept {
@@ -91,13 +100,13 @@ impl SeriesTable {
 
 #[cfg(test)]
 mod tests {
-    use super::super::labels::{Direction, Party};
+    use super::super::labels::{Direction, Party, TrafficLabels};
     use super::*;
 
     const TTL: Duration = Duration::from_secs(900);
 
     fn labels(namespace: &str) -> TrafficLabels {
-        let mut labels = TrafficLabels::overflow(Direction::Inbound);
+        let mut labels = TrafficLabels::overflowed(Direction::Inbound);
         labels.source = Party {
             namespace: Some(namespace.into()),
             ..Party::default()
@@ -124,7 +133,7 @@ mod tests {
         assert_eq!(table.touch(labels("first")), labels("first"));
         assert_eq!(
             table.touch(labels("second")),
-            TrafficLabels::overflow(Direction::Inbound)
+            TrafficLabels::overflowed(Direction::Inbound)
         );
         assert_eq!(table.touch(labels("first")), labels("first"), "known ones stay");
     }

@@ -38,6 +38,8 @@ impl Caller<'_> {
         };
         let servers = &self.pod.dns.upstream;
         let ipv6 = self.pod.node.config.ipv6;
+        let source = Party::of(self.source).proven(Some(self.source.identity()));
+        self.pod.node.metrics.count_looked_up(source, &named.hostname);
         let addresses = self.pod.names.lookup(servers, &named.hostname, ipv6).await;
         let mut random = |bound: u64| rand::random_range(0..bound.max(1));
         let allows = |address| named.allows(address);

@@ -10,6 +10,8 @@ mod gateways;
 mod hostnames;
 mod inbound;
 mod limits;
+mod logs;
+mod metrics_tunnel;
 mod names;
 mod outbound;
 mod pages;

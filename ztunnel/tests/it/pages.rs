@@ -6,7 +6,11 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::world::{SOON, World, assert_echoes};
 
 /// One request over HTTP/1.1; the whole answer as text.
-async fn request(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, head: &str, body: &str) -> String {
+pub(crate) async fn request(
+    mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin,
+    head: &str,
+    body: &str,
+) -> String {
     let text = format!(
         "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
