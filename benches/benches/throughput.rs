@@ -1,9 +1,10 @@
 //! Bytes per second through a tunnel beside a plain relay: by streams, and by how much the application writes at once.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tulle_benches::{Path, Peers, Tunnel, relayed, runtime};
+use tulle_benches::{Path, Peers, Tunnel, cpu, relayed, runtime};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -95,5 +96,45 @@ fn by_write(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, by_streams, by_write);
+/// CPU seconds per gigabyte of all parts together, interleaved: what stays comparable on a machine with other work.
+fn by_cpu(_: &mut Criterion) {
+    const REPETITIONS: usize = 7;
+    const TRANSFER: usize = 128 * MIB;
+    if std::env::args().any(|argument| argument == "--test" || argument == "--list") {
+        return;
+    }
+    let runtime = runtime();
+    let mut paths = runtime.block_on(async {
+        let peers = Peers::default();
+        let direct = Tunnel::over(peers.handshake_without_read_ahead().await)
+            .path()
+            .await;
+        [
+            ("relay", relayed().await, Vec::new()),
+            ("tunnel without reading ahead", direct, Vec::new()),
+            ("tunnel", peers.tunnel().await.path().await, Vec::new()),
+        ]
+    });
+    for (_, path, _) in &mut paths {
+        runtime.block_on(path.transfer(WARM_UP, 256 * KIB));
+    }
+    for _ in 0..REPETITIONS {
+        for (_, path, costs) in &mut paths {
+            let before = cpu();
+            runtime.block_on(path.transfer(TRANSFER, 256 * KIB));
+            let cost = cpu() - before;
+            costs.push(cost.as_secs_f64() * 1e9 / TRANSFER as f64);
+        }
+    }
+    for (name, _, mut costs) in paths {
+        costs.sort_by(f64::total_cmp);
+        let (median, least, most) = (costs[REPETITIONS / 2], costs[0], costs[REPETITIONS - 1]);
+        let _ = writeln!(
+            std::io::stdout(),
+            "CPU s/GB, {name}: {median:.3} [{least:.3}..{most:.3}]"
+        );
+    }
+}
+
+criterion_group!(benches, by_cpu, by_streams, by_write);
 criterion_main!(benches);
