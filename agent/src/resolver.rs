@@ -4,8 +4,6 @@ use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
-use tulle_proto::zds::PodDns;
-
 /// Bytes of a file that are read.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Name servers that are told, as the C library asks.
@@ -13,10 +11,21 @@ const SERVERS_MAX: usize = 3;
 /// Search domains that are told, as Kubernetes bounds them.
 const SEARCH_MAX: usize = 32;
 
+/// What a pod's C library would be told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Resolver {
+    /// Addresses of name servers, in the order in which they are asked.
+    pub nameservers: Vec<String>,
+    /// Domains that short names are tried in.
+    pub search: Vec<String>,
+    /// Dots from which on a name is tried as it is first; 0 if nothing was said.
+    pub ndots: u32,
+}
+
 /// The settings of a namespace with a name: `<folder>/<name>/resolv.conf`, as `ip netns` has them. Nothing if there is no
 /// such file, or it names no server.
 #[must_use]
-pub fn of_namespace(folder: &Path, name: &str) -> Option<PodDns> {
+pub fn of_namespace(folder: &Path, name: &str) -> Option<Resolver> {
     let mut text = String::new();
     let file = fs::File::open(folder.join(name).join("resolv.conf")).ok()?;
     file.take(FILE_BYTES_MAX).read_to_string(&mut text).ok()?;
@@ -24,8 +33,8 @@ pub fn of_namespace(folder: &Path, name: &str) -> Option<PodDns> {
 }
 
 /// Reads resolv.conf(5). What is not understood is skipped, as the C library does.
-fn parse(text: &str) -> Option<PodDns> {
-    let mut settings = PodDns::default();
+fn parse(text: &str) -> Option<Resolver> {
+    let mut settings = Resolver::default();
     for line in text.lines() {
         let mut words = line.split_whitespace();
         match words.next() {

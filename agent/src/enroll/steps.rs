@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tulle_proto::zds::PodDns;
 
 use super::Goal;
 use super::task::{PodTask, Wanted, pids_of};
@@ -12,7 +11,7 @@ use crate::cgroup;
 use crate::error::CaptureError;
 use crate::netns::Located;
 use crate::pods::Process;
-use crate::resolver;
+use crate::resolver::{self, Resolver};
 use crate::rules::plan::{self, Cgroup, Table};
 use crate::sockets::Listeners;
 use crate::sysctl;
@@ -118,7 +117,7 @@ impl PodTask {
     }
 
     /// What the pod would ask without the mesh, if names are captured.
-    fn resolver(&self) -> Option<PodDns> {
+    fn resolver(&self) -> Option<Resolver> {
         let Some(Process::Netns(name)) = self.pod.process.as_ref().filter(|_| self.wants_dns()) else {
             return None;
         };

@@ -16,6 +16,7 @@ use tulle_proto::zds::{Abilities, PodDns};
 
 use super::book::{self, Book, Introduction, Next, Progress, Step};
 use crate::error::CaptureError;
+use crate::resolver::Resolver;
 use crate::sockets::Listeners;
 
 /// How long an announcement, or a request for listeners, may take with all that waits before it.
@@ -37,7 +38,7 @@ pub struct Announcement {
     /// Its network namespace.
     pub netns: NetNs,
     /// Its resolver settings, if they are known.
-    pub dns: Option<PodDns>,
+    pub dns: Option<Resolver>,
     /// Its listeners; `None` when the proxy opens them itself.
     pub listeners: Option<Arc<Listeners>>,
 }
@@ -394,7 +395,11 @@ fn add(pod: &Announcement, with_sockets: bool) -> Request {
         name: pod.name.clone(),
         namespace: pod.namespace.clone(),
         service_account: pod.service_account.clone(),
-        dns: pod.dns.clone(),
+        dns: pod.dns.clone().map(|resolver| PodDns {
+            nameservers: resolver.nameservers,
+            search: resolver.search,
+            ndots: resolver.ndots,
+        }),
         sockets,
     })
 }
