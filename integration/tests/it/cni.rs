@@ -1,8 +1,10 @@
 //! Pods that a real container runtime starts: containerd, runc and the plugins of Debian on each node, ours behind them.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
 use tulle_integration::TestMesh;
 use tulle_integration::containerd::{Containerd, Order, Sandbox, is_missing};
 use tulle_integration::manifest::{self, NAMESPACE};
@@ -288,33 +290,77 @@ async fn pods_that_run_already_are_found_by_an_agent_that_knew_nothing() {
     assert_eq!(text.matches("startTime").count(), 2, "{text}");
 }
 
+/// Runs the installed plugin once, as the runtime does; returns how long that took.
+async fn call_plugin(cluster: &mut Cluster, verb: &str, order: &Order, sandbox: &Sandbox) -> Duration {
+    let socket = cluster.mesh.mesh.cni_socket("n1").display().to_string();
+    let input = serde_json::json!({
+        "cniVersion": "1.0.0", "name": "pods", "type": "tulle-cni", "socket": socket,
+        "stateDir": cluster.mesh.folder(),
+        "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": format!("{}/24", sandbox.address)}]},
+    });
+    let mut command = tokio::process::Command::new(cluster.runtime("n1").bin_dir().join("tulle-cni"));
+    let Order { namespace, name, uid } = order;
+    command
+        .env_clear()
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", &sandbox.id)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_NETNS", &sandbox.path)
+        .env(
+            "CNI_ARGS",
+            format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_UID={uid}"),
+        )
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped());
+    let began = std::time::Instant::now();
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.to_string().as_bytes()).await.unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().await.unwrap();
+    let took = began.elapsed();
+    assert!(
+        output.status.success(),
+        "{verb}: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    took
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_plugin_adds_to_a_start_is_short() {
-    const PODS: usize = 12;
+    const STARTS: usize = 100;
     if is_missing("what_the_plugin_adds_to_a_start_is_short") {
         return;
     }
     let mut cluster = Cluster::start(&["n1"]).await;
-    let mut starts = [Vec::new(), Vec::new()];
-    for number in 0..PODS {
-        let inside = cluster.start_pod("n1", &format!("web-{number}")).await;
-        let outside = Order::new("kube-system", &format!("dns-{number}"));
-        let outside = cluster.runtime("n1").run(&outside).await.unwrap();
-        for (took, sandbox) in starts.iter_mut().zip([inside, outside]) {
-            took.push(sandbox.took);
-            cluster.runtime("n1").stop(&sandbox.id).await.unwrap();
-        }
+    let order = Order::new(NAMESPACE, "web");
+    cluster.describe(&order, "n1").await;
+    let sandbox = cluster.runtime("n1").run(&order).await.unwrap();
+    let mut took = Vec::new();
+    for _ in 0..STARTS {
+        call_plugin(&mut cluster, "DEL", &order, &sandbox).await;
+        // As in a new pod: nothing of ours is there.
+        let mut command = std::process::Command::new("nft");
+        command
+            .args(["delete", "table", "inet", "tulle"])
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        assert!(sandbox.netns.spawn(command).unwrap().wait().unwrap().success());
+        took.push(call_plugin(&mut cluster, "ADD", &order, &sandbox).await);
     }
-    starts.iter_mut().for_each(|took| took.sort());
-    let [inside, outside] = starts;
-    let added = inside[PODS / 2].saturating_sub(outside[PODS / 2]);
-    println!(
-        "start of a sandbox, median and longest of {PODS}: captured {:?} {:?}, left alone {:?} {:?}; added {added:?}",
-        inside[PODS / 2],
-        inside[PODS - 1],
-        outside[PODS / 2],
-        outside[PODS - 1],
+    took.sort();
+    let (median, p99) = (took[STARTS / 2], took[STARTS * 99 / 100]);
+    let profile = if cfg!(debug_assertions) {
+        "unoptimized"
+    } else {
+        "optimized"
+    };
+    // The harness keeps what `eprintln` writes to itself.
+    let _ = writeln!(
+        std::io::stderr(),
+        "what the plugin adds to ADD, {STARTS} starts, {profile}: median {median:?}, p99 {p99:?}"
     );
-    // Ten times what it should be: the machine of a test is anyone's.
-    assert!(added < Duration::from_millis(500), "{added:?}");
+    // The figures to reach are 50 and 150 ms, optimized; ten times as much is allowed on anyone's machine.
+    assert!(median < Duration::from_millis(500), "{median:?}");
+    assert!(p99 < Duration::from_millis(1500), "{p99:?}");
 }
