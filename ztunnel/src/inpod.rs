@@ -77,7 +77,7 @@ impl Follower {
     /// Drains: takes no pods any more, waits until the last connection has ended, at most until the deadline or until
     /// the process's drain is urgent, and resets the rest. The end of a pod is still heard of, where the agent tells a lingering proxy. Returns how many
     /// connections were reset.
-    pub async fn linger(mut self, mut fleet: Fleet, deadline: Duration, drain: &DrainWatcher) -> usize {
+    pub async fn linger(self, mut fleet: Fleet, deadline: Duration, drain: &DrainWatcher) -> usize {
         fleet.start_drain();
         let idle = fleet.idle();
         let told = async {

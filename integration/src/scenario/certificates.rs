@@ -188,7 +188,7 @@ fn peak_per_second(asked: &[Instant], since: Instant) -> usize {
         let end = **from + Duration::from_secs(1);
         later.iter().filter(|at| ***at >= **from && ***at < end).count()
     };
-    later.iter().map(|from| within(from)).max().unwrap_or(0)
+    later.iter().map(within).max().unwrap_or(0)
 }
 
 async fn until(patience: Duration, holds: impl Fn() -> bool) {

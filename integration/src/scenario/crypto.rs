@@ -61,35 +61,18 @@ fn f35(scale: Scale) -> Run {
             keys.len() >= pods
         })
         .await;
-        let others = [
-            Component::Control,
-            Component::Agent("n2".into()),
-            Component::Agent("n1".into()),
-            Component::Ztunnel("n1".into()),
-        ];
-        let mut elsewhere = 0_u64;
-        for component in others {
-            let other = mesh.mesh.process(&component).expect("it runs").id();
-            elsewhere += memory(other)
-                .iter()
-                .map(|region| hits(region, &keys))
-                .sum::<u64>();
-        }
+        let elsewhere = hits_in_others(&mut mesh, &keys);
         let root = mesh
             .mesh
             .folders()
             .state
             .parent()
-            .expect("the folders share a root")
-            .to_owned();
-        let on_disk = files_below(&root)
+            .expect("the folders share a root");
+        let on_disk = files_below(root)
             .iter()
             .map(|file| hits(file, &keys))
             .sum::<u64>();
-        let dumps = std::fs::read_to_string(format!("/proc/{proxy}/limits")).unwrap();
-        let off = dumps.lines().any(|line| {
-            line.starts_with("Max core file size") && line.split_whitespace().nth(4) == Some("0")
-        });
+        let off = dumps_are_off(proxy);
         let closed = !readable_by_others(proxy);
         Figure::new("F35")
             .expect(
@@ -103,6 +86,29 @@ fn f35(scale: Scale) -> Run {
             .expect("core_dumps_off", off, off, "true")
             .expect("memory_closed_to_other_uids", closed, closed, "true")
     })
+}
+
+/// How often keys of n2's proxy are in the memory of other components.
+fn hits_in_others(mesh: &mut TestMesh, keys: &BTreeSet<[u8; KEY_BYTES]>) -> u64 {
+    let others = [
+        Component::Control,
+        Component::Agent("n2".into()),
+        Component::Agent("n1".into()),
+        Component::Ztunnel("n1".into()),
+    ];
+    let mut found = 0;
+    for component in others {
+        let other = mesh.mesh.process(&component).expect("it runs").id();
+        found += memory(other).iter().map(|region| hits(region, keys)).sum::<u64>();
+    }
+    found
+}
+
+fn dumps_are_off(process: u32) -> bool {
+    let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+    limits
+        .lines()
+        .any(|line| line.starts_with("Max core file size") && line.split_whitespace().nth(4) == Some("0"))
 }
 
 /// Private keys in a process's memory, told by the encoding round them.

@@ -27,7 +27,7 @@ async fn a_connection_carries_two_hundred_streams_and_no_more() {
 #[tokio::test]
 async fn r114_small_unread_frames_on_all_streams_are_no_reason_to_go_away() {
     for manner in [Manner::Hold, Manner::AcceptAndHold] {
-        let mut target = Target::new(manner).await;
+        let target = Target::new(manner).await;
         let mut peer = target.attacker().await;
         for n in 0..199 {
             peer.send(&raw::connect(2 * n + 1)).await;

@@ -5,20 +5,20 @@ use super::*;
 /// R104, on a stream that is read: nothing piles up, however many empty frames there are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r104_empty_data_on_a_stream_that_is_read_costs_nothing() {
-    let mut target = Target::new(Manner::Echo).await;
-    empty_data(&mut target).await;
+    let target = Target::new(Manner::Echo).await;
+    empty_data(&target).await;
 }
 
 /// R104, on a stream that nobody reads: flat, or the connection ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r104_empty_data_on_an_undrained_stream_stays_bounded() {
     for manner in [Manner::Hold, Manner::AcceptAndHold] {
-        let mut target = Target::new(manner).await;
-        empty_data(&mut target).await;
+        let target = Target::new(manner).await;
+        empty_data(&target).await;
     }
 }
 
-async fn empty_data(target: &mut Target) {
+async fn empty_data(target: &Target) {
     let mut attacker = target.attacker().await;
     attacker.send(&raw::connect(1)).await;
     let before = resident();
@@ -68,7 +68,7 @@ async fn control_frames(frame: &[u8]) {
 /// WINDOW_UPDATE has no budget; it keeps nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn window_updates_keep_nothing() {
-    let mut target = Target::new(Manner::AcceptAndHold).await;
+    let target = Target::new(Manner::AcceptAndHold).await;
     let mut attacker = target.attacker().await;
     attacker.send(&raw::connect(1)).await;
     let before = resident();
@@ -86,7 +86,7 @@ async fn window_updates_keep_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r114_tiny_frames_on_a_stream_that_is_read_are_traffic() {
     const FRAMES: usize = 300_000;
-    let mut target = Target::new(Manner::Echo).await;
+    let target = Target::new(Manner::Echo).await;
     let mut peer = target.attacker().await;
     peer.send(&raw::connect(1)).await;
     let before = resident();

@@ -24,7 +24,7 @@ async fn r103_a_head_without_end_is_cut() {
 /// R105: a block of a few KiB that stands for megabytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r105_a_small_block_that_decodes_to_megabytes_is_refused() {
-    let mut target = Target::new(Manner::Echo).await;
+    let target = Target::new(Manner::Echo).await;
     let mut attacker = target.attacker().await;
     // One header of 4,000 bytes enters the table (literal with indexing), then is named by its index.
     let mut block = raw::CONNECT.to_vec();

@@ -39,7 +39,7 @@ async fn r101_a_flood_is_told_so() {
 /// R101: who waits for the answer before cancelling is no flood, and costs nothing that stays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r101_streams_that_are_cancelled_after_the_answer_leave_nothing() {
-    let mut target = Target::new(Manner::Echo).await;
+    let target = Target::new(Manner::Echo).await;
     let mut attacker = target.attacker().await;
     let mut before = 0;
     for n in 0..6_000u32 {
@@ -84,7 +84,7 @@ async fn r102_resets_that_a_peer_forces_are_bounded() {
 /// R106: refusals leave nothing behind.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r106_refused_streams_leave_nothing() {
-    let mut target = Target::new(Manner::Refuse).await;
+    let target = Target::new(Manner::Refuse).await;
     let mut attacker = target.attacker().await;
     let mut before = 0;
     for n in 0..20_000u32 {

@@ -358,7 +358,8 @@ async fn new_streams_avoid_a_connection_that_moves_much() {
     let length = usize::try_from(crate::hbone::load::BULK_AFTER).unwrap();
     let (sent, mut bytes) = (vec![7; length], vec![0; length]);
     let (written, read) = tokio::join!(elephant.write_all(&sent), sink.read_exact(&mut bytes));
-    written.and(read.map(drop)).unwrap();
+    written.unwrap();
+    read.unwrap();
     {
         let state = pool.inner.state.lock();
         let traffic = state.peers[&key(1)].connections[0].traffic();
