@@ -141,6 +141,18 @@ fn test(may_install: bool) -> Result<(), String> {
         ]),
     )?;
     step(
+        "tests of exported access lines and profiles",
+        cargo(&[
+            "test",
+            "--package",
+            "tulle-ztunnel",
+            "--features",
+            "otlp,pprof",
+            "--lib",
+            "--locked",
+        ]),
+    )?;
+    step(
         "build tulle (release)",
         cargo(&["build", "--release", "--locked", "--package", "tulle-cli"]),
     )?;

@@ -2,6 +2,7 @@
 
 mod dump;
 pub mod explain;
+mod profile;
 
 use std::sync::Arc;
 
@@ -45,7 +46,9 @@ const INDEX: &str = "GET  /config_dump   workloads, services, policies, certific
                      GET  /plaintext     callers without the mesh, of the last 24 hours\n\
                      POST /explain       what would happen to a connection\n\
                      POST /logging       ?level=<filter> or ?reset\n\
-                     POST /quitquitquit  drain and end\n";
+                     POST /quitquitquit  drain and end\n\
+                     GET  /debug/pprof/profile  ?seconds=1-300&frequency=1-1000, where the processor's time goes\n\
+                     GET  /debug/pprof/heap     what is known of memory\n";
 
 impl Pages {
     /// Pages of the admin port.
@@ -58,7 +61,8 @@ impl Pages {
             .route("/plaintext", get(plaintext))
             .route("/explain", post(explain::answer))
             .route("/quitquitquit", post(quit))
-            .with_state(self.clone());
+            .with_state(self.clone())
+            .merge(profile::pages());
         match &self.log {
             Some(log) => pages.merge(admin::logging(log)),
             None => pages,

@@ -327,6 +327,11 @@ fn log_effective(config: &Config) {
 
 fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClient>) -> Node {
     let metrics = registry.with(Metrics::register);
+    #[cfg(feature = "otlp")]
+    let metrics = Metrics {
+        exporter: crate::record::otlp::Exporter::of(&config, registry),
+        ..metrics
+    };
     let key_exchange = if config.post_quantum_only {
         KeyExchange::PostQuantumOnly
     } else {

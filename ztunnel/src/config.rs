@@ -32,7 +32,7 @@ pub use self::crl::Crl;
 pub use self::dns::{Dns, DnsListen};
 pub use self::headers::Headers;
 pub use self::inpod::Inpod;
-pub use self::log::Log;
+pub use self::log::{Log, LogCollector, NotACollector};
 use self::mesh::ProxyConfig;
 pub use self::ports::{Ports, ProcessPorts};
 use self::show::as_duration;
@@ -212,7 +212,9 @@ impl Config {
 /// start, once there is a log.
 fn without_effect(read: &mut Collector<'_>) -> Vec<&'static str> {
     let set = read.bool("TLS12_ENABLED", false).then_some("TLS12_ENABLED");
-    set.into_iter().collect()
+    let exported = read.optional_string(log::COLLECTOR).map(|_| log::COLLECTOR);
+    let not_built = exported.filter(|_| cfg!(not(feature = "otlp")));
+    set.into_iter().chain(not_built).collect()
 }
 
 #[cfg(test)]

@@ -76,6 +76,9 @@ pub struct Metrics {
     pub tunnels: Gauge,
     /// What happens to connections, for those who watch.
     pub events: Events,
+    /// Where lines are exported to.
+    #[cfg(feature = "otlp")]
+    pub exporter: Option<crate::record::otlp::Exporter>,
 }
 
 impl Metrics {

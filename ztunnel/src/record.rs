@@ -1,5 +1,8 @@
 //! The story of one connection: what is learned of it phase by phase, and the line and the counts it ends in.
 
+#[cfg(feature = "otlp")]
+pub mod otlp;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -204,6 +207,10 @@ impl Story {
     fn line(&self, metrics: &Metrics, line: Line, bytes: Bytes, error: Option<&Error>) {
         let fields = Fields::of(self, bytes, error);
         metrics.events.tell(|| self.event(&line, &fields));
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = metrics.exporter.as_ref().filter(|_| line.is_exported()) {
+            exporter.offer(self, &line, &fields);
+        }
         match line {
             Line::Opened => access!(DEBUG, self, fields, "connection opened"),
             Line::Complete => access!(INFO, self, fields, "connection complete"),

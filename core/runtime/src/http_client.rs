@@ -55,9 +55,26 @@ pub async fn post_json<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    post(stream, host, path, "application/json", Bytes::from(json)).await
+}
+
+/// Sends `POST path` with a body of a kind and reads the whole answer. The stream is closed afterwards.
+///
+/// # Errors
+/// As [`get`].
+pub async fn post<S>(
+    stream: S,
+    host: &str,
+    path: &str,
+    kind: &'static str,
+    body: Bytes,
+) -> Result<Response<Bytes>, HttpClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let request = Request::post(path)
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(json)))?;
+        .header(http::header::CONTENT_TYPE, kind)
+        .body(Full::new(body))?;
     send(stream, host, request).await
 }
 

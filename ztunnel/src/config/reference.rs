@@ -362,6 +362,11 @@ const OBSERVATION: &[Variable] = &[
         Value("info"),
         "What is logged, such as `info` or `warn,tulle_ztunnel=debug`",
     ),
+    variable(
+        "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+        Nothing,
+        "Collector of OpenTelemetry that access lines are exported to, `http://host[:4318][/v1/logs]`; has an effect in builds with the feature `otlp`",
+    ),
     variable("LOG_FORMAT", Value("text"), "`text` or `json`; `plain` is `text`"),
     variable(
         "AUTHZ_POLICY_INFO_LOGGING",

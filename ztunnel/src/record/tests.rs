@@ -8,7 +8,7 @@ use tulle_runtime::telemetry::{self, LogFormat};
 use super::*;
 
 /// The keys of an access line, in their order.
-const KEYS: [&str; 21] = [
+pub(super) const KEYS: [&str; 21] = [
     "src.addr",
     "src.workload",
     "src.namespace",
@@ -32,7 +32,7 @@ const KEYS: [&str; 21] = [
     "generation",
 ];
 
-const BYTES: Bytes = Bytes {
+pub(super) const BYTES: Bytes = Bytes {
     from_client: 3,
     to_client: 5,
 };
@@ -62,7 +62,7 @@ fn logged(format: LogFormat, filter: &str, tell: impl FnOnce(&Metrics)) -> Strin
 }
 
 /// A story with everything in it.
-fn story(direction: Direction) -> Story {
+pub(super) fn story(direction: Direction) -> Story {
     let party = |name: &str| Party {
         pod: Some(name.into()),
         namespace: Some("shop".into()),
@@ -85,7 +85,7 @@ fn story(direction: Direction) -> Story {
     }
 }
 
-fn denied() -> Error {
+pub(super) fn denied() -> Error {
     Error::Overload("a reason")
 }
 

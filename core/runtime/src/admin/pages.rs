@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
+use tower_http::compression::CompressionLayer;
 
 use crate::metrics::{Format, Registry};
 use crate::ready::Ready;
@@ -30,7 +31,7 @@ pub fn readiness(ready: &Ready) -> Router {
         .with_state(ready.clone())
 }
 
-/// `GET /metrics` and `GET /stats/prometheus`, as OpenMetrics when the scraper accepts it.
+/// `GET /metrics` and `GET /stats/prometheus`, as OpenMetrics and compressed when the scraper accepts it.
 pub fn metrics(registry: &Registry) -> Router {
     async fn answer(State(registry): State<Registry>, headers: HeaderMap) -> Response {
         let format = Format::negotiate(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
@@ -43,6 +44,7 @@ pub fn metrics(registry: &Registry) -> Router {
     Router::new()
         .route("/metrics", get(answer))
         .route("/stats/prometheus", get(answer))
+        .layer(CompressionLayer::new())
         .with_state(registry.clone())
 }
 

@@ -133,3 +133,33 @@ async fn a_socket_of_a_newer_process_is_left_alone() {
     drop(newer);
     assert!(!path.exists());
 }
+
+#[tokio::test]
+async fn metrics_are_compressed_for_who_takes_that() {
+    let (listener, address) = tcp().await;
+    let (trigger, watcher) = drain::new();
+    let pages = metrics(&Registry::for_process("test"));
+    let serving = tasks::spawn("pages", serve_open(listener, pages, watcher));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let asked = request("GET", "/metrics", "Host: other\r\nAccept-Encoding: gzip\r\n");
+    stream.write_all(asked.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let head_end = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    let head = String::from_utf8(answer[..head_end].to_vec()).unwrap();
+    assert!(
+        head.to_ascii_lowercase().contains("content-encoding: gzip"),
+        "{head}"
+    );
+    assert!(
+        !answer.windows(11).any(|part| part == b"istio_build"),
+        "it is not plain text"
+    );
+    let plain = ask(address, "GET", "/metrics", "Host: other\r\n").await;
+    assert!(
+        plain.contains("istio_build") && !plain.contains("gzip"),
+        "{plain}"
+    );
+    trigger.drain_and_wait(Duration::ZERO).await;
+    serving.await.unwrap();
+}

@@ -1,0 +1,170 @@
+//! `/debug/pprof/`: where the processor's time goes, in the format that `go tool pprof` and others read. What this
+//! build cannot tell is answered with 501 and the reason.
+
+#[cfg(feature = "pprof")]
+mod format;
+#[cfg(feature = "pprof")]
+mod sampled;
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Query;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use serde::Deserialize;
+
+/// Longest profile.
+const SECONDS_MAX: u64 = 300;
+
+/// Most samples in a second.
+const FREQUENCY_MAX: i32 = 1000;
+
+/// What is meant when nothing else is asked for: samples for ten seconds, rarely enough to cost nothing that shows.
+const USUAL: Window = Window {
+    length: Duration::from_secs(10),
+    frequency: 100,
+};
+
+/// The pages.
+pub(super) fn pages() -> Router {
+    Router::new()
+        .route("/debug/pprof/profile", get(processor))
+        .route("/debug/pprof/heap", get(heap))
+        .route("/debug/pprof/heap/profiling", any(heap))
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Asked {
+    seconds: Option<u64>,
+    frequency: Option<i32>,
+}
+
+/// When and how often the processor is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Window {
+    length: Duration,
+    /// Samples in a second of the processor's time.
+    frequency: i32,
+}
+
+impl Window {
+    fn of(asked: &Asked) -> Result<Self, String> {
+        let seconds = asked.seconds.unwrap_or(USUAL.length.as_secs());
+        let frequency = asked.frequency.unwrap_or(USUAL.frequency);
+        if !(1..=SECONDS_MAX).contains(&seconds) {
+            return Err(format!("seconds={seconds}: must be 1 to {SECONDS_MAX}\n"));
+        }
+        if !(1..=FREQUENCY_MAX).contains(&frequency) {
+            return Err(format!("frequency={frequency}: must be 1 to {FREQUENCY_MAX}\n"));
+        }
+        Ok(Self {
+            length: Duration::from_secs(seconds),
+            frequency,
+        })
+    }
+}
+
+/// Why there is no profile.
+#[derive(Debug, thiserror::Error)]
+#[allow(dead_code, reason = "which of them there are depends on the build")]
+enum ProfileError {
+    /// The build has none.
+    #[error("profiles of the processor are not part of this build: build with the feature `pprof`")]
+    NotBuilt,
+    /// One is enough.
+    #[error("another profile is being taken; ask again when it is done")]
+    Busy,
+    /// The sampler says no.
+    #[error("the processor cannot be sampled: {0}")]
+    Sampler(String),
+}
+
+impl IntoResponse for ProfileError {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Self::NotBuilt => StatusCode::NOT_IMPLEMENTED,
+            Self::Busy => StatusCode::CONFLICT,
+            Self::Sampler(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, format!("{self}\n")).into_response()
+    }
+}
+
+async fn processor(Query(asked): Query<Asked>) -> Response {
+    let window = match Window::of(&asked) {
+        Ok(window) => window,
+        Err(problem) => return (StatusCode::BAD_REQUEST, problem).into_response(),
+    };
+    match sample(window).await {
+        Ok(profile) => ([(header::CONTENT_TYPE, "application/octet-stream")], profile).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+#[cfg(feature = "pprof")]
+use sampled::sample;
+
+#[cfg(not(feature = "pprof"))]
+async fn sample(_: Window) -> Result<Vec<u8>, ProfileError> {
+    Err(ProfileError::NotBuilt)
+}
+
+/// No allocator that this project is built with records who allocates.
+async fn heap() -> Response {
+    let resident = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = resident.lines().filter(|line| line.starts_with("VmRSS"));
+    let mut text =
+        "there is no profile of the heap: the allocator of this build records no allocations, so it can \
+                    neither list them nor be told to begin\nwhat is known:\n"
+            .to_owned();
+    for line in resident {
+        text.push_str(line);
+        text.push('\n');
+    }
+    let buffers = tulle_transport::copy::buffer_bytes();
+    text.push_str(&format!("buffers of connections: {buffers} bytes\n"));
+    (StatusCode::NOT_IMPLEMENTED, text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(seconds: Option<u64>, frequency: Option<i32>) -> Result<Window, String> {
+        Window::of(&Asked { seconds, frequency })
+    }
+
+    #[test]
+    fn a_profile_is_bounded_in_length_and_frequency() {
+        assert_eq!(window(None, None), Ok(USUAL));
+        let longest = window(Some(300), Some(1000)).unwrap();
+        assert_eq!((longest.length.as_secs(), longest.frequency), (300, 1000));
+        for (seconds, frequency) in [(0, 1), (301, 1), (1, 0), (1, -1), (1, 1001)] {
+            let refused = window(Some(seconds), Some(frequency)).unwrap_err();
+            assert!(refused.contains("must be 1 to"), "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_allocator_cannot_tell_is_said() {
+        let answer = heap().await;
+        assert_eq!(answer.status(), StatusCode::NOT_IMPLEMENTED);
+        let text = axum::body::to_bytes(answer.into_body(), 4096).await.unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        assert!(
+            text.contains("records no allocations") && text.contains("VmRSS"),
+            "{text}"
+        );
+    }
+
+    #[cfg(not(feature = "pprof"))]
+    #[tokio::test]
+    async fn a_build_without_profiles_says_so() {
+        let answer = processor(Query(Asked::default())).await;
+        assert_eq!(answer.status(), StatusCode::NOT_IMPLEMENTED);
+        let text = axum::body::to_bytes(answer.into_body(), 4096).await.unwrap();
+        assert!(text.ends_with(b"build with the feature `pprof`\n"));
+    }
+}

@@ -1,0 +1,227 @@
+//! Access lines, exported to a collector of OpenTelemetry (OTLP over HTTP) beside the log.
+//!
+//! A bounded queue lies between: what the collector does not take in time is dropped and counted; nothing waits for it.
+
+mod message;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::StatusCode;
+use prometheus_client::metrics::counter::Counter;
+use prost::Message;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tulle_runtime::backoff::Backoff;
+use tulle_runtime::metrics::Registry;
+use tulle_runtime::{build_info, http_client, tasks};
+
+use self::message::{KeyValue, LogRecord, Logs, Resource, ResourceLogs, Scope, ScopeLogs};
+use super::{Fields, Line, Story};
+use crate::config::{Config, LogCollector};
+
+/// Lines that wait at most.
+pub const LINES_MAX: usize = 10_000;
+
+/// Lines of one request.
+const BATCH_LINES_MAX: usize = 512;
+
+/// How long one request may take.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Waits between attempts to deliver the same lines.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Takes lines for the collector. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Exporter {
+    queue: mpsc::Sender<LogRecord>,
+    dropped: Counter,
+}
+
+impl Exporter {
+    /// Starts to export, if the configuration names a collector.
+    #[must_use]
+    pub fn of(config: &Config, registry: &Registry) -> Option<Self> {
+        let collector = config.log.collector.clone()?;
+        let dropped = registry.register(
+            "tulle_otlp_lines_dropped",
+            "Access lines that the collector did not take",
+            Counter::default(),
+        );
+        let resource = Resource::new(vec![
+            KeyValue::text("service.name", "ztunnel"),
+            KeyValue::text("service.version", &build_info::tag()),
+            KeyValue::text("k8s.node.name", &config.node),
+            KeyValue::text("k8s.cluster.name", &config.cluster_id),
+        ]);
+        Some(Self::start(collector, resource, dropped))
+    }
+
+    fn start(collector: LogCollector, resource: Resource, dropped: Counter) -> Self {
+        let (queue, lines) = mpsc::channel(LINES_MAX);
+        let delivery = Delivery {
+            collector,
+            resource,
+            dropped: dropped.clone(),
+        };
+        tasks::spawn("export-access-lines", delivery.run(lines));
+        Self { queue, dropped }
+    }
+
+    /// Takes a line, or drops and counts it.
+    pub(super) fn offer(&self, story: &Story, line: &Line, fields: &Fields) {
+        match self.queue.try_reserve() {
+            Ok(place) => place.send(record(story, line, fields)),
+            Err(_) => {
+                self.dropped.inc();
+            }
+        }
+    }
+}
+
+/// The end of the queue.
+struct Delivery {
+    collector: LogCollector,
+    resource: Resource,
+    dropped: Counter,
+}
+
+/// Why lines were not taken.
+#[derive(Debug, thiserror::Error)]
+enum DeliveryError {
+    /// It may take them later.
+    #[error("the collector cannot be reached: {0}")]
+    Unreachable(String),
+    /// It will never take them.
+    #[error("the collector refuses access lines with status {0}")]
+    Refused(StatusCode),
+}
+
+impl Delivery {
+    async fn run(self, mut lines: mpsc::Receiver<LogRecord>) {
+        let mut batch = Vec::with_capacity(BATCH_LINES_MAX);
+        while lines.recv_many(&mut batch, BATCH_LINES_MAX).await > 0 {
+            self.deliver(std::mem::take(&mut batch)).await;
+        }
+    }
+
+    /// Tries until the collector takes the lines, or says that it never will.
+    async fn deliver(&self, lines: Vec<LogRecord>) {
+        let count = u64::try_from(lines.len()).unwrap_or(u64::MAX);
+        let body = Bytes::from(self.request(lines).encode_to_vec());
+        let mut waits = Backoff::new(RETRY_MIN, RETRY_MAX);
+        loop {
+            match self.post(body.clone()).await {
+                Ok(()) => return,
+                Err(error @ DeliveryError::Refused(_)) => {
+                    tracing::warn!(%error, lines = count, "dropped");
+                    self.dropped.inc_by(count);
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "access lines wait"),
+            }
+            tokio::time::sleep(waits.next()).await;
+        }
+    }
+
+    fn request(&self, log_records: Vec<LogRecord>) -> Logs {
+        Logs {
+            resource_logs: vec![ResourceLogs {
+                resource: Some(self.resource.clone()),
+                scope_logs: vec![ScopeLogs {
+                    scope: Some(Scope {
+                        name: tulle_runtime::telemetry::ACCESS.to_owned(),
+                    }),
+                    log_records,
+                }],
+            }],
+        }
+    }
+
+    async fn post(&self, body: Bytes) -> Result<(), DeliveryError> {
+        let unreachable = |error: &dyn std::fmt::Display| DeliveryError::Unreachable(error.to_string());
+        let posting = async {
+            let stream = TcpStream::connect(&*self.collector.authority).await;
+            let stream = stream.map_err(|error| unreachable(&error))?;
+            let LogCollector { authority, path } = &self.collector;
+            let answer = http_client::post(stream, authority, path, "application/x-protobuf", body).await;
+            Ok::<_, DeliveryError>(answer.map_err(|error| unreachable(&error))?.status())
+        };
+        let status = timeout(REQUEST_TIME_MAX, posting)
+            .await
+            .map_err(|late| unreachable(&late))??;
+        match status {
+            taken if taken.is_success() => Ok(()),
+            // These are the answers that a client may repeat after (OTLP, "Failures").
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => Err(unreachable(&status)),
+            refused => Err(DeliveryError::Refused(refused)),
+        }
+    }
+}
+
+/// A line with the keys of the log, in their order.
+fn record(story: &Story, line: &Line, fields: &Fields) -> LogRecord {
+    let mut attributes = Vec::with_capacity(21);
+    let mut text = |key: &str, value: Option<&str>| {
+        attributes.extend(value.map(|value| KeyValue::text(key, value)));
+    };
+    let pod = |party: &super::Party| party.pod.clone().or_else(|| party.workload.clone());
+    text("src.addr", Some(&story.source_address.to_string()));
+    text("src.workload", pod(&story.source).as_deref());
+    text("src.namespace", story.source.namespace.as_deref());
+    text("src.identity", fields.source_identity.as_deref());
+    text("src.cluster", story.source.cluster.as_deref());
+    text("dst.addr", Some(&story.destination_address.to_string()));
+    text("dst.hbone_addr", story.authority.as_deref());
+    text("dst.service", story.service.hostname.as_deref());
+    text("dst.workload", pod(&story.destination).as_deref());
+    text("dst.namespace", story.destination.namespace.as_deref());
+    text("dst.identity", fields.destination_identity.as_deref());
+    text("dst.cluster", story.destination.cluster.as_deref());
+    text("direction", Some(story.direction.as_str()));
+    attributes.push(KeyValue::count("bytes_sent", fields.sent));
+    attributes.push(KeyValue::count("bytes_recv", fields.received));
+    let mut text = |key: &str, value: Option<&str>| {
+        attributes.extend(value.map(|value| KeyValue::text(key, value)));
+    };
+    text("duration", Some(&fields.duration));
+    text("error", fields.error.as_deref());
+    text("reason", fields.reason.as_deref());
+    text("policy", fields.policy.as_deref());
+    text("id", Some(&story.id.to_string()));
+    attributes.push(KeyValue::count("generation", story.generation));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (severity, body) = line.severity();
+    LogRecord::new(
+        u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        severity,
+        body,
+        attributes,
+    )
+}
+
+impl Line {
+    /// Ends and refusals are, as the log has them by default.
+    pub(super) fn is_exported(&self) -> bool {
+        !matches!(self, Self::Opened)
+    }
+
+    /// As the log has it, in numbers of OpenTelemetry.
+    fn severity(&self) -> ((i32, &'static str), &'static str) {
+        match self {
+            Self::Opened => ((5, "DEBUG"), "connection opened"),
+            Self::Complete => ((9, "INFO"), "connection complete"),
+            Self::Failed => ((17, "ERROR"), "connection complete"),
+            Self::Refused => ((13, "WARN"), "connection failed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
