@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tulle_benches::{Path, Peers, Tunnel, cpu, relayed, runtime};
+use tulle_benches::{Path, Peers, cpu, relayed, runtime};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -27,16 +27,7 @@ fn by_streams(criterion: &mut Criterion) {
     group.bench_function("relay", |bencher| {
         bencher.iter(|| runtime.block_on(relay.transfer(TRANSFER, 256 * KIB)));
     });
-    let (mut tunnel, mut direct) = runtime.block_on(async {
-        let peers = Peers::default();
-        let direct = Tunnel::over(peers.handshake_without_read_ahead().await);
-        (peers.tunnel().await, direct)
-    });
-    let mut path = runtime.block_on(direct.path());
-    runtime.block_on(path.transfer(WARM_UP, 256 * KIB));
-    group.bench_function("tunnel without reading ahead", |bencher| {
-        bencher.iter(|| runtime.block_on(path.transfer(TRANSFER, 256 * KIB)));
-    });
+    let mut tunnel = runtime.block_on(async { Peers::default().tunnel().await });
     for streams in [1, 4, 16, 64] {
         let mut paths = Vec::new();
         for _ in 0..streams {
@@ -105,14 +96,9 @@ fn by_cpu(_: &mut Criterion) {
     }
     let runtime = runtime();
     let mut paths = runtime.block_on(async {
-        let peers = Peers::default();
-        let direct = Tunnel::over(peers.handshake_without_read_ahead().await)
-            .path()
-            .await;
         [
             ("relay", relayed().await, Vec::new()),
-            ("tunnel without reading ahead", direct, Vec::new()),
-            ("tunnel", peers.tunnel().await.path().await, Vec::new()),
+            ("tunnel", Peers::default().tunnel().await.path().await, Vec::new()),
         ]
     });
     for (_, path, _) in &mut paths {

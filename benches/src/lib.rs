@@ -83,23 +83,6 @@ impl Peers {
         (client.expect("trusted"), accepted.expect("trusted"))
     }
 
-    /// As [`Self::handshake`], with TLS reading from the socket itself instead of reading ahead.
-    pub async fn handshake_without_read_ahead(&self) -> (ClientConnection, Accepted) {
-        let (near, far) = sockets().await;
-        let address = near.local_addr().expect("it is connected");
-        let (client_settings, server_settings) = (Settings::client(), Settings::server());
-        let (client, accepted) = tokio::join!(
-            client::connect_over(
-                near,
-                address,
-                self.web.client_config(&[identity("reviews")]),
-                &client_settings
-            ),
-            server::accept_over(far, address, self.reviews.server_config(), &server_settings),
-        );
-        (client.expect("trusted"), accepted.expect("trusted"))
-    }
-
     /// A tunnel connection, both ends.
     pub async fn tunnel(&self) -> Tunnel {
         Tunnel::over(self.handshake().await)

@@ -20,7 +20,6 @@ pub mod local;
 pub mod pool;
 #[cfg(any(test, feature = "testing"))]
 pub mod raw;
-mod read_ahead;
 pub mod server;
 pub mod settings;
 pub mod stream;

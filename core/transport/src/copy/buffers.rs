@@ -38,13 +38,13 @@ static SHELVES: [Shelf; 3] = [
 static LENT: AtomicUsize = AtomicUsize::new(0);
 
 /// Bytes of all buffers that are lent now, in this process.
-pub(crate) fn lent() -> usize {
+pub(super) fn lent() -> usize {
     LENT.load(Ordering::Relaxed)
 }
 
 /// A step of buffer sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Size {
+pub(super) enum Size {
     /// 1 KiB.
     Small = 0,
     /// 16 KiB.
@@ -54,10 +54,6 @@ pub(crate) enum Size {
 }
 
 impl Size {
-    pub(crate) fn bytes(self) -> usize {
-        self.shelf().size
-    }
-
     fn shelf(self) -> &'static Shelf {
         &SHELVES[self as usize]
     }
@@ -65,14 +61,14 @@ impl Size {
 
 /// A lent buffer, empty or with one read in it. Given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Buffer {
+pub(super) struct Buffer {
     bytes: Vec<u8>,
     size: Size,
 }
 
 impl Buffer {
     /// An empty buffer.
-    pub(crate) fn lend(size: Size) -> Self {
+    pub(super) fn lend(size: Size) -> Self {
         let shelf = size.shelf();
         let kept = shelf.kept.lock().pop();
         LENT.fetch_add(shelf.size, Ordering::Relaxed);
@@ -82,18 +78,18 @@ impl Buffer {
         }
     }
 
-    pub(crate) fn size(&self) -> Size {
+    pub(super) fn size(&self) -> Size {
         self.size
     }
 
     /// Where to read to.
-    pub(crate) fn room(&mut self) -> impl BufMut {
+    pub(super) fn room(&mut self) -> impl BufMut {
         let left = self.size.shelf().size - self.bytes.len();
         (&mut self.bytes).limit(left)
     }
 
     /// What was read; and the buffer again, if it is not needed for that.
-    pub(crate) fn take(mut self) -> (Bytes, Option<Self>) {
+    pub(super) fn take(mut self) -> (Bytes, Option<Self>) {
         if self.bytes.len() > COPIED_MAX || self.size == Size::Small {
             return (Bytes::from_owner(self), None);
         }

@@ -22,7 +22,6 @@ use super::error::OpenError;
 use super::expiry::Expiry;
 use super::liveness::{Slot, Vitals, peer_lost, unused};
 use super::load::{Outgoing, Traffic};
-use super::read_ahead::ReadAhead;
 use super::settings::Settings;
 use super::stream::HboneStream;
 use super::watched::Watched;
@@ -65,7 +64,7 @@ pub async fn connect(
     let broken = |error| tls_failed(HandshakeError::Io(error));
     let peer = socket.peer_addr().map_err(broken)?;
     keep_queue_short(&socket).map_err(broken)?;
-    connect_over(ReadAhead::new(socket), peer, tls, settings).await
+    connect_over(socket, peer, tls, settings).await
 }
 
 /// TLS, then HTTP/2, over any byte stream to `peer`: the inner session of a double tunnel runs over an

@@ -24,7 +24,6 @@ use super::error::{AcceptError, StreamError};
 use super::h2_stream;
 use super::liveness::{Slot, Vitals, head_overdue, peer_lost, unused};
 use super::load::Outgoing;
-use super::read_ahead::ReadAhead;
 use super::settings::Settings;
 use super::stream::HboneStream;
 use super::watched::Watched;
@@ -61,7 +60,7 @@ pub async fn accept(
 ) -> Result<Accepted, AcceptError> {
     let address = canonical(socket.peer_addr().map_err(HandshakeError::Io)?);
     keep_queue_short(&socket).map_err(HandshakeError::Io)?;
-    accept_over(ReadAhead::new(socket), address, tls, settings).await
+    accept_over(socket, address, tls, settings).await
 }
 
 /// TLS, then HTTP/2, over any byte stream from `address`, such as the outer tunnel of a double one.
