@@ -117,9 +117,9 @@ pub(crate) async fn run(ca: Ca) -> anyhow::Result<Exit> {
     let control = ca.reading.run_dir().component(Kind::Control, "");
     let by = format!("uid {}", Uid::effective());
     match ca.command {
-        Command::Status
-        | Command::Rotate { dry_run: true, .. }
-        | Command::Rollback { dry_run: true } => status(&ca.reading, &control.json("/ca").await?),
+        Command::Status | Command::Rotate { dry_run: true, .. } | Command::Rollback { dry_run: true } => {
+            status(&ca.reading, &control.json("/ca").await?)
+        }
         Command::Rotate { force, .. } => {
             let status: Status = control.ask("/ca/rotate", &json!({"force": force})).await?;
             self::status(&ca.reading, &status)
@@ -160,7 +160,10 @@ fn status(reading: &Reading, status: &Status) -> anyhow::Result<Exit> {
     };
     print(reading.output(), "ca.status", std::slice::from_ref(status), rows)?;
     if reading.output() == crate::output::Form::Table {
-        println!("issuer: {}   rotation: {} since {}", status.source, status.phase, status.since);
+        println!(
+            "issuer: {}   rotation: {} since {}",
+            status.source, status.phase, status.since
+        );
         println!(
             "roots: generation {}, accepted by {} connected clients, {} have not yet",
             status.generation, status.holding, status.lacking

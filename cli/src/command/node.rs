@@ -86,7 +86,10 @@ pub(crate) async fn run(node: Node) -> anyhow::Result<Exit> {
                 std::fs::read_to_string(&token_file)?
             };
             let joined = tulle_xds::join_node(&address, server_name, &token, &dir).await?;
-            println!("node {joined} has joined; its certificate is {}", dir.join("node.pem").display());
+            println!(
+                "node {joined} has joined; its certificate is {}",
+                dir.join("node.pem").display()
+            );
             Ok(Exit::Ok)
         }
     }

@@ -119,8 +119,8 @@ impl Observed {
             gauge(encoder, &name("seconds"), help, end - now)?;
         }
         let help = "Time left of each certificate in use";
-        let name = "tulle_ca_not_after_seconds";
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        let mut family =
+            encoder.encode_descriptor("tulle_ca_not_after_seconds", help, None, MetricType::Gauge)?;
         for one in certificates {
             let labels = [("role", one.role.to_owned()), ("serial", one.serial)];
             ConstGauge::new(one.not_after - now).encode(family.encode_family(&labels)?)?;
