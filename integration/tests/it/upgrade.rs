@@ -188,5 +188,8 @@ async fn an_agent_that_restarts_between_two_generations_leaves_pods_with_the_lat
     calls.await.unwrap().unwrap();
     assert_eq!(pinned.lost(), 0, "{:?}\n{}", pinned.failures(), mesh.logs());
     let log = mesh.log(&Component::Agent("n1".into()));
-    assert!(log.contains("lingering=true"), "the earlier one hears of pods that end\n{log}");
+    assert!(
+        log.contains("lingering=true"),
+        "the earlier one hears of pods that end\n{log}"
+    );
 }
