@@ -20,6 +20,12 @@ const CONTINUATION: u8 = 9;
 
 const END_HEADERS: u8 = 4;
 
+/// DATA shorter than this is tiny: what it costs to keep is more than what it carries.
+const TINY_BELOW: usize = 256;
+
+/// Tiny frames after which those who read them are to have a turn.
+const TINY_BURST: u32 = 1024;
+
 /// PING, SETTINGS and such that may arrive at once.
 const CONTROL_BURST: u32 = 2000;
 
@@ -45,6 +51,8 @@ pub(super) struct Frames {
     /// Heads and frames that were begun, counted so that one is told from the next.
     begun: u64,
     going_away: bool,
+    /// Tiny frames since the last rest.
+    tiny: u32,
     budget: u32,
     refilled: Instant,
 }
@@ -60,6 +68,7 @@ impl Frames {
             head_open: false,
             begun: 0,
             going_away: false,
+            tiny: 0,
             budget: CONTROL_BURST,
             refilled: now,
         }
@@ -68,6 +77,15 @@ impl Frames {
     /// Whether a GOAWAY has arrived.
     pub(super) fn going_away(&self) -> bool {
         self.going_away
+    }
+
+    /// Whether so many tiny frames came that their readers are to have a turn before more are taken.
+    pub(super) fn rests(&mut self) -> bool {
+        let rests = self.tiny >= TINY_BURST;
+        if rests {
+            self.tiny = 0;
+        }
+        rests
     }
 
     /// What the peer has begun and not finished, as a number that changes with each; 0 is the first frame of all. Who
@@ -106,6 +124,7 @@ impl Frames {
         self.begun += u64::from(!self.head_open);
         match kind {
             HEADERS => self.head_open = flags & END_HEADERS == 0,
+            DATA => self.tiny += u32::from(self.skip < TINY_BELOW),
             CONTINUATION => self.head_open &= flags & END_HEADERS == 0,
             _ => {}
         }
@@ -215,6 +234,18 @@ mod tests {
                     .unwrap();
             }
         }
+    }
+
+    #[test]
+    fn readers_have_a_turn_after_many_tiny_frames() {
+        let now = Instant::now();
+        let mut frames = Frames::new(0, now);
+        for _ in 0..TINY_BURST {
+            assert!(!frames.rests());
+            frames.see(&frame(DATA, 1), now).unwrap();
+        }
+        assert!(frames.rests());
+        assert!(!frames.rests());
     }
 
     #[test]

@@ -58,6 +58,11 @@ impl<S: AsyncRead> AsyncRead for Watched<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.project();
+        if this.frames.rests() {
+            // Whoever reads the streams was woken, and waits for this task to let go.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         if let Err(error) = ready!(this.inner.poll_read(cx, buffer)) {
             this.vitals.failed(&error);
