@@ -30,7 +30,7 @@ const END_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 #[derive(Debug, Subcommand)]
 pub(crate) enum Component {
     /// Run the control plane: configuration from a folder, delta ADS, certificate authority
-    Xds(tulle_xds::Config),
+    Xds(Box<tulle_xds::Config>),
     /// Run the node agent: enrols this node's pods and owns their packet rules and sockets
     Agent(Box<tulle_agent::config::Command>),
     /// Answer a container runtime as its CNI plugin: ask the agent of this node about a pod that starts or ends
@@ -60,7 +60,7 @@ pub(crate) fn run(component: Component) -> Exit {
         _ => {}
     }
     match component {
-        Component::Xds(config) => tulle_xds::main(config),
+        Component::Xds(config) => tulle_xds::main(*config),
         Component::Agent(command) => tulle_agent::main_of(*command),
         // The variable that makes it one is missing, which is what it says.
         Component::Cni => tulle_agent::cni::plugin::main(&ProcessEnv),

@@ -91,21 +91,26 @@ async fn probes_of_the_node_pass_under_strict_mutual_tls_and_nobody_forges_them(
     assert!(held.contains(&db.ipv4().to_string()), "{held}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f28_pods_that_run_before_the_agent_send_nothing_past_the_proxy() {
+/// Loads the guard as the unit does that runs before the container runtime, with ranges that an earlier run saved.
+fn guard_after_a_boot(mesh: &TestMesh, host: &NetNs) {
     const RANGES: &str = r#"["10.11.1.0/24","fd00:11:0:1::/64"]"#;
-    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
     let state = mesh.mesh.folders().agent_state("n1");
     std::fs::create_dir_all(&state).unwrap();
     let saved = format!(r#"{{"bootId":"before","ranges":{RANGES}}}"#);
     std::fs::write(state.join("guard.json"), saved).unwrap();
-    let host = node(&mesh, "n1");
     let mut guard = Command::new(&mesh.mesh.folders().binary);
     guard
         .args(["agent", "guard", "--boot", "--state-dir"])
         .arg(&state);
-    let said = run(&host, guard);
+    let said = run(host, guard);
     assert!(said.contains("2 ranges"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f28_pods_that_run_before_the_agent_send_nothing_past_the_proxy() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let host = node(&mesh, "n1");
+    guard_after_a_boot(&mesh, &host);
 
     // The pods of the node come first, and talk at once.
     let web = mesh.pod("n1", "web").await;
