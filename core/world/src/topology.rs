@@ -169,6 +169,12 @@ impl World {
         self.folder.join("resolvers")
     }
 
+    /// The namespace of the wire, whose bridge the nodes are ports of.
+    #[must_use]
+    pub fn wire(&self) -> &NetNs {
+        &self.wire
+    }
+
     /// A node by name.
     ///
     /// # Errors

@@ -35,6 +35,7 @@ fn f37(_: Scale) -> Run {
         for node in ["n1", "n2"] {
             large_frames(mesh.world.node(node).unwrap().namespace());
         }
+        large_frames(mesh.world.wire());
         large_frames(web.namespace());
         large_frames(db.namespace());
         mesh.start().await;
