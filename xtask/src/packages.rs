@@ -187,10 +187,14 @@ fn is_there(program: &str) -> bool {
 
 /// Whether it is a library of the LLVM project, which Debian keeps by version.
 fn is_library(name: &str) -> bool {
+    // Beside the libraries there are folders called after programs, such as `clang` and `cmake`.
+    if !name.ends_with(".so") {
+        return false;
+    }
     let versions = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     versions
         .filter(|folder| folder.file_name().to_string_lossy().starts_with("llvm-"))
-        .any(|folder| folder.path().join("lib").join(name).exists())
+        .any(|folder| folder.path().join("lib").join(name).is_file())
 }
 
 /// The path with the folders where Debian keeps programs for administrators; users do not have them in theirs.
@@ -250,5 +254,17 @@ impl Namespaces {
         };
         command.args(arguments).current_dir(folder).env("PATH", path());
         command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_beside_libraries_is_no_program() {
+        for name in ["clang", "cmake", "no-such-library.so"] {
+            assert!(!is_library(name), "{name}");
+        }
     }
 }
