@@ -14,6 +14,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, Command};
 use tulle_model::Str;
 
 use crate::cni::{PLUGIN, protocol};
@@ -22,6 +23,8 @@ use crate::cni::{PLUGIN, protocol};
 const LOOK_INTERVAL: Duration = Duration::from_millis(400);
 /// How long an installed program may take to say what it speaks.
 const VERSION_WAIT: Duration = Duration::from_secs(5);
+/// Between two tries to start a program that somebody is still writing.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// Bytes of a list; none comes near.
 const LIST_BYTES_MAX: u64 = 1 << 20;
 /// Endings of files that container runtimes read.
@@ -224,16 +227,13 @@ impl Installation {
 /// Whether a program is a plugin that speaks the agent's protocol.
 async fn speaks_protocol(program: &Path) -> bool {
     let ask = async {
-        let mut child = tokio::process::Command::new(program)
-            .env_clear()
-            .env("CNI_COMMAND", "VERSION")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
+        let mut child = spawn_when_written(program).await?;
         let mut input = child.stdin.take().ok_or_else(|| io::Error::other("no input"))?;
-        input.write_all(br#"{"cniVersion":"1.0.0"}"#).await?;
+        // A program may answer without reading what it is told, and be gone before it is told.
+        match input.write_all(br#"{"cniVersion":"1.0.0"}"#).await {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+            _ => {}
+        }
         drop(input);
         child.wait_with_output().await
     };
@@ -242,6 +242,26 @@ async fn speaks_protocol(program: &Path) -> bool {
     };
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     told["tulleProtocol"] == protocol::VERSION
+}
+
+/// Starts a program, as soon as nobody has it open for writing any more.
+async fn spawn_when_written(program: &Path) -> io::Result<Child> {
+    loop {
+        let spawned = Command::new(program)
+            .env_clear()
+            .env("CNI_COMMAND", "VERSION")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn();
+        match spawned {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            spawned => return spawned,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -113,3 +113,22 @@ async fn a_program_that_understands_the_agent_is_left_alone() {
     node.installation.install().await.unwrap();
     assert_eq!(fs::read(&program).unwrap(), other.as_bytes());
 }
+
+#[tokio::test]
+async fn a_program_that_is_still_being_written_is_asked_when_it_is_whole() {
+    let node = Node::new();
+    node.write("10-net.conflist", LIST);
+    node.installation.install().await.unwrap();
+    let program = node.folder.path().join("bin").join(PLUGIN);
+    let other = format!("#!/bin/sh\nexec echo '{{\"tulleProtocol\": {}}}'\n", protocol::VERSION);
+    fs::write(&program, &other).unwrap();
+    let writer = fs::File::options().append(true).open(&program).unwrap();
+    let written = async {
+        // One turn of the scheduler: the program is busy when it is asked for the first time.
+        tokio::task::yield_now().await;
+        drop(writer);
+    };
+    let (installed, ()) = tokio::join!(node.installation.install(), written);
+    installed.unwrap();
+    assert_eq!(fs::read(&program).unwrap(), other.as_bytes());
+}
