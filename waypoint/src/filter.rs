@@ -1,0 +1,1 @@
+//! What is done to requests and answers on their way, each filter for itself.

@@ -1,0 +1,1 @@
+//! Requests: from the tunnel's stream to the answer, phase by phase.

@@ -1,0 +1,1 @@
+//! Endpoints of backends: which one, whether again, and when no more.
