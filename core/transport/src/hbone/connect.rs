@@ -138,8 +138,9 @@ impl ConnectRequest {
         Ok(request)
     }
 
-    pub(super) fn from_http<B>(request: &Request<B>) -> Result<Self, MalformedConnect> {
-        if request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some() {
+    /// `extended` says that the request has a `:protocol`, and so asks for something else than bytes.
+    pub(super) fn from_http<B>(request: &Request<B>, extended: bool) -> Result<Self, MalformedConnect> {
+        if request.method() != Method::CONNECT || extended {
             return Err(MalformedConnect::NotConnect);
         }
         let authority = request
@@ -238,7 +239,7 @@ pub(crate) fn fuzz_headers(data: &[u8]) {
     }
     if let Ok(request) = ConnectRequest::from_headers("10.0.0.1:80".to_owned(), &headers) {
         let written = request.to_http().expect("what was read can be written");
-        assert_eq!(ConnectRequest::from_http(&written), Ok(request));
+        assert_eq!(ConnectRequest::from_http(&written, false), Ok(request));
     }
 }
 
@@ -258,7 +259,7 @@ mod tests {
         };
         let http = given.to_http().unwrap();
         assert_eq!(http.uri().to_string(), "[::1]:8080");
-        assert_eq!(ConnectRequest::from_http(&http), Ok(given));
+        assert_eq!(ConnectRequest::from_http(&http, false), Ok(given));
     }
 
     #[test]
@@ -270,15 +271,18 @@ mod tests {
     #[test]
     fn only_connect_with_a_port_is_a_tunnel() {
         let get = Request::get("http://10.0.0.1:80/").body(()).unwrap();
-        assert_eq!(ConnectRequest::from_http(&get), Err(MalformedConnect::NotConnect));
-        let http = ConnectRequest::new("10.0.0.1").to_http().unwrap();
-        assert_eq!(ConnectRequest::from_http(&http), Err(MalformedConnect::Authority));
-        let mut websocket = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
-        websocket
-            .extensions_mut()
-            .insert(h2::ext::Protocol::from_static("websocket"));
         assert_eq!(
-            ConnectRequest::from_http(&websocket),
+            ConnectRequest::from_http(&get, false),
+            Err(MalformedConnect::NotConnect)
+        );
+        let http = ConnectRequest::new("10.0.0.1").to_http().unwrap();
+        assert_eq!(
+            ConnectRequest::from_http(&http, false),
+            Err(MalformedConnect::Authority)
+        );
+        let websocket = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
+        assert_eq!(
+            ConnectRequest::from_http(&websocket, true),
             Err(MalformedConnect::NotConnect)
         );
     }
@@ -288,16 +292,16 @@ mod tests {
         let mut http = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
         let source = HeaderValue::from_static("spiffe://td/ns/a/sa/b");
         http.headers_mut().append(ORIGINAL_SOURCE, source.clone());
-        assert!(ConnectRequest::from_http(&http).is_ok());
+        assert!(ConnectRequest::from_http(&http, false).is_ok());
         http.headers_mut().append(ORIGINAL_SOURCE, source);
         assert_eq!(
-            ConnectRequest::from_http(&http),
+            ConnectRequest::from_http(&http, false),
             Err(MalformedConnect::OriginalSource)
         );
         http.headers_mut()
             .insert(ORIGINAL_SOURCE, HeaderValue::from_static("nobody"));
         assert_eq!(
-            ConnectRequest::from_http(&http),
+            ConnectRequest::from_http(&http, false),
             Err(MalformedConnect::OriginalSource)
         );
     }
