@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::client::GrpcService;
+use tonic::codec::CompressionEncoding;
 use tonic::codegen::{Body as HttpBody, Bytes, StdError};
 use tonic::{Status as GrpcStatus, Streaming};
 use tulle_model::{Reason, Str};
@@ -235,6 +236,7 @@ impl Client {
         }
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
+        client = client.accept_compressed(CompressionEncoding::Gzip);
         match client
             .delta_aggregated_resources(ReceiverStream::new(outgoing))
             .await
