@@ -116,7 +116,7 @@ enum Tree {
         /// `None`: not known without asking the children.
         any: Option<RegexSet>,
         first: u32,
-        children: Vec<Tree>,
+        children: Vec<Self>,
     },
 }
 

@@ -15,9 +15,9 @@ pub enum Routes<T> {
     /// Nothing: requests go on to what they asked for.
     None,
     /// HTTPRoutes or GRPCRoutes.
-    Http(Router<T>),
+    Http(Box<Router<T>>),
     /// TLSRoutes.
-    Tls(TlsRouter<T>),
+    Tls(Box<TlsRouter<T>>),
     /// TCPRoutes.
     Tcp(TcpRouter<T>),
 }
@@ -95,8 +95,10 @@ impl<T> Routes<T> {
     fn compile<'r>(hung: &[Hung<'r>], rule: &mut impl FnMut(&'r Arc<Route>) -> T) -> Self {
         let routes = || hung.iter().map(|(route, _)| *route);
         match hung.first().map(|(route, _)| route.origin.kind) {
-            Some(kind @ (Kind::Http | Kind::Grpc)) => Self::Http(Router::compile(kind, routes(), rule)),
-            Some(Kind::Tls) => Self::Tls(TlsRouter::compile(hung.iter().copied(), rule)),
+            Some(kind @ (Kind::Http | Kind::Grpc)) => {
+                Self::Http(Box::new(Router::compile(kind, routes(), rule)))
+            }
+            Some(Kind::Tls) => Self::Tls(Box::new(TlsRouter::compile(hung.iter().copied(), rule))),
             Some(Kind::Tcp) => TcpRouter::compile(routes(), rule).map_or(Self::None, Self::Tcp),
             Some(Kind::Policy) | None => Self::None,
         }

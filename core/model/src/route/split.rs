@@ -37,21 +37,21 @@ impl Route {
     /// What the rule does with a request that takes it.
     #[must_use]
     pub fn action(&self) -> Action<'_> {
-        let unsupported = |filter| match filter {
-            &Filter::Unsupported(ref cause) => Some(cause),
-            _ => None,
-        };
         if let Some(cause) = &self.error {
             return Action::Fail(Broken::Untranslatable(cause));
         }
-        if let Some(cause) = self.filters.iter().find_map(unsupported) {
+        let unsupported = self.filters.iter().find_map(|filter| match filter {
+            Filter::Unsupported(cause) => Some(cause),
+            _ => None,
+        });
+        if let Some(cause) = unsupported {
             return Action::Fail(Broken::Filter(cause));
         }
-        let redirect = |filter| match filter {
-            &Filter::Redirect(ref redirect) => Some(redirect),
+        let redirect = self.filters.iter().find_map(|filter| match filter {
+            Filter::Redirect(redirect) => Some(redirect),
             _ => None,
-        };
-        if let Some(redirect) = self.filters.iter().find_map(redirect) {
+        });
+        if let Some(redirect) = redirect {
             return Action::Redirect(redirect);
         }
         match self.backends.as_slice() {
