@@ -4,6 +4,7 @@ use crate::filter::ExtAuthz;
 use crate::name::{NamespacedHostname, Str, WorkloadUid};
 use crate::route::{Kind, Origin, Session};
 
+pub mod applies;
 pub mod authz;
 pub mod jwt;
 pub mod traffic;
