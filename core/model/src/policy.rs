@@ -142,4 +142,14 @@ impl Concern {
             Self::Authz(_) | Self::Jwt(_) | Self::ExtAuthz(_) | Self::DenyAll(_)
         )
     }
+
+    /// Whether it can only be enforced on requests. A port it applies to is one of HTTP.
+    #[must_use]
+    pub fn reads_requests(&self) -> bool {
+        match self {
+            Self::Authz(authz) => authz.reads_requests(),
+            Self::Jwt(_) | Self::ExtAuthz(_) => true,
+            _ => false,
+        }
+    }
 }

@@ -136,7 +136,7 @@ fn among_equals_the_oldest_wins_and_then_the_first_name() {
     let young = fault("a-young", Some(2), on_service());
     let twin = fault("b-young", Some(2), on_service());
     let ageless = fault("0-ageless", None, on_service());
-    assert_eq!(won(&[young.clone(), old.clone(), ageless.clone()]), "z-old");
+    assert_eq!(won(&[young.clone(), old, ageless.clone()]), "z-old");
     assert_eq!(won(&[twin, young.clone()]), "a-young");
     assert_eq!(won(&[ageless, young]), "a-young");
 }
