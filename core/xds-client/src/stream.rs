@@ -14,6 +14,7 @@ use tulle_model::{Reason, Str};
 use tulle_proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_proto::names::{FEATURES_HEADER, TRUST_FEATURE};
+use tulle_proto::resume::{RESUME_HEADER, RESUME_VERSION};
 use tulle_proto::stub::RefusedAddresses;
 use tulle_runtime::backoff::Backoff;
 use tulle_runtime::drain::DrainWatcher;
@@ -35,6 +36,16 @@ const REQUESTS_MAX: usize = 16;
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest wait before a new attempt.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
+
+/// How long the server's header is waited for before the first messages go out without it.
+const HEADERS_WAIT: Duration = Duration::from_millis(100);
+
+/// Whether a server reads digests of what is held.
+fn understands_digests(header: &tonic::metadata::MetadataMap) -> bool {
+    header
+        .get(RESUME_HEADER)
+        .is_some_and(|value| value == RESUME_VERSION)
+}
 
 /// Types beyond the usual ones that a server says it knows, in the header of its stream.
 fn offered(header: &tonic::metadata::MetadataMap) -> Vec<ResourceType> {
@@ -226,24 +237,34 @@ impl Client {
         <C::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
     {
         self.session.on_close();
-        let asked = self.state.demand().map(Demand::all).unwrap_or_default();
-        let first = self.session.on_open_asking(&asked);
         let (answers, outgoing) = mpsc::channel(REQUESTS_MAX);
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
+        client = client.accept_compressed(CompressionEncoding::Gzip);
+        let opening = client.delta_aggregated_resources(ReceiverStream::new(outgoing));
+        let mut opening = std::pin::pin!(opening);
+        // A server of ours says at once what it understands; others wait for the first message.
+        let early = tokio::time::timeout(HEADERS_WAIT, &mut opening).await;
+        let resumes = matches!(&early, Ok(Ok(response)) if understands_digests(response.metadata()));
+        let asked = self.state.demand().map(Demand::all).unwrap_or_default();
+        let first = if resumes {
+            self.session.on_resume(&asked)
+        } else {
+            self.session.on_open_asking(&asked)
+        };
         for request in first {
             answers
                 .try_send(request)
                 .expect("the channel was made to hold the first requests");
         }
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
-        client = client.accept_compressed(CompressionEncoding::Gzip);
-        match client
-            .delta_aggregated_resources(ReceiverStream::new(outgoing))
-            .await
-        {
+        let opened = match early {
+            Ok(opened) => opened,
+            Err(_) => opening.await,
+        };
+        match opened {
             Err(status) => End::NotOpened(status),
             Ok(response) => {
-                tracing::info!("connected to the control plane");
+                tracing::info!(resumes, "connected to the control plane");
                 self.state.update_status(crate::Status::heard);
                 for kind in offered(response.metadata()) {
                     if let Some(first) = self.session.on_offer(kind) {
@@ -288,7 +309,8 @@ impl Client {
     }
 
     /// The new state is visible before anyone is woken, and both before the answer goes out.
-    fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    fn take(&mut self, mut response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        self.session.name_buckets(&mut response);
         self.metrics.received(&response);
         let answered = Answered::by(&response, &self.state);
         let (resources, removed) = (response.resources.len(), response.removed_resources.len());
