@@ -37,6 +37,10 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest wait before a new attempt.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
+/// By which gRPC servers say when to try again, in milliseconds.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// Longest wait that a server may ask for.
+const PUSHBACK_MAX: Duration = Duration::from_secs(60);
 /// How long the server's header is waited for before the first messages go out without it.
 const HEADERS_WAIT: Duration = Duration::from_millis(100);
 
@@ -157,6 +161,23 @@ impl End {
     }
 }
 
+impl End {
+    /// How long the server asks to be left alone, bounded.
+    fn pushback(&self) -> Duration {
+        let (Self::NotOpened(status) | Self::Broken(status)) = self else {
+            return Duration::ZERO;
+        };
+        let told = status
+            .metadata()
+            .get(PUSHBACK)
+            .and_then(|text| text.to_str().ok());
+        let told = told
+            .and_then(|text| text.parse().ok())
+            .map_or(Duration::ZERO, Duration::from_millis);
+        told.min(PUSHBACK_MAX)
+    }
+}
+
 impl Client {
     /// A client that has not connected yet. Readiness waits for the first ACK of each type.
     #[must_use]
@@ -217,7 +238,7 @@ impl Client {
             };
             self.metrics.ended(end.reason());
             self.state.update_status(|status| status.lost(end.to_string()));
-            let wait = self.backoff.next();
+            let wait = self.backoff.next().max(end.pushback());
             tracing::warn!(error = %end, retry_in = ?wait, "no stream to the control plane");
             tokio::select! {
                 () = drain.over() => break,
@@ -371,5 +392,23 @@ impl Client {
         refused
             .map(|(name, addresses)| (name.into(), addresses.clone()))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_may_ask_for_a_pause_within_a_bound() {
+        let asked = |text: &str| {
+            let mut status = GrpcStatus::resource_exhausted("later");
+            status.metadata_mut().insert(PUSHBACK, text.parse().unwrap());
+            End::Broken(status).pushback()
+        };
+        assert_eq!(asked("1500"), Duration::from_millis(1500));
+        assert_eq!(asked("99999999"), PUSHBACK_MAX);
+        assert_eq!(asked("-1"), Duration::ZERO);
+        assert_eq!(End::Finished.pushback(), Duration::ZERO);
     }
 }
