@@ -14,7 +14,7 @@ mod oracle;
 pub mod pattern;
 pub mod ports;
 pub mod precedence;
-mod query;
+pub mod query;
 pub mod router;
 pub mod split;
 pub mod streams;
