@@ -4,6 +4,7 @@
 
 pub mod ads;
 pub mod authenticate;
+pub mod frame;
 pub mod listen;
 pub mod pace;
 pub mod push;

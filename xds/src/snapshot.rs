@@ -244,18 +244,18 @@ impl Snapshot {
 
     /// The resource of this name.
     #[must_use]
-    pub fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+    pub fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
         self.table(ty).get(name)
     }
 
     /// The resources that have this name or this alias.
     #[must_use]
-    pub fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot> {
+    pub fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>> {
         self.table(ty).resolve(name_or_alias)
     }
 
     /// Every resource of a type, by name.
-    pub fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+    pub fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
         self.table(ty).iter()
     }
 

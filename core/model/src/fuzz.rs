@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use crate::identity::Identity;
 use crate::inbound::{AUTHORITY_LENGTH_MAX, Authority};
+use crate::policy::authz::path::{self, Template};
+use crate::policy::authz::reference;
 
 /// What was accepted is bounded, has a port, is no disguised IPv4 address, and is written and parsed alike.
 ///
@@ -38,6 +40,30 @@ pub fn spiffe(data: &[u8]) {
     }
 }
 
+/// A template that can be read is matched alike by a plain regular expression; the lenient form of a path is rooted,
+/// has no empty segment, and is the same for itself.
+///
+/// # Panics
+/// If that does not hold.
+pub fn path_template(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let (template, path) = text.split_once(' ').unwrap_or((&text, "/"));
+    if let Some(read) = Template::new(template) {
+        assert!(template.starts_with('/'), "{template}");
+        assert_eq!(
+            read.matches(path),
+            reference::is_like(template, path),
+            "{template} {path}"
+        );
+    }
+    if let Some(form) = path::decoded(path) {
+        assert!(
+            form.starts_with('/') && !form.contains("//") && !form.contains('\\'),
+            "{form}"
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,12 +74,21 @@ mod tests {
         fn properties_hold_for_any_bytes(data: Vec<u8>) {
             connect_authority(&data);
             spiffe(&data);
+            path_template(&data);
         }
 
         #[test]
         fn properties_hold_for_likely_text(host in "[0-9a-fx.:%_\\[\\]-]{0,30}", port in "[0-9+]{0,6}", path in "[a-z/]{0,30}") {
             connect_authority(format!("{host}:{port}").as_bytes());
             spiffe(format!("spiffe://td/ns/{path}").as_bytes());
+        }
+
+        #[test]
+        fn properties_hold_for_likely_templates(
+            template in "(/(\\{\\*\\}|\\{\\*\\*\\}|[ab%2Ff]{0,3})){1,4}",
+            path in "(/[ab%25Ff.]{0,3}){0,4}",
+        ) {
+            path_template(format!("{template} {path}").as_bytes());
         }
     }
 }

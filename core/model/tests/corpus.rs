@@ -17,3 +17,8 @@ fn authorities_are_read_as_before() {
 fn identities_are_read_as_before() {
     replay(format!("{CORPUS}/spiffe"), fuzz::spiffe);
 }
+
+#[test]
+fn templates_of_paths_are_read_as_before() {
+    replay(format!("{CORPUS}/path_template"), fuzz::path_template);
+}

@@ -238,7 +238,7 @@ const TUNNEL_UNSENT_MAX: u32 = 256 * 1024;
 
 /// Keeps the send queue of a tunnel's socket short, so that a PING is not stuck behind megabytes of bulk: a slow link
 /// must not look like a dead peer, and other streams must not wait either.
-pub(crate) fn keep_queue_short(stream: &TcpStream) -> io::Result<()> {
+pub fn keep_queue_short(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_notsent_lowat(TUNNEL_UNSENT_MAX)
 }
 

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::client::GrpcService;
+use tonic::codec::CompressionEncoding;
 use tonic::codegen::{Body as HttpBody, Bytes, StdError};
 use tonic::{Status as GrpcStatus, Streaming};
 use tulle_model::{Reason, Str};
@@ -105,11 +106,25 @@ impl Options {
     pub fn new(node: NodeInfo) -> Self {
         Self {
             node,
-            types: ResourceType::ALL.to_vec(),
+            types: with_trust(&ResourceType::NODE),
             on_demand: false,
             backoff_max: BACKOFF_MAX,
         }
     }
+
+    /// Everything a waypoint needs, asked for by `node`.
+    #[must_use]
+    pub fn waypoint(node: NodeInfo) -> Self {
+        Self {
+            types: with_trust(&ResourceType::WAYPOINT),
+            ..Self::new(node)
+        }
+    }
+}
+
+/// Roots and deny-list are asked for first, of who offers them.
+fn with_trust(types: &[ResourceType]) -> Vec<ResourceType> {
+    [ResourceType::Trust].iter().chain(types).copied().collect()
 }
 
 /// Keeps a [`MeshState`] at what the control plane says.
@@ -157,9 +172,10 @@ impl Client {
         state.update_status(|status| status.describe(&session));
         let blocker = |kind: &ResourceType| (*kind, ready.register(format!("xds {kind}")));
         Self {
-            blockers: ResourceType::NODE
+            blockers: options
+                .types
                 .iter()
-                .filter(|kind| options.types.contains(kind))
+                .filter(|kind| **kind != ResourceType::Trust)
                 .map(blocker)
                 .collect(),
             backoff: Backoff::new(BACKOFF_MIN, options.backoff_max),
@@ -235,6 +251,7 @@ impl Client {
         }
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
+        client = client.accept_compressed(CompressionEncoding::Gzip);
         match client
             .delta_aggregated_resources(ReceiverStream::new(outgoing))
             .await

@@ -46,13 +46,13 @@ pub struct Table {
 impl Table {
     /// The resource of this name.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Slot> {
-        self.slots.get(name).map(AsRef::as_ref)
+    pub fn get(&self, name: &str) -> Option<&Arc<Slot>> {
+        self.slots.get(name)
     }
 
     /// The resource of this name, then those that have it as an alias.
     #[must_use]
-    pub fn resolve(&self, name: &str) -> Vec<&Slot> {
+    pub fn resolve(&self, name: &str) -> Vec<&Arc<Slot>> {
         let by_alias = self.aliases.get(name).into_iter().flat_map(|names| names.iter());
         let by_alias = by_alias
             .filter(|other| other.as_ref() != name)
@@ -61,8 +61,8 @@ impl Table {
     }
 
     /// Every resource, by name.
-    pub fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.values().map(AsRef::as_ref)
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        self.slots.values()
     }
 
     /// Number of resources.

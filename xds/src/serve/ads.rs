@@ -4,22 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use tulle_identity::PeerInfo;
 use tulle_model::Str;
-use tulle_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
-use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use tulle_proto::names::FEATURES_HEADER;
+use tulle_proto::discovery::DeltaDiscoveryRequest;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::tasks;
 
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::serve::authenticate::Authenticator;
+use crate::serve::frame::{self, Message};
 use crate::serve::viewer::Features;
 use crate::snapshot::Snapshot;
 use crate::status::Clients;
 
+mod grpc;
 #[cfg(test)]
 mod pair;
 mod stream;
@@ -66,6 +65,8 @@ struct Shared {
     metrics: Metrics,
     drain: DrainWatcher,
     options: AdsOptions,
+    /// What streams at the same place are sent.
+    frames: frame::Shared,
     /// Makes nonces of this process unlike those of any other.
     epoch: u64,
 }
@@ -88,6 +89,7 @@ impl Ads {
             metrics,
             drain,
             options,
+            frames: frame::Shared::default(),
             epoch: rand::random(),
         };
         Self {
@@ -104,14 +106,13 @@ impl Shared {
     }
 }
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Ads {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn delta_aggregated_resources(
+impl Ads {
+    /// Opens a stream: the caller is known before a message of it is read.
+    async fn open(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        compress: bool,
+    ) -> Result<mpsc::Receiver<Result<Message, Status>>, Status> {
         let shared = &self.shared;
         let caller = shared
             .authenticator
@@ -133,19 +134,17 @@ impl AggregatedDiscoveryService for Ads {
             .get::<PeerInfo>()
             .and_then(|peer| peer.remote);
         // One response waits in the channel at most: what is newer accumulates in the snapshot.
-        let (responses, stream) = mpsc::channel(1);
+        let (responses, messages) = mpsc::channel(1);
         let stream_task = stream::Stream {
             shared: shared.clone(),
             caller,
             address,
+            compress,
             requests: request.into_inner(),
             responses,
         };
         tasks::spawn("ads stream", stream_task.run());
-        let mut response = Response::new(ReceiverStream::new(stream));
-        let features = tonic::metadata::MetadataValue::from_static(FEATURES);
-        response.metadata_mut().insert(FEATURES_HEADER, features);
-        Ok(response)
+        Ok(messages)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tulle_model::Str;
 
@@ -36,7 +37,7 @@ pub struct Queue {
 #[derive(Debug, Default)]
 pub struct Taken {
     /// New and changed resources.
-    pub resources: Vec<Slot>,
+    pub resources: Vec<Arc<Slot>>,
     /// Names gone.
     pub removed: Vec<Str>,
 }
@@ -184,7 +185,7 @@ pub fn initial<S: Store>(
     held: &BTreeMap<Str, Str>,
     queue: &mut Queue,
 ) {
-    let differs = |slot: &Slot| held.get(&slot.name) != Some(&slot.version);
+    let differs = |slot: &Arc<Slot>| held.get(&slot.name) != Some(&slot.version);
     if subscription.is_wildcard() {
         let covered = cut
             .resources(ty)
@@ -219,7 +220,7 @@ pub fn widened<S: Store>(
     after: &Subscription,
     queue: &mut Queue,
 ) {
-    let wanted = |subscription, slot: &&Slot| wants(ty, cut, viewer, subscription, slot);
+    let wanted = |subscription, slot: &&Arc<Slot>| wants(ty, cut, viewer, subscription, slot);
     let added = cut
         .resources(ty)
         .filter(|slot| wanted(after, slot) && !wanted(before, slot));
@@ -259,7 +260,7 @@ pub fn gone<'a, S: Store>(
     names: impl Iterator<Item = &'a Str>,
     queue: &mut Queue,
 ) {
-    let held = |slot: &&Slot| wants(ty, cut, viewer, subscription, slot);
+    let held = |slot: &&Arc<Slot>| wants(ty, cut, viewer, subscription, slot);
     for name in names.filter(|name| cut.resource(ty, name).filter(held).is_none()) {
         queue.remove(name, Order::Service);
     }
@@ -279,7 +280,7 @@ pub fn difference<S: Store>(
     if subscription.is_empty() {
         return;
     }
-    let held = |cut: &S, slot: &&Slot| wants(ty, cut, viewer, subscription, slot);
+    let held = |cut: &S, slot: &&Arc<Slot>| wants(ty, cut, viewer, subscription, slot);
     let mut compare = |name: &str| {
         let before = old.resource(ty, name).filter(|slot| held(old, slot));
         let after = new.resource(ty, name).filter(|slot| held(new, slot));
@@ -319,7 +320,7 @@ fn wants<S: Store>(
     viewer.receives(ty, slot) && (subscription.names_it(slot) || covered())
 }
 
-fn visible<'a, S: Store>(ty: ResourceType, cut: &'a S, viewer: &Viewer, name: &str) -> Vec<&'a Slot> {
+fn visible<'a, S: Store>(ty: ResourceType, cut: &'a S, viewer: &Viewer, name: &str) -> Vec<&'a Arc<Slot>> {
     let mut found = cut.resolve(ty, name);
     found.retain(|slot| viewer.receives(ty, slot));
     found

@@ -12,6 +12,7 @@
 //! order policies, then addresses, and removals last in the reverse order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tulle_model::Str;
@@ -43,11 +44,11 @@ pub trait Store: Clone {
     /// Number of the cut.
     fn sequence(&self) -> u64;
     /// The resource of this name.
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot>;
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>>;
     /// The resources with this name or alias.
-    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot>;
+    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>>;
     /// Every resource of a type.
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot>;
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>>;
     /// What changed after the cut `sequence`; `None` if that is not known any more.
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>>;
     /// Whether a wildcard of this viewer means this resource: everything for node proxies, its own part for a
@@ -61,20 +62,20 @@ pub trait Store: Clone {
     }
 }
 
-impl Store for std::sync::Arc<Snapshot> {
+impl Store for Arc<Snapshot> {
     fn sequence(&self) -> u64 {
         Snapshot::sequence(self)
     }
 
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
         Snapshot::resource(self, ty, name)
     }
 
-    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot> {
+    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>> {
         Snapshot::resolve(self, ty, name_or_alias)
     }
 
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
         Snapshot::resources(self, ty)
     }
 
@@ -282,7 +283,7 @@ impl<S: Store> Session<S> {
             type_url,
             nonce: format!("{:x}.{}.{}", self.epoch, self.cut.sequence(), self.nonces).into(),
             cut: self.cut.sequence(),
-            resources: taken.resources,
+            resources: taken.resources.into(),
             removed: taken.removed,
         }
     }

@@ -291,7 +291,7 @@ impl ClientType {
     /// Gives the names rejected.
     fn apply(&mut self, response: &Response) -> Vec<Str> {
         let mut rejected = Vec::new();
-        for slot in &response.resources {
+        for slot in response.resources.iter() {
             if &*slot.version == POISON {
                 rejected.push(slot.name.clone());
                 self.rejected.insert(slot.name.clone());

@@ -18,7 +18,7 @@ pub(crate) struct Cut(Arc<Content>);
 #[derive(Debug, Clone, Default)]
 struct Content {
     sequence: u64,
-    slots: BTreeMap<(ResourceType, Str), Slot>,
+    slots: BTreeMap<(ResourceType, Str), Arc<Slot>>,
     log: Vec<(u64, ResourceType, Str)>,
     forgotten: u64,
 }
@@ -28,17 +28,17 @@ impl Store for Cut {
         self.0.sequence
     }
 
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
         self.0.slots.get(&(ty, name.into()))
     }
 
-    fn resolve(&self, ty: ResourceType, name: &str) -> Vec<&Slot> {
+    fn resolve(&self, ty: ResourceType, name: &str) -> Vec<&Arc<Slot>> {
         let by_alias =
-            |slot: &&Slot| &*slot.name == name || slot.aliases.iter().any(|alias| &**alias == name);
+            |slot: &&Arc<Slot>| &*slot.name == name || slot.aliases.iter().any(|alias| &**alias == name);
         self.resources(ty).filter(by_alias).collect()
     }
 
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
         self.0
             .slots
             .iter()
@@ -56,7 +56,7 @@ impl Store for Cut {
             .map(|(_, _, n)| n)
             .collect();
         Some(names.into_iter().map(move |name| match self.resource(ty, name) {
-            Some(slot) => Change::Set(Arc::new(slot.clone())),
+            Some(slot) => Change::Set(slot.clone()),
             None => Change::Removed(name.clone()),
         }))
     }
@@ -72,7 +72,7 @@ impl Cut {
                 Edit::Set(ty, mut slot) => {
                     slot.sequence = content.sequence;
                     let name = slot.name.clone();
-                    content.slots.insert((ty, name.clone()), slot);
+                    content.slots.insert((ty, name.clone()), Arc::new(slot));
                     (ty, name)
                 }
                 Edit::Remove(ty, name) => {

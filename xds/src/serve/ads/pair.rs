@@ -146,7 +146,8 @@ impl Pair {
     fn send(&mut self) -> bool {
         let response = self.server.poll_send(&self.head, Instant::now());
         let some = response.is_some();
-        self.responses.extend(response.map(wire::response));
+        self.responses
+            .extend(response.map(|response| wire::response(&response)));
         some
     }
 

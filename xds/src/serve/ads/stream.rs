@@ -8,10 +8,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tulle_model::Str;
-use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_proto::discovery::DeltaDiscoveryRequest;
 
 use super::{NodeFacts, Shared, wire};
 use crate::serve::authenticate::{Caller, Claimed, NotAdmitted, admit};
+use crate::serve::frame::Message;
 use crate::serve::pace::Pace;
 use crate::serve::session::{End, Session};
 use crate::serve::viewer::Viewer;
@@ -22,8 +23,10 @@ pub(super) struct Stream {
     pub(super) shared: Arc<Shared>,
     pub(super) caller: Caller,
     pub(super) address: Option<SocketAddr>,
+    /// Whether the client reads gzip.
+    pub(super) compress: bool,
     pub(super) requests: Streaming<DeltaDiscoveryRequest>,
-    pub(super) responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    pub(super) responses: mpsc::Sender<Result<Message, Status>>,
 }
 
 /// Why a stream ended. `Ok` ends go without a status.
@@ -125,6 +128,7 @@ impl Stream {
             waiting: None,
             since: Instant::now(),
             pace: Pace::default(),
+            compress: self.compress,
         };
         if let Err(end) = conversation.take(first, &self.shared) {
             return refusal(end);
@@ -187,10 +191,11 @@ struct Conversation {
     session: Session<Arc<Snapshot>>,
     head: Arc<Snapshot>,
     /// The response that waits for room in the connection.
-    waiting: Option<DeltaDiscoveryResponse>,
+    waiting: Option<Message>,
     /// When the response before it was handed to the connection.
     since: Instant,
     pace: Pace,
+    compress: bool,
 }
 
 impl Conversation {
@@ -245,7 +250,15 @@ impl Conversation {
             shared.metrics.pushes.get_or_create(&ty.into()).inc();
         }
         self.pace.on_sent(Instant::now().into_std());
-        self.waiting = Some(wire::response(response));
+        let payload = shared.frames.payload(&response);
+        let message = payload.message(&response.type_url, response.cut, &response.nonce, self.compress);
+        let written = u64::try_from(message.len()).unwrap_or(u64::MAX);
+        shared
+            .metrics
+            .response_bytes
+            .get_or_create(&message.encoding.into())
+            .inc_by(written);
+        self.waiting = Some(message);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a session takes and gives: delta discovery messages, free of any wire format.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tulle_model::Str;
 
@@ -54,7 +55,7 @@ pub struct Response {
     /// The cut that this response belongs to.
     pub cut: u64,
     /// New and changed resources.
-    pub resources: Vec<Slot>,
+    pub resources: Arc<[Arc<Slot>]>,
     /// Names that do not exist, or not any more.
     pub removed: Vec<Str>,
 }
