@@ -190,8 +190,13 @@ impl Mesh {
     /// Gives every node proxy that is started from now on a variable.
     #[must_use]
     pub fn with_environment(mut self, name: &str, value: &str) -> Self {
-        self.environment.insert(name.to_owned(), value.to_owned());
+        self.set_environment(name, value);
         self
+    }
+
+    /// The same, for a mesh that is there already.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
     }
 
     /// Gives every agent that is started from now on these arguments.
@@ -225,7 +230,7 @@ impl Mesh {
     /// When it does not start or does not become ready.
     pub async fn start_control(&mut self, world: &World) -> Result<(), MeshError> {
         let control = world.node(CONTROL)?;
-        let address = control.ipv4().to_string();
+        let addresses = format!("{},{}", control.ipv4(), control.ipv6());
         let (config, state) = (
             self.folders.config.display().to_string(),
             self.folders.state.display().to_string(),
@@ -237,7 +242,7 @@ impl Mesh {
             "--state-dir",
             &state,
             "--xds-san",
-            &address,
+            &addresses,
             "--listen",
             "[::]:15012",
         ];
