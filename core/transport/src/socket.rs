@@ -255,9 +255,14 @@ pub fn keep_queue_short(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_notsent_lowat(TUNNEL_UNSENT_MAX)
 }
 
-/// Makes closing this socket send RST instead of FIN.
+/// Makes closing this socket send RST instead of FIN, whoever closes it: also the kernel, when this process dies.
 pub fn set_rst(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+/// Takes [`set_rst`] back: what was written still arrives, and FIN after it.
+pub fn set_fin(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_linger(None)
 }
 
 /// Changes the keepalive of an open connection.
@@ -393,5 +398,10 @@ mod tests {
         set_rst(&near).unwrap();
         drop(near);
         assert_eq!(classify(&far.read(&mut [0]).await.unwrap_err()), Closed::Reset);
+        let (near, mut far) = pair(ANY_PORT).await;
+        set_rst(&near).unwrap();
+        set_fin(&near).unwrap();
+        drop(near);
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
     }
 }
