@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod arrival;
+mod attacks;
+mod desync;
 mod requests;
 mod routes;
 mod streams;
+mod strict;
 mod world;
