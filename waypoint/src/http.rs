@@ -3,6 +3,7 @@
 pub mod body;
 pub mod canonical;
 pub mod exchange;
+pub mod hygiene;
 pub mod outgoing;
 pub mod pace;
 pub mod respond;

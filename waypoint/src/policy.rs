@@ -1,5 +1,8 @@
 //! Who may do what: tokens, authorizers, authorization, limits, faults.
 
+pub mod fault;
+pub mod limit;
+
 use tulle_model::Reason;
 
 use crate::snapshot::FrontState;

@@ -1,9 +1,20 @@
 //! Endpoints of backends: which one, whether again, and when no more.
 
 pub mod backend;
+pub mod balance;
+pub mod breaker;
+pub mod budget;
+pub mod cluster;
 pub mod connect;
 pub mod dial;
+pub mod endpoint;
+pub mod locality;
+pub mod outcome;
+pub mod outlier;
 pub mod pool;
+pub mod retry;
+pub mod session;
+pub mod timeout;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -137,8 +137,8 @@ async fn config_dump(State(pages): State<Pages>, Query(query): Query<DumpQuery>)
 }
 
 fn dump(snapshot: &Snapshot, ty: ResourceType, query: &DumpQuery) -> Value {
-    let reaches = |slot: &&Slot| query.node.as_ref().is_none_or(|node| slot.scope.reaches(node));
-    let slots: Vec<&Slot> = match &query.name {
+    let reaches = |slot: &&Arc<Slot>| query.node.as_ref().is_none_or(|node| slot.scope.reaches(node));
+    let slots: Vec<&Arc<Slot>> = match &query.name {
         Some(name) => snapshot.resolve(ty, name),
         None => snapshot.resources(ty).take(DUMP_RESOURCES_MAX).collect(),
     };

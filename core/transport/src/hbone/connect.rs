@@ -144,8 +144,9 @@ impl ConnectRequest {
         Ok(request)
     }
 
-    pub(super) fn from_http<B>(request: &Request<B>) -> Result<Self, MalformedConnect> {
-        if request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some() {
+    /// `extended` says that the request has a `:protocol`, and so asks for something else than bytes.
+    pub(super) fn from_http<B>(request: &Request<B>, extended: bool) -> Result<Self, MalformedConnect> {
+        if request.method() != Method::CONNECT || extended {
             return Err(MalformedConnect::NotConnect);
         }
         let authority = request
@@ -164,7 +165,8 @@ impl ConnectRequest {
             forwarded: text(headers, &FORWARDED).and_then(|header| header.parse().ok()),
             traceparent: text(headers, &TRACEPARENT).and_then(|header| header.parse().ok()),
             forwarded_network: text(headers, &FORWARDED_NETWORK)
-                .filter(|network| (1..=NETWORK_LENGTH_MAX).contains(&network.len()))
+                // The default network has the empty name.
+                .filter(|network| network.len() <= NETWORK_LENGTH_MAX)
                 .map(str::to_owned),
             original_source: original_source(headers)?,
             hops: hops(headers),
@@ -259,7 +261,7 @@ pub(crate) fn fuzz_headers(data: &[u8]) {
     }
     if let Ok(request) = ConnectRequest::from_headers("10.0.0.1:80".to_owned(), &headers) {
         let written = request.to_http().expect("what was read can be written");
-        assert_eq!(ConnectRequest::from_http(&written), Ok(request));
+        assert_eq!(ConnectRequest::from_http(&written, false), Ok(request));
     }
 }
 
@@ -280,7 +282,7 @@ mod tests {
         };
         let http = given.to_http().unwrap();
         assert_eq!(http.uri().to_string(), "[::1]:8080");
-        assert_eq!(ConnectRequest::from_http(&http), Ok(given));
+        assert_eq!(ConnectRequest::from_http(&http, false), Ok(given));
     }
 
     #[test]
@@ -294,6 +296,21 @@ mod tests {
     }
 
     #[test]
+    fn the_default_network_is_a_network_of_its_own() {
+        let of = |network: Option<&str>| ConnectRequest {
+            forwarded_network: network.map(str::to_owned),
+            ..ConnectRequest::new("api.shop:80")
+        };
+        let told = |given: ConnectRequest| {
+            let read = ConnectRequest::from_http(&given.to_http().unwrap()).unwrap();
+            read.forwarded_network
+        };
+        assert_eq!(told(of(Some(""))).as_deref(), Some(""), "it has the empty name");
+        assert_eq!(told(of(None)), None);
+        assert_eq!(told(of(Some(&"n".repeat(NETWORK_LENGTH_MAX + 1)))), None);
+    }
+
+    #[test]
     fn a_bare_request_has_no_headers() {
         let http = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
         assert!(http.headers().is_empty());
@@ -302,15 +319,18 @@ mod tests {
     #[test]
     fn only_connect_with_a_port_is_a_tunnel() {
         let get = Request::get("http://10.0.0.1:80/").body(()).unwrap();
-        assert_eq!(ConnectRequest::from_http(&get), Err(MalformedConnect::NotConnect));
-        let http = ConnectRequest::new("10.0.0.1").to_http().unwrap();
-        assert_eq!(ConnectRequest::from_http(&http), Err(MalformedConnect::Authority));
-        let mut websocket = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
-        websocket
-            .extensions_mut()
-            .insert(h2::ext::Protocol::from_static("websocket"));
         assert_eq!(
-            ConnectRequest::from_http(&websocket),
+            ConnectRequest::from_http(&get, false),
+            Err(MalformedConnect::NotConnect)
+        );
+        let http = ConnectRequest::new("10.0.0.1").to_http().unwrap();
+        assert_eq!(
+            ConnectRequest::from_http(&http, false),
+            Err(MalformedConnect::Authority)
+        );
+        let websocket = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
+        assert_eq!(
+            ConnectRequest::from_http(&websocket, true),
             Err(MalformedConnect::NotConnect)
         );
     }
@@ -320,16 +340,16 @@ mod tests {
         let mut http = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
         let source = HeaderValue::from_static("spiffe://td/ns/a/sa/b");
         http.headers_mut().append(ORIGINAL_SOURCE, source.clone());
-        assert!(ConnectRequest::from_http(&http).is_ok());
+        assert!(ConnectRequest::from_http(&http, false).is_ok());
         http.headers_mut().append(ORIGINAL_SOURCE, source);
         assert_eq!(
-            ConnectRequest::from_http(&http),
+            ConnectRequest::from_http(&http, false),
             Err(MalformedConnect::OriginalSource)
         );
         http.headers_mut()
             .insert(ORIGINAL_SOURCE, HeaderValue::from_static("nobody"));
         assert_eq!(
-            ConnectRequest::from_http(&http),
+            ConnectRequest::from_http(&http, false),
             Err(MalformedConnect::OriginalSource)
         );
     }
