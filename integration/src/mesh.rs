@@ -171,6 +171,24 @@ impl TestMesh {
         self.write_workloads();
     }
 
+    /// Adds a waypoint to the enrolled namespace, with one instance in a pod of its own on a node; it does not run yet.
+    pub async fn waypoint(&mut self, node: &str, name: &str) -> Pod {
+        let pod = self.world.add_pod(node, name).await.unwrap();
+        self.apply(&format!("waypoint-{name}"), &manifest::waypoint(name, &pod));
+        pod
+    }
+
+    /// Starts the instance of a waypoint and waits until it is ready. The control plane must run.
+    pub async fn start_waypoint(&mut self, pod: &Pod) -> Component {
+        let started = self.mesh.start_waypoint(&self.world, pod, NAMESPACE, pod.name());
+        started.unwrap();
+        let component = Component::Waypoint(format!("{NAMESPACE}-{}", pod.name()));
+        if let Err(error) = self.mesh.wait_ready(&component).await {
+            panic!("{error}\n{}", self.logs());
+        }
+        component
+    }
+
     /// Takes a pod out of the configuration; its world stays.
     pub fn forget(&mut self, pod: &Pod) {
         self.workloads.remove(pod.name());

@@ -160,7 +160,6 @@ impl Exchange<'_> {
         head: &RequestHead,
         incoming: Incoming,
     ) -> Result<Response<ResponseBody>, Reply> {
-        let behalf = Behalf::of(self.arrival, &place.snapshot);
         let version = upstream_version(&place.port, head);
         let has_body = !incoming.is_end_stream();
         let mut body = Some(RequestBody::of(incoming));
@@ -180,7 +179,7 @@ impl Exchange<'_> {
                 attempt,
             };
             let request = outgoing::write(head, version, sending, told)?;
-            match self.attempt(&endpoint, &behalf, version, request).await {
+            match self.attempt(place, &endpoint, version, request).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => {
                     last = failed.reason;
@@ -199,8 +198,8 @@ impl Exchange<'_> {
 
     async fn attempt(
         &self,
+        place: &Place,
         endpoint: &Arc<Endpoint>,
-        behalf: &Behalf,
         version: Version,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
@@ -211,10 +210,14 @@ impl Exchange<'_> {
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
-            source: behalf.source.clone(),
+            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
+            source: connect::told_source(self.arrival, &place.snapshot),
             version,
         };
-        let open = || connect::open(self.waypoint, endpoint, address, behalf);
+        let open = || async {
+            let behalf = Behalf::of(self.arrival, &place.snapshot);
+            connect::open(self.waypoint, endpoint, address, &behalf).await
+        };
         let mut lease = match self.waypoint.upstreams.http.lease(&key, open).await {
             Ok(lease) => lease,
             Err(error) => {
