@@ -14,7 +14,7 @@ pub struct Metrics {
     pub tunnels: Gauge,
     /// Streams in them that are open.
     pub streams: Gauge,
-    /// Requests and streams that left without mutual TLS.
+    /// Connections to endpoints that were opened without mutual TLS.
     pub plaintext_upstream: Counter,
     mirror: Family<OfOutcome, Counter>,
     local_replies: Family<OfReason, Counter>,
@@ -35,7 +35,7 @@ impl Metrics {
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
         let replies = "Answers of the waypoint itself, and streams it refused, by reason";
-        let plaintext = "Requests and streams that left without mutual TLS";
+        let plaintext = "Connections to endpoints that were opened without mutual TLS";
         Self {
             tunnels: registry.register(
                 "tulle_waypoint_tunnels",

@@ -2,6 +2,7 @@
 
 pub mod fault;
 pub mod limit;
+
 use tulle_model::Reason;
 
 use crate::snapshot::FrontState;

@@ -230,7 +230,6 @@ impl Exchange<'_> {
         takes_trailers: bool,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, Reply> {
-        let behalf = Behalf::of(self.arrival, &place.snapshot);
         let version = upstream_version(routing::spoken(backend, place.port.protocol), head);
         let has_body = !body.is_end_stream();
         let mut body = Some(body);
@@ -258,7 +257,7 @@ impl Exchange<'_> {
             };
             let parts = encode::encode(head, &telling, written).map_err(|_| Reason::BadPath)?;
             let request = Request::from_parts(parts, sending);
-            match self.attempt(&endpoint, &behalf, version, request).await {
+            match self.attempt(place, &endpoint, version, request).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => {
                     last = failed.reason;
@@ -277,8 +276,8 @@ impl Exchange<'_> {
 
     async fn attempt(
         &self,
+        place: &Place,
         endpoint: &Arc<Endpoint>,
-        behalf: &Behalf,
         version: Version,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
@@ -289,10 +288,14 @@ impl Exchange<'_> {
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
-            source: behalf.source.clone(),
+            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
+            source: connect::told_source(self.arrival, &place.snapshot),
             version,
         };
-        let open = || connect::open(self.waypoint, endpoint, address, behalf);
+        let open = || async {
+            let behalf = Behalf::of(self.arrival, &place.snapshot);
+            connect::open(self.waypoint, endpoint, address, &behalf).await
+        };
         let mut lease = match self.waypoint.upstreams.http.lease(&key, open).await {
             Ok(lease) => lease,
             Err(error) => {

@@ -60,7 +60,7 @@ pub struct Endpoint {
     /// Its own port; `None` is the one that is asked for.
     pub target_port: Option<u16>,
     /// The identities it may prove: its own, and those its service allows.
-    pub expected: BTreeSet<Identity>,
+    pub expected: Arc<BTreeSet<Identity>>,
     /// Requests and streams at it now, from this process. Later descriptions of the same workload count on.
     pub load: Arc<AtomicU32>,
 }
@@ -138,7 +138,7 @@ impl Backend {
                     .workload(uid)
                     .map(|workload| Endpoint {
                         target_port: None,
-                        expected: [workload.identity()].into(),
+                        expected: Arc::new([workload.identity()].into()),
                         load: load(workload),
                         workload: Arc::clone(workload),
                     })
@@ -229,7 +229,7 @@ fn usable(
     mapped.or(common).map(|target_port| (workload, target_port))
 }
 
-fn expected(workload: &Workload, service: &Service) -> BTreeSet<Identity> {
+fn expected(workload: &Workload, service: &Service) -> Arc<BTreeSet<Identity>> {
     let further = service.subject_alt_names.iter().cloned();
-    std::iter::once(workload.identity()).chain(further).collect()
+    Arc::new(std::iter::once(workload.identity()).chain(further).collect())
 }
