@@ -10,6 +10,8 @@
 
 pub mod clock;
 pub mod filter;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod http;
 pub mod policy;
 pub mod telemetry;
