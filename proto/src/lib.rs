@@ -18,6 +18,7 @@ pub mod convert;
 pub mod fuzz;
 pub mod names;
 pub mod otlp;
+pub mod resume;
 mod strict;
 pub mod stub;
 

@@ -88,6 +88,8 @@ pub struct Metrics {
     pub pushes: Family<TypeLabel, Gauge>,
     /// Bytes of responses, as they are written.
     pub response_bytes: Family<EncodingLabel, Counter>,
+    /// Bytes of those that tell whole tables.
+    pub snapshot_bytes: Family<EncodingLabel, Counter>,
     /// Responses rejected by clients.
     pub rejects: Family<TypeLabel, Gauge>,
     /// The same under our own name.
@@ -126,6 +128,8 @@ impl Metrics {
         registry.with_prefix("tulle_xds", |inner| {
             inner.register("nacks", "Responses rejected by clients", self.nacks.clone());
             inner.register("refused", "Streams refused or ended", self.refused.clone());
+            let help = "Bytes of responses that tell whole tables";
+            inner.register("snapshot_bytes", help, self.snapshot_bytes.clone());
             let help = "Bytes of responses as they are written";
             inner.register("response_bytes", help, self.response_bytes.clone());
         });

@@ -2,6 +2,7 @@
 //!
 //! `session` and `push` decide with values; `ads` and `listen` only move messages.
 
+pub mod admission;
 pub mod ads;
 pub mod authenticate;
 pub mod frame;

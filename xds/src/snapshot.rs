@@ -9,9 +9,11 @@ use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 use tulle_model::{Identity, Str};
 
+pub mod chunk;
 pub mod fronted;
 pub mod objects;
 
+pub use chunk::Chunk;
 pub use fronted::Fronted;
 pub use fronted::Fronts;
 pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
@@ -301,7 +303,7 @@ impl Snapshot {
         &self.objects
     }
 
-    fn table(&self, ty: ResourceType) -> &Table {
+    pub(crate) fn table(&self, ty: ResourceType) -> &Table {
         match ty {
             ResourceType::Address => &self.addresses,
             ResourceType::Workload => &self.workloads,

@@ -36,7 +36,7 @@ use crate::plaintext::Plaintext;
 use crate::pod::{Node, PacketMark, Pod};
 use crate::revocation;
 use crate::same_node::Locals;
-use crate::shed::{MemoryLimits, Pressure, Shedder};
+use crate::shed::{Pressures, Shedder};
 
 /// How often the bytes of open connections are passed on to their series.
 const PASS_ON: Duration = Duration::from_secs(1);
@@ -462,8 +462,7 @@ fn rejudge(node: &Node) -> impl Future<Output = ()> + Send + use<> {
 
 /// On the control runtime, which traffic does not keep busy.
 async fn shed(node: Arc<Node>, drain: DrainWatcher) {
-    let memory = MemoryLimits::of_process();
-    node.shedder.run(|| Pressure::worst(&memory), drain).await;
+    node.shedder.run(Pressures::now, drain).await;
 }
 
 async fn pass_on(node: Arc<Node>, drain: DrainWatcher) {

@@ -71,11 +71,17 @@ impl PodTask {
         }
     }
 
-    /// A running pod whose own rules would cut its old connections is not captured, unless they may be cut.
+    /// A running pod whose own rules would cut its old connections is not captured, unless they may be cut; nor one
+    /// in which another capture may stand that cannot be removed.
     async fn refuse_what_would_break(&self, located: &Located) -> Result<(), CaptureError> {
         let capture = &self.shared.capture;
-        let may_lose = self.fresh || self.existing() == Existing::Reset;
-        if may_lose || capture.holds_rules(&located.netns).await? {
+        if self.fresh || capture.holds_rules(&located.netns).await? {
+            return Ok(());
+        }
+        if capture.is_redirected_by_legacy_rules(&located.netns).await? {
+            return Err(CaptureError::LegacyRules);
+        }
+        if self.existing() == Existing::Reset {
             return Ok(());
         }
         if capture.would_lose_old_connections(&located.netns).await? {

@@ -11,7 +11,7 @@ mod policies;
 mod services;
 #[cfg(test)]
 mod tests;
-mod trie;
+pub(crate) mod trie;
 mod waypoint;
 mod workloads;
 
@@ -199,7 +199,16 @@ impl Snapshot {
         self.services.by_vip(client_namespace, address).cloned()
     }
 
-    /// The services with this host name, as a caller of `client_namespace` prefers them.
+    /// The services with this host name that a caller of `client_namespace` may see, in the order of their namespaces.
+    pub fn services_by_hostname<'a>(
+        &'a self,
+        client_namespace: &'a str,
+        hostname: &str,
+    ) -> impl Iterator<Item = &'a Arc<Service>> {
+        self.services.all_by_hostname(client_namespace, hostname)
+    }
+
+    /// The service that a caller of `client_namespace` means by a host name.
     #[must_use]
     pub fn service_by_hostname(&self, client_namespace: &str, hostname: &str) -> Option<Arc<Service>> {
         self.services.by_hostname(client_namespace, hostname).cloned()

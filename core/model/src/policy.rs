@@ -7,6 +7,7 @@ use crate::route::{Kind, Origin, Session};
 pub mod applies;
 pub mod authz;
 pub mod jwt;
+pub mod matches;
 pub mod traffic;
 
 pub use authz::Authz;

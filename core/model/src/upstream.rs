@@ -25,7 +25,7 @@ use crate::service::{LoadBalancingMode, Service};
 use crate::workload::{TunnelProtocol, Workload};
 use balance::Purpose;
 pub use crossing::Crossing;
-pub use named::Named;
+pub use named::{Lookup, Named};
 pub use serving::Serving;
 pub(crate) use table::Tables;
 

@@ -17,6 +17,7 @@ mod h2;
 mod liveness;
 mod load;
 pub mod local;
+mod own;
 pub mod pool;
 #[cfg(any(test, feature = "testing"))]
 pub mod raw;
@@ -26,6 +27,9 @@ pub mod settings;
 pub mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+#[path = "hbone/tests.rs"]
+mod tests_own;
 mod watched;
 mod window;
 

@@ -11,7 +11,9 @@ use tulle_proto::discovery::DeltaDiscoveryRequest;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::tasks;
 
+use crate::ca::limit::Holds;
 use crate::metrics::{Metrics, ReasonLabel};
+use crate::serve::admission::Admission;
 use crate::serve::authenticate::Authenticator;
 use crate::serve::frame::{self, Message};
 use crate::serve::viewer::Features;
@@ -38,6 +40,10 @@ pub struct AdsOptions {
     pub age_max: Option<Duration>,
     /// Cluster that clients must belong to, if they name one.
     pub cluster_id: Str,
+    /// What whole tables may take of the machine.
+    pub admission: Admission,
+    /// Nodes on which a workload waits for its certificate: they go first.
+    pub waiting: Holds,
 }
 
 impl Default for AdsOptions {
@@ -47,6 +53,8 @@ impl Default for AdsOptions {
             first_request_wait: Duration::from_secs(30),
             age_max: Some(Duration::from_secs(30 * 60)),
             cluster_id: "Kubernetes".into(),
+            admission: Admission::default(),
+            waiting: Holds::default(),
         }
     }
 }

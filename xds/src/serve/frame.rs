@@ -290,6 +290,9 @@ impl Shared {
     /// The payload of a response, which is that of another stream if it says the same.
     #[must_use]
     pub fn payload(&self, response: &Response) -> Arc<Payload> {
+        if let Some(chunk) = &response.chunk {
+            return chunk.payload(&response.type_url);
+        }
         let found = self
             .recent
             .lock()

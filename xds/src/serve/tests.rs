@@ -27,6 +27,7 @@ use tulle_runtime::tasks;
 use crate::ca::deny::DenyList;
 use crate::ca::issued::Issued;
 use crate::ca::join::JoinService;
+use crate::ca::limit::Holds;
 use crate::ca::renew;
 use crate::ca::root::Root;
 use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
@@ -85,6 +86,7 @@ impl Server {
             watcher.clone(),
             options,
         );
+        let holds = Holds::default();
         let ca = CaService::new(
             authority.clone(),
             authenticator.clone(),
@@ -92,6 +94,7 @@ impl Server {
             metrics.clone(),
             hold_max,
             Arc::new(Issued::memory()),
+            holds,
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tulle_model::Str;
 use tulle_xds::serve::session::Store;
-use tulle_xds::snapshot::{Change, Order, ResourceType, Scope, Slot};
+use tulle_xds::serve::viewer::Viewer;
+use tulle_xds::snapshot::{Change, Chunk, Order, ResourceType, Scope, Slot};
 
 /// Entries the log keeps, small enough for tests to overrun it.
 pub(crate) const LOG_MAX: usize = 8;
@@ -17,6 +18,8 @@ pub(crate) struct Cut(Arc<Content>);
 
 #[derive(Debug, Clone, Default)]
 struct Content {
+    /// Resources in one chunk, where tables are told in chunks.
+    chunk: Option<usize>,
     sequence: u64,
     slots: BTreeMap<(ResourceType, Str), Arc<Slot>>,
     log: Vec<(u64, ResourceType, Str)>,
@@ -46,6 +49,14 @@ impl Store for Cut {
             .map(|(_, slot)| slot)
     }
 
+    fn chunks(&self, _: &Viewer, ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
+        let all: Vec<Arc<Slot>> = self.resources(ty).cloned().collect();
+        let for_all = all.iter().all(|slot| slot.scope == Scope::Everyone);
+        let chunk = |slots: &[Arc<Slot>]| Arc::new(Chunk::new(slots.into()));
+        let size = self.0.chunk.filter(|_| for_all)?;
+        Some(all.chunks(size).map(chunk).collect())
+    }
+
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>> {
         if sequence < self.0.forgotten {
             return None;
@@ -63,6 +74,12 @@ impl Store for Cut {
 }
 
 impl Cut {
+    /// The same in chunks of this many resources.
+    pub(crate) fn in_chunks_of(mut self, resources: usize) -> Self {
+        Arc::make_mut(&mut self.0).chunk = Some(resources);
+        self
+    }
+
     /// The next cut with these edits.
     pub(crate) fn edit(&mut self, edits: impl IntoIterator<Item = Edit>) {
         let content = Arc::make_mut(&mut self.0);

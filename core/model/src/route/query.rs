@@ -45,6 +45,16 @@ impl<'q> Parameters<'q> {
     }
 }
 
+/// The first value of one parameter, after percent-decoding.
+#[must_use]
+pub fn first<'q>(query: Option<&'q str>, name: &str) -> Option<Cow<'q, [u8]>> {
+    let parts = query.unwrap_or_default().split('&');
+    parts
+        .map(|part| part.split_once('=').unwrap_or((part, "")))
+        .find(|(known, _)| *decoded(known) == *name.as_bytes())
+        .map(|(_, value)| decoded(value))
+}
+
 /// Text after percent-decoding; an escape that is none stands for itself. Only text with escapes allocates.
 pub(super) fn decoded(text: &str) -> Cow<'_, [u8]> {
     if !text.contains('%') {

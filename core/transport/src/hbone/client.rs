@@ -19,12 +19,12 @@ use tulle_runtime::tasks;
 use super::connect::{ConnectRequest, ConnectResponse};
 use super::error::OpenError;
 use super::expiry::Expiry;
-use super::h2;
 use super::liveness::{Slot, Vitals, peer_lost, unused};
 use super::load::Traffic;
 use super::seam::{ClientFrames, Framing, Opener};
 use super::settings::Settings;
 use super::stream::HboneStream;
+use super::{h2, own};
 use crate::socket::keep_queue_short;
 
 /// An established connection to one peer. Clones share it; it is driven by a task of its own until it ends.
@@ -107,6 +107,10 @@ where
         Framing::H2 => {
             let (opener, frames) = h2::connect(stream, settings, &vitals).await?;
             (Opener::H2(opener), frames)
+        }
+        Framing::Own => {
+            let (opener, frames) = own::connect(stream, settings, &vitals);
+            (Opener::Own(opener), frames)
         }
     };
     let shared = Arc::new(Shared {

@@ -165,7 +165,8 @@ impl ConnectRequest {
             forwarded: text(headers, &FORWARDED).and_then(|header| header.parse().ok()),
             traceparent: text(headers, &TRACEPARENT).and_then(|header| header.parse().ok()),
             forwarded_network: text(headers, &FORWARDED_NETWORK)
-                .filter(|network| (1..=NETWORK_LENGTH_MAX).contains(&network.len()))
+                // The default network has the empty name.
+                .filter(|network| network.len() <= NETWORK_LENGTH_MAX)
                 .map(str::to_owned),
             original_source: original_source(headers)?,
             hops: hops(headers),
@@ -292,6 +293,21 @@ mod tests {
         http.headers_mut().insert(HOPS, HeaderValue::from_static("1"));
         http.headers_mut().append(HOPS, HeaderValue::from_static("1"));
         assert_eq!(ConnectRequest::from_http(&http).unwrap().hops, u8::MAX);
+    }
+
+    #[test]
+    fn the_default_network_is_a_network_of_its_own() {
+        let of = |network: Option<&str>| ConnectRequest {
+            forwarded_network: network.map(str::to_owned),
+            ..ConnectRequest::new("api.shop:80")
+        };
+        let told = |given: ConnectRequest| {
+            let read = ConnectRequest::from_http(&given.to_http().unwrap()).unwrap();
+            read.forwarded_network
+        };
+        assert_eq!(told(of(Some(""))).as_deref(), Some(""), "it has the empty name");
+        assert_eq!(told(of(None)), None);
+        assert_eq!(told(of(Some(&"n".repeat(NETWORK_LENGTH_MAX + 1)))), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! pools, deadlines or reasons.
 
 use std::fmt;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
@@ -14,12 +15,25 @@ use super::stream::HboneStream;
 pub enum Framing {
     /// The `h2` crate: the reference.
     H2,
+    /// Our own, which knows CONNECT and nothing else.
+    Own,
+}
+
+impl Framing {
+    /// The framing of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::H2, Self::Own]
+            .into_iter()
+            .find(|framing| framing.to_string() == name)
+    }
 }
 
 impl fmt::Display for Framing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::H2 => "h2",
+            Self::Own => "own",
         })
     }
 }
@@ -92,6 +106,7 @@ pub(super) trait Answer: Send {
 #[derive(Clone)]
 pub(super) enum Opener {
     H2(super::h2::Opener),
+    Own(Arc<super::own::Opener>),
 }
 
 /// What opening a stream yields.
@@ -102,6 +117,7 @@ impl Opener {
     pub(super) async fn open(&self, slot: Slot, request: &ConnectRequest) -> Opened {
         match self {
             Self::H2(opener) => opener.open(slot, request).await,
+            Self::Own(opener) => opener.open(slot, request).await,
         }
     }
 }

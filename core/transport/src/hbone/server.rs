@@ -18,11 +18,11 @@ use tulle_model::Identity;
 
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
 use super::error::{AcceptError, StreamError};
-use super::h2;
 use super::liveness::{Slot, Vitals, head_overdue, peer_lost, unused};
 use super::seam::{Answer, Asked, Framing, Ping, ServerFrames};
 use super::settings::Settings;
 use super::stream::HboneStream;
+use super::{h2, own};
 use crate::ReasonHeader;
 use crate::socket::{canonical, keep_queue_short};
 
@@ -85,6 +85,7 @@ where
     let vitals = Vitals::new(settings);
     let mut frames = match settings.framing {
         Framing::H2 => h2::accept(stream, settings, &vitals).await?,
+        Framing::Own => own::accept(stream, settings, &vitals).await?,
     };
     let lost = peer_gone(frames.ping(), Arc::clone(&vitals), *settings);
     let unused = unused(Arc::clone(&vitals), settings.idle_timeout);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tulle_model::{MeshUpdate, NamespacedHostname, NamespacedName, Str, WorkloadUid};
 use tulle_proto::discovery::Resource as Envelope;
+use tulle_proto::resume::Digests;
 use tulle_proto::stub::{self, RefusedAddresses};
 use tulle_proto::{Cause, Malformed, Resource};
 
@@ -68,6 +69,24 @@ impl Held {
         let pair =
             |(name, entry): (&Str, &Entry)| (name.as_ref().to_owned(), entry.version.as_ref().to_owned());
         self.names.iter().map(pair).collect()
+    }
+
+    /// Names held, stand-ins too.
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(AsRef::as_ref)
+    }
+
+    /// [`Self::versions`] in short.
+    pub(super) fn digests(&self) -> Digests {
+        Digests::of(
+            self.names
+                .iter()
+                .map(|(name, entry)| (name.as_ref(), entry.version.as_ref())),
+        )
     }
 
     pub(super) fn in_force(&self) -> usize {

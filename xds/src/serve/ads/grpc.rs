@@ -18,6 +18,7 @@ use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstDecoder;
 use tulle_proto::discovery::DeltaDiscoveryRequest;
 use tulle_proto::names::FEATURES_HEADER;
+use tulle_proto::resume::{RESUME_HEADER, RESUME_VERSION};
 
 use super::{Ads, FEATURES, REQUEST_BYTES_MAX};
 use crate::serve::frame::{Encoding, Message};
@@ -79,6 +80,7 @@ impl Ads {
         let mut response = http::Response::new(Body::new(Responses::new(responses)));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(RESUME_HEADER, HeaderValue::from_static(RESUME_VERSION));
         headers.insert(FEATURES_HEADER, HeaderValue::from_static(FEATURES));
         if compress {
             headers.insert(ENCODING, HeaderValue::from_static(Encoding::Gzip.as_str()));
