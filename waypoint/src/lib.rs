@@ -15,6 +15,8 @@ pub mod config;
 pub mod context;
 pub mod detect;
 pub mod filter;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod http;
 pub mod listener;
 pub mod metrics;
