@@ -1,4 +1,5 @@
 //! Who may do what: tokens, authorizers, authorization, limits, faults.
 
 pub mod fault;
+pub mod jwt;
 pub mod limit;

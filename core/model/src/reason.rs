@@ -132,6 +132,7 @@ reasons! {
     ClientGone "T0630" "client_gone" DownstreamClosed "the client ended the request before it was answered";
     StreamIdle "T0631" "stream_idle" StreamIdle "nothing moved for longer than a stream may be idle";
     DrainClosed "T0632" "drain_closed" None "the waypoint ends, and its drain time is over";
+    ConnectNotCarried "T0633" "connect_not_carried" None "an application asked for a tunnel with CONNECT, which is not carried";
     NameNotResolved "T0701" "name_not_resolved" Connect "the destination's host name could not be resolved";
 }
 

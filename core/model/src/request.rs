@@ -7,6 +7,10 @@ use http::{HeaderMap, Method};
 use crate::identity::Identity;
 use crate::name::Str;
 
+pub mod host;
+pub mod path;
+pub mod reserved;
+
 /// The head of a request after it was cleaned and normalised. No decision reads anything that came from the client
 /// besides this.
 #[derive(Debug, Clone, PartialEq, Eq)]

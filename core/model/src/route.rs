@@ -27,6 +27,7 @@ pub use matcher::{MatchError, Unmet};
 pub use pattern::{Pattern, PatternError};
 pub use ports::{PortRoutes, Routes};
 pub use precedence::Criterion;
+pub(crate) use query::escape;
 pub use router::{Chosen, Problem, Router, Selection};
 pub use split::{Action, Broken, Split};
 pub use streams::{TcpRouter, TlsRouter};

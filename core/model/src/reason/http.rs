@@ -35,6 +35,7 @@ impl Reason {
             | Self::PolicyChanged
             | Self::ExtAuthzDenied
             | Self::ExtAuthzError
+            | Self::ConnectNotCarried
             | Self::EgressAddressRefused => (403, 7),
             Self::RouteNotFound => (404, 12),
             Self::HeadTimeout | Self::BodyIdle => (408, 13),
