@@ -73,6 +73,11 @@ pub enum CaptureError {
     /// The pod has rules of its own that capture would make break its connections.
     #[error("rules of the pod's own drop what conntrack does not know: its open connections would break")]
     ForeignRules,
+    /// Somebody redirects by rules that can neither be read nor removed.
+    #[error(
+        "the pod's namespace has a nat table of legacy iptables: another capture may be left there, which cannot be removed"
+    )]
+    LegacyRules,
     /// A step in the pod's namespace failed.
     #[error("cannot {step}: {source}")]
     Kernel {
@@ -93,7 +98,7 @@ impl CaptureError {
                 Reason::NetnsMismatch
             }
             Self::PortTaken { .. } => Reason::PortTaken,
-            Self::ForeignRules => Reason::ForeignRules,
+            Self::ForeignRules | Self::LegacyRules => Reason::ForeignRules,
             Self::Listen { .. } | Self::ProxyRefused(_) => Reason::ListenersMissing,
             Self::ProxyNotConnected | Self::ProxyLost => Reason::ProxyNotConnected,
             Self::RulesRefused(_) | Self::Kernel { .. } => Reason::RulesRefused,
@@ -121,6 +126,7 @@ impl CaptureError {
             Self::ForeignRules => {
                 "recreate the pod, or let its connections be reset: annotation tulle.dev/existing-connections: reset"
             }
+            Self::LegacyRules => "recreate the pod: a new namespace has no such table",
             Self::ProxyRefused(_) => "see the node proxy's log for this pod",
             Self::RulesRefused(_) => {
                 "check that the kernel has nf_tables, nat and conntrack, and, with --rules nft, that nft is installed"

@@ -1,7 +1,9 @@
 //! A mesh under test: nodes and pods, the components as processes, and the folder that configures them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -47,6 +49,11 @@ impl TestMesh {
         };
         this.apply("namespace", &manifest::namespace(NAMESPACE, true));
         this
+    }
+
+    /// Gives every node proxy that is started from now on a variable.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.mesh.set_environment(name, value);
     }
 
     /// A running mesh of two nodes with a captured pod on each, `web` on n1 and `db` on n2.
@@ -130,6 +137,22 @@ impl TestMesh {
         self.workloads.remove(old.name());
         self.workloads
             .insert(name.to_owned(), manifest::workload(NAMESPACE, &pod, account));
+        self.write_workloads();
+        pod
+    }
+
+    /// As [`Self::pod`], but the pod has addresses of one family only, as the node of a cluster of one family gives it.
+    pub async fn pod_of_one_family(&mut self, node: &str, name: &str, ipv4: bool) -> Pod {
+        let pod = self.world.add_pod(node, name).await.unwrap();
+        let address = if ipv4 {
+            without_ipv6(&pod);
+            IpAddr::V4(pod.ipv4())
+        } else {
+            without_ipv4(&pod);
+            IpAddr::V6(pod.ipv6())
+        };
+        let written = manifest::workload_at(NAMESPACE, &pod, name, &[address], &[]);
+        self.workloads.insert(name.to_owned(), written);
         self.write_workloads();
         pod
     }
@@ -266,6 +289,27 @@ impl TestMesh {
         }
         text
     }
+}
+
+/// As a kernel that was told so at boot: not even loopback has it.
+fn without_ipv6(pod: &Pod) {
+    let switched_off = pod.namespace().run(|| {
+        ["all", "default", "lo"].map(|what| {
+            let setting = format!("/proc/sys/net/ipv6/conf/{what}/disable_ipv6");
+            std::fs::write(setting, "1")
+        })
+    });
+    for written in switched_off.unwrap() {
+        written.unwrap();
+    }
+}
+
+/// IPv4 cannot be switched off; the pod has no address of it but on loopback.
+fn without_ipv4(pod: &Pod) {
+    let mut flush = Command::new("/usr/sbin/ip");
+    flush.args(["-4", "addr", "flush", "dev", "eth0"]);
+    let status = pod.namespace().spawn(flush).unwrap().wait().unwrap();
+    assert!(status.success(), "{status}");
 }
 
 /// Tries until something holds, for as long as [`PATIENCE`] lasts.

@@ -8,6 +8,7 @@
 //!                              └─ tcp, tls: route → authorize → upstream
 //! ```
 
+pub mod clock;
 pub mod filter;
 pub mod http;
 pub mod policy;

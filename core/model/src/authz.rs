@@ -1,5 +1,6 @@
 //! Authorization: may this connection pass, and which policy decides.
 
+mod by_source;
 pub mod cidr;
 pub mod matcher;
 pub mod policy;

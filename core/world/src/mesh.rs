@@ -118,12 +118,16 @@ pub struct Mesh {
     folders: Folders,
     /// Environment that every node proxy gets on top.
     environment: BTreeMap<String, String>,
+    /// What the proxy of one node gets on top of that.
+    node_environment: BTreeMap<String, BTreeMap<String, String>>,
     /// Node proxies of another make, by node.
     foreign: BTreeMap<String, PathBuf>,
     /// Node proxies run as generations under a supervisor.
     supervised: bool,
     /// Arguments that every agent gets on top.
     agent_arguments: Vec<String>,
+    /// Arguments that the control plane gets on top.
+    control_arguments: Vec<String>,
     processes: BTreeMap<Component, Process>,
 }
 
@@ -180,6 +184,8 @@ impl Mesh {
         Self {
             folders,
             environment: BTreeMap::new(),
+            node_environment: BTreeMap::new(),
+            control_arguments: Vec::new(),
             foreign: BTreeMap::new(),
             supervised: false,
             agent_arguments: Vec::new(),
@@ -190,8 +196,24 @@ impl Mesh {
     /// Gives every node proxy that is started from now on a variable.
     #[must_use]
     pub fn with_environment(mut self, name: &str, value: &str) -> Self {
-        self.environment.insert(name.to_owned(), value.to_owned());
+        self.set_environment(name, value);
         self
+    }
+
+    /// As [`Self::with_environment`], for a mesh that is there already.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Gives the proxy of one node a variable, from its next start on.
+    pub fn set_node_environment(&mut self, node: &str, name: &str, value: &str) {
+        let variables = self.node_environment.entry(node.to_owned()).or_default();
+        variables.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Gives a control plane that is started from now on these arguments.
+    pub fn set_control_arguments(&mut self, arguments: &[&str]) {
+        self.control_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     }
 
     /// Gives every agent that is started from now on these arguments.
@@ -225,7 +247,7 @@ impl Mesh {
     /// When it does not start or does not become ready.
     pub async fn start_control(&mut self, world: &World) -> Result<(), MeshError> {
         let control = world.node(CONTROL)?;
-        let address = control.ipv4().to_string();
+        let addresses = format!("{},{}", control.ipv4(), control.ipv6());
         let (config, state) = (
             self.folders.config.display().to_string(),
             self.folders.state.display().to_string(),
@@ -237,10 +259,13 @@ impl Mesh {
             "--state-dir",
             &state,
             "--xds-san",
-            &address,
+            &addresses,
             "--listen",
             "[::]:15012",
         ];
+        let further = self.control_arguments.clone();
+        let further = further.iter().map(String::as_str);
+        let arguments: Vec<_> = arguments.into_iter().chain(further).collect();
         self.start(world, CONTROL, Component::Control, &arguments, &[])?;
         self.wait_ready(&Component::Control).await
     }
@@ -370,6 +395,7 @@ impl Mesh {
         command.envs(environment.iter().copied());
         if matches!(component, Component::Ztunnel(_)) {
             command.envs(&self.environment);
+            command.envs(self.node_environment.get(node).into_iter().flatten());
             if let Some(binary) = self.foreign.get(node) {
                 command = foreign(binary, &command, &self.folders.log(&name))?;
             }

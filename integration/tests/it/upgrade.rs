@@ -78,8 +78,12 @@ async fn f06_a_crashed_node_proxy_refuses_nobody_and_is_back_at_once() {
     // What is open through it is lost, and both ends see that; a call of the storm may be among it.
     let waited = crash_and_recover(&mut mesh, "n1", &web, echo.address()).await;
     let lost = tokio::time::timeout(RECOVERY, open.read(&mut [0])).await;
-    let ended = lost.expect("within a second").map_or(true, |read| read == 0);
-    assert!(ended, "what was open through it is gone, and its ends know");
+    let lost = lost.expect("within a second").map_err(|error| error.kind());
+    assert_eq!(
+        lost,
+        Err(std::io::ErrorKind::ConnectionReset),
+        "what was open is cut, not finished"
+    );
     let outcome = storm.end().await;
     eprintln!("waited {waited:?}; {outcome:?}");
     assert!(waited <= RECOVERY, "{waited:?}\n{}", mesh.logs());
