@@ -1,7 +1,9 @@
 //! Who may do what: tokens, authorizers, authorization, limits, faults.
 
 pub mod fault;
+pub mod jwt;
 pub mod limit;
+
 use tulle_model::Reason;
 
 use crate::snapshot::FrontState;
