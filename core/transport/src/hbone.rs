@@ -17,7 +17,7 @@ mod h2;
 mod liveness;
 mod load;
 pub mod local;
-mod own;
+pub(crate) mod own;
 pub mod pool;
 #[cfg(any(test, feature = "testing"))]
 pub mod raw;

@@ -8,11 +8,15 @@
 
 mod answers;
 mod calls;
+#[cfg(any(test, feature = "testing"))]
+mod check;
 mod frames;
 mod receive;
 mod send;
 mod settings;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -121,6 +121,11 @@ impl Core {
             return;
         };
         stream.handle = false;
+        if self.end.is_some() {
+            // Nobody is left to be told.
+            self.mark_reset(id, code::CANCEL);
+            return self.settle(id);
+        }
         let (over, finishing, waits) = (stream.over, stream.finishing, !stream.send_ended);
         // RFC 9113, 8.1: a server that has said all of its own may ask the client to stop with NO_ERROR.
         let code = match self.role {
@@ -132,9 +137,6 @@ impl Core {
             (false, true) if stream.receive_ended => {}
             (false, true) => stream.cancel = Some(code),
             (false, false) => self.reset_here(id, code),
-        }
-        if self.end.is_some() {
-            self.streams.remove(&id);
         }
     }
 
