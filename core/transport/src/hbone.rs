@@ -9,6 +9,8 @@
 //! ```
 
 pub mod client;
+#[cfg(test)]
+mod compared;
 pub mod connect;
 pub mod error;
 mod expiry;
