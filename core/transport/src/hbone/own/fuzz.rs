@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::core::{Core, Outbox, Role};
+use super::core::{Core, Next, Outbox, Role};
 use super::head::Head;
 use super::hpack::Decoder;
 use super::wire;
@@ -65,7 +65,7 @@ fn peer_says(role: Role, cut: usize, data: &[u8]) {
         said += out.len();
         core.woken.clear();
         core.check();
-        if !core.wants_more() {
+        if core.next() == Next::Cut {
             break;
         }
     }
@@ -99,4 +99,51 @@ pub(crate) fn hpack(data: &[u8]) {
             assert_eq!(again.request(), Ok(Ok(request)));
         }
     }
+}
+
+/// See [`crate::hbone::raw::through_memory`].
+pub(crate) fn through_memory(write: usize, length: usize) -> usize {
+    let (now, cx) = (Instant::now(), Context::from_waker(Waker::noop()));
+    let mut client = Core::new(Role::Client, &Settings::client(), now);
+    let mut server = Core::new(Role::Server, &Settings::server(), now);
+    let mut block = super::hpack::Encoder::new();
+    block.header(":method", b"CONNECT");
+    block.header(":authority", b"10.0.0.1:80");
+    let Poll::Ready(Ok(id)) = client.open(&block.finish(), &cx) else {
+        return 0;
+    };
+    let source = Bytes::from(vec![7; write]);
+    let (mut written, mut read, mut batches, mut preface) = (0, 0, 0, wire::PREFACE.len());
+    while read < length {
+        while written < length {
+            let mut chunk = source.clone();
+            let Poll::Ready(Ok(taken)) = client.write(id, &mut chunk, &cx) else {
+                break;
+            };
+            written += taken;
+        }
+        batches += 1;
+        carry(&mut client, &mut server, &mut preface, now);
+        let _ = server.accept();
+        while let Poll::Ready(Some(Ok(chunk))) = server.read(id, &cx) {
+            read += chunk.len();
+            server.release(id, chunk.len());
+        }
+        carry(&mut server, &mut client, &mut 0, now);
+    }
+    batches
+}
+
+/// Hands on what `from` has to say, without its first `skip` bytes.
+fn carry(from: &mut Core, to: &mut Core, skip: &mut usize, now: Instant) {
+    let mut out = Outbox::default();
+    from.gather(&mut out, 256 * 1024);
+    while !out.is_empty() {
+        let mut parts = out.take();
+        let passed = std::mem::take(skip).min(parts.len());
+        to.receive(parts.split_off(passed), now)
+            .expect("both know the protocol");
+    }
+    from.woken.clear();
+    to.woken.clear();
 }

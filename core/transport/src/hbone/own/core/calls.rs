@@ -14,6 +14,9 @@ const SEND_BUFFER_MAX: usize = 512 * 1024;
 /// A writer that had to wait goes on when no more than this waits.
 pub(super) const RESUME_AT: usize = SEND_BUFFER_MAX / 2;
 
+/// Places for streams that a connection without any keeps.
+const STREAMS_KEPT: usize = 8;
+
 impl Core {
     pub(in super::super) fn read(&mut self, id: u32, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Gone>>> {
         let ended = self.end.is_some();
@@ -157,6 +160,10 @@ impl Core {
         if stream.over && !stream.handle {
             self.drop_received(id);
             self.streams.remove(&id);
+            if self.streams.is_empty() {
+                // Who is idle keeps no table for the streams of a busy hour.
+                self.streams.shrink_to(STREAMS_KEPT);
+            }
         }
     }
 }
