@@ -267,6 +267,7 @@ impl Engine {
             if self.shares.give_up(emitted) {
                 self.reach.remove(emitted);
                 self.fronting.count(emitted, false);
+                self.relate(emitted, false);
                 gone.insert(emitted.name(), emitted);
             }
         }
@@ -275,6 +276,7 @@ impl Engine {
             self.shares.take(new);
             self.reach.add(new);
             self.fronting.count(new, true);
+            self.relate(new, true);
             changed |= self.set(new, sequence);
         }
         for emitted in gone.into_values() {
@@ -290,6 +292,14 @@ impl Engine {
             self.outputs.insert(out, parts);
         }
         changed
+    }
+
+    fn relate(&mut self, emitted: &Emitted, add: bool) {
+        if let Emitted::Workload(..) | Emitted::Service(..) = emitted {
+            self.snapshot
+                .around
+                .set(&emitted.name(), &emitted.relations(), add);
+        }
     }
 
     fn set(&mut self, new: &Emitted, sequence: u64) -> bool {

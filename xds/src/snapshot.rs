@@ -9,10 +9,12 @@ use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 use tulle_model::{Identity, Str};
 
+pub mod around;
 pub mod chunk;
 pub mod fronted;
 pub mod objects;
 
+pub use around::Around;
 pub use chunk::Chunk;
 pub use fronted::Fronted;
 pub use fronted::Fronts;
@@ -227,6 +229,7 @@ pub struct Snapshot {
     pub(crate) routes: Table,
     pub(crate) policies: Table,
     pub(crate) fronted: Fronted,
+    pub(crate) around: Around,
     pub(crate) placement: Placement,
     pub(crate) objects: Objects,
 }
@@ -286,6 +289,12 @@ impl Snapshot {
     #[must_use]
     pub fn fronted(&self) -> &Fronted {
         &self.fronted
+    }
+
+    /// What goes with what, for clients that ask by name.
+    #[must_use]
+    pub fn around(&self) -> &Around {
+        &self.around
     }
 
     /// Whether a waypoint is to be sent this Address resource without asking: what it fronts, the backends of its
