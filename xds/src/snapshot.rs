@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
@@ -232,6 +233,8 @@ pub struct Snapshot {
     pub(crate) around: Around,
     pub(crate) placement: Placement,
     pub(crate) objects: Objects,
+    /// When it was published.
+    pub(crate) published: Option<Instant>,
 }
 
 impl Snapshot {
@@ -239,6 +242,12 @@ impl Snapshot {
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// When the engine published it.
+    #[must_use]
+    pub fn published(&self) -> Option<Instant> {
+        self.published
     }
 
     /// Whether the sources were read completely at least once. Before that nothing may be served.
@@ -277,6 +286,14 @@ impl Snapshot {
             return None;
         }
         self.table(ty).changed_since(sequence)
+    }
+
+    /// Whether the log of any type has forgotten changes after the cut `sequence`.
+    #[must_use]
+    pub fn has_forgotten(&self, sequence: u64) -> bool {
+        ResourceType::ALL
+            .into_iter()
+            .any(|ty| self.table(ty).has_forgotten(sequence))
     }
 
     /// Which identities run on which node.

@@ -62,6 +62,13 @@ impl Queue {
         self.answer || !self.additions.is_empty() || !self.whole.is_empty() || !self.buckets.is_empty()
     }
 
+    /// Resources and removals that are to be sent; a bucket counts as one.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let whole: usize = self.whole.iter().map(|chunk| chunk.resources().len()).sum();
+        whole + self.buckets.len() + self.additions.len() + self.removals.len()
+    }
+
     /// Responses left of what a client that began with nothing, or with other buckets, is told, at most.
     #[must_use]
     pub fn opening_left(&self) -> usize {

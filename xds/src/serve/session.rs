@@ -199,6 +199,15 @@ pub struct Session<S> {
     unknown: BTreeMap<Str, bool>,
 }
 
+/// What a client lacks of a type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Behind {
+    /// Resources and removals not sent, or not accepted.
+    pub changes: usize,
+    /// Responses left of what a client is told that began with nothing, or with digests that differ.
+    pub opening: usize,
+}
+
 /// How a client began with a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Opened {
@@ -388,11 +397,32 @@ impl<S: Store> Session<S> {
         }
     }
 
-    /// How the client began with a type, and how many responses are left of that.
-    pub fn openings(&self) -> impl Iterator<Item = (ResourceType, Opened, usize)> {
-        self.types
-            .iter()
-            .map(|(ty, state)| (*ty, state.opened, state.queue.opening_left()))
+    /// The cut that the client is brought to.
+    pub fn cut(&self) -> &S {
+        &self.cut
+    }
+
+    /// How the client began with each type it asked for.
+    pub fn openings(&self) -> impl Iterator<Item = (ResourceType, Opened)> {
+        self.types.iter().map(|(ty, state)| (*ty, state.opened))
+    }
+
+    /// What a client lacks of one type, given the newest cut.
+    #[must_use]
+    pub fn behind(&self, ty: ResourceType, head: &S) -> Behind {
+        let Some(state) = self.types.get(&ty) else {
+            return Behind::default();
+        };
+        let newer = match head.sequence() > self.cut.sequence() {
+            true => head
+                .changed_since(ty, self.cut.sequence())
+                .map_or(0, Iterator::count),
+            false => 0,
+        };
+        Behind {
+            changes: state.delivery.unacked_changes() + state.queue.len() + newer,
+            opening: state.queue.opening_left(),
+        }
     }
 
     /// How far the client is, per type it asked for.
