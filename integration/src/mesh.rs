@@ -51,6 +51,11 @@ impl TestMesh {
         this
     }
 
+    /// Gives every node proxy that is started from now on a variable.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.mesh.set_environment(name, value);
+    }
+
     /// A running mesh of two nodes with a captured pod on each, `web` on n1 and `db` on n2.
     pub async fn pair() -> (Self, Pod, Pod) {
         let mut mesh = Self::new(&["n1", "n2"]).await;

@@ -237,13 +237,15 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
     let names = config.server_names(host_name().as_deref());
     let acceptor = renew::acceptor(&parts.authority, &names)?;
     let authenticator = authenticator(config, parts);
+    let options = ads_options(config);
+    let waiting = options.waiting.clone();
     let ads = Ads::new(
         parts.snapshots.clone(),
         authenticator.clone(),
         parts.clients.clone(),
         parts.metrics.clone(),
         drain.clone(),
-        ads_options(config),
+        options,
     );
     let join = JoinService::new(
         parts.authority.clone(),
@@ -258,6 +260,7 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
         parts.metrics.clone(),
         HOLD_MAX_DEFAULT,
         parts.keeper.issued.clone(),
+        waiting,
     );
     for listener in bind(&config.listen).await? {
         let (ads, ca, join) = (ads.clone(), ca.clone(), join.clone());

@@ -137,8 +137,8 @@ async fn config_dump(State(pages): State<Pages>, Query(query): Query<DumpQuery>)
 }
 
 fn dump(snapshot: &Snapshot, ty: ResourceType, query: &DumpQuery) -> Value {
-    let reaches = |slot: &&Slot| query.node.as_ref().is_none_or(|node| slot.scope.reaches(node));
-    let slots: Vec<&Slot> = match &query.name {
+    let reaches = |slot: &&Arc<Slot>| query.node.as_ref().is_none_or(|node| slot.scope.reaches(node));
+    let slots: Vec<&Arc<Slot>> = match &query.name {
         Some(name) => snapshot.resolve(ty, name),
         None => snapshot.resources(ty).take(DUMP_RESOURCES_MAX).collect(),
     };
@@ -164,6 +164,9 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
         Ok(Resource::Service(service)) => ("service", to_value(&service)),
         Ok(Resource::Authorization(policy)) => ("authorization", to_value(&policy)),
         Ok(Resource::Trust(trust)) => ("trust", to_value(&trust)),
+        Ok(Resource::Waypoint(waypoint)) => ("waypoint", to_value(&waypoint)),
+        Ok(Resource::Route(route)) => ("route", to_value(&route)),
+        Ok(Resource::Policy(policy)) => ("policy", to_value(&policy)),
         Err(error) => ("undecodable", json!(error.to_string())),
     };
     let nodes = match &slot.scope {

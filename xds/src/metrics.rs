@@ -8,6 +8,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry as Inner;
 use tulle_runtime::metrics::Registry;
 
+use crate::serve::frame::Encoding;
 use crate::snapshot::ResourceType;
 
 mod observed;
@@ -32,6 +33,20 @@ impl From<ResourceType> for TypeLabel {
             ResourceType::Policy => "policy",
         };
         Self { r#type }
+    }
+}
+
+/// Label of how responses are written; bounded by [`Encoding`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EncodingLabel {
+    encoding: &'static str,
+}
+
+impl From<Encoding> for EncodingLabel {
+    fn from(encoding: Encoding) -> Self {
+        Self {
+            encoding: encoding.as_str(),
+        }
     }
 }
 
@@ -71,6 +86,10 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Responses sent.
     pub pushes: Family<TypeLabel, Gauge>,
+    /// Bytes of responses, as they are written.
+    pub response_bytes: Family<EncodingLabel, Counter>,
+    /// Bytes of those that tell whole tables.
+    pub snapshot_bytes: Family<EncodingLabel, Counter>,
     /// Responses rejected by clients.
     pub rejects: Family<TypeLabel, Gauge>,
     /// The same under our own name.
@@ -109,6 +128,10 @@ impl Metrics {
         registry.with_prefix("tulle_xds", |inner| {
             inner.register("nacks", "Responses rejected by clients", self.nacks.clone());
             inner.register("refused", "Streams refused or ended", self.refused.clone());
+            let help = "Bytes of responses that tell whole tables";
+            inner.register("snapshot_bytes", help, self.snapshot_bytes.clone());
+            let help = "Bytes of responses as they are written";
+            inner.register("response_bytes", help, self.response_bytes.clone());
         });
         registry.with_prefix("tulle_ca", |inner| {
             inner.register(

@@ -9,9 +9,11 @@ use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 use tulle_model::{Identity, Str};
 
+pub mod chunk;
 pub mod fronted;
 pub mod objects;
 
+pub use chunk::Chunk;
 pub use fronted::Fronted;
 pub use fronted::Fronts;
 pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
@@ -244,18 +246,18 @@ impl Snapshot {
 
     /// The resource of this name.
     #[must_use]
-    pub fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+    pub fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
         self.table(ty).get(name)
     }
 
     /// The resources that have this name or this alias.
     #[must_use]
-    pub fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot> {
+    pub fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>> {
         self.table(ty).resolve(name_or_alias)
     }
 
     /// Every resource of a type, by name.
-    pub fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+    pub fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
         self.table(ty).iter()
     }
 
@@ -301,7 +303,7 @@ impl Snapshot {
         &self.objects
     }
 
-    fn table(&self, ty: ResourceType) -> &Table {
+    pub(crate) fn table(&self, ty: ResourceType) -> &Table {
         match ty {
             ResourceType::Address => &self.addresses,
             ResourceType::Workload => &self.workloads,

@@ -13,9 +13,9 @@ use crate::serve::authenticate::Kind;
 use crate::serve::session::{Session, Store};
 use crate::serve::viewer::Features;
 
-/// Streams that one node may hold per kind of client. An agent may call itself a node proxy, so: the two of them,
-/// each once more during an upgrade, and as many again that are dying.
-pub const STREAMS_PER_CLIENT_MAX: usize = 8;
+/// Streams that one client may hold per kind: its own and that of its successor during an upgrade, each once more
+/// while it dies.
+pub const STREAMS_PER_CLIENT_MAX: usize = 4;
 
 /// The connected clients. Clones share the list.
 #[derive(Debug, Clone, Default)]

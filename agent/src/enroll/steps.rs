@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -17,6 +18,9 @@ use crate::sockets::Listeners;
 use crate::sysctl;
 use crate::variant::{Existing, MarkGuard};
 use crate::zds::Announcement;
+
+/// Longest time that connections of pods may take to end when the agent itself waits to end.
+const LEAVE_AT_ONCE_MAX: Duration = Duration::from_secs(10);
 
 impl PodTask {
     /// Finds the namespace and proves that it is the pod's.
@@ -265,12 +269,24 @@ impl PodTask {
         let (capture, timing) = (&self.shared.capture, self.shared.timing);
         capture.drain(&located).await?;
         capture.wait_for_queues_to_empty(&located).await?;
+        self.shared.hub.leave(&self.pod.uid).await;
+        let deadline = if wanted.borrow().at_once {
+            timing.leave_deadline.min(LEAVE_AT_ONCE_MAX)
+        } else {
+            timing.leave_deadline
+        };
+        let left = tokio::select! {
+            left = capture.wait_for_connections_to_end(&located, deadline) => left?,
+            // Wanted again, and it stays as it is; or it ended, and is forgotten.
+            () = is_decided_otherwise(wanted.clone()) => return Ok(()),
+        };
         self.shared.hub.withdraw(&self.pod.uid).await;
-        let left = capture
-            .wait_for_proxy_to_leave(&located, timing.leave_deadline)
-            .await?;
         if left > 0 {
-            tracing::warn!(uid = %self.pod.uid, sockets = left, "a pod left before its captured connections ended");
+            tracing::warn!(uid = %self.pod.uid, connections = left, "captured connections of a leaving pod were cut at the deadline");
+        }
+        let open = capture.wait_for_proxy_to_leave(&located).await?;
+        if open > 0 {
+            tracing::warn!(uid = %self.pod.uid, sockets = open, "the proxy has not closed its sockets of a pod in time");
         }
         capture.remove(&located).await?;
         self.located = None;
@@ -292,4 +308,10 @@ impl PodTask {
         self.shared.hub.withdraw(&self.pod.uid).await;
         self.located = None;
     }
+}
+
+/// Waits until a pod is no longer to be left alone.
+async fn is_decided_otherwise(mut wanted: watch::Receiver<Wanted>) {
+    // Nobody decides any more: the fleet is gone.
+    let _ = wanted.wait_for(|wanted| wanted.goal != Goal::Released).await;
 }

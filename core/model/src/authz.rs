@@ -8,7 +8,7 @@ pub mod policy;
 pub mod reference;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 
 use std::net::{IpAddr, SocketAddr};
 

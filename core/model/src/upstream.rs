@@ -6,6 +6,7 @@ mod balance;
 mod crossing;
 mod locality;
 mod named;
+mod serving;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::workload::{TunnelProtocol, Workload};
 use balance::Purpose;
 pub use crossing::Crossing;
 pub use named::{Lookup, Named};
+pub use serving::Serving;
 pub(crate) use table::Tables;
 
 /// The next hop of a connection.

@@ -196,11 +196,11 @@ impl Mesh {
     /// Gives every node proxy that is started from now on a variable.
     #[must_use]
     pub fn with_environment(mut self, name: &str, value: &str) -> Self {
-        self.environment.insert(name.to_owned(), value.to_owned());
+        self.set_environment(name, value);
         self
     }
 
-    /// As [`Self::with_environment`], in place.
+    /// As [`Self::with_environment`], for a mesh that is there already.
     pub fn set_environment(&mut self, name: &str, value: &str) {
         self.environment.insert(name.to_owned(), value.to_owned());
     }
@@ -247,7 +247,7 @@ impl Mesh {
     /// When it does not start or does not become ready.
     pub async fn start_control(&mut self, world: &World) -> Result<(), MeshError> {
         let control = world.node(CONTROL)?;
-        let address = control.ipv4().to_string();
+        let addresses = format!("{},{}", control.ipv4(), control.ipv6());
         let (config, state) = (
             self.folders.config.display().to_string(),
             self.folders.state.display().to_string(),
@@ -259,7 +259,7 @@ impl Mesh {
             "--state-dir",
             &state,
             "--xds-san",
-            &address,
+            &addresses,
             "--listen",
             "[::]:15012",
         ];

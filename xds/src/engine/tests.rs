@@ -207,7 +207,7 @@ fn content(snapshot: &Snapshot) -> impl PartialEq + std::fmt::Debug + use<> {
                 .resources(ty)
                 .map(|slot| Slot {
                     sequence: 0,
-                    ..slot.clone()
+                    ..Slot::clone(slot)
                 })
                 .collect()
         })

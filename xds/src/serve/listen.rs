@@ -6,7 +6,6 @@ use tokio::net::TcpListener;
 use tonic::transport::Server;
 use tulle_identity::Acceptor;
 use tulle_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use tulle_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use tulle_proto::node_ca::batch_certificate_service_server::BatchCertificateServiceServer;
 use tulle_proto::node_ca::node_join_server::NodeJoinServer;
 use tulle_runtime::drain::DrainWatcher;
@@ -14,7 +13,7 @@ use tulle_runtime::drain::DrainWatcher;
 use crate::ca::batch::BATCH_BYTES_MAX;
 use crate::ca::join::JoinService;
 use crate::ca::service::{CaService, REQUEST_BYTES_MAX as CA_REQUEST_BYTES_MAX};
-use crate::serve::ads::{Ads, REQUEST_BYTES_MAX};
+use crate::serve::ads::Ads;
 
 /// Silence after which a client is asked whether it is alive.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -37,10 +36,6 @@ pub async fn serve(
     join: JoinService,
     drain: DrainWatcher,
 ) -> Result<(), tonic::transport::Error> {
-    // A single resource may be larger than any bound of a response, so none is set on encoding.
-    let ads = AggregatedDiscoveryServiceServer::new(ads)
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
-        .max_encoding_message_size(usize::MAX);
     let batch = BatchCertificateServiceServer::new(ca.clone()).max_decoding_message_size(BATCH_BYTES_MAX);
     let join = NodeJoinServer::new(join).max_decoding_message_size(CA_REQUEST_BYTES_MAX);
     let ca = IstioCertificateServiceServer::new(ca).max_decoding_message_size(CA_REQUEST_BYTES_MAX);

@@ -12,13 +12,15 @@
 //! order policies, then addresses, and removals last in the reverse order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tulle_model::Str;
+use tulle_proto::resume::{DIGEST_NAME, Digests, bucket_of};
 
 use crate::serve::push::{self, Queue, Taken};
 use crate::serve::viewer::Viewer;
-use crate::snapshot::{Change, ResourceType, Slot, Snapshot};
+use crate::snapshot::{Change, Chunk, ResourceType, Slot, Snapshot};
 
 mod again;
 mod delivery;
@@ -43,13 +45,28 @@ pub trait Store: Clone {
     /// Number of the cut.
     fn sequence(&self) -> u64;
     /// The resource of this name.
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot>;
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>>;
     /// The resources with this name or alias.
-    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot>;
+    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>>;
     /// Every resource of a type.
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot>;
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>>;
     /// What changed after the cut `sequence`; `None` if that is not known any more.
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>>;
+    /// Everything of a type in chunks that others are sent, too; `None` where each viewer sees something else.
+    fn chunks(&self, _viewer: &Viewer, _ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
+        None
+    }
+    /// The resources of one bucket.
+    fn bucket(&self, ty: ResourceType, bucket: u16) -> Vec<&Arc<Slot>> {
+        let resources = self.resources(ty);
+        resources.filter(|slot| bucket_of(&slot.name) == bucket).collect()
+    }
+    /// What a viewer whose wildcard is up to date would tell of what it holds.
+    fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
+        let held = |slot: &&Arc<Slot>| viewer.receives(ty, slot) && self.covers(viewer, ty, slot);
+        let held = self.resources(ty).filter(held);
+        Digests::of(held.map(|slot| (&*slot.name, &*slot.version)))
+    }
     /// Whether a wildcard of this viewer means this resource: everything for node proxies, its own part for a
     /// waypoint.
     fn covers(&self, _viewer: &Viewer, _ty: ResourceType, _slot: &Slot) -> bool {
@@ -61,25 +78,47 @@ pub trait Store: Clone {
     }
 }
 
-impl Store for std::sync::Arc<Snapshot> {
+impl Store for Arc<Snapshot> {
     fn sequence(&self) -> u64 {
         Snapshot::sequence(self)
     }
 
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
         Snapshot::resource(self, ty, name)
     }
 
-    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot> {
+    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>> {
         Snapshot::resolve(self, ty, name_or_alias)
     }
 
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
         Snapshot::resources(self, ty)
     }
 
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>> {
         Snapshot::changed_since(self, ty, sequence)
+    }
+
+    fn chunks(&self, viewer: &Viewer, ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
+        is_for_all(viewer, ty).then(|| self.table(ty).chunks())
+    }
+
+    fn bucket(&self, ty: ResourceType, bucket: u16) -> Vec<&Arc<Slot>> {
+        self.table(ty).bucket(bucket).iter().collect()
+    }
+
+    fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
+        let table = self.table(ty);
+        if is_for_all(viewer, ty) {
+            return Digests::by_bucket(|bucket| table.digest(bucket));
+        }
+        let held = |slot: &&Arc<Slot>| viewer.receives(ty, slot) && self.covers(viewer, ty, slot);
+        Digests::of(
+            table
+                .iter()
+                .filter(held)
+                .map(|slot| (&*slot.name, &*slot.version)),
+        )
     }
 
     fn covers(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
@@ -104,6 +143,11 @@ impl Store for std::sync::Arc<Snapshot> {
             .cloned()
             .collect()
     }
+}
+
+/// Whether every viewer of this kind receives everything of the type: addresses are every node's.
+fn is_for_all(viewer: &Viewer, ty: ResourceType) -> bool {
+    viewer.waypoint().is_none() && matches!(ty, ResourceType::Address | ResourceType::Workload)
 }
 
 /// Why the server ends a stream.
@@ -137,8 +181,36 @@ pub struct Session<S> {
     unknown: BTreeMap<Str, bool>,
 }
 
+/// How a client began with a type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Opened {
+    /// It held nothing.
+    #[default]
+    Fresh,
+    /// It listed what it held.
+    Versions,
+    /// It told digests, and they were ours.
+    Equal,
+    /// It told digests, and some differed.
+    Buckets,
+}
+
+impl Opened {
+    /// The word for it in metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Versions => "versions",
+            Self::Equal => "equal",
+            Self::Buckets => "buckets",
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct TypeState {
+    opened: Opened,
     subscription: Subscription,
     queue: Queue,
     delivery: Delivery,
@@ -259,7 +331,9 @@ impl<S: Store> Session<S> {
         if state.delivery.is_full() {
             return None;
         }
-        let taken = state.queue.take(ty, &self.cut, last);
+        let (cut, viewer, subscription) = (&self.cut, &self.viewer, &state.subscription);
+        let wanted = |slot: &Arc<Slot>| push::wants(ty, cut, viewer, subscription, slot);
+        let taken = state.queue.take(ty, cut, wanted, last);
         self.begun = true;
         let response = self.response(ty.type_url().into(), taken);
         let state = self.types.get_mut(&ty)?;
@@ -283,8 +357,16 @@ impl<S: Store> Session<S> {
             nonce: format!("{:x}.{}.{}", self.epoch, self.cut.sequence(), self.nonces).into(),
             cut: self.cut.sequence(),
             resources: taken.resources,
+            chunk: taken.chunk,
             removed: taken.removed,
         }
+    }
+
+    /// How the client began with a type, and how many responses are left of that.
+    pub fn openings(&self) -> impl Iterator<Item = (ResourceType, Opened, usize)> {
+        self.types
+            .iter()
+            .map(|(ty, state)| (*ty, state.opened, state.queue.opening_left()))
     }
 
     /// How far the client is, per type it asked for.
@@ -322,14 +404,23 @@ fn open<S: Store>(ty: ResourceType, request: &Request, cut: &S, viewer: &Viewer)
     state.check_bounds()?;
     // A nonce of an earlier stream says nothing here, but is counted.
     state.delivery.on_answer(&request.nonce, request.error.as_ref());
-    push::initial(
-        ty,
-        cut,
-        viewer,
-        &state.subscription,
-        &request.initial_versions,
-        &mut state.queue,
-    );
+    let (held, subscription, queue) = (&request.initial_versions, &state.subscription, &mut state.queue);
+    state.opened = match held.get(DIGEST_NAME).filter(|_| subscription.is_wildcard()) {
+        Some(text) => {
+            let digests = Digests::parse(text);
+            match push::resumed(ty, cut, viewer, subscription, digests.as_ref(), queue) {
+                0 => Opened::Equal,
+                _ => Opened::Buckets,
+            }
+        }
+        None => {
+            push::initial(ty, cut, viewer, subscription, held, queue);
+            match held.is_empty() {
+                true => Opened::Fresh,
+                false => Opened::Versions,
+            }
+        }
+    };
     if state.subscription.is_wildcard() || request.names_wildcard() {
         state.queue.owe_answer();
     }
@@ -354,6 +445,7 @@ impl TypeState {
             self.queue.clear();
             return Ok(());
         }
+        self.queue.spread();
         self.queue.narrow(ty, cut, viewer, &self.subscription);
         if self.subscription.is_wildcard() && !before.is_wildcard() {
             push::widened(ty, cut, viewer, &before, &self.subscription, &mut self.queue);

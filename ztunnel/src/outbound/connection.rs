@@ -93,13 +93,20 @@ async fn establish(
         let plan = plan(&snapshot, &source, destination, &mut random, attempts.avoid())?;
         attempts.begin(&plan)?;
         story.generation = snapshot.generation();
+        let uid = plan.workload().map(|workload| &workload.uid);
+        let began = Instant::now();
+        let probe = uid.and_then(|uid| pod.failures.begin(uid));
         let error = match attempt(&caller, plan.clone(), attempts.deadline(), story).await {
-            Ok(upstream) => return Ok(upstream),
+            Ok(upstream) => {
+                uid.inspect(|uid| pod.failures.clear(uid));
+                return Ok(upstream);
+            }
             Err(error) => error,
         };
-        if let (Some(workload), Retry::OtherEndpoint) = (plan.workload(), error.retry()) {
-            pod.failures.note(&workload.uid);
+        if let (Some(uid), Retry::OtherEndpoint) = (uid, error.retry()) {
+            pod.failures.note(uid, error.failure(), began);
         }
+        drop(probe);
         tokio::time::sleep(attempts.after(&plan, error)?).await;
     }
 }

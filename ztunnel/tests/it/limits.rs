@@ -92,10 +92,15 @@ async fn a_tunnel_port_that_answers_nothing_is_reported_with_its_hint() {
 #[test]
 fn a_lack_of_ports_is_not_taken_for_a_failed_peer() {
     let to = "192.0.2.1:80".parse().unwrap();
-    let source = std::io::ErrorKind::AddrNotAvailable.into();
-    let error = tulle_ztunnel::error::Error::Connect { to, source };
-    assert_eq!(error.reason(), Some(Reason::PortsExhausted));
-    assert_eq!(error.status(), 503);
+    for source in [
+        std::io::ErrorKind::AddrNotAvailable,
+        std::io::ErrorKind::AddrInUse,
+    ] {
+        let source = source.into();
+        let error = tulle_ztunnel::error::Error::Connect { to, source };
+        assert_eq!(error.reason(), Some(Reason::PortsExhausted));
+        assert_eq!(error.status(), 503);
+    }
 }
 
 /// Two ends of a connection over loopback.

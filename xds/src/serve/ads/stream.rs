@@ -1,6 +1,8 @@
 //! One open stream: reads requests, watches for new cuts, and writes one response at a time.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +10,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tulle_model::Str;
-use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_proto::discovery::DeltaDiscoveryRequest;
 
 use super::{NodeFacts, Shared, wire};
+use crate::serve::admission::TooMany;
 use crate::serve::authenticate::{Caller, Claimed, NotAdmitted, admit};
+use crate::serve::frame::Message;
 use crate::serve::pace::Pace;
 use crate::serve::session::{End, Session};
 use crate::serve::viewer::Viewer;
@@ -22,8 +26,10 @@ pub(super) struct Stream {
     pub(super) shared: Arc<Shared>,
     pub(super) caller: Caller,
     pub(super) address: Option<SocketAddr>,
+    /// Whether the client reads gzip.
+    pub(super) compress: bool,
     pub(super) requests: Streaming<DeltaDiscoveryRequest>,
-    pub(super) responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    pub(super) responses: mpsc::Sender<Result<Message, Status>>,
 }
 
 /// Why a stream ended. `Ok` ends go without a status.
@@ -125,6 +131,9 @@ impl Stream {
             waiting: None,
             since: Instant::now(),
             pace: Pace::default(),
+            compress: self.compress,
+            gate: None,
+            node: self.caller.name(),
         };
         if let Err(end) = conversation.take(first, &self.shared) {
             return refusal(end);
@@ -137,7 +146,7 @@ impl Stream {
             conversation.prepare(&self.shared);
             connected.update(&conversation.session);
             let stalled = conversation.since + self.shared.options.write_stall_max;
-            let waiting = conversation.waiting.is_some();
+            let waiting = conversation.waiting.is_some() && conversation.gate.is_none();
             let untaken = self.responses.capacity() == 0;
             let paused = conversation.paused();
             tokio::select! {
@@ -147,6 +156,12 @@ impl Stream {
                     };
                     permit.send(Ok(response));
                     conversation.since = Instant::now();
+                }
+                room = admitted(&mut conversation.gate) => {
+                    conversation.gate = None;
+                    if let Err(many) = room {
+                        return Ended::Refused("too_many_at_once", come_back(many));
+                    }
                 }
                 () = sleep_until(stalled), if untaken => {
                     // It may have been taken meanwhile: that wakes nobody here.
@@ -187,10 +202,24 @@ struct Conversation {
     session: Session<Arc<Snapshot>>,
     head: Arc<Snapshot>,
     /// The response that waits for room in the connection.
-    waiting: Option<DeltaDiscoveryResponse>,
+    waiting: Option<Message>,
     /// When the response before it was handed to the connection.
     since: Instant,
     pace: Pace,
+    compress: bool,
+    /// What waits is part of a whole table: it goes out once there is room for it.
+    gate: Option<Gate>,
+    node: Str,
+}
+
+type Gate = Pin<Box<dyn Future<Output = Result<(), TooMany>> + Send>>;
+
+/// Waits for room; for ever where none is needed.
+async fn admitted(gate: &mut Option<Gate>) -> Result<(), TooMany> {
+    match gate {
+        Some(gate) => gate.await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Conversation {
@@ -245,7 +274,26 @@ impl Conversation {
             shared.metrics.pushes.get_or_create(&ty.into()).inc();
         }
         self.pace.on_sent(Instant::now().into_std());
-        self.waiting = Some(wire::response(response));
+        let payload = shared.frames.payload(&response);
+        let message = payload.message(&response.type_url, response.cut, &response.nonce, self.compress);
+        if response.chunk.is_some() {
+            shared
+                .metrics
+                .snapshot_bytes
+                .get_or_create(&message.encoding.into())
+                .inc_by(message.len() as u64);
+            let urgent = shared.options.waiting.waits(&self.node);
+            self.gate = Some(Box::pin(
+                shared.options.admission.clone().enter(message.len(), urgent),
+            ));
+        }
+        let written = u64::try_from(message.len()).unwrap_or(u64::MAX);
+        shared
+            .metrics
+            .response_bytes
+            .get_or_create(&message.encoding.into())
+            .inc_by(written);
+        self.waiting = Some(message);
     }
 }
 
@@ -259,6 +307,17 @@ async fn newer(snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> Option<Arc<Sna
 fn age(max: Option<Duration>) -> Duration {
     const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
     max.map_or(FOR_EVER, |max| max.mul_f64(rand::random_range(0.75..1.25)))
+}
+
+/// Header by which gRPC servers say when to try again.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+fn come_back(many: TooMany) -> Status {
+    let mut status = Status::resource_exhausted(many.to_string());
+    if let Ok(text) = many.retry_after.as_millis().to_string().parse() {
+        status.metadata_mut().insert(PUSHBACK, text);
+    }
+    status
 }
 
 fn refusal(end: End) -> Ended {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use tulle_model::Str;
+use tulle_proto::resume::DIGEST_NAME;
 
 use crate::serve::session::Request;
 use crate::snapshot::Slot;
@@ -29,7 +30,10 @@ impl Subscription {
             subscription.subscribe(&request.subscribe);
             let wildcard_given_up = request.unsubscribe.iter().any(|name| &**name == "*");
             if !subscription.wildcard || wildcard_given_up {
-                let held = request.initial_versions.keys().filter(|name| &***name != "*");
+                let held = request
+                    .initial_versions
+                    .keys()
+                    .filter(|name| !matches!(&***name, "*" | DIGEST_NAME));
                 subscription.names.extend(held.cloned());
             }
             subscription.unsubscribe(&request.unsubscribe);

@@ -1,4 +1,4 @@
-//! Streams of the `h2` crate behind the seam of [`super::stream`].
+//! Streams of the `h2` crate behind the seam.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -6,10 +6,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
-use super::error::StreamError;
-use super::liveness::Slot;
-use super::load::Outgoing;
-use super::stream::{HboneStream, ReadChunks, ResetCode, WriteChunks};
+use crate::hbone::error::StreamError;
+use crate::hbone::liveness::Slot;
+use crate::hbone::load::Outgoing;
+use crate::hbone::stream::{HboneStream, ReadChunks, ResetCode, WriteChunks};
 
 /// Joins both halves. The slot is given back when the last of them is gone.
 pub(super) fn join(send: SendStream<Outgoing>, receive: RecvStream, slot: Slot) -> HboneStream {
@@ -28,6 +28,16 @@ pub(super) fn join(send: SendStream<Outgoing>, receive: RecvStream, slot: Slot) 
             slot,
         },
     )
+}
+
+/// Says how a stream ended in terms of the seam.
+pub(super) fn explain(slot: &Slot, error: &h2::Error) -> StreamError {
+    match error.reason() {
+        Some(reason) if error.is_reset() => slot.reset_or_lost(reason.into()),
+        _ => slot
+            .lost()
+            .unwrap_or_else(|| StreamError::Lost(error.to_string().into())),
+    }
 }
 
 struct H2Reader {
@@ -52,7 +62,7 @@ impl ReadChunks for H2Reader {
                 }
                 Some(Err(error)) => {
                     self.ended = true;
-                    return Poll::Ready(Some(Err(self.slot.explain(&error))));
+                    return Poll::Ready(Some(Err(explain(&self.slot, &error))));
                 }
                 None => self.ended = true,
             }
@@ -100,7 +110,7 @@ impl WriteChunks for H2Writer {
         while capacity == 0 {
             capacity = match ready!(self.send.poll_capacity(cx)) {
                 Some(Ok(capacity)) => capacity,
-                Some(Err(error)) => return Poll::Ready(Err(self.slot.explain(&error))),
+                Some(Err(error)) => return Poll::Ready(Err(explain(&self.slot, &error))),
                 None => return Poll::Ready(Err(self.closed_by_peer(cx))),
             };
         }
@@ -125,7 +135,7 @@ impl WriteChunks for H2Writer {
             return self
                 .send
                 .send_data(Outgoing::new(Bytes::new(), self.slot.vitals()), true)
-                .map_err(|error| self.slot.explain(&error));
+                .map_err(|error| explain(&self.slot, &error));
         }
         Ok(())
     }
@@ -139,8 +149,8 @@ impl WriteChunks for H2Writer {
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
         match ready!(self.send.poll_reset(cx)) {
-            Ok(reason) => Poll::Ready(self.slot.reset_or_lost(reason)),
-            Err(error) => Poll::Ready(self.slot.explain(&error)),
+            Ok(reason) => Poll::Ready(self.slot.reset_or_lost(reason.into())),
+            Err(error) => Poll::Ready(explain(&self.slot, &error)),
         }
     }
 }

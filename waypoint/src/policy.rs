@@ -1,0 +1,4 @@
+//! Who may do what: tokens, authorizers, authorization, limits, faults.
+
+pub mod fault;
+pub mod limit;

@@ -1,0 +1,1 @@
+//! What is counted, written and traced of every request.
