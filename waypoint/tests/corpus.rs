@@ -20,3 +20,8 @@ fn headers_of_clients_and_endpoints_keep_their_properties() {
 fn streams_of_messages_keep_their_properties() {
     replay(format!("{CORPUS}/grpc_messages"), fuzz::grpc_messages);
 }
+
+#[test]
+fn tokens_are_read_as_before() {
+    replay(format!("{CORPUS}/jwt"), tulle_waypoint::policy::jwt::token::fuzz);
+}
