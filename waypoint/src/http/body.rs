@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::Ending;
-use crate::upstream::backend::InFlight;
+use crate::upstream::cluster::Pick;
 use crate::upstream::pool::Lease;
 
 /// Why a body ended before its end.
@@ -85,7 +85,7 @@ struct Upstream {
     /// Gone once the body has ended.
     lease: Option<Lease>,
     /// The endpoint counts the request until then.
-    _in_flight: InFlight,
+    _in_flight: Pick,
 }
 
 impl ResponseBody {
@@ -97,7 +97,7 @@ impl ResponseBody {
 
     /// What an endpoint sends over a leased connection.
     #[must_use]
-    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: InFlight) -> Self {
+    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: Pick) -> Self {
         let upstream = Upstream {
             incoming,
             lease: Some(lease),

@@ -22,7 +22,8 @@ use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::policy;
 use crate::snapshot::{FrontState, PortState, Snapshot};
-use crate::upstream::backend::{Backend, Endpoint};
+use crate::upstream::backend::Backend;
+use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf};
 use crate::upstream::pool::{Key, SendFailed, Version};
 
@@ -166,9 +167,16 @@ impl Exchange<'_> {
         let mut body = Some(RequestBody::of(incoming));
         let (mut tried, mut last) = (Vec::new(), Reason::NoHealthyEndpoint);
         for attempt in 1..=TRIES_MAX {
-            let Some(endpoint) = backend.pick(&tried) else {
+            let ask = Ask {
+                now: backend.now(),
+                tried: &tried,
+                address: Some(self.arrival.destination.address.ip()),
+                ..Ask::default()
+            };
+            let Some(pick) = backend.pick(&ask) else {
                 break;
             };
+            let state = Arc::clone(&pick.endpoint().state);
             let sending = match body.take() {
                 Some(body) => body,
                 None if !has_body => RequestBody::default(),
@@ -180,7 +188,7 @@ impl Exchange<'_> {
                 attempt,
             };
             let request = outgoing::write(head, version, sending, told)?;
-            match self.attempt(&endpoint, &behalf, version, request).await {
+            match self.attempt(pick, &behalf, version, request).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => {
                     last = failed.reason;
@@ -189,7 +197,7 @@ impl Exchange<'_> {
                     }
                     body = failed.body;
                     if failed.elsewhere {
-                        tried.push(endpoint.workload.uid.clone());
+                        tried.push(state);
                     }
                 }
             }
@@ -199,15 +207,15 @@ impl Exchange<'_> {
 
     async fn attempt(
         &self,
-        endpoint: &Arc<Endpoint>,
+        pick: Pick,
         behalf: &Behalf,
         version: Version,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
+        let endpoint = pick.endpoint();
         let Some(address) = endpoint.address(self.arrival.destination.address) else {
             return Err(Failed::unsent(Reason::NoHealthyEndpoint, request, true));
         };
-        let in_flight = endpoint.begin();
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
@@ -234,7 +242,7 @@ impl Exchange<'_> {
                 }
                 respond::clean(&mut parts.headers).map_err(answer)?;
                 parts.extensions.clear();
-                let body = ResponseBody::upstream(body, lease, in_flight);
+                let body = ResponseBody::upstream(body, lease, pick);
                 Ok(Response::from_parts(parts, body))
             }
             Err(SendFailed {
