@@ -3,5 +3,6 @@
 
 mod arrival;
 mod requests;
+mod routes;
 mod streams;
 mod world;
