@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 
 use super::exchange::Ending;
 use crate::filter::mirror::{Cut, Shadow, Tee, tee};
-use crate::upstream::backend::InFlight;
+use crate::upstream::cluster::Pick;
 use crate::upstream::pool::Lease;
 
 /// Why a body ended before its end.
@@ -123,7 +123,7 @@ struct Upstream {
     /// Gone once the body has ended.
     lease: Option<Lease>,
     /// The endpoint counts the request until then.
-    _in_flight: InFlight,
+    _in_flight: Pick,
 }
 
 impl ResponseBody {
@@ -135,7 +135,7 @@ impl ResponseBody {
 
     /// What an endpoint sends over a leased connection.
     #[must_use]
-    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: InFlight) -> Self {
+    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: Pick) -> Self {
         let upstream = Upstream {
             incoming,
             lease: Some(lease),

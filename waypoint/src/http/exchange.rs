@@ -24,7 +24,8 @@ use crate::filter::mirror;
 use crate::listener::arrival::Arrival;
 use crate::policy;
 use crate::snapshot::{FrontState, PortState, Snapshot};
-use crate::upstream::backend::{Backend, Endpoint};
+use crate::upstream::backend::Backend;
+use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf};
 use crate::upstream::pool::{Key, SendFailed, Version};
 
@@ -236,9 +237,16 @@ impl Exchange<'_> {
         let mut body = Some(body);
         let (mut tried, mut last) = (Vec::new(), Reason::NoHealthyEndpoint);
         for attempt in 1..=TRIES_MAX {
-            let Some(endpoint) = backend.pick(&tried) else {
+            let ask = Ask {
+                now: backend.now(),
+                tried: &tried,
+                address: Some(self.arrival.destination.address.ip()),
+                ..Ask::default()
+            };
+            let Some(pick) = backend.pick(&ask) else {
                 break;
             };
+            let state = Arc::clone(&pick.endpoint().state);
             let sending = match body.take() {
                 Some(body) => body,
                 None if !has_body => RequestBody::default(),
@@ -258,7 +266,7 @@ impl Exchange<'_> {
             };
             let parts = encode::encode(head, &telling, written).map_err(|_| Reason::BadPath)?;
             let request = Request::from_parts(parts, sending);
-            match self.attempt(&endpoint, &behalf, version, request).await {
+            match self.attempt(pick, &behalf, version, request).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => {
                     last = failed.reason;
@@ -267,7 +275,7 @@ impl Exchange<'_> {
                     }
                     body = failed.body;
                     if failed.elsewhere {
-                        tried.push(endpoint.workload.uid.clone());
+                        tried.push(state);
                     }
                 }
             }
@@ -277,15 +285,15 @@ impl Exchange<'_> {
 
     async fn attempt(
         &self,
-        endpoint: &Arc<Endpoint>,
+        pick: Pick,
         behalf: &Behalf,
         version: Version,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
+        let endpoint = pick.endpoint();
         let Some(address) = endpoint.address(self.arrival.destination.address) else {
             return Err(Failed::unsent(Reason::NoHealthyEndpoint, request, true));
         };
-        let in_flight = endpoint.begin();
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
@@ -312,7 +320,7 @@ impl Exchange<'_> {
                 if connection == hygiene::answer::Connection::Close {
                     lease.spoil();
                 }
-                let body = ResponseBody::upstream(body, lease, in_flight);
+                let body = ResponseBody::upstream(body, lease, pick);
                 Ok(Response::from_parts(parts, body))
             }
             Err(SendFailed {

@@ -161,7 +161,7 @@ fn build(
             continue;
         };
         if affected.everything || key.is_among(&affected.services, &affected.objects) {
-            backend.refresh(&mesh, &own);
+            backend.refresh(&mesh, &own, &settings);
         }
     }
     let mut fronts = Fronts::default();
@@ -335,7 +335,7 @@ impl Making<'_> {
             return backend;
         }
         let backend = Arc::new(Backend::new(key.clone()));
-        backend.refresh(self.mesh, self.own);
+        backend.refresh(self.mesh, self.own, self.settings);
         self.backends.insert(key, Arc::downgrade(&backend));
         backend
     }
