@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tulle_identity::{SecretManager, TrustStore};
 use tulle_model::Identity;
 use tulle_runtime::drain::DrainWatcher;
@@ -15,6 +16,9 @@ use crate::snapshot::View;
 use crate::snapshot::build::Builder;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{Dialer, Network};
+
+/// Copies of requests that run at once. Beyond it there are none: a mirror is worth no request.
+const MIRRORS_MAX: usize = 1_024;
 
 /// One waypoint, shared by all its tunnels and requests.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub struct Waypoint {
     pub upstreams: Upstreams,
     /// How much may be open.
     pub limits: Limits,
+    /// Copies of requests that may run at once.
+    pub mirrors: Arc<Semaphore>,
     /// What is counted.
     pub metrics: Metrics,
     /// Ends everything.
@@ -88,6 +94,7 @@ impl Waypoint {
         tasks::spawn("upstream-idle", upstreams.clone().sweep(drain.clone()));
         Arc::new(Self {
             limits: Limits::default(),
+            mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             config,
             identity,
             mesh,

@@ -16,12 +16,18 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Connections to endpoints that were opened without mutual TLS.
     pub plaintext_upstream: Counter,
+    mirror: Family<OfOutcome, Counter>,
     local_replies: Family<OfReason, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfReason {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfOutcome {
+    outcome: &'static str,
 }
 
 impl Metrics {
@@ -46,8 +52,18 @@ impl Metrics {
                 plaintext,
                 Counter::default(),
             ),
+            mirror: registry.register(
+                "tulle_waypoint_mirror",
+                "Copies of requests, by what became of them",
+                Family::default(),
+            ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
         }
+    }
+
+    /// Counts a copy of a request.
+    pub fn mirrored(&self, outcome: &'static str) {
+        self.mirror.get_or_create(&OfOutcome { outcome }).inc();
     }
 
     /// Counts an answer of our own.

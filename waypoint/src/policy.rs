@@ -1,6 +1,7 @@
 //! Who may do what: tokens, authorizers, authorization, limits, faults.
 
 pub mod fault;
+pub mod jwt;
 pub mod limit;
 
 use tulle_model::Reason;

@@ -10,9 +10,10 @@ use tulle_transport::hbone::{HboneStream, ResetCode};
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::snapshot::{PortState, Snapshot};
-use crate::upstream::backend::InFlight;
+use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf, Opened};
 use crate::upstream::dial::Socket;
+use crate::upstream::outcome::Outcome;
 
 /// Endpoints that are tried: one, and two more if no connection is had.
 const ENDPOINTS_MAX: usize = 3;
@@ -58,25 +59,41 @@ async fn open(
     arrival: &Arrival,
     state: &PortState,
     snapshot: &Snapshot,
-) -> Result<(Opened, InFlight), Reason> {
+) -> Result<(Opened, Pick), Reason> {
     let front = snapshot.front(&arrival.front).ok_or(Reason::NotFronted)?;
     crate::policy::admit_stream(front)?;
     let behalf = Behalf::of(arrival, snapshot);
+    let backend = &state.backend;
     let mut tried = Vec::new();
     let mut last = Reason::NoHealthyEndpoint;
     while tried.len() < ENDPOINTS_MAX {
-        let Some(endpoint) = state.backend.pick(&tried) else {
+        let ask = Ask {
+            now: backend.now(),
+            tried: &tried,
+            address: Some(arrival.destination.address.ip()),
+            ..Ask::default()
+        };
+        let Some(mut pick) = backend.pick(&ask) else {
             break;
         };
-        tried.push(endpoint.workload.uid.clone());
+        let endpoint = pick.endpoint();
+        if tried.iter().any(|one| Arc::ptr_eq(one, &endpoint.state)) {
+            break;
+        }
+        tried.push(Arc::clone(&endpoint.state));
         let Some(address) = endpoint.address(arrival.destination.address) else {
             continue;
         };
-        match connect::open(waypoint, &endpoint, address, &behalf).await {
-            Ok(opened) => return Ok((opened, endpoint.begin())),
+        let connected = connect::open(waypoint, endpoint, address, &behalf).await;
+        pick.settle(&connect::outcome(&connected), backend.now());
+        match connected {
+            Ok(opened) => return Ok((opened, pick)),
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
                 last = connect::reason(&error);
+                if connect::outcome_of(&error) == Outcome::Refused {
+                    break;
+                }
             }
         }
     }

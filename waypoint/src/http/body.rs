@@ -9,7 +9,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::Ending;
-use crate::upstream::backend::InFlight;
+use crate::filter::mirror::{Cut, Shadow, Tee, tee};
+use crate::upstream::cluster::Pick;
 use crate::upstream::pool::Lease;
 
 /// Why a body ended before its end.
@@ -18,12 +19,26 @@ pub enum BodyError {
     /// The side it comes from broke off.
     #[error("the body broke off: {0}")]
     Broken(#[from] hyper::Error),
+    /// It is a copy, and was cut off.
+    #[error(transparent)]
+    Cut(#[from] Cut),
 }
 
 /// The body of a request on its way to an endpoint.
 #[derive(Debug, Default)]
 pub struct RequestBody {
-    incoming: Option<Incoming>,
+    /// Boxed, because few requests are copied.
+    source: RequestSource,
+}
+
+/// Where a request's body comes from.
+#[derive(Debug, Default)]
+enum RequestSource {
+    #[default]
+    Empty,
+    Incoming(Incoming),
+    Teed(Box<Tee<Incoming>>),
+    Copy(Box<Shadow>),
 }
 
 impl RequestBody {
@@ -31,8 +46,21 @@ impl RequestBody {
     #[must_use]
     pub fn of(incoming: Incoming) -> Self {
         Self {
-            incoming: Some(incoming),
+            source: RequestSource::Incoming(incoming),
         }
+    }
+
+    /// What the client sends, and copies of it.
+    #[must_use]
+    pub fn teed(incoming: Incoming, copies: usize) -> (Self, Vec<Self>) {
+        let (tee, shadows) = tee(incoming, copies);
+        let copy = |shadow| Self {
+            source: RequestSource::Copy(Box::new(shadow)),
+        };
+        let own = Self {
+            source: RequestSource::Teed(Box::new(tee)),
+        };
+        (own, shadows.into_iter().map(copy).collect())
     }
 }
 
@@ -44,20 +72,30 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.incoming {
-            Some(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
-            None => Poll::Ready(None),
+        match &mut self.source {
+            RequestSource::Empty => Poll::Ready(None),
+            RequestSource::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            RequestSource::Teed(teed) => Pin::new(teed).poll_frame(cx).map_err(BodyError::from),
+            RequestSource::Copy(copy) => Pin::new(copy).poll_frame(cx).map_err(BodyError::from),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        match &self.source {
+            RequestSource::Empty => true,
+            RequestSource::Incoming(incoming) => incoming.is_end_stream(),
+            RequestSource::Teed(teed) => teed.is_end_stream(),
+            RequestSource::Copy(copy) => copy.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        match &self.source {
+            RequestSource::Empty => SizeHint::with_exact(0),
+            RequestSource::Incoming(incoming) => incoming.size_hint(),
+            RequestSource::Teed(teed) => teed.size_hint(),
+            RequestSource::Copy(copy) => copy.size_hint(),
+        }
     }
 }
 
@@ -85,7 +123,7 @@ struct Upstream {
     /// Gone once the body has ended.
     lease: Option<Lease>,
     /// The endpoint counts the request until then.
-    _in_flight: InFlight,
+    _in_flight: Pick,
 }
 
 impl ResponseBody {
@@ -97,7 +135,7 @@ impl ResponseBody {
 
     /// What an endpoint sends over a leased connection.
     #[must_use]
-    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: InFlight) -> Self {
+    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: Pick) -> Self {
         let upstream = Upstream {
             incoming,
             lease: Some(lease),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use futures_util::FutureExt;
 use tulle_model::policy::{On, Policy};
-use tulle_model::route::{Kind, ParentTo, Route};
+use tulle_model::route::{Kind, ParentTo, PortRoutes, Route};
 use tulle_model::service::{AppProtocol, Service};
 use tulle_model::waypoint::{Front, FrontOf, Settings};
 use tulle_model::workload::{HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadType};
@@ -16,6 +16,7 @@ use tulle_xds_client::state::ChangeStream;
 use super::front::{FrontState, Fronted, PortState};
 use super::{Fronts, Snapshot, View};
 use crate::config::Config;
+use crate::http::rule::Rule;
 use crate::upstream::backend::{Backend, BackendKey};
 
 /// Keeps the newest snapshot what configuration says.
@@ -160,7 +161,7 @@ fn build(
             continue;
         };
         if affected.everything || key.is_among(&affected.services, &affected.objects) {
-            backend.refresh(&mesh, &own);
+            backend.refresh(&mesh, &own, &settings);
         }
     }
     let mut fronts = Fronts::default();
@@ -219,6 +220,7 @@ impl Making<'_> {
                     protocol: AppProtocol::Unknown,
                     is_http: reads_requests(&security, None),
                     routes: Vec::new(),
+                    rules: PortRoutes::default(),
                     backend,
                 };
                 (
@@ -245,6 +247,7 @@ impl Making<'_> {
             let state = PortState {
                 protocol: declared.app_protocol,
                 is_http: routes.iter().any(reads) || reads_requests(security, Some(*port)),
+                rules: self.rules(&key, *port, &routes),
                 routes,
                 backend: self.backend(BackendKey::Service(key.clone(), *port)),
             };
@@ -277,6 +280,7 @@ impl Making<'_> {
                 protocol,
                 is_http: reads_requests(security, Some(port)),
                 routes: Vec::new(),
+                rules: PortRoutes::default(),
                 backend: Arc::clone(&backend),
             };
             (port, Arc::new(state))
@@ -292,6 +296,19 @@ impl Making<'_> {
             })
         };
         self.mesh.routes_of(service).filter(here).cloned().collect()
+    }
+
+    fn rules(
+        &mut self,
+        service: &NamespacedHostname,
+        port: u16,
+        routes: &[Arc<Route>],
+    ) -> PortRoutes<Arc<Rule>> {
+        PortRoutes::compile(service, port, routes, |route| {
+            Rule::compile(route, |backend, port| {
+                self.backend(BackendKey::Service(backend.clone(), port))
+            })
+        })
     }
 
     /// What decides about security at an object: attached to it, to this waypoint, to its class, or to the mesh.
@@ -318,7 +335,7 @@ impl Making<'_> {
             return backend;
         }
         let backend = Arc::new(Backend::new(key.clone()));
-        backend.refresh(self.mesh, self.own);
+        backend.refresh(self.mesh, self.own, self.settings);
         self.backends.insert(key, Arc::downgrade(&backend));
         backend
     }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod arrival;
-mod corpus;
 mod requests;
+mod routes;
 mod streams;
 mod world;
