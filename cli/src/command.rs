@@ -11,6 +11,7 @@ mod explain;
 mod node;
 pub(crate) mod status;
 mod up;
+mod upgrade;
 mod ztunnel_config;
 
 use std::future::Future;

@@ -242,6 +242,9 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
         Ok(Resource::Service(service)) => ("service", to_value(&service)),
         Ok(Resource::Authorization(policy)) => ("authorization", to_value(&policy)),
         Ok(Resource::Trust(trust)) => ("trust", to_value(&trust)),
+        Ok(Resource::Waypoint(waypoint)) => ("waypoint", to_value(&waypoint)),
+        Ok(Resource::Route(route)) => ("route", to_value(&route)),
+        Ok(Resource::Policy(policy)) => ("policy", to_value(&policy)),
         Err(error) => ("undecodable", json!(error.to_string())),
     };
     let nodes = match &slot.scope {

@@ -121,11 +121,25 @@ impl Options {
     pub fn new(node: NodeInfo) -> Self {
         Self {
             node,
-            types: ResourceType::ALL.to_vec(),
+            types: with_trust(&ResourceType::NODE),
             on_demand: false,
             backoff_max: BACKOFF_MAX,
         }
     }
+
+    /// Everything a waypoint needs, asked for by `node`.
+    #[must_use]
+    pub fn waypoint(node: NodeInfo) -> Self {
+        Self {
+            types: with_trust(&ResourceType::WAYPOINT),
+            ..Self::new(node)
+        }
+    }
+}
+
+/// Roots and deny-list are asked for first, of who offers them.
+fn with_trust(types: &[ResourceType]) -> Vec<ResourceType> {
+    [ResourceType::Trust].iter().chain(types).copied().collect()
 }
 
 /// Keeps a [`MeshState`] at what the control plane says.
@@ -190,9 +204,10 @@ impl Client {
         state.update_status(|status| status.describe(&session));
         let blocker = |kind: &ResourceType| (*kind, ready.register(format!("xds {kind}")));
         Self {
-            blockers: ResourceType::NODE
+            blockers: options
+                .types
                 .iter()
-                .filter(|kind| options.types.contains(kind))
+                .filter(|kind| **kind != ResourceType::Trust)
                 .map(blocker)
                 .collect(),
             backoff: Backoff::new(BACKOFF_MIN, options.backoff_max),
