@@ -46,7 +46,9 @@ fn f13(scale: Scale) -> Run {
         let before = proxies.map(anonymous_bytes);
         let mut readers = Vec::new();
         for _ in 0..stalled {
-            let stream = connect(stage.web.namespace(), stage.echo.address()).await.unwrap();
+            let stream = connect(stage.web.namespace(), stage.echo.address())
+                .await
+                .unwrap();
             readers.push(spawn(read_slowly(stream)));
         }
         let under = stage.after().await;
