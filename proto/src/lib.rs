@@ -17,6 +17,7 @@ pub mod convert;
 #[cfg(feature = "testing")]
 pub mod fuzz;
 pub mod names;
+pub mod otlp;
 pub mod resume;
 mod strict;
 pub mod stub;

@@ -8,9 +8,24 @@
 //!                              └─ tcp, tls: route → authorize → upstream
 //! ```
 
+pub mod admin;
+pub mod app;
 pub mod clock;
+pub mod config;
+pub mod context;
+pub mod detect;
 pub mod filter;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod http;
+pub mod listener;
+pub mod metrics;
 pub mod policy;
+pub mod snapshot;
+pub mod tcp;
 pub mod telemetry;
 pub mod upstream;
+
+pub use app::{App, run_process};
+pub use config::Config;
+pub use context::Waypoint;

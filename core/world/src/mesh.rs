@@ -98,6 +98,8 @@ pub enum Component {
     Agent(String),
     /// The proxy of a node.
     Ztunnel(String),
+    /// A waypoint, by its gateway.
+    Waypoint(String),
 }
 
 impl Component {
@@ -108,6 +110,7 @@ impl Component {
             Self::Control => "xds".to_owned(),
             Self::Agent(node) => format!("agent-{node}"),
             Self::Ztunnel(node) => format!("ztunnel-{node}"),
+            Self::Waypoint(gateway) => format!("waypoint-{gateway}"),
         }
     }
 }
@@ -380,6 +383,39 @@ impl Mesh {
             cni: self.cni_socket(node).display().to_string(),
             inpod: self.folders.run.join(format!("{node}.zds")).display().to_string(),
         })
+    }
+
+    /// Starts the waypoint of a gateway in a pod of its own, whose service account is called like the gateway. It shows
+    /// the credential of the pod's node.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_waypoint(&mut self, world: &World, pod: &str, namespace: &str, gateway: &str) -> Result<(), MeshError> {
+        let pod = world.pod(pod)?;
+        let place = self.place(world, pod.node())?;
+        let component = Component::Waypoint(gateway.to_owned());
+        let name = component.name();
+        let command = self.folders.command(&name, &["waypoint"]);
+        let mut command = file_step(format!("log for {name}"), command)?;
+        let address = pod.ipv4().to_string();
+        command.envs([
+            ("POD_NAMESPACE", namespace),
+            ("SERVICE_ACCOUNT", gateway),
+            ("TULLE_WAYPOINT", gateway),
+            ("POD_NAME", pod.name()),
+            ("INSTANCE_IP", &address),
+            ("NODE_NAME", pod.node()),
+            ("TULLE_CREDENTIAL", "node"),
+            ("AUTH_TOKEN", &place.token),
+            ("XDS_ADDRESS", &place.url),
+            ("CA_ADDRESS", &place.url),
+            ("XDS_ROOT_CA", &place.root),
+            ("CA_ROOT_CA", &place.root),
+        ]);
+        command.envs(&self.environment);
+        let process = pod.spawn(&name, command)?;
+        self.processes.insert(component, process);
+        Ok(())
     }
 
     fn start(

@@ -99,7 +99,10 @@ fn f02(scale: Scale) -> Run {
         let without = stage.load.observe(away).await;
         let heard = age(&stage, "n2").await;
         let real = from.elapsed();
-        let issued = stage.mesh.metric("n2", &["tulle_cert_fetches_total", "issued"]).await;
+        let issued = stage
+            .mesh
+            .metric("n2", &["tulle_cert_fetches_total", "issued"])
+            .await;
         // A control plane is missed at the latest when it has not answered pings for so long.
         let true_age = heard <= real + seconds(1) && heard + MISSED_AFTER >= real;
         let figure = Figure::new("F02")

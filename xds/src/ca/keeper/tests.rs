@@ -153,7 +153,7 @@ impl Connected {
             };
             self.session.on_request(&answer, &head).unwrap();
         }
-        self.status.update(&self.session);
+        self.status.update(&self.session, &head);
     }
 }
 

@@ -1,0 +1,192 @@
+//! Bodies on their way: requests up, answers down. Bytes are handed on as they come; nothing is gathered.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::exchange::Ending;
+use crate::upstream::backend::InFlight;
+use crate::upstream::pool::Lease;
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The side it comes from broke off.
+    #[error("the body broke off: {0}")]
+    Broken(#[from] hyper::Error),
+}
+
+/// The body of a request on its way to an endpoint.
+#[derive(Debug, Default)]
+pub struct RequestBody {
+    incoming: Option<Incoming>,
+}
+
+impl RequestBody {
+    /// What the client sends.
+    #[must_use]
+    pub fn of(incoming: Incoming) -> Self {
+        Self {
+            incoming: Some(incoming),
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.incoming {
+            Some(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// The body of an answer on its way to the client.
+#[derive(Debug, Default)]
+pub struct ResponseBody {
+    source: Source,
+    /// Dropped with the answer, whether or not it came to its end.
+    _ending: Option<Ending>,
+}
+
+/// Where an answer comes from.
+#[derive(Debug, Default)]
+enum Source {
+    #[default]
+    Empty,
+    /// A text of our own.
+    Text(Bytes),
+    Upstream(Upstream),
+}
+
+/// What an endpoint sends, with what is to be given back at its end.
+struct Upstream {
+    incoming: Incoming,
+    /// Gone once the body has ended.
+    lease: Option<Lease>,
+    /// The endpoint counts the request until then.
+    _in_flight: InFlight,
+}
+
+impl ResponseBody {
+    /// A text of our own.
+    #[must_use]
+    pub fn text(text: Bytes) -> Self {
+        Source::Text(text).into()
+    }
+
+    /// What an endpoint sends over a leased connection.
+    #[must_use]
+    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: InFlight) -> Self {
+        let upstream = Upstream {
+            incoming,
+            lease: Some(lease),
+            _in_flight: in_flight,
+        };
+        Source::Upstream(upstream).into()
+    }
+
+    /// Keeps this until the answer has ended.
+    #[must_use]
+    pub fn ending_with(self, ending: Ending) -> Self {
+        Self {
+            _ending: Some(ending),
+            ..self
+        }
+    }
+}
+
+impl From<Source> for ResponseBody {
+    fn from(source: Source) -> Self {
+        Self {
+            source,
+            _ending: None,
+        }
+    }
+}
+
+impl Upstream {
+    fn finish(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.finish();
+        }
+    }
+}
+
+impl Drop for Upstream {
+    /// Whoever knows the length does not ask for the end. A body that is dropped before its end takes its connection
+    /// along: what is left on it belongs to nobody.
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.source {
+            Source::Empty => Poll::Ready(None),
+            Source::Text(text) => {
+                let text = std::mem::take(text);
+                self.source = Source::Empty;
+                Poll::Ready(Some(Ok(Frame::data(text))))
+            }
+            Source::Upstream(upstream) => {
+                let frame = ready!(Pin::new(&mut upstream.incoming).poll_frame(cx));
+                if frame.is_none() {
+                    upstream.finish();
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Empty => true,
+            Source::Text(_) => false,
+            Source::Upstream(upstream) => upstream.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Empty => SizeHint::with_exact(0),
+            Source::Text(text) => SizeHint::with_exact(text.len() as u64),
+            Source::Upstream(upstream) => upstream.incoming.size_hint(),
+        }
+    }
+}

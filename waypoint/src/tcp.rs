@@ -1,0 +1,105 @@
+//! Streams that are not read: bytes, and TLS that is not opened. One endpoint is drawn, and bytes are copied.
+
+use std::sync::Arc;
+
+use tulle_model::Reason;
+use tulle_transport::Transfer;
+use tulle_transport::copy;
+use tulle_transport::hbone::{HboneStream, ResetCode};
+
+use crate::context::Waypoint;
+use crate::listener::arrival::Arrival;
+use crate::snapshot::{PortState, Snapshot};
+use crate::upstream::backend::InFlight;
+use crate::upstream::connect::{self, Behalf, Opened};
+use crate::upstream::dial::Socket;
+
+/// Endpoints that are tried: one, and two more if no connection is had.
+const ENDPOINTS_MAX: usize = 3;
+
+/// Carries a stream to its end. `server_name` is what a ClientHello asked for, if there was one.
+pub async fn forward(
+    waypoint: &Arc<Waypoint>,
+    arrival: &Arrival,
+    state: &PortState,
+    mut stream: HboneStream,
+    server_name: Option<String>,
+) {
+    let snapshot = waypoint.view.load();
+    let opening = open(waypoint, arrival, state, &snapshot);
+    let opened = tokio::select! {
+        opened = opening => opened,
+        error = std::future::poll_fn(|cx| stream.poll_reset(cx)) => {
+            tracing::debug!(%error, "the caller left before an endpoint was reached");
+            return;
+        }
+        () = waypoint.drain.urgent() => Err(Reason::DrainClosed),
+    };
+    drop(snapshot);
+    match opened {
+        Ok((opened, _in_flight)) => carry(waypoint, stream, opened).await,
+        Err(reason) => {
+            waypoint.metrics.replied(reason);
+            tracing::info!(
+                source = %arrival.peer,
+                destination = %arrival.destination.address,
+                server_name,
+                code = reason.code(),
+                token = reason.token(),
+                "stream reset"
+            );
+            stream.reset(ResetCode::Connect);
+        }
+    }
+}
+
+async fn open(
+    waypoint: &Waypoint,
+    arrival: &Arrival,
+    state: &PortState,
+    snapshot: &Snapshot,
+) -> Result<(Opened, InFlight), Reason> {
+    let front = snapshot.front(&arrival.front).ok_or(Reason::NotFronted)?;
+    crate::policy::admit_stream(front)?;
+    let behalf = Behalf::of(arrival, snapshot);
+    let mut tried = Vec::new();
+    let mut last = Reason::NoHealthyEndpoint;
+    while tried.len() < ENDPOINTS_MAX {
+        let Some(endpoint) = state.backend.pick(&tried) else {
+            break;
+        };
+        tried.push(endpoint.workload.uid.clone());
+        let Some(address) = endpoint.address(arrival.destination.address) else {
+            continue;
+        };
+        match connect::open(waypoint, &endpoint, address, &behalf).await {
+            Ok(opened) => return Ok((opened, endpoint.begin())),
+            Err(error) => {
+                tracing::debug!(%error, %address, "an endpoint was not reached");
+                last = connect::reason(&error);
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn carry(waypoint: &Waypoint, stream: HboneStream, opened: Opened) {
+    let transfer = Transfer::new();
+    let copying = async {
+        match opened {
+            Opened::Tunnel(upstream) => drop(copy::bidirectional(stream, upstream, &transfer).await),
+            Opened::Plain(Socket::Tcp(upstream)) => {
+                drop(copy::bidirectional(stream, upstream, &transfer).await);
+            }
+            #[cfg(any(test, feature = "testing"))]
+            Opened::Plain(Socket::Memory(mut upstream)) => {
+                let mut stream = stream;
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = copying => {}
+        () = waypoint.drain.urgent() => {}
+    }
+}
