@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use tulle_model::Reason;
 use tulle_runtime::metrics::Registry;
 
+use crate::policy::metrics::PolicyMetrics;
+
 /// Counters of the process. Clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -17,6 +19,8 @@ pub struct Metrics {
     /// Requests and streams that left without mutual TLS.
     pub plaintext_upstream: Counter,
     local_replies: Family<OfReason, Counter>,
+    /// What policies decided.
+    pub policies: PolicyMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -47,6 +51,7 @@ impl Metrics {
                 Counter::default(),
             ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
+            policies: PolicyMetrics::register(registry),
         }
     }
 

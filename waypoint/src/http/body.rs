@@ -1,6 +1,8 @@
 //! Bodies on their way: requests up, answers down. Bytes are handed on as they come; nothing is gathered.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -18,11 +20,16 @@ pub enum BodyError {
     /// The side it comes from broke off.
     #[error("the body broke off: {0}")]
     Broken(#[from] hyper::Error),
+    /// Policies changed, and deny what is on its way.
+    #[error("policies changed")]
+    PolicyChanged,
 }
 
 /// The body of a request on its way to an endpoint.
 #[derive(Debug, Default)]
 pub struct RequestBody {
+    /// What was looked at before it went on.
+    first: VecDeque<Frame<Bytes>>,
     incoming: Option<Incoming>,
 }
 
@@ -31,8 +38,45 @@ impl RequestBody {
     #[must_use]
     pub fn of(incoming: Incoming) -> Self {
         Self {
+            first: VecDeque::new(),
             incoming: Some(incoming),
         }
+    }
+
+    /// A text of our own.
+    #[must_use]
+    pub fn text(text: Bytes) -> Self {
+        let frames = (!text.is_empty()).then(|| Frame::data(text));
+        Self {
+            first: frames.into_iter().collect(),
+            incoming: None,
+        }
+    }
+
+    /// The first `max` bytes, and whether that is all. They still go on; what is held back is no more than that and one
+    /// frame.
+    ///
+    /// # Errors
+    /// The client broke off.
+    pub async fn peek(&mut self, max: usize) -> Result<(Bytes, bool), BodyError> {
+        let length = |frames: &VecDeque<Frame<Bytes>>| -> usize {
+            frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum()
+        };
+        while length(&self.first) <= max
+            && let Some(incoming) = &mut self.incoming
+        {
+            match poll_fn(|cx| Pin::new(&mut *incoming).poll_frame(cx)).await {
+                Some(frame) => self.first.push_back(frame?),
+                None => self.incoming = None,
+            }
+        }
+        let is_whole = length(&self.first) <= max;
+        let mut bytes = Vec::new();
+        for data in self.first.iter().filter_map(Frame::data_ref) {
+            bytes.extend_from_slice(data);
+        }
+        bytes.truncate(max);
+        Ok((Bytes::from(bytes), is_whole))
     }
 }
 
@@ -44,6 +88,9 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(frame) = self.first.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
         match &mut self.incoming {
             Some(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
             None => Poll::Ready(None),
@@ -51,13 +98,20 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        self.first.is_empty() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        let rest = self.incoming.as_ref();
+        let rest = rest.map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let held = self.first.iter().filter_map(Frame::data_ref);
+        let held: u64 = held.map(|data| data.len() as u64).sum();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + held);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + held);
+        }
+        hint
     }
 }
 
@@ -65,6 +119,8 @@ impl Body for RequestBody {
 #[derive(Debug, Default)]
 pub struct ResponseBody {
     source: Source,
+    /// Ends the answer before its end.
+    cut: Option<Cut>,
     /// Dropped with the answer, whether or not it came to its end.
     _ending: Option<Ending>,
 }
@@ -106,6 +162,16 @@ impl ResponseBody {
         Source::Upstream(upstream).into()
     }
 
+    /// Ends the answer, unless it is over, when `cut` is done. One allocation per answer: the only thing that can reach
+    /// an answer that is on its way.
+    #[must_use]
+    pub fn cut_by(self, cut: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self {
+            cut: Some(Cut(Box::pin(cut))),
+            ..self
+        }
+    }
+
     /// Keeps this until the answer has ended.
     #[must_use]
     pub fn ending_with(self, ending: Ending) -> Self {
@@ -120,8 +186,18 @@ impl From<Source> for ResponseBody {
     fn from(source: Source) -> Self {
         Self {
             source,
+            cut: None,
             _ending: None,
         }
+    }
+}
+
+/// Something that ends an answer when it comes about.
+struct Cut(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl fmt::Debug for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cut")
     }
 }
 
@@ -157,6 +233,13 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(Cut(cut)) = &mut self.cut
+            && cut.as_mut().poll(cx).is_ready()
+        {
+            self.cut = None;
+            self.source = Source::Empty;
+            return Poll::Ready(Some(Err(BodyError::PolicyChanged)));
+        }
         match &mut self.source {
             Source::Empty => Poll::Ready(None),
             Source::Text(text) => {

@@ -21,6 +21,8 @@ use super::{canonical, outgoing};
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::policy;
+use crate::policy::engine::{Asking, Passed};
+use crate::policy::live::Open;
 use crate::snapshot::{FrontState, PortState, Snapshot};
 use crate::upstream::backend::{Backend, Endpoint};
 use crate::upstream::connect::{self, Behalf};
@@ -123,12 +125,59 @@ pub async fn exchange(session: Session, request: Request<Incoming>) -> Response<
 impl Exchange<'_> {
     async fn run(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Reply> {
         let (parts, body) = request.into_parts();
-        let head = canonical::read(parts, self.arrival.is_gateway)?;
+        let mut head = canonical::read(parts, self.arrival.is_gateway)?;
         let place = self.place()?;
         policy::admit(&place.front)?;
         let backend = self.route(&place, &head)?;
-        let answer = self.send(&place, &backend, &head, body).await?;
-        Ok(answer)
+        let mut body = RequestBody::of(body);
+        let passed = self.police(&place, None, &mut head, &mut body).await?;
+        let mut upstream = head.clone();
+        passed.change_request(&mut upstream);
+        let mut answer = self.send(&place, &backend, &upstream, body).await?;
+        passed.change_response(answer.headers_mut());
+        let open = Open {
+            front: self.arrival.front.clone(),
+            route: None,
+            source: self.arrival.source.clone(),
+            destination: self.arrival.destination,
+            head: Some(head),
+            claims: passed.claims,
+            sni: None,
+            rules: Arc::clone(place.port.rules(None)),
+        };
+        let (waypoint, id) = (Arc::clone(self.waypoint), self.id.clone());
+        let cut = async move {
+            let ended = open.ended(Arc::clone(&waypoint)).await;
+            let reason = Reason::PolicyChanged;
+            waypoint.metrics.replied(reason);
+            tracing::info!(
+                ?id,
+                ?ended,
+                code = reason.code(),
+                token = reason.token(),
+                "answer cut"
+            );
+        };
+        Ok(answer.map(|body| body.cut_by(cut)))
+    }
+
+    /// What policies say of a request that takes this route: limits, tokens, authorizers, authorization, faults.
+    async fn police(
+        &self,
+        place: &Place,
+        route: Option<&str>,
+        head: &mut RequestHead,
+        body: &mut RequestBody,
+    ) -> Result<Passed, Reply> {
+        let of = Asking {
+            source: &self.arrival.source,
+            destination: self.arrival.destination,
+            route,
+            id: self.id.to_str().unwrap_or_default(),
+        };
+        let rules = place.port.rules(route);
+        let engine = &self.waypoint.policies;
+        engine.judge(rules, &**self.waypoint, head, body, of).await
     }
 
     /// Finds front and port as they are now: they may have changed since the connection came in.
@@ -158,12 +207,12 @@ impl Exchange<'_> {
         place: &Place,
         backend: &Backend,
         head: &RequestHead,
-        incoming: Incoming,
+        incoming: RequestBody,
     ) -> Result<Response<ResponseBody>, Reply> {
         let behalf = Behalf::of(self.arrival, &place.snapshot);
         let version = upstream_version(&place.port, head);
         let has_body = !incoming.is_end_stream();
-        let mut body = Some(RequestBody::of(incoming));
+        let mut body = Some(incoming);
         let (mut tried, mut last) = (Vec::new(), Reason::NoHealthyEndpoint);
         for attempt in 1..=TRIES_MAX {
             let Some(endpoint) = backend.pick(&tried) else {
