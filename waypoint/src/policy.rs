@@ -42,7 +42,7 @@ pub fn admit_stream(
     sni: Option<&str>,
 ) -> Result<(), (Reason, Option<Str>)> {
     admit(front).map_err(|reason| (reason, front.missing.first().cloned()))?;
-    let rules = port.rules(None);
+    let rules = port.policies_of(None);
     let of = Attributes::of_stream(&arrival.source, arrival.destination, sni);
     if let Some((matched, _)) = rules.authorizer.asks(&of).next() {
         return Err((Reason::PolicyDenied, Some(matched.policy)));

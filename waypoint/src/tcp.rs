@@ -47,7 +47,7 @@ pub async fn forward(
                 head: None,
                 claims: None,
                 sni: server_name,
-                rules: Arc::clone(state.rules(None)),
+                rules: Arc::clone(state.policies_of(None)),
             };
             carry(waypoint, stream, opened, open.ended(Arc::clone(waypoint))).await;
         }

@@ -143,7 +143,7 @@ impl Exchange<'_> {
             head: Some(head),
             claims: passed.claims,
             sni: None,
-            rules: Arc::clone(place.port.rules(None)),
+            rules: Arc::clone(place.port.policies_of(None)),
         };
         let (waypoint, id) = (Arc::clone(self.waypoint), self.id.clone());
         let cut = async move {
@@ -175,7 +175,7 @@ impl Exchange<'_> {
             route,
             id: self.id.to_str().unwrap_or_default(),
         };
-        let rules = place.port.rules(route);
+        let rules = place.port.policies_of(route);
         let engine = &self.waypoint.policies;
         engine.judge(rules, &**self.waypoint, head, body, of).await
     }

@@ -72,7 +72,7 @@ impl Open {
             return Some(Ended::Pending(missing.clone()));
         }
         let port = front.port(self.destination.address.port())?;
-        let rules = port.rules(self.route.as_deref());
+        let rules = port.policies_of(self.route.as_deref());
         if Arc::ptr_eq(rules, &self.rules) {
             return None;
         }

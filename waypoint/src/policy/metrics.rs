@@ -60,29 +60,28 @@ impl PolicyMetrics {
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
         let made = Self::default();
-        let name = |name: &str| format!("tulle_waypoint_{name}");
         registry.register(
-            &name("authz"),
+            "tulle_waypoint_authz",
             "Requests and streams that an authorization policy decided, marked or would have refused",
             made.authz.clone(),
         );
         registry.register(
-            &name("rate_limited"),
+            "tulle_waypoint_rate_limited",
             "Requests over a rate limit, by policy",
             made.limited.clone(),
         );
         registry.register(
-            &name("jwt_failures"),
+            "tulle_waypoint_jwt_failures",
             "Tokens that are not valid, by reason",
             made.tokens.clone(),
         );
         registry.register(
-            &name("fault"),
+            "tulle_waypoint_fault",
             "Requests that a fault policy delayed or answered, by kind",
             made.faults.clone(),
         );
         registry.register(
-            &name("ext_authz_duration_seconds"),
+            "tulle_waypoint_ext_authz_duration_seconds",
             "Seconds that external authorizers took",
             made.ext_authz.clone(),
         );

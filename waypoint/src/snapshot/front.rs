@@ -65,14 +65,14 @@ pub(super) struct PortPolicies {
 impl PortState {
     /// The policies of requests that take this route.
     #[must_use]
-    pub fn rules(&self, route: Option<&str>) -> &Arc<Rules> {
+    pub fn policies_of(&self, route: Option<&str>) -> &Arc<Rules> {
         let own = route.and_then(|route| self.policies.of_routes.get(route));
         own.unwrap_or(&self.policies.every)
     }
 
     /// The security policies of requests that a route of another service sends here.
     #[must_use]
-    pub fn rules_as_backend(&self) -> &Arc<Rules> {
+    pub fn policies_as_backend(&self) -> &Arc<Rules> {
         &self.policies.as_backend
     }
 }
