@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tulle_identity::{SecretManager, TrustStore};
 use tulle_model::Identity;
 use tulle_runtime::drain::DrainWatcher;
@@ -17,6 +18,9 @@ use crate::snapshot::View;
 use crate::snapshot::build::Builder;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{Dialer, Network};
+
+/// Copies of requests that run at once. Beyond it there are none: a mirror is worth no request.
+const MIRRORS_MAX: usize = 1_024;
 
 /// One waypoint, shared by all its tunnels and requests.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub struct Waypoint {
     pub upstreams: Upstreams,
     /// How much may be open.
     pub limits: Limits,
+    /// Copies of requests that may run at once.
+    pub mirrors: Arc<Semaphore>,
     /// What is counted.
     pub metrics: Metrics,
     /// What policies of requests share.
@@ -93,6 +99,7 @@ impl Waypoint {
         Arc::new_cyclic(|this| Self {
             policies: Engine::new(Arc::new(Fetcher(this.clone())), metrics.policies.clone()),
             limits: Limits::default(),
+            mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             config,
             identity,
             mesh,

@@ -18,6 +18,7 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Requests and streams that left without mutual TLS.
     pub plaintext_upstream: Counter,
+    mirror: Family<OfOutcome, Counter>,
     local_replies: Family<OfReason, Counter>,
     /// What policies decided.
     pub policies: PolicyMetrics,
@@ -26,6 +27,11 @@ pub struct Metrics {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfReason {
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfOutcome {
+    outcome: &'static str,
 }
 
 impl Metrics {
@@ -50,9 +56,19 @@ impl Metrics {
                 plaintext,
                 Counter::default(),
             ),
+            mirror: registry.register(
+                "tulle_waypoint_mirror",
+                "Copies of requests, by what became of them",
+                Family::default(),
+            ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
             policies: PolicyMetrics::register(registry),
         }
+    }
+
+    /// Counts a copy of a request.
+    pub fn mirrored(&self, outcome: &'static str) {
+        self.mirror.get_or_create(&OfOutcome { outcome }).inc();
     }
 
     /// Counts an answer of our own.

@@ -11,9 +11,10 @@ use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::policy::live::{Ended, Open};
 use crate::snapshot::{PortState, Snapshot};
-use crate::upstream::backend::InFlight;
+use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf, Opened};
 use crate::upstream::dial::Socket;
+use crate::upstream::outcome::Outcome;
 
 /// Endpoints that are tried: one, and two more if no connection is had.
 const ENDPOINTS_MAX: usize = 3;
@@ -73,25 +74,41 @@ async fn open(
     state: &PortState,
     snapshot: &Snapshot,
     server_name: Option<&str>,
-) -> Result<(Opened, InFlight), (Reason, Option<Str>)> {
+) -> Result<(Opened, Pick), (Reason, Option<Str>)> {
     let front = snapshot.front(&arrival.front).ok_or((Reason::NotFronted, None))?;
     crate::policy::admit_stream(waypoint, front, state, arrival, server_name)?;
     let behalf = Behalf::of(arrival, snapshot);
+    let backend = &state.backend;
     let mut tried = Vec::new();
     let mut last = Reason::NoHealthyEndpoint;
     while tried.len() < ENDPOINTS_MAX {
-        let Some(endpoint) = state.backend.pick(&tried) else {
+        let ask = Ask {
+            now: backend.now(),
+            tried: &tried,
+            address: Some(arrival.destination.address.ip()),
+            ..Ask::default()
+        };
+        let Some(mut pick) = backend.pick(&ask) else {
             break;
         };
-        tried.push(endpoint.workload.uid.clone());
+        let endpoint = pick.endpoint();
+        if tried.iter().any(|one| Arc::ptr_eq(one, &endpoint.state)) {
+            break;
+        }
+        tried.push(Arc::clone(&endpoint.state));
         let Some(address) = endpoint.address(arrival.destination.address) else {
             continue;
         };
-        match connect::open(waypoint, &endpoint, address, &behalf).await {
-            Ok(opened) => return Ok((opened, endpoint.begin())),
+        let connected = connect::open(waypoint, endpoint, address, &behalf).await;
+        pick.settle(&connect::outcome(&connected), backend.now());
+        match connected {
+            Ok(opened) => return Ok((opened, pick)),
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
                 last = connect::reason(&error);
+                if connect::outcome_of(&error) == Outcome::Refused {
+                    break;
+                }
             }
         }
     }

@@ -11,7 +11,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::Ending;
-use crate::upstream::backend::InFlight;
+use crate::filter::mirror::{Cut, Shadow, Tee, tee};
+use crate::upstream::cluster::Pick;
 use crate::upstream::pool::Lease;
 
 /// Why a body ended before its end.
@@ -23,6 +24,9 @@ pub enum BodyError {
     /// Policies changed, and deny what is on its way.
     #[error("policies changed")]
     PolicyChanged,
+    /// It is a copy, and was cut off.
+    #[error(transparent)]
+    Cut(#[from] Cut),
 }
 
 /// The body of a request on its way to an endpoint.
@@ -30,7 +34,18 @@ pub enum BodyError {
 pub struct RequestBody {
     /// What was looked at before it went on.
     first: VecDeque<Frame<Bytes>>,
-    incoming: Option<Incoming>,
+    /// Boxed, because few requests are copied.
+    source: RequestSource,
+}
+
+/// Where a request's body comes from.
+#[derive(Debug, Default)]
+enum RequestSource {
+    #[default]
+    Empty,
+    Incoming(Incoming),
+    Teed(Box<Tee<RequestBody>>),
+    Copy(Box<Shadow>),
 }
 
 impl RequestBody {
@@ -39,7 +54,7 @@ impl RequestBody {
     pub fn of(incoming: Incoming) -> Self {
         Self {
             first: VecDeque::new(),
-            incoming: Some(incoming),
+            source: RequestSource::Incoming(incoming),
         }
     }
 
@@ -49,8 +64,21 @@ impl RequestBody {
         let frames = (!text.is_empty()).then(|| Frame::data(text));
         Self {
             first: frames.into_iter().collect(),
-            incoming: None,
+            source: RequestSource::Empty,
         }
+    }
+
+    /// Splits it into itself and copies.
+    #[must_use]
+    pub fn teed(self, copies: usize) -> (Self, Vec<Self>) {
+        let of = |source| Self {
+            first: VecDeque::new(),
+            source,
+        };
+        let (tee, shadows) = tee(self, copies);
+        let copy = |shadow| of(RequestSource::Copy(Box::new(shadow)));
+        let own = of(RequestSource::Teed(Box::new(tee)));
+        (own, shadows.into_iter().map(copy).collect())
     }
 
     /// The first `max` bytes, and whether that is all. They still go on; what is held back is no more than that and one
@@ -62,12 +90,13 @@ impl RequestBody {
         let length = |frames: &VecDeque<Frame<Bytes>>| -> usize {
             frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum()
         };
-        while length(&self.first) <= max
-            && let Some(incoming) = &mut self.incoming
-        {
-            match poll_fn(|cx| Pin::new(&mut *incoming).poll_frame(cx)).await {
+        while length(&self.first) <= max {
+            match poll_fn(|cx| self.source.poll_frame(cx)).await {
                 Some(frame) => self.first.push_back(frame?),
-                None => self.incoming = None,
+                None => {
+                    self.source = RequestSource::Empty;
+                    break;
+                }
             }
         }
         let is_whole = length(&self.first) <= max;
@@ -80,6 +109,17 @@ impl RequestBody {
     }
 }
 
+impl RequestSource {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Self::Teed(teed) => Pin::new(teed).poll_frame(cx),
+            Self::Copy(copy) => Pin::new(copy).poll_frame(cx).map_err(BodyError::from),
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -88,22 +128,31 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(frame) = self.first.pop_front() {
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        match &mut self.incoming {
-            Some(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
-            None => Poll::Ready(None),
+        match self.first.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.source.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_empty() && self.incoming.as_ref().is_none_or(Body::is_end_stream)
+        if !self.first.is_empty() {
+            return false;
+        }
+        match &self.source {
+            RequestSource::Empty => true,
+            RequestSource::Incoming(incoming) => incoming.is_end_stream(),
+            RequestSource::Teed(teed) => teed.is_end_stream(),
+            RequestSource::Copy(copy) => copy.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = self.incoming.as_ref();
-        let rest = rest.map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let rest = match &self.source {
+            RequestSource::Empty => SizeHint::with_exact(0),
+            RequestSource::Incoming(incoming) => incoming.size_hint(),
+            RequestSource::Teed(teed) => teed.size_hint(),
+            RequestSource::Copy(copy) => copy.size_hint(),
+        };
         let held = self.first.iter().filter_map(Frame::data_ref);
         let held: u64 = held.map(|data| data.len() as u64).sum();
         let mut hint = SizeHint::new();
@@ -120,7 +169,7 @@ impl Body for RequestBody {
 pub struct ResponseBody {
     source: Source,
     /// Ends the answer before its end.
-    cut: Option<Cut>,
+    cut: Option<Cutter>,
     /// Dropped with the answer, whether or not it came to its end.
     _ending: Option<Ending>,
 }
@@ -141,7 +190,7 @@ struct Upstream {
     /// Gone once the body has ended.
     lease: Option<Lease>,
     /// The endpoint counts the request until then.
-    _in_flight: InFlight,
+    _in_flight: Pick,
 }
 
 impl ResponseBody {
@@ -153,7 +202,7 @@ impl ResponseBody {
 
     /// What an endpoint sends over a leased connection.
     #[must_use]
-    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: InFlight) -> Self {
+    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: Pick) -> Self {
         let upstream = Upstream {
             incoming,
             lease: Some(lease),
@@ -167,7 +216,7 @@ impl ResponseBody {
     #[must_use]
     pub fn cut_by(self, cut: impl Future<Output = ()> + Send + 'static) -> Self {
         Self {
-            cut: Some(Cut(Box::pin(cut))),
+            cut: Some(Cutter(Box::pin(cut))),
             ..self
         }
     }
@@ -193,11 +242,11 @@ impl From<Source> for ResponseBody {
 }
 
 /// Something that ends an answer when it comes about.
-struct Cut(Pin<Box<dyn Future<Output = ()> + Send>>);
+struct Cutter(Pin<Box<dyn Future<Output = ()> + Send>>);
 
-impl fmt::Debug for Cut {
+impl fmt::Debug for Cutter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Cut")
+        f.write_str("Cutter")
     }
 }
 
@@ -233,7 +282,7 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(Cut(cut)) = &mut self.cut
+        if let Some(Cutter(cut)) = &mut self.cut
             && cut.as_mut().poll(cx).is_ready()
         {
             self.cut = None;

@@ -5,26 +5,30 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tulle_model::request::Protocol;
+use tulle_model::request::{Protocol, Scheme};
 use tulle_model::service::AppProtocol;
+use tulle_model::waypoint::FrontOf;
 use tulle_model::{Reason, RequestHead};
 use tulle_transport::hbone::Retry;
 
 use super::body::{RequestBody, ResponseBody};
-use super::outgoing::{REQUEST_ID, Told};
+use super::hygiene::encode::{self, REQUEST_ID, Telling};
+use super::hygiene::{self, Admitted, Bounds, Terms};
 use super::pace::{Pace, Running};
 use super::respond::{self, Caller, Reply};
-use super::{canonical, outgoing};
+use super::routing::{self, Onward, Way};
 use crate::context::Waypoint;
+use crate::filter::mirror;
 use crate::listener::arrival::Arrival;
 use crate::policy;
 use crate::policy::engine::{Asking, Passed};
 use crate::policy::live::Open;
 use crate::snapshot::{FrontState, PortState, Snapshot};
-use crate::upstream::backend::{Backend, Endpoint};
+use crate::upstream::backend::{Backend, BackendKey};
+use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf};
 use crate::upstream::pool::{Key, SendFailed, Version};
 
@@ -125,59 +129,180 @@ pub async fn exchange(session: Session, request: Request<Incoming>) -> Response<
 impl Exchange<'_> {
     async fn run(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Reply> {
         let (parts, body) = request.into_parts();
-        let mut head = canonical::read(parts, self.arrival.is_gateway)?;
         let place = self.place()?;
+        let admitted = self.read(parts, &place)?;
         policy::admit(&place.front)?;
-        let backend = self.route(&place, &head)?;
+        let source = self.arrival.source.identity.as_ref();
+        let namespace = source.map(|identity| &*identity.namespace);
+        let way = routing::choose(&place.port.rules, namespace, &admitted.head)?;
+        // Answers of our own pass the rule's filters for answers, too.
+        match self.take(&place, &way, admitted, body).await {
+            Ok((mut answer, onward)) => {
+                way.finish(onward.as_ref(), answer.headers_mut());
+                Ok(answer)
+            }
+            Err(reply) => {
+                let mut answer = self.reply(reply);
+                way.finish(None, answer.headers_mut());
+                Ok(answer)
+            }
+        }
+    }
+
+    /// Everything between route and answer.
+    async fn take(
+        &self,
+        place: &Place,
+        way: &Way,
+        mut admitted: Admitted,
+        body: Incoming,
+    ) -> Result<(Response<ResponseBody>, Option<Onward>), Reply> {
+        if let Some(answer) = way.preflight(&admitted.head) {
+            return Ok((self.own(answer), None));
+        }
         let mut body = RequestBody::of(body);
-        let passed = self.police(&place, None, &mut head, &mut body).await?;
-        let mut upstream = head.clone();
-        passed.change_request(&mut upstream);
-        let mut answer = self.send(&place, &backend, &upstream, body).await?;
+        let mut passed = self.police(place, way, &mut admitted.head, &mut body).await?;
+        let port = self.arrival.destination.address.port();
+        if let Some(answer) = way.redirect(&admitted.head, port)? {
+            return Ok((self.own(answer), None));
+        }
+        let onward = way.onward(&place.port, &admitted.head)?;
+        self.police_backend(
+            place,
+            &onward.backend,
+            (&mut admitted.head, &mut body),
+            &mut passed,
+        )
+        .await?;
+        // Filters see what came; what policies change comes on top of what they make of it.
+        let mut head = onward.head.as_ref().unwrap_or(&admitted.head).clone();
+        passed.change_request(&mut head);
+        let body = self.mirror(place, way, &head, &admitted, body);
+        let mut answer = self
+            .send(place, &onward.backend, &head, admitted.takes_trailers, body)
+            .await?;
         passed.change_response(answer.headers_mut());
-        let open = Open {
-            front: self.arrival.front.clone(),
-            route: None,
-            source: self.arrival.source.clone(),
-            destination: self.arrival.destination,
-            head: Some(head),
-            claims: passed.claims,
-            sni: None,
-            rules: Arc::clone(place.port.policies_of(None)),
-        };
-        let (waypoint, id) = (Arc::clone(self.waypoint), self.id.clone());
-        let cut = async move {
-            let ended = open.ended(Arc::clone(&waypoint)).await;
-            let reason = Reason::PolicyChanged;
-            waypoint.metrics.replied(reason);
-            tracing::info!(
-                ?id,
-                ?ended,
-                code = reason.code(),
-                token = reason.token(),
-                "answer cut"
-            );
-        };
-        Ok(answer.map(|body| body.cut_by(cut)))
+        let answer = self.watched(answer, place, way, admitted.head, passed);
+        Ok((answer, Some(onward)))
     }
 
     /// What policies say of a request that takes this route: limits, tokens, authorizers, authorization, faults.
     async fn police(
         &self,
         place: &Place,
-        route: Option<&str>,
+        way: &Way,
         head: &mut RequestHead,
         body: &mut RequestBody,
     ) -> Result<Passed, Reply> {
-        let of = Asking {
+        let rules = place.port.policies_of(way.name());
+        let of = self.asking(way.name());
+        let engine = &self.waypoint.policies;
+        engine.judge(rules, &**self.waypoint, head, body, of).await
+    }
+
+    /// What the security policies of a backend say that is not what was asked for, with the same source. Where this
+    /// waypoint does not stand in front of it, they are enforced by whoever does.
+    async fn police_backend(
+        &self,
+        place: &Place,
+        backend: &Backend,
+        (head, body): (&mut RequestHead, &mut RequestBody),
+        passed: &mut Passed,
+    ) -> Result<(), Reply> {
+        let BackendKey::Service(service, port) = &backend.key else {
+            return Ok(());
+        };
+        let of = FrontOf::Service(service.clone());
+        let Some(front) = place.snapshot.front(&of).filter(|_| of != self.arrival.front) else {
+            return Ok(());
+        };
+        policy::admit(front)?;
+        let Some(port) = front.port(*port) else {
+            return Ok(());
+        };
+        let engine = &self.waypoint.policies;
+        let (rules, ask) = (port.policies_as_backend(), &**self.waypoint);
+        engine
+            .judge_security(rules, ask, head, body, self.asking(None), passed)
+            .await
+    }
+
+    fn asking<'a>(&'a self, route: Option<&'a str>) -> Asking<'a> {
+        Asking {
             source: &self.arrival.source,
             destination: self.arrival.destination,
             route,
             id: self.id.to_str().unwrap_or_default(),
+        }
+    }
+
+    /// Lets the answer end when policies deny the request while it is on its way.
+    fn watched(
+        &self,
+        answer: Response<ResponseBody>,
+        place: &Place,
+        way: &Way,
+        head: RequestHead,
+        passed: Passed,
+    ) -> Response<ResponseBody> {
+        let open = Open {
+            front: self.arrival.front.clone(),
+            route: way.rule.as_ref().map(|rule| rule.name.clone()),
+            source: self.arrival.source.clone(),
+            destination: self.arrival.destination,
+            head: Some(head),
+            claims: passed.claims,
+            sni: None,
+            rules: Arc::clone(place.port.policies_of(way.name())),
         };
-        let rules = place.port.policies_of(route);
-        let engine = &self.waypoint.policies;
-        engine.judge(rules, &**self.waypoint, head, body, of).await
+        let (waypoint, id) = (Arc::clone(self.waypoint), self.id.clone());
+        let cut = async move {
+            let ended = open.ended(Arc::clone(&waypoint)).await;
+            let reason = Reason::PolicyChanged;
+            waypoint.metrics.replied(reason);
+            let (code, token) = (reason.code(), reason.token());
+            tracing::info!(?id, ?ended, code, token, "answer cut");
+        };
+        answer.map(|body| body.cut_by(cut))
+    }
+
+    /// Reads a request into its canonical form.
+    fn read(&self, parts: http::request::Parts, place: &Place) -> Result<Admitted, Reply> {
+        let settings = &place.snapshot.settings;
+        let bounds = Bounds {
+            bytes: settings
+                .limits
+                .header_bytes
+                .map_or(Bounds::default().bytes, |bytes| bytes as usize),
+            ..Bounds::default()
+        };
+        let is_http1 = parts.version < http::Version::HTTP_2;
+        let authority = self.arrival.destination.address.to_string();
+        let terms = Terms {
+            bounds,
+            paths: settings.path_normalization,
+            scheme: Scheme::Http,
+            gateway: self.arrival.is_gateway,
+            authority: &authority,
+        };
+        hygiene::admit(parts, &terms).map_err(|rejection| {
+            let mut reply = Reply::from(rejection.reason);
+            if rejection.close && is_http1 {
+                let close = HeaderValue::from_static("close");
+                reply
+                    .own
+                    .get_or_insert_default()
+                    .headers
+                    .insert(http::header::CONNECTION, close);
+            }
+            reply
+        })
+    }
+
+    /// An answer that no endpoint gave.
+    fn own(&self, mut answer: Response<ResponseBody>) -> Response<ResponseBody> {
+        answer.headers_mut().insert(REQUEST_ID, self.id.clone());
+        answer
     }
 
     /// Finds front and port as they are now: they may have changed since the connection came in.
@@ -193,43 +318,51 @@ impl Exchange<'_> {
         })
     }
 
-    /// Where the request goes. Without routes, to what was asked for.
-    fn route(&self, place: &Place, _head: &RequestHead) -> Result<Arc<Backend>, Reply> {
-        if place.port.routes.is_empty() {
-            return Ok(Arc::clone(&place.port.backend));
-        }
-        Err(Reason::BackendInvalid.into())
-    }
-
     /// Tries endpoints until one answers, as long as no byte can have reached an application.
     async fn send(
         &self,
         place: &Place,
         backend: &Backend,
         head: &RequestHead,
-        incoming: RequestBody,
+        takes_trailers: bool,
+        body: RequestBody,
     ) -> Result<Response<ResponseBody>, Reply> {
         let behalf = Behalf::of(self.arrival, &place.snapshot);
-        let version = upstream_version(&place.port, head);
-        let has_body = !incoming.is_end_stream();
-        let mut body = Some(incoming);
+        let version = upstream_version(routing::spoken(backend, place.port.protocol), head);
+        let has_body = !body.is_end_stream();
+        let mut body = Some(body);
         let (mut tried, mut last) = (Vec::new(), Reason::NoHealthyEndpoint);
         for attempt in 1..=TRIES_MAX {
-            let Some(endpoint) = backend.pick(&tried) else {
+            let ask = Ask {
+                now: backend.now(),
+                tried: &tried,
+                address: Some(self.arrival.destination.address.ip()),
+                ..Ask::default()
+            };
+            let Some(pick) = backend.pick(&ask) else {
                 break;
             };
+            let state = Arc::clone(&pick.endpoint().state);
             let sending = match body.take() {
                 Some(body) => body,
                 None if !has_body => RequestBody::default(),
                 None => break,
             };
-            let told = Told {
-                source: self.arrival.source.ip,
-                id: &self.id,
+            let telling = Telling {
+                request_id: &self.id,
+                source_ip: self.arrival.source.ip,
                 attempt,
+                client_cert: None,
+                upgrade: None,
+                takes_trailers,
             };
-            let request = outgoing::write(head, version, sending, told)?;
-            match self.attempt(&endpoint, &behalf, version, request).await {
+            let written = match version {
+                Version::Http1 => http::Version::HTTP_11,
+                Version::Http2 => http::Version::HTTP_2,
+            };
+            let parts = encode::encode(head, &telling, written).map_err(|_| Reason::BadPath)?;
+            let request = Request::from_parts(parts, sending);
+            match self.attempt(pick, &behalf, version, request).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => {
                     last = failed.reason;
@@ -238,7 +371,7 @@ impl Exchange<'_> {
                     }
                     body = failed.body;
                     if failed.elsewhere {
-                        tried.push(endpoint.workload.uid.clone());
+                        tried.push(state);
                     }
                 }
             }
@@ -248,15 +381,15 @@ impl Exchange<'_> {
 
     async fn attempt(
         &self,
-        endpoint: &Arc<Endpoint>,
+        pick: Pick,
         behalf: &Behalf,
         version: Version,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
+        let endpoint = pick.endpoint();
         let Some(address) = endpoint.address(self.arrival.destination.address) else {
             return Err(Failed::unsent(Reason::NoHealthyEndpoint, request, true));
         };
-        let in_flight = endpoint.begin();
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
@@ -278,12 +411,12 @@ impl Exchange<'_> {
             Ok(response) => {
                 let (mut parts, body) = response.into_parts();
                 let answer = |reason| Failed::ended(reason);
-                if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-                    return Err(answer(Reason::UpstreamProtocol));
-                }
-                respond::clean(&mut parts.headers).map_err(answer)?;
+                let connection = hygiene::answer::clean(&mut parts, false).map_err(answer)?;
                 parts.extensions.clear();
-                let body = ResponseBody::upstream(body, lease, in_flight);
+                if connection == hygiene::answer::Connection::Close {
+                    lease.spoil();
+                }
+                let body = ResponseBody::upstream(body, lease, pick);
                 Ok(Response::from_parts(parts, body))
             }
             Err(SendFailed {
@@ -308,6 +441,66 @@ impl Exchange<'_> {
                 })
             }
         }
+    }
+
+    /// Sends copies where the rule says, and hands the body back that feeds them. Nobody waits for a copy.
+    fn mirror(
+        &self,
+        place: &Place,
+        way: &Way,
+        head: &RequestHead,
+        admitted: &Admitted,
+        incoming: RequestBody,
+    ) -> RequestBody {
+        let mirrors = way.rule.iter().flat_map(|rule| &rule.mirrors);
+        let drawn = mirrors.filter(|mirror| mirror.share.draws(rand::random()));
+        let wanted: Vec<_> = drawn.filter_map(|mirror| mirror.backend.clone()).collect();
+        if wanted.is_empty() {
+            return incoming;
+        }
+        let (body, copies) = incoming.teed(wanted.len());
+        for (backend, copy) in wanted.into_iter().zip(copies) {
+            let Ok(permit) = Arc::clone(&self.waypoint.mirrors).try_acquire_owned() else {
+                self.waypoint.metrics.mirrored("dropped");
+                continue;
+            };
+            let head = RequestHead {
+                authority: mirror::shadow(&head.authority),
+                ..head.clone()
+            };
+            let place = Place {
+                snapshot: Arc::clone(&place.snapshot),
+                front: Arc::clone(&place.front),
+                port: Arc::clone(&place.port),
+            };
+            let (waypoint, arrival) = (Arc::clone(self.waypoint), self.arrival.clone());
+            let (id, grpc, takes_trailers) = (self.id.clone(), self.grpc, admitted.takes_trailers);
+            tulle_runtime::tasks::spawn("mirror", async move {
+                let _permit = permit;
+                let exchange = Exchange {
+                    waypoint: &waypoint,
+                    arrival: &arrival,
+                    id,
+                    grpc,
+                };
+                let copying = async {
+                    let answer = exchange
+                        .send(&place, &backend, &head, takes_trailers, copy)
+                        .await?;
+                    http_body_util::BodyExt::collect(answer.into_body())
+                        .await
+                        .map_err(|_| Reason::UpstreamReset)?;
+                    Ok::<_, Reply>(())
+                };
+                let outcome = match tokio::time::timeout(mirror::LIFE_MAX, copying).await {
+                    Ok(Ok(())) => "sent",
+                    Ok(Err(_)) => "failed",
+                    Err(_) => "timeout",
+                };
+                waypoint.metrics.mirrored(outcome);
+            });
+        }
+        body
     }
 
     fn reply(&self, reply: Reply) -> Response<ResponseBody> {
@@ -355,8 +548,8 @@ impl Failed {
 }
 
 /// What is declared for HTTP/2 is spoken to in HTTP/2; else what the client speaks. Never less.
-fn upstream_version(port: &PortState, head: &RequestHead) -> Version {
-    match (port.protocol, head.protocol) {
+fn upstream_version(declared: AppProtocol, head: &RequestHead) -> Version {
+    match (declared, head.protocol) {
         (AppProtocol::Http2 | AppProtocol::Grpc, _) | (_, Protocol::Http2) => Version::Http2,
         (_, Protocol::Http10 | Protocol::Http11) => Version::Http1,
     }

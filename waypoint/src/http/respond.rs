@@ -1,14 +1,14 @@
-//! The only place where reasons become answers, and where answers of endpoints are cleaned before they go on.
+//! The only place where reasons become answers.
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tulle_model::reason::http::grpc_status;
 use tulle_model::{Reason, Str};
 use tulle_transport::ReasonHeader;
 
 use super::body::ResponseBody;
-use super::outgoing::REQUEST_ID;
+use super::hygiene::encode::REQUEST_ID;
 use crate::config::ReasonDetail;
 
 const REASON: HeaderName = HeaderName::from_static(tulle_transport::reason_header::NAME);
@@ -118,52 +118,6 @@ fn told(reason: Reason, because: Option<&Str>, caller: Caller<'_>) -> Option<Hea
     HeaderValue::try_from(header.id(id).to_string()).ok()
 }
 
-/// Fields of an answer that are about one connection, not about the next.
-const OF_THE_HOP: [&str; 7] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "te",
-    "upgrade",
-    "transfer-encoding",
-];
-
-/// Takes out of an endpoint's answer what is of the hop, or what only the mesh may say.
-///
-/// # Errors
-/// The end of its body cannot be told for certain.
-pub fn clean(headers: &mut HeaderMap) -> Result<(), Reason> {
-    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(encoding) = encodings.next() {
-        let chunked = encoding.as_bytes().eq_ignore_ascii_case(b"chunked");
-        if !chunked || encodings.next().is_some() {
-            return Err(Reason::UpstreamProtocol);
-        }
-        // The chunks decided where the body ends.
-        headers.remove(CONTENT_LENGTH);
-    }
-    let named: Vec<HeaderName> = headers
-        .get_all(http::header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|word| HeaderName::try_from(word.trim()).ok())
-        .collect();
-    let ours = |name: &&HeaderName| {
-        let name = name.as_str();
-        name.starts_with("x-envoy-") || name.starts_with("x-tulle-")
-    };
-    let ours: Vec<HeaderName> = headers.keys().filter(ours).cloned().collect();
-    for name in named.into_iter().chain(ours) {
-        headers.remove(name);
-    }
-    for name in OF_THE_HOP {
-        headers.remove(name);
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,24 +166,5 @@ mod tests {
         };
         let response = reply(Reason::PolicyDenied.into(), silent);
         assert!(!response.headers().contains_key(REASON));
-    }
-
-    #[test]
-    fn an_answer_loses_what_is_not_for_the_client() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("connection", "x-hop"),
-            ("x-hop", "1"),
-            ("x-envoy-upstream", "1"),
-            ("transfer-encoding", "chunked"),
-            ("content-length", "5"),
-            ("x-kept", "1"),
-        ] {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
-        clean(&mut headers).unwrap();
-        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-kept"]);
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("gzip"));
-        assert_eq!(clean(&mut headers), Err(Reason::UpstreamProtocol));
     }
 }

@@ -18,6 +18,7 @@ use super::jwt::target::{BadTarget, Target};
 use crate::context::Waypoint;
 use crate::http::body::RequestBody;
 use crate::upstream::backend::{Backend, BackendKey};
+use crate::upstream::cluster;
 use crate::upstream::connect::{self, Behalf};
 use crate::upstream::pool::{Key, Version};
 
@@ -32,10 +33,16 @@ impl Waypoint {
         let Asked { service, port } = question.to;
         let snapshot = self.view.load();
         let backend = Backend::new(BackendKey::Service(service.clone(), *port));
-        backend.refresh(&snapshot.mesh, &snapshot.own);
+        backend.refresh(&snapshot.mesh, &snapshot.own, &snapshot.settings);
         drop(snapshot);
         let nobody = || AskError::NoEndpoint(service.clone());
-        let endpoint = backend.pick(&[]).ok_or_else(nobody)?;
+        let ask = cluster::Ask {
+            now: backend.now(),
+            ..cluster::Ask::default()
+        };
+        // Held until the answer is whole: the endpoint counts the question until then.
+        let pick = backend.pick(&ask).ok_or_else(nobody)?;
+        let endpoint = pick.endpoint();
         let asked = SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port));
         let address = endpoint.address(asked).ok_or_else(nobody)?;
         let behalf = Behalf {
@@ -54,10 +61,9 @@ impl Waypoint {
                 Over::Http2 => Version::Http2,
             },
         };
-        let _in_flight = endpoint.begin();
         let mut request = question.request.map(RequestBody::text);
         loop {
-            let open = || connect::open(self, &endpoint, address, &behalf);
+            let open = || connect::open(self, endpoint, address, &behalf);
             let broken = |error: &dyn std::fmt::Display| AskError::Connection(error.to_string());
             let mut lease = self
                 .upstreams

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use tulle_model::gateway::GatewayDestination;
 use tulle_model::policy::applies::{Object, Passed, Place};
 use tulle_model::policy::{On, Policy};
-use tulle_model::route::{Kind, ParentTo, Route};
+use tulle_model::route::{Kind, ParentTo, PortRoutes, Route};
 use tulle_model::service::{AppProtocol, Service};
 use tulle_model::waypoint::{Front, FrontOf, Settings};
 use tulle_model::workload::{HealthStatus, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadType};
@@ -18,6 +18,7 @@ use tulle_xds_client::state::ChangeStream;
 use super::front::{FrontState, Fronted, PortPolicies, PortState};
 use super::{Fronts, Snapshot, View};
 use crate::config::Config;
+use crate::http::rule::Rule;
 use crate::policy::rules::{self, Limiters, Rules};
 use crate::upstream::backend::{Backend, BackendKey};
 
@@ -172,7 +173,7 @@ fn build(
             continue;
         };
         if affected.everything || key.is_among(&affected.services, &affected.objects) {
-            backend.refresh(&mesh, &own);
+            backend.refresh(&mesh, &own, &settings);
         }
     }
     limiters.refresh(ready_replicas(&settings, &mesh));
@@ -235,6 +236,7 @@ impl Making<'_> {
                     is_http: reads_requests(&security, None),
                     policies: self.policies(&security, Object::Workload(uid, 0), &[]),
                     routes: Vec::new(),
+                    rules: PortRoutes::default(),
                     backend,
                 };
                 (
@@ -262,6 +264,7 @@ impl Making<'_> {
                 protocol: declared.app_protocol,
                 is_http: routes.iter().any(reads) || reads_requests(security, Some(*port)),
                 policies: self.policies(security, Object::Service(&key, *port), &routes),
+                rules: self.rules(&key, *port, &routes),
                 routes,
                 backend: self.backend(BackendKey::Service(key.clone(), *port)),
             };
@@ -295,6 +298,7 @@ impl Making<'_> {
                 is_http: reads_requests(security, Some(port)),
                 policies: self.policies(security, Object::Workload(&workload.uid, port), &[]),
                 routes: Vec::new(),
+                rules: PortRoutes::default(),
                 backend: Arc::clone(&backend),
             };
             (port, Arc::new(state))
@@ -310,6 +314,19 @@ impl Making<'_> {
             })
         };
         self.mesh.routes_of(service).filter(here).cloned().collect()
+    }
+
+    fn rules(
+        &mut self,
+        service: &NamespacedHostname,
+        port: u16,
+        routes: &[Arc<Route>],
+    ) -> PortRoutes<Arc<Rule>> {
+        PortRoutes::compile(service, port, routes, |route| {
+            Rule::compile(route, |backend, port| {
+                self.backend(BackendKey::Service(backend.clone(), port))
+            })
+        })
     }
 
     /// What decides about security at an object: attached to it, to this waypoint, to its class, or to the mesh.
@@ -400,7 +417,7 @@ impl Making<'_> {
             return backend;
         }
         let backend = Arc::new(Backend::new(key.clone()));
-        backend.refresh(self.mesh, self.own);
+        backend.refresh(self.mesh, self.own, self.settings);
         self.backends.insert(key, Arc::downgrade(&backend));
         backend
     }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tulle_model::policy::Policy;
-use tulle_model::route::Route;
+use tulle_model::route::{PortRoutes, Route};
 use tulle_model::service::{AppProtocol, Service, Visibility};
 use tulle_model::waypoint::{Front, FrontOf};
 use tulle_model::{Str, Workload};
 
+use crate::http::rule::Rule;
 use crate::policy::rules::Rules;
 use crate::upstream::backend::Backend;
 
@@ -44,8 +45,10 @@ pub struct PortState {
     pub protocol: AppProtocol,
     /// Whether something that applies to it reads requests, so that it is HTTP whatever its first bytes look like.
     pub is_http: bool,
-    /// The routes that name it as their parent, compiled elsewhere from here.
+    /// The routes that name it as their parent.
     pub routes: Vec<Arc<Route>>,
+    /// The same, compiled for each class of callers.
+    pub rules: PortRoutes<Arc<Rule>>,
     pub(super) policies: PortPolicies,
     /// Where requests go that no route sends elsewhere.
     pub backend: Arc<Backend>,

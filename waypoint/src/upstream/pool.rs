@@ -115,6 +115,8 @@ pub struct Lease {
     kind: Kind,
     /// Whether the connection carried requests before: then it may just have been closed by the endpoint.
     pub reused: bool,
+    /// Where its answer ends is not certain: nobody may use it again.
+    spoilt: bool,
 }
 
 #[derive(Debug)]
@@ -170,6 +172,7 @@ impl HttpPool {
                 key: key.clone(),
             },
             reused,
+            spoilt: false,
         }
     }
 
@@ -269,6 +272,7 @@ impl Lease {
                 _running: Running(shared.usage),
             },
             reused,
+            spoilt: false,
         }
     }
 
@@ -290,9 +294,16 @@ impl Lease {
         }
     }
 
-    /// The answer is complete: others may use the connection.
+    /// Where its answer ends is not certain: nobody may use the connection again.
+    pub fn spoil(&mut self) {
+        self.spoilt = true;
+    }
+
+    /// The answer is complete: others may use the connection, unless it is spoilt.
     pub fn finish(self) {
-        if let Kind::Http1 { sender, pool, key } = self.kind {
+        if let Kind::Http1 { sender, pool, key } = self.kind
+            && !self.spoilt
+        {
             pool.give_back(&key, sender);
         }
     }

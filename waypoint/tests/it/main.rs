@@ -4,5 +4,6 @@
 mod arrival;
 mod policies;
 mod requests;
+mod routes;
 mod streams;
 mod world;

@@ -443,12 +443,10 @@ fn provider(name: &str, kind: ProviderKind) -> MeshUpdate {
     MeshUpdate::Waypoint(Arc::new(Told::Settings(Box::new(settings))))
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_authorizer_of_the_mesh_decides_where_a_custom_policy_matches() {
-    let world = World::web().await;
-    let questions: Arc<Mutex<Vec<CheckRequest>>> = Arc::default();
-    let keep = Arc::clone(&questions);
-    helper(&world, "judge", move |request| {
+/// The service `shop/judge`, which lets pass what asks for `/admin/good` and keeps its questions.
+async fn judge(world: &World, questions: &Arc<Mutex<Vec<CheckRequest>>>) {
+    let keep = Arc::clone(questions);
+    helper(world, "judge", move |request| {
         let keep = Arc::clone(&keep);
         async move {
             let question: CheckRequest = asked(request).await;
@@ -485,6 +483,13 @@ async fn an_authorizer_of_the_mesh_decides_where_a_custom_policy_matches() {
         }
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authorizer_of_the_mesh_decides_where_a_custom_policy_matches() {
+    let world = World::web().await;
+    let questions: Arc<Mutex<Vec<CheckRequest>>> = Arc::default();
+    judge(&world, &questions).await;
     let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
     let custom = authz(Action::Custom, vec![to("GET", "/admin/"), to("POST", "/admin/")]);
     world.apply(vec![provider("judge", judge)]).await;

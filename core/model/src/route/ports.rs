@@ -29,6 +29,15 @@ pub struct PortRoutes<T> {
     consumers: BTreeMap<Str, Routes<T>>,
 }
 
+impl<T> Default for PortRoutes<T> {
+    fn default() -> Self {
+        Self {
+            producer: Routes::None,
+            consumers: BTreeMap::new(),
+        }
+    }
+}
+
 /// One route with the parent it hangs on.
 type Hung<'r> = (&'r Arc<Route>, &'r Parent);
 

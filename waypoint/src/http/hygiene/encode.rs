@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::header::{CONNECTION, HOST, TE, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use tulle_model::request::{RequestHead, Scheme};
@@ -10,7 +10,8 @@ use tulle_model::request::{RequestHead, Scheme};
 use super::Upgrade;
 use super::fields::FORWARDED_FOR;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The id of a request, in requests and local replies.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -71,9 +72,15 @@ pub fn encode(head: &RequestHead, telling: &Telling<'_>, version: Version) -> Re
             .iter()
             .map(|(name, value)| (name.clone(), value.clone())),
     );
+    // Written again from what is known of the body.
+    parts.headers.remove(CONTENT_LENGTH);
     tell(&mut parts.headers, head.scheme, telling);
     if telling.takes_trailers {
         parts.headers.insert(TE, HeaderValue::from_static("trailers"));
+        if version == Version::HTTP_11 {
+            // RFC 9110, 10.1.4: the field is of the hop.
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("te"));
+        }
     }
     if let Some(Upgrade::WebSocket) = telling.upgrade {
         upgrade(&mut parts);

@@ -65,11 +65,17 @@ impl Index {
 
     /// The first rule that matches, of those that can. `None` if it cannot be told by this index: of a stream, what is
     /// asked of requests counts as told.
-    pub(super) fn first(&self, of: &Attributes<'_>, matches: impl Fn(usize) -> bool) -> Option<Option<usize>> {
+    pub(super) fn first(
+        &self,
+        of: &Attributes<'_>,
+        matches: impl Fn(usize) -> bool,
+    ) -> Option<Option<usize>> {
         let request = of.request?;
         let mut best: Option<u32> = None;
         let mut look = |list: &[u32]| {
-            let earlier = list.iter().take_while(|place| best.is_none_or(|best| **place < best));
+            let earlier = list
+                .iter()
+                .take_while(|place| best.is_none_or(|best| **place < best));
             let found = earlier.copied().find(|place| matches(to_usize(*place)));
             best = found.or(best);
         };
@@ -88,7 +94,10 @@ impl Index {
             look_up(Key::Account(namespace, service_account));
             look_up(Key::Namespace(namespace));
         }
-        for path in [Some(&*request.path), of.decoded.as_deref()].into_iter().flatten() {
+        for path in [Some(&*request.path), of.decoded.as_deref()]
+            .into_iter()
+            .flatten()
+        {
             look_up(Key::Path(path));
             for below in below(path).into_iter().flatten() {
                 look_up(Key::Below(below));
@@ -111,7 +120,11 @@ impl Index {
     }
 
     /// The keys of all alternatives, if each of them has some.
-    fn all<T>(&self, alternatives: &[T], keys_of: impl Fn(&T, &mut Vec<u64>) -> Option<()>) -> Option<Vec<u64>> {
+    fn all<T>(
+        &self,
+        alternatives: &[T],
+        keys_of: impl Fn(&T, &mut Vec<u64>) -> Option<()>,
+    ) -> Option<Vec<u64>> {
         let mut keys = Vec::new();
         for alternative in alternatives {
             keys_of(alternative, &mut keys)?;
@@ -148,7 +161,9 @@ impl Index {
         }
         for pattern in &to.paths.any {
             // A pattern of its own that cannot be read counts as told, and so cannot be found by its path.
-            let PathPattern::Text(text) = pattern else { return None };
+            let PathPattern::Text(text) = pattern else {
+                return None;
+            };
             let key = match text {
                 StringMatch::Exact(text) => self.hash(&Key::Path(&upper_escapes(text))),
                 StringMatch::Prefix(text) => {
@@ -180,7 +195,11 @@ fn exacts(values: &Values<StringMatch>) -> Option<impl Iterator<Item = &str>> {
 
 /// The path up to the slash behind its first segment, and behind its second.
 fn below(path: &str) -> [Option<&str>; 2] {
-    let mut ends = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
+    let mut ends = path
+        .bytes()
+        .enumerate()
+        .filter(|(_, byte)| *byte == b'/')
+        .map(|(at, _)| at);
     let _root = ends.next();
     let first = ends.next().map(|at| &path[..=at]);
     let second = ends.next().map(|at| &path[..=at]);
