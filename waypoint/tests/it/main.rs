@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod arrival;
+mod policies;
 mod requests;
 mod routes;
 mod streams;
