@@ -45,10 +45,12 @@ pub enum CaptureError {
         described: Vec<IpAddr>,
     },
     /// The application listens where capture must.
-    #[error("port {port} is taken by the application")]
+    #[error("port {port} is taken by {}", holder.as_deref().unwrap_or("the application"))]
     PortTaken {
         /// The port.
         port: u16,
+        /// The process that has it, if one is seen.
+        holder: Option<String>,
     },
     /// A listening socket cannot be opened.
     #[error("port {port} cannot be listened on: {source}")]

@@ -31,8 +31,8 @@ fn cluster(algorithm: Algorithm, endpoints: usize) -> Arc<Cluster> {
     let serving: Vec<_> = (0..endpoints).map(serving).collect();
     let sources = Sources {
         here: &workload("way").build(),
-        service: &Arc::new(service("web").port(80, 8080).build()),
-        port: 80,
+        name: "default/web.default.svc.cluster.local:80".into(),
+        service: Some(&Arc::new(service("web").port(80, 8080).build())),
         serving: &serving,
         policy: ClusterPolicy {
             balancing: LoadBalancing {

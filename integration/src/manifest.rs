@@ -55,6 +55,22 @@ pub fn workload_at(
     )
 }
 
+/// A gateway of the waypoint's class, and the pod that serves it.
+#[must_use]
+pub fn waypoint(namespace: &str, gateway: &str, pod: &Pod) -> String {
+    let (name, node, ipv4, ipv6) = (pod.name(), pod.node(), pod.ipv4(), pod.ipv6());
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: {gateway}\n  \
+         namespace: {namespace}\nspec:\n  gatewayClassName: tulle-waypoint\n  listeners:\n  \
+         - {{name: mesh, port: 15008, protocol: HBONE}}\nstatus:\n  addresses:\n  - {{value: {ipv4}}}\n\
+         ---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  \
+         namespace: {namespace}\n  annotations:\n    tulle.dev/node: {node}\n    tulle.dev/process: netns:{name}\n    \
+         tulle.dev/addresses: \"{ipv4},{ipv6}\"\nspec:\n  address: {ipv4}\n  serviceAccount: {gateway}\n  \
+         labels:\n    gateway.networking.k8s.io/gateway-name: {gateway}\n    gateway.istio.io/managed: tulle.dev-waypoint\n    \
+         istio.io/dataplane-mode: none\n    networking.istio.io/tunnel: http\n"
+    )
+}
+
 /// A service that selects `app: <name>`; ports are (service port, target port).
 #[must_use]
 pub fn service(name: &str, addresses: &[IpAddr], ports: &[(u16, u16)]) -> String {
@@ -75,21 +91,6 @@ pub fn service(name: &str, addresses: &[IpAddr], ports: &[(u16, u16)]) -> String
         );
     }
     yaml
-}
-
-/// A waypoint of the enrolled namespace, with a pod that is one of its instances.
-#[must_use]
-pub fn waypoint(name: &str, pod: &Pod) -> String {
-    let (own, node, ipv4) = (pod.name(), pod.node(), pod.ipv4());
-    format!(
-        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: {name}\n  namespace: \
-         {NAMESPACE}\nspec:\n  gatewayClassName: tulle-waypoint\n  listeners:\n  - name: mesh\n    port: 15008\n    \
-         protocol: HBONE\nstatus:\n  addresses:\n  - type: IPAddress\n    value: {ipv4}\n---\napiVersion: \
-         networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {own}\n  namespace: {NAMESPACE}\n  \
-         labels:\n    gateway.networking.k8s.io/gateway-name: {name}\n    gateway.istio.io/managed: \
-         tulle.dev-waypoint\n    istio.io/dataplane-mode: none\n    networking.istio.io/tunnel: http\n  \
-         annotations:\n    tulle.dev/node: {node}\nspec:\n  address: {ipv4}\n  serviceAccount: {name}\n"
-    )
 }
 
 /// A policy on the pods of an app; `rules` is the YAML of its rules.

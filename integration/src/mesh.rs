@@ -81,6 +81,25 @@ impl TestMesh {
         }
     }
 
+    /// Adds a pod with the waypoint of a gateway, which is its service account too, and waits until it is ready. The
+    /// gateway is written as a user would write it; where it is, is what a controller would say.
+    pub async fn start_waypoint(&mut self, node: &str, namespace: &str, gateway: &str) -> Pod {
+        let name = format!("{gateway}-1");
+        let pod = self.world.add_pod(node, &name).await.unwrap();
+        self.apply(
+            &format!("gateway-{gateway}"),
+            &manifest::waypoint(namespace, gateway, &pod),
+        );
+        self.mesh
+            .start_waypoint(&self.world, &name, namespace, gateway)
+            .unwrap();
+        let component = Component::Waypoint(gateway.to_owned());
+        if let Err(error) = self.mesh.wait_ready(&component).await {
+            panic!("{error}\n{}", self.logs());
+        }
+        pod
+    }
+
     /// Starts one node's agent and proxy. Others may run already, and the control plane must.
     pub fn start_node(&mut self, node: &str) {
         let token = tulle_xds::token::create(&self.mesh.folders().state, node).unwrap();
@@ -169,24 +188,6 @@ impl TestMesh {
         let written = manifest::annotated_workload(NAMESPACE, pod, pod.name(), annotations);
         self.workloads.insert(pod.name().to_owned(), written);
         self.write_workloads();
-    }
-
-    /// Adds a waypoint to the enrolled namespace, with one instance in a pod of its own on a node; it does not run yet.
-    pub async fn waypoint(&mut self, node: &str, name: &str) -> Pod {
-        let pod = self.world.add_pod(node, name).await.unwrap();
-        self.apply(&format!("waypoint-{name}"), &manifest::waypoint(name, &pod));
-        pod
-    }
-
-    /// Starts the instance of a waypoint and waits until it is ready. The control plane must run.
-    pub async fn start_waypoint(&mut self, pod: &Pod) -> Component {
-        let started = self.mesh.start_waypoint(&self.world, pod, NAMESPACE, pod.name());
-        started.unwrap();
-        let component = Component::Waypoint(format!("{NAMESPACE}-{}", pod.name()));
-        if let Err(error) = self.mesh.wait_ready(&component).await {
-            panic!("{error}\n{}", self.logs());
-        }
-        component
     }
 
     /// Takes a pod out of the configuration; its world stays.

@@ -15,6 +15,8 @@ use tulle_runtime::ready::Ready;
 use tulle_runtime::telemetry::LogHandle;
 
 use crate::context::Waypoint;
+use crate::upstream::backend::Backend;
+use crate::upstream::endpoint::Endpoint;
 
 /// What the pages show. Clones share it.
 #[derive(Debug, Clone)]
@@ -64,20 +66,13 @@ async fn config_dump(State(pages): State<Pages>) -> Json<Value> {
         .fronts()
         .map(|front| {
             let ports = front.ports().map(|(port, state)| {
-                let endpoints = state.backend.endpoints();
-                let usable = endpoints.usable.iter().map(|endpoint| {
-                    json!({
-                        "workload": endpoint.workload.uid,
-                        "targetPort": endpoint.target_port,
-                        "tunnelled": endpoint.is_tunnelled(),
-                    })
-                });
+                let endpoints = endpoints(&state.backend);
                 json!({
                     "port": port,
                     "protocol": state.protocol,
                     "readsRequests": state.is_http,
                     "routes": state.routes.iter().map(|route| route.name()).collect::<Vec<_>>(),
-                    "endpoints": usable.collect::<Vec<_>>(),
+                    "endpoints": endpoints,
                 })
             });
             json!({
@@ -99,6 +94,28 @@ async fn config_dump(State(pages): State<Pages>) -> Json<Value> {
         "certificates": waypoint.secrets.list(),
         "xds": waypoint.mesh.status(),
     }))
+}
+
+/// Who serves a backend, and how it stands with each of them.
+fn endpoints(backend: &Backend) -> Vec<Value> {
+    let Some(cluster) = backend.cluster() else {
+        return Vec::new();
+    };
+    let now = backend.now();
+    let endpoint = |endpoint: &Endpoint| {
+        let state = &endpoint.state;
+        json!({
+            "workload": endpoint.workload.uid,
+            "addresses": endpoint.workload.addresses,
+            "targetPort": endpoint.target_port,
+            "tunnelled": endpoint.is_tunnelled(),
+            "capacity": endpoint.workload.capacity,
+            "inFlight": state.in_flight(),
+            "latencyMs": state.latency(now).map(|latency| latency.as_secs_f64() * 1_000.0),
+            "state": cluster.state_of(endpoint, now).as_str(),
+        })
+    };
+    cluster.endpoints().iter().map(endpoint).collect()
 }
 
 async fn quit(State(pages): State<Pages>) -> impl IntoResponse {

@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use tulle_model::Reason;
 use tulle_runtime::metrics::Registry;
 
+use crate::policy::metrics::PolicyMetrics;
+
 /// Counters of the process. Clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -18,6 +20,8 @@ pub struct Metrics {
     pub plaintext_upstream: Counter,
     mirror: Family<OfOutcome, Counter>,
     local_replies: Family<OfReason, Counter>,
+    /// What policies decided.
+    pub policies: PolicyMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -58,6 +62,7 @@ impl Metrics {
                 Family::default(),
             ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
+            policies: PolicyMetrics::register(registry),
         }
     }
 

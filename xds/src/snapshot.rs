@@ -4,15 +4,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 use tulle_model::{Identity, Str};
 
+pub mod around;
 pub mod chunk;
 pub mod fronted;
 pub mod objects;
 
+pub use around::Around;
 pub use chunk::Chunk;
 pub use fronted::Fronted;
 pub use fronted::Fronts;
@@ -227,8 +230,11 @@ pub struct Snapshot {
     pub(crate) routes: Table,
     pub(crate) policies: Table,
     pub(crate) fronted: Fronted,
+    pub(crate) around: Around,
     pub(crate) placement: Placement,
     pub(crate) objects: Objects,
+    /// When it was published.
+    pub(crate) published: Option<Instant>,
 }
 
 impl Snapshot {
@@ -236,6 +242,12 @@ impl Snapshot {
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// When the engine published it.
+    #[must_use]
+    pub fn published(&self) -> Option<Instant> {
+        self.published
     }
 
     /// Whether the sources were read completely at least once. Before that nothing may be served.
@@ -276,6 +288,14 @@ impl Snapshot {
         self.table(ty).changed_since(sequence)
     }
 
+    /// Whether the log of any type has forgotten changes after the cut `sequence`.
+    #[must_use]
+    pub fn has_forgotten(&self, sequence: u64) -> bool {
+        ResourceType::ALL
+            .into_iter()
+            .any(|ty| self.table(ty).has_forgotten(sequence))
+    }
+
     /// Which identities run on which node.
     #[must_use]
     pub fn placement(&self) -> &Placement {
@@ -286,6 +306,12 @@ impl Snapshot {
     #[must_use]
     pub fn fronted(&self) -> &Fronted {
         &self.fronted
+    }
+
+    /// What goes with what, for clients that ask by name.
+    #[must_use]
+    pub fn around(&self) -> &Around {
+        &self.around
     }
 
     /// Whether a waypoint is to be sent this Address resource without asking: what it fronts, the backends of its

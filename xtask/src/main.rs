@@ -141,13 +141,14 @@ fn test(may_install: bool) -> Result<(), String> {
         ]),
     )?;
     step(
-        "tests of exported access lines and profiles",
+        "tests of exported access lines, and of a build without profiles",
         cargo(&[
             "test",
             "--package",
             "tulle-ztunnel",
+            "--no-default-features",
             "--features",
-            "otlp,pprof",
+            "otlp",
             "--lib",
             "--locked",
         ]),

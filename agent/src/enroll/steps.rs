@@ -210,9 +210,9 @@ impl PodTask {
         }
         let (dns, mark) = (self.wants_dns(), self.shared.settings.mark);
         match Listeners::open(&located.netns, dns, mark).await {
-            Err(CaptureError::PortTaken { port }) => {
+            Err(taken @ CaptureError::PortTaken { .. }) => {
                 let returned = self.shared.hub.return_sockets(&self.pod.uid).await;
-                let returned = returned.ok_or(CaptureError::PortTaken { port })?;
+                let returned = returned.ok_or(taken)?;
                 tracing::info!(uid = %self.pod.uid, listeners = returned.len(), "the proxy gave the listeners back");
                 let adopted = Listeners::adopt(returned, mark)?;
                 if adopted.serve_dns() == dns {

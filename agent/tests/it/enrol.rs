@@ -254,6 +254,10 @@ async fn without_a_proxy_a_pod_is_not_captured_and_says_why(backend: Backend) {
     take(&proxy).await;
     agent.until("In").await;
     assert!(agent.shared.board.entries().remove(0).error.is_none());
+    let events = agent.shared.board.events();
+    let told: Vec<_> = events.iter().map(|event| (event.reason, &*event.name)).collect();
+    assert_eq!(told, [("proxy_not_connected", "web"), ("captured", "web")]);
+    assert!(events[0].count >= 1 && events[0].message.contains("start the node proxy"));
 }
 
 async fn listeners_and_rules_survive_a_restart_of_the_agent(backend: Backend) {

@@ -143,7 +143,8 @@ fn ip(netns: &NetNs, arguments: &str) {
     run(netns, "ip", arguments);
 }
 
-fn run(netns: &NetNs, program: &str, arguments: &str) -> String {
+/// What a program prints inside of a namespace.
+pub(crate) fn run(netns: &NetNs, program: &str, arguments: &str) -> String {
     let mut command = Command::new(program);
     command.args(arguments.split(' ').filter(|argument| !argument.is_empty()));
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");

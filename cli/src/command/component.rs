@@ -22,32 +22,6 @@ Environment (ztunnel's names; docs/reference/config.md has all of them):
 
 Exit codes: 0 ended when asked to; 1 failed while running; 64 a variable has a bad value.";
 
-/// The variables of a waypoint.
-const WAYPOINT_HELP: &str = "\
-Environment:
-  POD_NAMESPACE         namespace of the gateway
-  SERVICE_ACCOUNT       its service account: with the namespace, its identity
-  TULLE_WAYPOINT        name of the gateway [the service account]
-  POD_NAME, NODE_NAME   own pod and node
-  INSTANCE_IP           own address
-  XDS_ADDRESS           control plane, https://HOST:PORT
-  CA_ADDRESS            certificate authority, https://HOST:PORT
-  XDS_ROOT_CA           root of the control plane: path or PEM text (likewise CA_ROOT_CA)
-  AUTH_TOKEN            file with the token, or the token itself
-  TULLE_CREDENTIAL      own (the token is of the service account) or node (of the node) [own]
-  TULLE_WAYPOINT_LISTEN where tunnels are taken [[::]:15008]
-  TULLE_WAYPOINT_THREADS  threads [one for each core]
-  TULLE_ADMIN_PORT      admin pages on loopback, or off [15000]
-  TULLE_STATS_PORT      metrics, or off [15020]
-  TULLE_READINESS_PORT  readiness, or off [15021]
-  TERMINATION_DRAIN_DURATION  how long what runs may take at the end [30s]
-  TULLE_POLICY_WAIT     how long a stream waits for policies that have not arrived [2s]
-  TULLE_REASON_DETAIL   what callers are told of a refusal: full, code or none [full]
-  TULLE_RUN_DIR         folder of the admin socket [/run/tulle]
-  RUST_LOG, LOG_FORMAT  log filter [info]; text or json [text]
-
-Exit codes: 0 ended when asked to; 1 failed while running; 64 a variable has a bad value.";
-
 /// A component of the mesh.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Component {
@@ -63,9 +37,6 @@ pub(crate) enum Component {
     /// Run the node proxy; it takes ztunnel's environment variables
     #[command(after_help = ZTUNNEL_HELP)]
     Ztunnel(Ztunnel),
-    /// Run an instance of a waypoint: the L7 proxy of the services and workloads bound to it
-    #[command(after_help = WAYPOINT_HELP)]
-    Waypoint,
 }
 
 /// How the node proxy runs.
@@ -75,6 +46,12 @@ pub(crate) struct Ztunnel {
     /// its connections until they end
     #[arg(long)]
     supervise: bool,
+}
+
+/// Runs an instance of a waypoint as this process.
+pub(crate) fn run_waypoint() -> Exit {
+    parent::watch(&ProcessEnv);
+    tulle_waypoint::run_process(&ProcessEnv)
 }
 
 pub(crate) fn run(component: Component) -> Exit {
@@ -89,6 +66,5 @@ pub(crate) fn run(component: Component) -> Exit {
             tulle_ztunnel::supervise::run_process(&ProcessEnv, vec!["ztunnel".into()])
         }
         Component::Ztunnel(Ztunnel { supervise: false }) => tulle_ztunnel::run_process(&ProcessEnv),
-        Component::Waypoint => tulle_waypoint::run_process(&ProcessEnv),
     }
 }

@@ -163,7 +163,14 @@ mod tests {
         #[test]
         fn properties_hold_for_likely_text(host in "[0-9a-fx.:%_\\[\\]-]{0,30}", port in "[0-9+]{0,6}", path in "[a-z/]{0,30}") {
             connect_authority(format!("{host}:{port}").as_bytes());
+            request_host(format!("{host}:{port}").as_bytes());
             spiffe(format!("spiffe://td/ns/{path}").as_bytes());
+        }
+
+        #[test]
+        fn properties_hold_for_likely_paths(path in "/[a-c./\\\\%25eEfF~A ]{0,24}") {
+            request_path(path.as_bytes());
+            route_select(format!("{path}\n{path}?q=%31").as_bytes());
         }
 
         #[test]

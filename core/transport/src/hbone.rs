@@ -9,6 +9,8 @@
 //! ```
 
 pub mod client;
+#[cfg(test)]
+mod compared;
 pub mod connect;
 pub mod error;
 mod expiry;
@@ -17,7 +19,7 @@ mod h2;
 mod liveness;
 mod load;
 pub mod local;
-mod own;
+pub(crate) mod own;
 pub mod pool;
 #[cfg(any(test, feature = "testing"))]
 pub mod raw;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tulle_runtime::http_client;
 
-use crate::pod::Pod;
 use crate::process::{Process, ProcessError};
 use crate::topology::{CONTROL, World, WorldError};
 
@@ -99,7 +98,7 @@ pub enum Component {
     Agent(String),
     /// The proxy of a node.
     Ztunnel(String),
-    /// An instance of a waypoint, `<namespace>-<gateway>`.
+    /// A waypoint, by its gateway.
     Waypoint(String),
 }
 
@@ -111,7 +110,7 @@ impl Component {
             Self::Control => "xds".to_owned(),
             Self::Agent(node) => format!("agent-{node}"),
             Self::Ztunnel(node) => format!("ztunnel-{node}"),
-            Self::Waypoint(name) => format!("waypoint-{name}"),
+            Self::Waypoint(gateway) => format!("waypoint-{gateway}"),
         }
     }
 }
@@ -341,44 +340,6 @@ impl Mesh {
         )
     }
 
-    /// Starts an instance of a waypoint in a pod of its own, with the credential of the pod's node.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn start_waypoint(
-        &mut self,
-        world: &World,
-        pod: &Pod,
-        namespace: &str,
-        gateway: &str,
-    ) -> Result<(), MeshError> {
-        let place = self.place(world, pod.node())?;
-        let address = pod.ipv4().to_string();
-        let environment = [
-            ("NODE_NAME", pod.node()),
-            ("POD_NAME", pod.name()),
-            ("POD_NAMESPACE", namespace),
-            ("SERVICE_ACCOUNT", gateway),
-            ("INSTANCE_IP", &address),
-            ("TULLE_CREDENTIAL", "node"),
-            ("AUTH_TOKEN", &place.token),
-            ("XDS_ADDRESS", &place.url),
-            ("CA_ADDRESS", &place.url),
-            ("XDS_ROOT_CA", &place.root),
-            ("CA_ROOT_CA", &place.root),
-            ("TULLE_WAYPOINT_THREADS", "2"),
-            ("RUST_LOG", "info,tulle_waypoint=debug"),
-        ];
-        let component = Component::Waypoint(format!("{namespace}-{gateway}"));
-        let name = component.name();
-        let command = self.folders.command(&name, &["waypoint"]);
-        let mut command = file_step(format!("log for {name}"), command)?;
-        command.envs(environment);
-        let process = pod.spawn(&name, command)?;
-        self.processes.insert(component, process);
-        Ok(())
-    }
-
     /// Gives a node its credential, which its agent and its proxy find in a file only we may read.
     ///
     /// # Errors
@@ -422,6 +383,45 @@ impl Mesh {
             cni: self.cni_socket(node).display().to_string(),
             inpod: self.folders.run.join(format!("{node}.zds")).display().to_string(),
         })
+    }
+
+    /// Starts the waypoint of a gateway in a pod of its own, whose service account is called like the gateway. It shows
+    /// the credential of the pod's node.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_waypoint(
+        &mut self,
+        world: &World,
+        pod: &str,
+        namespace: &str,
+        gateway: &str,
+    ) -> Result<(), MeshError> {
+        let pod = world.pod(pod)?;
+        let place = self.place(world, pod.node())?;
+        let component = Component::Waypoint(gateway.to_owned());
+        let name = component.name();
+        let command = self.folders.command(&name, &["waypoint"]);
+        let mut command = file_step(format!("log for {name}"), command)?;
+        let address = pod.ipv4().to_string();
+        command.envs([
+            ("POD_NAMESPACE", namespace),
+            ("SERVICE_ACCOUNT", gateway),
+            ("TULLE_WAYPOINT", gateway),
+            ("POD_NAME", pod.name()),
+            ("INSTANCE_IP", &address),
+            ("NODE_NAME", pod.node()),
+            ("TULLE_CREDENTIAL", "node"),
+            ("AUTH_TOKEN", &place.token),
+            ("XDS_ADDRESS", &place.url),
+            ("CA_ADDRESS", &place.url),
+            ("XDS_ROOT_CA", &place.root),
+            ("CA_ROOT_CA", &place.root),
+        ]);
+        command.envs(&self.environment);
+        let process = pod.spawn(&name, command)?;
+        self.processes.insert(component, process);
+        Ok(())
     }
 
     fn start(

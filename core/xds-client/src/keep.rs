@@ -197,6 +197,6 @@ mod tests {
     #[test]
     fn held_configurations_are_read_as_they_were_written() {
         const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus");
-        super::replay::replay(format!("{CORPUS}/held_configuration"), fuzz);
+        replay::replay(format!("{CORPUS}/held_configuration"), fuzz);
     }
 }

@@ -1,5 +1,7 @@
 //! Files, memory and ports run short.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -45,12 +47,16 @@ fn f13(scale: Scale) -> Run {
         let proxies = ["n1", "n2"].map(|node| stage.process(&Component::Ztunnel(node.into())));
         let before = proxies.map(anonymous_bytes);
         let mut readers = Vec::new();
+        let sent = Arc::new(AtomicU64::new(0));
         for _ in 0..stalled {
             let stream = connect(stage.web.namespace(), stage.echo.address())
                 .await
                 .unwrap();
-            readers.push(spawn(read_slowly(stream)));
+            readers.push(spawn(read_slowly(stream, Arc::clone(&sent))));
         }
+        // Filling the windows is a load of its own; what counts here is that they stand full.
+        let full = until_it_rests(&sent).await;
+        assert!(full, "the windows never fill");
         let under = stage.after().await;
         let after = proxies.map(anonymous_bytes);
         let each = |index: usize| after[index].saturating_sub(before[index]) as f64 / stalled as f64 / 1024.0;
@@ -66,16 +72,33 @@ fn f13(scale: Scale) -> Run {
 }
 
 /// Sends until nothing more is taken, and reads one byte each second.
-async fn read_slowly(stream: tokio::net::TcpStream) {
+async fn read_slowly(stream: tokio::net::TcpStream, sent: Arc<AtomicU64>) {
     let (mut reading, mut writing) = stream.into_split();
     let chunk = vec![7; 64 * 1024];
-    let flood = async { while writing.write_all(&chunk).await.is_ok() {} };
+    let flood = async {
+        while let Ok(bytes) = writing.write(&chunk).await {
+            sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    };
     let trickle = async {
         while reading.read_exact(&mut [0]).await.is_ok() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
     tokio::join!(flood, trickle);
+}
+
+/// Waits until almost nothing is sent any more, for two minutes at most.
+async fn until_it_rests(sent: &AtomicU64) -> bool {
+    const RESTING_PER_SECOND: u64 = 256 * 1024;
+    for _ in 0..120 {
+        let before = sent.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if sent.load(Ordering::Relaxed) - before < RESTING_PER_SECOND {
+            return true;
+        }
+    }
+    false
 }
 
 fn f17(scale: Scale) -> Run {

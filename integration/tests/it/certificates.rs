@@ -12,7 +12,7 @@ use tulle_world::Component;
 const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Runs a command of the mesh's own, as its operator would.
-fn tulle(mesh: &TestMesh, arguments: &[&str]) -> String {
+pub(crate) fn tulle(mesh: &TestMesh, arguments: &[&str]) -> String {
     let folders = mesh.mesh.folders();
     let output = Command::new(&folders.binary)
         .args(arguments)

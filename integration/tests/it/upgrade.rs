@@ -197,3 +197,19 @@ async fn an_agent_that_restarts_between_two_generations_leaves_pods_with_the_lat
         "the earlier one hears of pods that end\n{log}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_upgrades_a_node_by_one_command_that_waits() {
+    let (mesh, web, db) = supervised_pair().await;
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    let pinned = Sequenced::open(web.namespace(), echo.address(), 5).await;
+    let before = mesh.mesh.newest_generation("n1").await.unwrap().number;
+    let said = crate::certificates::tulle(&mesh, &["node", "upgrade", "--node", "n1", "--output", "json"]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["schema"], "tulle.node.upgrade/v1");
+    let shown = said["items"].as_array().unwrap();
+    let newest = shown.iter().find(|one| one["generation"] == before + 1).unwrap();
+    assert_eq!(newest["phase"], "serving", "{said}");
+    assert_echo(web.namespace(), echo.address()).await;
+    assert_eq!(pinned.lost(), 0, "{:?}\n{}", pinned.failures(), mesh.logs());
+}

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use tulle_integration::mesh::eventually;
 use tulle_integration::{TestMesh, manifest};
-use tulle_world::{Pod, Process};
+use tulle_world::{Component, Pod, Process};
 
 /// Where the service is.
 const SERVICE: &str = "10.96.0.70";
@@ -75,12 +75,12 @@ async fn requests_go_through_the_waypoint_and_never_around_it() {
     let mut mesh = TestMesh::new(&["n1", "n2"]).await;
     let client = mesh.pod("n1", "client").await;
     let server = mesh.pod("n2", "server").await;
-    let way = mesh.waypoint("n2", "way").await;
     mesh.apply("server-service", &service());
     mesh.start().await;
     mesh.captured(&[&client, &server]).await;
     let _nginx = nginx(&mesh, &server).await;
-    let running = mesh.start_waypoint(&way).await;
+    mesh.start_waypoint("n2", manifest::NAMESPACE, "way").await;
+    let running = Component::Waypoint("way".to_owned());
 
     let url = format!("http://{SERVICE}/page?x=1");
     let mut answer = (String::new(), String::new());
@@ -125,7 +125,11 @@ async fn requests_go_through_the_waypoint_and_never_around_it() {
         let (status, body) = curl(&client, &[&url]);
         assert_eq!((status.as_str(), body.as_str()), ("000", ""), "{}", mesh.logs());
     }
-    mesh.start_waypoint(&way).await;
+    let started = mesh
+        .mesh
+        .start_waypoint(&mesh.world, "way-1", manifest::NAMESPACE, "way");
+    started.unwrap();
+    mesh.mesh.wait_ready(&running).await.unwrap();
     let back = eventually(async || curl(&client, &[&url]).0 == "200");
     assert!(back.await, "{}", mesh.logs());
 }

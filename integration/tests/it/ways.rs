@@ -136,6 +136,27 @@ async fn a_workload_has_no_more_connections_than_it_may_and_others_do_not_notice
     assert!(again, "the place is free again\n{}", mesh.logs());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clients_address_is_kept_unless_that_is_switched_off() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    mesh.mesh.set_node_environment("n1", "ENABLE_ORIG_SRC", "true");
+    mesh.mesh.set_node_environment("n2", "ENABLE_ORIG_SRC", "false");
+    let web = mesh.pod("n1", "web").await;
+    let db = mesh.pod("n2", "db").await;
+    mesh.start().await;
+    mesh.captured(&[&web, &db]).await;
+    let at_db = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    let at_web = Echo::start(web.namespace(), web.ipv4(), 8080).await;
+    assert_echo(web.namespace(), at_db.address()).await;
+    assert_echo(db.namespace(), at_web.address()).await;
+    assert_eq!(at_web.peers()[0].ip(), IpAddr::V4(db.ipv4()), "kept");
+    assert_eq!(
+        at_db.peers()[0].ip(),
+        IpAddr::V4(db.ipv4()),
+        "the proxy's own, in the pod"
+    );
+}
+
 /// A gateway of another network inside of a pod: it ends tunnels, and passes what is in them on to `to` unread.
 async fn gateway(at: &Pod, own: Arc<WorkloadCertificate>, to: SocketAddr) -> Arc<Mutex<Vec<String>>> {
     let listener = listen(at.namespace(), SocketAddr::new(at.ipv4().into(), 15008)).await;

@@ -10,6 +10,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tulle_model::request::{Protocol, Scheme};
 use tulle_model::service::AppProtocol;
+use tulle_model::waypoint::FrontOf;
 use tulle_model::{Reason, RequestHead};
 use tulle_transport::hbone::Retry;
 
@@ -23,8 +24,11 @@ use crate::context::Waypoint;
 use crate::filter::mirror;
 use crate::listener::arrival::Arrival;
 use crate::policy;
+use crate::policy::engine::{Asking, Passed};
+use crate::policy::live::Open;
 use crate::snapshot::{FrontState, PortState, Snapshot};
-use crate::upstream::backend::{Backend, Endpoint};
+use crate::upstream::backend::{Backend, BackendKey};
+use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf};
 use crate::upstream::pool::{Key, SendFailed, Version};
 
@@ -132,7 +136,7 @@ impl Exchange<'_> {
         let namespace = source.map(|identity| &*identity.namespace);
         let way = routing::choose(&place.port.rules, namespace, &admitted.head)?;
         // Answers of our own pass the rule's filters for answers, too.
-        match self.take(&place, &way, &admitted, body).await {
+        match self.take(&place, &way, admitted, body).await {
             Ok((mut answer, onward)) => {
                 way.finish(onward.as_ref(), answer.headers_mut());
                 Ok(answer)
@@ -150,23 +154,116 @@ impl Exchange<'_> {
         &self,
         place: &Place,
         way: &Way,
-        admitted: &Admitted,
+        mut admitted: Admitted,
         body: Incoming,
     ) -> Result<(Response<ResponseBody>, Option<Onward>), Reply> {
         if let Some(answer) = way.preflight(&admitted.head) {
             return Ok((self.own(answer), None));
         }
+        let mut body = RequestBody::of(body);
+        let mut passed = self.police(place, way, &mut admitted.head, &mut body).await?;
         let port = self.arrival.destination.address.port();
         if let Some(answer) = way.redirect(&admitted.head, port)? {
             return Ok((self.own(answer), None));
         }
         let onward = way.onward(&place.port, &admitted.head)?;
-        let head = onward.head.as_ref().unwrap_or(&admitted.head);
-        let body = self.mirror(place, way, head, admitted, body);
-        let answer = self
-            .send(place, &onward.backend, head, admitted.takes_trailers, body)
+        self.police_backend(
+            place,
+            &onward.backend,
+            (&mut admitted.head, &mut body),
+            &mut passed,
+        )
+        .await?;
+        // Filters see what came; what policies change comes on top of what they make of it.
+        let mut head = onward.head.as_ref().unwrap_or(&admitted.head).clone();
+        passed.change_request(&mut head);
+        let body = self.mirror(place, way, &head, &admitted, body);
+        let mut answer = self
+            .send(place, &onward.backend, &head, admitted.takes_trailers, body)
             .await?;
+        passed.change_response(answer.headers_mut());
+        let answer = self.watched(answer, place, way, admitted.head, passed);
         Ok((answer, Some(onward)))
+    }
+
+    /// What policies say of a request that takes this route: limits, tokens, authorizers, authorization, faults.
+    async fn police(
+        &self,
+        place: &Place,
+        way: &Way,
+        head: &mut RequestHead,
+        body: &mut RequestBody,
+    ) -> Result<Passed, Reply> {
+        let rules = place.port.policies_of(way.name());
+        let of = self.asking(way.name());
+        let engine = &self.waypoint.policies;
+        engine.judge(rules, &**self.waypoint, head, body, of).await
+    }
+
+    /// What the security policies of a backend say that is not what was asked for, with the same source. Where this
+    /// waypoint does not stand in front of it, they are enforced by whoever does.
+    async fn police_backend(
+        &self,
+        place: &Place,
+        backend: &Backend,
+        (head, body): (&mut RequestHead, &mut RequestBody),
+        passed: &mut Passed,
+    ) -> Result<(), Reply> {
+        let BackendKey::Service(service, port) = &backend.key else {
+            return Ok(());
+        };
+        let of = FrontOf::Service(service.clone());
+        let Some(front) = place.snapshot.front(&of).filter(|_| of != self.arrival.front) else {
+            return Ok(());
+        };
+        policy::admit(front)?;
+        let Some(port) = front.port(*port) else {
+            return Ok(());
+        };
+        let engine = &self.waypoint.policies;
+        let (rules, ask) = (port.policies_as_backend(), &**self.waypoint);
+        engine
+            .judge_security(rules, ask, head, body, self.asking(None), passed)
+            .await
+    }
+
+    fn asking<'a>(&'a self, route: Option<&'a str>) -> Asking<'a> {
+        Asking {
+            source: &self.arrival.source,
+            destination: self.arrival.destination,
+            route,
+            id: self.id.to_str().unwrap_or_default(),
+        }
+    }
+
+    /// Lets the answer end when policies deny the request while it is on its way.
+    fn watched(
+        &self,
+        answer: Response<ResponseBody>,
+        place: &Place,
+        way: &Way,
+        head: RequestHead,
+        passed: Passed,
+    ) -> Response<ResponseBody> {
+        let open = Open {
+            front: self.arrival.front.clone(),
+            route: way.rule.as_ref().map(|rule| rule.name.clone()),
+            source: self.arrival.source.clone(),
+            destination: self.arrival.destination,
+            head: Some(head),
+            claims: passed.claims,
+            sni: None,
+            rules: Arc::clone(place.port.policies_of(way.name())),
+        };
+        let (waypoint, id) = (Arc::clone(self.waypoint), self.id.clone());
+        let cut = async move {
+            let ended = open.ended(Arc::clone(&waypoint)).await;
+            let reason = Reason::PolicyChanged;
+            waypoint.metrics.replied(reason);
+            let (code, token) = (reason.code(), reason.token());
+            tracing::info!(?id, ?ended, code, token, "answer cut");
+        };
+        answer.map(|body| body.cut_by(cut))
     }
 
     /// Reads a request into its canonical form.
@@ -235,9 +332,16 @@ impl Exchange<'_> {
         let mut body = Some(body);
         let (mut tried, mut last) = (Vec::new(), Reason::NoHealthyEndpoint);
         for attempt in 1..=TRIES_MAX {
-            let Some(endpoint) = backend.pick(&tried) else {
+            let ask = Ask {
+                now: backend.now(),
+                tried: &tried,
+                address: Some(self.arrival.destination.address.ip()),
+                ..Ask::default()
+            };
+            let Some(pick) = backend.pick(&ask) else {
                 break;
             };
+            let state = Arc::clone(&pick.endpoint().state);
             let sending = match body.take() {
                 Some(body) => body,
                 None if !has_body => RequestBody::default(),
@@ -257,7 +361,7 @@ impl Exchange<'_> {
             };
             let parts = encode::encode(head, &telling, written).map_err(|_| Reason::BadPath)?;
             let request = Request::from_parts(parts, sending);
-            match self.attempt(place, &endpoint, version, request).await {
+            match self.attempt(place, pick, version, request).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => {
                     last = failed.reason;
@@ -266,7 +370,7 @@ impl Exchange<'_> {
                     }
                     body = failed.body;
                     if failed.elsewhere {
-                        tried.push(endpoint.workload.uid.clone());
+                        tried.push(state);
                     }
                 }
             }
@@ -277,14 +381,14 @@ impl Exchange<'_> {
     async fn attempt(
         &self,
         place: &Place,
-        endpoint: &Arc<Endpoint>,
+        pick: Pick,
         version: Version,
         request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Failed> {
+        let endpoint = pick.endpoint();
         let Some(address) = endpoint.address(self.arrival.destination.address) else {
             return Err(Failed::unsent(Reason::NoHealthyEndpoint, request, true));
         };
-        let in_flight = endpoint.begin();
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
@@ -315,7 +419,7 @@ impl Exchange<'_> {
                 if connection == hygiene::answer::Connection::Close {
                     lease.spoil();
                 }
-                let body = ResponseBody::upstream(body, lease, in_flight);
+                let body = ResponseBody::upstream(body, lease, pick);
                 Ok(Response::from_parts(parts, body))
             }
             Err(SendFailed {
@@ -349,15 +453,15 @@ impl Exchange<'_> {
         way: &Way,
         head: &RequestHead,
         admitted: &Admitted,
-        incoming: Incoming,
+        incoming: RequestBody,
     ) -> RequestBody {
         let mirrors = way.rule.iter().flat_map(|rule| &rule.mirrors);
         let drawn = mirrors.filter(|mirror| mirror.share.draws(rand::random()));
         let wanted: Vec<_> = drawn.filter_map(|mirror| mirror.backend.clone()).collect();
         if wanted.is_empty() {
-            return RequestBody::of(incoming);
+            return incoming;
         }
-        let (body, copies) = RequestBody::teed(incoming, wanted.len());
+        let (body, copies) = incoming.teed(wanted.len());
         for (backend, copy) in wanted.into_iter().zip(copies) {
             let Ok(permit) = Arc::clone(&self.waypoint.mirrors).try_acquire_owned() else {
                 self.waypoint.metrics.mirrored("dropped");

@@ -75,6 +75,12 @@ pub fn choose(
 }
 
 impl Way {
+    /// Name of the rule.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.rule.as_ref().map(|rule| &*rule.name)
+    }
+
     /// The answer to a preflight, if it is one.
     #[must_use]
     pub fn preflight(&self, head: &RequestHead) -> Option<Response<ResponseBody>> {
@@ -183,8 +189,8 @@ fn exists(backend: &Backend) -> bool {
 }
 
 fn protocol(backend: &Backend, port: u16) -> Option<AppProtocol> {
-    let endpoints = backend.endpoints();
-    let declared = endpoints.service.as_ref()?.ports.get(&port)?;
+    let cluster = backend.cluster()?;
+    let declared = cluster.service()?.ports.get(&port)?;
     Some(declared.app_protocol)
 }
 

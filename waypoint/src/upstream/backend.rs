@@ -1,16 +1,21 @@
-//! A backend: the endpoints of one port of a service, or one workload, and how loaded they are.
+//! A backend: the endpoints of one port of a service, or one workload, and what is remembered of them.
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use rand::RngExt;
-use tulle_model::service::{HealthPolicy, Service};
-use tulle_model::waypoint::FrontOf;
-use tulle_model::workload::{HealthStatus, TunnelProtocol, Workload};
-use tulle_model::{Identity, NamespacedHostname, Snapshot, WorkloadUid};
+use tulle_model::policy::applies::{Object, Passed, Place, winner};
+use tulle_model::policy::{Concern, On, Policy};
+use tulle_model::service::AppProtocol;
+use tulle_model::upstream::Serving;
+use tulle_model::waypoint::{FrontOf, Settings};
+use tulle_model::workload::{HealthStatus, Workload};
+use tulle_model::{NamespacedHostname, Snapshot, WorkloadUid};
+
+use super::budget::{self, Budget};
+use super::cluster::{Ask, Cluster, ClusterPolicy, ClusterState, Pick, Sources, Unit};
+use crate::clock::{Clock, Time};
 
 /// What a backend is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,76 +34,39 @@ impl BackendKey {
         objects: &BTreeSet<FrontOf>,
     ) -> bool {
         match self {
-            Self::Service(service, _) => services.contains(service),
+            Self::Service(service, _) => {
+                services.contains(service) || objects.contains(&FrontOf::Service(service.clone()))
+            }
             Self::Workload(uid) => objects.contains(&FrontOf::Workload(uid.clone())),
+        }
+    }
+
+    fn object(&self) -> (Object<'_>, On) {
+        match self {
+            Self::Service(service, port) => (Object::Service(service, *port), On::Service(service.clone())),
+            // Policies that name no port apply on every one of a workload's.
+            Self::Workload(uid) => (Object::Workload(uid, 0), On::Workload(uid.clone())),
         }
     }
 }
 
-/// A handle that outlives snapshots: only its endpoints change.
+/// A handle that outlives snapshots: only its endpoints and policies change.
 #[derive(Debug)]
 pub struct Backend {
     /// What it is.
     pub key: BackendKey,
-    endpoints: ArcSwap<Endpoints>,
+    clock: Clock,
+    state: Arc<ClusterState>,
+    /// What the requests to it, as the one that was asked for, may spend on retries.
+    budget: Budget,
+    current: ArcSwapOption<Current>,
 }
 
-/// Who serves a backend now.
-#[derive(Debug, Default)]
-pub struct Endpoints {
-    /// The service, as it is now; `None` for a workload, or before it arrived.
-    pub service: Option<Arc<Service>>,
-    /// Those that take new requests.
-    pub usable: Vec<Arc<Endpoint>>,
-}
-
-/// A workload that serves a backend.
+/// A backend in one snapshot.
 #[derive(Debug)]
-pub struct Endpoint {
-    /// The workload.
-    pub workload: Arc<Workload>,
-    /// Its own port; `None` is the one that is asked for.
-    pub target_port: Option<u16>,
-    /// The identities it may prove: its own, and those its service allows.
-    pub expected: Arc<BTreeSet<Identity>>,
-    /// Requests and streams at it now, from this process. Later descriptions of the same workload count on.
-    pub load: Arc<AtomicU32>,
-}
-
-impl Endpoint {
-    /// Where it is, for somebody who asked for this address.
-    #[must_use]
-    pub fn address(&self, asked: SocketAddr) -> Option<SocketAddr> {
-        let port = self.target_port.unwrap_or_else(|| asked.port());
-        let addresses = &self.workload.addresses;
-        // The family that was asked for, if there is a choice.
-        let same = addresses.iter().find(|ip| ip.is_ipv4() == asked.is_ipv4());
-        let ip = same.or_else(|| addresses.first())?;
-        Some(SocketAddr::new(*ip, port))
-    }
-
-    /// Whether it is reached by a tunnel.
-    #[must_use]
-    pub fn is_tunnelled(&self) -> bool {
-        self.workload.tunnel_protocol == TunnelProtocol::Hbone
-    }
-
-    /// Counts a request at it, for as long as the guard lives.
-    #[must_use]
-    pub fn begin(self: &Arc<Self>) -> InFlight {
-        self.load.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(&self.load))
-    }
-}
-
-/// A request that runs at an endpoint.
-#[derive(Debug)]
-pub struct InFlight(Arc<AtomicU32>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+struct Current {
+    cluster: Arc<Cluster>,
+    budget: budget::Settings,
 }
 
 impl Backend {
@@ -107,129 +75,153 @@ impl Backend {
     pub fn new(key: BackendKey) -> Self {
         Self {
             key,
-            endpoints: ArcSwap::default(),
+            clock: Clock::start(),
+            state: Arc::default(),
+            budget: Budget::default(),
+            current: ArcSwapOption::empty(),
         }
     }
 
-    /// Who serves it now.
+    /// What time it is for everything that is remembered here.
     #[must_use]
-    pub fn endpoints(&self) -> Arc<Endpoints> {
-        self.endpoints.load_full()
+    pub fn now(&self) -> Time {
+        self.clock.now()
     }
 
-    /// Looks up who serves it, as seen from `own`. Who served it before keeps its load.
-    pub fn refresh(&self, mesh: &Snapshot, own: &Workload) {
-        let before = self.endpoints.load();
-        let loads: HashMap<&WorkloadUid, &Arc<AtomicU32>> = before
-            .usable
+    /// Who serves it now; `None` before its service arrived, or when it is gone.
+    #[must_use]
+    pub fn cluster(&self) -> Option<Arc<Cluster>> {
+        let current = self.current.load();
+        current.as_ref().map(|current| Arc::clone(&current.cluster))
+    }
+
+    /// Looks up who serves it and by which policies, as seen from `own`. What is remembered stays.
+    pub fn refresh(&self, mesh: &Snapshot, own: &Workload, settings: &Settings) {
+        let (object, on) = self.key.object();
+        let name = settings.name();
+        let places = [
+            on,
+            On::Waypoint(name.clone()),
+            On::Class(settings.class.clone()),
+            On::Mesh,
+        ];
+        let attached: Vec<&Arc<Policy>> = places
             .iter()
-            .map(|endpoint| (&endpoint.workload.uid, &endpoint.load))
+            .flat_map(|on| mesh.waypoint_policies_on(on))
             .collect();
-        let load = |workload: &Workload| {
-            loads
-                .get(&workload.uid)
-                .map(|load| Arc::clone(load))
-                .unwrap_or_default()
+        let place = Place {
+            waypoint: Some(Passed {
+                name: &name,
+                class: &settings.class,
+            }),
+            object,
+            route: None,
         };
-        let next = match &self.key {
-            BackendKey::Workload(uid) => Endpoints {
-                service: None,
-                usable: mesh
-                    .workload(uid)
-                    .map(|workload| Endpoint {
-                        target_port: None,
-                        expected: Arc::new([workload.identity()].into()),
-                        load: load(workload),
-                        workload: Arc::clone(workload),
-                    })
-                    .map(Arc::new)
-                    .into_iter()
-                    .collect(),
-            },
+        let budget = winner(attached.iter().copied(), &place, |concern| match concern {
+            Concern::RetryBudget(budget) => Some(budget),
+            _ => None,
+        });
+        let next = self
+            .cluster_in(mesh, own, policy(&place, &attached))
+            .map(|cluster| Current {
+                cluster: Arc::new(cluster),
+                budget: budget.map(|(_, budget)| budget.into()).unwrap_or_default(),
+            });
+        self.current.store(next.map(Arc::new));
+    }
+
+    fn cluster_in(&self, mesh: &Snapshot, own: &Workload, policy: ClusterPolicy) -> Option<Cluster> {
+        let (name, service, serving) = match &self.key {
+            BackendKey::Workload(uid) => {
+                let workload = Arc::clone(mesh.workload(uid)?);
+                let serving = Serving {
+                    target_port: 0,
+                    rank: 0,
+                    healthy: workload.status == HealthStatus::Healthy,
+                    workload,
+                };
+                (uid.0.clone(), None, vec![serving])
+            }
             BackendKey::Service(key, port) => {
-                let service = mesh.service(key).cloned();
-                let usable = service.as_ref().map(|service| {
-                    let serving = mesh
-                        .endpoints(key)
-                        .filter_map(|workload| usable(service, *port, own, workload));
-                    serving
-                        .map(|(workload, target_port)| Endpoint {
-                            target_port: Some(target_port),
-                            expected: expected(&workload, service),
-                            load: load(&workload),
-                            workload,
-                        })
-                        .map(Arc::new)
-                        .collect()
-                });
-                Endpoints {
-                    service,
-                    usable: usable.unwrap_or_default(),
-                }
+                let service = mesh.service(key)?;
+                let mut serving = mesh.serving(own, service, *port);
+                // Other networks are reached through their gateways, which is not built here yet.
+                serving
+                    .retain(|one| one.workload.network == own.network && !one.workload.addresses.is_empty());
+                (format!("{key}:{port}").into(), Some(service), serving)
             }
         };
-        drop(before);
-        self.endpoints.store(Arc::new(next));
-    }
-
-    /// Picks the less loaded of two endpoints drawn at random, among those that were not tried.
-    #[must_use]
-    pub fn pick(&self, tried: &[WorkloadUid]) -> Option<Arc<Endpoint>> {
-        let endpoints = self.endpoints.load();
-        if tried.is_empty() {
-            let all = &endpoints.usable;
-            return less_loaded(all.len(), |at| &all[at]).map(Arc::clone);
-        }
-        let fresh = |endpoint: &&Arc<Endpoint>| !tried.contains(&endpoint.workload.uid);
-        let rest: Vec<&Arc<Endpoint>> = endpoints.usable.iter().filter(fresh).collect();
-        less_loaded(rest.len(), |at| rest[at]).map(Arc::clone)
-    }
-}
-
-fn less_loaded<'a>(count: usize, at: impl Fn(usize) -> &'a Arc<Endpoint>) -> Option<&'a Arc<Endpoint>> {
-    let load = |endpoint: &Arc<Endpoint>| {
-        let capacity = endpoint.workload.capacity.max(1);
-        f64::from(endpoint.load.load(Ordering::Relaxed) + 1) / f64::from(capacity)
-    };
-    match count {
-        0 => None,
-        1 => Some(at(0)),
-        _ => {
-            let mut random = rand::rng();
-            let first = random.random_range(0..count);
-            let mut second = random.random_range(0..count - 1);
-            if second >= first {
-                second += 1;
+        let declared = match (&self.key, service) {
+            (BackendKey::Service(_, port), Some(service)) => {
+                service.ports.get(port).map(|port| port.app_protocol)
             }
-            let (one, other) = (at(first), at(second));
-            Some(if load(other) < load(one) { other } else { one })
+            _ => None,
+        };
+        let unit = match declared {
+            Some(AppProtocol::Tcp | AppProtocol::Tls) => Unit::Connections,
+            _ => Unit::Requests,
+        };
+        let sources = Sources {
+            here: own,
+            name,
+            service,
+            serving: &serving,
+            policy,
+            unit,
+        };
+        Some(Cluster::new(sources, &self.state, self.now()))
+    }
+
+    /// Picks an endpoint; `None` if nobody serves it.
+    #[must_use]
+    pub fn pick(&self, ask: &Ask<'_>) -> Option<Pick> {
+        let cluster = self.cluster()?;
+        let mut random = rand::rng();
+        cluster.pick(ask, &mut |n| random.random_range(0..n))
+    }
+
+    /// A request asks for this backend: it adds to what may be spent on retries.
+    pub fn count_request(&self) {
+        if let Some(current) = &*self.current.load() {
+            self.budget.request(&current.budget, self.now());
         }
     }
-}
 
-/// The workload and its own port, if it takes requests for the service.
-fn usable(
-    service: &Service,
-    port: u16,
-    own: &Workload,
-    workload: Arc<Workload>,
-) -> Option<(Arc<Workload>, u16)> {
-    let health = service.load_balancing.as_ref().map(|policy| policy.health_policy);
-    let healthy = workload.status == HealthStatus::Healthy || health == Some(HealthPolicy::AllowAll);
-    if !healthy || workload.capacity == 0 || workload.addresses.is_empty() || workload.network != own.network
-    {
-        return None;
+    /// Whether one more retry may be made for requests that ask for this backend.
+    #[must_use]
+    pub fn may_retry(&self) -> bool {
+        let current = self.current.load();
+        let settings = current.as_ref().map(|current| current.budget).unwrap_or_default();
+        self.budget.retry(&settings, self.now())
     }
-    let mapped = workload
-        .services
-        .get(&service.key())
-        .and_then(|ports| ports.get(&port))
-        .copied();
-    let common = service.ports.get(&port).and_then(|facts| facts.target_port);
-    mapped.or(common).map(|target_port| (workload, target_port))
+
+    /// The share of the retry budget that is spent.
+    #[must_use]
+    pub fn budget_ratio(&self) -> f64 {
+        let current = self.current.load();
+        let settings = current.as_ref().map(|current| current.budget).unwrap_or_default();
+        self.budget.ratio(&settings, self.now())
+    }
 }
 
-fn expected(workload: &Workload, service: &Service) -> Arc<BTreeSet<Identity>> {
-    let further = service.subject_alt_names.iter().cloned();
-    Arc::new(std::iter::once(workload.identity()).chain(further).collect())
+fn policy(place: &Place<'_>, attached: &[&Arc<Policy>]) -> ClusterPolicy {
+    let balancing = winner(attached.iter().copied(), place, |concern| match concern {
+        Concern::LoadBalancing(balancing) => Some(balancing),
+        _ => None,
+    });
+    let outlier = winner(attached.iter().copied(), place, |concern| match concern {
+        Concern::Outlier(outlier) => Some(outlier),
+        _ => None,
+    });
+    let circuit = winner(attached.iter().copied(), place, |concern| match concern {
+        Concern::Circuit(circuit) => Some(circuit),
+        _ => None,
+    });
+    ClusterPolicy {
+        balancing: balancing
+            .map(|(_, balancing)| balancing.clone())
+            .unwrap_or_default(),
+        outlier: outlier.map(|(_, outlier)| outlier.into()),
+        limits: circuit.map(|(_, circuit)| circuit.into()).unwrap_or_default(),
+    }
 }

@@ -1,6 +1,6 @@
 //! A backend with its endpoints: a service's port as one snapshot has it, and what is remembered from one to the next.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -9,18 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tulle_model::Str;
 use tulle_model::policy::traffic::{self, Algorithm, LoadBalancing};
 use tulle_model::service::{LoadBalancingMode, Service};
 use tulle_model::upstream::Serving;
-use tulle_model::workload::Workload;
+use tulle_model::workload::{TunnelProtocol, Workload};
+use tulle_model::{Identity, Str};
 
 use super::balance::{Balance, Weighted, peak_ewma};
 use super::breaker::{Breaker, Limits};
 use super::endpoint::{Endpoint, EndpointKey, EndpointState, fingerprint};
 use super::locality::{Places, Spread};
-use super::outlier::{self, Bench};
+use super::outlier::{self, Bench, Phase};
 use crate::clock::Time;
+use crate::telemetry::party::Party;
 
 mod pick;
 #[cfg(test)]
@@ -113,10 +114,9 @@ pub enum Unit {
 
 /// A backend in one snapshot.
 pub struct Cluster {
-    /// `<namespace>/<hostname>:<port>`.
+    /// `<namespace>/<hostname>:<port>`, or a workload's uid.
     name: Str,
-    service: Arc<Service>,
-    port: u16,
+    service: Option<Arc<Service>>,
     /// Those that take new requests, place by place.
     endpoints: Box<[Endpoint]>,
     places: Box<[Place]>,
@@ -126,6 +126,32 @@ pub struct Cluster {
     policy: ClusterPolicy,
     passthrough: bool,
     state: Arc<ClusterState>,
+}
+
+/// How it stands with an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Standing {
+    /// It takes requests.
+    Usable,
+    /// It is left out.
+    Ejected,
+    /// It gets one request at a time.
+    Probation,
+    /// It is no endpoint any more.
+    Removed,
+}
+
+impl Standing {
+    /// As dumps and metrics say it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Usable => "usable",
+            Self::Ejected => "ejected",
+            Self::Probation => "probation",
+            Self::Removed => "removed",
+        }
+    }
 }
 
 /// Endpoints of one place.
@@ -153,10 +179,10 @@ impl fmt::Debug for Cluster {
 pub struct Sources<'a> {
     /// The waypoint itself: what is near is near to it.
     pub here: &'a Workload,
-    /// The service.
-    pub service: &'a Arc<Service>,
-    /// Its port.
-    pub port: u16,
+    /// What it is called: `<namespace>/<hostname>:<port>`, or a workload's uid.
+    pub name: Str,
+    /// The service; `None` for a workload that is reached by its own address, on the port that is asked for.
+    pub service: Option<&'a Arc<Service>>,
     /// Who serves it.
     pub serving: &'a [Serving],
     /// What policies say.
@@ -169,8 +195,12 @@ impl Cluster {
     /// Builds it, off the path of requests. What `state` remembers is kept.
     #[must_use]
     pub fn new(sources: Sources<'_>, state: &Arc<ClusterState>, now: Time) -> Self {
-        let Sources { service, serving, .. } = sources;
-        let name: Str = format!("{}:{}", service.key(), sources.port).into();
+        let Sources {
+            name,
+            service,
+            serving,
+            ..
+        } = sources;
         let states = state.keep(serving, now);
         let policy = sources.policy;
         let places = Places::new(sources.here, policy.balancing.locality.as_ref(), serving);
@@ -184,7 +214,9 @@ impl Cluster {
             let taking = members.iter().filter(|index| serving[**index].healthy);
             endpoints.extend(taking.map(|index| Endpoint {
                 workload: Arc::clone(&serving[*index].workload),
-                target_port: serving[*index].target_port,
+                target_port: service.map(|_| serving[*index].target_port),
+                expected: Arc::new(expected(&serving[*index].workload, service)),
+                party: Arc::new(party(&serving[*index].workload)),
                 state: Arc::clone(&states[*index]),
             }));
             let weighted: Vec<_> = endpoints[start..].iter().map(weighted).collect();
@@ -197,12 +229,12 @@ impl Cluster {
         };
         let spread = places.spread;
         let places = places.members.iter().map(build).collect();
-        let mode = service.load_balancing.as_ref().map(|balancing| balancing.mode);
+        let balancing = service.and_then(|service| service.load_balancing.as_ref());
+        let mode = balancing.map(|balancing| balancing.mode);
         Self {
             sessions: sessions(&name, &endpoints),
             name,
-            service: Arc::clone(service),
-            port: sources.port,
+            service: service.cloned(),
             endpoints: endpoints.into(),
             places,
             spread,
@@ -212,22 +244,16 @@ impl Cluster {
         }
     }
 
-    /// `<namespace>/<hostname>:<port>`.
+    /// `<namespace>/<hostname>:<port>`, or a workload's uid.
     #[must_use]
     pub fn name(&self) -> &Str {
         &self.name
     }
 
-    /// The service.
+    /// The service, unless it is a workload.
     #[must_use]
-    pub fn service(&self) -> &Arc<Service> {
-        &self.service
-    }
-
-    /// Its port.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        self.service.as_ref()
     }
 
     /// Endpoints that take new requests, also those that are out.
@@ -265,6 +291,18 @@ impl Cluster {
     #[must_use]
     pub fn knows(&self, fingerprint: u128) -> bool {
         self.session(fingerprint).is_some()
+    }
+
+    /// How it stands with one of its endpoints.
+    #[must_use]
+    pub fn state_of(&self, endpoint: &Endpoint, now: Time) -> Standing {
+        match endpoint.state.health.phase() {
+            _ if self.policy.outlier.is_none() => Standing::Usable,
+            Phase::Closed => Standing::Usable,
+            Phase::Ejected(until) if until > now => Standing::Ejected,
+            Phase::Ejected(_) | Phase::Probing => Standing::Probation,
+            Phase::Removed => Standing::Removed,
+        }
     }
 
     fn session(&self, fingerprint: u128) -> Option<usize> {
@@ -314,6 +352,20 @@ fn warmth(slow_start: &traffic::SlowStart, age: Duration) -> f64 {
     let aggression = f64::from(slow_start.aggression_milli.unwrap_or(1_000).max(1)) / 1_000.0;
     let grown = (age.as_secs_f64() / slow_start.window.as_secs_f64()).powf(1.0 / aggression);
     grown.max(least).min(1.0)
+}
+
+/// The identities a workload may prove when it answers for a service.
+fn expected(workload: &Workload, service: Option<&Arc<Service>>) -> BTreeSet<Identity> {
+    let further = service
+        .into_iter()
+        .flat_map(|service| service.subject_alt_names.iter().cloned());
+    std::iter::once(workload.identity()).chain(further).collect()
+}
+
+/// Whoever is reached by a tunnel has proven to be who is expected before any byte goes there.
+fn party(workload: &Workload) -> Party {
+    let proven = (workload.tunnel_protocol == TunnelProtocol::Hbone).then(|| workload.identity());
+    Party::new(Some(workload), proven.as_ref())
 }
 
 fn weighted(endpoint: &Endpoint) -> Weighted<'_> {

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 
 use tokio::time::timeout;
 use tulle_model::waypoint::SourceIdentity;
@@ -11,8 +10,9 @@ use tulle_model::{Identity, Reason};
 use tulle_transport::hbone::{ConnectRequest, HboneStream, TunnelKey};
 use tulle_transport::{Baggage, Forwarded, OpenError, TraceParent};
 
-use super::backend::Endpoint;
 use super::dial::Socket;
+use super::endpoint::Endpoint;
+use super::outcome::{Outcome, Unsent};
 use super::{CONNECT_TIMEOUT, Upstreams};
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
@@ -69,7 +69,7 @@ pub fn told_source(arrival: &Arrival, snapshot: &Snapshot) -> Option<Identity> {
 /// Why there is none. No byte has been sent then.
 pub async fn open(
     waypoint: &Waypoint,
-    endpoint: &Arc<Endpoint>,
+    endpoint: &Endpoint,
     address: SocketAddr,
     behalf: &Behalf,
 ) -> Result<Opened, OpenError> {
@@ -124,5 +124,27 @@ pub fn reason(error: &OpenError) -> Reason {
         OpenError::Tls { .. } | OpenError::Http2 { .. } | OpenError::Reset(_) => Reason::ConnectFailed,
         OpenError::PeerLost { .. } | OpenError::GoingAway => Reason::ConnectFailed,
         other => other.reason(),
+    }
+}
+
+/// How a try that opened a stream of bytes ended.
+pub(crate) fn outcome<T>(opened: &Result<T, OpenError>) -> Outcome {
+    match opened {
+        Ok(_) => Outcome::Connected,
+        Err(error) => outcome_of(error),
+    }
+}
+
+/// How a try ended that did not come as far as a stream. No byte can have reached the application.
+#[must_use]
+pub fn outcome_of(error: &OpenError) -> Outcome {
+    match error {
+        // The endpoint's proxy is there and cannot reach the application; whom it refuses it will refuse again.
+        OpenError::Refused(refusal) if refusal.status == 503 => Outcome::Unsent(Unsent::Unavailable),
+        OpenError::Refused(_) => Outcome::Refused,
+        OpenError::Tls { .. } => Outcome::Unsent(Unsent::Tls),
+        OpenError::Certificate { .. } | OpenError::PortsExhausted { .. } => Outcome::Unsent(Unsent::Own),
+        OpenError::GoingAway => Outcome::Unsent(Unsent::GoAway),
+        _ => Outcome::Unsent(Unsent::Connect),
     }
 }

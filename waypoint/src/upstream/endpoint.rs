@@ -1,15 +1,18 @@
 //! Endpoints: what a snapshot says of them, and what is remembered of them from one snapshot to the next.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use tulle_model::workload::Workload;
-use tulle_model::{Str, WorkloadUid};
+use tulle_model::workload::{TunnelProtocol, Workload};
+use tulle_model::{Identity, Str, WorkloadUid};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::balance::peak_ewma::Latency;
 use super::outlier::Health;
 use crate::clock::Time;
+use crate::telemetry::party::Party;
 
 /// What an endpoint is known by within its backend.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -87,13 +90,34 @@ impl EndpointState {
 pub struct Endpoint {
     /// The workload.
     pub workload: Arc<Workload>,
-    /// Its own port.
-    pub target_port: u16,
+    /// Its own port; `None` is the one that is asked for.
+    pub target_port: Option<u16>,
+    /// The identities it may prove: its own, and those its service allows.
+    pub expected: Arc<BTreeSet<Identity>>,
+    /// How metrics know it.
+    pub party: Arc<Party>,
     /// What is remembered of it.
     pub state: Arc<EndpointState>,
 }
 
 impl Endpoint {
+    /// Where it is, for somebody who asked for this address.
+    #[must_use]
+    pub fn address(&self, asked: SocketAddr) -> Option<SocketAddr> {
+        let port = self.target_port.unwrap_or_else(|| asked.port());
+        let addresses = &self.workload.addresses;
+        // The family that was asked for, if there is a choice.
+        let same = addresses.iter().find(|ip| ip.is_ipv4() == asked.is_ipv4());
+        let ip = same.or_else(|| addresses.first())?;
+        Some(SocketAddr::new(*ip, port))
+    }
+
+    /// Whether it is reached by a tunnel.
+    #[must_use]
+    pub fn is_tunnelled(&self) -> bool {
+        self.workload.tunnel_protocol == TunnelProtocol::Hbone
+    }
+
     pub(super) fn capacity(&self) -> f64 {
         f64::from(self.workload.capacity.max(1))
     }

@@ -38,6 +38,8 @@ pub enum Unsent {
     GoAway,
     /// A kept connection was closed before any byte of an answer, and no byte of the body had left.
     Stale,
+    /// It is our own fault: no certificate, or no port.
+    Own,
 }
 
 /// What the head of an answer says, or its trailers where no message came first.

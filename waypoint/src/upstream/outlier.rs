@@ -80,7 +80,7 @@ impl Settings {
             // An endpoint that sends streams elsewhere in good order is healthy, and so is one that closes idle ones.
             Outcome::ClientGone
             | Outcome::Refused
-            | Outcome::Unsent(Unsent::RefusedStream | Unsent::GoAway | Unsent::Stale) => None,
+            | Outcome::Unsent(Unsent::RefusedStream | Unsent::GoAway | Unsent::Stale | Unsent::Own) => None,
             Outcome::Unsent(_) | Outcome::Reset | Outcome::Malformed | Outcome::TimedOut => {
                 Some(Verdict::Failed)
             }

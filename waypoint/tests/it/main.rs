@@ -3,9 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod arrival;
-mod attacks;
-mod corpus;
-mod desync;
+mod policies;
 mod requests;
 mod routes;
 mod streams;

@@ -121,6 +121,12 @@ impl Table {
         }))
     }
 
+    /// Whether the log does not reach back to the cut `sequence`.
+    #[must_use]
+    pub fn has_forgotten(&self, sequence: u64) -> bool {
+        sequence < self.forgotten
+    }
+
     /// Adds or replaces a resource; says whether that is a change. Equal content is none.
     pub fn set(&mut self, resource: Resource, sequence: u64) -> bool {
         let old = self.slots.get(&resource.name).cloned();

@@ -1,8 +1,10 @@
-//! The gRPC server on the TLS port: discovery and certificates, for authenticated callers only.
+//! The server on the TLS port: discovery, certificates and debug pages, for authenticated callers only.
 
 use std::time::Duration;
 
+use axum::Router;
 use tokio::net::TcpListener;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tulle_identity::Acceptor;
 use tulle_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
@@ -34,6 +36,7 @@ pub async fn serve(
     ads: Ads,
     ca: CaService,
     join: JoinService,
+    pages: Router,
     drain: DrainWatcher,
 ) -> Result<(), tonic::transport::Error> {
     let batch = BatchCertificateServiceServer::new(ca.clone()).max_decoding_message_size(BATCH_BYTES_MAX);
@@ -48,6 +51,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
+        .add_routes(Routes::from(pages))
         .add_service(ads)
         .add_service(ca)
         .add_service(batch)

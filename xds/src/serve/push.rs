@@ -62,6 +62,13 @@ impl Queue {
         self.answer || !self.additions.is_empty() || !self.whole.is_empty() || !self.buckets.is_empty()
     }
 
+    /// Resources and removals that are to be sent; a bucket counts as one.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let whole: usize = self.whole.iter().map(|chunk| chunk.resources().len()).sum();
+        whole + self.buckets.len() + self.additions.len() + self.removals.len()
+    }
+
     /// Responses left of what a client that began with nothing, or with other buckets, is told, at most.
     #[must_use]
     pub fn opening_left(&self) -> usize {
@@ -347,6 +354,21 @@ pub fn asked<S: Store>(ty: ResourceType, cut: &S, viewer: &Viewer, name: &Str, q
     found.into_iter().for_each(|slot| queue.set(slot));
 }
 
+/// Queues what a client that asks by name is to be told along and does not hold as it is.
+pub fn along<'a, S: Store>(
+    ty: ResourceType,
+    cut: &S,
+    viewer: &Viewer,
+    names: impl Iterator<Item = &'a Str>,
+    held: &BTreeMap<Str, Str>,
+    queue: &mut Queue,
+) {
+    let slots = names.filter_map(|name| cut.resource(ty, name));
+    slots
+        .filter(|slot| viewer.receives(ty, slot) && held.get(&slot.name) != Some(&slot.version))
+        .for_each(|slot| queue.set(slot));
+}
+
 /// Queues a resource that the client is to hold, whether it holds it already or not.
 pub fn repeated<S: Store>(
     ty: ResourceType,
@@ -384,11 +406,11 @@ pub fn difference<S: Store>(
     ty: ResourceType,
     (old, new): (&S, &S),
     viewer: &Viewer,
-    subscription: &Subscription,
+    (before, subscription): (&Subscription, &Subscription),
     refused: impl Fn(&Slot) -> bool,
     queue: &mut Queue,
 ) {
-    if subscription.is_empty() {
+    if before.is_empty() && subscription.is_empty() {
         return;
     }
     // Nothing of the whole was sent yet, or there would be no newer cut: it is exchanged.
@@ -397,10 +419,11 @@ pub fn difference<S: Store>(
     if let Some(chunks) = whole {
         queue.whole = chunks.into();
     }
-    let held = |cut: &S, slot: &&Arc<Slot>| wants(ty, cut, viewer, subscription, slot);
+    let held = |cut: &S, of: &Subscription, slot: &&Arc<Slot>| wants(ty, cut, viewer, of, slot);
+    let (then, now) = (before, subscription);
     let mut compare = |name: &str| {
-        let before = old.resource(ty, name).filter(|slot| held(old, slot));
-        let after = new.resource(ty, name).filter(|slot| held(new, slot));
+        let before = old.resource(ty, name).filter(|slot| held(old, then, slot));
+        let after = new.resource(ty, name).filter(|slot| held(new, now, slot));
         match (before, after) {
             (Some(before), Some(after)) if before.version == after.version => {}
             (_, Some(after)) if is_whole => queue.found(after),
@@ -425,6 +448,9 @@ pub fn difference<S: Store>(
     }
     new.covered_anew(old, viewer, ty)
         .iter()
+        .for_each(|name| compare(name));
+    then.along()
+        .symmetric_difference(now.along())
         .for_each(|name| compare(name));
 }
 

@@ -67,6 +67,10 @@ pub trait Store: Clone {
         let held = self.resources(ty).filter(held);
         Digests::of(held.map(|slot| (&*slot.name, &*slot.version)))
     }
+    /// What a viewer that asks by name is told along: what runs on its node, and what goes with the names.
+    fn along(&self, _viewer: &Viewer, _ty: ResourceType, _names: &BTreeSet<Str>) -> BTreeSet<Str> {
+        BTreeSet::new()
+    }
     /// Whether a wildcard of this viewer means this resource: everything for node proxies, its own part for a
     /// waypoint.
     fn covers(&self, _viewer: &Viewer, _ty: ResourceType, _slot: &Slot) -> bool {
@@ -119,6 +123,20 @@ impl Store for Arc<Snapshot> {
                 .filter(held)
                 .map(|slot| (&*slot.name, &*slot.version)),
         )
+    }
+
+    fn along(&self, viewer: &Viewer, ty: ResourceType, names: &BTreeSet<Str>) -> BTreeSet<Str> {
+        let (Some(node), ResourceType::Address) = (viewer.node_name(), ty) else {
+            return BTreeSet::new();
+        };
+        let resolve = |name: &str| -> Vec<Str> {
+            let found = Snapshot::resolve(self, ty, name).into_iter();
+            found.map(|slot| slot.name.clone()).collect()
+        };
+        let asked = names.iter().flat_map(|name| resolve(name));
+        let mut along = self.around().along(asked, resolve);
+        along.extend(self.around().of_node(node).cloned());
+        along
     }
 
     fn covers(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
@@ -179,6 +197,15 @@ pub struct Session<S> {
     again: BTreeSet<Str>,
     /// Types we do not know; `true` while the one empty answer is still owed.
     unknown: BTreeMap<Str, bool>,
+}
+
+/// What a client lacks of a type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Behind {
+    /// Resources and removals not sent, or not accepted.
+    pub changes: usize,
+    /// Responses left of what a client is told that began with nothing, or with digests that differ.
+    pub opening: usize,
 }
 
 /// How a client began with a type.
@@ -314,8 +341,16 @@ impl<S: Store> Session<S> {
         }
         for (ty, state) in &mut self.types {
             let refused = |slot: &Slot| state.delivery.was_rejected(&slot.name, &slot.version);
-            let (cuts, subscription) = ((&self.cut, head), &state.subscription);
-            push::difference(*ty, cuts, &self.viewer, subscription, refused, &mut state.queue);
+            let (cuts, viewer, queue) = ((&self.cut, head), &self.viewer, &mut state.queue);
+            if !state.subscription.is_on_demand() {
+                let same = (&state.subscription, &state.subscription);
+                push::difference(*ty, cuts, viewer, same, refused, queue);
+                continue;
+            }
+            let mut next = state.subscription.clone();
+            next.set_along(Arc::new(head.along(viewer, *ty, next.names())));
+            push::difference(*ty, cuts, viewer, (&state.subscription, &next), refused, queue);
+            state.subscription = next;
         }
         if self.types.contains_key(&ResourceType::Address) {
             self.again
@@ -362,11 +397,32 @@ impl<S: Store> Session<S> {
         }
     }
 
-    /// How the client began with a type, and how many responses are left of that.
-    pub fn openings(&self) -> impl Iterator<Item = (ResourceType, Opened, usize)> {
-        self.types
-            .iter()
-            .map(|(ty, state)| (*ty, state.opened, state.queue.opening_left()))
+    /// The cut that the client is brought to.
+    pub fn cut(&self) -> &S {
+        &self.cut
+    }
+
+    /// How the client began with each type it asked for.
+    pub fn openings(&self) -> impl Iterator<Item = (ResourceType, Opened)> {
+        self.types.iter().map(|(ty, state)| (*ty, state.opened))
+    }
+
+    /// What a client lacks of one type, given the newest cut.
+    #[must_use]
+    pub fn behind(&self, ty: ResourceType, head: &S) -> Behind {
+        let Some(state) = self.types.get(&ty) else {
+            return Behind::default();
+        };
+        let newer = match head.sequence() > self.cut.sequence() {
+            true => head
+                .changed_since(ty, self.cut.sequence())
+                .map_or(0, Iterator::count),
+            false => 0,
+        };
+        Behind {
+            changes: state.delivery.unacked_changes() + state.queue.len() + newer,
+            opening: state.queue.opening_left(),
+        }
     }
 
     /// How far the client is, per type it asked for.
@@ -421,6 +477,7 @@ fn open<S: Store>(ty: ResourceType, request: &Request, cut: &S, viewer: &Viewer)
             }
         }
     };
+    state.tell_along(ty, cut, viewer, &request.initial_versions);
     if state.subscription.is_wildcard() || request.names_wildcard() {
         state.queue.owe_answer();
     }
@@ -441,6 +498,7 @@ impl TypeState {
         let before = self.subscription.clone();
         let asked = self.subscription.change(request);
         self.check_bounds()?;
+        self.tell_along(ty, cut, viewer, &BTreeMap::new());
         if self.subscription.is_empty() {
             self.queue.clear();
             return Ok(());
@@ -460,6 +518,24 @@ impl TypeState {
             push::gone(ty, cut, viewer, &self.subscription, under_way, &mut self.queue);
         }
         Ok(())
+    }
+
+    /// Queues what goes with the names and did not before.
+    fn tell_along<S: Store>(
+        &mut self,
+        ty: ResourceType,
+        cut: &S,
+        viewer: &Viewer,
+        held: &BTreeMap<Str, Str>,
+    ) {
+        if !self.subscription.is_on_demand() {
+            self.subscription.set_along(Arc::default());
+            return;
+        }
+        let along = Arc::new(cut.along(viewer, ty, self.subscription.names()));
+        let new = along.difference(self.subscription.along());
+        push::along(ty, cut, viewer, new, held, &mut self.queue);
+        self.subscription.set_along(along);
     }
 
     fn check_bounds(&self) -> Result<(), End> {

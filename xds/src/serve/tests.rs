@@ -107,7 +107,7 @@ impl Server {
         );
         tasks::spawn(
             "test server",
-            listen::serve(listener, acceptor, ads, ca, join, watcher),
+            listen::serve(listener, acceptor, ads, ca, join, axum::Router::new(), watcher),
         );
         let server = Self {
             address,

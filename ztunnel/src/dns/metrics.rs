@@ -1,5 +1,6 @@
 //! What DNS counts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
@@ -124,7 +125,7 @@ impl DnsMetrics {
 
     /// Counts one request; the labels that come back are those of its series, for what follows of it.
     #[must_use]
-    pub fn count_request(&self, labels: DnsLabels) -> DnsLabels {
+    pub fn count_request(&self, labels: DnsLabels) -> Arc<DnsLabels> {
         let labels = self.series.touch(labels);
         self.requests.get_or_create(&labels).inc();
         labels

@@ -36,14 +36,20 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 /// Serves a connection whose original destination is known.
 pub async fn serve_to(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr, destination: SocketAddr) {
     let _socket = pod.node.metrics.socket(Direction::Outbound);
-    let mut story = Story::begin(Direction::Outbound, peer, destination);
-    // Boxed: what it needs is given back before the connection is carried.
-    match Box::pin(open(&pod, peer, destination, &mut story)).await {
-        Ok((upstream, _place)) => carry::run(&pod, client, upstream, story, None).await,
-        Err(error) => {
-            story.fail(&pod.node.metrics, &error);
-            carry::reset(client);
+    // Boxed: what it needs, the story included, is given back before the connection is carried.
+    let opened = Box::pin(async {
+        let mut story = Story::begin(Direction::Outbound, peer, destination);
+        match open(&pod, peer, destination, &mut story).await {
+            Ok((upstream, place)) => Some((carry::track(&pod, story, None), upstream, place)),
+            Err(error) => {
+                story.fail(&pod.node.metrics, &error);
+                None
+            }
         }
+    });
+    match opened.await {
+        Some((tracked, upstream, _place)) => carry::run(&pod, client, upstream, tracked).await,
+        None => carry::reset(client),
     }
 }
 

@@ -131,9 +131,15 @@ async fn the_task_of_a_connection_is_small() {
             "tunnel" => size_of_val(&listener::serve(served, far, peer)),
             _ => {
                 let story = Story::begin(Direction::Inbound, peer, peer);
-                size_of_val(&carry::run(&served, far, other.0.into(), story, None))
+                size_of_val(&carry::run(
+                    &served,
+                    far,
+                    other.0.into(),
+                    carry::track(&served, story, None),
+                ))
             }
         };
+        eprintln!("SIZE {task} {size}");
         assert!(size > 0 && size <= most, "{task}: {size} of {most}");
         ends.push((near, other.1));
     }

@@ -289,10 +289,10 @@ mod tests {
     fn hops_that_cannot_be_counted_are_too_many() {
         let mut http = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
         http.headers_mut().insert(HOPS, HeaderValue::from_static("x"));
-        assert_eq!(ConnectRequest::from_http(&http).unwrap().hops, u8::MAX);
+        assert_eq!(ConnectRequest::from_http(&http, false).unwrap().hops, u8::MAX);
         http.headers_mut().insert(HOPS, HeaderValue::from_static("1"));
         http.headers_mut().append(HOPS, HeaderValue::from_static("1"));
-        assert_eq!(ConnectRequest::from_http(&http).unwrap().hops, u8::MAX);
+        assert_eq!(ConnectRequest::from_http(&http, false).unwrap().hops, u8::MAX);
     }
 
     #[test]
@@ -302,7 +302,7 @@ mod tests {
             ..ConnectRequest::new("api.shop:80")
         };
         let told = |given: ConnectRequest| {
-            let read = ConnectRequest::from_http(&given.to_http().unwrap()).unwrap();
+            let read = ConnectRequest::from_http(&given.to_http().unwrap(), false).unwrap();
             read.forwarded_network
         };
         assert_eq!(told(of(Some(""))).as_deref(), Some(""), "it has the empty name");

@@ -16,6 +16,8 @@ mod conn;
 mod core;
 mod driver;
 mod fault;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod fuzz;
 mod head;
 mod hpack;
 mod parser;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crowds;
+mod early;
 mod floods;
 mod handshakes;
 mod heads;

@@ -255,7 +255,7 @@ fn time_to_answer(outcome: &Outcome, took: Duration) -> Option<Duration> {
     match outcome {
         Outcome::ClientGone
         | Outcome::Refused
-        | Outcome::Unsent(Unsent::RefusedStream | Unsent::GoAway | Unsent::Stale) => None,
+        | Outcome::Unsent(Unsent::RefusedStream | Unsent::GoAway | Unsent::Stale | Unsent::Own) => None,
         Outcome::Unsent(_) | Outcome::Reset | Outcome::Malformed | Outcome::TimedOut => {
             Some(failure(None).max(took))
         }

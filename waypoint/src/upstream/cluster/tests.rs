@@ -61,8 +61,8 @@ impl Given {
     fn of(&self, serving: &[Serving]) -> Arc<Cluster> {
         let sources = Sources {
             here: &workload("way").build(),
-            service: &self.service,
-            port: 80,
+            name: "default/web.default.svc.cluster.local:80".into(),
+            service: Some(&self.service),
             serving,
             policy: self.policy.clone(),
             unit: Unit::Requests,

@@ -225,7 +225,7 @@ mod tests {
 
     fn streamed(
         parts: &[&[u8]],
-    ) -> impl Body<Data = Bytes, Error = std::io::Error> + Unpin + std::fmt::Debug {
+    ) -> impl Body<Data = Bytes, Error = std::io::Error> + Unpin + std::fmt::Debug + use<> {
         let parts: Parts = parts
             .iter()
             .map(|part| Ok(Frame::data(Bytes::copy_from_slice(part))))

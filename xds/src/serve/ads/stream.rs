@@ -13,6 +13,7 @@ use tulle_model::Str;
 use tulle_proto::discovery::DeltaDiscoveryRequest;
 
 use super::{NodeFacts, Shared, wire};
+use crate::metrics::OutcomeLabel;
 use crate::serve::admission::TooMany;
 use crate::serve::authenticate::{Caller, Claimed, NotAdmitted, admit};
 use crate::serve::frame::Message;
@@ -131,6 +132,8 @@ impl Stream {
             head,
             waiting: None,
             since: Instant::now(),
+            made: Instant::now(),
+            began: Instant::now(),
             pace: Pace::default(),
             compress: self.compress,
             gate: None,
@@ -145,7 +148,7 @@ impl Stream {
         let mut drained = std::pin::pin!(drain.signaled());
         loop {
             conversation.prepare(&self.shared);
-            connected.update(&conversation.session);
+            connected.update(&conversation.session, &conversation.head);
             let stalled = conversation.since + self.shared.options.write_stall_max;
             let waiting = conversation.waiting.is_some() && conversation.gate.is_none();
             let untaken = self.responses.capacity() == 0;
@@ -156,6 +159,8 @@ impl Stream {
                         return Ended::ByClient;
                     };
                     permit.send(Ok(response));
+                    let took = conversation.made.elapsed().as_secs_f64();
+                    self.shared.metrics.stream.send.observe(took);
                     conversation.since = Instant::now();
                 }
                 room = admitted(&mut conversation.gate) => {
@@ -206,6 +211,10 @@ struct Conversation {
     waiting: Option<Message>,
     /// When the response before it was handed to the connection.
     since: Instant,
+    /// When the one that waits was made.
+    made: Instant,
+    /// When the stream began.
+    began: Instant,
     pace: Pace,
     compress: bool,
     /// What waits is part of a whole table: it goes out once there is room for it.
@@ -227,8 +236,15 @@ impl Conversation {
     fn take(&mut self, request: DeltaDiscoveryRequest, shared: &Shared) -> Result<(), End> {
         let request = wire::request(request);
         let rejected = request.error.is_some();
-        let before = self.stale_nonces();
+        let (before, acks, opened) = (self.stale_nonces(), self.acks(), self.session.openings().count());
+        let answered = self.session.cut().clone();
         self.session.on_request(&request, &self.head)?;
+        if self.acks() > acks {
+            self.converged(&answered, shared);
+        }
+        if self.session.openings().count() > opened {
+            self.count_opening(&request.type_url, shared);
+        }
         let stale = self.stale_nonces() > before;
         if stale {
             shared.metrics.expired_nonces.inc();
@@ -242,6 +258,37 @@ impl Conversation {
             );
         }
         Ok(())
+    }
+
+    fn acks(&self) -> u64 {
+        self.session
+            .deliveries()
+            .map(|(_, _, delivery)| delivery.acks())
+            .sum()
+    }
+
+    /// Measures from a cut to its answer; what a new stream is told first says nothing of that.
+    fn converged(&self, cut: &Snapshot, shared: &Shared) {
+        let published = cut
+            .published()
+            .filter(|published| *published > self.began.into_std());
+        if let Some(published) = published {
+            shared
+                .metrics
+                .stream
+                .convergence
+                .observe(published.elapsed().as_secs_f64());
+        }
+    }
+
+    fn count_opening(&self, type_url: &str, shared: &Shared) {
+        let opened = self.session.openings().find(|(ty, _)| ty.type_url() == type_url);
+        if let Some((_, opened)) = opened {
+            let outcome = OutcomeLabel {
+                outcome: opened.as_str(),
+            };
+            shared.metrics.stream.resume.get_or_create(&outcome).inc();
+        }
     }
 
     fn stale_nonces(&self) -> u64 {
@@ -268,7 +315,13 @@ impl Conversation {
         if self.waiting.is_some() || self.paused().is_some() {
             return;
         }
-        let Some(response) = self.session.poll_send(&self.head, std::time::Instant::now()) else {
+        let (begin, from) = (Instant::now(), self.session.cut().clone());
+        let response = self.session.poll_send(&self.head, begin.into_std());
+        let cut = self.session.cut();
+        if cut.sequence() > from.sequence() && cut.has_forgotten(from.sequence()) {
+            shared.metrics.stream.overruns.inc();
+        }
+        let Some(response) = response else {
             return;
         };
         if let Some(ty) = ResourceType::from_type_url(&response.type_url) {
@@ -294,6 +347,9 @@ impl Conversation {
             .response_bytes
             .get_or_create(&message.encoding.into())
             .inc_by(written);
+        shared.metrics.stream.size.observe(message.len() as f64);
+        shared.metrics.stream.push.observe(begin.elapsed().as_secs_f64());
+        self.made = Instant::now();
         self.waiting = Some(message);
     }
 }

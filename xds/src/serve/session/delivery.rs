@@ -188,6 +188,15 @@ impl Delivery {
         self.unacked.len()
     }
 
+    /// Resources and removals in them.
+    #[must_use]
+    pub fn unacked_changes(&self) -> usize {
+        self.unacked
+            .iter()
+            .map(|entry| entry.resources.len() + entry.removed.len())
+            .sum()
+    }
+
     /// When the oldest unanswered response went out.
     #[must_use]
     pub fn waiting_since(&self) -> Option<Instant> {

@@ -10,6 +10,7 @@ use tulle_runtime::tasks::Scope;
 
 use super::*;
 use crate::engine::Engine;
+use crate::metrics::EngineMetrics;
 use crate::snapshot::{ObjectKey, ResourceType, Snapshot};
 use crate::source::{FolderConfig, start};
 
@@ -61,7 +62,13 @@ impl Folder {
             state_dir: Some(state.path().to_owned()),
         };
         let trust = watch::channel(None).1;
-        let snapshots = start(folder, MeshConfig::default(), trust, &scope);
+        let snapshots = start(
+            folder,
+            MeshConfig::default(),
+            trust,
+            EngineMetrics::default(),
+            &scope,
+        );
         Self {
             config,
             state,

@@ -8,11 +8,15 @@
 
 mod answers;
 mod calls;
+#[cfg(any(test, feature = "testing"))]
+mod check;
 mod frames;
 mod receive;
 mod send;
 mod settings;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -83,6 +87,19 @@ impl End {
             Self::Protocol(text) | Self::Lost(text) => text,
         }
     }
+}
+
+/// What the driver of a connection does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Reads more from the peer.
+    Read,
+    /// Waits until the peer takes what waits for it.
+    Wait,
+    /// Closes: nothing is left to do.
+    Close,
+    /// Ends at once.
+    Cut,
 }
 
 /// Why a stream goes no further.
@@ -269,11 +286,6 @@ impl Core {
         self.queued
     }
 
-    /// Whether more may be read from the peer.
-    pub(super) fn wants_more(&self) -> bool {
-        self.control.len() < CONTROL_MAX && self.end.is_none()
-    }
-
     /// Takes in what arrived. An error ends the connection.
     pub(super) fn receive(&mut self, mut input: Bytes, now: Instant) -> Result<(), Fault> {
         while let Some(item) = self.parser.next(&mut input)? {
@@ -330,19 +342,23 @@ impl Core {
         }
     }
 
-    /// Whether nothing is left to do on this connection; says goodbye to the peer if it has not been said.
-    pub(super) fn is_done(&mut self) -> bool {
+    /// What the driver does once all is written that can be. Says goodbye to the peer if that is left to do.
+    pub(super) fn next(&mut self) -> Next {
         if self.end.is_some() {
-            return true;
+            return Next::Cut;
         }
         let over = self.own_open == 0 && self.their_open == 0;
-        if !(over && (self.retired || self.taken_by_peer.is_some())) {
-            return false;
+        if over && (self.retired || self.taken_by_peer.is_some()) {
+            if self.taken_here.is_none() {
+                self.goodbye(self.last, code::NO_ERROR, "");
+            }
+            return Next::Close;
         }
-        if self.taken_here.is_none() {
-            self.goodbye(self.last, code::NO_ERROR, "");
+        if self.control.len() < CONTROL_MAX {
+            Next::Read
+        } else {
+            Next::Wait
         }
-        true
     }
 
     fn goodbye(&mut self, last: u32, code: u32, what: &str) {

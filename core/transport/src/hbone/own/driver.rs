@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use super::conn::Conn;
-use super::core::{Core, End, Outbox};
+use super::core::{Core, End, Next, Outbox};
 use crate::copy::buffers::{Buffer, Size};
 use crate::hbone::seam::Ping;
 use crate::hbone::settings::Settings;
@@ -87,12 +87,16 @@ where
         self.conn.register(cx);
         let mut left = TURN;
         loop {
-            let written = self.poll_write(cx)?;
-            if self.conn.drive(Core::is_done) {
-                return self.poll_goodbye(cx, written.is_ready());
-            }
-            if !self.conn.drive(|core| core.wants_more()) {
-                return Poll::Pending;
+            let _ = self.poll_write(cx)?;
+            match self.conn.drive(Core::next) {
+                Next::Read => {}
+                Next::Wait => return Poll::Pending,
+                Next::Close => return self.poll_goodbye(cx),
+                // It ends at once, whether or not the peer takes what is left to say.
+                Next::Cut => {
+                    let _ = self.poll_goodbye(cx);
+                    return Poll::Ready(Ok(()));
+                }
             }
             match ready!(self.poll_read(cx))? {
                 // Whatever was on its way in either direction is lost.
@@ -161,10 +165,7 @@ where
     }
 
     /// All is said: closes the stream once it is written.
-    fn poll_goodbye(&mut self, cx: &mut Context<'_>, written: bool) -> Poll<io::Result<()>> {
-        if !written {
-            return Poll::Pending;
-        }
+    fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write(cx))?;
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         Poll::Ready(Ok(()))

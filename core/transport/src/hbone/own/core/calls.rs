@@ -14,6 +14,9 @@ const SEND_BUFFER_MAX: usize = 512 * 1024;
 /// A writer that had to wait goes on when no more than this waits.
 pub(super) const RESUME_AT: usize = SEND_BUFFER_MAX / 2;
 
+/// Places for streams that a connection without any keeps.
+const STREAMS_KEPT: usize = 8;
+
 impl Core {
     pub(in super::super) fn read(&mut self, id: u32, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Gone>>> {
         let ended = self.end.is_some();
@@ -121,6 +124,11 @@ impl Core {
             return;
         };
         stream.handle = false;
+        if self.end.is_some() {
+            // Nobody is left to be told.
+            self.mark_reset(id, code::CANCEL);
+            return self.settle(id);
+        }
         let (over, finishing, waits) = (stream.over, stream.finishing, !stream.send_ended);
         // RFC 9113, 8.1: a server that has said all of its own may ask the client to stop with NO_ERROR.
         let code = match self.role {
@@ -132,9 +140,6 @@ impl Core {
             (false, true) if stream.receive_ended => {}
             (false, true) => stream.cancel = Some(code),
             (false, false) => self.reset_here(id, code),
-        }
-        if self.end.is_some() {
-            self.streams.remove(&id);
         }
     }
 
@@ -155,6 +160,10 @@ impl Core {
         if stream.over && !stream.handle {
             self.drop_received(id);
             self.streams.remove(&id);
+            if self.streams.is_empty() {
+                // Who is idle keeps no table for the streams of a busy hour.
+                self.streams.shrink_to(STREAMS_KEPT);
+            }
         }
     }
 }

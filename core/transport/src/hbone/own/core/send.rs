@@ -77,6 +77,15 @@ impl Outbox {
         (slices, count)
     }
 
+    /// The first part, as a write that takes no more would have it.
+    #[cfg(any(test, feature = "testing"))]
+    pub(in super::super) fn take(&mut self) -> Bytes {
+        self.seal();
+        let part = self.parts.pop_front().unwrap_or_default();
+        self.length -= part.len();
+        part
+    }
+
     /// Drops the first `bytes`, which were written.
     pub(in super::super) fn advance(&mut self, mut bytes: usize) {
         self.length -= bytes;
@@ -123,6 +132,9 @@ impl Core {
     pub(in super::super) fn gather(&mut self, out: &mut Outbox, most: usize) {
         if !self.control.is_empty() {
             out.copy(&std::mem::take(&mut self.control));
+        }
+        if self.end.is_some() {
+            return;
         }
         let mut blocked = 0;
         while out.len() < most && blocked <= self.ready.len() {
