@@ -56,6 +56,7 @@ impl Waypoint {
             workload: endpoint.workload.uid.clone(),
             address,
             source: None,
+            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
             version: match question.over {
                 Over::Http1 => Version::Http1,
                 Over::Http2 => Version::Http2,

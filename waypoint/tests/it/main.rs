@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod arrival;
+mod attacks;
+mod desync;
 mod policies;
 mod requests;
 mod routes;

@@ -242,7 +242,10 @@ async fn a_preflight_is_answered_and_answers_are_marked() {
 
 #[tokio::test]
 async fn a_preflight_borrows_no_rule_that_says_nothing_of_cors() {
-    let put = http_route("shop/web").on(exact("/a").method("PUT")).under(WEB).to(WEB, 80, 1);
+    let put = http_route("shop/web")
+        .on(exact("/a").method("PUT"))
+        .under(WEB)
+        .to(WEB, 80, 1);
     let (world, _) = world(vec![put]).await;
     let asks = [
         ("origin", "https://page.example"),
