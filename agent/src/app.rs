@@ -238,7 +238,10 @@ async fn shared(
         // The node's tables hold sets that are read back, which only this backend does.
         host: Host::take_over(Backend::Netlink.rules(), netns).await?,
         joins: Arc::new(Semaphore::new(JOINS_MAX)),
-        timing: Timing::default(),
+        timing: Timing {
+            leave_deadline: Duration::from_secs(config.leave_deadline),
+            ..Timing::default()
+        },
     })
 }
 

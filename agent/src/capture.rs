@@ -15,7 +15,7 @@ use crate::netns::Located;
 use crate::repair::Observed;
 use crate::rules::plan::{self, ProxyMark, TABLE, Table};
 use crate::rules::table::NOT_PROXY_CHAIN;
-use crate::rules::{Comparison, Rules};
+use crate::rules::{Comparison, Rules, legacy};
 use crate::sock_diag::MarkedSocket;
 use crate::variant::Existing;
 use crate::{routes, sock_diag, sysctl};
@@ -24,8 +24,12 @@ use crate::{routes, sock_diag, sysctl};
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(100);
 /// How long the proxy may take to accept what waits in a leaving pod's listeners.
 const QUEUE_WAIT_MAX: Duration = Duration::from_secs(1);
-/// How often a leaving pod's namespace is looked at for sockets of the proxy.
-const LEAVE_POLL: Duration = Duration::from_millis(50);
+/// How long the proxy may take to close its sockets after it was told to.
+const CLOSE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// First and longest time between two looks for sockets of the proxy in a leaving pod's namespace: connections may go on
+/// for an hour.
+const LEAVE_POLL_MIN: Duration = Duration::from_millis(50);
+const LEAVE_POLL_MAX: Duration = Duration::from_secs(1);
 
 /// Captures pods, each by its own table.
 #[derive(Debug, Clone)]
@@ -95,17 +99,26 @@ impl Capture {
         delete(&pod.netns, &[Select::CapturedUdp]).await
     }
 
-    /// Step 5 of leaving: waits until no socket of the proxy is left, at most until the deadline. Returns how many
+    /// Step 4 of leaving: waits until no connection of the proxy is left, at most until the deadline. Returns how many
     /// were left.
     ///
     /// # Errors
     /// When the sockets cannot be listed.
-    pub async fn wait_for_proxy_to_leave(
+    pub async fn wait_for_connections_to_end(
         &self,
         pod: &Located,
-        wait: Duration,
+        deadline: Duration,
     ) -> Result<usize, CaptureError> {
-        self.wait_until(pod, wait, |_| true).await
+        self.wait_until(pod, deadline, |socket| !socket.listening).await
+    }
+
+    /// Step 5 of leaving: waits until no socket of the proxy is left, for as long as closing them may take. Returns how
+    /// many were left.
+    ///
+    /// # Errors
+    /// When the sockets cannot be listed.
+    pub async fn wait_for_proxy_to_leave(&self, pod: &Located) -> Result<usize, CaptureError> {
+        self.wait_until(pod, CLOSE_WAIT_MAX, |_| true).await
     }
 
     /// Between steps 3 and 4 of leaving: connections that were captured just before the rules changed have reached
@@ -127,13 +140,15 @@ impl Capture {
         kind: impl Fn(&MarkedSocket) -> bool,
     ) -> Result<usize, CaptureError> {
         let deadline = Instant::now() + wait;
+        let mut pause = LEAVE_POLL_MIN;
         loop {
             let sockets = self.marked_sockets(&pod.netns).await?;
             let left = sockets.iter().filter(|socket| kind(socket)).count();
             if left == 0 || Instant::now() >= deadline {
                 return Ok(left);
             }
-            tokio::time::sleep(LEAVE_POLL).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LEAVE_POLL_MAX);
         }
     }
 
@@ -196,6 +211,17 @@ impl Capture {
     /// When they cannot be read.
     pub async fn would_lose_old_connections(&self, netns: &NetNs) -> Result<bool, CaptureError> {
         self.rules.drops_what_is_unknown(netns).await
+    }
+
+    /// Whether another capture may stand in the namespace that cannot be taken away.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub async fn is_redirected_by_legacy_rules(&self, netns: &NetNs) -> Result<bool, CaptureError> {
+        let redirects = legacy::redirects(netns).await;
+        redirects.map_err(CaptureError::kernel(
+            "look for legacy iptables in the pod's namespace",
+        ))
     }
 
     /// How many packets carried the proxy's mark and were not the proxy's, since the table was put in place.

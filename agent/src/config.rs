@@ -9,6 +9,7 @@ use tulle_runtime::telemetry::{DEFAULT_FILTER, LogFormat};
 
 use crate::cni::desk::Undescribed;
 use crate::cni::{SOCKET, STATE_DIR};
+use crate::enroll::task::LEAVE_DEADLINE;
 use crate::install::{Entry, Installation};
 use crate::locate::cri::SOCKETS;
 use crate::rules::Backend;
@@ -123,6 +124,9 @@ pub struct Config {
     /// tulle.dev/existing-connections of a pod decides otherwise for it
     #[arg(long, value_enum, default_value_t = Existing::Keep)]
     pub existing_connections: Existing,
+    /// How long captured connections of a pod that leaves the mesh may go on, in seconds; then they are cut
+    #[arg(long, env = "LEAVE_DEADLINE", default_value_t = LEAVE_DEADLINE.as_secs())]
+    pub leave_deadline: u64,
     /// Who may carry the node proxy's packet mark, which passes outbound capture
     #[arg(long, value_enum, default_value_t = MarkGuard::Cgroup)]
     pub mark_guard: MarkGuard,

@@ -78,10 +78,8 @@ impl Fleet {
 
     fn start(&mut self, wanted: Wanted) {
         let uid = wanted.pod.uid.clone();
-        if wanted.goal == Goal::Captured {
-            // Before the task runs: a snapshot that is sent now must mention the pod.
-            self.shared.hub.keep(&uid);
-        }
+        // Before the task runs: a snapshot that is sent now must mention the pod, also one that may just be leaving.
+        self.shared.hub.keep(&uid);
         // Before the task runs: readiness waits for pods that are shown and not settled.
         self.shared
             .board

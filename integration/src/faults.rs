@@ -127,11 +127,12 @@ pub fn open_files(process: u32) -> u64 {
     std::fs::read_dir(format!("/proc/{process}/fd")).map_or(0, |entries| entries.count() as u64)
 }
 
-/// Memory of a process that is its own, in bytes.
+/// Memory of a process that is its own and holds no part of a file, in bytes: pages of its program come and go with what
+/// it happens to run.
 #[must_use]
-pub fn resident_bytes(process: u32) -> u64 {
+pub fn anonymous_bytes(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
         .unwrap_or(0)
         * 1024

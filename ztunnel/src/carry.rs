@@ -4,17 +4,20 @@ use tokio::net::TcpStream;
 use tulle_transport::copy::{self, CopyResult, Endpoint};
 use tulle_transport::{CopyError, socket};
 
-use crate::connections::Judged;
+use crate::connections::{Judged, Tracked};
 use crate::error::Error;
 use crate::pod::Pod;
 use crate::record::Story;
 
+/// Takes an open connection into the index.
+#[must_use]
+pub fn track(pod: &Pod, story: Story, judged: Option<Judged>) -> Tracked {
+    let newest = || pod.node.mesh.snapshot();
+    pod.node.connections.open(story, judged, newest)
+}
+
 /// Moves bytes until both ends are done, a policy changes its mind, or the pod must end; then writes the line.
-pub async fn run(pod: &Pod, application: TcpStream, remote: Endpoint, story: Story, judged: Option<Judged>) {
-    let tracked = pod
-        .node
-        .connections
-        .open(story, judged, || pod.node.mesh.snapshot());
+pub async fn run(pod: &Pod, application: TcpStream, remote: Endpoint, tracked: Tracked) {
     let transfer = tracked.transfer();
     let outcome = tokio::select! {
         result = copy::bidirectional(application, remote, &transfer) => ended(result, tracked.denial()),

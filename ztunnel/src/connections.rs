@@ -64,7 +64,7 @@ pub struct Live {
     denial: OnceLock<DenyBecause>,
     transfer: Arc<Transfer>,
     /// What it was counted under when it opened.
-    labels: TrafficLabels,
+    labels: Arc<TrafficLabels>,
     from_client: Series,
     to_client: Series,
 }

@@ -11,7 +11,9 @@ use tulle_model::reason::ResponseFlag;
 use tulle_model::upstream::NoUpstream;
 use tulle_model::{Reason, Str};
 use tulle_transport::hbone::{AcceptError, Blame, Refusal, Retry};
-use tulle_transport::{CopyError, OpenError};
+use tulle_transport::{CopyError, OpenError, socket};
+
+use crate::outbound::Failure;
 
 /// Why a connection failed or was refused.
 #[derive(Debug, thiserror::Error)]
@@ -124,9 +126,7 @@ impl Error {
             Self::Accept(error) => error.reason(),
             Self::Certificate(error) => error.reason(),
             Self::Distrusted(why) => why.reason(),
-            Self::Connect { source, .. } if source.kind() == io::ErrorKind::AddrNotAvailable => {
-                Reason::PortsExhausted
-            }
+            Self::Connect { source, .. } if socket::no_port_left(source) => Reason::PortsExhausted,
             Self::Connect { .. } => Reason::ConnectFailed,
             Self::ConnectTimeout { .. } => Reason::ConnectTimeout,
             Self::Denied(because) => because.reason(),
@@ -195,6 +195,7 @@ impl Error {
             | Self::Distrusted(_)
             | Self::Denied(_)
             | Self::PolicyChanged(_) => Blame::Downstream,
+            Self::Connect { source, .. } if socket::no_port_left(source) => Blame::Mesh,
             Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::Broken(_) => Blame::Upstream,
             Self::WorkloadUnknown { .. }
             | Self::NoUpstream(_)
@@ -216,6 +217,16 @@ impl Error {
             | Self::ConnectTimeout { .. }
             | Self::NoUpstream(NoUpstream::NameNotResolved { .. }) => Retry::OtherEndpoint,
             _ => Retry::Never,
+        }
+    }
+
+    /// What it says of the endpoint that was tried.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::ConnectTimeout { .. } | Self::Open(OpenError::ConnectTimeout { .. }) => Failure::TimedOut,
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => Failure::TimedOut,
+            _ => Failure::Refused,
         }
     }
 

@@ -424,6 +424,7 @@ impl Entry {
         let proxy = proxy::start(&running.pod, &sockets, &Accepting::new(receiver, !agent_owns))?;
         running.run = run;
         running.pod.handed_over.send_replace(false);
+        running.pod.pool.keep_idle(true);
         running.handed_over = handed_over;
         running.accept_at = None;
         Ok(tasks::spawn("pod-proxy", proxy))
@@ -484,6 +485,8 @@ impl Entry {
             running.accept_at = None;
             running.handed_over.send_replace(true);
             running.pod.handed_over.send_replace(true);
+            // Tunnels without a stream would be held open for the next, which comes elsewhere.
+            running.pod.pool.keep_idle(false);
         }
     }
 

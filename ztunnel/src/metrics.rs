@@ -4,6 +4,7 @@ mod buffers;
 pub mod labels;
 pub mod series;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -234,7 +235,7 @@ impl Metrics {
 
     /// Counts a connection that opened; the labels are to be given back to [`Self::count_closed`].
     #[must_use]
-    pub fn count_opened(&self, labels: TrafficLabels) -> TrafficLabels {
+    pub fn count_opened(&self, labels: TrafficLabels) -> Arc<TrafficLabels> {
         let labels = self.series.open(labels);
         self.opened.get_or_create(&labels).inc();
         labels
@@ -280,6 +281,7 @@ impl Metrics {
             self.looked_up.remove(&labels);
             self.series_expired.inc();
         }
+        self.series_expired.inc_by(self.dns.expire(ttl));
     }
 
     /// Counts an open tunnel connection until the guard is dropped.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 pub(crate) use self::connection::open;
 pub use self::connection::{serve, serve_to};
-pub use self::failures::RecentFailures;
+pub use self::failures::{Failure, Probe, RecentFailures};
 
 /// Everything before the first byte of the application.
 pub const CONNECT_BUDGET: Duration = Duration::from_secs(10);

@@ -28,6 +28,16 @@ const USED_MAX_PERCENT: u64 = 90;
 /// Time between two looks; with [`PAUSE_MAX`], less than a second passes until relief is noticed.
 const PERIOD: Duration = Duration::from_millis(250);
 
+/// Part of the memory limit that handshakes may hold: one in so many bytes.
+const HANDSHAKES_SHARE: u64 = 16;
+
+/// What a handshake that is under way holds, at most: TLS and its buffers, the task, the socket in the kernel.
+const HANDSHAKE_BYTES: u64 = 32 * 1024;
+
+/// Handshakes of this process at a time, with little memory and with plenty.
+const HANDSHAKES_MIN: usize = 32;
+const HANDSHAKES_MAX: usize = 16 * 1024;
+
 /// So many connections after the last look, the next is not waited for: a burst may be quicker than the period.
 const ARRIVALS_MAX: u64 = 64;
 
@@ -75,14 +85,6 @@ impl Pressure {
         }
     }
 
-    /// Of whatever is closest to its limit, now.
-    #[must_use]
-    pub fn worst(memory: &MemoryLimits) -> Self {
-        let descriptors = Self::of_descriptors();
-        let all = std::iter::once(descriptors).chain(memory.pressure());
-        all.max_by(Self::compare).unwrap_or(descriptors)
-    }
-
     /// Which is closer to its limit.
     fn compare(a: &Self, b: &Self) -> Order {
         let share = |one: &Self, other: &Self| u128::from(one.used) * u128::from(other.limit);
@@ -91,6 +93,48 @@ impl Pressure {
 
     fn is_high(self) -> bool {
         self.used.saturating_mul(100) > self.limit.saturating_mul(USED_MAX_PERCENT)
+    }
+}
+
+/// How much of everything that may be scarce is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pressures {
+    /// File descriptors.
+    pub descriptors: Pressure,
+    /// Memory, where it is limited.
+    pub memory: Option<Pressure>,
+}
+
+impl Pressures {
+    /// Those of this process, now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self {
+            descriptors: Pressure::of_descriptors(),
+            memory: MemoryLimits::of_process().pressure(),
+        }
+    }
+
+    /// Of whatever is closest to its limit.
+    #[must_use]
+    pub fn worst(self) -> Pressure {
+        let memory = self
+            .memory
+            .filter(|memory| Pressure::compare(memory, &self.descriptors).is_gt());
+        memory.unwrap_or(self.descriptors)
+    }
+
+    /// Handshakes of peers that may be under way at a time.
+    ///
+    /// Whoever can reach a tunnel port can begin one, prove nothing, and stay for the time it may take. So all of them
+    /// together get a small part of the memory, and with little memory there are few.
+    #[must_use]
+    pub fn handshakes(self) -> usize {
+        let room = self
+            .memory
+            .map_or(u64::MAX, |memory| memory.limit / HANDSHAKES_SHARE);
+        let count = usize::try_from(room / HANDSHAKE_BYTES).unwrap_or(HANDSHAKES_MAX);
+        count.clamp(HANDSHAKES_MIN, HANDSHAKES_MAX)
     }
 }
 
@@ -123,9 +167,22 @@ impl Drop for Load {
     }
 }
 
+/// A handshake of a peer, as long as it is under way.
+#[derive(Debug)]
+pub struct Handshake<'a>(&'a Shedder);
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        self.0.handshakes.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The weights of all workloads of this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shedder {
+    /// Handshakes under way, and how many may be.
+    handshakes: AtomicUsize,
+    handshakes_max: AtomicUsize,
     weights: Mutex<Vec<Weak<Weight>>>,
     arrivals: AtomicU64,
     look: Notify,
@@ -133,6 +190,21 @@ pub struct Shedder {
     shedding: Gauge,
     /// `tulle_shed_total`: connections that were refused.
     shed: Counter,
+}
+
+impl Default for Shedder {
+    fn default() -> Self {
+        Self {
+            handshakes: AtomicUsize::new(0),
+            // Until the first look; a flood does not come before it.
+            handshakes_max: AtomicUsize::new(HANDSHAKES_MIN),
+            weights: Mutex::default(),
+            arrivals: AtomicU64::new(0),
+            look: Notify::new(),
+            shedding: Gauge::default(),
+            shed: Counter::default(),
+        }
+    }
 }
 
 impl Shedder {
@@ -183,8 +255,27 @@ impl Shedder {
         Ok(Load(Arc::clone(weight)))
     }
 
+    /// Lets a peer begin a handshake.
+    ///
+    /// # Errors
+    /// `overload` while as many are under way as the memory of this process allows.
+    pub fn handshake(&self) -> Result<Handshake<'_>, Error> {
+        let before = self.handshakes.fetch_add(1, Ordering::Relaxed);
+        let handshake = Handshake(self);
+        if before >= self.handshakes_max.load(Ordering::Relaxed) {
+            self.shed.inc();
+            return Err(Error::Overload(
+                "too many handshakes at once for the memory of this process",
+            ));
+        }
+        Ok(handshake)
+    }
+
     /// Decides anew who is refused.
-    pub fn judge(&self, pressure: Pressure) {
+    pub fn judge(&self, pressures: Pressures) {
+        self.handshakes_max
+            .store(pressures.handshakes(), Ordering::Relaxed);
+        let pressure = pressures.worst();
         self.arrivals.store(0, Ordering::Relaxed);
         let weights = self.living();
         let held: Vec<_> = weights
@@ -205,7 +296,8 @@ impl Shedder {
     }
 
     /// Looks at what `pressure` says, again and again, until the process has drained.
-    pub async fn run(&self, pressure: impl Fn() -> Pressure, drain: DrainWatcher) {
+    pub async fn run(&self, pressures: impl Fn() -> Pressures, drain: DrainWatcher) {
+        self.judge(pressures());
         loop {
             tokio::select! {
                 () = drain.over() => return,
@@ -213,7 +305,7 @@ impl Shedder {
                 () = tokio::time::sleep(PERIOD) => {}
             }
             let began = std::time::Instant::now();
-            self.judge(pressure());
+            self.judge(pressures());
             let pause = began.elapsed() * 9;
             tokio::time::sleep(pause.clamp(PAUSE_MIN, PAUSE_MAX)).await;
         }
@@ -235,124 +327,4 @@ impl Weight {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tulle_runtime::drain;
-
-    const fn used(used: u64, limit: u64) -> Pressure {
-        Pressure {
-            of: Resource::Descriptors,
-            used,
-            limit,
-        }
-    }
-
-    const LOW: Pressure = used(90, 100);
-    const HIGH: Pressure = used(91, 100);
-
-    fn name(name: &str) -> WorkloadName {
-        WorkloadName {
-            namespace: "shop".into(),
-            name: name.into(),
-            service_account: name.into(),
-        }
-    }
-
-    fn holding(shedder: &Shedder, weight: &Arc<Weight>, count: usize) -> Vec<Load> {
-        (0..count).map(|_| shedder.admit(weight).unwrap()).collect()
-    }
-
-    #[test]
-    fn above_nine_tenths_the_heaviest_is_refused() {
-        let unlimited = used(1 << 40, u64::MAX);
-        for (pressure, weights, expected) in [
-            (LOW, &[1, 5, 3][..], None),
-            (HIGH, &[1, 5, 3], Some(1)),
-            (HIGH, &[5, 1, 5], Some(0)),
-            (HIGH, &[0, 0], None),
-            (HIGH, &[], None),
-            (unlimited, &[1, 5], None),
-            (used(120, 100), &[0, 1], Some(1)),
-        ] {
-            assert_eq!(heaviest(pressure, weights), expected, "{pressure:?} {weights:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_closest_to_its_limit_decides() {
-        let memory = Pressure {
-            of: Resource::Memory,
-            ..used(950, 1000)
-        };
-        assert_eq!(Pressure::compare(&HIGH, &memory), Order::Less);
-        assert_eq!(Pressure::compare(&used(0, u64::MAX), &LOW), Order::Less);
-        assert_eq!(Pressure::compare(&used(5, 10), &used(50, 100)), Order::Equal);
-    }
-
-    #[test]
-    fn others_are_served_and_what_is_open_stays() {
-        let shedder = Shedder::default();
-        let (heavy, light) = (shedder.enter(name("heavy")), shedder.enter(name("light")));
-        let mut open = holding(&shedder, &heavy, 3);
-        open.extend(holding(&shedder, &light, 1));
-        shedder.judge(HIGH);
-        assert!(matches!(shedder.admit(&heavy), Err(Error::Overload(_))));
-        assert!(shedder.admit(&light).is_ok());
-        assert_eq!((shedder.shedding.get(), shedder.shed.get()), (1, 1));
-        assert_eq!(heavy.held.load(Ordering::Relaxed), 3, "a refusal weighs nothing");
-        shedder.judge(LOW);
-        assert!(shedder.admit(&heavy).is_ok());
-        assert_eq!(shedder.shedding.get(), 0);
-    }
-
-    #[test]
-    fn a_workload_that_is_gone_weighs_nothing() {
-        let shedder = Shedder::default();
-        let (gone, left) = (shedder.enter(name("gone")), shedder.enter(name("left")));
-        drop(holding(&shedder, &gone, 9));
-        drop(gone);
-        let _open = holding(&shedder, &left, 1);
-        shedder.judge(HIGH);
-        assert!(shedder.admit(&left).is_err());
-        assert_eq!(shedder.living().len(), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn accepting_resumes_within_a_second_of_relief() {
-        let shedder = Shedder::default();
-        let weight = shedder.enter(name("heavy"));
-        let _open = holding(&shedder, &weight, 1);
-        let high = AtomicBool::new(true);
-        let pressure = || if high.load(Ordering::Relaxed) { HIGH } else { LOW };
-        let (_trigger, drain) = drain::new();
-        tokio::select! {
-            () = shedder.run(pressure, drain) => {}
-            () = async {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                assert!(shedder.admit(&weight).is_err());
-                high.store(false, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                assert!(shedder.admit(&weight).is_ok());
-            } => {}
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_burst_is_noticed_before_the_period_ends() {
-        let shedder = Shedder::default();
-        let weight = shedder.enter(name("heavy"));
-        let (_trigger, drain) = drain::new();
-        let began = tokio::time::Instant::now();
-        tokio::select! {
-            () = shedder.run(|| HIGH, drain) => {}
-            () = async {
-                let mut open = Vec::new();
-                while let Ok(load) = shedder.admit(&weight) {
-                    open.push(load);
-                    tokio::task::yield_now().await;
-                }
-            } => {}
-        }
-        assert!(began.elapsed() < PERIOD);
-    }
-}
+mod tests;

@@ -68,7 +68,8 @@ pub async fn serve(pod: Arc<Pod>, mut client: TcpStream, peer: SocketAddr) {
     match opened {
         Ok((upstream, _place)) => {
             if client.write_all(&Reply::Succeeded.encode()).await.is_ok() {
-                carry::run(&pod, client, upstream, story, None).await;
+                let tracked = carry::track(&pod, story, None);
+                carry::run(&pod, client, upstream, tracked).await;
             }
         }
         Err(error) => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -17,6 +18,9 @@ use crate::sockets::Listeners;
 use crate::sysctl;
 use crate::variant::{Existing, MarkGuard};
 use crate::zds::Announcement;
+
+/// Longest time that connections of pods may take to end when the agent itself waits to end.
+const LEAVE_AT_ONCE_MAX: Duration = Duration::from_secs(10);
 
 impl PodTask {
     /// Finds the namespace and proves that it is the pod's.
@@ -67,11 +71,17 @@ impl PodTask {
         }
     }
 
-    /// A running pod whose own rules would cut its old connections is not captured, unless they may be cut.
+    /// A running pod whose own rules would cut its old connections is not captured, unless they may be cut; nor one
+    /// in which another capture may stand that cannot be removed.
     async fn refuse_what_would_break(&self, located: &Located) -> Result<(), CaptureError> {
         let capture = &self.shared.capture;
-        let may_lose = self.fresh || self.existing() == Existing::Reset;
-        if may_lose || capture.holds_rules(&located.netns).await? {
+        if self.fresh || capture.holds_rules(&located.netns).await? {
+            return Ok(());
+        }
+        if capture.is_redirected_by_legacy_rules(&located.netns).await? {
+            return Err(CaptureError::LegacyRules);
+        }
+        if self.existing() == Existing::Reset {
             return Ok(());
         }
         if capture.would_lose_old_connections(&located.netns).await? {
@@ -200,9 +210,9 @@ impl PodTask {
         }
         let (dns, mark) = (self.wants_dns(), self.shared.settings.mark);
         match Listeners::open(&located.netns, dns, mark).await {
-            Err(CaptureError::PortTaken { port }) => {
+            Err(taken @ CaptureError::PortTaken { .. }) => {
                 let returned = self.shared.hub.return_sockets(&self.pod.uid).await;
-                let returned = returned.ok_or(CaptureError::PortTaken { port })?;
+                let returned = returned.ok_or(taken)?;
                 tracing::info!(uid = %self.pod.uid, listeners = returned.len(), "the proxy gave the listeners back");
                 let adopted = Listeners::adopt(returned, mark)?;
                 if adopted.serve_dns() == dns {
@@ -259,12 +269,24 @@ impl PodTask {
         let (capture, timing) = (&self.shared.capture, self.shared.timing);
         capture.drain(&located).await?;
         capture.wait_for_queues_to_empty(&located).await?;
+        self.shared.hub.leave(&self.pod.uid).await;
+        let deadline = if wanted.borrow().at_once {
+            timing.leave_deadline.min(LEAVE_AT_ONCE_MAX)
+        } else {
+            timing.leave_deadline
+        };
+        let left = tokio::select! {
+            left = capture.wait_for_connections_to_end(&located, deadline) => left?,
+            // Wanted again, and it stays as it is; or it ended, and is forgotten.
+            () = is_decided_otherwise(wanted.clone()) => return Ok(()),
+        };
         self.shared.hub.withdraw(&self.pod.uid).await;
-        let left = capture
-            .wait_for_proxy_to_leave(&located, timing.leave_deadline)
-            .await?;
         if left > 0 {
-            tracing::warn!(uid = %self.pod.uid, sockets = left, "a pod left before its captured connections ended");
+            tracing::warn!(uid = %self.pod.uid, connections = left, "captured connections of a leaving pod were cut at the deadline");
+        }
+        let open = capture.wait_for_proxy_to_leave(&located).await?;
+        if open > 0 {
+            tracing::warn!(uid = %self.pod.uid, sockets = open, "the proxy has not closed its sockets of a pod in time");
         }
         capture.remove(&located).await?;
         self.located = None;
@@ -286,4 +308,10 @@ impl PodTask {
         self.shared.hub.withdraw(&self.pod.uid).await;
         self.located = None;
     }
+}
+
+/// Waits until a pod is no longer to be left alone.
+async fn is_decided_otherwise(mut wanted: watch::Receiver<Wanted>) {
+    // Nobody decides any more: the fleet is gone.
+    let _ = wanted.wait_for(|wanted| wanted.goal != Goal::Released).await;
 }

@@ -24,6 +24,9 @@ use crate::zds::{Announcement, Hub, Proxies};
 /// How long a pod may be without a proxy before that counts.
 pub(crate) const PROXY_GRACE: Duration = Duration::from_secs(10);
 
+/// How long captured connections of a pod that leaves may go on, by default.
+pub(crate) const LEAVE_DEADLINE: Duration = Duration::from_secs(3600);
+
 /// How long a pod's task takes for what is not a matter of steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
@@ -31,7 +34,7 @@ pub struct Timing {
     pub verify_interval: Duration,
     /// How long a leaving pod stays captured, so that other nodes learn of it first.
     pub leave_notice: Duration,
-    /// How long a leaving pod's connections may take to end.
+    /// How long captured connections of a leaving pod may go on.
     pub leave_deadline: Duration,
 }
 
@@ -40,7 +43,7 @@ impl Default for Timing {
         Self {
             verify_interval: Duration::from_secs(30),
             leave_notice: Duration::from_secs(2),
-            leave_deadline: Duration::from_secs(10),
+            leave_deadline: LEAVE_DEADLINE,
         }
     }
 }

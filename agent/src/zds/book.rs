@@ -11,6 +11,9 @@
 //!     └──▶ Kept ──▶ Refused ──────────┘◀──────────────── Add, it is the newest again ───────┘
 //!                                        any ── withdrawn ──▶ Doomed ── Delete ──▶ unknown
 //! ```
+//!
+//! A pod that leaves capture is handed over to nobody first: whoever accepts for it gets HandOver, keeps its connections,
+//! and hears Delete once it is withdrawn. Delete alone means that the pod ended: its connections are reset.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -128,6 +131,8 @@ struct Told {
 struct Entry<P> {
     pod: Option<P>,
     told: Told,
+    /// Nobody is to accept for it any more.
+    leaving: bool,
 }
 
 /// Announced pods and connected proxies, the newest last.
@@ -159,7 +164,29 @@ impl<P: Clone> Book<P> {
     /// A pod that is known and not announced yet.
     pub(super) fn keep(&mut self, uid: &Str) {
         let told = self.told(None);
-        self.pods.entry(uid.clone()).or_insert(Entry { pod: None, told });
+        let kept = Entry {
+            pod: None,
+            told,
+            leaving: false,
+        };
+        self.pods.entry(uid.clone()).or_insert(kept);
+    }
+
+    /// A pod that leaves: no proxy accepts for it any more, and each keeps the connections it has until the pod is
+    /// withdrawn.
+    pub(super) fn leave(&mut self, uid: &Str) {
+        let told = self.told(None);
+        let leaving = Entry {
+            pod: None,
+            told,
+            leaving: true,
+        };
+        self.pods.insert(uid.clone(), leaving);
+    }
+
+    /// Whether everyone who can be told to stop accepting for a pod that leaves has stopped.
+    pub(super) fn has_left(&self, uid: &Str) -> bool {
+        !self.proxies.iter().any(|proxy| proxy.accepts(uid))
     }
 
     /// Announces a pod, anew if it is announced already. `same_listeners` when a proxy that serves it has them.
@@ -170,7 +197,12 @@ impl<P: Clone> Book<P> {
             .map(|entry| entry.told)
             .filter(|_| same_listeners);
         let told = self.told(before);
-        self.pods.insert(uid.clone(), Entry { pod: Some(pod), told });
+        let announced = Entry {
+            pod: Some(pod),
+            told,
+            leaving: false,
+        };
+        self.pods.insert(uid.clone(), announced);
     }
 
     /// A pod ended, or is no longer wanted.
@@ -368,6 +400,10 @@ impl<P: Clone> Book<P> {
         if let Some(uid) = proxy.returns.front() {
             return Ok(Step::Return(uid.clone()));
         }
+        let leaving = self.pods.iter().filter(|(_, entry)| entry.leaving);
+        if let Some((uid, _)) = leaving.into_iter().find(|(uid, _)| proxy.accepts(uid)) {
+            return Ok(Step::HandOver(uid.clone()));
+        }
         if is_newest {
             return self.addition(proxy, now);
         }
@@ -400,17 +436,22 @@ impl<P: Clone> Book<P> {
 
     /// A pod that the newest accepted and this one may still accept for.
     fn hand_over(&self, proxy: &Proxy) -> Option<Step<P>> {
-        if !proxy.intro.takes_sockets || proxy.intro.lingering {
-            return None;
-        }
-        let accepts = |held: &Held| matches!(held, Held::Kept | Held::Serving(_) | Held::Refused { .. });
-        let mut accepting = proxy.pods.iter().filter(|(_, held)| accepts(held));
-        let (uid, _) = accepting.find(|(uid, _)| self.progress(uid) == Progress::Accepted)?;
+        let mut accepting = proxy.pods.keys().filter(|uid| proxy.accepts(uid));
+        let uid = accepting.find(|uid| self.progress(uid) == Progress::Accepted)?;
         Some(Step::HandOver(uid.clone()))
     }
 }
 
 impl Proxy {
+    /// Whether it may accept for a pod, and knows what being told to stop means.
+    fn accepts(&self, uid: &Str) -> bool {
+        let may = match self.pods.get(uid) {
+            Some(Held::Kept | Held::Adding(_) | Held::Serving(_) | Held::Refused { .. }) => true,
+            Some(Held::HandedOver | Held::Doomed) | None => false,
+        };
+        may && self.intro.takes_sockets && !self.intro.lingering
+    }
+
     fn mentioned(&mut self, uid: &Str) {
         if let Phase::Snapshot(mentioned) = &mut self.phase {
             mentioned.insert(uid.clone());

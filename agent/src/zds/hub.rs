@@ -184,7 +184,17 @@ impl Hub {
         }
     }
 
-    /// Takes a pod away from every proxy and waits for their answers. Its listeners are closed here.
+    /// Lets proxies stop accepting for a pod that leaves, and waits for their answers; they keep its connections until
+    /// it is withdrawn. Its listeners are closed here. One that does not know how to stop goes on until then.
+    pub async fn leave(&self, uid: &Str) {
+        self.change(|state| state.book.leave(uid));
+        let left = self.until(|state| state.book.has_left(uid).then_some(()));
+        if timeout(WITHDRAW_WAIT, left).await.is_err() {
+            tracing::warn!(%uid, "a proxy has not stopped accepting for a pod in time");
+        }
+    }
+
+    /// Takes a pod away from every proxy and waits for their answers. Its connections end. Its listeners are closed here.
     pub async fn withdraw(&self, uid: &Str) {
         self.change(|state| state.book.withdraw(uid));
         let gone = self.until(|state| state.book.is_gone(uid).then_some(()));

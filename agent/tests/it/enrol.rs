@@ -30,6 +30,7 @@ use crate::proxy::Proxy;
 
 with_each_backend! {
     a_running_pod_joins_and_leaves_without_losing_a_connection,
+    a_leaving_pod_is_cut_at_the_deadline_and_goes_on_where_it_is_wanted_again,
     without_a_proxy_a_pod_is_not_captured_and_says_why,
     listeners_and_rules_survive_a_restart_of_the_agent,
     what_a_pod_changes_of_its_capture_is_put_back_and_counted,
@@ -37,6 +38,9 @@ with_each_backend! {
     a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it,
     rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted,
 }
+
+/// How long captured connections of a leaving pod go on here.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// An agent for the one pod of a world.
 struct Agent {
@@ -74,7 +78,7 @@ impl Agent {
             timing: Timing {
                 verify_interval: Duration::from_millis(100),
                 leave_notice: Duration::ZERO,
-                leave_deadline: Duration::from_secs(1),
+                leave_deadline: LEAVE_DEADLINE,
             },
         };
         hub.keep(&"u1".into());
@@ -173,9 +177,17 @@ async fn a_running_pod_joins_and_leaves_without_losing_a_connection(backend: Bac
     assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
     assert_alive(&mut old, &mut old_server);
 
+    let (mut caller, mut captured) = capture_one(&world, &copies[1]);
     agent.aim(Goal::Released);
-    assert_eq!(proxy.request().await.0, Request::Delete { uid: "u1".into() });
+    assert_eq!(proxy.request().await.0, Request::HandOver { uid: "u1".into() });
     drop(copies);
+    proxy.accept().await;
+    assert_alive(&mut caller, &mut captured);
+    let (mut new, (mut new_server, _)) = (world.dial(8080).unwrap(), server.accept().unwrap());
+    assert_alive(&mut new, &mut new_server);
+    assert_eq!(agent.shared.board.entries()[0].state, "Leaving");
+    drop((caller, captured));
+    assert_eq!(proxy.request().await.0, Request::Delete { uid: "u1".into() });
     proxy.accept().await;
     agent.until("Out").await;
     assert_eq!(world.output("nft", "list ruleset"), "");
@@ -184,6 +196,47 @@ async fn a_running_pod_joins_and_leaves_without_losing_a_connection(backend: Bac
         .await
         .unwrap();
     assert!(sockets.is_empty(), "{sockets:?}");
+}
+
+async fn a_leaving_pod_is_cut_at_the_deadline_and_goes_on_where_it_is_wanted_again(backend: Backend) {
+    let Some(world) = World::new("a_leaving_pod_is_cut_at_the_deadline_and_goes_on_where_it_is_wanted_again")
+    else {
+        return;
+    };
+    let agent = Agent::start(&world, backend, Goal::Captured).await;
+    let proxy = connect(&world, "1").await;
+    proxy.snapshot().await;
+    let (_, copies) = take(&proxy).await;
+    agent.until("In").await;
+    let (mut caller, mut captured) = capture_one(&world, &copies[1]);
+    agent.aim(Goal::Released);
+    assert_eq!(proxy.request().await.0, Request::HandOver { uid: "u1".into() });
+    drop(copies);
+    proxy.accept().await;
+    agent.aim(Goal::Captured);
+    let (_, copies) = take(&proxy).await;
+    agent.until("In").await;
+    assert_alive(&mut caller, &mut captured);
+    assert!(world.output("nft", "list ruleset").contains("redirect to :15001"));
+
+    agent.aim(Goal::Released);
+    assert_eq!(proxy.request().await.0, Request::HandOver { uid: "u1".into() });
+    drop(copies);
+    proxy.accept().await;
+    let left = tokio::time::Instant::now();
+    assert_eq!(proxy.request().await.0, Request::Delete { uid: "u1".into() });
+    assert!(left.elapsed() >= LEAVE_DEADLINE / 2, "not before the deadline");
+    drop((caller, captured));
+    proxy.accept().await;
+    agent.until("Out").await;
+}
+
+/// A connection from outside that a proxy with a copy of the listener has taken.
+fn capture_one(world: &World, inbound: &std::os::fd::OwnedFd) -> (std::net::TcpStream, std::net::TcpStream) {
+    let caller = world.dial(8080).expect("captured");
+    let inbound = std::net::TcpListener::from(inbound.try_clone().unwrap());
+    inbound.set_nonblocking(false).unwrap();
+    (caller, inbound.accept().unwrap().0)
 }
 
 async fn without_a_proxy_a_pod_is_not_captured_and_says_why(backend: Backend) {
@@ -201,6 +254,10 @@ async fn without_a_proxy_a_pod_is_not_captured_and_says_why(backend: Backend) {
     take(&proxy).await;
     agent.until("In").await;
     assert!(agent.shared.board.entries().remove(0).error.is_none());
+    let events = agent.shared.board.events();
+    let told: Vec<_> = events.iter().map(|event| (event.reason, &*event.name)).collect();
+    assert_eq!(told, [("proxy_not_connected", "web"), ("captured", "web")]);
+    assert!(events[0].count >= 1 && events[0].message.contains("start the node proxy"));
 }
 
 async fn listeners_and_rules_survive_a_restart_of_the_agent(backend: Backend) {
@@ -354,4 +411,28 @@ async fn a_listener_that_was_closed_is_found_and_opened_again(backend: Backend) 
     let (mut captured, _) = inbound.accept().unwrap();
     assert_alive(&mut caller, &mut captured);
     agent.until("In").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_pod_with_redirects_of_legacy_iptables_is_not_captured_and_says_why() {
+    let Some(world) = World::new("a_running_pod_with_redirects_of_legacy_iptables") else {
+        return;
+    };
+    let redirect = "-t nat -A OUTPUT -p tcp -j REDIRECT --to-ports 15001";
+    if !world.succeeds("iptables-legacy", redirect) {
+        eprintln!("skipped: this machine has no legacy iptables");
+        return;
+    }
+    let agent = Agent::start(&world, Backend::Netlink, Goal::Captured).await;
+    let proxy = connect(&world, "1").await;
+    proxy.snapshot().await;
+    agent.until("Retry").await;
+    let error = agent.shared.board.entries().remove(0).error.unwrap();
+    assert_eq!((error.code, error.token), ("T0109", "foreign_rules"));
+    assert!(error.message.contains("legacy"), "{}", error.message);
+    assert_eq!(
+        world.output("nft", "list ruleset"),
+        "",
+        "nothing of ours stands beside it"
+    );
 }

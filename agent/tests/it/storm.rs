@@ -157,7 +157,7 @@ async fn cycle(world: &World, pod: &Located, capture: &Capture) -> usize {
     capture.wait_for_queues_to_empty(pod).await.unwrap();
     let relayed = relay.stop();
     drop(listeners);
-    assert_eq!(capture.wait_for_proxy_to_leave(pod, PATIENCE).await.unwrap(), 0);
+    assert_eq!(capture.wait_for_proxy_to_leave(pod).await.unwrap(), 0);
     capture.remove(pod).await.unwrap();
     relayed
 }

@@ -154,8 +154,21 @@ pub async fn connect(
     into_tokio(socket)?.connect(destination).await
 }
 
-/// Sends from an address that need not be our own.
+/// Whether an error of [`connect`] says that no local port is free: none for the destination, or none at all for the
+/// source, where the kernel chooses it before it knows the destination.
+#[must_use]
+pub fn no_port_left(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse
+    )
+}
+
+/// Sends from an address that need not be our own. The port is chosen with the destination: one port serves any number of
+/// destinations then, and no more than one otherwise.
 fn bind_source(socket: &Socket, destination: SocketAddr, source: IpAddr) -> io::Result<()> {
+    // A kernel that does not know it chooses earlier.
+    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
     match (destination, source) {
         (SocketAddr::V4(_), IpAddr::V4(source)) => {
             socket.set_ip_transparent_v4(true)?;
@@ -238,13 +251,18 @@ const TUNNEL_UNSENT_MAX: u32 = 256 * 1024;
 
 /// Keeps the send queue of a tunnel's socket short, so that a PING is not stuck behind megabytes of bulk: a slow link
 /// must not look like a dead peer, and other streams must not wait either.
-pub(crate) fn keep_queue_short(stream: &TcpStream) -> io::Result<()> {
+pub fn keep_queue_short(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_notsent_lowat(TUNNEL_UNSENT_MAX)
 }
 
-/// Makes closing this socket send RST instead of FIN.
+/// Makes closing this socket send RST instead of FIN, whoever closes it: also the kernel, when this process dies.
 pub fn set_rst(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+/// Takes [`set_rst`] back: what was written still arrives, and FIN after it.
+pub fn set_fin(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_linger(None)
 }
 
 /// Changes the keepalive of an open connection.
@@ -380,5 +398,10 @@ mod tests {
         set_rst(&near).unwrap();
         drop(near);
         assert_eq!(classify(&far.read(&mut [0]).await.unwrap_err()), Closed::Reset);
+        let (near, mut far) = pair(ANY_PORT).await;
+        set_rst(&near).unwrap();
+        set_fin(&near).unwrap();
+        drop(near);
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
     }
 }

@@ -8,10 +8,16 @@ use tulle_world::{CONTROL, Component};
 
 use super::stage::Stage;
 use super::{Figure, Run, Scale, Scenario, scenario};
+use crate::TestMesh;
 use crate::faults::{Blackhole, Direction};
+use crate::load::Plan;
 use crate::manifest;
 use crate::mesh::eventually;
 use crate::traffic::gets_through;
+
+/// A control plane that is cut off without a word is missed once it has not answered a ping: after 30 s one is sent, 10 s
+/// are given for it.
+const MISSED_AFTER: Duration = Duration::from_secs(42);
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -19,6 +25,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         140,
         "the control plane ends by SIGTERM and by SIGKILL, and is back after 30 s",
         f01,
+    ),
+    scenario(
+        "F02",
+        720,
+        "the control plane is away for longer than certificates live, while the authority is not",
+        f02,
     ),
     scenario(
         "F09",
@@ -67,6 +79,52 @@ async fn time_to_force(stage: &Stage) -> Duration {
         stage.mesh.logs()
     );
     written.elapsed()
+}
+
+/// The authority is reached at another address of the server than the configuration, so that one can be cut off alone.
+fn f02(scale: Scale) -> Run {
+    Box::pin(async move {
+        let seconds = Duration::from_secs;
+        let (away, lifetime) = scale.pick((seconds(45), seconds(30)), (seconds(600), seconds(480)));
+        let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+        let control = mesh.world.node(CONTROL).unwrap();
+        let (configuration, authority) = (control.ipv4(), control.ipv6());
+        mesh.environment("CA_ADDRESS", &format!("https://[{authority}]:15012"));
+        mesh.environment("SECRET_TTL", &format!("{}s", lifetime.as_secs()));
+        let stage = Stage::of(mesh, scale, scale.pick(Plan::light(), Plan::l1())).await;
+        let [first, second] = stage.quiet().await;
+        let control = stage.mesh.world.node(CONTROL).unwrap();
+        let cut = Blackhole::new(control.namespace(), &[configuration.into()], Direction::Both);
+        let from = Instant::now();
+        let without = stage.load.observe(away).await;
+        let heard = age(&stage, "n2").await;
+        let real = from.elapsed();
+        let issued = stage
+            .mesh
+            .metric("n2", &["tulle_cert_fetches_total", "issued"])
+            .await;
+        // A control plane is missed at the latest when it has not answered pings for so long.
+        let true_age = heard <= real + seconds(1) && heard + MISSED_AFTER >= real;
+        let figure = Figure::new("F02")
+            .with("away", format!("{}s", away.as_secs()))
+            .with("lifetime", format!("{}s", lifetime.as_secs()))
+            .losses(&stage.load, &[&first, &second, &without])
+            .latency([&first, &second], &without)
+            .expect("issued_meanwhile", issued, issued > 1.0, "> 1")
+            .expect(
+                "config_age",
+                format!("{:.1}s", heard.as_secs_f64()),
+                true_age,
+                "the time away",
+            );
+        drop(cut);
+        figure.with_time("recovered", time_to_force(&stage).await)
+    })
+}
+
+/// How old a node proxy says its configuration is.
+async fn age(stage: &Stage, node: &str) -> Duration {
+    Duration::from_secs_f64(stage.mesh.metric(node, &["tulle_config_age_seconds "]).await)
 }
 
 fn f09(scale: Scale) -> Run {

@@ -107,12 +107,23 @@ impl Figure {
     pub fn latency(self, quiet: [&Report; 2], under: &Report) -> Self {
         let [first, second] = quiet.map(|report| report.requests.p99);
         let base = first.max(second);
-        let now = under.requests.p99;
-        let holds =
-            now <= base + UNAFFECTED_EXTRA || now.as_secs_f64() <= base.as_secs_f64() * UNAFFECTED_RATIO;
-        self.with("p99_quiet", milliseconds(base))
-            .expect("p99", milliseconds(now), holds, "≤ 1.25 × quiet or + 2 ms")
+        self.with_time("p99_quiet", base)
+            .unaffected("p99", base, under.requests.p99)
             .with("band", format!("±{}", milliseconds(first.abs_diff(second))))
+    }
+
+    /// A latency that must be about what it is when nothing happens.
+    #[must_use]
+    pub fn unaffected(self, name: &str, quiet: Duration, now: Duration) -> Self {
+        let holds =
+            now <= quiet + UNAFFECTED_EXTRA || now.as_secs_f64() <= quiet.as_secs_f64() * UNAFFECTED_RATIO;
+        self.expect(name, milliseconds(now), holds, "≤ 1.25 × quiet or + 2 ms")
+    }
+
+    /// Adds a time that has no target.
+    #[must_use]
+    pub fn with_time(self, name: &str, time: Duration) -> Self {
+        self.with(name, milliseconds(time))
     }
 
     /// Keeps texts for whoever looks into a miss.

@@ -1,19 +1,28 @@
 //! Files, memory and ports run short.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 use tulle_world::Component;
 
 use super::stage::{PORT, Stage};
 use super::{Figure, Run, Scale, Scenario, scenario};
 use crate::TestMesh;
-use crate::faults::{limit_files, open_files, resident_bytes, run};
+use crate::faults::{anonymous_bytes, limit_files, open_files, run};
 use crate::load::{Load, Plan};
 use crate::mesh::eventually;
-use crate::traffic::{Echo, connect, gets_through};
+use crate::traffic::{Echo, connect, gets_through, spawn};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "F13",
+        90,
+        "500 connections whose readers take a byte each second, beside others",
+        f13,
+    ),
     scenario(
         "F17",
         70,
@@ -28,6 +37,69 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario("F32", 40, "a pod runs out of local ports", f32),
 ];
+
+/// Readers that take a byte now and then, of what an echo has for them.
+fn f13(scale: Scale) -> Run {
+    Box::pin(async move {
+        let stalled = scale.pick(100, 500);
+        let mut stage = Stage::new(scale).await;
+        let [first, second] = stage.quiet().await;
+        let proxies = ["n1", "n2"].map(|node| stage.process(&Component::Ztunnel(node.into())));
+        let before = proxies.map(anonymous_bytes);
+        let mut readers = Vec::new();
+        let sent = Arc::new(AtomicU64::new(0));
+        for _ in 0..stalled {
+            let stream = connect(stage.web.namespace(), stage.echo.address())
+                .await
+                .unwrap();
+            readers.push(spawn(read_slowly(stream, Arc::clone(&sent))));
+        }
+        // Filling the windows is a load of its own; what counts here is that they stand full.
+        let full = until_it_rests(&sent).await;
+        assert!(full, "the windows never fill");
+        let under = stage.after().await;
+        let after = proxies.map(anonymous_bytes);
+        let each = |index: usize| after[index].saturating_sub(before[index]) as f64 / stalled as f64 / 1024.0;
+        let figure = Figure::new("F13")
+            .with("stalled", stalled)
+            .losses(&stage.load, &[&first, &second, &under])
+            .latency([&first, &second], &under)
+            .with("kib_per_stalled_sending", format!("{:.0}", each(0)))
+            .with("kib_per_stalled_receiving", format!("{:.0}", each(1)));
+        readers.iter().for_each(tokio::task::JoinHandle::abort);
+        figure
+    })
+}
+
+/// Sends until nothing more is taken, and reads one byte each second.
+async fn read_slowly(stream: tokio::net::TcpStream, sent: Arc<AtomicU64>) {
+    let (mut reading, mut writing) = stream.into_split();
+    let chunk = vec![7; 64 * 1024];
+    let flood = async {
+        while let Ok(bytes) = writing.write(&chunk).await {
+            sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    };
+    let trickle = async {
+        while reading.read_exact(&mut [0]).await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::join!(flood, trickle);
+}
+
+/// Waits until almost nothing is sent any more, for two minutes at most.
+async fn until_it_rests(sent: &AtomicU64) -> bool {
+    const RESTING_PER_SECOND: u64 = 256 * 1024;
+    for _ in 0..120 {
+        let before = sent.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if sent.load(Ordering::Relaxed) - before < RESTING_PER_SECOND {
+            return true;
+        }
+    }
+    false
+}
 
 fn f17(scale: Scale) -> Run {
     Box::pin(async move {
@@ -88,7 +160,7 @@ fn f31(scale: Scale) -> Run {
             let component = Component::Ztunnel(node.into());
             mesh.mesh.process(&component).expect("it runs").id()
         });
-        let before = proxies.map(resident_bytes);
+        let before = proxies.map(anonymous_bytes);
         let mut held = Vec::with_capacity(idle);
         for _ in 0..idle {
             held.push(connect(web.namespace(), echo.address()).await.unwrap());
@@ -106,7 +178,7 @@ fn f31(scale: Scale) -> Run {
         )
         .await;
         tokio::time::sleep(Duration::from_secs(3)).await;
-        let after = proxies.map(resident_bytes);
+        let after = proxies.map(anonymous_bytes);
         let beside = load.observe(scale.window()).await;
         let per_end = |index: usize| after[index].saturating_sub(before[index]) as f64 / idle as f64 / 1024.0;
         let (sending, receiving) = (per_end(0), per_end(1));
@@ -132,6 +204,9 @@ fn f31(scale: Scale) -> Run {
     })
 }
 
+/// Local ports that F32 leaves.
+const PORTS: u32 = 10;
+
 fn f32(scale: Scale) -> Run {
     Box::pin(async move {
         let (mesh, web, db) = TestMesh::pair().await;
@@ -143,19 +218,33 @@ fn f32(scale: Scale) -> Run {
         run(
             db.namespace(),
             "sysctl",
-            &["-qw", "net.ipv4.ip_local_port_range=40000 40009"],
+            &[
+                "-qw",
+                &format!("net.ipv4.ip_local_port_range=40000 {}", 40_000 + PORTS - 1),
+            ],
         );
         let mut held = Vec::new();
+        let mut served = 0;
         for _ in 0..scale.pick(20, 40) {
-            use tokio::io::AsyncWriteExt as _;
-            if let Ok(mut stream) = connect(from, to).await
-                && stream.write_all(b"x").await.is_ok()
-            {
-                held.push(stream);
-            }
+            let Ok(mut stream) = connect(from, to).await else {
+                continue;
+            };
+            let mut answer = [0];
+            let asked = async {
+                stream.write_all(b"x").await?;
+                stream.read_exact(&mut answer).await
+            };
+            served += u32::from(asked.await.is_ok());
+            held.push(stream);
         }
-        let named =
+        let counted =
             eventually(async || mesh.metric("n2", &["tulle_denied_total", "T0522"]).await > 0.0).await;
+        let logged = mesh
+            .log(&Component::Ztunnel("n2".into()))
+            .contains("ports_exhausted");
+        let told = mesh
+            .log(&Component::Ztunnel("n1".into()))
+            .contains("ports_exhausted");
         run(
             db.namespace(),
             "sysctl",
@@ -168,9 +257,14 @@ fn f32(scale: Scale) -> Run {
             mesh.logs()
         );
         let recovered = relieved.elapsed();
+        let refused = held.len() - served as usize;
         drop(held);
         Figure::new("F32")
-            .expect("named", if named { "T0522" } else { "no" }, named, "T0522")
+            .expect("served", served, served == PORTS, "one for each port")
+            .with("refused", refused)
+            .expect("counted", counted, counted, "T0522")
+            .expect("logged", logged, logged, "ports_exhausted")
+            .expect("callers_proxy_knows", told, told, "ports_exhausted")
             .within("recovered", recovered, Duration::from_secs(1))
     })
 }

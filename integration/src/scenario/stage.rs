@@ -34,7 +34,11 @@ impl Stage {
 
     /// As [`Self::new`], with further nodes or another load.
     pub(super) async fn with(scale: Scale, nodes: &[&str], plan: Plan) -> Self {
-        let mut mesh = TestMesh::new(nodes).await;
+        Self::of(TestMesh::new(nodes).await, scale, plan).await
+    }
+
+    /// As [`Self::with`], in a mesh that was made ready for it.
+    pub(super) async fn of(mut mesh: TestMesh, scale: Scale, plan: Plan) -> Self {
         let web = mesh.pod("n1", "web").await;
         let db = mesh.pod("n2", "db").await;
         mesh.start().await;

@@ -492,7 +492,7 @@ mod tests {
         let sources = [
             include_str!("../config.rs"),
             include_str!("control_plane.rs"),
-            include_str!("headers.rs"),
+            include_str!("../../../core/identity/src/channel/settings.rs"),
             include_str!("inpod.rs"),
             include_str!("log.rs"),
             include_str!("mesh.rs"),

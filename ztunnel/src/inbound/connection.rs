@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tulle_model::workload::{ApplicationProtocol, ApplicationTunnel};
 use tulle_model::{Authority, Connection, NetworkAddress, Reason, Service, Snapshot, Workload};
-use tulle_transport::hbone::{ConnectRequest, ConnectResponse};
+use tulle_transport::hbone::{ConnectRequest, ConnectResponse, HboneStream};
 use tulle_transport::{Baggage, ReasonHeader, proxy_protocol};
 
 use super::asking::Asking;
@@ -16,6 +16,7 @@ use super::listener::Tunnel;
 use super::{connect, refuse_own_port};
 use crate::carry;
 use crate::config::ReasonDetail;
+use crate::connections::Tracked;
 use crate::error::Error;
 use crate::metrics::labels::{Direction, Party};
 use crate::pod::{Place, Pod};
@@ -37,22 +38,46 @@ struct Established {
     place: Place,
 }
 
+/// A stream that was let in, about to be carried.
+struct Answered {
+    application: TcpStream,
+    stream: HboneStream,
+    tracked: Tracked,
+    place: Place,
+}
+
 /// Serves one stream to its end.
-pub(crate) async fn serve(pod: Arc<Pod>, mut asking: Asking, tunnel: Tunnel) {
+pub(crate) async fn serve(pod: Arc<Pod>, asking: Asking, tunnel: Tunnel) {
     let _socket = pod.node.metrics.socket(Direction::Inbound);
+    // Boxed: what it needs, the story included, is given back before the stream is carried.
+    if let Some(answered) = Box::pin(answer(&pod, asking, tunnel)).await {
+        let Answered {
+            application,
+            stream,
+            tracked,
+            place: _held,
+        } = answered;
+        carry::run(&pod, application, stream.into(), tracked).await;
+    }
+}
+
+/// Everything up to the answer; nothing if it was a refusal.
+async fn answer(pod: &Pod, mut asking: Asking, tunnel: Tunnel) -> Option<Answered> {
     let mut story = Story::begin(Direction::Inbound, tunnel.peer, tunnel.local);
     story.mutual_tls = true;
     story.source.principal = Some(tunnel.identity.clone());
     let request = asking.request();
     let established = tokio::select! {
-        // Boxed: what it needs is given back before the stream is carried.
-        established = Box::pin(establish(&pod, &tunnel, request, &mut story)) => established,
-        () = asking.cancelled() => return,
+        established = establish(pod, &tunnel, request, &mut story) => established,
+        () = asking.cancelled() => return None,
         () = pod.drain.urgent() => Err(Error::Drained),
     };
     match established {
-        Ok(established) => open(&pod, established, asking, story).await,
-        Err(error) => refuse(&pod, asking, &story, &error),
+        Ok(established) => open(pod, established, asking, story),
+        Err(error) => {
+            refuse(pod, asking, &story, &error);
+            None
+        }
     }
 }
 
@@ -63,7 +88,7 @@ async fn establish(
     request: Result<ConnectRequest, tulle_transport::hbone::MalformedConnect>,
     story: &mut Story,
 ) -> Result<Established, Error> {
-    let place = pod.place()?;
+    let place = pod.place_for(&tunnel.identity, tunnel.peer_ip())?;
     let request = request.map_err(|malformed| bad(malformed.to_string(), malformed.reason()))?;
     story.authority = Some(request.authority.clone());
     let workload = pod.workload().await?;
@@ -260,13 +285,13 @@ fn vip(asked: &Asked, port: u16) -> SocketAddr {
         .map_or(asked.target, |vip| SocketAddr::new(vip.address, port))
 }
 
-/// Answers 200 and carries.
-async fn open(pod: &Pod, established: Established, asking: Asking, story: Story) {
+/// Answers 200.
+fn open(pod: &Pod, established: Established, asking: Asking, story: Story) -> Option<Answered> {
     let Established {
         asked,
         permitted,
         application,
-        place: _held,
+        place,
     } = established;
     let baggage = if pod.node.config.response_baggage {
         Baggage::of(&asked.workload)
@@ -274,13 +299,19 @@ async fn open(pod: &Pod, established: Established, asking: Asking, story: Story)
         Baggage::default()
     };
     match asking.accept(ConnectResponse { baggage }) {
-        Ok(stream) => carry::run(pod, application, stream.into(), story, Some(permitted.judged)).await,
+        Ok(stream) => Some(Answered {
+            application,
+            stream,
+            tracked: carry::track(pod, story, Some(permitted.judged)),
+            place,
+        }),
         Err(error) => {
             carry::reset(application);
             story.fail(
                 &pod.node.metrics,
                 &tulle_transport::CopyError::Tunnel(error).into(),
             );
+            None
         }
     }
 }

@@ -62,6 +62,7 @@ async fn establish(pod: &Pod, socket: TcpStream) -> Result<(Accepted, Proofs), E
         .handshakes
         .try_acquire()
         .map_err(|_| Error::Overload("too many handshakes at once"))?;
+    let _place = pod.node.shedder.handshake()?;
     let options = SocketOptions {
         // PING tells whether the peer lives.
         keepalive: None,

@@ -19,22 +19,30 @@ use crate::record::Story;
 pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
     let _socket = pod.node.metrics.socket(Direction::Inbound);
     let target = identify(&pod, &client);
-    let mut story = Story::begin(Direction::Inbound, peer, *target.as_ref().unwrap_or(&peer));
-    let established = match target {
-        // Boxed: what it needs is given back before the connection is carried.
-        Ok(target) => Box::pin(establish(&pod, peer, target, &mut story)).await,
-        Err(error) => Err(error),
-    };
-    match established {
-        Ok((permitted, application, _place)) => {
-            pod.node.plaintext.note(&story);
-            let judged = Some(permitted.judged);
-            carry::run(&pod, application, client.into(), story, judged).await;
+    // Boxed: what it needs, the story included, is given back before the connection is carried.
+    let established = Box::pin(async {
+        let mut story = Story::begin(Direction::Inbound, peer, *target.as_ref().unwrap_or(&peer));
+        let established = match target {
+            Ok(target) => establish(&pod, peer, target, &mut story).await,
+            Err(error) => Err(error),
+        };
+        match established {
+            Ok((permitted, application, place)) => {
+                pod.node.plaintext.note(&story);
+                let tracked = carry::track(&pod, story, Some(permitted.judged));
+                Some((tracked, application, place))
+            }
+            Err(error) => {
+                story.fail(&pod.node.metrics, &error);
+                None
+            }
         }
-        Err(error) => {
-            story.fail(&pod.node.metrics, &error);
-            carry::reset(client);
+    });
+    match established.await {
+        Some((tracked, application, _place)) => {
+            carry::run(&pod, application, client.into(), tracked).await;
         }
+        None => carry::reset(client),
     }
 }
 
@@ -42,6 +50,8 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 fn identify(pod: &Pod, client: &TcpStream) -> Result<SocketAddr, Error> {
     // A socket that cannot take its options is already dead; the copy will find out.
     let _ = pod.node.socket_options().apply(client);
+    // Whatever ends it before it is carried, this process' death included, is no orderly end.
+    let _ = socket::set_rst(client);
     let target = socket::original_destination(client).map_err(Error::OriginalDestination)?;
     refuse_own_port(pod, target)?;
     Ok(target)

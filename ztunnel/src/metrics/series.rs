@@ -24,7 +24,8 @@ pub trait Overflow: Clone + Eq + Hash + Debug {
 /// The series of one kind of labels. Clones share them.
 #[derive(Debug, Clone)]
 pub struct SeriesTable<L> {
-    kept: Arc<Mutex<HashMap<L, Kept>>>,
+    /// One copy of the labels is shared by all connections of a series.
+    kept: Arc<Mutex<HashMap<Arc<L>, Kept>>>,
     max: usize,
 }
 
@@ -53,13 +54,13 @@ impl<L: Overflow> SeriesTable<L> {
 
     /// The labels to count under now: those given, or `overflow` when there are too many.
     #[must_use]
-    pub fn touch(&self, labels: L) -> L {
+    pub fn touch(&self, labels: L) -> Arc<L> {
         self.enter(labels, 0)
     }
 
     /// As [`Self::touch`], for an open connection: the series stays until [`Self::close`].
     #[must_use]
-    pub fn open(&self, labels: L) -> L {
+    pub fn open(&self, labels: L) -> Arc<L> {
         self.enter(labels, 1)
     }
 
@@ -73,22 +74,24 @@ impl<L: Overflow> SeriesTable<L> {
 
     /// Forgets series that nobody touched for `ttl`, and returns their labels.
     #[must_use]
-    pub fn expire(&self, ttl: Duration) -> Vec<L> {
+    pub fn expire(&self, ttl: Duration) -> Vec<Arc<L>> {
         let now = Instant::now();
         let mut kept = self.kept.lock();
         let expired = kept.extract_if(|_, kept| kept.open == 0 && now.duration_since(kept.touched) >= ttl);
         expired.map(|(labels, _)| labels).collect()
     }
 
-    fn enter(&self, labels: L, open: usize) -> L {
+    fn enter(&self, labels: L, open: usize) -> Arc<L> {
         let mut kept = self.kept.lock();
         let labels = if kept.len() < self.max || kept.contains_key(&labels) {
             labels
         } else {
             labels.overflow()
         };
+        let known = kept.get_key_value(&labels).map(|(labels, _)| Arc::clone(labels));
+        let labels = known.unwrap_or_else(|| Arc::new(labels));
         let now = Instant::now();
-        let entry = kept.entry(labels.clone()).or_insert(Kept {
+        let entry = kept.entry(Arc::clone(&labels)).or_insert(Kept {
             open: 0,
             touched: now,
         });
@@ -120,21 +123,21 @@ mod tests {
         let open = table.open(labels("open"));
         let _ = table.touch(labels("idle"));
         tokio::time::advance(TTL).await;
-        assert_eq!(table.expire(TTL), [labels("idle")]);
+        assert_eq!(table.expire(TTL), [labels("idle").into()]);
         table.close(&open);
         assert!(table.expire(TTL).is_empty(), "its end touched it");
         tokio::time::advance(TTL).await;
-        assert_eq!(table.expire(TTL), [labels("open")]);
+        assert_eq!(table.expire(TTL), [labels("open").into()]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn too_many_series_share_one() {
         let table = SeriesTable::with_max(1);
-        assert_eq!(table.touch(labels("first")), labels("first"));
+        assert_eq!(*table.touch(labels("first")), labels("first"));
         assert_eq!(
-            table.touch(labels("second")),
+            *table.touch(labels("second")),
             TrafficLabels::overflowed(Direction::Inbound)
         );
-        assert_eq!(table.touch(labels("first")), labels("first"), "known ones stay");
+        assert_eq!(*table.touch(labels("first")), labels("first"), "known ones stay");
     }
 }

@@ -36,14 +36,20 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 /// Serves a connection whose original destination is known.
 pub async fn serve_to(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr, destination: SocketAddr) {
     let _socket = pod.node.metrics.socket(Direction::Outbound);
-    let mut story = Story::begin(Direction::Outbound, peer, destination);
-    // Boxed: what it needs is given back before the connection is carried.
-    match Box::pin(open(&pod, peer, destination, &mut story)).await {
-        Ok((upstream, _place)) => carry::run(&pod, client, upstream, story, None).await,
-        Err(error) => {
-            story.fail(&pod.node.metrics, &error);
-            carry::reset(client);
+    // Boxed: what it needs, the story included, is given back before the connection is carried.
+    let opened = Box::pin(async {
+        let mut story = Story::begin(Direction::Outbound, peer, destination);
+        match open(&pod, peer, destination, &mut story).await {
+            Ok((upstream, place)) => Some((carry::track(&pod, story, None), upstream, place)),
+            Err(error) => {
+                story.fail(&pod.node.metrics, &error);
+                None
+            }
         }
+    });
+    match opened.await {
+        Some((tracked, upstream, _place)) => carry::run(&pod, client, upstream, tracked).await,
+        None => carry::reset(client),
     }
 }
 
@@ -63,6 +69,8 @@ pub(crate) async fn open(
 fn identify(pod: &Pod, client: &TcpStream) -> Result<SocketAddr, Error> {
     // A socket that cannot take its options is already dead; the copy will find out.
     let _ = pod.node.socket_options().apply(client);
+    // Whatever ends it before it is carried, this process' death included, is no orderly end.
+    let _ = socket::set_rst(client);
     let destination = socket::original_destination(client).map_err(Error::OriginalDestination)?;
     Ok(destination)
 }
@@ -91,13 +99,20 @@ async fn establish(
         let plan = plan(&snapshot, &source, destination, &mut random, attempts.avoid())?;
         attempts.begin(&plan)?;
         story.generation = snapshot.generation();
+        let uid = plan.workload().map(|workload| &workload.uid);
+        let began = Instant::now();
+        let probe = uid.and_then(|uid| pod.failures.begin(uid));
         let error = match attempt(&caller, plan.clone(), attempts.deadline(), story).await {
-            Ok(upstream) => return Ok(upstream),
+            Ok(upstream) => {
+                uid.inspect(|uid| pod.failures.clear(uid));
+                return Ok(upstream);
+            }
             Err(error) => error,
         };
-        if let (Some(workload), Retry::OtherEndpoint) = (plan.workload(), error.retry()) {
-            pod.failures.note(&workload.uid);
+        if let (Some(uid), Retry::OtherEndpoint) = (uid, error.retry()) {
+            pod.failures.note(uid, error.failure(), began);
         }
+        drop(probe);
         tokio::time::sleep(attempts.after(&plan, error)?).await;
     }
 }

@@ -53,7 +53,7 @@ static V2: Files = Files {
 };
 
 impl MemoryLimits {
-    /// Those of this process. They are read once: a limit that is changed later counts after the next start.
+    /// Those of this process, as they are now: a process may be moved, and a limit changed, while it runs.
     #[must_use]
     pub fn of_process() -> Self {
         let own = fs::read_to_string(OWN_GROUPS).unwrap_or_default();

@@ -5,7 +5,7 @@ use tokio::time::timeout;
 use tulle_identity::testing::TestCa;
 use tulle_model::{Identity, Reason};
 use tulle_transport::hbone::{OpenError, Settings, client};
-use tulle_ztunnel::shed::{Pressure, Resource};
+use tulle_ztunnel::shed::{Pressure, Pressures, Resource};
 
 use crate::world::{SOON, World, assert_echoes, code, identity};
 
@@ -213,10 +213,13 @@ async fn traffic_is_counted_with_both_identities() {
 
 #[tokio::test]
 async fn while_descriptors_are_scarce_the_heaviest_is_refused_and_what_is_open_lives() {
-    let scarce = Pressure {
-        of: Resource::Descriptors,
-        used: 95,
-        limit: 100,
+    let scarce = Pressures {
+        descriptors: Pressure {
+            of: Resource::Descriptors,
+            used: 95,
+            limit: 100,
+        },
+        memory: None,
     };
     let world = World::start("").await;
     let connection = world.connect_as(&identity("shop", "reviews")).await.unwrap();

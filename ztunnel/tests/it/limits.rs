@@ -48,6 +48,16 @@ async fn a_workload_has_no_more_connections_than_it_may() {
 }
 
 #[tokio::test]
+async fn a_call_of_a_workload_to_itself_takes_one_place() {
+    let world = World::start_with("", &[("TULLE_MAX_CONNECTIONS_PER_WORKLOAD", "1")]).await;
+    let mut itself = call(&world, world.echo).await;
+    assert_echoes(&mut itself, b"to myself").await;
+    world.until_counted("tulle_same_node_connections_total 1").await;
+    let mut second = call(&world, world.echo).await;
+    assert_reset(&mut second).await;
+}
+
+#[tokio::test]
 async fn handshakes_that_are_under_way_are_bounded() {
     let world = World::start("").await;
     let (pod, _) = world.app.dedicated().unwrap();
@@ -82,10 +92,15 @@ async fn a_tunnel_port_that_answers_nothing_is_reported_with_its_hint() {
 #[test]
 fn a_lack_of_ports_is_not_taken_for_a_failed_peer() {
     let to = "192.0.2.1:80".parse().unwrap();
-    let source = std::io::ErrorKind::AddrNotAvailable.into();
-    let error = tulle_ztunnel::error::Error::Connect { to, source };
-    assert_eq!(error.reason(), Some(Reason::PortsExhausted));
-    assert_eq!(error.status(), 503);
+    for source in [
+        std::io::ErrorKind::AddrNotAvailable,
+        std::io::ErrorKind::AddrInUse,
+    ] {
+        let source = source.into();
+        let error = tulle_ztunnel::error::Error::Connect { to, source };
+        assert_eq!(error.reason(), Some(Reason::PortsExhausted));
+        assert_eq!(error.status(), 503);
+    }
 }
 
 /// Two ends of a connection over loopback.
@@ -116,9 +131,15 @@ async fn the_task_of_a_connection_is_small() {
             "tunnel" => size_of_val(&listener::serve(served, far, peer)),
             _ => {
                 let story = Story::begin(Direction::Inbound, peer, peer);
-                size_of_val(&carry::run(&served, far, other.0.into(), story, None))
+                size_of_val(&carry::run(
+                    &served,
+                    far,
+                    other.0.into(),
+                    carry::track(&served, story, None),
+                ))
             }
         };
+        eprintln!("SIZE {task} {size}");
         assert!(size > 0 && size <= most, "{task}: {size} of {most}");
         ends.push((near, other.1));
     }

@@ -81,6 +81,53 @@ async fn the_older_hands_over_what_the_newest_accepted_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_leaves_is_handed_over_to_nobody_and_deleted_once_it_is_withdrawn() {
+    let now = Instant::now();
+    let mut book = book_of(&["a"]);
+    book.connect(1, ours("1"));
+    book.connect(2, Introduction::default());
+    book.connect(3, ours("3"));
+    for id in [1, 2, 3] {
+        settle(&mut book, id, now);
+    }
+    settle(&mut book, 1, now);
+    book.leave(&uid("a"));
+    assert!(!book.has_left(&uid("a")));
+    assert_eq!(settle(&mut book, 3, now), [Step::HandOver(uid("a"))]);
+    assert!(book.has_left(&uid("a")), "the first has handed it over before");
+    assert_eq!(
+        settle(&mut book, 2, now),
+        [],
+        "a plain proxy knows no way to stop"
+    );
+    book.connect(4, ours("4"));
+    assert_eq!(
+        settle(&mut book, 4, now),
+        [Step::Keep(uid("a")), Step::SnapshotSent, Step::HandOver(uid("a"))],
+        "one that comes now, or again, drops nothing"
+    );
+    book.withdraw(&uid("a"));
+    assert_eq!(book.next(1, now), Next::Cut, "a fourth generation");
+    for id in [2, 3, 4] {
+        assert_eq!(settle(&mut book, id, now), [Step::Delete(uid("a"))]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leaving_pod_that_is_wanted_again_is_added_again() {
+    let now = Instant::now();
+    let mut book = book_of(&["a"]);
+    book.connect(1, ours("1"));
+    settle(&mut book, 1, now);
+    book.leave(&uid("a"));
+    settle(&mut book, 1, now);
+    book.keep(&uid("a"));
+    assert_eq!(settle(&mut book, 1, now), []);
+    book.announce(&uid("a"), 1, false);
+    assert_eq!(settle(&mut book, 1, now), [Step::Add(uid("a"), 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_newest_that_dies_before_its_acceptance_was_never_noticed() {
     let now = Instant::now();
     let mut book = book_of(&["a"]);
@@ -257,6 +304,7 @@ enum Op {
     Announce(u8),
     Reopen(u8),
     Keep(u8),
+    Leave(u8),
     Withdraw(u8),
     Start,
     Reconnect(u8),
@@ -273,6 +321,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => pod.clone().prop_map(Op::Announce),
         1 => pod.clone().prop_map(Op::Reopen),
         1 => pod.clone().prop_map(Op::Keep),
+        1 => pod.clone().prop_map(Op::Leave),
         2 => pod.prop_map(Op::Withdraw),
         1 => Just(Op::Start),
         1 => peer.clone().prop_map(Op::Reconnect),
@@ -403,6 +452,7 @@ impl Rig {
             Op::Announce(pod) => self.book.announce(&Self::pod(pod), 0, true),
             Op::Reopen(pod) => self.book.announce(&Self::pod(pod), 1, false),
             Op::Keep(pod) => self.book.keep(&Self::pod(pod)),
+            Op::Leave(pod) => self.book.leave(&Self::pod(pod)),
             Op::Withdraw(pod) => self.book.withdraw(&Self::pod(pod)),
             Op::Start => {
                 self.processes += 1;
@@ -464,6 +514,12 @@ impl Rig {
             }
             for uid in (0..4).map(Self::pod) {
                 let gone = !self.book.pods.contains_key(&uid);
+                let leaving = self.book.pods.get(&uid).is_some_and(|entry| entry.leaving);
+                assert!(
+                    !(leaving && peer.accepting.contains(&uid)),
+                    "{uid} leaves and {} accepts on",
+                    peer.id
+                );
                 assert!(
                     !(gone && peer.known.contains(&uid)),
                     "{uid} ended and {} was not told",

@@ -11,6 +11,7 @@ use tulle_model::reason::ResponseFlag;
 
 use super::connect::Refusal;
 use super::stream::ResetCode;
+use crate::socket::no_port_left;
 
 /// Whose fault an error is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -128,12 +129,12 @@ impl OpenError {
     /// Sorts what the kernel said about a TCP connect.
     #[must_use]
     pub fn connect(peer: SocketAddr, error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::AddrNotAvailable => Self::PortsExhausted { peer },
-            _ => Self::ConnectFailed {
-                peer,
-                source: Arc::new(error),
-            },
+        if no_port_left(&error) {
+            return Self::PortsExhausted { peer };
+        }
+        Self::ConnectFailed {
+            peer,
+            source: Arc::new(error),
         }
     }
 

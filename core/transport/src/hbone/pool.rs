@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -78,6 +79,8 @@ pub struct HbonePool {
 struct Inner {
     config: PoolConfig,
     dialer: Box<dyn Dial>,
+    /// Connections without a stream are of no use: each closes with its last one.
+    closes_idle: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -129,6 +132,7 @@ impl HbonePool {
             inner: Arc::new(Inner {
                 config,
                 dialer: Box::new(dialer),
+                closes_idle: AtomicBool::new(false),
                 state: Mutex::default(),
             }),
         }
@@ -145,9 +149,14 @@ impl HbonePool {
     ) -> Result<(HboneStream, ConnectResponse), OpenError> {
         loop {
             let (connection, slot, pooled) = self.reserve(key).await?;
-            match connection.open_in(slot, request).await {
+            let opened = connection.open_in(slot, request).await;
+            let closes_idle = self.inner.closes_idle.load(Ordering::Relaxed);
+            if closes_idle {
+                connection.drain();
+            }
+            match opened {
                 // Each round retires one connection, so the rounds end.
-                Err(error) if pooled && error.retry() == Retry::FreshConnection => {
+                Err(error) if (pooled || closes_idle) && error.retry() == Retry::FreshConnection => {
                     tracing::debug!(%error, destination = %key.destination, "pooled connection is of no use");
                     connection.drain();
                 }
@@ -231,6 +240,22 @@ impl HbonePool {
             std::mem::take(&mut state.peers)
         };
         for connection in peers.values().flat_map(|peer| &peer.connections) {
+            connection.drain();
+        }
+    }
+
+    /// Whether connections without a stream wait for the next one, as they do at first. Where they do not, each closes
+    /// with its last stream, those that wait now at once; streams can be opened still.
+    pub fn keep_idle(&self, keep: bool) {
+        let retired: Vec<_> = {
+            let mut state = self.inner.state.lock();
+            self.inner.closes_idle.store(!keep, Ordering::Relaxed);
+            let peers = state.peers.values_mut().filter(|_| !keep);
+            peers
+                .flat_map(|peer| std::mem::take(&mut peer.connections))
+                .collect()
+        };
+        for connection in &retired {
             connection.drain();
         }
     }

@@ -204,6 +204,7 @@ mod tests {
             traceparent: Some(TraceParent::random()),
             forwarded_network: Some("east".to_owned()),
             original_source: Some(Identity::new("td", "ns", "sa")),
+            hops: 1,
         };
         assert_eq!(read(&encode_request(&given).unwrap()).request(), Ok(Ok(given)));
     }

@@ -304,6 +304,34 @@ async fn nothing_is_held_for_an_unused_key() {
 }
 
 #[tokio::test]
+async fn a_pool_that_keeps_nothing_idle_closes_each_connection_with_its_last_stream() {
+    let (network, mut accepted) = Network::new(Settings::server());
+    let pool = pool(&network, PoolConfig::default());
+    let closed = async |pool: &HbonePool| {
+        while !pool.peers().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    drop(open(&pool, 1).await);
+    let mut open_still = open(&pool, 2).await;
+    accepted.recv().await.unwrap();
+    let mut server = accepted.recv().await.unwrap();
+    pool.keep_idle(false);
+    closed(&pool).await;
+    open_still.write_all(b"goes on").await.unwrap();
+    open_still.shutdown().await.unwrap();
+    let mut bytes = Vec::new();
+    server.read_to_end(&mut bytes).await.unwrap();
+    assert_eq!(bytes, b"goes on");
+    let late = futures_util::future::join_all((0..20).map(|_| open(&pool, 3))).await;
+    assert_eq!(late.len(), 20, "streams can be opened still");
+    closed(&pool).await;
+    pool.keep_idle(true);
+    drop(open(&pool, 4).await);
+    assert_eq!(pool.peers().len(), 1);
+}
+
+#[tokio::test]
 async fn a_drained_pool_opens_nothing_and_lets_streams_end() {
     let (network, mut accepted) = Network::new(Settings::server());
     let pool = pool(&network, PoolConfig::default());

@@ -12,7 +12,7 @@ pub struct Headers(Vec<(String, String)>);
 
 impl Headers {
     /// Every variable of the prefix; the rest of its name is the header's.
-    pub(super) fn read(read: &mut Collector<'_>, prefix: &str) -> Self {
+    pub fn read(read: &mut Collector<'_>, prefix: &str) -> Self {
         let mut headers = Vec::new();
         for (variable, value) in read.with_prefix(prefix) {
             match parse(&variable[prefix.len()..], &value) {
