@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io::Write;
 
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 13] = [
     "workload.proto",
     "authorization.proto",
     "zds.proto",
@@ -15,6 +15,8 @@ const SOURCES: [&str; 11] = [
     "waypoint.proto",
     "trust.proto",
     "ca_v1.proto",
+    "ext_authz.proto",
+    "rate_limit.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -11,6 +11,7 @@ use tulle_runtime::ready::Ready;
 use tulle_runtime::telemetry::LogHandle;
 
 use crate::board::{Board, Entry, Note};
+use crate::events::Event;
 use crate::zds::{Hub, ProxyInfo};
 
 /// What `/pods` answers.
@@ -45,6 +46,7 @@ pub(crate) fn router(
 ) -> Router {
     let router = Router::new()
         .route("/pods", get(pods))
+        .route("/events", get(events))
         .with_state(Pages { node, board, hub })
         .merge(admin::metrics(registry))
         .merge(admin::readiness(ready));
@@ -52,6 +54,10 @@ pub(crate) fn router(
         Some(logs) => router.merge(admin::logging(logs)),
         None => router,
     }
+}
+
+async fn events(State(pages): State<Pages>) -> Json<Vec<Event>> {
+    Json(pages.board.events())
 }
 
 async fn pods(State(pages): State<Pages>) -> Json<Pods> {

@@ -10,8 +10,10 @@ use tulle_model::Str;
 
 use crate::enroll::{Degradation, State};
 use crate::error::CaptureError;
+use crate::events::{Event, Events, Kind};
 use crate::metrics::{FailureLabels, Metrics, StateLabels};
 use crate::pods::Pod;
+use crate::repair::Check;
 
 /// Every state's name, so that a state without pods counts 0 and is not missing.
 const STATES: [&str; 9] = [
@@ -46,6 +48,7 @@ const NOTES_MAX: usize = 16;
 pub struct Board {
     notes: Arc<Mutex<Vec<Note>>>,
     entries: Arc<Mutex<BTreeMap<Str, Entry>>>,
+    events: Events,
     moved: Arc<watch::Sender<()>>,
     metrics: Metrics,
 }
@@ -105,6 +108,7 @@ impl Board {
         Self {
             notes: Arc::default(),
             entries: Arc::default(),
+            events: Events::default(),
             moved: Arc::new(watch::Sender::new(())),
             metrics,
         }
@@ -125,6 +129,27 @@ impl Board {
         }
     }
 
+    /// What happened to pods.
+    #[must_use]
+    pub fn events(&self) -> Vec<Event> {
+        self.events.list()
+    }
+
+    fn happened(&self, entry: &Entry, kind: Kind, reason: &'static str, message: String) {
+        let at = now();
+        self.events.add(Event {
+            uid: entry.uid.clone(),
+            namespace: entry.namespace.clone(),
+            name: entry.name.clone(),
+            kind,
+            reason,
+            message,
+            count: 1,
+            first: at.clone(),
+            last: at,
+        });
+    }
+
     /// Every pod, by uid.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
@@ -141,8 +166,11 @@ impl Board {
         entry.enrolled = pod.enrolled;
         entry.detail = detail;
         if entry.state != name {
-            entry.state = name;
+            let before = std::mem::replace(&mut entry.state, name);
             entry.since = now();
+            if let Some((kind, reason, message)) = told(state, before) {
+                self.happened(entry, kind, reason, message.to_owned());
+            }
             if matches!(state, State::In | State::Out) {
                 entry.error = None;
             }
@@ -159,6 +187,8 @@ impl Board {
             .inc();
         if let Some(entry) = self.entries.lock().get_mut(uid) {
             entry.failures += 1;
+            let message = format!("{error}; {}", error.fix());
+            self.happened(entry, Kind::Warning, reason.token(), message);
             entry.error = Some(EntryError {
                 code: reason.code(),
                 token: reason.token(),
@@ -166,6 +196,14 @@ impl Board {
                 fix: error.fix(),
                 at: now(),
             });
+        }
+    }
+
+    /// What a captured pod lacked is put back.
+    pub fn repaired(&self, uid: &Str, check: Check) {
+        if let Some(entry) = self.entries.lock().get(uid) {
+            let message = format!("{check} was not as planned and is put back");
+            self.happened(entry, Kind::Warning, check.reason().token(), message);
         }
     }
 
@@ -253,6 +291,21 @@ impl Entry {
 
 fn now() -> String {
     jiff::Timestamp::now().to_string()
+}
+
+/// What a new state tells of a pod that was in another one.
+fn told(state: State, before: &str) -> Option<(Kind, &'static str, &'static str)> {
+    match state {
+        State::In if before == "Degraded" => Some((Kind::Normal, "captured", "its capture is sound again")),
+        State::In => Some((Kind::Normal, "captured", "its traffic goes through the mesh")),
+        State::Out if before == "Leaving" => {
+            Some((Kind::Normal, "released", "its traffic goes past the mesh again"))
+        }
+        State::Degraded(_) => describe(state)
+            .1
+            .map(|detail| (Kind::Warning, "degraded", detail)),
+        _ => None,
+    }
 }
 
 /// A state's name, and what it is about.

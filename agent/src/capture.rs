@@ -15,7 +15,7 @@ use crate::netns::Located;
 use crate::repair::Observed;
 use crate::rules::plan::{self, ProxyMark, TABLE, Table};
 use crate::rules::table::NOT_PROXY_CHAIN;
-use crate::rules::{Comparison, Rules};
+use crate::rules::{Comparison, Rules, legacy};
 use crate::sock_diag::MarkedSocket;
 use crate::variant::Existing;
 use crate::{routes, sock_diag, sysctl};
@@ -211,6 +211,17 @@ impl Capture {
     /// When they cannot be read.
     pub async fn would_lose_old_connections(&self, netns: &NetNs) -> Result<bool, CaptureError> {
         self.rules.drops_what_is_unknown(netns).await
+    }
+
+    /// Whether another capture may stand in the namespace that cannot be taken away.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub async fn is_redirected_by_legacy_rules(&self, netns: &NetNs) -> Result<bool, CaptureError> {
+        let redirects = legacy::redirects(netns).await;
+        redirects.map_err(CaptureError::kernel(
+            "look for legacy iptables in the pod's namespace",
+        ))
     }
 
     /// How many packets carried the proxy's mark and were not the proxy's, since the table was put in place.

@@ -45,10 +45,12 @@ pub enum CaptureError {
         described: Vec<IpAddr>,
     },
     /// The application listens where capture must.
-    #[error("port {port} is taken by the application")]
+    #[error("port {port} is taken by {}", holder.as_deref().unwrap_or("the application"))]
     PortTaken {
         /// The port.
         port: u16,
+        /// The process that has it, if one is seen.
+        holder: Option<String>,
     },
     /// A listening socket cannot be opened.
     #[error("port {port} cannot be listened on: {source}")]
@@ -73,6 +75,11 @@ pub enum CaptureError {
     /// The pod has rules of its own that capture would make break its connections.
     #[error("rules of the pod's own drop what conntrack does not know: its open connections would break")]
     ForeignRules,
+    /// Somebody redirects by rules that can neither be read nor removed.
+    #[error(
+        "the pod's namespace has a nat table of legacy iptables: another capture may be left there, which cannot be removed"
+    )]
+    LegacyRules,
     /// A step in the pod's namespace failed.
     #[error("cannot {step}: {source}")]
     Kernel {
@@ -93,7 +100,7 @@ impl CaptureError {
                 Reason::NetnsMismatch
             }
             Self::PortTaken { .. } => Reason::PortTaken,
-            Self::ForeignRules => Reason::ForeignRules,
+            Self::ForeignRules | Self::LegacyRules => Reason::ForeignRules,
             Self::Listen { .. } | Self::ProxyRefused(_) => Reason::ListenersMissing,
             Self::ProxyNotConnected | Self::ProxyLost => Reason::ProxyNotConnected,
             Self::RulesRefused(_) | Self::Kernel { .. } => Reason::RulesRefused,
@@ -121,6 +128,7 @@ impl CaptureError {
             Self::ForeignRules => {
                 "recreate the pod, or let its connections be reset: annotation tulle.dev/existing-connections: reset"
             }
+            Self::LegacyRules => "recreate the pod: a new namespace has no such table",
             Self::ProxyRefused(_) => "see the node proxy's log for this pod",
             Self::RulesRefused(_) => {
                 "check that the kernel has nf_tables, nat and conntrack, and, with --rules nft, that nft is installed"

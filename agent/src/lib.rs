@@ -36,10 +36,12 @@ pub mod config;
 pub mod conntrack;
 pub mod enroll;
 pub mod error;
+pub mod events;
 pub mod fleet;
 #[cfg(feature = "testing")]
 pub mod fuzz;
 pub mod grace;
+mod holder;
 pub mod host;
 pub mod install;
 pub mod locate;

@@ -2,6 +2,7 @@
 
 mod difference;
 pub mod host;
+pub mod legacy;
 pub mod netlink;
 pub mod nft;
 pub mod plan;

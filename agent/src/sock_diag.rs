@@ -12,6 +12,7 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const FAMILIES: [u8; 2] = [2, 10];
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 const STATE_LISTEN: u8 = 10;
 /// SYN sent, established, and both ends' close half done: what can still carry bytes.
 const STATES_OPEN: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 8;
@@ -25,6 +26,7 @@ const FIXED_BYTES: usize = 72;
 const STATE_AT: usize = 1;
 const PORT_AT: usize = 4;
 const WAITING_AT: usize = 56;
+const INODE_AT: usize = 68;
 const INET_DIAG_MARK: u16 = 15;
 
 /// A socket with the proxy's mark.
@@ -50,7 +52,8 @@ fn marked_sockets_here(mark: ProxyMark) -> io::Result<Vec<MarkedSocket>> {
     let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
     let mut sockets = Vec::new();
     for family in FAMILIES {
-        connection.dump(&listing(family, STATES), |body| sockets.extend(parse(body, mark)))?;
+        let listing = listing(family, IPPROTO_TCP, STATES);
+        connection.dump(&listing, |body| sockets.extend(parse(body, mark)))?;
     }
     Ok(sockets)
 }
@@ -68,7 +71,7 @@ fn reset_connections_here(mark: ProxyMark) -> io::Result<usize> {
     let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
     let mut orders = Vec::new();
     for family in FAMILIES {
-        connection.dump(&listing(family, STATES_OPEN), |body| {
+        connection.dump(&listing(family, IPPROTO_TCP, STATES_OPEN), |body| {
             orders.extend(destruction(body, mark))
         })?;
     }
@@ -84,8 +87,31 @@ fn reset_connections_here(mark: ProxyMark) -> io::Result<usize> {
     Ok(reset)
 }
 
-fn listing(family: u8, states: u32) -> Message {
-    let mut request = vec![family, IPPROTO_TCP, 0, 0];
+/// Inodes of the sockets that are bound to a port in the calling thread's namespace: listeners of TCP, or any of UDP.
+pub(crate) fn inodes_at_here(port: u16, udp: bool) -> io::Result<Vec<u32>> {
+    let (protocol, states) = if udp {
+        (IPPROTO_UDP, STATES)
+    } else {
+        (IPPROTO_TCP, 1 << STATE_LISTEN)
+    };
+    let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
+    let mut inodes = Vec::new();
+    for family in FAMILIES {
+        connection.dump(&listing(family, protocol, states), |body| {
+            inodes.extend(inode_at(body, port));
+        })?;
+    }
+    Ok(inodes)
+}
+
+fn inode_at(body: &[u8], port: u16) -> Option<u32> {
+    let own = u16::from_be_bytes(body.get(PORT_AT..PORT_AT + 2)?.try_into().ok()?);
+    let inode = u32::from_ne_bytes(body.get(INODE_AT..INODE_AT + 4)?.try_into().ok()?);
+    (own == port && inode != 0).then_some(inode)
+}
+
+fn listing(family: u8, protocol: u8, states: u32) -> Message {
+    let mut request = vec![family, protocol, 0, 0];
     request.extend(states.to_ne_bytes());
     request.extend(ANY_SOCKET);
     Message::new(SOCK_DIAG_BY_FAMILY, &request)

@@ -13,6 +13,7 @@ use tulle_proto::convert::zds::Sockets;
 use tulle_proto::zds::sockets::Kind;
 
 use crate::error::CaptureError;
+use crate::holder;
 use crate::rules::plan::{DNS_PORT, HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, ProxyMark};
 use crate::sysctl;
 
@@ -177,7 +178,10 @@ fn open_if_possible(kind: Kind, mark: ProxyMark) -> Result<Option<Socket>, Captu
     match open_one(kind, mark) {
         Ok(socket) => Ok(Some(socket)),
         Err(error) if is_loopback6(kind) && is_without_ipv6(&error) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(CaptureError::PortTaken { port }),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let holder = holder::of_port_here(port, is_udp(kind));
+            Err(CaptureError::PortTaken { port, holder })
+        }
         Err(source) => Err(CaptureError::Listen { port, source }),
     }
 }

@@ -94,11 +94,45 @@ fn check_policies(c: &mut Criterion) {
     group.finish();
 }
 
+/// One policy of many rules, each for a network of its own; the last one matches.
+fn long_policies(c: &mut Criterion) {
+    let mut group = c.benchmark_group("policy_rules");
+    let local = workload("web").ip("10.0.0.7").build();
+    for rules in [1, 100, 10_000u32] {
+        let of = |n: u32| {
+            let [_, high, middle, low] = n.to_be_bytes();
+            format!("10.{high}.{middle}.{low}")
+        };
+        let from = |n: u32| Match {
+            source_ips: vec![format!("{}/32", of(n)).parse().expect("a range")],
+            ..Match::default()
+        };
+        let policy = (1..=rules).fold(deny("networks"), |policy, n| policy.when(from(n)));
+        let snapshot = mesh().with(policy).snapshot();
+        let set = snapshot.policies_for(&local);
+        let connection = |from: &str| Connection {
+            peer: Some(Identity::new("cluster.local", "ns-1", "pod-1")),
+            original_source: None,
+            source_ip: from.parse().expect("an address"),
+            destination: "10.0.0.7:8080".parse().expect("an address"),
+        };
+        for (kind, connection) in [
+            ("last", connection(&of(rules))),
+            ("none", connection("192.0.2.1")),
+        ] {
+            group.bench_function(BenchmarkId::new(kind, rules), |b| {
+                b.iter(|| black_box(&set).check(black_box(&connection)));
+            });
+        }
+    }
+    group.finish();
+}
+
 fn pick_upstream(c: &mut Criterion) {
     let mut group = c.benchmark_group("upstream_for");
     let source = pod(0).build();
     let destination: SocketAddr = "10.96.0.1:80".parse().expect("an address");
-    for endpoints in [10, 1000] {
+    for endpoints in [1, 100, 10_000] {
         for (kind, scopes) in [
             ("any", &[][..]),
             ("failover", &[Scope::Region, Scope::Zone, Scope::Node][..]),
@@ -175,5 +209,11 @@ fn apply_changes(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(decide, check_policies, pick_upstream, apply_changes);
+criterion_group!(
+    decide,
+    check_policies,
+    long_policies,
+    pick_upstream,
+    apply_changes
+);
 criterion_main!(decide);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tulle_benches::{Path, Peers, cpu, relayed, runtime};
+use tulle_benches::{Peers, cpu, relayed, runtime, transfer_all};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -39,30 +39,13 @@ fn by_streams(criterion: &mut Criterion) {
             bencher.iter_custom(|rounds| {
                 let started = Instant::now();
                 for _ in 0..rounds {
-                    paths = runtime.block_on(all(std::mem::take(&mut paths), TRANSFER));
+                    paths = runtime.block_on(transfer_all(std::mem::take(&mut paths), TRANSFER, 256 * KIB));
                 }
                 started.elapsed()
             });
         });
     }
     group.finish();
-}
-
-/// Sends `length` bytes in all, over all paths at once.
-async fn all(paths: Vec<Path>, length: usize) -> Vec<Path> {
-    let share = length / paths.len();
-    let spawn = |mut path: Path| {
-        tulle_runtime::tasks::spawn("bench transfer", async move {
-            path.transfer(share, 256 * KIB).await;
-            path
-        })
-    };
-    let running: Vec<_> = paths.into_iter().map(spawn).collect();
-    let mut paths = Vec::new();
-    for path in running {
-        paths.push(path.await.expect("no transfer panics"));
-    }
-    paths
 }
 
 fn by_write(criterion: &mut Criterion) {

@@ -6,24 +6,31 @@
 //!
 //! All parts share the cores, so the ratio of two rows of one run is what to read, not either of them.
 
+pub mod control;
+pub mod mesh;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tulle_identity::WorkloadCertificate;
 use tulle_identity::testing::certificate;
+use tulle_identity::tls;
 use tulle_model::Identity;
 use tulle_runtime::tasks;
 use tulle_transport::copy::{Endpoint, bidirectional};
 use tulle_transport::hbone::server::Accepted;
 use tulle_transport::hbone::{
-    ClientConnection, ConnectRequest, ConnectResponse, Incoming, Settings, client, server,
+    ClientConnection, ConnectRequest, ConnectResponse, Framing, Incoming, Settings, client, server,
 };
 use tulle_transport::{HboneStream, Transfer};
+
+/// What each direction of the relay without HTTP/2 reads at once.
+const TLS_BUFFER: usize = 64 * 1024;
 
 /// A runtime as the node proxy has it.
 #[must_use]
@@ -54,24 +61,60 @@ fn identity(name: &str) -> Identity {
 /// Two workloads with a certificate each.
 #[derive(Debug, Clone)]
 pub struct Peers {
+    framing: Framing,
     web: Arc<WorkloadCertificate>,
     reviews: Arc<WorkloadCertificate>,
 }
 
 impl Default for Peers {
     fn default() -> Self {
-        Self {
-            web: certificate(&identity("web")),
-            reviews: certificate(&identity("reviews")),
-        }
+        Self::with(Settings::client().framing)
     }
 }
 
 impl Peers {
+    /// Workloads whose proxies use this framing.
+    #[must_use]
+    pub fn with(framing: Framing) -> Self {
+        Self {
+            framing,
+            web: certificate(&identity("web")),
+            reviews: certificate(&identity("reviews")),
+        }
+    }
+
+    /// Two applications with proxies between them that speak TLS and no HTTP/2.
+    pub async fn tls_only(&self) -> Path {
+        let ((client, mut captured), (mut delivered, server)) = (sockets().await, sockets().await);
+        let (near, far) = sockets().await;
+        let (near, far) = tokio::join!(
+            tls::connect(self.web.client_config(&[identity("reviews")]), near),
+            tls::accept(self.reviews.server_config(), far),
+        );
+        let (mut near, (mut far, _)) = (near.expect("trusted"), far.expect("trusted"));
+        tasks::spawn("bench TLS client", async move {
+            copy_bidirectional_with_sizes(&mut captured, &mut near, TLS_BUFFER, TLS_BUFFER).await
+        });
+        tasks::spawn("bench TLS server", async move {
+            copy_bidirectional_with_sizes(&mut delivered, &mut far, TLS_BUFFER, TLS_BUFFER).await
+        });
+        Path { client, server }
+    }
+
     /// TCP, mutual TLS and HTTP/2, both ends.
     pub async fn handshake(&self) -> (ClientConnection, Accepted) {
         let (near, far) = sockets().await;
-        let (client_settings, server_settings) = (Settings::client(), Settings::server());
+        let framing = self.framing;
+        let (client_settings, server_settings) = (
+            Settings {
+                framing,
+                ..Settings::client()
+            },
+            Settings {
+                framing,
+                ..Settings::server()
+            },
+        );
         let (client, accepted) = tokio::join!(
             client::connect(
                 near,
@@ -141,6 +184,12 @@ pub struct Path {
     pub client: TcpStream,
     /// The one that accepted.
     pub server: TcpStream,
+}
+
+/// Two applications with nothing between them.
+pub async fn direct() -> Path {
+    let (client, server) = sockets().await;
+    Path { client, server }
 }
 
 /// Two applications with a plain relay between them.
@@ -221,4 +270,21 @@ pub fn cpu() -> Duration {
         .filter_map(|ticks| ticks.parse::<u64>().ok())
         .sum();
     Duration::from_millis(ticks * 10)
+}
+
+/// Sends `length` bytes in all, over all paths at once, `write` bytes at a time.
+pub async fn transfer_all(paths: Vec<Path>, length: usize, write: usize) -> Vec<Path> {
+    let share = length / paths.len().max(1);
+    let spawn = |mut path: Path| {
+        tasks::spawn("bench transfer", async move {
+            path.transfer(share, write).await;
+            path
+        })
+    };
+    let running: Vec<_> = paths.into_iter().map(spawn).collect();
+    let mut paths = Vec::new();
+    for path in running {
+        paths.push(path.await.expect("no transfer panics"));
+    }
+    paths
 }

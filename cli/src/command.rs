@@ -11,6 +11,8 @@ mod explain;
 mod node;
 pub(crate) mod status;
 mod up;
+mod upgrade;
+mod waypoint;
 mod ztunnel_config;
 
 use std::future::Future;
@@ -59,6 +61,7 @@ enum Command {
     Edges(edges::Edges),
     Explain(explain::Explain),
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
+    Waypoint(waypoint::Waypoint),
     Ca(ca::Ca),
     Node(node::Node),
     Analyze(analyze::Analyze),
@@ -82,6 +85,8 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::Edges(edges) => wait_for(edges::run(edges)),
         Command::Explain(explain) => wait_for(explain::run(explain)),
         Command::ZtunnelConfig(config) => wait_for(ztunnel_config::run(config)),
+        Command::Waypoint(waypoint) if waypoint.is_process() => return component::run_waypoint(),
+        Command::Waypoint(waypoint) => wait_for(waypoint::run(waypoint)),
         Command::Ca(ca) => wait_for(ca::run(ca)),
         Command::Node(node) => wait_for(node::run(node)),
         Command::Analyze(command) => analyze::run(&command),

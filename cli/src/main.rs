@@ -2,10 +2,12 @@
 
 #![allow(clippy::print_stdout, reason = "what a command line prints is its result")]
 
+#[macro_use]
+mod output;
+
 mod command;
 mod demo;
 mod edges;
-mod output;
 mod prometheus;
 mod reference;
 mod running;
@@ -27,12 +29,10 @@ fn main() -> Exit {
         Ok(tulle) => command::run(tulle),
         Err(error) => {
             // Help and version are asked for and go to standard output; anything else is misuse.
-            let asked = !error.use_stderr();
-            if error.print().is_err() || !asked {
-                Exit::Usage
-            } else {
-                Exit::Ok
-            }
+            let misuse = error.use_stderr();
+            // Whoever does not read it to its end has seen enough.
+            let _ = error.print();
+            if misuse { Exit::Usage } else { Exit::Ok }
         }
     }
 }

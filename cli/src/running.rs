@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     Control,
     Agent,
     Ztunnel,
+    /// What runs the generations of a node proxy.
+    Supervisor,
 }
 
 impl Kind {
@@ -36,6 +38,7 @@ impl Kind {
             Self::Control => "control",
             Self::Agent => "agent",
             Self::Ztunnel => "ztunnel",
+            Self::Supervisor => "supervisor",
         }
     }
 }
@@ -91,12 +94,30 @@ impl RunDir {
             .collect())
     }
 
+    /// The nodes whose proxies run under a supervisor here.
+    pub(crate) fn supervised(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let node = |name: &str| {
+            Some(
+                name.strip_prefix("supervisor-")?
+                    .strip_suffix(".sock")?
+                    .to_owned(),
+            )
+        };
+        let mut nodes: Vec<_> = entries
+            .filter_map(|entry| node(entry.file_name().to_str()?))
+            .collect();
+        nodes.sort();
+        nodes
+    }
+
     /// The component of a kind on a node, running or not.
     pub(crate) fn component(&self, kind: Kind, node: &str) -> Component {
         let name = match kind {
             Kind::Control => "xds.sock".to_owned(),
             Kind::Agent => format!("agent-{node}.sock"),
             Kind::Ztunnel => format!("ztunnel-{node}.sock"),
+            Kind::Supervisor => format!("supervisor-{node}.sock"),
         };
         Component {
             kind,
@@ -152,6 +173,19 @@ impl Component {
         let text = self.text(path).await?;
         let place = || format!("{}{path} answered something unexpected", self.socket.display());
         serde_json::from_str(&text).with_context(place)
+    }
+
+    /// Tells the component's admin server to do something; what it says of that.
+    pub(crate) async fn tell(&self, path: &str) -> anyhow::Result<String> {
+        let stream = self.connect().await?;
+        let answer = http_client::post_json(stream, "localhost", path, String::new()).await?;
+        let body = String::from_utf8_lossy(answer.body()).trim().to_owned();
+        anyhow::ensure!(
+            answer.status().is_success(),
+            "{path}: {}: {body}",
+            answer.status()
+        );
+        Ok(body)
     }
 
     /// Sends a question to the component's admin server.

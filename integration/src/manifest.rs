@@ -28,16 +28,46 @@ pub fn workload(namespace: &str, pod: &Pod, account: &str) -> String {
 /// As [`workload`], with annotations of its own.
 #[must_use]
 pub fn annotated_workload(namespace: &str, pod: &Pod, account: &str, annotations: &[(&str, &str)]) -> String {
+    let addresses = [IpAddr::V4(pod.ipv4()), IpAddr::V6(pod.ipv6())];
+    workload_at(namespace, pod, account, &addresses, annotations)
+}
+
+/// As [`annotated_workload`], at these addresses.
+#[must_use]
+pub fn workload_at(
+    namespace: &str,
+    pod: &Pod,
+    account: &str,
+    addresses: &[IpAddr],
+    annotations: &[(&str, &str)],
+) -> String {
     let mut further = String::new();
     for (name, value) in annotations {
         let _ = writeln!(further, "    {name}: {value:?}");
     }
-    let (name, node, ipv4, ipv6) = (pod.name(), pod.node(), pod.ipv4(), pod.ipv6());
+    let all: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+    let (name, node, first, all) = (pod.name(), pod.node(), &all[0], all.join(","));
     format!(
         "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  \
          namespace: {namespace}\n  annotations:\n    tulle.dev/node: {node}\n    tulle.dev/process: netns:{name}\n    \
-         tulle.dev/addresses: \"{ipv4},{ipv6}\"\n{further}spec:\n  address: {ipv4}\n  serviceAccount: {account}\n  \
+         tulle.dev/addresses: \"{all}\"\n{further}spec:\n  address: \"{first}\"\n  serviceAccount: {account}\n  \
          labels:\n    app: {account}\n"
+    )
+}
+
+/// A gateway of the waypoint's class, and the pod that serves it.
+#[must_use]
+pub fn waypoint(namespace: &str, gateway: &str, pod: &Pod) -> String {
+    let (name, node, ipv4, ipv6) = (pod.name(), pod.node(), pod.ipv4(), pod.ipv6());
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: {gateway}\n  \
+         namespace: {namespace}\nspec:\n  gatewayClassName: tulle-waypoint\n  listeners:\n  \
+         - {{name: mesh, port: 15008, protocol: HBONE}}\nstatus:\n  addresses:\n  - {{value: {ipv4}}}\n\
+         ---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  \
+         namespace: {namespace}\n  annotations:\n    tulle.dev/node: {node}\n    tulle.dev/process: netns:{name}\n    \
+         tulle.dev/addresses: \"{ipv4},{ipv6}\"\nspec:\n  address: {ipv4}\n  serviceAccount: {gateway}\n  \
+         labels:\n    gateway.networking.k8s.io/gateway-name: {gateway}\n    gateway.istio.io/managed: tulle.dev-waypoint\n    \
+         istio.io/dataplane-mode: none\n    networking.istio.io/tunnel: http\n"
     )
 }
 

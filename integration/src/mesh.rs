@@ -1,7 +1,9 @@
 //! A mesh under test: nodes and pods, the components as processes, and the folder that configures them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -79,6 +81,25 @@ impl TestMesh {
         }
     }
 
+    /// Adds a pod with the waypoint of a gateway, which is its service account too, and waits until it is ready. The
+    /// gateway is written as a user would write it; where it is, is what a controller would say.
+    pub async fn start_waypoint(&mut self, node: &str, namespace: &str, gateway: &str) -> Pod {
+        let name = format!("{gateway}-1");
+        let pod = self.world.add_pod(node, &name).await.unwrap();
+        self.apply(
+            &format!("gateway-{gateway}"),
+            &manifest::waypoint(namespace, gateway, &pod),
+        );
+        self.mesh
+            .start_waypoint(&self.world, &name, namespace, gateway)
+            .unwrap();
+        let component = Component::Waypoint(gateway.to_owned());
+        if let Err(error) = self.mesh.wait_ready(&component).await {
+            panic!("{error}\n{}", self.logs());
+        }
+        pod
+    }
+
     /// Starts one node's agent and proxy. Others may run already, and the control plane must.
     pub fn start_node(&mut self, node: &str) {
         let token = tulle_xds::token::create(&self.mesh.folders().state, node).unwrap();
@@ -135,6 +156,22 @@ impl TestMesh {
         self.workloads.remove(old.name());
         self.workloads
             .insert(name.to_owned(), manifest::workload(NAMESPACE, &pod, account));
+        self.write_workloads();
+        pod
+    }
+
+    /// As [`Self::pod`], but the pod has addresses of one family only, as the node of a cluster of one family gives it.
+    pub async fn pod_of_one_family(&mut self, node: &str, name: &str, ipv4: bool) -> Pod {
+        let pod = self.world.add_pod(node, name).await.unwrap();
+        let address = if ipv4 {
+            without_ipv6(&pod);
+            IpAddr::V4(pod.ipv4())
+        } else {
+            without_ipv4(&pod);
+            IpAddr::V6(pod.ipv6())
+        };
+        let written = manifest::workload_at(NAMESPACE, &pod, name, &[address], &[]);
+        self.workloads.insert(name.to_owned(), written);
         self.write_workloads();
         pod
     }
@@ -271,6 +308,27 @@ impl TestMesh {
         }
         text
     }
+}
+
+/// As a kernel that was told so at boot: not even loopback has it.
+fn without_ipv6(pod: &Pod) {
+    let switched_off = pod.namespace().run(|| {
+        ["all", "default", "lo"].map(|what| {
+            let setting = format!("/proc/sys/net/ipv6/conf/{what}/disable_ipv6");
+            std::fs::write(setting, "1")
+        })
+    });
+    for written in switched_off.unwrap() {
+        written.unwrap();
+    }
+}
+
+/// IPv4 cannot be switched off; the pod has no address of it but on loopback.
+fn without_ipv4(pod: &Pod) {
+    let mut flush = Command::new("/usr/sbin/ip");
+    flush.args(["-4", "addr", "flush", "dev", "eth0"]);
+    let status = pod.namespace().spawn(flush).unwrap().wait().unwrap();
+    assert!(status.success(), "{status}");
 }
 
 /// Tries until something holds, for as long as [`PATIENCE`] lasts.

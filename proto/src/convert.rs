@@ -16,6 +16,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use prost::Message;
 use tulle_model::authz::policy::Authorization;
+use tulle_model::policy::Policy;
+use tulle_model::route::Route;
+use tulle_model::waypoint::Waypoint;
 use tulle_model::{MeshUpdate, NamespacedName, Service, Str, Trust, Workload};
 
 use crate::names::resource_name;
@@ -122,6 +125,12 @@ pub enum Resource {
     Authorization(Arc<Authorization>),
     /// Whom a trust domain believes.
     Trust(Arc<Trust>),
+    /// The settings of a waypoint, or one of its fronts.
+    Waypoint(Arc<Waypoint>),
+    /// A rule of a route.
+    Route(Arc<Route>),
+    /// A policy that waypoints enforce.
+    Policy(Arc<Policy>),
 }
 
 impl From<Resource> for MeshUpdate {
@@ -131,6 +140,9 @@ impl From<Resource> for MeshUpdate {
             Resource::Service(service) => Self::Service(service),
             Resource::Authorization(policy) => Self::Policy(policy),
             Resource::Trust(trust) => Self::Trust(trust),
+            Resource::Waypoint(waypoint) => Self::Waypoint(waypoint),
+            Resource::Route(route) => Self::Route(route),
+            Resource::Policy(policy) => Self::WaypointPolicy(policy),
         }
     }
 }
@@ -198,7 +210,7 @@ pub fn encode_address(resource: &Resource) -> Option<Vec<u8>> {
     let body = match resource {
         Resource::Workload(workload) => address::Type::Workload(workload.as_ref().into()),
         Resource::Service(service) => address::Type::Service(service.as_ref().into()),
-        Resource::Authorization(_) | Resource::Trust(_) => return None,
+        _ => return None,
     };
     Some(Address { r#type: Some(body) }.encode_to_vec())
 }

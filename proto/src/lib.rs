@@ -17,6 +17,8 @@ pub mod convert;
 #[cfg(feature = "testing")]
 pub mod fuzz;
 pub mod names;
+pub mod otlp;
+pub mod resume;
 mod strict;
 pub mod stub;
 
@@ -36,7 +38,9 @@ mod generated {
 }
 
 pub use generated::envoy::config::core::v3 as core;
+pub use generated::envoy::service::auth::v3 as ext_authz;
 pub use generated::envoy::service::discovery::v3 as discovery;
+pub use generated::envoy::service::ratelimit::v3 as rate_limit;
 pub use generated::google::rpc as rpc_status;
 pub use generated::istio::security;
 pub use generated::istio::v1::auth as ca;

@@ -45,6 +45,9 @@ pub fn resource_name(resource: &Resource) -> Str {
         Resource::Service(service) => service.key().to_string().into(),
         Resource::Authorization(policy) => policy.key().to_string().into(),
         Resource::Trust(trust) => trust.trust_domain.clone(),
+        Resource::Waypoint(waypoint) => waypoint.name(),
+        Resource::Route(route) => route.name(),
+        Resource::Policy(policy) => policy.name(),
     }
 }
 
@@ -54,7 +57,7 @@ pub fn aliases(resource: &Resource) -> Vec<Str> {
     match resource {
         Resource::Workload(workload) => workload_aliases(workload),
         Resource::Service(service) => service_aliases(service),
-        Resource::Authorization(_) | Resource::Trust(_) => Vec::new(),
+        _ => Vec::new(),
     }
 }
 

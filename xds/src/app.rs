@@ -34,8 +34,9 @@ use crate::ca::root::RootError;
 use crate::ca::roots::{Roots, RotationError};
 use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::config::{Action, Config};
-use crate::debug::Pages;
-use crate::metrics::{Metrics, Observed};
+use crate::debug::remote::{self, Readers};
+use crate::debug::{MeshSettings, Pages};
+use crate::metrics::{EngineMetrics, Metrics, Observed};
 use crate::serve::ads::{Ads, AdsOptions};
 use crate::serve::authenticate::Authenticator;
 use crate::serve::listen;
@@ -205,14 +206,15 @@ struct Parts {
 impl Parts {
     fn new(config: &Config) -> Result<Self, Error> {
         let (scope, ready, clients) = (Scope::new(), Ready::new(), Clients::default());
+        let metrics = Metrics::default();
         let keeper = Arc::new(keeper(config, clients.clone())?);
         keeper.read_outside();
-        let snapshots = source(config, keeper.trust(), &scope);
+        let snapshots = source(config, keeper.trust(), metrics.engine.clone(), &scope);
         scope.spawn("sync", synced(snapshots.clone(), ready.register("configuration")));
         let parts = Self {
             snapshots,
             clients,
-            metrics: Metrics::default(),
+            metrics,
             registry: Registry::for_process("xds"),
             authority: keeper.authority.clone(),
             keeper,
@@ -237,13 +239,20 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
     let names = config.server_names(host_name().as_deref());
     let acceptor = renew::acceptor(&parts.authority, &names)?;
     let authenticator = authenticator(config, parts);
+    let readers = Readers {
+        authenticator: authenticator.clone(),
+        identities: Arc::new(config.debug_identity.iter().cloned().collect()),
+    };
+    let debug = remote::guarded(pages(config, parts).router(), readers);
+    let options = ads_options(config);
+    let waiting = options.waiting.clone();
     let ads = Ads::new(
         parts.snapshots.clone(),
         authenticator.clone(),
         parts.clients.clone(),
         parts.metrics.clone(),
         drain.clone(),
-        ads_options(config),
+        options,
     );
     let join = JoinService::new(
         parts.authority.clone(),
@@ -258,10 +267,11 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
         parts.metrics.clone(),
         HOLD_MAX_DEFAULT,
         parts.keeper.issued.clone(),
+        waiting,
     );
     for listener in bind(&config.listen).await? {
-        let (ads, ca, join) = (ads.clone(), ca.clone(), join.clone());
-        let served = listen::serve(listener, acceptor.clone(), ads, ca, join, drain.clone());
+        let (ads, ca, join, debug) = (ads.clone(), ca.clone(), join.clone(), debug.clone());
+        let served = listen::serve(listener, acceptor.clone(), ads, ca, join, debug, drain.clone());
         let guard = drain.guard();
         parts.scope.spawn("grpc server", async move {
             if let Err(error) = served.await {
@@ -330,6 +340,7 @@ fn roots(config: &Config, now: OffsetDateTime) -> Result<Roots, RootError> {
 fn source(
     config: &Config,
     trust: watch::Receiver<Option<Arc<Trust>>>,
+    metrics: EngineMetrics,
     scope: &Scope,
 ) -> watch::Receiver<Arc<Snapshot>> {
     let mesh = MeshConfig {
@@ -343,7 +354,7 @@ fn source(
         config_dir: config.config_dir.clone(),
         state_dir: Some(config.state_dir.clone()),
     };
-    source::start(folder, mesh, trust, scope)
+    source::start(folder, mesh, trust, metrics, scope)
 }
 
 fn ads_options(config: &Config) -> AdsOptions {
@@ -383,23 +394,33 @@ async fn synced(mut snapshots: watch::Receiver<Arc<Snapshot>>, reading: BlockRea
     }
 }
 
+/// What operators can look at.
+fn pages(config: &Config, parts: &Parts) -> Pages {
+    Pages {
+        snapshots: parts.snapshots.clone(),
+        clients: parts.clients.clone(),
+        authority: parts.authority.clone(),
+        keeper: parts.keeper.clone(),
+        ready: parts.ready.clone(),
+        mesh: Arc::new(MeshSettings {
+            cluster_id: config.cluster_id.clone(),
+            root_namespace: config.root_namespace.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+        }),
+    }
+}
+
 /// Operators' pages on the unix socket; metrics and readiness on TCP.
 async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Result<(), Error> {
     let socket = Listener::bind(&Listen::Unix(config.run_dir.join("xds.sock"))).await?;
     let metrics = Listener::bind(&Listen::Tcp(every_family(config.metrics_address))).await?;
     let readiness = Listener::bind(&Listen::Tcp(every_family(config.readiness_address))).await?;
-    let pages = Pages {
-        snapshots: parts.snapshots.clone(),
-        clients: parts.clients.clone(),
-        authority: parts.authority.clone(),
-        ready: parts.ready.clone(),
-    };
     let commands = Commands {
         keeper: parts.keeper.clone(),
         snapshots: parts.snapshots.clone(),
     };
     let (exported, ready) = (admin::metrics(&parts.registry), admin::readiness(&parts.ready));
-    let router = pages.router().merge(commands.router());
+    let router = pages(config, parts).router().merge(commands.router());
     let router = router.merge(exported.clone()).merge(ready.clone());
     parts
         .scope

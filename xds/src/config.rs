@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tulle_model::Str;
+use tulle_model::{Identity, Str};
 use tulle_runtime::config::parse_duration;
 use tulle_runtime::telemetry::LogFormat;
 
@@ -90,6 +90,10 @@ pub struct Config {
         env = "CA_TRUSTED_NODE_ACCOUNTS"
     )]
     pub trusted_node_account: Vec<(Str, Str)>,
+    /// Identities that may read the debug pages on the TLS port, such as spiffe://cluster.local/ns/ops/sa/debug; nobody
+    /// unless listed
+    #[arg(long, value_name = "IDENTITY", value_delimiter = ',')]
+    pub debug_identity: Vec<Identity>,
     /// Least time in which a new root is handed out before it signs
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
     pub rotation_distribute: Duration,

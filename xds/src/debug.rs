@@ -17,8 +17,12 @@ use tulle_runtime::build_info;
 use tulle_runtime::ready::Ready;
 
 use crate::ca::Authority;
+use crate::ca::keeper::{CaStatus, Keeper};
 use crate::snapshot::{Objects, ResourceType, Scope, Slot, Snapshot};
 use crate::status::{ClientStatus, Clients, TypeStatus};
+
+mod objects;
+pub mod remote;
 
 /// Resources in one dump of a type.
 pub const DUMP_RESOURCES_MAX: usize = 100_000;
@@ -32,8 +36,24 @@ pub struct Pages {
     pub clients: Clients,
     /// Who signs.
     pub authority: Arc<Authority>,
+    /// Who keeps its roots.
+    pub keeper: Arc<Keeper>,
     /// What the process waits for.
     pub ready: Ready,
+    /// The mesh as this process was told to serve it.
+    pub mesh: Arc<MeshSettings>,
+}
+
+/// What `/debug/mesh` tells.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshSettings {
+    /// Name of the cluster in resource names.
+    pub cluster_id: String,
+    /// Namespace whose policies hold for the whole mesh.
+    pub root_namespace: String,
+    /// Domain of service names.
+    pub cluster_domain: String,
 }
 
 /// Answer of `GET /status`.
@@ -50,7 +70,11 @@ pub struct Status {
     /// Number of resources by type URL.
     resources: BTreeMap<&'static str, usize>,
     issuer: IssuerStatus,
+    /// Phase of the roots' rotation, what it waits for, and the size of the deny-list.
+    ca: CaStatus,
     source: Objects,
+    /// By object: how many of the clients that must have it accepted it.
+    answers: BTreeMap<String, String>,
     clients: Vec<ClientStatus>,
 }
 
@@ -68,8 +92,17 @@ impl Pages {
     pub fn router(self) -> Router {
         Router::new()
             .route("/status", get(status))
+            .route("/debug/ambientz", get(ambientz))
+            .route("/debug/authorizationz", get(authorizationz))
+            .route("/debug/ca", get(ca))
+            .route("/debug/clusterz", get(clusterz))
             .route("/debug/config_dump", get(config_dump))
+            .route("/debug/connections", get(connections))
+            .route("/debug/explain", get(objects::explain))
+            .route("/debug/mesh", get(mesh))
+            .route("/debug/resources", get(resources))
             .route("/debug/syncz", get(syncz))
+            .route("/debug/world", get(objects::world))
             .with_state(self)
     }
 
@@ -90,7 +123,9 @@ impl Pages {
                 .map(|ty| (ty.type_url(), snapshot.resources(ty).count()))
                 .collect(),
             issuer: self.issuer(),
-            source: snapshot.objects().clone(),
+            ca: self.keeper.status(&snapshot),
+            source: self.objects(),
+            answers: self.answers(),
             clients: self.clients.list(Instant::now()),
         }
     }
@@ -109,6 +144,49 @@ impl Pages {
 
 async fn status(State(pages): State<Pages>) -> Json<Status> {
     Json(pages.status())
+}
+
+async fn ca(State(pages): State<Pages>) -> Json<CaStatus> {
+    Json(pages.keeper.status(&pages.snapshot()))
+}
+
+async fn clusterz(State(pages): State<Pages>) -> Json<Value> {
+    let snapshot = pages.snapshot();
+    Json(json!({
+        "clusterId": pages.mesh.cluster_id,
+        "synced": snapshot.synced(),
+        "generation": snapshot.objects().generation,
+        "degraded": snapshot.objects().degraded,
+    }))
+}
+
+async fn connections(State(pages): State<Pages>) -> Json<Vec<ClientStatus>> {
+    Json(pages.clients.list(Instant::now()))
+}
+
+async fn mesh(State(pages): State<Pages>) -> Json<Value> {
+    let trust_domain = pages.authority.trust_domain();
+    Json(json!({ "trustDomain": trust_domain, "settings": *pages.mesh }))
+}
+
+async fn ambientz(State(pages): State<Pages>, Query(query): Query<DumpQuery>) -> Json<Value> {
+    Json(dump(&pages.snapshot(), ResourceType::Address, &query))
+}
+
+async fn authorizationz(State(pages): State<Pages>, Query(query): Query<DumpQuery>) -> Json<Value> {
+    Json(dump(&pages.snapshot(), ResourceType::Authorization, &query))
+}
+
+/// Names and versions, by type.
+async fn resources(State(pages): State<Pages>) -> Json<Value> {
+    let snapshot = pages.snapshot();
+    let of = |ty: ResourceType| {
+        let slots = snapshot.resources(ty).take(DUMP_RESOURCES_MAX);
+        let versions: BTreeMap<&str, &str> = slots.map(|slot| (&*slot.name, &*slot.version)).collect();
+        (ty.type_url(), versions)
+    };
+    let all: BTreeMap<&str, BTreeMap<&str, &str>> = ResourceType::ALL.into_iter().map(of).collect();
+    Json(json!({ "head": snapshot.sequence(), "resources": all }))
 }
 
 /// Narrows a dump.
@@ -137,8 +215,8 @@ async fn config_dump(State(pages): State<Pages>, Query(query): Query<DumpQuery>)
 }
 
 fn dump(snapshot: &Snapshot, ty: ResourceType, query: &DumpQuery) -> Value {
-    let reaches = |slot: &&Slot| query.node.as_ref().is_none_or(|node| slot.scope.reaches(node));
-    let slots: Vec<&Slot> = match &query.name {
+    let reaches = |slot: &&Arc<Slot>| query.node.as_ref().is_none_or(|node| slot.scope.reaches(node));
+    let slots: Vec<&Arc<Slot>> = match &query.name {
         Some(name) => snapshot.resolve(ty, name),
         None => snapshot.resources(ty).take(DUMP_RESOURCES_MAX).collect(),
     };
@@ -164,6 +242,9 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
         Ok(Resource::Service(service)) => ("service", to_value(&service)),
         Ok(Resource::Authorization(policy)) => ("authorization", to_value(&policy)),
         Ok(Resource::Trust(trust)) => ("trust", to_value(&trust)),
+        Ok(Resource::Waypoint(waypoint)) => ("waypoint", to_value(&waypoint)),
+        Ok(Resource::Route(route)) => ("route", to_value(&route)),
+        Ok(Resource::Policy(policy)) => ("policy", to_value(&policy)),
         Err(error) => ("undecodable", json!(error.to_string())),
     };
     let nodes = match &slot.scope {
@@ -250,9 +331,12 @@ async fn syncz(State(pages): State<Pages>) -> Json<Vec<SyncLine>> {
 fn sync_of(ty: ResourceType, types: &BTreeMap<&'static str, TypeStatus>) -> (&'static str, Value) {
     let state = match types.get(ty.type_url()) {
         None => json!("not subscribed"),
-        Some(status) if status.unacked > 0 => {
-            json!({ "behind_ms": status.lag_ms, "unacked": status.unacked })
-        }
+        Some(status) if status.behind > 0 || status.unacked > 0 => json!({
+            "behind": status.behind,
+            "behind_ms": status.lag_ms,
+            "unacked": status.unacked,
+            "opening_left": status.opening_left,
+        }),
         Some(_) => json!("synced"),
     };
     (ty.type_url(), state)

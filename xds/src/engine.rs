@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use tokio::sync::{mpsc, watch};
@@ -13,6 +14,7 @@ use tulle_k8s::{Key, Object};
 use tulle_model::{Str, Trust};
 use tulle_runtime::tasks::Scope;
 
+use crate::metrics::EngineMetrics;
 use crate::snapshot::{FileProblem, ObjectStatus, Order, Snapshot};
 
 pub mod affected;
@@ -126,6 +128,7 @@ impl Engine {
         mesh: MeshConfig,
         mut batches: mpsc::Receiver<Batch>,
         mut trust: watch::Receiver<Option<Arc<Trust>>>,
+        metrics: EngineMetrics,
         scope: &Scope,
     ) -> EngineHandle {
         let mut engine = Self::new(mesh);
@@ -133,9 +136,16 @@ impl Engine {
         scope.spawn("engine", async move {
             trust.mark_changed();
             loop {
-                let snapshot = tokio::select! {
+                let before = engine.snapshot.sequence;
+                let mut snapshot = tokio::select! {
                     batch = batches.recv() => match batch {
-                        Some(batch) => engine.apply(batch),
+                        Some(batch) => {
+                            metrics.on_batch(&batch);
+                            let begin = Instant::now();
+                            let snapshot = engine.apply(batch);
+                            metrics.turns.observe(begin.elapsed().as_secs_f64());
+                            snapshot
+                        }
                         None => break,
                     },
                     Ok(()) = trust.changed() => {
@@ -143,6 +153,10 @@ impl Engine {
                         engine.trust(trust)
                     }
                 };
+                if snapshot.sequence > before {
+                    metrics.cuts.inc();
+                }
+                snapshot.published = Some(Instant::now());
                 publish.send_replace(Arc::new(snapshot));
             }
             // Readers keep the last cut until the process ends.
@@ -267,6 +281,7 @@ impl Engine {
             if self.shares.give_up(emitted) {
                 self.reach.remove(emitted);
                 self.fronting.count(emitted, false);
+                self.relate(emitted, false);
                 gone.insert(emitted.name(), emitted);
             }
         }
@@ -275,6 +290,7 @@ impl Engine {
             self.shares.take(new);
             self.reach.add(new);
             self.fronting.count(new, true);
+            self.relate(new, true);
             changed |= self.set(new, sequence);
         }
         for emitted in gone.into_values() {
@@ -290,6 +306,14 @@ impl Engine {
             self.outputs.insert(out, parts);
         }
         changed
+    }
+
+    fn relate(&mut self, emitted: &Emitted, add: bool) {
+        if let Emitted::Workload(..) | Emitted::Service(..) = emitted {
+            self.snapshot
+                .around
+                .set(&emitted.name(), &emitted.relations(), add);
+        }
     }
 
     fn set(&mut self, new: &Emitted, sequence: u64) -> bool {

@@ -8,6 +8,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry as Inner;
 use tulle_runtime::metrics::Registry;
 
+use crate::engine::Batch;
+use crate::serve::frame::Encoding;
 use crate::snapshot::ResourceType;
 
 mod observed;
@@ -32,6 +34,20 @@ impl From<ResourceType> for TypeLabel {
             ResourceType::Policy => "policy",
         };
         Self { r#type }
+    }
+}
+
+/// Label of how responses are written; bounded by [`Encoding`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EncodingLabel {
+    encoding: &'static str,
+}
+
+impl From<Encoding> for EncodingLabel {
+    fn from(encoding: Encoding) -> Self {
+        Self {
+            encoding: encoding.as_str(),
+        }
     }
 }
 
@@ -61,16 +77,111 @@ impl Issuance {
     }
 }
 
+/// Seconds, from a tenth of a millisecond to ten.
+fn seconds() -> Histogram {
+    Histogram::new([
+        0.000_1, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+    ])
+}
+
+fn bytes() -> Histogram {
+    Histogram::new([100.0, 1e3, 1e4, 1e5, 1e6, 2e6, 4e6, 1e7])
+}
+
+/// Label of a kind of object; bounded by the kinds there are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    r#type: &'static str,
+}
+
+/// What the engine counts. Clones share it.
+#[derive(Debug, Clone)]
+pub struct EngineMetrics {
+    /// Changes of objects taken.
+    pub inbound: Family<KindLabel, Gauge>,
+    /// Cuts that changed what is served.
+    pub cuts: Gauge,
+    /// Time from a batch of changes to the cut it means.
+    pub turns: Histogram,
+}
+
+impl Default for EngineMetrics {
+    fn default() -> Self {
+        Self {
+            inbound: Family::default(),
+            cuts: Gauge::default(),
+            turns: seconds(),
+        }
+    }
+}
+
+impl EngineMetrics {
+    /// Counts the changes of a batch.
+    pub fn on_batch(&self, batch: &Batch) {
+        for event in &batch.events {
+            let kind = KindLabel {
+                r#type: event.key.kind.as_str(),
+            };
+            self.inbound.get_or_create(&kind).inc();
+        }
+    }
+}
+
+/// What streams measure. Clones share it.
+#[derive(Debug, Clone)]
+pub struct StreamMetrics {
+    /// Time to make a response.
+    pub push: Histogram,
+    /// Time from a response to its place in the connection.
+    pub send: Histogram,
+    /// Bytes of a response as written.
+    pub size: Histogram,
+    /// Time from a cut to the client's answer to what it changed.
+    pub convergence: Histogram,
+    /// How clients began with a type.
+    pub resume: Family<OutcomeLabel, Counter>,
+    /// Times a stream was further behind than the log of changes reaches.
+    pub overruns: Counter,
+}
+
+/// Label of how a client began; bounded by the words there are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OutcomeLabel {
+    /// The word.
+    pub outcome: &'static str,
+}
+
+impl Default for StreamMetrics {
+    fn default() -> Self {
+        Self {
+            push: seconds(),
+            send: seconds(),
+            size: bytes(),
+            convergence: seconds(),
+            resume: Family::default(),
+            overruns: Counter::default(),
+        }
+    }
+}
+
 /// Counters and gauges of the servers. Clones share them.
 ///
 /// Istio exports its counts without the suffix `_total`, which a counter here could not be named without; they are
 /// gauges that only rise.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
+    /// Of the engine.
+    pub engine: EngineMetrics,
+    /// Of the streams.
+    pub stream: StreamMetrics,
     /// Streams connected.
     pub streams: Gauge,
     /// Responses sent.
     pub pushes: Family<TypeLabel, Gauge>,
+    /// Bytes of responses, as they are written.
+    pub response_bytes: Family<EncodingLabel, Counter>,
+    /// Bytes of those that tell whole tables.
+    pub snapshot_bytes: Family<EncodingLabel, Counter>,
     /// Responses rejected by clients.
     pub rejects: Family<TypeLabel, Gauge>,
     /// The same under our own name.
@@ -107,8 +218,18 @@ impl Metrics {
         registry.with_prefix("pilot", |inner| self.register_pilot(inner));
         registry.with_prefix("citadel_server", |inner| self.register_citadel(inner));
         registry.with_prefix("tulle_xds", |inner| {
+            let help = "Time from a batch of changes to the cut it means";
+            inner.register("turn_seconds", help, self.engine.turns.clone());
+            let help = "How clients began with a type";
+            inner.register("resume", help, self.stream.resume.clone());
+            let help = "Times a stream was further behind than the log reaches";
+            inner.register("log_overruns", help, self.stream.overruns.clone());
             inner.register("nacks", "Responses rejected by clients", self.nacks.clone());
             inner.register("refused", "Streams refused or ended", self.refused.clone());
+            let help = "Bytes of responses that tell whole tables";
+            inner.register("snapshot_bytes", help, self.snapshot_bytes.clone());
+            let help = "Bytes of responses as they are written";
+            inner.register("response_bytes", help, self.response_bytes.clone());
         });
         registry.with_prefix("tulle_ca", |inner| {
             inner.register(
@@ -138,6 +259,24 @@ impl Metrics {
             "Answers with a stale nonce",
             self.expired_nonces.clone(),
         );
+        let help = "Time to make a response, in seconds";
+        inner.register("xds_push_time", help, self.stream.push.clone());
+        let help = "Time from a response to its place in the connection, in seconds";
+        inner.register("xds_send_time", help, self.stream.send.clone());
+        inner.register(
+            "xds_config_size_bytes",
+            "Bytes of a response",
+            self.stream.size.clone(),
+        );
+        let help = "Time from a cut to the client's answer, in seconds";
+        inner.register("proxy_convergence_time", help, self.stream.convergence.clone());
+        inner.register(
+            "inbound_updates",
+            "Changes of objects taken",
+            self.engine.inbound.clone(),
+        );
+        let help = "Cuts that changed what is served";
+        inner.register("push_triggers", help, self.engine.cuts.clone());
         let help = "Streams closed because the client did not read";
         inner.register("xds_write_timeout", help, self.write_timeouts.clone());
     }

@@ -2,8 +2,10 @@
 //!
 //! `session` and `push` decide with values; `ads` and `listen` only move messages.
 
+pub mod admission;
 pub mod ads;
 pub mod authenticate;
+pub mod frame;
 pub mod listen;
 pub mod pace;
 pub mod push;

@@ -4,14 +4,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 use tulle_model::{Identity, Str};
 
+pub mod around;
+pub mod chunk;
 pub mod fronted;
 pub mod objects;
 
+pub use around::Around;
+pub use chunk::Chunk;
 pub use fronted::Fronted;
 pub use fronted::Fronts;
 pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
@@ -225,8 +230,11 @@ pub struct Snapshot {
     pub(crate) routes: Table,
     pub(crate) policies: Table,
     pub(crate) fronted: Fronted,
+    pub(crate) around: Around,
     pub(crate) placement: Placement,
     pub(crate) objects: Objects,
+    /// When it was published.
+    pub(crate) published: Option<Instant>,
 }
 
 impl Snapshot {
@@ -234,6 +242,12 @@ impl Snapshot {
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// When the engine published it.
+    #[must_use]
+    pub fn published(&self) -> Option<Instant> {
+        self.published
     }
 
     /// Whether the sources were read completely at least once. Before that nothing may be served.
@@ -244,18 +258,18 @@ impl Snapshot {
 
     /// The resource of this name.
     #[must_use]
-    pub fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+    pub fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
         self.table(ty).get(name)
     }
 
     /// The resources that have this name or this alias.
     #[must_use]
-    pub fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot> {
+    pub fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>> {
         self.table(ty).resolve(name_or_alias)
     }
 
     /// Every resource of a type, by name.
-    pub fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+    pub fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
         self.table(ty).iter()
     }
 
@@ -274,6 +288,14 @@ impl Snapshot {
         self.table(ty).changed_since(sequence)
     }
 
+    /// Whether the log of any type has forgotten changes after the cut `sequence`.
+    #[must_use]
+    pub fn has_forgotten(&self, sequence: u64) -> bool {
+        ResourceType::ALL
+            .into_iter()
+            .any(|ty| self.table(ty).has_forgotten(sequence))
+    }
+
     /// Which identities run on which node.
     #[must_use]
     pub fn placement(&self) -> &Placement {
@@ -284,6 +306,12 @@ impl Snapshot {
     #[must_use]
     pub fn fronted(&self) -> &Fronted {
         &self.fronted
+    }
+
+    /// What goes with what, for clients that ask by name.
+    #[must_use]
+    pub fn around(&self) -> &Around {
+        &self.around
     }
 
     /// Whether a waypoint is to be sent this Address resource without asking: what it fronts, the backends of its
@@ -301,7 +329,7 @@ impl Snapshot {
         &self.objects
     }
 
-    fn table(&self, ty: ResourceType) -> &Table {
+    pub(crate) fn table(&self, ty: ResourceType) -> &Table {
         match ty {
             ResourceType::Address => &self.addresses,
             ResourceType::Workload => &self.workloads,

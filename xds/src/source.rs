@@ -10,6 +10,7 @@ use tulle_runtime::tasks::Scope;
 
 use crate::engine::Engine;
 use crate::history::History;
+use crate::metrics::EngineMetrics;
 use crate::snapshot::Snapshot;
 
 pub mod folder;
@@ -33,11 +34,13 @@ pub fn start(
     config: FolderConfig,
     mesh: MeshConfig,
     trust: watch::Receiver<Option<Arc<Trust>>>,
+    metrics: EngineMetrics,
     scope: &Scope,
 ) -> watch::Receiver<Arc<Snapshot>> {
     let (batches, waiting) = mpsc::channel(BATCHES_WAITING_MAX);
-    let engine = Engine::spawn(mesh, waiting, trust, scope);
+    let engine = Engine::spawn(mesh, waiting, trust, metrics, scope);
     let history = config.state_dir.as_deref().map(History::open);
+    let history = history.map(|history| history.of(&config.config_dir));
     scope.spawn("folder", folder::run(config.config_dir, history, batches));
     if let Some(state_dir) = config.state_dir {
         scope.spawn(

@@ -13,9 +13,11 @@ use crate::serve::authenticate::Kind;
 use crate::serve::session::{Session, Store};
 use crate::serve::viewer::Features;
 
-/// Streams that one node may hold per kind of client. An agent may call itself a node proxy, so: the two of them,
-/// each once more during an upgrade, and as many again that are dying.
-pub const STREAMS_PER_CLIENT_MAX: usize = 8;
+pub mod acks;
+
+/// Streams that one client may hold per kind: its own and that of its successor during an upgrade, each once more
+/// while it dies.
+pub const STREAMS_PER_CLIENT_MAX: usize = 4;
 
 /// The connected clients. Clones share the list.
 #[derive(Debug, Clone, Default)]
@@ -83,6 +85,12 @@ pub struct TypeStatus {
     pub sent: Option<u64>,
     /// Cut of the newest response accepted.
     pub acked: Option<u64>,
+    /// The newest cut.
+    pub head: u64,
+    /// Resources and removals it lacks: not sent yet, or not accepted.
+    pub behind: usize,
+    /// Responses left of what it is told that began with nothing, or with digests that differ.
+    pub opening_left: usize,
     /// Responses that wait for its answer.
     pub unacked: usize,
     /// How long the oldest of them waits.
@@ -173,8 +181,8 @@ pub struct Connected {
 
 impl Connected {
     /// Notes where the client's session stands.
-    pub fn update<S: Store>(&self, session: &Session<S>) {
-        let types = types_of(session);
+    pub fn update<S: Store>(&self, session: &Session<S>, head: &S) {
+        let types = types_of(session, head);
         let rejections = rejections_of(session);
         let mut inner = self.clients.inner.lock();
         if let Some(client) = inner.clients.get_mut(&self.id) {
@@ -191,9 +199,13 @@ impl Drop for Connected {
     }
 }
 
-fn types_of<S: Store>(session: &Session<S>) -> BTreeMap<&'static str, TypeStatus> {
+fn types_of<S: Store>(session: &Session<S>, head: &S) -> BTreeMap<&'static str, TypeStatus> {
     let types = session.deliveries().map(|(ty, subscription, delivery)| {
+        let behind = session.behind(ty, head);
         let status = TypeStatus {
+            head: head.sequence(),
+            behind: behind.changes,
+            opening_left: behind.opening,
             wildcard: subscription.is_wildcard(),
             names: subscription.names().len(),
             sent: delivery.sent(),

@@ -17,13 +17,14 @@ use tokio::time::timeout;
 use tulle_identity::ca::{CaClient, CaError, GrpcCa, GrpcCaOptions};
 use tulle_identity::channel::authenticated;
 use tulle_identity::{AuthenticatedChannel, ChannelConfig, RootSource, TokenSource};
-use tulle_model::Mesh;
+use tulle_model::{Mesh, NetworkAddress};
 use tulle_runtime::drain;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::tasks;
 use tulle_xds::{Config, Error};
 use tulle_xds_client::metrics::Metrics;
 use tulle_xds_client::node::NodeInfo;
+use tulle_xds_client::on_demand::address_key;
 use tulle_xds_client::state::MeshState;
 use tulle_xds_client::stream::{Client, Options};
 
@@ -222,6 +223,15 @@ async fn until(mut what: impl AsyncFnMut() -> bool) {
 
 /// A real client of a node, and the mesh it holds.
 fn follow(process: &Process, node: &str, token: &str) -> (MeshState, drain::DrainTrigger) {
+    follow_as(process, node, token, false)
+}
+
+fn follow_as(
+    process: &Process,
+    node: &str,
+    token: &str,
+    on_demand: bool,
+) -> (MeshState, drain::DrainTrigger) {
     let state = MeshState::new(Mesh::new());
     let info = NodeInfo {
         name: "ztunnel".to_owned(),
@@ -229,12 +239,11 @@ fn follow(process: &Process, node: &str, token: &str) -> (MeshState, drain::Drai
         node_name: node.to_owned(),
         ..NodeInfo::default()
     };
-    let client = Client::new(
-        Options::new(info),
-        state.clone(),
-        Metrics::default(),
-        &Ready::new(),
-    );
+    let options = Options {
+        on_demand,
+        ..Options::new(info)
+    };
+    let client = Client::new(options, state.clone(), Metrics::default(), &Ready::new());
     let (trigger, watcher) = drain::new();
     tasks::spawn("client", client.run(process.channel(token), watcher));
     (state, trigger)
@@ -282,14 +291,94 @@ async fn a_folder_becomes_the_mesh_of_a_client_and_follows_its_edits() {
         dump.contains("\"shop/web.shop.svc.cluster.local\":{\"80\":8080}"),
         "{dump}"
     );
+    let explained = process
+        .get("/debug/explain?object=Service/shop/web")
+        .await
+        .expect("an explanation");
+    assert!(explained.contains("\"summary\":\"acked 1/1\""), "{explained}");
+    assert!(explained.contains("\"file\":\"service.yaml\""), "{explained}");
+    for (page, holds) in [
+        ("/debug/ambientz", "10.96.0.1"),
+        ("/debug/authorizationz", "shop/deny-all"),
+        ("/debug/ca", "\"phase\":\"stable\""),
+        ("/debug/clusterz", "Kubernetes"),
+        ("/debug/connections", "\"behind\":0"),
+        ("/debug/mesh", "istio-system"),
+        ("/debug/resources", "shop/web.shop.svc.cluster.local"),
+        ("/debug/syncz", "synced"),
+        ("/debug/world", "service.yaml"),
+        ("/status", "\"denied\":0"),
+    ] {
+        let text = process.get(page).await.expect(page);
+        assert!(text.contains(holds), "{holds} in {page}: {text}");
+    }
     let metrics = process.get("/metrics").await.expect("metrics");
     for line in [
+        "pilot_inbound_updates{type=\"WorkloadEntry\"} 3",
+        "pilot_proxy_convergence_time_count",
+        "tulle_xds_resume_total{outcome=\"fresh\"} 3",
+        "tulle_xds_stream_lag_changes 0",
+        "tulle_xds_turn_seconds_count",
         "pilot_xds 1",
         "tulle_xds_resources{type=\"address\"} 2",
         "tulle_xds_source_synced 1",
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
+    process.stop().await;
+}
+
+/// What a client that asks by name holds, by the names of the workloads.
+fn held(state: &MeshState) -> Vec<String> {
+    let snapshot = state.snapshot();
+    let mut names: Vec<String> = snapshot
+        .workloads()
+        .map(|workload| workload.name.to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_by_name_holds_its_own_node_and_what_goes_with_what_it_asked_for() {
+    let process = Process::start();
+    process.write("namespace.yaml", NAMESPACE);
+    process.write("local.yaml", &entry("local", "n1", "10.0.0.1"));
+    process.write("web.yaml", &entry("web", "n2", "10.0.0.2"));
+    process.write("db.yaml", &entry("db", "n2", "10.0.0.3"));
+    process.write("service.yaml", SERVICE);
+    process.ready().await;
+    let token = tulle_xds::token::create(&process.state(), "n1").unwrap();
+    let (state, _client) = follow_as(&process, "n1", &token, true);
+    until(async || state.synced() && held(&state) == ["local"]).await;
+
+    let vip = NetworkAddress::new("", "10.96.0.1".parse().unwrap());
+    let found = state
+        .look_up(|| address_key(&vip), |mesh| mesh.service_by_vip("shop", &vip))
+        .await;
+    assert_eq!(found.unwrap().name.as_ref(), "web");
+    assert_eq!(
+        held(&state),
+        ["local", "web"],
+        "endpoints come along, and nothing else"
+    );
+
+    let none = NetworkAddress::new("", "10.96.0.77".parse().unwrap());
+    assert!(
+        state
+            .look_up(|| address_key(&none), |mesh| mesh.service_by_vip("shop", &none))
+            .await
+            .is_none()
+    );
+
+    // A new endpoint of what was asked for, one of the node, and one of neither.
+    let more = entry("web", "n3", "10.0.0.4").replace("  name: web", "  name: web-2");
+    process.write("more.yaml", &more);
+    process.write("local-2.yaml", &entry("local-2", "n1", "10.0.0.5"));
+    process.write("other.yaml", &entry("other", "n3", "10.0.0.6"));
+    until(async || held(&state) == ["local", "local-2", "web", "web-2"]).await;
+    fs::remove_file(process.folder.path().join("config/web.yaml")).unwrap();
+    until(async || held(&state) == ["local", "local-2", "web-2"]).await;
     process.stop().await;
 }
 

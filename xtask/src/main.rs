@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "what a task prints is its result")]
 
 mod packages;
+mod suite;
 mod tidy;
 
 use std::path::PathBuf;
@@ -126,8 +127,7 @@ fn test(may_install: bool) -> Result<(), String> {
         "build",
         cargo(&["build", "--workspace", "--all-targets", "--locked"]),
     )?;
-    let tests = ["test", "--workspace", "--locked", "--no-fail-fast"];
-    step("tests", &mut namespaces.inside("cargo", &tests, &root()))?;
+    suite::run(&namespaces, &root())?;
     step(
         "tests of TLS with BoringSSL",
         cargo(&[
@@ -141,13 +141,14 @@ fn test(may_install: bool) -> Result<(), String> {
         ]),
     )?;
     step(
-        "tests of exported access lines and profiles",
+        "tests of exported access lines, and of a build without profiles",
         cargo(&[
             "test",
             "--package",
             "tulle-ztunnel",
+            "--no-default-features",
             "--features",
-            "otlp,pprof",
+            "otlp",
             "--lib",
             "--locked",
         ]),

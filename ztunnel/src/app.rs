@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tulle_identity::ca::{CaClient, GrpcCa, GrpcCaOptions, Impersonation};
-use tulle_identity::{ChannelConfig, ChannelError, Clock, KeyExchange, SecretManager, TrustStore, channel};
+use tulle_identity::{ChannelError, Clock, ControlPlane, KeyExchange, SecretManager, TrustStore, channel};
 use tulle_model::Mesh;
 use tulle_runtime::admin::AdminError;
 use tulle_runtime::config::Env;
@@ -25,7 +25,7 @@ use tulle_xds_client::local::{Local, LocalError, LocalSource};
 use tulle_xds_client::{Client, MeshState, NodeInfo, Options};
 
 use crate::admin::Pages;
-use crate::config::{CertificateAuthority, Config, ControlPlane, LocalXds, Ports, ProxyMode};
+use crate::config::{CertificateAuthority, Config, LocalXds, Ports, ProxyMode};
 use crate::connections::{Connections, run_rejudge};
 use crate::dedicated::Dedicated;
 use crate::fleet::{Fleet, FleetView};
@@ -377,7 +377,7 @@ fn grpc_authority(config: &Config, server: &ControlPlane) -> Result<GrpcCa, Erro
         },
         ..GrpcCaOptions::default()
     };
-    let channel = channel::authenticated(&channel_config(config, server))?;
+    let channel = channel::authenticated(&server.channel_config(&config.cluster_id))?;
     Ok(GrpcCa::new(channel, options))
 }
 
@@ -385,17 +385,6 @@ fn grpc_authority(config: &Config, server: &ControlPlane) -> Result<GrpcCa, Erro
 fn fake_authority() -> Arc<dyn CaClient> {
     use tulle_identity::testing::{Clock, FakeCa, TestCa};
     Arc::new(FakeCa::new(Arc::new(TestCa::new()), Clock::system()))
-}
-
-fn channel_config(config: &Config, server: &ControlPlane) -> ChannelConfig {
-    ChannelConfig {
-        address: server.address.clone(),
-        root: server.root.clone(),
-        server_name: server.server_name.clone(),
-        token: server.token.clone(),
-        headers: server.headers.to_vec(),
-        cluster_id: Some(config.cluster_id.to_string()),
-    }
 }
 
 /// Starts what keeps the mesh up to date: a local source, the control plane, or both.
@@ -416,7 +405,7 @@ fn follow_configuration(
         tasks::spawn("local-configuration", local.run(drain.clone()));
     }
     if let Some(server) = &config.xds {
-        let channel = channel::authenticated(&channel_config(config, server))?;
+        let channel = channel::authenticated(&server.channel_config(&config.cluster_id))?;
         let metrics = tulle_xds_client::Metrics::register(registry, &node.mesh);
         let client = Client::new(client_options(config), node.mesh.clone(), metrics, ready);
         tasks::spawn("xds-client", held.client(client).run(channel, drain.clone()));

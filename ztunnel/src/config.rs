@@ -3,7 +3,6 @@
 mod control_plane;
 mod crl;
 mod dns;
-mod headers;
 pub mod held;
 mod inpod;
 mod log;
@@ -23,14 +22,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
+use tulle_identity::ControlPlane;
 use tulle_model::Str;
 use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
 use tulle_runtime::config::{Collector, ConfigError, Env};
 
-pub use self::control_plane::{CertificateAuthority, ControlPlane, LocalXds};
+pub use self::control_plane::{CertificateAuthority, LocalXds};
 pub use self::crl::Crl;
 pub use self::dns::{Dns, DnsListen};
-pub use self::headers::Headers;
 pub use self::inpod::Inpod;
 pub use self::log::{Log, LogCollector, NotACollector};
 use self::mesh::ProxyConfig;

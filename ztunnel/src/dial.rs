@@ -128,6 +128,7 @@ fn with_windows(settings: Settings, node: &Node) -> Settings {
         stream_window: node.config.http2.stream_window,
         connection_window: node.config.http2.connection_window,
         frame_size: node.config.http2.frame,
+        framing: node.config.http2.framing,
         ..settings
     }
 }

@@ -65,7 +65,10 @@ async fn connect_from(pod: &Pod, to: SocketAddr, source: Option<IpAddr>) -> io::
 }
 
 async fn dial(pod: &Pod, to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
-    socket::connect(&*pod.sockets, to, source, &pod.node.socket_options()).await
+    let application = socket::connect(&*pod.sockets, to, source, &pod.node.socket_options()).await?;
+    // Whatever ends it before it is carried, this process' death included, is no orderly end.
+    let _ = socket::set_rst(&application);
+    Ok(application)
 }
 
 /// Best effort: a process without CAP_NET_ADMIN cannot take another's address.

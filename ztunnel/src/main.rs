@@ -2,9 +2,11 @@
 
 use tulle_runtime::config::ProcessEnv;
 use tulle_runtime::exit::Exit;
+use tulle_runtime::parent;
 use tulle_ztunnel::supervise;
 
 fn main() -> Exit {
+    parent::watch(&ProcessEnv);
     let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let given = arguments.len();
     arguments.retain(|argument| argument != "--supervise");

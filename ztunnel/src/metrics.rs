@@ -281,6 +281,7 @@ impl Metrics {
             self.looked_up.remove(&labels);
             self.series_expired.inc();
         }
+        self.series_expired.inc_by(self.dns.expire(ttl));
     }
 
     /// Counts an open tunnel connection until the guard is dropped.

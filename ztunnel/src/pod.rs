@@ -214,6 +214,19 @@ impl Pod {
         Ok(Place(load, Some(permit)))
     }
 
+    /// A place at the receiving end: a call of the workload to itself has one already, at its calling end.
+    ///
+    /// # Errors
+    /// As [`Self::place`].
+    pub fn place_for(&self, caller: &Identity, address: IpAddr) -> Result<Place, Error> {
+        let own = self.find(&self.node.mesh.snapshot());
+        let itself = own.is_some_and(|own| own.identity() == *caller) && self.owns(address);
+        if itself {
+            return Ok(Place(self.admit()?, None));
+        }
+        self.place()
+    }
+
     /// Lets a peer's tunnel in, which holds a descriptor but is no connection of the workload yet.
     ///
     /// # Errors

@@ -1,16 +1,17 @@
 //! The proxy of one workload: its listeners, for as long as it lives.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::accept::{Accepting, accept};
 use crate::dns::sockets::DnsListeners;
 use crate::pod::Pod;
 use crate::sockets::{PodSockets, Traffic};
-use crate::{dns, inbound, outbound, same_node, socks5};
+use crate::{carry, dns, inbound, outbound, same_node, socks5};
 
 /// Accepts for one workload until accepting stops. Connections live on, and hold guards of the pod's drain.
 ///
@@ -24,18 +25,54 @@ pub fn start(
     let listeners = sockets.listeners()?;
     let names = questions(pod, listeners.dns, accepting);
     // Sockets of the agent are there whether this proxy carries or not.
-    let traffic = listeners.traffic.filter(|_| pod.node.config.proxy);
-    let carrying = traffic
+    let carries = pod.node.config.proxy;
+    let (carried, refused) = match listeners.traffic {
+        Some(traffic) if carries => (Some(traffic), None),
+        held => (None, held),
+    };
+    let carrying = carried
         .map(|traffic| carry(pod, traffic, accepting))
         .transpose()?;
+    let refusing = refused.map(|traffic| refuse(pod, traffic, accepting));
     Ok(async move {
         let carrying = async {
             if let Some(carrying) = carrying {
                 carrying.await;
             }
         };
-        tokio::join!(names, carrying);
+        let refusing = async {
+            if let Some(refusing) = refusing {
+                refusing.await;
+            }
+        };
+        tokio::join!(names, carrying, refusing);
     })
+}
+
+/// Resets what was captured for a proxy that carries nothing: its callers are not to wait for ever.
+fn refuse(
+    pod: &Arc<Pod>,
+    traffic: Traffic<TcpListener>,
+    accepting: &Accepting,
+) -> impl Future<Output = ()> + Send + 'static + use<> {
+    let listeners = [traffic.outbound, traffic.inbound_plain, traffic.inbound_hbone];
+    let all = listeners.map(|listener| {
+        accept(
+            listener,
+            Arc::clone(pod),
+            accepting.clone(),
+            "refused-connection",
+            turn_away,
+        )
+    });
+    async move {
+        join_all(all).await;
+    }
+}
+
+async fn turn_away(pod: Arc<Pod>, stream: TcpStream, peer: SocketAddr) {
+    tracing::debug!(workload = %pod.name, %peer, "refused: ENABLE_PROXY is off");
+    carry::reset(stream);
 }
 
 /// Accepts connections.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tulle_identity::{Distrust, PeerProof, WorkloadCertificate};
 use tulle_model::trust::Trust;
-use tulle_model::{NetworkAddress, Str};
+use tulle_model::{Identity, NetworkAddress, Str};
 use tulle_runtime::drain::DrainWatcher;
 
 use crate::connections::Live;
@@ -94,7 +94,7 @@ pub async fn walk(node: Arc<Node>, drain: DrainWatcher) {
     }
 }
 
-/// Whether either end is denied by name, or has a certificate here that is not believed.
+/// Whether either end is denied by name, or has a certificate here that is not believed on this node.
 fn is_denied(node: &Node, live: &Live) -> bool {
     if !live.story.mutual_tls {
         return false;
@@ -102,5 +102,11 @@ fn is_denied(node: &Node, live: &Live) -> bool {
     let ends = [&live.story.source.principal, &live.story.destination.principal];
     ends.into_iter()
         .flatten()
-        .any(|identity| node.trust.denies(identity).is_some() || node.secrets.is_distrusted(identity))
+        .any(|identity| node.trust.denies(identity).is_some() || is_distrusted(node, identity))
+}
+
+/// Whether peers would refuse what proves an identity here.
+fn is_distrusted(node: &Node, identity: &Identity) -> bool {
+    let certificate = node.secrets.current(identity);
+    certificate.is_some_and(|own| node.trust.judge(own.proof(), Some(&node.config.node)).is_err())
 }

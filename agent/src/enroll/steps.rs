@@ -71,11 +71,17 @@ impl PodTask {
         }
     }
 
-    /// A running pod whose own rules would cut its old connections is not captured, unless they may be cut.
+    /// A running pod whose own rules would cut its old connections is not captured, unless they may be cut; nor one
+    /// in which another capture may stand that cannot be removed.
     async fn refuse_what_would_break(&self, located: &Located) -> Result<(), CaptureError> {
         let capture = &self.shared.capture;
-        let may_lose = self.fresh || self.existing() == Existing::Reset;
-        if may_lose || capture.holds_rules(&located.netns).await? {
+        if self.fresh || capture.holds_rules(&located.netns).await? {
+            return Ok(());
+        }
+        if capture.is_redirected_by_legacy_rules(&located.netns).await? {
+            return Err(CaptureError::LegacyRules);
+        }
+        if self.existing() == Existing::Reset {
             return Ok(());
         }
         if capture.would_lose_old_connections(&located.netns).await? {
@@ -204,9 +210,9 @@ impl PodTask {
         }
         let (dns, mark) = (self.wants_dns(), self.shared.settings.mark);
         match Listeners::open(&located.netns, dns, mark).await {
-            Err(CaptureError::PortTaken { port }) => {
+            Err(taken @ CaptureError::PortTaken { .. }) => {
                 let returned = self.shared.hub.return_sockets(&self.pod.uid).await;
-                let returned = returned.ok_or(CaptureError::PortTaken { port })?;
+                let returned = returned.ok_or(taken)?;
                 tracing::info!(uid = %self.pod.uid, listeners = returned.len(), "the proxy gave the listeners back");
                 let adopted = Listeners::adopt(returned, mark)?;
                 if adopted.serve_dns() == dns {

@@ -150,6 +150,7 @@ impl PodTask {
                 .repairs
                 .get_or_create(&RepairLabels { check: *check })
                 .inc();
+            self.shared.board.repaired(&self.pod.uid, *check);
             match check {
                 Check::rules => {
                     let table = self.table(located).await?;

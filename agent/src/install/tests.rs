@@ -120,7 +120,10 @@ async fn a_program_that_is_still_being_written_is_asked_when_it_is_whole() {
     node.write("10-net.conflist", LIST);
     node.installation.install().await.unwrap();
     let program = node.folder.path().join("bin").join(PLUGIN);
-    let other = format!("#!/bin/sh\nexec echo '{{\"tulleProtocol\": {}}}'\n", protocol::VERSION);
+    let other = format!(
+        "#!/bin/sh\nexec echo '{{\"tulleProtocol\": {}}}'\n",
+        protocol::VERSION
+    );
     fs::write(&program, &other).unwrap();
     let writer = fs::File::options().append(true).open(&program).unwrap();
     let written = async {

@@ -31,7 +31,7 @@ use tulle_runtime::tasks;
 use tulle_xds_client::MeshState;
 use tulle_xds_client::local::{Local, LocalConfig, LocalSource};
 
-use crate::pod::{PATIENCE, POD, World};
+use crate::pod::{PATIENCE, POD, World, run};
 use crate::proxy::Proxy;
 
 /// What the plugins before made.
@@ -41,6 +41,8 @@ const BEFORE: &str =
 /// An agent that knows what is described, and whom a plugin can ask.
 struct Node {
     world: World,
+    /// Where the node's own tables are.
+    host: NetNs,
     desk: Desk,
     _local: Local,
 }
@@ -53,8 +55,9 @@ impl Node {
         tasks::spawn("zds", zds);
         let state = MeshState::new(Mesh::new());
         let local = Local::load(LocalSource::Text("workloads: []".into()), state.clone()).unwrap();
+        let host = NetNs::create().unwrap();
         let desk = Desk {
-            shared: shared(&world, hub.clone()).await,
+            shared: shared(&world, host.clone(), hub.clone()).await,
             state: state.clone(),
             node: "n1".into(),
             state_dir: world.folder.path().into(),
@@ -74,6 +77,7 @@ impl Node {
         tasks::spawn("cni", server::serve(socket, desk.clone()));
         Some(Self {
             world,
+            host,
             desk,
             _local: local,
         })
@@ -138,12 +142,22 @@ impl Node {
         self.world.output("nft", "list ruleset")
     }
 
+    /// What waits, mute, until it is captured.
+    fn waiting(&self) -> String {
+        let tables = run(&self.host, "nft", "list tables");
+        if tables.contains("tulle-guard") {
+            run(&self.host, "nft", "list set inet tulle-guard wait4")
+        } else {
+            String::new()
+        }
+    }
+
     fn records(&self) -> usize {
         self.desk.shared.locator.records().all().len()
     }
 }
 
-async fn shared(world: &World, hub: Hub) -> Shared {
+async fn shared(world: &World, host: NetNs, hub: Hub) -> Shared {
     let metrics = Metrics::register(&Registry::new());
     Shared {
         capture: Capture::new(Backend::Netlink.rules(), ProxyMark::WellKnown),
@@ -160,9 +174,7 @@ async fn shared(world: &World, hub: Hub) -> Shared {
             mark_guard: MarkGuard::Off,
             existing: Existing::Keep,
         },
-        host: Host::take_over(Backend::Netlink.rules(), NetNs::create().unwrap())
-            .await
-            .unwrap(),
+        host: Host::take_over(Backend::Netlink.rules(), host).await.unwrap(),
         joins: Arc::new(Semaphore::new(16)),
         timing: Timing {
             leave_notice: Duration::from_millis(1),
@@ -206,6 +218,37 @@ async fn a_pod_starts_captured_is_checked_and_ends() {
     assert_eq!(request, Request::Delete { uid: "u1".into() });
     assert_eq!(node.records(), 0);
     assert_eq!(node.call("DEL", "c1", None).await.unwrap(), "", "it comes twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_starts_is_mute_from_the_plugins_call_until_it_is_captured() {
+    let Some(node) = Node::start("a_pod_that_starts_is_mute", Undescribed::Refuse).await else {
+        return;
+    };
+    node.describe("HBONE", POD.into());
+    let proxy = node.proxy(Some("1")).await;
+    // Described, and not started yet: there is nothing to keep mute.
+    let watched = async {
+        let (_added, fds) = proxy.added().await;
+        let waiting = node.waiting();
+        proxy.accept().await;
+        (waiting, fds)
+    };
+    let (added, (waiting, _held)) = tokio::join!(node.add(), watched);
+    added.unwrap();
+    assert!(
+        waiting.contains(&POD.to_string()),
+        "before it is captured: {waiting:?}"
+    );
+    assert!(node.rules().contains("redirect to :15001"));
+    let freed = async {
+        while node.waiting().contains(&POD.to_string()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, freed)
+        .await
+        .expect("once it is captured it may speak");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -289,7 +332,9 @@ async fn an_application_on_a_port_of_capture_keeps_its_pod_from_starting() {
     node.describe("HBONE", POD.into());
     let _proxy = node.proxy(Some("1")).await;
     let refusal = node.add().await.unwrap_err();
-    assert!(refusal.msg.contains("port 15001 is taken"), "{refusal}");
+    let holder = format!("(pid {})", std::process::id());
+    assert!(refusal.msg.contains("port 15001 is taken by "), "{refusal}");
+    assert!(refusal.msg.contains(&holder), "the process is named: {refusal}");
     assert!(refusal.msg.ends_with("(T0104, port_taken)"), "{refusal}");
 }
 

@@ -254,6 +254,10 @@ async fn without_a_proxy_a_pod_is_not_captured_and_says_why(backend: Backend) {
     take(&proxy).await;
     agent.until("In").await;
     assert!(agent.shared.board.entries().remove(0).error.is_none());
+    let events = agent.shared.board.events();
+    let told: Vec<_> = events.iter().map(|event| (event.reason, &*event.name)).collect();
+    assert_eq!(told, [("proxy_not_connected", "web"), ("captured", "web")]);
+    assert!(events[0].count >= 1 && events[0].message.contains("start the node proxy"));
 }
 
 async fn listeners_and_rules_survive_a_restart_of_the_agent(backend: Backend) {
@@ -407,4 +411,28 @@ async fn a_listener_that_was_closed_is_found_and_opened_again(backend: Backend) 
     let (mut captured, _) = inbound.accept().unwrap();
     assert_alive(&mut caller, &mut captured);
     agent.until("In").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_pod_with_redirects_of_legacy_iptables_is_not_captured_and_says_why() {
+    let Some(world) = World::new("a_running_pod_with_redirects_of_legacy_iptables") else {
+        return;
+    };
+    let redirect = "-t nat -A OUTPUT -p tcp -j REDIRECT --to-ports 15001";
+    if !world.succeeds("iptables-legacy", redirect) {
+        eprintln!("skipped: this machine has no legacy iptables");
+        return;
+    }
+    let agent = Agent::start(&world, Backend::Netlink, Goal::Captured).await;
+    let proxy = connect(&world, "1").await;
+    proxy.snapshot().await;
+    agent.until("Retry").await;
+    let error = agent.shared.board.entries().remove(0).error.unwrap();
+    assert_eq!((error.code, error.token), ("T0109", "foreign_rules"));
+    assert!(error.message.contains("legacy"), "{}", error.message);
+    assert_eq!(
+        world.output("nft", "list ruleset"),
+        "",
+        "nothing of ours stands beside it"
+    );
 }

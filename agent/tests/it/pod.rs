@@ -106,6 +106,16 @@ impl World {
     pub(crate) fn output(&self, program: &str, arguments: &str) -> String {
         run(&self.pod, program, arguments)
     }
+
+    /// Whether a program can be run in the pod, and says that all went well.
+    pub(crate) fn succeeds(&self, program: &str, arguments: &str) -> bool {
+        let mut command = Command::new(program);
+        command
+            .args(arguments.split(' '))
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let ended = self.pod.spawn(command).and_then(|mut child| child.wait());
+        ended.is_ok_and(|status| status.success())
+    }
 }
 
 /// Shows the agent's log when the environment asks for it with `RUST_LOG`.
@@ -133,7 +143,8 @@ fn ip(netns: &NetNs, arguments: &str) {
     run(netns, "ip", arguments);
 }
 
-fn run(netns: &NetNs, program: &str, arguments: &str) -> String {
+/// What a program prints inside of a namespace.
+pub(crate) fn run(netns: &NetNs, program: &str, arguments: &str) -> String {
     let mut command = Command::new(program);
     command.args(arguments.split(' ').filter(|argument| !argument.is_empty()));
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");

@@ -12,6 +12,8 @@ pub(crate) struct Completion {
 
 pub(crate) fn run(completion: &Completion) -> Exit {
     let mut command = super::Tulle::command();
-    clap_complete::generate(completion.shell, &mut command, "tulle", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(completion.shell, &mut command, "tulle", &mut script);
+    print!("{}", String::from_utf8_lossy(&script));
     Exit::Ok
 }

@@ -1,10 +1,9 @@
-//! `tulle xds`, `tulle agent`, `tulle ztunnel`: one component as its own process.
+//! `tulle xds`, `tulle agent`, `tulle ztunnel`, `tulle waypoint`: one component as its own process.
 
 use clap::Subcommand;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tulle_runtime::config::{Env, ProcessEnv};
+use tulle_runtime::config::ProcessEnv;
 use tulle_runtime::exit::Exit;
+use tulle_runtime::parent;
 
 /// The variables that a node without Kubernetes sets; the reference has all of them.
 const ZTUNNEL_HELP: &str = "\
@@ -22,9 +21,6 @@ Environment (ztunnel's names; docs/reference/config.md has all of them):
   RUST_LOG, LOG_FORMAT  log filter [info]; text or json [text]
 
 Exit codes: 0 ended when asked to; 1 failed while running; 64 a variable has a bad value.";
-
-/// How long a component of a local mesh may drain once the command that started it is gone.
-const END_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A component of the mesh.
 #[derive(Debug, Subcommand)]
@@ -52,13 +48,15 @@ pub(crate) struct Ztunnel {
     supervise: bool,
 }
 
+/// Runs an instance of a waypoint as this process.
+pub(crate) fn run_waypoint() -> Exit {
+    parent::watch(&ProcessEnv);
+    tulle_waypoint::run_process(&ProcessEnv)
+}
+
 pub(crate) fn run(component: Component) -> Exit {
-    match ProcessEnv.var("TULLE_EXIT_WITH_STDIN").as_deref() {
-        Some("true") => end_with_stdin(true),
-        // A generation whose supervisor has gone takes nothing new, and keeps what it has.
-        Some("drain") => end_with_stdin(false),
-        _ => {}
-    }
+    // A local mesh must not outlive the command that started it, however that ended.
+    parent::watch(&ProcessEnv);
     match component {
         Component::Xds(config) => tulle_xds::main(*config),
         Component::Agent(command) => tulle_agent::main_of(*command),
@@ -69,21 +67,4 @@ pub(crate) fn run(component: Component) -> Exit {
         }
         Component::Ztunnel(Ztunnel { supervise: false }) => tulle_ztunnel::run_process(&ProcessEnv),
     }
-}
-
-/// Ends this process when standard input ends: a local mesh must not outlive the command that started it, however
-/// that ended.
-fn end_with_stdin(soon: bool) {
-    std::thread::spawn(move || {
-        let mut ignored = Vec::new();
-        // End and error mean the same: nobody is there any more.
-        let _ = std::io::Read::read_to_end(&mut std::io::stdin(), &mut ignored);
-        let _ = kill(Pid::this(), Signal::SIGTERM);
-        if soon {
-            #[allow(clippy::disallowed_methods, reason = "this thread has nothing else to do")]
-            std::thread::sleep(END_WAIT);
-            // The second call ends what the first has left to drain.
-            let _ = kill(Pid::this(), Signal::SIGTERM);
-        }
-    });
 }

@@ -165,12 +165,12 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
     }
 }
 
-fn writing(dry_run: bool) -> Writing {
+pub(super) fn writing(dry_run: bool) -> Writing {
     if dry_run { Writing::Dry } else { Writing::Real }
 }
 
 /// The user's name, else the number.
-fn actor() -> String {
+pub(super) fn actor() -> String {
     let uid = nix::unistd::getuid();
     let user = nix::unistd::User::from_uid(uid).ok().flatten();
     user.map_or_else(|| format!("uid {uid}"), |user| user.name)

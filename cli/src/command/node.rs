@@ -12,12 +12,13 @@ use super::Reading;
 use crate::output::{Form, print, table};
 use crate::running::Kind;
 
-/// Let nodes into the mesh
+/// Let nodes into the mesh, and upgrade their proxies
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   tulle node token --node n1 --ttl 1h          on the control plane's machine
   tulle node join --token-file t --address https://mesh.example:15012     on the node
+  tulle node upgrade                            on the node, once the new binary is in place
   AUTH_TOKEN=/var/lib/tulle/node/node.pem XDS_ROOT_CA=/var/lib/tulle/node/root-cert.pem tulle ztunnel")]
 pub(crate) struct Node {
     #[command(subcommand)]
@@ -54,6 +55,14 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = "/var/lib/tulle/node")]
         dir: PathBuf,
     },
+    /// Start the next generation of this node's proxy from the binary on disk, and wait until it serves
+    ///
+    /// Open connections stay with the generation that has them. Needs a proxy that runs as `tulle ztunnel --supervise`.
+    Upgrade {
+        /// Whose proxy; needed where several run on this machine
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -74,6 +83,7 @@ pub(crate) async fn run(node: Node) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Ok)
         }
+        Command::Upgrade { node: name } => super::upgrade::run(&node.reading, name).await,
         Command::Join {
             address,
             token_file,

@@ -76,6 +76,8 @@ pub(crate) async fn run(status: Status) -> anyhow::Result<Exit> {
             Kind::Control => control(&component, &mut served).await,
             Kind::Agent => agent(&component).await,
             Kind::Ztunnel => ztunnel(&component).await,
+            // What it runs is shown instead of it.
+            Kind::Supervisor => continue,
         };
         let mut row = found.unwrap_or_else(|error| Row {
             state: "does not answer".to_owned(),

@@ -21,6 +21,8 @@ pub use chain::ChainError;
 #[cfg(any(test, feature = "testing"))]
 pub use fake::FakeCa;
 pub use grpc::{GrpcCa, GrpcCaOptions, Impersonation};
+#[doc(hidden)]
+pub use held::fuzz as fuzz_held;
 pub use held::{HELD_IDENTITIES_MAX, HeldCa, Unreadable};
 
 /// What a fetch returns; boxed, so that the trait can be an object.

@@ -1,8 +1,10 @@
 //! gRPC channels to the control plane: TLS over our own configuration, a token and headers with each request.
 
 mod credentials;
+mod headers;
 pub mod node;
 pub mod pin;
+mod settings;
 mod source;
 
 use std::path::PathBuf;
@@ -22,6 +24,8 @@ use tonic::transport::{Channel, Endpoint};
 use crate::tls::{ALPN, HandshakeError, KeyExchange, crypto};
 
 pub use credentials::Credentials;
+pub use headers::Headers;
+pub use settings::ControlPlane;
 pub use source::{RootSource, TokenSource};
 
 /// TCP and TLS together.

@@ -39,7 +39,7 @@ pub mod trust;
 pub use acceptor::{Acceptor, AcceptorError, PeerCertificate, PeerInfo, ServerStream, server_acceptor};
 pub use ca::{CaClient, CaError, CaFuture, GrpcCa, GrpcCaOptions, Impersonation, Issued};
 pub use certificate::{InvalidCertificate, WorkloadCertificate};
-pub use channel::{AuthenticatedChannel, ChannelConfig, ChannelError, RootSource, TokenSource};
+pub use channel::{AuthenticatedChannel, ChannelConfig, ChannelError, ControlPlane, RootSource, TokenSource};
 pub use clock::Clock;
 pub use manager::{CertificateError, CertificateState, CertificateSummary, Options, SecretManager};
 pub use metrics::Metrics;

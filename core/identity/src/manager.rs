@@ -26,6 +26,9 @@ use crate::trust::{Distrust, TrustStore};
 
 pub use summary::{CertificateState, CertificateSummary};
 
+/// A certificate of which less than this share of its life is left is overdue: it should have been renewed at half.
+const OVERDUE_SHARE: u32 = 3;
+
 /// How the store behaves.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -133,6 +136,10 @@ struct State {
 #[derive(Default)]
 struct Slot {
     current: Option<Arc<WorkloadCertificate>>,
+    /// When it was issued to us; its own beginning may be dated back.
+    since: Option<SystemTime>,
+    /// It was said that it is overdue.
+    alarmed: bool,
     /// How the last attempt failed, if it did.
     last: Option<Arc<CaError>>,
     /// An attempt ended, either way.
@@ -145,6 +152,16 @@ impl Slot {
             .as_ref()
             .filter(|certificate| certificate.is_valid(now))
             .map(Arc::clone)
+    }
+
+    /// Whether so little of the certificate's life is left that a renewal must have failed for long.
+    fn is_overdue(&self, now: SystemTime) -> bool {
+        let (Some(current), Some(since)) = (&self.current, self.since) else {
+            return false;
+        };
+        let life = current.not_after().duration_since(since).unwrap_or_default();
+        let left = current.not_after().duration_since(now).unwrap_or_default();
+        left < life / OVERDUE_SHARE
     }
 
     fn missing(&self, identity: &Identity) -> CertificateError {

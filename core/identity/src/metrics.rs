@@ -15,6 +15,7 @@ pub struct Metrics {
     not_after: Family<OfIdentity, Gauge>,
     fetches: Family<Outcome, Counter>,
     outage_budget: Gauge,
+    overdue: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -34,7 +35,9 @@ impl Metrics {
         let not_after = "When the certificate in use expires, as a Unix timestamp";
         let fetches = "Requests to the certificate authority, by result";
         let budget = "How long all local workloads could go on if no certificate were issued any more";
+        let overdue = "Certificates of local workloads with less than a third of their life left";
         Self {
+            overdue: registry.register("tulle_cert_overdue", overdue, Gauge::default()),
             outage_budget: registry.register("tulle_ca_outage_budget_seconds", budget, Gauge::default()),
             not_after: registry.register("tulle_cert_not_after_seconds", not_after, Family::default()),
             fetches: registry.register("tulle_cert_fetches", fetches, Family::default()),
@@ -56,6 +59,10 @@ impl Metrics {
     pub(crate) fn outage_budget(&self, left: Option<Duration>) {
         let seconds = left.unwrap_or_default().as_secs();
         self.outage_budget.set(seconds.try_into().unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn overdue(&self, certificates: usize) {
+        self.overdue.set(certificates.try_into().unwrap_or(i64::MAX));
     }
 
     pub(crate) fn forgotten(&self, identity: &Identity) {

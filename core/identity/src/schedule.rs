@@ -344,6 +344,12 @@ impl Schedule {
         retained.map(|entry| left(entry.held)).min()
     }
 
+    /// Whether a local workload has this identity.
+    #[must_use]
+    pub fn is_retained(&self, identity: &Identity) -> bool {
+        self.entries.get(identity).is_some_and(|entry| entry.retained > 0)
+    }
+
     /// Every identity that is kept track of.
     pub fn identities(&self) -> impl Iterator<Item = &Identity> {
         self.entries.keys()

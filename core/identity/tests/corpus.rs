@@ -9,3 +9,8 @@ const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus");
 fn revocation_lists_keep_their_properties() {
     replay::replay(format!("{CORPUS}/crl"), tulle_identity::trust::crl::fuzz);
 }
+
+#[test]
+fn held_keys_are_read_as_they_were_written() {
+    replay::replay(format!("{CORPUS}/held_keys"), tulle_identity::ca::fuzz_held);
+}

@@ -1,5 +1,6 @@
 //! Authorization: may this connection pass, and which policy decides.
 
+mod by_source;
 pub mod cidr;
 pub mod matcher;
 pub mod policy;
@@ -7,7 +8,7 @@ pub mod policy;
 pub mod reference;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 
 use std::net::{IpAddr, SocketAddr};
 

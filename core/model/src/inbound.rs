@@ -31,7 +31,7 @@ impl Snapshot {
             Authority::Ip(asked) => {
                 let asked = canonical(*asked);
                 let tunnelled = local.application_tunnel.is_some();
-                if asked.ip() != own && !tunnelled && !self.fronts(local, asked) {
+                if asked.ip() != own && !tunnelled && !self.stands_in_front(local, asked) {
                     return Err(Reason::WrongDestination);
                 }
                 asked.port()
@@ -46,7 +46,7 @@ impl Snapshot {
     }
 
     /// Whether `local` is a waypoint of what owns this address.
-    fn fronts(&self, local: &Workload, asked: SocketAddr) -> bool {
+    fn stands_in_front(&self, local: &Workload, asked: SocketAddr) -> bool {
         let address = NetworkAddress::new(local.network.clone(), asked.ip());
         let is_own = |gateway: &GatewayAddress| self.is_instance(local, gateway);
         let fronts_service = self.services_at(&address).any(|service| {

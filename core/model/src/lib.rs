@@ -16,6 +16,7 @@ pub mod name;
 pub mod network;
 pub mod policy;
 pub mod reason;
+pub mod request;
 pub mod route;
 pub mod service;
 #[cfg(any(test, feature = "testing"))]
@@ -32,6 +33,7 @@ pub use mesh::{Changes, Mesh, MeshUpdate, PolicySet, Snapshot};
 pub use name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
 pub use network::NetworkAddress;
 pub use reason::Reason;
+pub use request::RequestHead;
 pub use service::Service;
 pub use trust::Trust;
 pub use upstream::{Endpoint, NoUpstream, Upstream};

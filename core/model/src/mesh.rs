@@ -11,7 +11,8 @@ mod policies;
 mod services;
 #[cfg(test)]
 mod tests;
-mod trie;
+pub(crate) mod trie;
+mod waypoint;
 mod workloads;
 
 use std::net::IpAddr;
@@ -26,13 +27,17 @@ use crate::authz::policy::Authorization;
 use crate::identity::Identity;
 use crate::name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
 use crate::network::NetworkAddress;
+use crate::policy::{On, Policy as WaypointPolicy};
+use crate::route::Route;
 use crate::service::Service;
 use crate::trust::Trust;
 use crate::upstream::Tables;
+use crate::waypoint::{Front, FrontOf, Settings, Waypoint};
 use crate::workload::Workload;
 use changes::Collector;
 use policies::Policies;
 use services::Services;
+use waypoint::Waypoints;
 use workloads::Workloads;
 
 /// A persistent map: clones share everything, an insertion copies one path.
@@ -72,6 +77,12 @@ pub enum MeshUpdate {
     Policy(Arc<Authorization>),
     /// Adds or replaces what is known of a trust domain.
     Trust(Arc<Trust>),
+    /// Adds or replaces the settings of a waypoint, or one of its fronts.
+    Waypoint(Arc<Waypoint>),
+    /// Adds or replaces a rule of a route.
+    Route(Arc<Route>),
+    /// Adds or replaces a policy that waypoints enforce.
+    WaypointPolicy(Arc<WaypointPolicy>),
     /// Removes a workload.
     RemoveWorkload(WorkloadUid),
     /// Removes a service.
@@ -80,6 +91,12 @@ pub enum MeshUpdate {
     RemovePolicy(NamespacedName),
     /// Forgets a trust domain.
     RemoveTrust(Str),
+    /// Removes settings or a front, by resource name.
+    RemoveWaypoint(Str),
+    /// Removes a rule of a route, by resource name.
+    RemoveRoute(Str),
+    /// Removes a policy of waypoints, by resource name.
+    RemoveWaypointPolicy(Str),
 }
 
 impl Default for Mesh {
@@ -136,6 +153,7 @@ pub struct Snapshot {
     services: Services,
     policies: Policies,
     trust: OrderedMap<Str, Arc<Trust>>,
+    waypoints: Waypoints,
 }
 
 impl Snapshot {
@@ -181,7 +199,16 @@ impl Snapshot {
         self.services.by_vip(client_namespace, address).cloned()
     }
 
-    /// The services with this host name, as a caller of `client_namespace` prefers them.
+    /// The services with this host name that a caller of `client_namespace` may see, in the order of their namespaces.
+    pub fn services_by_hostname<'a>(
+        &'a self,
+        client_namespace: &'a str,
+        hostname: &str,
+    ) -> impl Iterator<Item = &'a Arc<Service>> {
+        self.services.all_by_hostname(client_namespace, hostname)
+    }
+
+    /// The service that a caller of `client_namespace` means by a host name.
     #[must_use]
     pub fn service_by_hostname(&self, client_namespace: &str, hostname: &str) -> Option<Arc<Service>> {
         self.services.by_hostname(client_namespace, hostname).cloned()
@@ -241,6 +268,53 @@ impl Snapshot {
     /// What is known of every trust domain.
     pub fn trusts(&self) -> impl Iterator<Item = &Arc<Trust>> {
         self.trust.values()
+    }
+
+    /// The settings of waypoints; a waypoint knows its own only.
+    pub fn waypoint_settings(&self) -> impl Iterator<Item = &Arc<Settings>> {
+        self.waypoints.settings()
+    }
+
+    /// What waypoints stand in front of, by name.
+    pub fn fronts(&self) -> impl Iterator<Item = &Arc<Front>> {
+        self.waypoints.fronts()
+    }
+
+    /// The fronts of one service or workload.
+    pub fn fronts_of<'a>(&'a self, object: &FrontOf) -> impl Iterator<Item = &'a Arc<Front>> + use<'a> {
+        self.waypoints.fronts_of(object)
+    }
+
+    /// Every rule of a route, by name.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.waypoints.routes()
+    }
+
+    /// The rules of routes that a service accepted as its own.
+    pub fn routes_of<'a>(
+        &'a self,
+        parent: &NamespacedHostname,
+    ) -> impl Iterator<Item = &'a Arc<Route>> + use<'a> {
+        self.waypoints.routes_of(parent)
+    }
+
+    /// The policy of waypoints with this resource name.
+    #[must_use]
+    pub fn waypoint_policy(&self, name: &str) -> Option<&Arc<WaypointPolicy>> {
+        self.waypoints.policy(name)
+    }
+
+    /// Every policy of waypoints, by name.
+    pub fn waypoint_policies(&self) -> impl Iterator<Item = &Arc<WaypointPolicy>> {
+        self.waypoints.policies()
+    }
+
+    /// The policies of waypoints that are attached to exactly this.
+    pub fn waypoint_policies_on<'a>(
+        &'a self,
+        on: &On,
+    ) -> impl Iterator<Item = &'a Arc<WaypointPolicy>> + use<'a> {
+        self.waypoints.policies_on(on)
     }
 
     /// Whether a peer is a waypoint that may speak for others towards `local`: bound to it, or to a service it is
@@ -304,6 +378,12 @@ impl Snapshot {
                     changes.trust();
                 }
             }
+            MeshUpdate::Waypoint(waypoint) => self.waypoints.set_waypoint(waypoint, changes),
+            MeshUpdate::Route(route) => self.waypoints.set_route(route, changes),
+            MeshUpdate::WaypointPolicy(policy) => self.waypoints.set_policy(policy, changes),
+            MeshUpdate::RemoveWaypoint(name) => self.waypoints.remove_waypoint(&name, changes),
+            MeshUpdate::RemoveRoute(name) => self.waypoints.remove_route(&name, changes),
+            MeshUpdate::RemoveWaypointPolicy(name) => self.waypoints.remove_policy(&name, changes),
         }
     }
 

@@ -4,8 +4,10 @@ use crate::filter::ExtAuthz;
 use crate::name::{NamespacedHostname, Str, WorkloadUid};
 use crate::route::{Kind, Origin, Session};
 
+pub mod applies;
 pub mod authz;
 pub mod jwt;
+pub mod matches;
 pub mod traffic;
 
 pub use authz::Authz;
@@ -56,7 +58,7 @@ pub struct Target {
 }
 
 /// What a policy is attached to.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum On {
     /// A service.
@@ -140,5 +142,15 @@ impl Concern {
             self,
             Self::Authz(_) | Self::Jwt(_) | Self::ExtAuthz(_) | Self::DenyAll(_)
         )
+    }
+
+    /// Whether it can only be enforced on requests. A port it applies to is one of HTTP.
+    #[must_use]
+    pub fn reads_requests(&self) -> bool {
+        match self {
+            Self::Authz(authz) => authz.reads_requests(),
+            Self::Jwt(_) | Self::ExtAuthz(_) => true,
+            _ => false,
+        }
     }
 }

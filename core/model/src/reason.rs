@@ -1,5 +1,7 @@
 //! The one list of error codes and reason tokens. A code is stable for ever and never reused.
 
+pub mod http;
+
 /// Defines [`Reason`] and everything that must never drift from it.
 macro_rules! reasons {
     ($($variant:ident $code:literal $token:literal $flag:ident $help:literal;)*) => {
@@ -76,6 +78,8 @@ reasons! {
     BadAuthority "T0420" "bad_authority" None "the tunnel's authority is missing or not host:port";
     SelfCall "T0421" "self_call" Connect "the target is a port of the proxy itself";
     SourceNotTrusted "T0422" "source_not_trusted" None "an original source was claimed by a peer that may not";
+    NotFronted "T0423" "not_fronted" NoRoute "the waypoint does not stand in front of what was asked for, or not on that port";
+    NotVisible "T0424" "not_visible" Deny "the service is not visible to the caller's namespace";
     ConnectFailed "T0501" "connect_failed" Connect "the connection to the next hop was refused or failed";
     ConnectTimeout "T0504" "connect_timeout" Connect "the next hop did not answer; a NetworkPolicy may block HBONE port 15008";
     NetworkPolicySuspected "T0505" "network_policy_suspected" NetworkPolicy "a NetworkPolicy may block HBONE port 15008";
@@ -96,6 +100,39 @@ reasons! {
     UnknownPort "T0520" "unknown_port" Connect "the port cannot be resolved at the destination";
     WorkloadUnknown "T0521" "workload_unknown" Connect "the proxy has no description of the workload yet";
     PortsExhausted "T0522" "ports_exhausted" Connect "no local port is free for another connection";
+    RouteNotFound "T0601" "route_not_found" NoRoute "the service has routes and none of them matches the request";
+    BackendInvalid "T0602" "backend_invalid" NoCluster "the route leads to a backend that does not exist or may not be used";
+    JwtInvalid "T0603" "jwt_invalid" None "a token of the request is not valid";
+    JwksUnavailable "T0604" "jwks_unavailable" None "the keys that tokens are checked with cannot be had";
+    RateLimited "T0605" "rate_limited" RateLimited "a rate limit is reached";
+    RateLimitUnavailable "T0606" "rate_limit_unavailable" RateLimitError "the rate limit service does not answer, and the limit does not let pass without it";
+    RetryBudgetSpent "T0607" "retry_budget_spent" RetriesExhausted "another try was wanted, and the backend's retry budget is spent";
+    RetriesExhausted "T0608" "retries_exhausted" RetriesExhausted "every try that the route allows has failed";
+    RequestTimeout "T0609" "request_timeout" UpstreamTimeout "the request took longer than its route allows";
+    BackendTimeout "T0610" "backend_timeout" UpstreamTimeout "the last try took longer than its route allows for one";
+    UpstreamReset "T0611" "upstream_reset" UpstreamConnection "the connection to the endpoint ended before the answer was whole";
+    UpstreamProtocol "T0612" "upstream_protocol" UpstreamProtocol "the endpoint's answer breaks the protocol";
+    Overflow "T0613" "overflow" UpstreamOverflow "the backend's circuit breaker is full";
+    BadFraming "T0614" "bad_framing" DownstreamProtocol "where the request's body ends cannot be told for certain";
+    BadHost "T0615" "bad_host" DownstreamProtocol "the request's host is missing, doubled or no host";
+    BadPath "T0616" "bad_path" DownstreamProtocol "the request's path has a wrong escape, climbs above its root or cannot be read";
+    BadHeader "T0617" "bad_header" DownstreamProtocol "a header field of the request is not allowed";
+    HeadersTooLarge "T0618" "headers_too_large" DownstreamProtocol "the request has too many header fields, or too large ones";
+    UriTooLong "T0619" "uri_too_long" DownstreamProtocol "the request's target is too long";
+    BodyTooLarge "T0620" "body_too_large" DownstreamProtocol "the request's body is larger than may be held back";
+    BadExpect "T0621" "bad_expect" DownstreamProtocol "the request expects something else than 100-continue";
+    HeadTimeout "T0622" "head_timeout" DownstreamProtocol "the request's head did not arrive in time";
+    BodyIdle "T0623" "body_idle" DownstreamProtocol "the request's body stopped arriving";
+    ExtAuthzDenied "T0624" "ext_authz_denied" ExternalAuthorization "the external authorizer refused the request";
+    ExtAuthzError "T0625" "ext_authz_error" ExternalAuthorization "the external authorizer did not answer, or not in a way that can be used";
+    FaultAbort "T0626" "fault_abort" Fault "a fault policy answered on purpose";
+    FaultDelay "T0627" "fault_delay" FaultDelay "a fault policy held the request back on purpose";
+    EgressAddressRefused "T0628" "egress_address_refused" None "the name outside of the mesh leads to an address inside of it, or to one that nobody may be sent to";
+    LoopDetected "T0629" "loop_detected" None "the request has passed too many waypoints";
+    ClientGone "T0630" "client_gone" DownstreamClosed "the client ended the request before it was answered";
+    StreamIdle "T0631" "stream_idle" StreamIdle "nothing moved for longer than a stream may be idle";
+    DrainClosed "T0632" "drain_closed" None "the waypoint ends, and its drain time is over";
+    ConnectNotCarried "T0633" "connect_not_carried" None "an application asked for a tunnel with CONNECT, which is not carried";
     NameNotResolved "T0701" "name_not_resolved" Connect "the destination's host name could not be resolved";
 }
 
@@ -118,6 +155,36 @@ pub enum ResponseFlag {
     IdentityError,
     /// `CERT_REVOKED`.
     CertRevoked,
+    /// `NR`.
+    NoRoute,
+    /// `NC`.
+    NoCluster,
+    /// `RL`.
+    RateLimited,
+    /// `RLSE`.
+    RateLimitError,
+    /// `URX`.
+    RetriesExhausted,
+    /// `UT`.
+    UpstreamTimeout,
+    /// `UC`.
+    UpstreamConnection,
+    /// `UPE`.
+    UpstreamProtocol,
+    /// `UO`.
+    UpstreamOverflow,
+    /// `DPE`.
+    DownstreamProtocol,
+    /// `UAEX`.
+    ExternalAuthorization,
+    /// `FI`.
+    Fault,
+    /// `DI`.
+    FaultDelay,
+    /// `DC`.
+    DownstreamClosed,
+    /// `SI`.
+    StreamIdle,
 }
 
 impl ResponseFlag {
@@ -133,6 +200,21 @@ impl ResponseFlag {
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::IdentityError => "IDENTITY_ERROR",
             Self::CertRevoked => "CERT_REVOKED",
+            Self::NoRoute => "NR",
+            Self::NoCluster => "NC",
+            Self::RateLimited => "RL",
+            Self::RateLimitError => "RLSE",
+            Self::RetriesExhausted => "URX",
+            Self::UpstreamTimeout => "UT",
+            Self::UpstreamConnection => "UC",
+            Self::UpstreamProtocol => "UPE",
+            Self::UpstreamOverflow => "UO",
+            Self::DownstreamProtocol => "DPE",
+            Self::ExternalAuthorization => "UAEX",
+            Self::Fault => "FI",
+            Self::FaultDelay => "DI",
+            Self::DownstreamClosed => "DC",
+            Self::StreamIdle => "SI",
         }
     }
 }

@@ -5,9 +5,32 @@ use std::time::Duration;
 use crate::filter::Filter;
 use crate::name::{NamespacedHostname, Str};
 
+pub mod explain;
+mod index;
 pub mod kind;
+mod matcher;
+#[cfg(test)]
+mod oracle;
+pub mod pattern;
+pub mod ports;
+pub mod precedence;
+pub mod query;
+pub mod router;
+pub mod split;
+pub mod streams;
+#[cfg(test)]
+mod tests;
 
+pub use explain::{Explained, Fate};
 pub use kind::{Candidate, Standing, standing};
+pub use matcher::{MatchError, Unmet};
+pub use pattern::{Pattern, PatternError};
+pub use ports::{PortRoutes, Routes};
+pub use precedence::Criterion;
+pub(crate) use query::escape;
+pub use router::{Chosen, Problem, Router, Selection};
+pub use split::{Action, Broken, Split};
+pub use streams::{TcpRouter, TlsRouter};
 
 /// The user object that something was made of.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

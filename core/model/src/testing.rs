@@ -14,12 +14,14 @@
 //! `<name>.<namespace>.svc.cluster.local`.
 
 mod policy;
+mod route;
 mod service;
 mod workload;
 
 use std::sync::Arc;
 
 pub use policy::{PolicyBuilder, allow, any_of, deny};
+pub use route::*;
 pub use service::{ServiceBuilder, service};
 pub use workload::{WorkloadBuilder, workload};
 

@@ -6,6 +6,7 @@ mod balance;
 mod crossing;
 mod locality;
 mod named;
+mod serving;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,8 @@ use crate::service::{LoadBalancingMode, Service};
 use crate::workload::{TunnelProtocol, Workload};
 use balance::Purpose;
 pub use crossing::Crossing;
-pub use named::Named;
+pub use named::{Lookup, Named};
+pub use serving::Serving;
 pub(crate) use table::Tables;
 
 /// The next hop of a connection.

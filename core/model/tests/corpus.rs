@@ -17,3 +17,23 @@ fn authorities_are_read_as_before() {
 fn identities_are_read_as_before() {
     replay(format!("{CORPUS}/spiffe"), fuzz::spiffe);
 }
+
+#[test]
+fn templates_of_paths_are_read_as_before() {
+    replay(format!("{CORPUS}/path_template"), fuzz::path_template);
+}
+
+#[test]
+fn paths_are_read_as_before() {
+    replay(format!("{CORPUS}/request_path"), fuzz::request_path);
+}
+
+#[test]
+fn hosts_are_read_as_before() {
+    replay(format!("{CORPUS}/request_host"), fuzz::request_host);
+}
+
+#[test]
+fn rules_are_chosen_as_before() {
+    replay(format!("{CORPUS}/route_select"), fuzz::route_select);
+}

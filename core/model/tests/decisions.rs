@@ -201,7 +201,7 @@ fn upstream(snapshot: &Snapshot, question: &UpstreamQuestion) -> String {
                 one.authority()
             )
         }
-        Ok(Upstream::Named(one)) => format!("look up {}", one.hostname),
+        Ok(Upstream::Named(one)) => format!("look up {}", one.lookup.hostname),
         Err(error) => format!("{}: {error}", error.reason()),
     }
 }

@@ -37,6 +37,7 @@ pub mod exit;
 pub mod http_client;
 pub mod limits;
 pub mod metrics;
+pub mod parent;
 pub mod ready;
 pub mod signal;
 pub mod socket_file;

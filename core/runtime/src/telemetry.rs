@@ -2,6 +2,7 @@
 //!
 //! A full queue drops lines and counts them ([`lines_dropped`]); warnings and errors have some room of their own.
 
+pub mod export;
 mod queue;
 
 use std::io::IsTerminal;

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use tulle_model::Reason;
 
 mod backlog;
-mod buffers;
+pub(crate) mod buffers;
 mod direction;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! One entry per parser of foreign bytes, for the fuzzers. Each panics when a property does not hold.
 
 use crate::hbone::connect;
+use crate::hbone::own::fuzz as own;
 use crate::{Baggage, Forwarded, ReasonHeader, TraceParent, proxy_protocol, socks5};
 
 /// What was parsed is written and parsed alike.
@@ -58,6 +59,16 @@ pub fn socks5(data: &[u8]) {
 /// Header values of a tunnel request, one per line: `name: value`.
 pub fn connect_headers(data: &[u8]) {
     connect::fuzz_headers(data);
+}
+
+/// HTTP/2 frames of a peer, after one byte that says how they are cut.
+pub fn tunnel_frames(data: &[u8]) {
+    own::frames(data);
+}
+
+/// Header blocks of one connection, each with its length in front.
+pub fn tunnel_heads(data: &[u8]) {
+    own::hpack(data);
 }
 
 #[cfg(test)]

@@ -9,22 +9,29 @@
 //! ```
 
 pub mod client;
+#[cfg(test)]
+mod compared;
 pub mod connect;
 pub mod error;
 mod expiry;
 mod frames;
-mod h2_stream;
+mod h2;
 mod liveness;
 mod load;
 pub mod local;
+pub(crate) mod own;
 pub mod pool;
 #[cfg(any(test, feature = "testing"))]
 pub mod raw;
+mod seam;
 pub mod server;
 pub mod settings;
 pub mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+#[path = "hbone/tests.rs"]
+mod tests_own;
 mod watched;
 mod window;
 
@@ -32,6 +39,7 @@ pub use client::ClientConnection;
 pub use connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
 pub use error::{AcceptError, Blame, OpenError, Retry, StreamError};
 pub use pool::{Dial, HbonePool, PoolConfig, TunnelKey};
+pub use seam::Framing;
 pub use server::{Incoming, ServerConnection, ServerHandle};
 pub use settings::Settings;
 pub use stream::{HboneReader, HboneStream, HboneWriter, ResetCode};

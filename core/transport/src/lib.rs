@@ -37,6 +37,14 @@
 //! # }
 //! ```
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::duplicate_mod,
+        reason = "the tests of tunnels stand twice, once for each framing"
+    )
+)]
+
 pub mod baggage;
 pub mod copy;
 pub mod forwarded;

@@ -251,13 +251,18 @@ const TUNNEL_UNSENT_MAX: u32 = 256 * 1024;
 
 /// Keeps the send queue of a tunnel's socket short, so that a PING is not stuck behind megabytes of bulk: a slow link
 /// must not look like a dead peer, and other streams must not wait either.
-pub(crate) fn keep_queue_short(stream: &TcpStream) -> io::Result<()> {
+pub fn keep_queue_short(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_notsent_lowat(TUNNEL_UNSENT_MAX)
 }
 
-/// Makes closing this socket send RST instead of FIN.
+/// Makes closing this socket send RST instead of FIN, whoever closes it: also the kernel, when this process dies.
 pub fn set_rst(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_linger(Some(Duration::ZERO))
+}
+
+/// Takes [`set_rst`] back: what was written still arrives, and FIN after it.
+pub fn set_fin(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_linger(None)
 }
 
 /// Changes the keepalive of an open connection.
@@ -393,5 +398,10 @@ mod tests {
         set_rst(&near).unwrap();
         drop(near);
         assert_eq!(classify(&far.read(&mut [0]).await.unwrap_err()), Closed::Reset);
+        let (near, mut far) = pair(ANY_PORT).await;
+        set_rst(&near).unwrap();
+        set_fin(&near).unwrap();
+        drop(near);
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
     }
 }

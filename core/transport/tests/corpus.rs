@@ -26,3 +26,9 @@ fn socks5_requests_keep_their_properties() {
 fn proxy_protocol_headers_keep_their_properties() {
     replay(format!("{CORPUS}/proxy_protocol"), fuzz::proxy_protocol);
 }
+
+#[test]
+fn tunnels_keep_their_properties() {
+    replay(format!("{CORPUS}/tunnel_frames"), fuzz::tunnel_frames);
+    replay(format!("{CORPUS}/tunnel_heads"), fuzz::tunnel_heads);
+}

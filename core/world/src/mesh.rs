@@ -98,6 +98,8 @@ pub enum Component {
     Agent(String),
     /// The proxy of a node.
     Ztunnel(String),
+    /// A waypoint, by its gateway.
+    Waypoint(String),
 }
 
 impl Component {
@@ -108,6 +110,7 @@ impl Component {
             Self::Control => "xds".to_owned(),
             Self::Agent(node) => format!("agent-{node}"),
             Self::Ztunnel(node) => format!("ztunnel-{node}"),
+            Self::Waypoint(gateway) => format!("waypoint-{gateway}"),
         }
     }
 }
@@ -118,12 +121,16 @@ pub struct Mesh {
     folders: Folders,
     /// Environment that every node proxy gets on top.
     environment: BTreeMap<String, String>,
+    /// What the proxy of one node gets on top of that.
+    node_environment: BTreeMap<String, BTreeMap<String, String>>,
     /// Node proxies of another make, by node.
     foreign: BTreeMap<String, PathBuf>,
     /// Node proxies run as generations under a supervisor.
     supervised: bool,
     /// Arguments that every agent gets on top.
     agent_arguments: Vec<String>,
+    /// Arguments that the control plane gets on top.
+    control_arguments: Vec<String>,
     processes: BTreeMap<Component, Process>,
 }
 
@@ -180,6 +187,8 @@ impl Mesh {
         Self {
             folders,
             environment: BTreeMap::new(),
+            node_environment: BTreeMap::new(),
+            control_arguments: Vec::new(),
             foreign: BTreeMap::new(),
             supervised: false,
             agent_arguments: Vec::new(),
@@ -194,9 +203,20 @@ impl Mesh {
         self
     }
 
-    /// The same, for a mesh that is there already.
+    /// As [`Self::with_environment`], for a mesh that is there already.
     pub fn set_environment(&mut self, name: &str, value: &str) {
         self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Gives the proxy of one node a variable, from its next start on.
+    pub fn set_node_environment(&mut self, node: &str, name: &str, value: &str) {
+        let variables = self.node_environment.entry(node.to_owned()).or_default();
+        variables.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Gives a control plane that is started from now on these arguments.
+    pub fn set_control_arguments(&mut self, arguments: &[&str]) {
+        self.control_arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     }
 
     /// Gives every agent that is started from now on these arguments.
@@ -246,6 +266,9 @@ impl Mesh {
             "--listen",
             "[::]:15012",
         ];
+        let further = self.control_arguments.clone();
+        let further = further.iter().map(String::as_str);
+        let arguments: Vec<_> = arguments.into_iter().chain(further).collect();
         self.start(world, CONTROL, Component::Control, &arguments, &[])?;
         self.wait_ready(&Component::Control).await
     }
@@ -362,6 +385,45 @@ impl Mesh {
         })
     }
 
+    /// Starts the waypoint of a gateway in a pod of its own, whose service account is called like the gateway. It shows
+    /// the credential of the pod's node.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_waypoint(
+        &mut self,
+        world: &World,
+        pod: &str,
+        namespace: &str,
+        gateway: &str,
+    ) -> Result<(), MeshError> {
+        let pod = world.pod(pod)?;
+        let place = self.place(world, pod.node())?;
+        let component = Component::Waypoint(gateway.to_owned());
+        let name = component.name();
+        let command = self.folders.command(&name, &["waypoint"]);
+        let mut command = file_step(format!("log for {name}"), command)?;
+        let address = pod.ipv4().to_string();
+        command.envs([
+            ("POD_NAMESPACE", namespace),
+            ("SERVICE_ACCOUNT", gateway),
+            ("TULLE_WAYPOINT", gateway),
+            ("POD_NAME", pod.name()),
+            ("INSTANCE_IP", &address),
+            ("NODE_NAME", pod.node()),
+            ("TULLE_CREDENTIAL", "node"),
+            ("AUTH_TOKEN", &place.token),
+            ("XDS_ADDRESS", &place.url),
+            ("CA_ADDRESS", &place.url),
+            ("XDS_ROOT_CA", &place.root),
+            ("CA_ROOT_CA", &place.root),
+        ]);
+        command.envs(&self.environment);
+        let process = pod.spawn(&name, command)?;
+        self.processes.insert(component, process);
+        Ok(())
+    }
+
     fn start(
         &mut self,
         world: &World,
@@ -375,6 +437,7 @@ impl Mesh {
         command.envs(environment.iter().copied());
         if matches!(component, Component::Ztunnel(_)) {
             command.envs(&self.environment);
+            command.envs(self.node_environment.get(node).into_iter().flatten());
             if let Some(binary) = self.foreign.get(node) {
                 command = foreign(binary, &command, &self.folders.log(&name))?;
             }

@@ -115,6 +115,21 @@ impl Keeper {
     }
 }
 
+/// What is read of the bytes that an earlier process left is read as the same again once it is written down.
+///
+/// # Panics
+/// When that does not hold.
+#[cfg(any(test, feature = "testing"))]
+pub fn fuzz(bytes: &[u8]) {
+    let Ok(kept) = Kept::decode(bytes) else { return };
+    let again = Kept::decode(&kept.encode()).expect("what we write down can be read");
+    assert_eq!(again, kept);
+}
+
+#[cfg(test)]
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,5 +192,11 @@ mod tests {
     #[test]
     fn noise_is_no_kept_configuration() {
         assert!(Kept::decode(&[0xff; 20]).is_err());
+    }
+
+    #[test]
+    fn held_configurations_are_read_as_they_were_written() {
+        const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus");
+        replay::replay(format!("{CORPUS}/held_configuration"), fuzz);
     }
 }

@@ -16,11 +16,13 @@ mod held;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use tulle_model::{MeshUpdate, Str};
 use tulle_proto::core::Node;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_proto::resume::{DIGEST_NAME, bucket_named, bucket_of};
 use tulle_proto::rpc_status::Status as RpcStatus;
 use tulle_proto::stub::RefusedAddresses;
 
@@ -32,6 +34,8 @@ pub use held::Rejection;
 const WILDCARD: &str = "*";
 /// gRPC's INVALID_ARGUMENT, the code of a NACK.
 const INVALID_ARGUMENT: i32 = 3;
+/// Names held from which on digests of them are shorter than their list.
+const DIGESTS_MIN: usize = 128;
 /// Longest text of a NACK; more rejections are counted, not told.
 const NACK_TEXT_MAX: usize = 8 * 1024;
 
@@ -158,9 +162,54 @@ impl Session {
     /// As [`Self::on_open`] where addresses are asked for one by one: these were asked for, and are not held.
     #[must_use]
     pub fn on_open_asking(&self, asked: &[Str]) -> Vec<DeltaDiscoveryRequest> {
+        self.first_requests(asked, false)
+    }
+
+    /// As [`Self::on_open_asking`] towards a server that understands digests of what is held.
+    #[must_use]
+    pub fn on_resume(&self, asked: &[Str]) -> Vec<DeltaDiscoveryRequest> {
+        self.first_requests(asked, true)
+    }
+
+    fn first_requests(&self, asked: &[Str], digests: bool) -> Vec<DeltaDiscoveryRequest> {
         let at_once = |subscription: &&Subscription| !matches!(subscription.part, Part::IfOffered { .. });
-        let first = |subscription: &Subscription| subscription.first(self.node.clone(), asked);
+        let first = |subscription: &Subscription| {
+            let mut first = subscription.first(self.node.clone(), asked);
+            if digests && subscription.part == Part::All && subscription.held.len() >= DIGESTS_MIN {
+                let digests = subscription.held.digests().to_text();
+                first.initial_resource_versions = [(DIGEST_NAME.to_owned(), digests)].into();
+            }
+            first
+        };
         self.subscriptions.iter().filter(at_once).map(first).collect()
+    }
+
+    /// Puts names in the place of the buckets that a response removes: everything held of them that it does not tell.
+    pub fn name_buckets(&self, response: &mut DeltaDiscoveryResponse) {
+        let named = |name: &String| bucket_named(name);
+        let buckets: BTreeSet<u16> = response.removed_resources.iter().filter_map(named).collect();
+        let kind = ResourceType::from_type_url(&response.type_url);
+        let of_kind = |subscription: &&Subscription| Some(subscription.kind) == kind;
+        let Some(subscription) = self
+            .subscriptions
+            .iter()
+            .find(of_kind)
+            .filter(|_| !buckets.is_empty())
+        else {
+            return;
+        };
+        let told: BTreeSet<&str> = response
+            .resources
+            .iter()
+            .map(|resource| resource.name.as_str())
+            .collect();
+        let gone = subscription.held.names();
+        let gone = gone.filter(|name| !told.contains(name) && buckets.contains(&bucket_of(name)));
+        let gone: Vec<String> = gone.map(ToOwned::to_owned).collect();
+        response
+            .removed_resources
+            .retain(|name| bucket_named(name).is_none());
+        response.removed_resources.extend(gone);
     }
 
     /// Takes one response.

@@ -7,12 +7,14 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::client::GrpcService;
+use tonic::codec::CompressionEncoding;
 use tonic::codegen::{Body as HttpBody, Bytes, StdError};
 use tonic::{Status as GrpcStatus, Streaming};
 use tulle_model::{Reason, Str};
 use tulle_proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_proto::names::{FEATURES_HEADER, TRUST_FEATURE};
+use tulle_proto::resume::{RESUME_HEADER, RESUME_VERSION};
 use tulle_proto::stub::RefusedAddresses;
 use tulle_runtime::backoff::Backoff;
 use tulle_runtime::drain::DrainWatcher;
@@ -34,6 +36,20 @@ const REQUESTS_MAX: usize = 16;
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest wait before a new attempt.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
+
+/// By which gRPC servers say when to try again, in milliseconds.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+/// Longest wait that a server may ask for.
+const PUSHBACK_MAX: Duration = Duration::from_secs(60);
+/// How long the server's header is waited for before the first messages go out without it.
+const HEADERS_WAIT: Duration = Duration::from_millis(100);
+
+/// Whether a server reads digests of what is held.
+fn understands_digests(header: &tonic::metadata::MetadataMap) -> bool {
+    header
+        .get(RESUME_HEADER)
+        .is_some_and(|value| value == RESUME_VERSION)
+}
 
 /// Types beyond the usual ones that a server says it knows, in the header of its stream.
 fn offered(header: &tonic::metadata::MetadataMap) -> Vec<ResourceType> {
@@ -105,11 +121,25 @@ impl Options {
     pub fn new(node: NodeInfo) -> Self {
         Self {
             node,
-            types: ResourceType::ALL.to_vec(),
+            types: with_trust(&ResourceType::NODE),
             on_demand: false,
             backoff_max: BACKOFF_MAX,
         }
     }
+
+    /// Everything a waypoint needs, asked for by `node`.
+    #[must_use]
+    pub fn waypoint(node: NodeInfo) -> Self {
+        Self {
+            types: with_trust(&ResourceType::WAYPOINT),
+            ..Self::new(node)
+        }
+    }
+}
+
+/// Roots and deny-list are asked for first, of who offers them.
+fn with_trust(types: &[ResourceType]) -> Vec<ResourceType> {
+    [ResourceType::Trust].iter().chain(types).copied().collect()
 }
 
 /// Keeps a [`MeshState`] at what the control plane says.
@@ -145,6 +175,23 @@ impl End {
     }
 }
 
+impl End {
+    /// How long the server asks to be left alone, bounded.
+    fn pushback(&self) -> Duration {
+        let (Self::NotOpened(status) | Self::Broken(status)) = self else {
+            return Duration::ZERO;
+        };
+        let told = status
+            .metadata()
+            .get(PUSHBACK)
+            .and_then(|text| text.to_str().ok());
+        let told = told
+            .and_then(|text| text.parse().ok())
+            .map_or(Duration::ZERO, Duration::from_millis);
+        told.min(PUSHBACK_MAX)
+    }
+}
+
 impl Client {
     /// A client that has not connected yet. Readiness waits for the first ACK of each type.
     #[must_use]
@@ -157,9 +204,10 @@ impl Client {
         state.update_status(|status| status.describe(&session));
         let blocker = |kind: &ResourceType| (*kind, ready.register(format!("xds {kind}")));
         Self {
-            blockers: ResourceType::NODE
+            blockers: options
+                .types
                 .iter()
-                .filter(|kind| options.types.contains(kind))
+                .filter(|kind| **kind != ResourceType::Trust)
                 .map(blocker)
                 .collect(),
             backoff: Backoff::new(BACKOFF_MIN, options.backoff_max),
@@ -205,7 +253,7 @@ impl Client {
             };
             self.metrics.ended(end.reason());
             self.state.update_status(|status| status.lost(end.to_string()));
-            let wait = self.backoff.next();
+            let wait = self.backoff.next().max(end.pushback());
             tracing::warn!(error = %end, retry_in = ?wait, "no stream to the control plane");
             tokio::select! {
                 () = drain.over() => break,
@@ -225,23 +273,34 @@ impl Client {
         <C::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
     {
         self.session.on_close();
-        let asked = self.state.demand().map(Demand::all).unwrap_or_default();
-        let first = self.session.on_open_asking(&asked);
         let (answers, outgoing) = mpsc::channel(REQUESTS_MAX);
+        let mut client =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
+        client = client.accept_compressed(CompressionEncoding::Gzip);
+        let opening = client.delta_aggregated_resources(ReceiverStream::new(outgoing));
+        let mut opening = std::pin::pin!(opening);
+        // A server of ours says at once what it understands; others wait for the first message.
+        let early = tokio::time::timeout(HEADERS_WAIT, &mut opening).await;
+        let resumes = matches!(&early, Ok(Ok(response)) if understands_digests(response.metadata()));
+        let asked = self.state.demand().map(Demand::all).unwrap_or_default();
+        let first = if resumes {
+            self.session.on_resume(&asked)
+        } else {
+            self.session.on_open_asking(&asked)
+        };
         for request in first {
             answers
                 .try_send(request)
                 .expect("the channel was made to hold the first requests");
         }
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
-        match client
-            .delta_aggregated_resources(ReceiverStream::new(outgoing))
-            .await
-        {
+        let opened = match early {
+            Ok(opened) => opened,
+            Err(_) => opening.await,
+        };
+        match opened {
             Err(status) => End::NotOpened(status),
             Ok(response) => {
-                tracing::info!("connected to the control plane");
+                tracing::info!(resumes, "connected to the control plane");
                 self.state.update_status(crate::Status::heard);
                 for kind in offered(response.metadata()) {
                     if let Some(first) = self.session.on_offer(kind) {
@@ -286,7 +345,8 @@ impl Client {
     }
 
     /// The new state is visible before anyone is woken, and both before the answer goes out.
-    fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    fn take(&mut self, mut response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        self.session.name_buckets(&mut response);
         self.metrics.received(&response);
         let answered = Answered::by(&response, &self.state);
         let (resources, removed) = (response.resources.len(), response.removed_resources.len());
@@ -347,5 +407,23 @@ impl Client {
         refused
             .map(|(name, addresses)| (name.into(), addresses.clone()))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_may_ask_for_a_pause_within_a_bound() {
+        let asked = |text: &str| {
+            let mut status = GrpcStatus::resource_exhausted("later");
+            status.metadata_mut().insert(PUSHBACK, text.parse().unwrap());
+            End::Broken(status).pushback()
+        };
+        assert_eq!(asked("1500"), Duration::from_millis(1500));
+        assert_eq!(asked("99999999"), PUSHBACK_MAX);
+        assert_eq!(asked("-1"), Duration::ZERO);
+        assert_eq!(End::Finished.pushback(), Duration::ZERO);
     }
 }

@@ -12,6 +12,8 @@ use tulle_integration::mesh::eventually;
 use tulle_integration::traffic::{Echo, assert_echo};
 use tulle_world::Component;
 
+use crate::node::{counted, gets_nowhere, guard_after_a_boot};
+
 /// A mesh whose nodes have container runtimes with our plugin.
 struct Cluster {
     /// Declared first: pods end before the world does.
@@ -288,6 +290,52 @@ async fn pods_that_run_already_are_found_by_an_agent_that_knew_nothing() {
         .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
         .collect();
     assert_eq!(text.matches("startTime").count(), 2, "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f28_after_a_boot_a_pod_that_a_runtime_started_without_us_is_mute_until_it_is_captured() {
+    if is_missing("f28_after_a_boot_a_pod_that_a_runtime_started_without_us_is_mute") {
+        return;
+    }
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let db = mesh.pod("n2", "db").await;
+    mesh.mesh.start_control(&mesh.world).await.unwrap();
+    mesh.start_node("n2");
+    mesh.mesh
+        .wait_ready(&Component::Agent("n2".to_owned()))
+        .await
+        .unwrap();
+    mesh.captured(&[&db]).await;
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+
+    // n1 boots: the guard comes first, then the runtime, whose network was written anew, without us.
+    let host = mesh.world.node("n1").unwrap().namespace().clone();
+    guard_after_a_boot(&mesh, &host);
+    let socket = mesh.mesh.cri_socket("n1");
+    let mut runtime = Containerd::prepare(&mesh.world, "n1", mesh.folder(), &socket);
+    runtime.start().await;
+    let mut cluster = Cluster {
+        runtimes: vec![runtime],
+        mesh,
+        manifests: String::new(),
+    };
+    let order = Order::new(NAMESPACE, "web");
+    let address = cluster.runtime("n1").next_address();
+    cluster.manifests += &order.manifest("n1", address);
+    let manifests = cluster.manifests.clone();
+    cluster.mesh.apply("started-pods", &manifests);
+    let web = cluster.runtime("n1").run(&order).await.unwrap();
+    assert!(!cluster.runtime("n1").is_chained(), "nobody asked us");
+    let recorder = cluster.mesh.world.record(b"there and back").await.unwrap();
+    assert!(gets_nowhere(&web.netns, echo.address()).await);
+    assert!(counted(&host, "tulle-guard", "drop") >= 1);
+
+    cluster.start_node("n1").await;
+    let captured = eventually(async || cluster.state_of("n1", "web").await == "In").await;
+    assert!(captured, "{}", cluster.mesh.logs());
+    assert_echo(&web.netns, echo.address()).await;
+    assert_eq!(recorder.seen().marked_frames, 0, "nothing in clear on the wire");
+    assert_eq!(echo.peers().len(), 1, "nothing came before");
 }
 
 /// Runs the installed plugin once, as the runtime does; returns how long that took.

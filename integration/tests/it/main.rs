@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod capture;
+mod certificates;
 mod cni;
 mod configuration;
 mod enrolment;
+mod families;
 mod hostile;
 mod interop;
 mod names;
@@ -15,3 +17,5 @@ mod peers;
 mod policy;
 mod same_node;
 mod upgrade;
+mod waypoint;
+mod ways;

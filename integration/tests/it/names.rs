@@ -48,6 +48,11 @@ fn address_in(message: &[u8]) -> Option<Ipv4Addr> {
 
 /// A name server in a pod, over UDP and TCP.
 fn serve(pod: &Pod) {
+    serve_as(pod, OUTSIDE);
+}
+
+/// As [`serve`], with another address for every name.
+pub(crate) fn serve_as(pod: &Pod, address: Ipv4Addr) {
     let at = SocketAddr::from((pod.ipv4(), 53));
     let (udp, tcp) = pod
         .namespace()
@@ -61,7 +66,7 @@ fn serve(pod: &Pod) {
     std::thread::spawn(move || {
         let mut buffer = [0; 512];
         while let Ok((length, from)) = udp.recv_from(&mut buffer) {
-            let _ = udp.send_to(&answer(&buffer[..length], OUTSIDE), from);
+            let _ = udp.send_to(&answer(&buffer[..length], address), from);
         }
     });
     std::thread::spawn(move || {
@@ -70,7 +75,7 @@ fn serve(pod: &Pod) {
             while stream.read_exact(&mut length).is_ok() {
                 let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
                 stream.read_exact(&mut message).unwrap();
-                let reply = answer(&message, OUTSIDE);
+                let reply = answer(&message, address);
                 let _ = stream.write_all(&u16::try_from(reply.len()).unwrap().to_be_bytes());
                 let _ = stream.write_all(&reply);
             }
@@ -112,6 +117,17 @@ fn ask_tcp(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
     address_in(&asked.unwrap().ok()?)
 }
 
+/// Names a pod's name server in its settings.
+pub(crate) fn resolve_by(mesh: &TestMesh, pod: &Pod, server: &Pod) {
+    let folder = mesh.world.resolver_dir().join(pod.name());
+    std::fs::create_dir_all(&folder).unwrap();
+    let settings = format!(
+        "nameserver {}\nsearch app.svc.cluster.local svc.cluster.local\n",
+        server.ipv4()
+    );
+    std::fs::write(folder.join("resolv.conf"), settings).unwrap();
+}
+
 /// A mesh with a service, a pod that asks, and the name server that its settings name.
 async fn world() -> (TestMesh, Pod, Pod) {
     let mut mesh = TestMesh::new(&["n1", "n2"]).await;
@@ -119,13 +135,7 @@ async fn world() -> (TestMesh, Pod, Pod) {
     let db = mesh.pod("n2", "db").await;
     let server = mesh.stranger("n2", "nameserver").await;
     serve(&server);
-    let folder = mesh.world.resolver_dir().join("web");
-    std::fs::create_dir_all(&folder).unwrap();
-    let settings = format!(
-        "nameserver {}\nsearch app.svc.cluster.local svc.cluster.local\n",
-        server.ipv4()
-    );
-    std::fs::write(folder.join("resolv.conf"), settings).unwrap();
+    resolve_by(&mesh, &web, &server);
     let addresses = [IpAddr::V4(SERVICE)];
     mesh.apply("db-service", &manifest::service("db", &addresses, &[(80, 8080)]));
     mesh.start().await;

@@ -38,7 +38,7 @@ fn nft(namespace: &NetNs, arguments: &str) -> String {
 }
 
 /// Packets that a rule with this text has counted.
-fn counted(namespace: &NetNs, table: &str, rule: &str) -> u64 {
+pub(crate) fn counted(namespace: &NetNs, table: &str, rule: &str) -> u64 {
     let listing = nft(namespace, &format!("list table inet {table}"));
     let rules = listing.lines().filter(|line| line.contains(rule));
     let packets = rules.filter_map(|line| {
@@ -92,7 +92,7 @@ async fn probes_of_the_node_pass_under_strict_mutual_tls_and_nobody_forges_them(
 }
 
 /// Loads the guard as the unit does that runs before the container runtime, with ranges that an earlier run saved.
-fn guard_after_a_boot(mesh: &TestMesh, host: &NetNs) {
+pub(crate) fn guard_after_a_boot(mesh: &TestMesh, host: &NetNs) {
     const RANGES: &str = r#"["10.11.1.0/24","fd00:11:0:1::/64"]"#;
     let state = mesh.mesh.folders().agent_state("n1");
     std::fs::create_dir_all(&state).unwrap();
@@ -176,7 +176,7 @@ async fn f28_pods_that_run_before_the_agent_send_nothing_past_the_proxy() {
 }
 
 /// A connection is not made in a short time.
-async fn gets_nowhere(from: &NetNs, to: SocketAddr) -> bool {
+pub(crate) async fn gets_nowhere(from: &NetNs, to: SocketAddr) -> bool {
     const SHORT: Duration = Duration::from_millis(300);
     let dial = move || std::net::TcpStream::connect_timeout(&to, SHORT).is_err();
     from.run_async(dial).await.unwrap()
@@ -247,4 +247,53 @@ async fn annotations_of_a_workload_choose_how_it_is_captured() {
     mesh.annotate(&db, &[]);
     let changed = eventually(async || rules(&db).contains("redirect to :15053")).await;
     assert!(changed, "{}\n{}", rules(&db), mesh.logs());
+}
+
+/// A connection of an application that gives its packets this mark, as CAP_NET_RAW lets it.
+async fn dial_marked(from: &NetNs, to: SocketAddr, mark: u32) -> std::net::TcpStream {
+    let dial = move || {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
+        socket.set_mark(mark)?;
+        socket.connect(&to.into())?;
+        std::io::Result::Ok(socket.into())
+    };
+    from.run_async(dial).await.unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_secret_mark_the_proxy_works_and_the_well_known_one_opens_no_way_past_it() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    mesh.mesh.set_agent_arguments(&["--mark-guard", "random"]);
+    let web = mesh.pod("n1", "web").await;
+    let db = mesh.pod("n2", "db").await;
+    let outside = mesh.stranger("n2", "outside").await;
+    mesh.start().await;
+    mesh.captured(&[&web, &db]).await;
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    let plain = Echo::start(outside.namespace(), outside.ipv6(), 8080).await;
+    let by_proxy = ["istio_tcp_connections_opened_total", "reporter=\"source\""];
+    assert_echo(web.namespace(), echo.address()).await;
+    assert_echo(web.namespace(), plain.address()).await;
+    assert_echo(outside.namespace(), echo.address()).await;
+    assert_eq!(mesh.metric("n1", &by_proxy).await, 2.0, "{}", mesh.logs());
+
+    const WELL_KNOWN: u32 = 0x539;
+    let forged = dial_marked(web.namespace(), plain.address(), WELL_KNOWN).await;
+    let captured = async || mesh.metric("n1", &by_proxy).await >= 3.0;
+    assert!(
+        eventually(captured).await,
+        "the forged mark escapes\n{}",
+        mesh.logs()
+    );
+    drop(forged);
+
+    // The listeners carry the mark; a proxy that comes later takes it over from them.
+    mesh.mesh.kill(&Component::Ztunnel("n1".into())).unwrap();
+    mesh.mesh.start_ztunnel(&mesh.world, "n1").unwrap();
+    mesh.mesh
+        .wait_ready(&Component::Ztunnel("n1".into()))
+        .await
+        .unwrap();
+    assert_echo(web.namespace(), echo.address()).await;
+    assert_echo(web.namespace(), plain.address()).await;
 }

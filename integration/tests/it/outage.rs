@@ -1,10 +1,16 @@
 //! Components end and come back while traffic goes on.
 
-use tulle_integration::mesh::eventually;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tulle_integration::mesh::{PATIENCE, eventually};
 use tulle_integration::storm::Storm;
-use tulle_integration::traffic::{Echo, Pinned, assert_echo, gets_through};
+use tulle_integration::traffic::{Echo, Pinned, assert_echo, connect, gets_through, spawn};
 use tulle_integration::{TestMesh, manifest};
-use tulle_world::Component;
+use tulle_world::{Component, Pod};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f01_a_killed_control_plane_costs_no_connection_and_comes_back() {
@@ -94,7 +100,7 @@ async fn f06_a_killed_node_proxy_is_never_bypassed_and_serves_again_when_it_is_b
     mesh.mesh.kill(&Component::Ztunnel("n1".into())).unwrap();
     // The agent holds the listening socket, so the connection waits for the next proxy instead of passing by.
     let (namespace, address) = (web.namespace().clone(), echo.address());
-    let waiting = tulle_integration::traffic::spawn(async move { gets_through(&namespace, address).await });
+    let waiting = spawn(async move { gets_through(&namespace, address).await });
     mesh.mesh.start_ztunnel(&mesh.world, "n1").unwrap();
     mesh.mesh
         .wait_ready(&Component::Ztunnel("n1".into()))
@@ -115,5 +121,65 @@ async fn f06_a_killed_node_proxy_is_never_bypassed_and_serves_again_when_it_is_b
         mesh.metric("n2", &tunnelled).await,
         2.0,
         "both came through the tunnel"
+    );
+}
+
+/// Both applications of a connection between two pods; one byte went there and one came back.
+async fn conversation(client: &Pod, server: &Pod, port: u16) -> (TcpStream, TcpStream) {
+    let address = SocketAddr::new(server.ipv4().into(), port);
+    let listen = move || std::net::TcpListener::bind(address);
+    let listener = server.namespace().run_async(listen).await.unwrap().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let accepting = spawn(async move { listener.accept().await.unwrap().0 });
+    let mut near = connect(client.namespace(), address).await.unwrap();
+    near.write_all(b">").await.unwrap();
+    let mut far = accepting.await.unwrap();
+    far.read_exact(&mut [0]).await.unwrap();
+    far.write_all(b"<").await.unwrap();
+    near.read_exact(&mut [0]).await.unwrap();
+    (near, far)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f06_no_application_takes_a_killed_node_proxy_for_an_orderly_end() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let web = mesh.pod("n1", "web").await;
+    let near = mesh.pod("n1", "near").await;
+    let db = mesh.pod("n2", "db").await;
+    let stranger = mesh.stranger("n2", "stranger").await;
+    mesh.start().await;
+    mesh.captured(&[&web, &near, &db]).await;
+    let ways = [
+        ("out by a tunnel", conversation(&web, &db, 8080).await),
+        ("in by a tunnel", conversation(&db, &web, 8080).await),
+        ("out in plain text", conversation(&web, &stranger, 8080).await),
+        ("in in plain text", conversation(&stranger, &web, 8081).await),
+        ("on one node", conversation(&web, &near, 8080).await),
+    ];
+    let (mut half, mut other) = conversation(&web, &db, 8082).await;
+    half.shutdown().await.unwrap();
+    assert_eq!(
+        other.read(&mut [0]).await.unwrap(),
+        0,
+        "an orderly half of an end"
+    );
+    mesh.mesh.kill(&Component::Ztunnel("n1".into())).unwrap();
+    for (way, (mut client, mut server)) in ways {
+        for (end, stream) in [("client", &mut client), ("server", &mut server)] {
+            let read = timeout(PATIENCE, stream.read(&mut [0])).await;
+            let kind = read
+                .unwrap_or_else(|_| panic!("{way}: the {end} hears nothing"))
+                .map_err(|error| error.kind());
+            assert_eq!(kind, Err(ErrorKind::ConnectionReset), "{way}, the {end}");
+        }
+    }
+    let read = timeout(PATIENCE, half.read(&mut [0]))
+        .await
+        .expect("half-closed: the client hears nothing");
+    assert_eq!(
+        read.map_err(|error| error.kind()),
+        Err(ErrorKind::ConnectionReset),
+        "half-closed"
     );
 }

@@ -1,9 +1,13 @@
 //! Policies decide new connections and open ones.
 
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tulle_integration::mesh::eventually;
-use tulle_integration::traffic::{Echo, Pinned, assert_echo, gets_through};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use tulle_integration::mesh::{PATIENCE, eventually};
+use tulle_integration::traffic::{Echo, Pinned, assert_echo, connect, gets_through};
 use tulle_integration::{TestMesh, manifest};
 use tulle_world::Component;
 
@@ -58,6 +62,39 @@ async fn a_deny_policy_ends_open_connections_of_its_edge_and_no_others() {
     mesh.remove("deny");
     let again = eventually(async || gets_through(web.namespace(), echo.address()).await).await;
     assert!(again, "without the policy the edge is open again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_closed_connection_is_judged_again_like_any_other() {
+    let (mesh, web, db) = TestMesh::pair().await;
+    let address = SocketAddr::new(db.ipv4().into(), 8080);
+    let listen = move || std::net::TcpListener::bind(address);
+    let listener = db.namespace().run_async(listen).await.unwrap().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let mut client = connect(web.namespace(), address).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut question = Vec::new();
+    server.read_to_end(&mut question).await.unwrap();
+    assert_eq!(question, b"question");
+    server.write_all(b"x").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'x', "the answer is under way");
+
+    let written = Instant::now();
+    mesh.apply(
+        "deny",
+        &manifest::policy("no-web", "db", "DENY", &manifest::from_account("web")),
+    );
+    let ended = timeout(PATIENCE, client.read_u8()).await.expect("it is cut");
+    assert!(written.elapsed() <= IN_FORCE_MAX, "{:?}", written.elapsed());
+    assert_eq!(
+        ended.map_err(|error| error.kind()),
+        Err(ErrorKind::ConnectionReset)
+    );
+    let refused = eventually(async || server.write_all(b"y").await.is_err()).await;
+    assert!(refused, "the server hears of it, too");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

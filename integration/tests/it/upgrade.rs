@@ -78,8 +78,12 @@ async fn f06_a_crashed_node_proxy_refuses_nobody_and_is_back_at_once() {
     // What is open through it is lost, and both ends see that; a call of the storm may be among it.
     let waited = crash_and_recover(&mut mesh, "n1", &web, echo.address()).await;
     let lost = tokio::time::timeout(RECOVERY, open.read(&mut [0])).await;
-    let ended = lost.expect("within a second").map_or(true, |read| read == 0);
-    assert!(ended, "what was open through it is gone, and its ends know");
+    let lost = lost.expect("within a second").map_err(|error| error.kind());
+    assert_eq!(
+        lost,
+        Err(std::io::ErrorKind::ConnectionReset),
+        "what was open is cut, not finished"
+    );
     let outcome = storm.end().await;
     eprintln!("waited {waited:?}; {outcome:?}");
     assert!(waited <= RECOVERY, "{waited:?}\n{}", mesh.logs());
@@ -192,4 +196,20 @@ async fn an_agent_that_restarts_between_two_generations_leaves_pods_with_the_lat
         log.contains("lingering=true"),
         "the earlier one hears of pods that end\n{log}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_upgrades_a_node_by_one_command_that_waits() {
+    let (mesh, web, db) = supervised_pair().await;
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    let pinned = Sequenced::open(web.namespace(), echo.address(), 5).await;
+    let before = mesh.mesh.newest_generation("n1").await.unwrap().number;
+    let said = crate::certificates::tulle(&mesh, &["node", "upgrade", "--node", "n1", "--output", "json"]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["schema"], "tulle.node.upgrade/v1");
+    let shown = said["items"].as_array().unwrap();
+    let newest = shown.iter().find(|one| one["generation"] == before + 1).unwrap();
+    assert_eq!(newest["phase"], "serving", "{said}");
+    assert_echo(web.namespace(), echo.address()).await;
+    assert_eq!(pinned.lost(), 0, "{:?}\n{}", pinned.failures(), mesh.logs());
 }

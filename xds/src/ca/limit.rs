@@ -94,6 +94,14 @@ impl Holds {
     }
 }
 
+impl Holds {
+    /// Whether a request of this node waits.
+    #[must_use]
+    pub fn waits(&self, node: &str) -> bool {
+        self.nodes.lock().contains_key(node)
+    }
+}
+
 /// One waiting request.
 #[derive(Debug)]
 pub struct Held {

@@ -60,13 +60,14 @@ impl CaService {
         metrics: Metrics,
         hold_max: Duration,
         issued: Arc<Issued>,
+        holds: Holds,
     ) -> Self {
         let shared = Shared {
             authority,
             authenticator,
             snapshots,
             rate: RateLimit::default(),
-            holds: Holds::default(),
+            holds,
             hold_max,
             issued,
             metrics,

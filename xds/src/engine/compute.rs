@@ -8,6 +8,7 @@ use prost::Message as _;
 use tulle_k8s::translate::condition::Condition;
 use tulle_k8s::{Key, Kind};
 use tulle_model::authz::policy::Authorization;
+use tulle_model::gateway::{GatewayAddress, GatewayDestination};
 use tulle_model::policy::Policy;
 use tulle_model::route::Route;
 use tulle_model::waypoint::Waypoint;
@@ -17,6 +18,7 @@ use tulle_proto::{encode_policy, encode_route, encode_waypoint};
 
 use super::table::Resource;
 use super::world::World;
+use crate::snapshot::around::Relations;
 use crate::snapshot::{Order, ResourceType, Scope};
 
 mod conflict;
@@ -129,6 +131,33 @@ impl Emitted {
             Self::Waypoint(waypoint) => waypoint.name(),
             Self::Route(route, _) => route.name(),
             Self::Policy(policy, _) => policy.name(),
+        }
+    }
+
+    /// What else a client needs that asks for it by name.
+    pub(crate) fn relations(&self) -> Relations {
+        let to = |address: &GatewayAddress| match &address.destination {
+            GatewayDestination::Hostname(hostname) => Str::from(hostname.to_string()),
+            GatewayDestination::Address(address) => address.to_string().into(),
+        };
+        match self {
+            Self::Workload(workload, _) => Relations {
+                node: Some(workload.node.clone()).filter(|node| !node.is_empty()),
+                services: workload
+                    .services
+                    .keys()
+                    .map(|key| key.to_string().into())
+                    .collect(),
+                waypoints: workload.waypoint.iter().map(to).collect(),
+            },
+            Self::Service(service, _) => {
+                let weighted = service.weighted_waypoints.iter().map(|one| &one.destination);
+                Relations {
+                    waypoints: service.waypoint.iter().chain(weighted).map(to).collect(),
+                    ..Relations::default()
+                }
+            }
+            _ => Relations::default(),
         }
     }
 

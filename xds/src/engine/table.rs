@@ -10,6 +10,7 @@ use bytes::Bytes;
 use rpds::RedBlackTreeMapSync;
 use tulle_model::Str;
 
+use crate::snapshot::chunk::{Buckets, Chunk};
 use crate::snapshot::{Change, Order, Scope, Slot};
 
 /// Changes remembered per type. A client further behind gets a comparison by versions instead.
@@ -39,6 +40,7 @@ pub struct Table {
     slots: RedBlackTreeMapSync<Str, Arc<Slot>>,
     aliases: RedBlackTreeMapSync<Str, Arc<BTreeSet<Str>>>,
     log: RedBlackTreeMapSync<LogPosition, Str>,
+    buckets: Buckets,
     /// Newest cut of which entries were dropped from the log.
     forgotten: u64,
 }
@@ -46,13 +48,13 @@ pub struct Table {
 impl Table {
     /// The resource of this name.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Slot> {
-        self.slots.get(name).map(AsRef::as_ref)
+    pub fn get(&self, name: &str) -> Option<&Arc<Slot>> {
+        self.slots.get(name)
     }
 
     /// The resource of this name, then those that have it as an alias.
     #[must_use]
-    pub fn resolve(&self, name: &str) -> Vec<&Slot> {
+    pub fn resolve(&self, name: &str) -> Vec<&Arc<Slot>> {
         let by_alias = self.aliases.get(name).into_iter().flat_map(|names| names.iter());
         let by_alias = by_alias
             .filter(|other| other.as_ref() != name)
@@ -61,8 +63,32 @@ impl Table {
     }
 
     /// Every resource, by name.
-    pub fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.values().map(AsRef::as_ref)
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        self.slots.values()
+    }
+
+    /// Everything in chunks, for those who hold nothing.
+    #[must_use]
+    pub fn chunks(&self) -> Vec<Arc<Chunk>> {
+        self.buckets.chunks()
+    }
+
+    /// The resources of one bucket.
+    #[must_use]
+    pub fn bucket(&self, bucket: u16) -> &[Arc<Slot>] {
+        self.buckets.resources(bucket)
+    }
+
+    /// The digest of one bucket.
+    #[must_use]
+    pub fn digest(&self, bucket: u16) -> u64 {
+        self.buckets.digest(bucket)
+    }
+
+    /// Bytes of all resources, as far as they count for what is sent.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.buckets.bytes()
     }
 
     /// Number of resources.
@@ -95,6 +121,12 @@ impl Table {
         }))
     }
 
+    /// Whether the log does not reach back to the cut `sequence`.
+    #[must_use]
+    pub fn has_forgotten(&self, sequence: u64) -> bool {
+        sequence < self.forgotten
+    }
+
     /// Adds or replaces a resource; says whether that is a change. Equal content is none.
     pub fn set(&mut self, resource: Resource, sequence: u64) -> bool {
         let old = self.slots.get(&resource.name).cloned();
@@ -118,7 +150,7 @@ impl Table {
             scope,
         } = resource;
         self.record(&name, sequence);
-        let slot = Slot {
+        let slot = Arc::new(Slot {
             name: name.clone(),
             aliases,
             version,
@@ -126,8 +158,9 @@ impl Table {
             sequence,
             order,
             scope,
-        };
-        self.slots.insert_mut(name, Arc::new(slot));
+        });
+        self.buckets.replace(old.as_deref(), Some(&slot));
+        self.slots.insert_mut(name, slot);
         true
     }
 
@@ -137,14 +170,13 @@ impl Table {
             return false;
         };
         self.record(&old.name, sequence);
-        self.slots.insert_mut(
-            old.name.clone(),
-            Arc::new(Slot {
-                scope,
-                sequence,
-                ..(*old).clone()
-            }),
-        );
+        let slot = Arc::new(Slot {
+            scope,
+            sequence,
+            ..(*old).clone()
+        });
+        self.buckets.replace(Some(&old), Some(&slot));
+        self.slots.insert_mut(old.name.clone(), slot);
         true
     }
 
@@ -155,6 +187,7 @@ impl Table {
         };
         self.rename(&old.name, &old.aliases, &[]);
         self.record(&old.name, sequence);
+        self.buckets.replace(Some(&old), None);
         self.slots.remove_mut(name);
         true
     }

@@ -37,6 +37,13 @@ impl Collector for Observed {
             help,
             self.lag_seconds(),
         )?;
+        let help = "Changes that the client furthest behind lacks";
+        gauge(
+            &mut encoder,
+            "tulle_xds_stream_lag_changes",
+            help,
+            self.lag_changes(),
+        )?;
         self.issuer(&mut encoder)
     }
 }
@@ -88,6 +95,15 @@ impl Observed {
             value.encode(family.encode_family(&TypeLabel::from(ty))?)?;
         }
         Ok(())
+    }
+
+    fn lag_changes(&self) -> i64 {
+        let clients = self.clients.list(Instant::now());
+        let types = clients.iter().flat_map(|client| client.types.values());
+        types
+            .map(|ty| ty.behind)
+            .max()
+            .map_or(0, |most| i64::try_from(most).unwrap_or(i64::MAX))
     }
 
     fn lag_seconds(&self) -> i64 {

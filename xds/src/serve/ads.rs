@@ -4,22 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use tulle_identity::PeerInfo;
 use tulle_model::Str;
-use tulle_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
-use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use tulle_proto::names::FEATURES_HEADER;
+use tulle_proto::discovery::DeltaDiscoveryRequest;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::tasks;
 
+use crate::ca::limit::Holds;
 use crate::metrics::{Metrics, ReasonLabel};
+use crate::serve::admission::Admission;
 use crate::serve::authenticate::Authenticator;
+use crate::serve::frame::{self, Message};
 use crate::serve::viewer::Features;
 use crate::snapshot::Snapshot;
 use crate::status::Clients;
 
+mod grpc;
 #[cfg(test)]
 mod pair;
 mod stream;
@@ -39,6 +40,10 @@ pub struct AdsOptions {
     pub age_max: Option<Duration>,
     /// Cluster that clients must belong to, if they name one.
     pub cluster_id: Str,
+    /// What whole tables may take of the machine.
+    pub admission: Admission,
+    /// Nodes on which a workload waits for its certificate: they go first.
+    pub waiting: Holds,
 }
 
 impl Default for AdsOptions {
@@ -48,6 +53,8 @@ impl Default for AdsOptions {
             first_request_wait: Duration::from_secs(30),
             age_max: Some(Duration::from_secs(30 * 60)),
             cluster_id: "Kubernetes".into(),
+            admission: Admission::default(),
+            waiting: Holds::default(),
         }
     }
 }
@@ -66,6 +73,8 @@ struct Shared {
     metrics: Metrics,
     drain: DrainWatcher,
     options: AdsOptions,
+    /// What streams at the same place are sent.
+    frames: frame::Shared,
     /// Makes nonces of this process unlike those of any other.
     epoch: u64,
 }
@@ -88,6 +97,7 @@ impl Ads {
             metrics,
             drain,
             options,
+            frames: frame::Shared::default(),
             epoch: rand::random(),
         };
         Self {
@@ -104,14 +114,13 @@ impl Shared {
     }
 }
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Ads {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn delta_aggregated_resources(
+impl Ads {
+    /// Opens a stream: the caller is known before a message of it is read.
+    async fn open(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        compress: bool,
+    ) -> Result<mpsc::Receiver<Result<Message, Status>>, Status> {
         let shared = &self.shared;
         let caller = shared
             .authenticator
@@ -133,19 +142,17 @@ impl AggregatedDiscoveryService for Ads {
             .get::<PeerInfo>()
             .and_then(|peer| peer.remote);
         // One response waits in the channel at most: what is newer accumulates in the snapshot.
-        let (responses, stream) = mpsc::channel(1);
+        let (responses, messages) = mpsc::channel(1);
         let stream_task = stream::Stream {
             shared: shared.clone(),
             caller,
             address,
+            compress,
             requests: request.into_inner(),
             responses,
         };
         tasks::spawn("ads stream", stream_task.run());
-        let mut response = Response::new(ReceiverStream::new(stream));
-        let features = tonic::metadata::MetadataValue::from_static(FEATURES);
-        response.metadata_mut().insert(FEATURES_HEADER, features);
-        Ok(response)
+        Ok(messages)
     }
 }
 
@@ -158,6 +165,8 @@ struct NodeFacts {
     id: String,
     node_name: Option<String>,
     cluster_id: Option<String>,
+    namespace: Option<String>,
+    service_account: Option<String>,
     version: Str,
     features: Features,
 }

@@ -1,12 +1,13 @@
-//! The gRPC server on the TLS port: discovery and certificates, for authenticated callers only.
+//! The server on the TLS port: discovery, certificates and debug pages, for authenticated callers only.
 
 use std::time::Duration;
 
+use axum::Router;
 use tokio::net::TcpListener;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tulle_identity::Acceptor;
 use tulle_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use tulle_proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use tulle_proto::node_ca::batch_certificate_service_server::BatchCertificateServiceServer;
 use tulle_proto::node_ca::node_join_server::NodeJoinServer;
 use tulle_runtime::drain::DrainWatcher;
@@ -14,7 +15,7 @@ use tulle_runtime::drain::DrainWatcher;
 use crate::ca::batch::BATCH_BYTES_MAX;
 use crate::ca::join::JoinService;
 use crate::ca::service::{CaService, REQUEST_BYTES_MAX as CA_REQUEST_BYTES_MAX};
-use crate::serve::ads::{Ads, REQUEST_BYTES_MAX};
+use crate::serve::ads::Ads;
 
 /// Silence after which a client is asked whether it is alive.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -35,12 +36,9 @@ pub async fn serve(
     ads: Ads,
     ca: CaService,
     join: JoinService,
+    pages: Router,
     drain: DrainWatcher,
 ) -> Result<(), tonic::transport::Error> {
-    // A single resource may be larger than any bound of a response, so none is set on encoding.
-    let ads = AggregatedDiscoveryServiceServer::new(ads)
-        .max_decoding_message_size(REQUEST_BYTES_MAX)
-        .max_encoding_message_size(usize::MAX);
     let batch = BatchCertificateServiceServer::new(ca.clone()).max_decoding_message_size(BATCH_BYTES_MAX);
     let join = NodeJoinServer::new(join).max_decoding_message_size(CA_REQUEST_BYTES_MAX);
     let ca = IstioCertificateServiceServer::new(ca).max_decoding_message_size(CA_REQUEST_BYTES_MAX);
@@ -53,6 +51,7 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
+        .add_routes(Routes::from(pages))
         .add_service(ads)
         .add_service(ca)
         .add_service(batch)

@@ -1,13 +1,15 @@
 //! What a client still lacks of one type, between two cuts, and how that is cut into responses.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use tulle_model::Str;
+use tulle_proto::resume::{self, Digests};
 
 use crate::serve::session::{Store, Subscription};
 use crate::serve::viewer::Viewer;
-use crate::snapshot::{Order, ResourceType, Slot};
+use crate::snapshot::{Chunk, Order, ResourceType, Slot};
 
 /// Resources and removals in one response.
 pub const RESPONSE_ENTRIES_MAX: usize = 1000;
@@ -26,6 +28,10 @@ const ORDERS: [Order; 5] = [
 /// What is still to be sent of one type, all of one cut. No name is both to be set and to be removed.
 #[derive(Debug, Default)]
 pub struct Queue {
+    /// Everything there is, for a client that holds nothing; nothing of it is in the additions.
+    whole: VecDeque<Arc<Chunk>>,
+    /// Buckets that a client that came back holds in another form.
+    buckets: BTreeSet<u16>,
     additions: BTreeSet<(Order, Str)>,
     removals: BTreeSet<(Reverse<Order>, Str)>,
     /// An answer is owed even if it is empty.
@@ -36,7 +42,9 @@ pub struct Queue {
 #[derive(Debug, Default)]
 pub struct Taken {
     /// New and changed resources.
-    pub resources: Vec<Slot>,
+    pub resources: Arc<[Arc<Slot>]>,
+    /// The chunk they are, if they are one.
+    pub chunk: Option<Arc<Chunk>>,
     /// Names gone.
     pub removed: Vec<Str>,
 }
@@ -51,7 +59,20 @@ impl Queue {
     /// Whether a resource, or an answer that may be empty, is to be sent.
     #[must_use]
     pub fn has_additions(&self) -> bool {
-        self.answer || !self.additions.is_empty()
+        self.answer || !self.additions.is_empty() || !self.whole.is_empty() || !self.buckets.is_empty()
+    }
+
+    /// Resources and removals that are to be sent; a bucket counts as one.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let whole: usize = self.whole.iter().map(|chunk| chunk.resources().len()).sum();
+        whole + self.buckets.len() + self.additions.len() + self.removals.len()
+    }
+
+    /// Responses left of what a client that began with nothing, or with other buckets, is told, at most.
+    #[must_use]
+    pub fn opening_left(&self) -> usize {
+        self.whole.len() + self.buckets.len()
     }
 
     /// Whether a removal is to be sent.
@@ -81,6 +102,12 @@ impl Queue {
         self.removals.insert((Reverse(order), name.clone()));
     }
 
+    /// Notes that something is there after all.
+    fn found(&mut self, slot: &Slot) {
+        self.forget_removal(&slot.name);
+        slot.aliases.iter().for_each(|alias| self.forget_removal(alias));
+    }
+
     fn forget(&mut self, name: &Str) {
         self.forget_removal(name);
         if !self.additions.is_empty() {
@@ -100,8 +127,17 @@ impl Queue {
 
     /// Drops everything but an answer that is owed.
     pub fn clear(&mut self) {
+        self.whole.clear();
+        self.buckets.clear();
         self.additions.clear();
         self.removals.clear();
+    }
+
+    /// Turns what is left of the whole into single additions, so that a changed subscription can pick among them.
+    pub fn spread(&mut self) {
+        for chunk in std::mem::take(&mut self.whole) {
+            chunk.resources().iter().for_each(|slot| self.set(slot));
+        }
     }
 
     /// Turns additions that a narrower subscription does not want any more into removals: the client may hold an
@@ -129,27 +165,75 @@ impl Queue {
     }
 
     /// Takes as much as fits one response. Removals follow the additions only if `removals_too`.
-    pub fn take<S: Store>(&mut self, ty: ResourceType, cut: &S, removals_too: bool) -> Taken {
-        let mut taken = Taken::default();
-        let mut bytes = 0;
+    pub fn take<S: Store>(
+        &mut self,
+        ty: ResourceType,
+        cut: &S,
+        wanted: impl Fn(&Arc<Slot>) -> bool,
+        removals_too: bool,
+    ) -> Taken {
         let only_removals = !self.has_additions();
         self.answer = false;
-        while taken.resources.len() < RESPONSE_ENTRIES_MAX {
+        if let Some(chunk) = self.whole.pop_front() {
+            return Taken {
+                resources: chunk.resources().clone(),
+                chunk: Some(chunk),
+                removed: Vec::new(),
+            };
+        }
+        if !self.buckets.is_empty() {
+            return self.take_buckets(ty, cut, wanted);
+        }
+        let (mut taken, mut resources, mut bytes) = (Taken::default(), Vec::new(), 0);
+        while resources.len() < RESPONSE_ENTRIES_MAX {
             let Some((_, name)) = self.additions.first() else {
                 break;
             };
             let slot = cut.resource(ty, name).expect("a queue holds names of its cut");
             bytes += size_of(slot);
-            if bytes > RESPONSE_BYTES_MAX && !taken.resources.is_empty() {
+            if bytes > RESPONSE_BYTES_MAX && !resources.is_empty() {
                 break;
             }
-            taken.resources.push(slot.clone());
+            resources.push(slot.clone());
             self.additions.pop_first();
         }
+        taken.resources = resources.into();
         if self.additions.is_empty() && (removals_too || only_removals) {
             self.take_removals(&mut taken, bytes);
         }
         taken
+    }
+
+    /// As many buckets as fit, each whole.
+    fn take_buckets<S: Store>(
+        &mut self,
+        ty: ResourceType,
+        cut: &S,
+        wanted: impl Fn(&Arc<Slot>) -> bool,
+    ) -> Taken {
+        let (mut resources, mut removed, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(bucket) = self.buckets.first().copied() {
+            let mut of: Vec<Arc<Slot>> = cut
+                .bucket(ty, bucket)
+                .into_iter()
+                .filter(|slot| wanted(slot))
+                .cloned()
+                .collect();
+            bytes += of.iter().map(|slot| size_of(slot)).sum::<usize>();
+            let too_much = bytes > RESPONSE_BYTES_MAX || resources.len() + of.len() > RESPONSE_ENTRIES_MAX;
+            if too_much && !removed.is_empty() {
+                break;
+            }
+            resources.append(&mut of);
+            removed.push(resume::bucket_name(bucket).into());
+            self.buckets.pop_first();
+        }
+        resources.sort_by(|one, other| (one.order, &one.name).cmp(&(other.order, &other.name)));
+        Taken {
+            resources: resources.into(),
+            removed,
+            chunk: None,
+        }
     }
 
     fn take_removals(&mut self, taken: &mut Taken, mut bytes: usize) {
@@ -175,6 +259,26 @@ pub fn size_of(slot: &Slot) -> usize {
     slot.body.len() + slot.name.len() + slot.version.len() + aliases + ENTRY_OVERHEAD
 }
 
+/// Queues what a client lacks that tells digests of what it holds under a wildcard; says how many buckets that are.
+pub fn resumed<S: Store>(
+    ty: ResourceType,
+    cut: &S,
+    viewer: &Viewer,
+    subscription: &Subscription,
+    digests: Option<&Digests>,
+    queue: &mut Queue,
+) -> usize {
+    // What cannot be read says nothing: then every bucket is another.
+    queue.buckets = match digests {
+        Some(held) => cut.digests(viewer, ty).differing(held),
+        None => (0..resume::BUCKETS).collect(),
+    };
+    for name in subscription.names() {
+        asked(ty, cut, viewer, name, queue);
+    }
+    queue.buckets.len()
+}
+
 /// Queues what a type's first request lacks, given what the client reports to hold.
 pub fn initial<S: Store>(
     ty: ResourceType,
@@ -184,7 +288,22 @@ pub fn initial<S: Store>(
     held: &BTreeMap<Str, Str>,
     queue: &mut Queue,
 ) {
-    let differs = |slot: &Slot| held.get(&slot.name) != Some(&slot.version);
+    let differs = |slot: &Arc<Slot>| held.get(&slot.name) != Some(&slot.version);
+    let whole = cut
+        .chunks(viewer, ty)
+        .filter(|_| subscription.is_wildcard() && held.is_empty());
+    if let Some(chunks) = whole {
+        queue.whole = chunks.into();
+        for name in subscription.names() {
+            if visible(ty, cut, viewer, name).is_empty() {
+                queue.remove(name, Order::Service);
+            }
+        }
+        if queue.whole.len() <= 1 && queue.has_removals() {
+            queue.spread();
+        }
+        return;
+    }
     if subscription.is_wildcard() {
         let covered = cut
             .resources(ty)
@@ -219,7 +338,7 @@ pub fn widened<S: Store>(
     after: &Subscription,
     queue: &mut Queue,
 ) {
-    let wanted = |subscription, slot: &&Slot| wants(ty, cut, viewer, subscription, slot);
+    let wanted = |subscription, slot: &&Arc<Slot>| wants(ty, cut, viewer, subscription, slot);
     let added = cut
         .resources(ty)
         .filter(|slot| wanted(after, slot) && !wanted(before, slot));
@@ -233,6 +352,21 @@ pub fn asked<S: Store>(ty: ResourceType, cut: &S, viewer: &Viewer, name: &Str, q
         queue.remove(name, Order::Service);
     }
     found.into_iter().for_each(|slot| queue.set(slot));
+}
+
+/// Queues what a client that asks by name is to be told along and does not hold as it is.
+pub fn along<'a, S: Store>(
+    ty: ResourceType,
+    cut: &S,
+    viewer: &Viewer,
+    names: impl Iterator<Item = &'a Str>,
+    held: &BTreeMap<Str, Str>,
+    queue: &mut Queue,
+) {
+    let slots = names.filter_map(|name| cut.resource(ty, name));
+    slots
+        .filter(|slot| viewer.receives(ty, slot) && held.get(&slot.name) != Some(&slot.version))
+        .for_each(|slot| queue.set(slot));
 }
 
 /// Queues a resource that the client is to hold, whether it holds it already or not.
@@ -259,7 +393,7 @@ pub fn gone<'a, S: Store>(
     names: impl Iterator<Item = &'a Str>,
     queue: &mut Queue,
 ) {
-    let held = |slot: &&Slot| wants(ty, cut, viewer, subscription, slot);
+    let held = |slot: &&Arc<Slot>| wants(ty, cut, viewer, subscription, slot);
     for name in names.filter(|name| cut.resource(ty, name).filter(held).is_none()) {
         queue.remove(name, Order::Service);
     }
@@ -272,21 +406,31 @@ pub fn difference<S: Store>(
     ty: ResourceType,
     (old, new): (&S, &S),
     viewer: &Viewer,
-    subscription: &Subscription,
+    (before, subscription): (&Subscription, &Subscription),
     refused: impl Fn(&Slot) -> bool,
     queue: &mut Queue,
 ) {
-    if subscription.is_empty() {
+    if before.is_empty() && subscription.is_empty() {
         return;
     }
-    let held = |cut: &S, slot: &&Slot| wants(ty, cut, viewer, subscription, slot);
+    // Nothing of the whole was sent yet, or there would be no newer cut: it is exchanged.
+    let whole = new.chunks(viewer, ty).filter(|_| !queue.whole.is_empty());
+    let is_whole = whole.is_some();
+    if let Some(chunks) = whole {
+        queue.whole = chunks.into();
+    }
+    let held = |cut: &S, of: &Subscription, slot: &&Arc<Slot>| wants(ty, cut, viewer, of, slot);
+    let (then, now) = (before, subscription);
     let mut compare = |name: &str| {
-        let before = old.resource(ty, name).filter(|slot| held(old, slot));
-        let after = new.resource(ty, name).filter(|slot| held(new, slot));
+        let before = old.resource(ty, name).filter(|slot| held(old, then, slot));
+        let after = new.resource(ty, name).filter(|slot| held(new, now, slot));
         match (before, after) {
             (Some(before), Some(after)) if before.version == after.version => {}
+            (_, Some(after)) if is_whole => queue.found(after),
             (_, Some(after)) if refused(after) => queue.forget(&after.name),
             (_, Some(after)) => queue.set(after),
+            // What was to come with the whole and never went out is not missed, unless it was asked for.
+            (Some(before), None) if is_whole && !subscription.names_it(before) => {}
             (Some(before), None) => queue.remove(&before.name, before.order),
             (None, None) => {}
         }
@@ -305,10 +449,13 @@ pub fn difference<S: Store>(
     new.covered_anew(old, viewer, ty)
         .iter()
         .for_each(|name| compare(name));
+    then.along()
+        .symmetric_difference(now.along())
+        .for_each(|name| compare(name));
 }
 
 /// Whether this viewer is to hold a resource of a cut.
-fn wants<S: Store>(
+pub fn wants<S: Store>(
     ty: ResourceType,
     cut: &S,
     viewer: &Viewer,
@@ -319,7 +466,7 @@ fn wants<S: Store>(
     viewer.receives(ty, slot) && (subscription.names_it(slot) || covered())
 }
 
-fn visible<'a, S: Store>(ty: ResourceType, cut: &'a S, viewer: &Viewer, name: &str) -> Vec<&'a Slot> {
+fn visible<'a, S: Store>(ty: ResourceType, cut: &'a S, viewer: &Viewer, name: &str) -> Vec<&'a Arc<Slot>> {
     let mut found = cut.resolve(ty, name);
     found.retain(|slot| viewer.receives(ty, slot));
     found

@@ -12,13 +12,15 @@
 //! order policies, then addresses, and removals last in the reverse order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tulle_model::Str;
+use tulle_proto::resume::{DIGEST_NAME, Digests, bucket_of};
 
 use crate::serve::push::{self, Queue, Taken};
 use crate::serve::viewer::Viewer;
-use crate::snapshot::{Change, ResourceType, Slot, Snapshot};
+use crate::snapshot::{Change, Chunk, ResourceType, Slot, Snapshot};
 
 mod again;
 mod delivery;
@@ -43,13 +45,32 @@ pub trait Store: Clone {
     /// Number of the cut.
     fn sequence(&self) -> u64;
     /// The resource of this name.
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot>;
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>>;
     /// The resources with this name or alias.
-    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot>;
+    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>>;
     /// Every resource of a type.
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot>;
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>>;
     /// What changed after the cut `sequence`; `None` if that is not known any more.
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>>;
+    /// Everything of a type in chunks that others are sent, too; `None` where each viewer sees something else.
+    fn chunks(&self, _viewer: &Viewer, _ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
+        None
+    }
+    /// The resources of one bucket.
+    fn bucket(&self, ty: ResourceType, bucket: u16) -> Vec<&Arc<Slot>> {
+        let resources = self.resources(ty);
+        resources.filter(|slot| bucket_of(&slot.name) == bucket).collect()
+    }
+    /// What a viewer whose wildcard is up to date would tell of what it holds.
+    fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
+        let held = |slot: &&Arc<Slot>| viewer.receives(ty, slot) && self.covers(viewer, ty, slot);
+        let held = self.resources(ty).filter(held);
+        Digests::of(held.map(|slot| (&*slot.name, &*slot.version)))
+    }
+    /// What a viewer that asks by name is told along: what runs on its node, and what goes with the names.
+    fn along(&self, _viewer: &Viewer, _ty: ResourceType, _names: &BTreeSet<Str>) -> BTreeSet<Str> {
+        BTreeSet::new()
+    }
     /// Whether a wildcard of this viewer means this resource: everything for node proxies, its own part for a
     /// waypoint.
     fn covers(&self, _viewer: &Viewer, _ty: ResourceType, _slot: &Slot) -> bool {
@@ -61,25 +82,61 @@ pub trait Store: Clone {
     }
 }
 
-impl Store for std::sync::Arc<Snapshot> {
+impl Store for Arc<Snapshot> {
     fn sequence(&self) -> u64 {
         Snapshot::sequence(self)
     }
 
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
         Snapshot::resource(self, ty, name)
     }
 
-    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Slot> {
+    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>> {
         Snapshot::resolve(self, ty, name_or_alias)
     }
 
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
         Snapshot::resources(self, ty)
     }
 
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>> {
         Snapshot::changed_since(self, ty, sequence)
+    }
+
+    fn chunks(&self, viewer: &Viewer, ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
+        is_for_all(viewer, ty).then(|| self.table(ty).chunks())
+    }
+
+    fn bucket(&self, ty: ResourceType, bucket: u16) -> Vec<&Arc<Slot>> {
+        self.table(ty).bucket(bucket).iter().collect()
+    }
+
+    fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
+        let table = self.table(ty);
+        if is_for_all(viewer, ty) {
+            return Digests::by_bucket(|bucket| table.digest(bucket));
+        }
+        let held = |slot: &&Arc<Slot>| viewer.receives(ty, slot) && self.covers(viewer, ty, slot);
+        Digests::of(
+            table
+                .iter()
+                .filter(held)
+                .map(|slot| (&*slot.name, &*slot.version)),
+        )
+    }
+
+    fn along(&self, viewer: &Viewer, ty: ResourceType, names: &BTreeSet<Str>) -> BTreeSet<Str> {
+        let (Some(node), ResourceType::Address) = (viewer.node_name(), ty) else {
+            return BTreeSet::new();
+        };
+        let resolve = |name: &str| -> Vec<Str> {
+            let found = Snapshot::resolve(self, ty, name).into_iter();
+            found.map(|slot| slot.name.clone()).collect()
+        };
+        let asked = names.iter().flat_map(|name| resolve(name));
+        let mut along = self.around().along(asked, resolve);
+        along.extend(self.around().of_node(node).cloned());
+        along
     }
 
     fn covers(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
@@ -104,6 +161,11 @@ impl Store for std::sync::Arc<Snapshot> {
             .cloned()
             .collect()
     }
+}
+
+/// Whether every viewer of this kind receives everything of the type: addresses are every node's.
+fn is_for_all(viewer: &Viewer, ty: ResourceType) -> bool {
+    viewer.waypoint().is_none() && matches!(ty, ResourceType::Address | ResourceType::Workload)
 }
 
 /// Why the server ends a stream.
@@ -137,8 +199,45 @@ pub struct Session<S> {
     unknown: BTreeMap<Str, bool>,
 }
 
+/// What a client lacks of a type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Behind {
+    /// Resources and removals not sent, or not accepted.
+    pub changes: usize,
+    /// Responses left of what a client is told that began with nothing, or with digests that differ.
+    pub opening: usize,
+}
+
+/// How a client began with a type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Opened {
+    /// It held nothing.
+    #[default]
+    Fresh,
+    /// It listed what it held.
+    Versions,
+    /// It told digests, and they were ours.
+    Equal,
+    /// It told digests, and some differed.
+    Buckets,
+}
+
+impl Opened {
+    /// The word for it in metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Versions => "versions",
+            Self::Equal => "equal",
+            Self::Buckets => "buckets",
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct TypeState {
+    opened: Opened,
     subscription: Subscription,
     queue: Queue,
     delivery: Delivery,
@@ -242,8 +341,16 @@ impl<S: Store> Session<S> {
         }
         for (ty, state) in &mut self.types {
             let refused = |slot: &Slot| state.delivery.was_rejected(&slot.name, &slot.version);
-            let (cuts, subscription) = ((&self.cut, head), &state.subscription);
-            push::difference(*ty, cuts, &self.viewer, subscription, refused, &mut state.queue);
+            let (cuts, viewer, queue) = ((&self.cut, head), &self.viewer, &mut state.queue);
+            if !state.subscription.is_on_demand() {
+                let same = (&state.subscription, &state.subscription);
+                push::difference(*ty, cuts, viewer, same, refused, queue);
+                continue;
+            }
+            let mut next = state.subscription.clone();
+            next.set_along(Arc::new(head.along(viewer, *ty, next.names())));
+            push::difference(*ty, cuts, viewer, (&state.subscription, &next), refused, queue);
+            state.subscription = next;
         }
         if self.types.contains_key(&ResourceType::Address) {
             self.again
@@ -259,7 +366,9 @@ impl<S: Store> Session<S> {
         if state.delivery.is_full() {
             return None;
         }
-        let taken = state.queue.take(ty, &self.cut, last);
+        let (cut, viewer, subscription) = (&self.cut, &self.viewer, &state.subscription);
+        let wanted = |slot: &Arc<Slot>| push::wants(ty, cut, viewer, subscription, slot);
+        let taken = state.queue.take(ty, cut, wanted, last);
         self.begun = true;
         let response = self.response(ty.type_url().into(), taken);
         let state = self.types.get_mut(&ty)?;
@@ -283,7 +392,36 @@ impl<S: Store> Session<S> {
             nonce: format!("{:x}.{}.{}", self.epoch, self.cut.sequence(), self.nonces).into(),
             cut: self.cut.sequence(),
             resources: taken.resources,
+            chunk: taken.chunk,
             removed: taken.removed,
+        }
+    }
+
+    /// The cut that the client is brought to.
+    pub fn cut(&self) -> &S {
+        &self.cut
+    }
+
+    /// How the client began with each type it asked for.
+    pub fn openings(&self) -> impl Iterator<Item = (ResourceType, Opened)> {
+        self.types.iter().map(|(ty, state)| (*ty, state.opened))
+    }
+
+    /// What a client lacks of one type, given the newest cut.
+    #[must_use]
+    pub fn behind(&self, ty: ResourceType, head: &S) -> Behind {
+        let Some(state) = self.types.get(&ty) else {
+            return Behind::default();
+        };
+        let newer = match head.sequence() > self.cut.sequence() {
+            true => head
+                .changed_since(ty, self.cut.sequence())
+                .map_or(0, Iterator::count),
+            false => 0,
+        };
+        Behind {
+            changes: state.delivery.unacked_changes() + state.queue.len() + newer,
+            opening: state.queue.opening_left(),
         }
     }
 
@@ -322,14 +460,24 @@ fn open<S: Store>(ty: ResourceType, request: &Request, cut: &S, viewer: &Viewer)
     state.check_bounds()?;
     // A nonce of an earlier stream says nothing here, but is counted.
     state.delivery.on_answer(&request.nonce, request.error.as_ref());
-    push::initial(
-        ty,
-        cut,
-        viewer,
-        &state.subscription,
-        &request.initial_versions,
-        &mut state.queue,
-    );
+    let (held, subscription, queue) = (&request.initial_versions, &state.subscription, &mut state.queue);
+    state.opened = match held.get(DIGEST_NAME).filter(|_| subscription.is_wildcard()) {
+        Some(text) => {
+            let digests = Digests::parse(text);
+            match push::resumed(ty, cut, viewer, subscription, digests.as_ref(), queue) {
+                0 => Opened::Equal,
+                _ => Opened::Buckets,
+            }
+        }
+        None => {
+            push::initial(ty, cut, viewer, subscription, held, queue);
+            match held.is_empty() {
+                true => Opened::Fresh,
+                false => Opened::Versions,
+            }
+        }
+    };
+    state.tell_along(ty, cut, viewer, &request.initial_versions);
     if state.subscription.is_wildcard() || request.names_wildcard() {
         state.queue.owe_answer();
     }
@@ -350,10 +498,12 @@ impl TypeState {
         let before = self.subscription.clone();
         let asked = self.subscription.change(request);
         self.check_bounds()?;
+        self.tell_along(ty, cut, viewer, &BTreeMap::new());
         if self.subscription.is_empty() {
             self.queue.clear();
             return Ok(());
         }
+        self.queue.spread();
         self.queue.narrow(ty, cut, viewer, &self.subscription);
         if self.subscription.is_wildcard() && !before.is_wildcard() {
             push::widened(ty, cut, viewer, &before, &self.subscription, &mut self.queue);
@@ -368,6 +518,24 @@ impl TypeState {
             push::gone(ty, cut, viewer, &self.subscription, under_way, &mut self.queue);
         }
         Ok(())
+    }
+
+    /// Queues what goes with the names and did not before.
+    fn tell_along<S: Store>(
+        &mut self,
+        ty: ResourceType,
+        cut: &S,
+        viewer: &Viewer,
+        held: &BTreeMap<Str, Str>,
+    ) {
+        if !self.subscription.is_on_demand() {
+            self.subscription.set_along(Arc::default());
+            return;
+        }
+        let along = Arc::new(cut.along(viewer, ty, self.subscription.names()));
+        let new = along.difference(self.subscription.along());
+        push::along(ty, cut, viewer, new, held, &mut self.queue);
+        self.subscription.set_along(along);
     }
 
     fn check_bounds(&self) -> Result<(), End> {

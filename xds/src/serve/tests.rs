@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status, Streaming};
 use tulle_identity::channel::authenticated;
 use tulle_identity::{AuthenticatedChannel, ChannelConfig, RootSource, TokenSource};
@@ -26,6 +27,7 @@ use tulle_runtime::tasks;
 use crate::ca::deny::DenyList;
 use crate::ca::issued::Issued;
 use crate::ca::join::JoinService;
+use crate::ca::limit::Holds;
 use crate::ca::renew;
 use crate::ca::root::Root;
 use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
@@ -34,6 +36,7 @@ use crate::engine::table::Resource;
 use crate::metrics::Metrics;
 use crate::serve::ads::{Ads, AdsOptions};
 use crate::serve::authenticate::Authenticator;
+use crate::serve::frame::Encoding;
 use crate::serve::listen;
 use crate::snapshot::{Order, ResourceType, Scope, Snapshot};
 use crate::status::Clients;
@@ -83,6 +86,7 @@ impl Server {
             watcher.clone(),
             options,
         );
+        let holds = Holds::default();
         let ca = CaService::new(
             authority.clone(),
             authenticator.clone(),
@@ -90,6 +94,7 @@ impl Server {
             metrics.clone(),
             hold_max,
             Arc::new(Issued::memory()),
+            holds,
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());
@@ -102,7 +107,7 @@ impl Server {
         );
         tasks::spawn(
             "test server",
-            listen::serve(listener, acceptor, ads, ca, join, watcher),
+            listen::serve(listener, acceptor, ads, ca, join, axum::Router::new(), watcher),
         );
         let server = Self {
             address,
@@ -168,14 +173,28 @@ impl Server {
     }
 
     async fn connect(&self, token: &str, first: DeltaDiscoveryRequest) -> Result<Client, Status> {
+        self.connect_taking(token, first, None).await
+    }
+
+    async fn connect_taking(
+        &self,
+        token: &str,
+        first: DeltaDiscoveryRequest,
+        compression: Option<CompressionEncoding>,
+    ) -> Result<Client, Status> {
         let (requests, receiver) = mpsc::channel(16);
         requests.send(first).await.unwrap();
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel(token));
+        if let Some(compression) = compression {
+            client = client.accept_compressed(compression);
+        }
         let stream = client
             .delta_aggregated_resources(ReceiverStream::new(receiver))
             .await?;
+        let encoding = stream.metadata().get("grpc-encoding");
         Ok(Client {
             requests,
+            encoding: encoding.map(|text| text.to_str().unwrap().to_owned()),
             responses: stream.into_inner(),
         })
     }
@@ -189,6 +208,8 @@ impl Server {
 
 struct Client {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    /// What the server says it compresses with.
+    encoding: Option<String>,
     responses: Streaming<DeltaDiscoveryResponse>,
 }
 
@@ -315,6 +336,23 @@ async fn a_client_follows_additions_changes_and_removals() {
         ("n1", "test", true, 4, 0)
     );
     assert_eq!(ty.acked, ty.sent);
+}
+
+#[tokio::test]
+async fn responses_are_compressed_for_those_who_read_gzip_and_for_nobody_else() {
+    static LARGE: [u8; 100_000] = [7; 100_000];
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    server.set(ResourceType::Address, "a", &LARGE);
+    for (takes, encoding) in [(Some(CompressionEncoding::Gzip), Some("gzip")), (None, None)] {
+        let first = first("n1", ResourceType::Address);
+        let mut client = server.connect_taking(&token, first, takes).await.unwrap();
+        assert_eq!(client.encoding.as_deref(), encoding);
+        client.expect(&[("a", &LARGE)], &[]).await;
+    }
+    let sent = |encoding| server.metrics.response_bytes.get_or_create(&encoding).get();
+    assert!(sent(Encoding::Gzip.into()) < 2_000);
+    assert!(sent(Encoding::Raw.into()) > 100_000);
 }
 
 #[tokio::test]

@@ -79,6 +79,15 @@ impl Viewer {
         }
     }
 
+    /// Its node, if it is the proxy or agent of one.
+    #[must_use]
+    pub fn node_name(&self) -> Option<&str> {
+        match &self.place {
+            Place::Node(node) => Some(node),
+            Place::Waypoint(_) => None,
+        }
+    }
+
     /// Its node, if it is a proxy that announces nothing of ours, such as Istio's ztunnel.
     #[must_use]
     pub fn foreign_node(&self) -> Option<&str> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use tulle_proto::resume::{DIGEST_NAME, Digests};
 use tulle_xds::serve::session::{End, Nack, Request, Response, Session};
 use tulle_xds::serve::viewer::Viewer;
 use tulle_xds::snapshot::ResourceType;
@@ -47,7 +48,24 @@ pub(crate) fn holding(mut request: Request, held: &[&str]) -> Request {
     request
 }
 
+/// With digests of what the client holds from before.
+pub(crate) fn resuming(mut request: Request, held: &[&str]) -> Request {
+    let held = held
+        .iter()
+        .map(|text| text.split_once('@').expect("name@version"));
+    let text = Digests::of(held).to_text();
+    request.initial_versions = [(DIGEST_NAME.into(), text.into())].into();
+    request
+}
+
 impl Peer {
+    /// The server tells whole tables in chunks of this many.
+    pub(crate) fn in_chunks_of(mut self, resources: usize) -> Self {
+        self.cut = self.cut.in_chunks_of(resources);
+        self.session = Session::new(7, Viewer::node("n1"), self.cut.clone());
+        self
+    }
+
     /// A new stream to the same server.
     pub(crate) fn reconnect(&mut self) {
         self.session = Session::new(7, Viewer::node("n1"), self.cut.clone());
@@ -133,6 +151,7 @@ impl Peer {
 
     #[track_caller]
     pub(crate) fn expect_silence(&mut self) {
-        assert_eq!(self.receive(), None);
+        let more = self.receive();
+        assert!(more.is_none(), "{more:?}");
     }
 }

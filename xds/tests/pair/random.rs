@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use tulle_model::Str;
+use tulle_proto::resume::{DIGEST_NAME, Digests, bucket_named, bucket_of};
 use tulle_xds::serve::session::{Nack, Request, Response, Session, Store};
 use tulle_xds::serve::viewer::Viewer;
 use tulle_xds::snapshot::ResourceType;
@@ -27,8 +28,8 @@ enum Step {
     Send,
     /// The client takes the next response.
     Receive,
-    /// The connection breaks; everything in flight is lost.
-    Reconnect,
+    /// The connection breaks; everything in flight is lost. Comes back with digests instead of versions, or not.
+    Reconnect(bool),
 }
 
 #[derive(Debug, Clone)]
@@ -73,7 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..TYPES.len()).prop_map(Step::Request),
         4 => Just(Step::Send),
         4 => Just(Step::Receive),
-        1 => Just(Step::Reconnect),
+        1 => any::<bool>().prop_map(Step::Reconnect),
     ]
 }
 
@@ -102,7 +103,7 @@ struct Pair {
 
 impl Pair {
     fn new(wildcard: [bool; 2]) -> Self {
-        let cut = Cut::default();
+        let cut = Cut::default().in_chunks_of(2);
         let state = |wildcard| ClientType {
             wildcard,
             names: BTreeSet::new(),
@@ -116,12 +117,12 @@ impl Pair {
             requests: Default::default(),
             responses: VecDeque::new(),
         };
-        pair.open();
+        pair.open(false);
         pair
     }
 
     /// A new stream: everything in flight is gone, and each type says what it wants and holds.
-    fn open(&mut self) {
+    fn open(&mut self, digests: bool) {
         self.session = Session::new(1, Viewer::node("n1"), self.cut.clone());
         self.responses.clear();
         for (at, ty) in TYPES.iter().enumerate() {
@@ -142,9 +143,13 @@ impl Pair {
                 request.unsubscribe.push("*".into());
             }
             let held = state.held.iter();
-            request.initial_versions = held
-                .map(|(name, (version, _))| (name.clone(), version.clone()))
-                .collect();
+            request.initial_versions = if digests && state.wildcard {
+                let digests = Digests::of(held.map(|(name, (version, _))| (&**name, &**version)));
+                [(DIGEST_NAME.into(), digests.to_text().into())].into()
+            } else {
+                held.map(|(name, (version, _))| (name.clone(), version.clone()))
+                    .collect()
+            };
             self.requests[at] = VecDeque::from([request]);
         }
     }
@@ -245,7 +250,7 @@ impl Pair {
             Step::Request(at) => drop(self.deliver_request(*at)),
             Step::Send => drop(self.send()),
             Step::Receive => drop(self.receive()),
-            Step::Reconnect => self.open(),
+            Step::Reconnect(digests) => self.open(*digests),
         }
     }
 
@@ -291,7 +296,7 @@ impl ClientType {
     /// Gives the names rejected.
     fn apply(&mut self, response: &Response) -> Vec<Str> {
         let mut rejected = Vec::new();
-        for slot in &response.resources {
+        for slot in response.resources.iter() {
             if &*slot.version == POISON {
                 rejected.push(slot.name.clone());
                 self.rejected.insert(slot.name.clone());
@@ -304,6 +309,11 @@ impl ClientType {
         }
         for name in &response.removed {
             self.held.remove(name);
+            if let Some(bucket) = bucket_named(name) {
+                let told = |name: &Str| response.resources.iter().any(|slot| slot.name == *name);
+                self.held
+                    .retain(|name, _| bucket_of(name) != bucket || told(name));
+            }
         }
         rejected
     }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tulle_model::Str;
 use tulle_xds::serve::session::Store;
-use tulle_xds::snapshot::{Change, Order, ResourceType, Scope, Slot};
+use tulle_xds::serve::viewer::Viewer;
+use tulle_xds::snapshot::{Change, Chunk, Order, ResourceType, Scope, Slot};
 
 /// Entries the log keeps, small enough for tests to overrun it.
 pub(crate) const LOG_MAX: usize = 8;
@@ -17,8 +18,10 @@ pub(crate) struct Cut(Arc<Content>);
 
 #[derive(Debug, Clone, Default)]
 struct Content {
+    /// Resources in one chunk, where tables are told in chunks.
+    chunk: Option<usize>,
     sequence: u64,
-    slots: BTreeMap<(ResourceType, Str), Slot>,
+    slots: BTreeMap<(ResourceType, Str), Arc<Slot>>,
     log: Vec<(u64, ResourceType, Str)>,
     forgotten: u64,
 }
@@ -28,22 +31,30 @@ impl Store for Cut {
         self.0.sequence
     }
 
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Slot> {
+    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
         self.0.slots.get(&(ty, name.into()))
     }
 
-    fn resolve(&self, ty: ResourceType, name: &str) -> Vec<&Slot> {
+    fn resolve(&self, ty: ResourceType, name: &str) -> Vec<&Arc<Slot>> {
         let by_alias =
-            |slot: &&Slot| &*slot.name == name || slot.aliases.iter().any(|alias| &**alias == name);
+            |slot: &&Arc<Slot>| &*slot.name == name || slot.aliases.iter().any(|alias| &**alias == name);
         self.resources(ty).filter(by_alias).collect()
     }
 
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Slot> {
+    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
         self.0
             .slots
             .iter()
             .filter(move |((of, _), _)| *of == ty)
             .map(|(_, slot)| slot)
+    }
+
+    fn chunks(&self, _: &Viewer, ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
+        let all: Vec<Arc<Slot>> = self.resources(ty).cloned().collect();
+        let for_all = all.iter().all(|slot| slot.scope == Scope::Everyone);
+        let chunk = |slots: &[Arc<Slot>]| Arc::new(Chunk::new(slots.into()));
+        let size = self.0.chunk.filter(|_| for_all)?;
+        Some(all.chunks(size).map(chunk).collect())
     }
 
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>> {
@@ -56,13 +67,19 @@ impl Store for Cut {
             .map(|(_, _, n)| n)
             .collect();
         Some(names.into_iter().map(move |name| match self.resource(ty, name) {
-            Some(slot) => Change::Set(Arc::new(slot.clone())),
+            Some(slot) => Change::Set(slot.clone()),
             None => Change::Removed(name.clone()),
         }))
     }
 }
 
 impl Cut {
+    /// The same in chunks of this many resources.
+    pub(crate) fn in_chunks_of(mut self, resources: usize) -> Self {
+        Arc::make_mut(&mut self.0).chunk = Some(resources);
+        self
+    }
+
     /// The next cut with these edits.
     pub(crate) fn edit(&mut self, edits: impl IntoIterator<Item = Edit>) {
         let content = Arc::make_mut(&mut self.0);
@@ -72,7 +89,7 @@ impl Cut {
                 Edit::Set(ty, mut slot) => {
                     slot.sequence = content.sequence;
                     let name = slot.name.clone();
-                    content.slots.insert((ty, name.clone()), slot);
+                    content.slots.insert((ty, name.clone()), Arc::new(slot));
                     (ty, name)
                 }
                 Edit::Remove(ty, name) => {

@@ -180,7 +180,10 @@ fn way(plan: &Plan) -> Way {
             Plan::Crossing(_) => "double-hbone",
             Plan::Named(_) => "by-name",
         },
-        next_hop: plan.next_hop().to_string(),
+        next_hop: match plan.lookup() {
+            Some(lookup) => format!("{}:{}", lookup.hostname, plan.next_hop().port()),
+            None => plan.next_hop().to_string(),
+        },
         ..Way::default()
     };
     let expected = match plan {

@@ -294,6 +294,11 @@ const TRAFFIC: &[Variable] = &[
         Value("1MiB"),
         "Largest frame of a tunnel, 16 KiB to 16 MiB - 1",
     ),
+    variable(
+        "TULLE_HBONE",
+        Value("h2"),
+        "Who makes the HTTP/2 frames of tunnels: `own` is made for tunnels, `h2` is the crate of that name",
+    ),
     variable("KEEPALIVE_ENABLED", Value("true"), "TCP keepalive"),
     variable(
         "KEEPALIVE_TIME",
@@ -487,7 +492,7 @@ mod tests {
         let sources = [
             include_str!("../config.rs"),
             include_str!("control_plane.rs"),
-            include_str!("headers.rs"),
+            include_str!("../../../core/identity/src/channel/settings.rs"),
             include_str!("inpod.rs"),
             include_str!("log.rs"),
             include_str!("mesh.rs"),

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tulle_runtime::config::Collector;
+use tulle_transport::hbone::{Framing, Settings};
 
-use super::show::as_duration;
+use super::show::{as_duration, as_text};
 
 /// Bounds of the tunnel pool.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -30,6 +31,9 @@ pub struct Http2 {
     pub connection_window: u32,
     /// Largest frame.
     pub frame: u32,
+    /// Who makes the frames.
+    #[serde(serialize_with = "as_text")]
+    pub framing: Framing,
 }
 
 pub(super) fn read_pool(read: &mut Collector<'_>, worker_threads: usize) -> Pool {
@@ -74,5 +78,8 @@ pub(super) fn read_http2(read: &mut Collector<'_>) -> Http2 {
         stream_window: size("HTTP2_STREAM_WINDOW_SIZE", 4 * MIB, 65_535..=WINDOW_MAX),
         connection_window: size("HTTP2_CONNECTION_WINDOW_SIZE", 16 * MIB, 65_535..=WINDOW_MAX),
         frame: size("HTTP2_FRAME_SIZE", MIB, 16_384..=(1 << 24) - 1),
+        framing: read.value("TULLE_HBONE", Settings::client().framing, |text| {
+            Framing::from_name(text).ok_or("must be h2 or own")
+        }),
     }
 }

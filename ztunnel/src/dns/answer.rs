@@ -1,12 +1,13 @@
 //! What the mesh knows of a name: a pure function from question and snapshot to an answer, or to "ask elsewhere".
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use hickory_proto::op::Query as Question;
 use hickory_proto::rr::{DNSClass, RecordType};
 use tulle_model::mesh::Snapshot;
-use tulle_model::service::{HealthPolicy, IpFamilies, Service, Visibility};
+use tulle_model::service::{HealthPolicy, IpFamilies, Service};
 use tulle_model::workload::{HealthStatus, Workload};
 use tulle_model::{NamespacedHostname, Str};
 
@@ -161,29 +162,26 @@ fn usual_search(namespace: &str, domain: &str) -> Vec<String> {
 }
 
 /// Which service a host name means: the own namespace's, else a canonical one, else the preferred namespace's, else
-/// any that can be seen.
+/// the first. Those that cannot be seen or have nothing to answer with stand in no other's way.
 fn service_of(
     host: &str,
     snapshot: &Snapshot,
     source: &Workload,
     settings: &Settings,
 ) -> Option<Arc<Service>> {
-    let answerable = |service: &Arc<Service>| is_answerable(service, &settings.domain);
-    let of_namespace = |namespace: &Str| {
-        let key = NamespacedHostname::new(Arc::clone(namespace), host);
-        snapshot.service(&key).cloned().filter(answerable)
+    let sharers = snapshot.services_by_hostname(&source.namespace, host);
+    let rank = |service: &&Arc<Service>| {
+        let preferred = settings.preferred_namespace.as_ref();
+        Reverse((
+            service.namespace == source.namespace,
+            service.canonical,
+            preferred == Some(&service.namespace),
+        ))
     };
-    if let Some(own) = of_namespace(&source.namespace) {
-        return Some(own);
-    }
-    // No namespace has the empty name: what its caller sees is public.
-    let public = snapshot.service_by_hostname("", host).filter(answerable);
-    if public.as_ref().is_some_and(|service| service.canonical) {
-        return public;
-    }
-    let preferred = settings.preferred_namespace.as_ref().and_then(of_namespace);
-    let seen = preferred.filter(|service| service.visibility == Visibility::Public);
-    seen.or(public)
+    sharers
+        .filter(|service| is_answerable(service, &settings.domain))
+        .min_by_key(rank)
+        .cloned()
 }
 
 /// A name without addresses is left to name servers, unless it is a headless service of Kubernetes.

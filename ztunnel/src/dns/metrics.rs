@@ -1,5 +1,6 @@
 //! What DNS counts.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
@@ -11,6 +12,7 @@ use prometheus_client::registry::Registry;
 use tulle_model::workload::Workload;
 
 use super::wire::Transport;
+use crate::metrics::series::{Overflow, SeriesTable};
 
 const DURATION_BUCKETS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
 
@@ -20,13 +22,15 @@ const UNKNOWN: &str = "unknown";
 #[derive(Debug, Clone)]
 pub struct DnsMetrics {
     /// `istio_dns_requests_total`
-    pub requests: Family<DnsLabels, Counter>,
+    requests: Family<DnsLabels, Counter>,
     /// `istio_dns_upstream_requests_total`
-    pub forwarded: Family<DnsLabels, Counter>,
+    forwarded: Family<DnsLabels, Counter>,
     /// `istio_dns_upstream_failures_total`
-    pub failures: Family<DnsLabels, Counter>,
+    failures: Family<DnsLabels, Counter>,
     /// `istio_dns_upstream_request_duration_seconds`
-    pub durations: Family<DnsLabels, Histogram, fn() -> Histogram>,
+    durations: Family<DnsLabels, Histogram, fn() -> Histogram>,
+    /// Which series of those exist.
+    series: SeriesTable<DnsLabels>,
     /// `tulle_dns_stale_answers_total`
     pub stale: Counter,
 }
@@ -64,10 +68,23 @@ impl DnsLabels {
     }
 }
 
+impl Overflow for DnsLabels {
+    fn overflow(&self) -> Self {
+        let overflow = || "overflow".to_owned();
+        Self {
+            request_query_type: overflow(),
+            request_protocol: "overflow",
+            source_canonical_service: overflow(),
+            source_canonical_revision: overflow(),
+        }
+    }
+}
+
 impl Default for DnsMetrics {
     fn default() -> Self {
         Self {
             requests: Family::default(),
+            series: SeriesTable::default(),
             forwarded: Family::default(),
             failures: Family::default(),
             stale: Counter::default(),
@@ -106,7 +123,29 @@ impl DnsMetrics {
         );
     }
 
-    /// Counts one forwarded request.
+    /// Counts one request; the labels that come back are those of its series, for what follows of it.
+    #[must_use]
+    pub fn count_request(&self, labels: DnsLabels) -> Arc<DnsLabels> {
+        let labels = self.series.touch(labels);
+        self.requests.get_or_create(&labels).inc();
+        labels
+    }
+
+    /// Removes series that nobody touched for `ttl`; how many.
+    #[must_use]
+    pub fn expire(&self, ttl: Duration) -> u64 {
+        let mut expired = 0;
+        for labels in self.series.expire(ttl) {
+            for family in [&self.requests, &self.forwarded, &self.failures] {
+                family.remove(&labels);
+            }
+            self.durations.remove(&labels);
+            expired += 1;
+        }
+        expired
+    }
+
+    /// Counts one forwarded request, under the labels it was counted with.
     pub fn count_forwarded(&self, labels: &DnsLabels, took: Duration, failed: bool) {
         self.forwarded.get_or_create(labels).inc();
         if failed {
@@ -127,8 +166,7 @@ mod tests {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         for kind in [65_000, 65_001] {
-            let labels = DnsLabels::new(RecordType::from(kind), Transport::Udp, None);
-            metrics.requests.get_or_create(&labels).inc();
+            let labels = metrics.count_request(DnsLabels::new(RecordType::from(kind), Transport::Udp, None));
             metrics.count_forwarded(&labels, Duration::from_millis(2), true);
         }
         let mut text = String::new();
@@ -143,5 +181,32 @@ mod tests {
         ] {
             assert!(text.contains(&line), "{line} in {text}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn series_of_dns_are_forgotten_and_bounded_like_others() {
+        let ttl = Duration::from_secs(900);
+        let metrics = DnsMetrics {
+            series: SeriesTable::with_max(1),
+            ..DnsMetrics::default()
+        };
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        for kind in [RecordType::A, RecordType::AAAA] {
+            let labels = metrics.count_request(DnsLabels::new(kind, Transport::Udp, None));
+            metrics.count_forwarded(&labels, Duration::from_millis(2), true);
+        }
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert!(
+            text.contains("query_type=\"a\"") && !text.contains("query_type=\"aaaa\""),
+            "{text}"
+        );
+        assert!(text.contains("istio_dns_upstream_failures_total{request_query_type=\"overflow\""));
+        tokio::time::advance(ttl).await;
+        assert_eq!(metrics.expire(ttl), 2);
+        text.clear();
+        encode(&mut text, &registry).unwrap();
+        assert!(!text.contains("query_type="), "{text}");
     }
 }

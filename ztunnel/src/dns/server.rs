@@ -113,7 +113,7 @@ async fn handle(pod: &Pod, bytes: &[u8], transport: Transport) -> Option<Vec<u8>
 async fn resolve(pod: &Pod, query: &Query<'_>, transport: Transport) -> Vec<u8> {
     let source = pod.workload_within(SOURCE_WAIT).await.ok();
     let labels = DnsLabels::new(query.question.query_type(), transport, source.as_deref());
-    pod.node.metrics.dns.requests.get_or_create(&labels).inc();
+    let labels = pod.node.metrics.dns.count_request(labels);
     let Some(source) = source else {
         log(pod, query, "unknown source");
         return reply::failure(query, ResponseCode::ServFail);

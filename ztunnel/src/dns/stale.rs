@@ -1,7 +1,8 @@
 //! Replies of name servers, kept for when none answers any more: an old address is better than none, for a while.
 //!
-//! As long as a server answers, its word holds and nothing from here is served, not even a fresh reply. Each workload
-//! keeps its own: what one is told is never told to another.
+//! As long as a server answers, its word holds and nothing from here is served, not even a fresh reply. That it failed
+//! (SERVFAIL) is no answer (RFC 8767 section 5); any other code is. Each workload keeps its own: what one is told is
+//! never told to another.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -57,7 +58,7 @@ pub struct Answered {
 }
 
 impl Stale {
-    /// Asks the servers; answers from what was kept if none answers.
+    /// Asks the servers; answers from what was kept if none answers, or all that one says is that it failed.
     ///
     /// # Errors
     /// When none answers, and nothing is kept.
@@ -75,6 +76,12 @@ impl Stale {
             asking.await
         };
         match outcome {
+            Ok(failure) if wire::says_it_failed(&failure) => {
+                let kept = self.find(query);
+                let stale = kept.is_some();
+                let reply = kept.unwrap_or(failure);
+                Ok(Answered { reply, stale })
+            }
             Ok(reply) => {
                 self.keep(query, &reply);
                 Ok(Answered { reply, stale: false })

@@ -227,6 +227,13 @@ pub fn says_nothing_is_there(reply: &[u8]) -> bool {
     })
 }
 
+/// Whether a reply says that its server failed: nothing of the name.
+#[must_use]
+pub fn says_it_failed(reply: &[u8]) -> bool {
+    const SERVER_FAILED: u16 = 2;
+    Header::read(reply).is_some_and(|header| header.flags & RCODE == SERVER_FAILED)
+}
+
 /// Lets no record of a message be kept for longer than this.
 pub fn limit_ttls(message: &mut [u8], max: Duration) {
     let max = u32::try_from(max.as_secs()).unwrap_or(u32::MAX);

@@ -88,7 +88,7 @@ async fn establish(
     request: Result<ConnectRequest, tulle_transport::hbone::MalformedConnect>,
     story: &mut Story,
 ) -> Result<Established, Error> {
-    let place = pod.place()?;
+    let place = pod.place_for(&tunnel.identity, tunnel.peer_ip())?;
     let request = request.map_err(|malformed| bad(malformed.to_string(), malformed.reason()))?;
     story.authority = Some(request.authority.clone());
     let workload = pod.workload().await?;

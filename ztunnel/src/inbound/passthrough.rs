@@ -50,6 +50,8 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 fn identify(pod: &Pod, client: &TcpStream) -> Result<SocketAddr, Error> {
     // A socket that cannot take its options is already dead; the copy will find out.
     let _ = pod.node.socket_options().apply(client);
+    // Whatever ends it before it is carried, this process' death included, is no orderly end.
+    let _ = socket::set_rst(client);
     let target = socket::original_destination(client).map_err(Error::OriginalDestination)?;
     refuse_own_port(pod, target)?;
     Ok(target)

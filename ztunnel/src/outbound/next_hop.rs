@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::time::timeout;
-use tulle_model::upstream::{Crossing, Endpoint, Named, NoUpstream};
+use tulle_model::upstream::{Crossing, Endpoint, Lookup, NoUpstream};
 use tulle_model::{Identity, Workload};
 use tulle_transport::copy::Endpoint as Remote;
 use tulle_transport::hbone::{ConnectRequest, TunnelKey, client};
@@ -33,18 +33,18 @@ pub(super) struct Caller<'a> {
 impl Caller<'_> {
     /// Looks up the host name of a plan that has one.
     pub(super) async fn resolve(&self, plan: Plan) -> Result<Plan, Error> {
-        let Plan::Named(named) = &plan else {
+        let Some(lookup) = plan.lookup() else {
             return Ok(plan);
         };
         let servers = &self.pod.dns.upstream;
         let ipv6 = self.pod.node.config.ipv6;
         let source = Party::of(self.source).proven(Some(self.source.identity()));
-        self.pod.node.metrics.count_looked_up(source, &named.hostname);
-        let addresses = self.pod.names.lookup(servers, &named.hostname, ipv6).await;
+        self.pod.node.metrics.count_looked_up(source, &lookup.hostname);
+        let addresses = self.pod.names.lookup(servers, &lookup.hostname, ipv6).await;
         let mut random = |bound: u64| rand::random_range(0..bound.max(1));
-        let allows = |address| named.allows(address);
-        let picked = pick(&addresses, named.prefers_ipv4, allows, &mut random);
-        let address = picked.ok_or_else(|| not_resolved(named))?;
+        let allows = |address| lookup.allows(address);
+        let picked = pick(&addresses, lookup.prefers_ipv4, allows, &mut random);
+        let address = picked.ok_or_else(|| not_resolved(lookup))?;
         Ok(plan.at(address))
     }
 
@@ -55,7 +55,7 @@ impl Caller<'_> {
             Plan::Plain(endpoint) => self.plain(endpoint.dial).await,
             Plan::Tunnel(endpoint) => self.tunnel(endpoint, story).await,
             Plan::Crossing(crossing) => self.cross(crossing, story).await,
-            Plan::Named(named) => Err(not_resolved(named)),
+            Plan::Named(named) => Err(not_resolved(&named.lookup)),
         }
     }
 
@@ -134,10 +134,9 @@ pub(super) fn only(expected: &[Identity]) -> Option<Identity> {
     }
 }
 
-fn not_resolved(named: &Named) -> Error {
-    let workload = &named.endpoint().workload;
+fn not_resolved(lookup: &Lookup) -> Error {
     Error::NoUpstream(NoUpstream::NameNotResolved {
-        workload: workload.uid.clone(),
-        hostname: Arc::clone(&named.hostname),
+        workload: lookup.workload.clone(),
+        hostname: Arc::clone(&lookup.hostname),
     })
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tulle_model::mesh::Snapshot;
-use tulle_model::upstream::{Crossing, Endpoint, Named, Upstream};
+use tulle_model::upstream::{Crossing, Endpoint, Lookup, Named, Upstream};
 use tulle_model::workload::TunnelProtocol;
 use tulle_model::{Service, Workload, WorkloadUid};
 
@@ -81,7 +81,18 @@ impl Plan {
     pub fn at(self, address: IpAddr) -> Self {
         match self {
             Self::Named(named) => Self::of(named.at(address), SocketAddr::new(address, 0)),
+            Self::Crossing(crossing) => Self::Crossing(Box::new(crossing.at(address))),
             other => other,
+        }
+    }
+
+    /// The host name that has to be looked up before anything can be dialled.
+    #[must_use]
+    pub fn lookup(&self) -> Option<&Lookup> {
+        match self {
+            Self::Named(named) => Some(&named.lookup),
+            Self::Crossing(crossing) => crossing.lookup.as_ref(),
+            Self::Passthrough(_) | Self::Plain(_) | Self::Tunnel(_) => None,
         }
     }
 

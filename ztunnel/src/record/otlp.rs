@@ -2,22 +2,19 @@
 //!
 //! A bounded queue lies between: what the collector does not take in time is dropped and counted; nothing waits for it.
 
-mod message;
-
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 use prost::Message;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
-use tulle_runtime::backoff::Backoff;
+use tulle_proto::otlp::logs::{LogRecord, Logs, ResourceLogs, ScopeLogs};
+use tulle_proto::otlp::{KeyValue, Resource, Scope};
 use tulle_runtime::metrics::Registry;
-use tulle_runtime::{build_info, http_client, tasks};
+use tulle_runtime::telemetry::export::{self, Bounds, Collector, Delivering, DeliveryError};
+use tulle_runtime::{build_info, http_client};
 
-use self::message::{KeyValue, LogRecord, Logs, Resource, ResourceLogs, Scope, ScopeLogs};
 use super::{Fields, Line, Story};
 use crate::config::{Config, LogCollector};
 
@@ -27,19 +24,9 @@ pub const LINES_MAX: usize = 10_000;
 /// Lines of one request.
 const BATCH_LINES_MAX: usize = 512;
 
-/// How long one request may take.
-const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
-
-/// Waits between attempts to deliver the same lines.
-const RETRY_MIN: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_secs(30);
-
 /// Takes lines for the collector. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Exporter {
-    queue: mpsc::Sender<LogRecord>,
-    dropped: Counter,
-}
+pub struct Exporter(export::Exporter<LogRecord>);
 
 impl Exporter {
     /// Starts to export, if the configuration names a collector.
@@ -61,74 +48,34 @@ impl Exporter {
     }
 
     fn start(collector: LogCollector, resource: Resource, dropped: Counter) -> Self {
-        let (queue, lines) = mpsc::channel(LINES_MAX);
-        let delivery = Delivery {
-            collector,
-            resource,
-            dropped: dropped.clone(),
+        let bounds = Bounds {
+            records: LINES_MAX,
+            batch: BATCH_LINES_MAX,
         };
-        tasks::spawn("export-access-lines", delivery.run(lines));
-        Self { queue, dropped }
+        let lines = Lines { collector, resource };
+        Self(export::Exporter::start(
+            "export-access-lines",
+            bounds,
+            lines,
+            dropped,
+        ))
     }
 
     /// Takes a line, or drops and counts it.
     pub(super) fn offer(&self, story: &Story, line: &Line, fields: &Fields) {
-        match self.queue.try_reserve() {
-            Ok(place) => place.send(record(story, line, fields)),
-            Err(_) => {
-                self.dropped.inc();
-            }
-        }
+        self.0.offer(|| record(story, line, fields));
     }
 }
 
 /// The end of the queue.
-struct Delivery {
+struct Lines {
     collector: LogCollector,
     resource: Resource,
-    dropped: Counter,
 }
 
-/// Why lines were not taken.
-#[derive(Debug, thiserror::Error)]
-enum DeliveryError {
-    /// It may take them later.
-    #[error("the collector cannot be reached: {0}")]
-    Unreachable(String),
-    /// It will never take them.
-    #[error("the collector refuses access lines with status {0}")]
-    Refused(StatusCode),
-}
-
-impl Delivery {
-    async fn run(self, mut lines: mpsc::Receiver<LogRecord>) {
-        let mut batch = Vec::with_capacity(BATCH_LINES_MAX);
-        while lines.recv_many(&mut batch, BATCH_LINES_MAX).await > 0 {
-            self.deliver(std::mem::take(&mut batch)).await;
-        }
-    }
-
-    /// Tries until the collector takes the lines, or says that it never will.
-    async fn deliver(&self, lines: Vec<LogRecord>) {
-        let count = u64::try_from(lines.len()).unwrap_or(u64::MAX);
-        let body = Bytes::from(self.request(lines).encode_to_vec());
-        let mut waits = Backoff::new(RETRY_MIN, RETRY_MAX);
-        loop {
-            match self.post(body.clone()).await {
-                Ok(()) => return,
-                Err(error @ DeliveryError::Refused(_)) => {
-                    tracing::warn!(%error, lines = count, "dropped");
-                    self.dropped.inc_by(count);
-                    return;
-                }
-                Err(error) => tracing::debug!(%error, "access lines wait"),
-            }
-            tokio::time::sleep(waits.next()).await;
-        }
-    }
-
-    fn request(&self, log_records: Vec<LogRecord>) -> Logs {
-        Logs {
+impl Collector<LogRecord> for Lines {
+    fn encode(&self, log_records: Vec<LogRecord>) -> Bytes {
+        let logs = Logs {
             resource_logs: vec![ResourceLogs {
                 resource: Some(self.resource.clone()),
                 scope_logs: vec![ScopeLogs {
@@ -138,30 +85,29 @@ impl Delivery {
                     log_records,
                 }],
             }],
-        }
+        };
+        Bytes::from(logs.encode_to_vec())
     }
 
-    async fn post(&self, body: Bytes) -> Result<(), DeliveryError> {
-        let unreachable = |error: &dyn std::fmt::Display| DeliveryError::Unreachable(error.to_string());
-        let posting = async {
-            let stream = TcpStream::connect(&*self.collector.authority).await;
-            let stream = stream.map_err(|error| unreachable(&error))?;
-            let LogCollector { authority, path } = &self.collector;
-            let answer = http_client::post(stream, authority, path, "application/x-protobuf", body).await;
-            Ok::<_, DeliveryError>(answer.map_err(|error| unreachable(&error))?.status())
-        };
-        let status = timeout(REQUEST_TIME_MAX, posting)
-            .await
-            .map_err(|late| unreachable(&late))??;
-        match status {
-            taken if taken.is_success() => Ok(()),
-            // These are the answers that a client may repeat after (OTLP, "Failures").
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Err(unreachable(&status)),
-            refused => Err(DeliveryError::Refused(refused)),
-        }
+    fn post(&self, message: Bytes) -> Delivering {
+        Box::pin(post(self.collector.clone(), message))
+    }
+}
+
+async fn post(collector: LogCollector, body: Bytes) -> Result<(), DeliveryError> {
+    let unreachable = |error: &dyn std::fmt::Display| DeliveryError::Unreachable(error.to_string());
+    let LogCollector { authority, path } = &collector;
+    let stream = TcpStream::connect(&**authority).await;
+    let stream = stream.map_err(|error| unreachable(&error))?;
+    let answer = http_client::post(stream, authority, path, "application/x-protobuf", body).await;
+    match answer.map_err(|error| unreachable(&error))?.status() {
+        taken if taken.is_success() => Ok(()),
+        // These are the answers that a client may repeat after (OTLP, "Failures").
+        status @ (StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT) => Err(unreachable(&status)),
+        refused => Err(DeliveryError::Refused(format!("status {refused}"))),
     }
 }
 

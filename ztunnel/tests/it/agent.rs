@@ -44,14 +44,22 @@ pub(crate) fn namespace() -> Option<NetNs> {
 
 impl Agent {
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With further variables set.
+    async fn start_with(variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("ztunnel.sock");
         let listener = SeqPacketListener::bind(&socket).unwrap();
-        let env = MapEnv::from([
+        let mut env = MapEnv::from([
             ("INPOD_UDS", socket.to_str().unwrap()),
             ("LOCAL_XDS", "workloads: []"),
             ("TULLE_RUN_DIR", folder.path().to_str().unwrap()),
         ]);
+        for (name, value) in variables {
+            env = env.with(name, value);
+        }
         let config = Config {
             process_ports: ProcessPorts {
                 admin: 0,
@@ -366,4 +374,27 @@ async fn a_process_that_drains_leaves_an_agent_that_knows_no_lingering_proxy_alo
         dialled.is_err(),
         "an earlier version would take it for the newest"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_carries_nothing_turns_away_what_the_agents_listeners_caught() {
+    let Some(netns) = namespace() else { return };
+    crate::captured::run(&netns, "ip link set lo up").unwrap();
+    let agent = Agent::start_with(&[("ENABLE_PROXY", "false")]).await;
+    let opened = netns.run(|| PORTS.map(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()));
+    let opened = opened.unwrap();
+    let kinds = [Kind::Outbound, Kind::InboundPlain, Kind::InboundHbone];
+    let fds: Vec<_> = std::iter::once(netns.fd())
+        .chain(opened.iter().map(AsFd::as_fd))
+        .collect();
+    agent.assert_done(add("a", &kinds), &fds).await;
+    for port in PORTS {
+        let outcome = netns.run(move || {
+            let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+            stream.set_read_timeout(Some(SOON))?;
+            std::io::Read::read(&mut stream, &mut [0])
+        });
+        let ended = outcome.unwrap().map_err(|error| error.kind());
+        assert_eq!(ended, Err(std::io::ErrorKind::ConnectionReset), "port {port}");
+    }
 }

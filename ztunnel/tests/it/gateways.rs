@@ -11,7 +11,8 @@ use tulle_model::Identity;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::{ConnectRequest, ConnectResponse, Settings, server};
 
-use crate::outbound::{assert_echoes, assert_reset, call};
+use crate::hostnames::pod_with_names;
+use crate::outbound::{assert_echoes, assert_reset, call, call_of};
 use crate::world::{World, identity};
 
 const HOST: &str = "api.shop.svc.cluster.local";
@@ -185,4 +186,60 @@ async fn without_a_gateway_there_is_no_way() {
     let mut application = call(&world, "10.1.0.1:80".parse().unwrap()).await;
     assert_reset(&mut application).await;
     world.until_counted("tulle_denied_total{code=\"T0508\"").await;
+}
+
+/// As [`seen_from_here`], but of the gateway only a host name is known.
+fn behind_a_name(hostname: &str, port: u16) -> String {
+    format!(
+        "workloads:\n\
+         - {{uid: gw, name: gw-1, namespace: infra, serviceAccount: gw, hostname: {hostname}, protocol: HBONE, \
+            services: {{infra/gw.mesh: {{15008: {port}}}}}}}\n\
+         - {{uid: far, name: far, namespace: shop, network: west, protocol: HBONE, \
+            networkGateway: {{destination: infra/gw.mesh, hboneMtlsPort: 15008}}, services: {{shop/{HOST}: {{}}}}}}\n\
+         services:\n\
+         - {{name: gw, namespace: infra, hostname: gw.mesh, vips: [/10.1.0.9], ports: {{15008: {port}}}}}\n\
+         - {{name: api, namespace: shop, hostname: {HOST}, vips: [/10.1.0.1], ports: {{80: 8080}}, \
+            subjectAltNames: [\"{API}\"]}}\n",
+    )
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_known_by_a_host_name_is_looked_up() {
+    let world = World::start("").await;
+    let far = far_end(&world.ca).await;
+    let gateway = Gateway::start(&world.ca, &identity("infra", "gw"), far.hbone).await;
+    let (pod, _drain) = pod_with_names(&world).await;
+    world.apply(&behind_a_name("db.example.com", gateway.address.port()));
+    let mut application = call_of(&pod, "10.1.0.1:80".parse().unwrap()).await;
+    assert_echoes(&mut application, b"by name, across networks").await;
+    assert_eq!(gateway.asked.lock().len(), 1);
+
+    world.apply(&behind_a_name("gone.example.com", gateway.address.port()));
+    let mut application = call_of(&pod, "10.1.0.1:80".parse().unwrap()).await;
+    assert_reset(&mut application).await;
+    world.until_counted("tulle_denied_total{code=\"T0701\"").await;
+}
+
+#[tokio::test]
+async fn a_waypoint_that_is_known_by_a_host_name_is_looked_up() {
+    let world = World::start("").await;
+    let waypoint = Gateway::start(&world.ca, &identity("infra", "wp"), world.echo).await;
+    let (pod, _drain) = pod_with_names(&world).await;
+    world.apply(&format!(
+        "workloads:\n\
+         - {{uid: wp, name: wp-1, namespace: infra, serviceAccount: wp, hostname: db.example.com, protocol: HBONE, \
+            services: {{infra/wp.mesh: {{15008: {port}}}}}}}\n\
+         services:\n\
+         - {{name: wp, namespace: infra, hostname: wp.mesh, vips: [/10.1.0.8], ports: {{15008: {port}}}}}\n\
+         - {{name: api, namespace: shop, hostname: {HOST}, vips: [/10.1.0.1], ports: {{80: 8080}}, \
+            waypoint: {{destination: infra/wp.mesh, hboneMtlsPort: 15008}}}}\n",
+        port = waypoint.address.port()
+    ));
+    let mut application = call_of(&pod, "10.1.0.1:80".parse().unwrap()).await;
+    assert_echoes(&mut application, b"by name, through a waypoint").await;
+    assert_eq!(
+        waypoint.asked.lock()[0].1.authority,
+        "10.1.0.1:80",
+        "what was addressed"
+    );
 }

@@ -39,7 +39,7 @@ async fn name_server() -> SocketAddr {
 }
 
 /// The pod `shop/web-1` of a running world, with name servers of its own.
-async fn pod_with_names(world: &World) -> (Arc<Pod>, DrainTrigger) {
+pub(crate) async fn pod_with_names(world: &World) -> (Arc<Pod>, DrainTrigger) {
     let (served, _) = world.app.dedicated().unwrap();
     let resolver = ResolvConf {
         servers: vec![name_server().await],

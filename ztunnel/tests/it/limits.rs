@@ -48,6 +48,16 @@ async fn a_workload_has_no_more_connections_than_it_may() {
 }
 
 #[tokio::test]
+async fn a_call_of_a_workload_to_itself_takes_one_place() {
+    let world = World::start_with("", &[("TULLE_MAX_CONNECTIONS_PER_WORKLOAD", "1")]).await;
+    let mut itself = call(&world, world.echo).await;
+    assert_echoes(&mut itself, b"to myself").await;
+    world.until_counted("tulle_same_node_connections_total 1").await;
+    let mut second = call(&world, world.echo).await;
+    assert_reset(&mut second).await;
+}
+
+#[tokio::test]
 async fn handshakes_that_are_under_way_are_bounded() {
     let world = World::start("").await;
     let (pod, _) = world.app.dedicated().unwrap();

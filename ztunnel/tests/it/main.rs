@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agent;
+mod application_tunnel;
 mod captured;
 mod corpus;
 mod dedicated;

@@ -152,3 +152,17 @@ async fn a_workload_that_is_denied_itself_reaches_nobody() {
     let mut application = call(&world, destination).await;
     assert_reset(&mut application).await;
 }
+
+#[tokio::test]
+async fn a_denied_node_cuts_what_its_workloads_have_open_among_themselves() {
+    let world = World::start_with("node: here", &[("NODE_NAME", "here")]).await;
+    let mut application = call(&world, world.echo).await;
+    crate::outbound::assert_echoes(&mut application, b"within one process").await;
+    world.until_counted("tulle_same_node_connections_total 1").await;
+    deny(&world, Subject::Node("elsewhere".into()));
+    crate::outbound::assert_echoes(&mut application, b"another node").await;
+    deny(&world, Subject::Node("here".into()));
+    assert_reset(&mut application).await;
+    let mut application = call(&world, world.echo).await;
+    assert_reset(&mut application).await;
+}

@@ -83,19 +83,9 @@ impl HeldCa {
     /// Everything that was issued or held, to be written down. It contains the keys.
     #[must_use]
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut bytes = Zeroizing::new(MAGIC.to_vec());
         let found = self.found.lock();
         let issued = self.issued.lock();
-        let all = issued.iter().chain(found.iter());
-        for (identity, entry) in all.take(HELD_IDENTITIES_MAX) {
-            field(&mut bytes, identity.to_string().as_bytes());
-            field(&mut bytes, &entry.key);
-            for list in [&entry.chain, &entry.roots] {
-                bytes.extend(length(list.len()));
-                list.iter().for_each(|der| field(&mut bytes, der));
-            }
-        }
-        bytes
+        written(issued.iter().chain(found.iter()).take(HELD_IDENTITIES_MAX))
     }
 
     fn note(&self, identity: &Identity, entry: Entry) {
@@ -146,6 +136,36 @@ fn length(length: usize) -> [u8; 4] {
 fn field(bytes: &mut Vec<u8>, field: &[u8]) {
     bytes.extend(length(field.len()));
     bytes.extend(field);
+}
+
+fn written<'a>(entries: impl Iterator<Item = (&'a Identity, &'a Entry)>) -> Zeroizing<Vec<u8>> {
+    let mut bytes = Zeroizing::new(MAGIC.to_vec());
+    for (identity, entry) in entries {
+        field(&mut bytes, identity.to_string().as_bytes());
+        field(&mut bytes, &entry.key);
+        for list in [&entry.chain, &entry.roots] {
+            bytes.extend(length(list.len()));
+            list.iter().for_each(|der| field(&mut bytes, der));
+        }
+    }
+    bytes
+}
+
+/// Whatever is read is bounded, and written down is read as the same again.
+///
+/// # Panics
+/// When that does not hold.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Some(found) = parse(bytes) else { return };
+    assert!(found.len() <= HELD_IDENTITIES_MAX);
+    let held: usize = found.values().map(|entry| entry.key.len()).sum();
+    assert!(held <= bytes.len(), "nothing is made up");
+    let sorted: BTreeMap<_, _> = found.iter().collect();
+    let first = written(sorted.into_iter());
+    let again = parse(&first).expect("what we write down can be read");
+    let sorted: BTreeMap<_, _> = again.iter().collect();
+    assert_eq!(written(sorted.into_iter()), first);
 }
 
 fn parse(bytes: &[u8]) -> Option<HashMap<Identity, Entry>> {

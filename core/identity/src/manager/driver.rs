@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::timeout;
 use tulle_model::identity::Identity;
 
-use super::Shared;
+use super::{Shared, State};
 use crate::ca::CaError;
 use crate::certificate::WorkloadCertificate;
 use crate::schedule::Failure;
@@ -46,10 +46,38 @@ fn plan(shared: &Shared) -> (Vec<Identity>, Duration) {
     shared
         .metrics
         .outage_budget(state.schedule.first_expiry(now.wall));
+    shared.metrics.overdue(sound_alarms(&mut state, now.wall));
     (
         due,
         state.schedule.wake_in(now).unwrap_or(SLEEP_MAX).min(SLEEP_MAX),
     )
+}
+
+/// Says once of each certificate that it is overdue; how many are.
+fn sound_alarms(state: &mut State, now: SystemTime) -> usize {
+    let State { schedule, slots } = state;
+    let mut overdue = 0;
+    for (identity, slot) in slots.iter_mut() {
+        if !schedule.is_retained(identity) || !slot.is_overdue(now) {
+            slot.alarmed = false;
+            continue;
+        }
+        overdue += 1;
+        if !std::mem::replace(&mut slot.alarmed, true) {
+            let left = slot.current.as_ref().map(|current| current.not_after());
+            let left = left
+                .and_then(|end| end.duration_since(now).ok())
+                .unwrap_or_default();
+            let last = slot.last.as_ref().map(ToString::to_string).unwrap_or_default();
+            tracing::error!(
+                %identity,
+                left_seconds = left.as_secs(),
+                last,
+                "less than a third of a certificate's life is left and it is not renewed; its workloads are cut off when it ends"
+            );
+        }
+    }
+    overdue
 }
 
 /// One request, whose end is recorded even if it panics.
@@ -102,6 +130,7 @@ impl Attempt {
         self.shared.metrics.issued(&self.identity, not_after);
         let slot = state.slots.entry(self.identity.clone()).or_default();
         slot.current = Some(certificate);
+        slot.since = Some(now.wall);
         slot.last = None;
         slot.ended.notify_waiters();
     }

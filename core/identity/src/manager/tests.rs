@@ -317,3 +317,35 @@ async fn the_store_ends_with_its_last_handle() {
     settle().await;
     assert!(shared.upgrade().is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_is_not_renewed_raises_an_alarm_with_a_third_of_its_life_left() {
+    let world = world();
+    let overdue = || {
+        let text = world.registry.encode();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("tulle_cert_overdue "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    world.secrets.retain(&id("web"));
+    settle().await;
+    let end = world.secrets.current(&id("web")).unwrap().not_after();
+    let life = end
+        .duration_since(world.secrets.shared().options.clock.now())
+        .unwrap();
+    world.ca.set_away(true);
+    pass(life * 3 / 5).await;
+    assert_eq!(overdue(), 0, "due, and not yet alarming");
+    pass(life / 10).await;
+    assert_eq!(overdue(), 1);
+    world.ca.set_away(false);
+    pass(Duration::from_secs(200)).await;
+    assert_eq!(overdue(), 0, "renewed");
+    world.ca.set_away(true);
+    pass(life * 4 / 5).await;
+    assert_eq!(overdue(), 1);
+    world.secrets.release(&id("web"));
+    settle().await;
+    assert_eq!(overdue(), 0, "nobody needs it any more");
+}

@@ -22,13 +22,13 @@ pub fn canonical_net(net: IpNet) -> IpNet {
 
 /// Addresses of any of several ranges: sorted, merged, found by bisection.
 #[derive(Debug, Default)]
-pub(super) struct IpSet {
+pub(crate) struct IpSet {
     v4: Vec<(u32, u32)>,
     v6: Vec<(u128, u128)>,
 }
 
 impl IpSet {
-    pub(super) fn new(nets: &[IpNet]) -> Self {
+    pub(crate) fn new(nets: &[IpNet]) -> Self {
         let mut set = Self::default();
         for net in nets {
             match canonical_net(*net) {
@@ -41,7 +41,7 @@ impl IpSet {
         set
     }
 
-    pub(super) fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         match address.to_canonical() {
             IpAddr::V4(address) => within(&self.v4, address.into()),
             IpAddr::V6(address) => within(&self.v6, address.into()),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::by_source::BySource;
 use super::cidr::IpSet;
 use super::policy::{Action, Authorization, Clause, Match, Rule};
 use super::text::{PrincipalSet, TextSet};
@@ -107,13 +108,25 @@ impl Policy {
 #[derive(Debug)]
 pub(crate) struct Matcher {
     rules: Vec<CompiledRule>,
+    /// For a policy of [`RULES_INDEXED_FROM`] rules or more.
+    by_source: Option<BySource>,
     match_peer: bool,
 }
 
+/// Fewer rules than these are walked faster than looked up.
+const RULES_INDEXED_FROM: usize = 16;
+
 impl Matcher {
     pub(crate) fn new(policy: &Authorization) -> Self {
+        Self::indexed_from(RULES_INDEXED_FROM, policy)
+    }
+
+    /// As [`Self::new`], with another number of rules from which on they are looked up.
+    pub(crate) fn indexed_from(count: usize, policy: &Authorization) -> Self {
+        let rules = &policy.rules;
         Self {
-            rules: policy.rules.iter().map(CompiledRule::new).collect(),
+            by_source: (rules.len() >= count).then(|| BySource::new(rules)),
+            rules: rules.iter().map(CompiledRule::new).collect(),
             match_peer: policy.match_peer,
         }
     }
@@ -121,9 +134,11 @@ impl Matcher {
     /// The index of the first rule that matches.
     pub(crate) fn first_match(&self, connection: &Connection) -> Option<usize> {
         let subject = Subject::of(connection, self.match_peer);
-        self.rules
-            .iter()
-            .position(|rule| rule.matches(&subject, connection))
+        let matches = |rule: &CompiledRule| rule.matches(&subject, connection);
+        match &self.by_source {
+            Some(index) => index.first(connection.source_ip, |position| matches(&self.rules[position])),
+            None => self.rules.iter().position(matches),
+        }
     }
 }
 

@@ -6,13 +6,13 @@ use crate::name::Str;
 
 /// Patterns for a plain text.
 #[derive(Debug, Default)]
-pub(super) struct TextSet {
+pub(crate) struct TextSet {
     exact: Vec<Str>,
     affixes: Affixes,
 }
 
 impl TextSet {
-    pub(super) fn new(patterns: &[StringMatch]) -> Self {
+    pub(crate) fn new(patterns: &[StringMatch]) -> Self {
         let mut exact = exacts(patterns);
         exact.sort_unstable();
         Self {
@@ -21,25 +21,29 @@ impl TextSet {
         }
     }
 
-    pub(super) fn contains(&self, text: &str) -> bool {
-        self.exact.binary_search_by(|one| (**one).cmp(text)).is_ok()
-            || (self.affixes.presence && !text.is_empty())
-            || self
-                .affixes
-                .prefixes
-                .iter()
-                .any(|prefix| text.starts_with(&**prefix))
-            || self
-                .affixes
-                .suffixes
-                .iter()
-                .any(|suffix| text.ends_with(&**suffix))
+    pub(crate) fn contains(&self, text: &str) -> bool {
+        self.contains_bytes(text.as_bytes())
+    }
+
+    /// As [`Self::contains`], for what need not be text, such as the value of a header field.
+    pub(crate) fn contains_bytes(&self, text: &[u8]) -> bool {
+        let Affixes {
+            prefixes,
+            suffixes,
+            presence,
+        } = &self.affixes;
+        self.exact
+            .binary_search_by(|one| one.as_bytes().cmp(text))
+            .is_ok()
+            || (*presence && !text.is_empty())
+            || prefixes.iter().any(|prefix| text.starts_with(prefix.as_bytes()))
+            || suffixes.iter().any(|suffix| text.ends_with(suffix.as_bytes()))
     }
 }
 
 /// Patterns for the principal of an identity.
 #[derive(Debug, Default)]
-pub(super) struct PrincipalSet {
+pub(crate) struct PrincipalSet {
     /// Exact patterns in the form of an identity.
     exact: Vec<Identity>,
     /// Exact patterns in any other form, which only an unusual identity can equal.
@@ -48,7 +52,7 @@ pub(super) struct PrincipalSet {
 }
 
 impl PrincipalSet {
-    pub(super) fn new(patterns: &[StringMatch]) -> Self {
+    pub(crate) fn new(patterns: &[StringMatch]) -> Self {
         let mut set = Self {
             affixes: Affixes::new(patterns),
             ..Self::default()
@@ -63,7 +67,7 @@ impl PrincipalSet {
         set
     }
 
-    pub(super) fn contains(&self, identity: &Identity) -> bool {
+    pub(crate) fn contains(&self, identity: &Identity) -> bool {
         let principal = Principal::new(identity);
         // Every principal holds at least its fixed words, so presence is certain.
         self.affixes.presence

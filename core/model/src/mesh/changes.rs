@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Snapshot;
 use crate::authz::policy::Scope;
-use crate::name::{NamespacedHostname, NamespacedName, WorkloadUid};
+use crate::name::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
+use crate::policy::On;
+use crate::waypoint::FrontOf;
 use crate::workload::Workload;
 
 /// What one applied batch may have changed.
@@ -20,6 +22,18 @@ pub struct Changes {
     pub everything: bool,
     /// What is known of a trust domain moved: roots, aliases or the deny-list.
     pub trust: bool,
+    /// The settings of a waypoint came, went or changed.
+    pub settings: bool,
+    /// What waypoints came to stand in front of, or no longer do, or in another way.
+    pub fronts: Vec<FrontOf>,
+    /// Rules of routes came, went or changed.
+    pub routes: bool,
+    /// Services whose routes changed: the parents that a changed rule had before or has now.
+    pub routes_of: Vec<NamespacedHostname>,
+    /// What policies of waypoints that changed were attached to before, or are now.
+    pub policies_on: Vec<On>,
+    /// Names of the policies of waypoints that came, went or changed.
+    pub waypoint_policies: Vec<Str>,
     /// The generation of the snapshot that holds the batch.
     pub generation: u64,
 }
@@ -33,6 +47,17 @@ impl Changes {
             && self.workloads.is_empty()
             && self.services.is_empty()
             && self.policies.is_empty()
+            && !self.concerns_waypoints()
+    }
+
+    /// Whether settings, fronts, routes or policies of waypoints changed.
+    #[must_use]
+    pub fn concerns_waypoints(&self) -> bool {
+        self.settings
+            || self.routes
+            || !self.fronts.is_empty()
+            || !self.routes_of.is_empty()
+            || !self.waypoint_policies.is_empty()
     }
 
     /// Whether what was decided for this workload has to be decided again.
@@ -50,11 +75,48 @@ pub(super) struct Collector {
     /// With the scopes a policy had before or has now.
     policies: BTreeMap<NamespacedName, Vec<Scope>>,
     trust: bool,
+    settings: bool,
+    routes: bool,
+    fronts: BTreeSet<FrontOf>,
+    routes_of: BTreeSet<NamespacedHostname>,
+    policies_on: BTreeSet<On>,
+    waypoint_policies: BTreeSet<Str>,
 }
 
 impl Collector {
     pub(super) fn is_empty(&self) -> bool {
-        !self.trust && self.workloads.is_empty() && self.services.is_empty() && self.policies.is_empty()
+        !self.trust
+            && !self.settings
+            && !self.routes
+            && self.workloads.is_empty()
+            && self.services.is_empty()
+            && self.policies.is_empty()
+            && self.fronts.is_empty()
+            && self.waypoint_policies.is_empty()
+    }
+
+    pub(super) fn settings(&mut self) {
+        self.settings = true;
+    }
+
+    pub(super) fn front(&mut self, object: FrontOf) {
+        self.fronts.insert(object);
+    }
+
+    pub(super) fn route(&mut self) {
+        self.routes = true;
+    }
+
+    pub(super) fn routes_of(&mut self, parent: NamespacedHostname) {
+        self.routes_of.insert(parent);
+    }
+
+    pub(super) fn policies_on(&mut self, on: On) {
+        self.policies_on.insert(on);
+    }
+
+    pub(super) fn waypoint_policy(&mut self, name: Str) {
+        self.waypoint_policies.insert(name);
     }
 
     pub(super) fn workload(&mut self, changed: bool, uid: WorkloadUid) {
@@ -83,6 +145,12 @@ impl Collector {
             services,
             policies,
             trust,
+            settings,
+            routes,
+            fronts,
+            routes_of,
+            policies_on,
+            waypoint_policies,
         } = self;
         let mut everything = false;
         for (key, scopes) in &policies {
@@ -99,6 +167,12 @@ impl Collector {
             policies: policies.into_keys().collect(),
             everything,
             trust,
+            settings,
+            routes,
+            fronts: fronts.into_iter().collect(),
+            routes_of: routes_of.into_iter().collect(),
+            policies_on: policies_on.into_iter().collect(),
+            waypoint_policies: waypoint_policies.into_iter().collect(),
             generation: next.generation,
         }
     }

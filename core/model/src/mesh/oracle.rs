@@ -28,7 +28,8 @@ impl Plain {
             MeshUpdate::RemoveWorkload(uid) => drop(self.workloads.remove(&uid)),
             MeshUpdate::RemoveService(key) => drop(self.services.remove(&key)),
             MeshUpdate::RemovePolicy(key) => drop(self.policies.remove(&key)),
-            MeshUpdate::Trust(_) | MeshUpdate::RemoveTrust(_) => {}
+            // No lookup of workloads and services depends on the others.
+            _ => {}
         }
     }
 

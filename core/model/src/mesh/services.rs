@@ -88,6 +88,17 @@ impl Services {
         choose(client_namespace, self.by_hostname.get(hostname)?)
     }
 
+    pub(super) fn all_by_hostname(
+        &self,
+        client_namespace: &str,
+        hostname: &str,
+    ) -> impl Iterator<Item = &Arc<Service>> {
+        let sharers = self.by_hostname.get(hostname).into_iter();
+        sharers
+            .flat_map(Sharers::values)
+            .filter(move |service| visible(client_namespace, service))
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.by_key.values()
     }

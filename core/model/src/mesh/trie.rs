@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 /// Values by range, of both families.
 #[derive(Debug, Clone)]
-pub(super) struct Trie<V> {
+pub(crate) struct Trie<V> {
     v4: Link<V>,
     v6: Link<V>,
     size: usize,
@@ -20,7 +20,7 @@ pub(super) struct Trie<V> {
 type Link<V> = Option<Arc<Node<V>>>;
 
 /// Found values, the longest range first; rarely more than a few.
-pub(super) type Found<'a, V> = SmallVec<[&'a V; 4]>;
+pub(crate) type Found<'a, V> = SmallVec<[&'a V; 4]>;
 
 #[derive(Debug)]
 struct Node<V> {
@@ -49,7 +49,7 @@ impl<V> Default for Trie<V> {
 
 impl<V: Clone> Trie<V> {
     /// Replaces the value of a range by what `change` makes of it; `None` removes it.
-    pub(super) fn alter(&mut self, range: IpNet, change: impl FnOnce(Option<&V>) -> Option<V>) {
+    pub(crate) fn alter(&mut self, range: IpNet, change: impl FnOnce(Option<&V>) -> Option<V>) {
         let prefix = Prefix::of(range.addr(), range.prefix_len());
         let root = match range {
             IpNet::V4(_) => &mut self.v4,
@@ -72,7 +72,7 @@ impl<V: Clone> Trie<V> {
     }
 
     /// What the ranges hold that hold an address.
-    pub(super) fn holding(&self, address: IpAddr) -> Found<'_, V> {
+    pub(crate) fn holding(&self, address: IpAddr) -> Found<'_, V> {
         let (mut link, address) = match address {
             IpAddr::V4(_) => (&self.v4, Prefix::of(address, 32)),
             IpAddr::V6(_) => (&self.v6, Prefix::of(address, 128)),
@@ -93,13 +93,13 @@ impl<V: Clone> Trie<V> {
     }
 
     /// Whether there is no range.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.size == 0
     }
 
     /// How many ranges there are.
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.size
     }
 }

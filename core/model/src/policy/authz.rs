@@ -6,6 +6,22 @@ use crate::authz::ServiceAccountMatch;
 use crate::authz::policy::StringMatch;
 use crate::name::Str;
 
+pub mod attributes;
+pub mod compile;
+pub mod evaluate;
+pub mod explain;
+mod field;
+mod index;
+pub mod path;
+#[cfg(any(test, feature = "testing"))]
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use attributes::{Attributes, Claim, Token};
+pub use compile::Authorizer;
+pub use evaluate::{Because, Denial, DryRun, Matched, Verdict};
+
 /// One authorization policy.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -124,4 +140,22 @@ pub struct When {
     pub values: Values<StringMatch>,
     /// Its values, where the attribute is an address.
     pub ips: Values<IpNet>,
+}
+
+impl Authz {
+    /// Whether it asks for anything that only a request has. A port it applies to is one of HTTP, so that no client can
+    /// keep its requests from being read.
+    #[must_use]
+    pub fn reads_requests(&self) -> bool {
+        self.action == Action::Custom || self.rules.iter().any(Rule::reads_requests)
+    }
+}
+
+impl Rule {
+    fn reads_requests(&self) -> bool {
+        let source = |from: &From| !from.request_principals.is_empty();
+        let operation = |to: &To| !(to.hosts.is_empty() && to.methods.is_empty() && to.paths.is_empty());
+        let when = |when: &When| when.key.starts_with("request.");
+        self.from.iter().any(source) || self.to.iter().any(operation) || self.when.iter().any(when)
+    }
 }

@@ -110,24 +110,26 @@ impl Search<'_> {
 
 /// The target port, if the endpoint may be chosen at all.
 fn usable(key: &NamespacedHostname, class: &Class<'_>, endpoint: &Workload) -> Option<u16> {
-    let Class { service, source, .. } = class;
-    let health = service
-        .load_balancing
-        .as_ref()
-        .map(|balancing| balancing.health_policy);
+    let balancing = class.service.load_balancing.as_ref();
+    let health = balancing.map(|balancing| balancing.health_policy);
     let healthy = endpoint.status == HealthStatus::Healthy || health == Some(HealthPolicy::AllowAll);
+    (healthy && endpoint.capacity > 0)
+        .then(|| reachable(key, class, endpoint))
+        .flatten()
+}
+
+/// The target port, if the endpoint serves the port and there is an address or a name to reach it by.
+pub(super) fn reachable(key: &NamespacedHostname, class: &Class<'_>, endpoint: &Workload) -> Option<u16> {
+    let Class { service, source, .. } = class;
     let has_name = endpoint.addresses.is_empty() && !endpoint.hostname.is_empty();
     let has_address = endpoint
         .addresses
         .iter()
         .any(|ip| address::allows(service.ip_families, *ip));
     let has_gateway = endpoint.network != source.network && endpoint.network_gateway.is_some();
-    let allowed = endpoint.capacity > 0 && healthy && (has_address || has_name || has_gateway);
-    if allowed {
-        target_port(key, class, endpoint)
-    } else {
-        None
-    }
+    (has_address || has_name || has_gateway)
+        .then(|| target_port(key, class, endpoint))
+        .flatten()
 }
 
 /// The endpoint's own mapping, else the service's port, else what a waypoint's application tunnel makes of it.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::balance::{Chosen, Purpose};
-use super::{NoUpstream, Search, Upstream, address, expected};
+use super::{Lookup, NoUpstream, Search, Upstream, address, expected, named};
 use crate::gateway::{GatewayAddress, GatewayDestination};
 use crate::identity::Identity;
 use crate::service::Service;
@@ -15,8 +15,10 @@ use crate::workload::Workload;
 pub struct Crossing {
     /// The gateway.
     pub gateway: Arc<Workload>,
-    /// Where TCP goes.
+    /// Where TCP goes; the address says nothing while there is a [`Self::lookup`].
     pub dial: SocketAddr,
+    /// What has to be looked up first, where the gateway has a host name only.
+    pub lookup: Option<Lookup>,
     /// The identities the gateway may present.
     pub gateway_identities: Vec<Identity>,
     /// The workload that was chosen on the other network: an endpoint, a waypoint, or what stands for all of them.
@@ -35,6 +37,25 @@ impl Crossing {
     pub fn authority(&self) -> String {
         format!("{}:{}", self.service.hostname, self.port)
     }
+
+    /// The same, now that an address of the gateway is known.
+    #[must_use]
+    pub fn at(self, address: IpAddr) -> Self {
+        Self {
+            dial: SocketAddr::new(address, self.dial.port()),
+            lookup: None,
+            ..self
+        }
+    }
+}
+
+/// One instance of a network gateway.
+struct Entry {
+    instance: Chosen,
+    /// Where it is, or how to find out.
+    address: Result<IpAddr, Lookup>,
+    /// The service it was found through.
+    service: Option<Arc<Service>>,
 }
 
 impl Search<'_> {
@@ -50,11 +71,14 @@ impl Search<'_> {
             network: workload.network.clone(),
         };
         let gateway = workload.network_gateway.as_ref().ok_or_else(no_gateway)?;
-        let (instance, address, found_through) = self.entry(gateway)?.ok_or_else(no_gateway)?;
+        let entry = self.entry(gateway)?.ok_or_else(no_gateway)?;
+        let at = entry.address.as_ref().map_or(named::UNKNOWN, |address| *address);
+        let gateway = entry.instance;
         Ok(Upstream::Gateway(Box::new(Crossing {
-            dial: SocketAddr::new(address, instance.target_port),
-            gateway_identities: expected(&instance.workload, found_through.as_ref()),
-            gateway: instance.workload,
+            dial: SocketAddr::new(at, gateway.target_port),
+            lookup: entry.address.err(),
+            gateway_identities: expected(&gateway.workload, entry.service.as_ref()),
+            gateway: gateway.workload,
             service: Arc::clone(service),
             port: self.destination.port(),
             expected: answers.subject_alt_names.clone(),
@@ -62,16 +86,8 @@ impl Search<'_> {
         })))
     }
 
-    /// One instance of a network gateway, its address, and the service it was found through. It is dialled
-    /// directly, whatever network it is described in.
-    #[expect(
-        clippy::type_complexity,
-        reason = "three parts of one answer, taken apart at once"
-    )]
-    fn entry(
-        &mut self,
-        gateway: &GatewayAddress,
-    ) -> Result<Option<(Chosen, IpAddr, Option<Arc<Service>>)>, NoUpstream> {
+    /// One instance of a gateway. It is dialled directly, whatever network it is described in.
+    fn entry(&mut self, gateway: &GatewayAddress) -> Result<Option<Entry>, NoUpstream> {
         let port = gateway.hbone_mtls_port;
         let (service, requested) = match &gateway.destination {
             GatewayDestination::Hostname(key) => (self.snapshot.service(key).cloned(), self.destination.ip()),
@@ -81,25 +97,26 @@ impl Search<'_> {
             }
         };
         if let Some(service) = service {
-            let chosen = self.draw(&service, port, Purpose::Gateway)?;
-            let unresolved = || NoUpstream::NameNotResolved {
-                workload: chosen.workload.uid.clone(),
-                hostname: chosen.workload.hostname.clone(),
-            };
-            let address = address::choose(&chosen.workload, requested, service.ip_families);
-            let address = address.ok_or_else(unresolved)?;
-            return Ok(Some((chosen, address, Some(service))));
+            let instance = self.draw(&service, port, Purpose::Gateway)?;
+            let address = address::choose(&instance.workload, requested, service.ip_families);
+            let lookup = || Lookup::new(&instance.workload, service.ip_families, requested);
+            return Ok(Some(Entry {
+                address: address.ok_or_else(lookup),
+                instance,
+                service: Some(service),
+            }));
         }
         let GatewayDestination::Address(at) = &gateway.destination else {
             return Ok(None);
         };
         let found = self.snapshot.workload_by_address(at);
-        Ok(found.map(|workload| {
-            let chosen = Chosen {
+        Ok(found.map(|workload| Entry {
+            instance: Chosen {
                 workload,
                 target_port: port,
-            };
-            (chosen, at.address, None)
+            },
+            address: Ok(at.address),
+            service: None,
         }))
     }
 }

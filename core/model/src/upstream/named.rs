@@ -3,18 +3,45 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{Endpoint, Upstream, address, direct_dial};
-use crate::name::Str;
+use crate::name::{Str, WorkloadUid};
 use crate::service::IpFamilies;
+use crate::workload::Workload;
 
-/// A next hop without an address.
+/// The host name of a workload that has no address, and which of its addresses will do.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Named {
+pub struct Lookup {
+    /// Whose it is.
+    pub workload: WorkloadUid,
     /// What is to be looked up.
     pub hostname: Str,
     /// Whether an IPv4 address is preferred: the caller's family is kept where possible.
     pub prefers_ipv4: bool,
     /// Which addresses may be used at all.
     families: IpFamilies,
+}
+
+impl Lookup {
+    pub(super) fn new(workload: &Workload, families: IpFamilies, requested: IpAddr) -> Self {
+        Self {
+            workload: workload.uid.clone(),
+            hostname: workload.hostname.clone(),
+            prefers_ipv4: requested.is_ipv4(),
+            families,
+        }
+    }
+
+    /// Whether an address of the name may be used.
+    #[must_use]
+    pub fn allows(&self, address: IpAddr) -> bool {
+        address::allows(self.families, address)
+    }
+}
+
+/// A next hop without an address.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Named {
+    /// What is to be looked up.
+    pub lookup: Lookup,
     /// All else; its addresses say nothing yet.
     endpoint: Endpoint,
     /// A waypoint is asked for the original destination, which is known.
@@ -32,9 +59,7 @@ impl Named {
         is_waypoint: bool,
     ) -> Self {
         Self {
-            hostname: endpoint.workload.hostname.clone(),
-            prefers_ipv4: requested.is_ipv4(),
-            families,
+            lookup: Lookup::new(&endpoint.workload, families, requested),
             endpoint,
             is_waypoint,
         }
@@ -44,12 +69,6 @@ impl Named {
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
-    }
-
-    /// Whether an address of the name may be used.
-    #[must_use]
-    pub fn allows(&self, address: IpAddr) -> bool {
-        address::allows(self.families, address)
     }
 
     /// The next hop, now that an address of the name is known.

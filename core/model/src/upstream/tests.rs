@@ -258,8 +258,8 @@ fn an_endpoint_with_a_host_name_only_is_looked_up_in_the_callers_family() {
     let Ok(Upstream::Named(named)) = route(mesh, "10.96.0.1:80") else {
         panic!("no name");
     };
-    assert_eq!(&*named.hostname, "db.example.com");
-    assert!(named.prefers_ipv4);
+    assert_eq!(&*named.lookup.hostname, "db.example.com");
+    assert!(named.lookup.prefers_ipv4);
     let Upstream::Direct(endpoint) = named.at("192.0.2.7".parse().unwrap()) else {
         panic!("not direct");
     };
@@ -280,5 +280,7 @@ fn addresses_of_a_name_are_those_the_service_allows() {
     let Ok(Upstream::Named(named)) = route(mesh, "10.96.0.1:80") else {
         panic!("no name");
     };
-    assert!(named.allows("fd00::1".parse().unwrap()) && !named.allows("192.0.2.7".parse().unwrap()));
+    assert!(
+        named.lookup.allows("fd00::1".parse().unwrap()) && !named.lookup.allows("192.0.2.7".parse().unwrap())
+    );
 }

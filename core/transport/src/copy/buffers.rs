@@ -44,7 +44,7 @@ pub(super) fn lent() -> usize {
 
 /// A step of buffer sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Size {
+pub(crate) enum Size {
     /// 1 KiB.
     Small = 0,
     /// 16 KiB.
@@ -61,14 +61,14 @@ impl Size {
 
 /// A lent buffer, empty or with one read in it. Given back when dropped.
 #[derive(Debug)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     bytes: Vec<u8>,
     size: Size,
 }
 
 impl Buffer {
     /// An empty buffer.
-    pub(super) fn lend(size: Size) -> Self {
+    pub(crate) fn lend(size: Size) -> Self {
         let shelf = size.shelf();
         let kept = shelf.kept.lock().pop();
         LENT.fetch_add(shelf.size, Ordering::Relaxed);
@@ -83,13 +83,13 @@ impl Buffer {
     }
 
     /// Where to read to.
-    pub(super) fn room(&mut self) -> impl BufMut {
+    pub(crate) fn room(&mut self) -> impl BufMut {
         let left = self.size.shelf().size - self.bytes.len();
         (&mut self.bytes).limit(left)
     }
 
     /// What was read; and the buffer again, if it is not needed for that.
-    pub(super) fn take(mut self) -> (Bytes, Option<Self>) {
+    pub(crate) fn take(mut self) -> (Bytes, Option<Self>) {
         if self.bytes.len() > COPIED_MAX || self.size == Size::Small {
             return (Bytes::from_owner(self), None);
         }

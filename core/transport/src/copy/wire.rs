@@ -16,7 +16,7 @@ use super::backlog::Backlog;
 use super::buffers::{Buffer, Size};
 use super::direction::Fault;
 use crate::hbone::{HboneReader, HboneStream, HboneWriter, ResetCode, StreamError};
-use crate::socket::{Keepalive, classify, set_rst, tighten_keepalive};
+use crate::socket::{Keepalive, classify, set_fin, set_rst, tighten_keepalive};
 
 /// Chunks handed to the kernel in one call.
 const SLICES_MAX: usize = 16;
@@ -111,13 +111,25 @@ enum Reading {
 }
 
 impl TcpWire {
+    /// From here to an orderly close the kernel answers for us: should the process die, the peer gets RST and not a
+    /// FIN that looks like the end of what was to be said.
     pub(super) fn new(stream: TcpStream) -> Self {
+        // A socket that cannot be set is about to say so itself.
+        let _ = set_rst(&stream);
         let (read, write) = stream.into_split();
         Self {
             read: Reading::Open(read),
             write: Some(write),
             buffer: None,
             step: Step::default(),
+        }
+    }
+
+    /// What the kernel sends then is decided before.
+    fn drop_halves(&mut self) {
+        self.read = Reading::Over;
+        if let Some(write) = self.write.take() {
+            write.forget();
         }
     }
 
@@ -232,17 +244,17 @@ impl Wire for TcpWire {
     }
 
     fn close(&mut self) {
-        self.read = Reading::Over;
-        if let Some(write) = self.write.take() {
-            write.forget();
+        if let Some(write) = &self.write {
+            let _ = set_fin(write.as_ref());
         }
+        self.drop_halves();
     }
 
     fn reset(&mut self, _: ResetCode) {
         if let Some(write) = &self.write {
             let _ = set_rst(write.as_ref());
         }
-        self.close();
+        self.drop_halves();
     }
 }
 

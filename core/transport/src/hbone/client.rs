@@ -7,7 +7,6 @@ use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
-use h2::client::{Builder, Connection, SendRequest};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,15 +20,12 @@ use super::connect::{ConnectRequest, ConnectResponse};
 use super::error::OpenError;
 use super::expiry::Expiry;
 use super::liveness::{Slot, Vitals, peer_lost, unused};
-use super::load::{Outgoing, Traffic};
+use super::load::Traffic;
+use super::seam::{ClientFrames, Framing, Opener};
 use super::settings::Settings;
 use super::stream::HboneStream;
-use super::watched::Watched;
-use super::{h2_stream, stream::ResetCode};
+use super::{h2, own};
 use crate::socket::keep_queue_short;
-
-/// Bytes of one stream that wait inside the process to be sent; two of the largest copy buffers.
-const SEND_BUFFER_MAX: usize = 512 * 1024;
 
 /// An established connection to one peer. Clones share it; it is driven by a task of its own until it ends.
 ///
@@ -42,9 +38,8 @@ pub struct ClientConnection {
 
 struct Shared {
     /// Gone once the connection takes no new streams.
-    sender: Mutex<Option<SendRequest<Outgoing>>>,
+    opener: Mutex<Option<Opener>>,
     vitals: Arc<Vitals>,
-    streams_max: u32,
 }
 
 impl fmt::Debug for ClientConnection {
@@ -108,62 +103,48 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let vitals = Vitals::new(settings);
-    let (sender, connection) = builder(settings)
-        .handshake::<_, Outgoing>(Watched::client(stream, Arc::clone(&vitals)))
-        .await
-        .map_err(|error| OpenError::Http2 {
-            detail: error.to_string().into(),
-        })?;
-    let sender = Mutex::new(Some(sender));
+    let (opener, frames) = match settings.framing {
+        Framing::H2 => {
+            let (opener, frames) = h2::connect(stream, settings, &vitals).await?;
+            (Opener::H2(opener), frames)
+        }
+        Framing::Own => {
+            let (opener, frames) = own::connect(stream, settings, &vitals);
+            (Opener::Own(opener), frames)
+        }
+    };
     let shared = Arc::new(Shared {
-        sender,
+        opener: Mutex::new(Some(opener)),
         vitals: Arc::clone(&vitals),
-        streams_max: settings.streams_max,
     });
     tasks::spawn(
         "hbone client",
-        drive(connection, vitals, Arc::downgrade(&shared), *settings),
+        drive(frames, vitals, Arc::downgrade(&shared), *settings),
     );
     Ok(ClientConnection { shared })
 }
 
-fn builder(settings: &Settings) -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(settings.stream_window)
-        .initial_connection_window_size(settings.connection_window)
-        .max_frame_size(settings.frame_size)
-        .max_header_list_size(settings.client_header_list)
-        .max_send_buffer_size(SEND_BUFFER_MAX)
-        .data_frame_budget(settings.small_frame_budget())
-        .enable_push(false);
-    builder
-}
-
 /// Moves frames until the connection ends, and says why it did.
-async fn drive<S>(
-    mut connection: Connection<S, Outgoing>,
+async fn drive(
+    mut frames: Box<dyn ClientFrames>,
     vitals: Arc<Vitals>,
     shared: Weak<Shared>,
     settings: Settings,
-) where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let ping = connection.ping_pong().expect("only taken here");
-    let mut lost = pin!(peer_lost(ping, Arc::clone(&vitals), settings));
+) {
+    let mut lost = pin!(peer_lost(frames.ping(), Arc::clone(&vitals), settings));
     let mut retired = pin!(async {
         tokio::select! {
             () = unused(Arc::clone(&vitals), settings.idle_timeout) => {}
             () = vitals.gone() => {}
         }
-        // Without a sender, h2 says GOAWAY(NO_ERROR) and closes as soon as the last stream has ended.
-        drop(take_sender(&shared));
+        // Without an opener, the framing says GOAWAY(NO_ERROR) and closes as soon as the last stream has ended.
+        drop(take_opener(&shared));
         pending::<()>().await;
     });
     loop {
         tokio::select! {
-            result = &mut connection => {
-                let why = result.map_or_else(|error| error.to_string(), |()| "the connection was closed".to_owned());
+            result = poll_fn(|cx| frames.poll(cx)) => {
+                let why = result.map_or_else(|error| error, |()| "the connection was closed".to_owned());
                 vitals.lose(&why);
                 break;
             }
@@ -175,15 +156,15 @@ async fn drive<S>(
                 vitals.lose(reason.token());
                 break;
             }
-            target = poll_fn(|cx| vitals.window().poll_target(cx)) => connection.set_target_window_size(target),
+            target = poll_fn(|cx| vitals.window().poll_target(cx)) => frames.set_window(target),
             () = &mut retired => {}
         }
     }
-    drop(take_sender(&shared));
+    drop(take_opener(&shared));
 }
 
-fn take_sender(shared: &Weak<Shared>) -> Option<SendRequest<Outgoing>> {
-    shared.upgrade().and_then(|shared| shared.sender.lock().take())
+fn take_opener(shared: &Weak<Shared>) -> Option<Opener> {
+    shared.upgrade().and_then(|shared| shared.opener.lock().take())
 }
 
 impl ClientConnection {
@@ -203,27 +184,8 @@ impl ClientConnection {
         slot: Slot,
         request: &ConnectRequest,
     ) -> Result<(HboneStream, ConnectResponse), OpenError> {
-        let head = request.to_http().map_err(|error| OpenError::Request {
-            detail: error.to_string().into(),
-        })?;
-        let sender = self.shared.sender.lock().clone().ok_or_else(|| self.ended())?;
-        let mut sender = sender.ready().await.map_err(|error| self.explain(&error))?;
-        let (response, mut send) = sender
-            .send_request(head, false)
-            .map_err(|error| self.explain(&error))?;
-        let peer_max = u32::try_from(sender.current_max_send_streams()).unwrap_or(u32::MAX);
-        self.shared
-            .vitals
-            .set_limit(self.shared.streams_max.min(peer_max));
-        drop(sender);
-        let response = response.await.map_err(|error| self.explain(&error))?;
-        match ConnectResponse::from_http(&response) {
-            Ok(answer) => Ok((h2_stream::join(send, response.into_body(), slot), answer)),
-            Err(refusal) => {
-                send.send_reset(ResetCode::NoError.into());
-                Err(OpenError::Refused(refusal))
-            }
-        }
+        let opener = self.shared.opener.lock().clone().ok_or_else(|| self.ended())?;
+        opener.open(slot, request).await
     }
 
     /// Reserves a place for a stream, if there is one.
@@ -310,33 +272,6 @@ impl ClientConnection {
                 detail: Arc::clone(detail),
             },
             None => OpenError::GoingAway,
-        }
-    }
-
-    /// Says why a stream was not opened.
-    fn explain(&self, error: &h2::Error) -> OpenError {
-        if let Some(source) = self.shared.vitals.refused() {
-            return OpenError::Tls {
-                source: Arc::clone(source),
-            };
-        }
-        match error.reason() {
-            Some(reason) if error.is_reset() => OpenError::Reset(reason.into()),
-            Some(_) if error.is_go_away() && error.is_remote() => {
-                self.drain();
-                OpenError::GoingAway
-            }
-            Some(_) => OpenError::Http2 {
-                detail: error.to_string().into(),
-            },
-            None => OpenError::PeerLost {
-                detail: self
-                    .shared
-                    .vitals
-                    .lost()
-                    .cloned()
-                    .unwrap_or_else(|| error.to_string().into()),
-            },
         }
     }
 }

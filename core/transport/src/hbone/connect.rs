@@ -10,6 +10,7 @@ const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
 const ORIGINAL_SOURCE: HeaderName = HeaderName::from_static("x-tulle-original-source");
+const HOPS: HeaderName = HeaderName::from_static("x-tulle-hops");
 const REASON: HeaderName = HeaderName::from_static(reason_header::NAME);
 
 /// Longest `x-tulle-original-source`.
@@ -33,6 +34,8 @@ pub struct ConnectRequest {
     pub forwarded_network: Option<String>,
     /// The identity a waypoint speaks for; to be believed only from a waypoint of the destination.
     pub original_source: Option<Identity>,
+    /// Waypoints that the request behind this tunnel has passed; to be believed only from a waypoint.
+    pub hops: u8,
 }
 
 /// Why a request is no tunnel request. Answered with 400.
@@ -135,11 +138,15 @@ impl ConnectRequest {
         if let Some(source) = &self.original_source {
             headers.insert(ORIGINAL_SOURCE, value(source)?);
         }
+        if self.hops > 0 {
+            headers.insert(HOPS, HeaderValue::from(u16::from(self.hops)));
+        }
         Ok(request)
     }
 
-    pub(super) fn from_http<B>(request: &Request<B>) -> Result<Self, MalformedConnect> {
-        if request.method() != Method::CONNECT || request.extensions().get::<h2::ext::Protocol>().is_some() {
+    /// `extended` says that the request has a `:protocol`, and so asks for something else than bytes.
+    pub(super) fn from_http<B>(request: &Request<B>, extended: bool) -> Result<Self, MalformedConnect> {
+        if request.method() != Method::CONNECT || extended {
             return Err(MalformedConnect::NotConnect);
         }
         let authority = request
@@ -158,10 +165,26 @@ impl ConnectRequest {
             forwarded: text(headers, &FORWARDED).and_then(|header| header.parse().ok()),
             traceparent: text(headers, &TRACEPARENT).and_then(|header| header.parse().ok()),
             forwarded_network: text(headers, &FORWARDED_NETWORK)
-                .filter(|network| (1..=NETWORK_LENGTH_MAX).contains(&network.len()))
+                // The default network has the empty name.
+                .filter(|network| network.len() <= NETWORK_LENGTH_MAX)
                 .map(str::to_owned),
             original_source: original_source(headers)?,
+            hops: hops(headers),
         })
+    }
+}
+
+/// What cannot be read counts as more than there may be.
+fn hops(headers: &HeaderMap) -> u8 {
+    let mut values = headers.get_all(HOPS).iter();
+    match (values.next(), values.next()) {
+        (None, _) => 0,
+        (Some(value), None) => value
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(u8::MAX),
+        (Some(_), Some(_)) => u8::MAX,
     }
 }
 
@@ -238,7 +261,7 @@ pub(crate) fn fuzz_headers(data: &[u8]) {
     }
     if let Ok(request) = ConnectRequest::from_headers("10.0.0.1:80".to_owned(), &headers) {
         let written = request.to_http().expect("what was read can be written");
-        assert_eq!(ConnectRequest::from_http(&written), Ok(request));
+        assert_eq!(ConnectRequest::from_http(&written, false), Ok(request));
     }
 }
 
@@ -255,10 +278,36 @@ mod tests {
             traceparent: Some(TraceParent::random()),
             forwarded_network: Some("east".to_owned()),
             original_source: Some(Identity::new("td", "ns", "sa")),
+            hops: 2,
         };
         let http = given.to_http().unwrap();
         assert_eq!(http.uri().to_string(), "[::1]:8080");
-        assert_eq!(ConnectRequest::from_http(&http), Ok(given));
+        assert_eq!(ConnectRequest::from_http(&http, false), Ok(given));
+    }
+
+    #[test]
+    fn hops_that_cannot_be_counted_are_too_many() {
+        let mut http = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
+        http.headers_mut().insert(HOPS, HeaderValue::from_static("x"));
+        assert_eq!(ConnectRequest::from_http(&http, false).unwrap().hops, u8::MAX);
+        http.headers_mut().insert(HOPS, HeaderValue::from_static("1"));
+        http.headers_mut().append(HOPS, HeaderValue::from_static("1"));
+        assert_eq!(ConnectRequest::from_http(&http, false).unwrap().hops, u8::MAX);
+    }
+
+    #[test]
+    fn the_default_network_is_a_network_of_its_own() {
+        let of = |network: Option<&str>| ConnectRequest {
+            forwarded_network: network.map(str::to_owned),
+            ..ConnectRequest::new("api.shop:80")
+        };
+        let told = |given: ConnectRequest| {
+            let read = ConnectRequest::from_http(&given.to_http().unwrap(), false).unwrap();
+            read.forwarded_network
+        };
+        assert_eq!(told(of(Some(""))).as_deref(), Some(""), "it has the empty name");
+        assert_eq!(told(of(None)), None);
+        assert_eq!(told(of(Some(&"n".repeat(NETWORK_LENGTH_MAX + 1)))), None);
     }
 
     #[test]
@@ -270,15 +319,18 @@ mod tests {
     #[test]
     fn only_connect_with_a_port_is_a_tunnel() {
         let get = Request::get("http://10.0.0.1:80/").body(()).unwrap();
-        assert_eq!(ConnectRequest::from_http(&get), Err(MalformedConnect::NotConnect));
-        let http = ConnectRequest::new("10.0.0.1").to_http().unwrap();
-        assert_eq!(ConnectRequest::from_http(&http), Err(MalformedConnect::Authority));
-        let mut websocket = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
-        websocket
-            .extensions_mut()
-            .insert(h2::ext::Protocol::from_static("websocket"));
         assert_eq!(
-            ConnectRequest::from_http(&websocket),
+            ConnectRequest::from_http(&get, false),
+            Err(MalformedConnect::NotConnect)
+        );
+        let http = ConnectRequest::new("10.0.0.1").to_http().unwrap();
+        assert_eq!(
+            ConnectRequest::from_http(&http, false),
+            Err(MalformedConnect::Authority)
+        );
+        let websocket = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
+        assert_eq!(
+            ConnectRequest::from_http(&websocket, true),
             Err(MalformedConnect::NotConnect)
         );
     }
@@ -288,16 +340,16 @@ mod tests {
         let mut http = ConnectRequest::new("10.0.0.1:80").to_http().unwrap();
         let source = HeaderValue::from_static("spiffe://td/ns/a/sa/b");
         http.headers_mut().append(ORIGINAL_SOURCE, source.clone());
-        assert!(ConnectRequest::from_http(&http).is_ok());
+        assert!(ConnectRequest::from_http(&http, false).is_ok());
         http.headers_mut().append(ORIGINAL_SOURCE, source);
         assert_eq!(
-            ConnectRequest::from_http(&http),
+            ConnectRequest::from_http(&http, false),
             Err(MalformedConnect::OriginalSource)
         );
         http.headers_mut()
             .insert(ORIGINAL_SOURCE, HeaderValue::from_static("nobody"));
         assert_eq!(
-            ConnectRequest::from_http(&http),
+            ConnectRequest::from_http(&http, false),
             Err(MalformedConnect::OriginalSource)
         );
     }

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use h2::{Ping, PingPong};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,9 @@ use tulle_model::Reason;
 
 use super::error::StreamError;
 use super::load::{BULK_AFTER, Traffic};
+use super::seam::Ping;
 use super::settings::Settings;
+use super::stream::ResetCode;
 use super::window::Window;
 
 /// Set in [`Vitals::streams`] once no further stream may open.
@@ -260,26 +261,17 @@ impl Slot {
         }
     }
 
-    /// Says how a stream ended in terms of the seam.
-    pub(super) fn explain(&self, error: &h2::Error) -> StreamError {
-        match error.reason() {
-            Some(reason) if error.is_reset() => self.reset_or_lost(reason),
-            _ => self
-                .lost()
-                .unwrap_or_else(|| StreamError::Lost(error.to_string().into())),
-        }
-    }
-
     /// How the connection ended, if it did.
-    fn lost(&self) -> Option<StreamError> {
+    pub(super) fn lost(&self) -> Option<StreamError> {
         match self.vitals.cut_for() {
             Some(reason) => Some(StreamError::Cut(reason)),
             None => self.vitals.lost().cloned().map(StreamError::Lost),
         }
     }
 
-    pub(super) fn reset_or_lost(&self, reason: h2::Reason) -> StreamError {
-        self.lost().unwrap_or_else(|| StreamError::Reset(reason.into()))
+    /// The peer's reset, unless it is only how the end of the connection looks.
+    pub(super) fn reset_or_lost(&self, code: ResetCode) -> StreamError {
+        self.lost().unwrap_or(StreamError::Reset(code))
     }
 }
 
@@ -294,7 +286,7 @@ impl Drop for Slot {
 }
 
 /// Ends when the peer stopped answering while streams were open.
-pub(super) async fn peer_lost(mut ping: PingPong, vitals: Arc<Vitals>, settings: Settings) {
+pub(super) async fn peer_lost(mut ping: impl Ping, vitals: Arc<Vitals>, settings: Settings) {
     let mut activity = vitals.activity.subscribe();
     let mut asked = false;
     loop {
@@ -306,15 +298,15 @@ pub(super) async fn peer_lost(mut ping: PingPong, vitals: Arc<Vitals>, settings:
             sleep_until(due).await;
             continue;
         }
-        if !asked && ping.send_ping(Ping::opaque()).is_err() {
+        if !asked && !ping.send() {
             // The connection is ending by itself.
             return pending().await;
         }
         asked = true;
         let since = Instant::now();
-        match timeout(settings.ping_timeout, poll_fn(|cx| ping.poll_pong(cx))).await {
-            Ok(Ok(_)) => asked = false,
-            Ok(Err(_)) => return pending().await,
+        match timeout(settings.ping_timeout, poll_fn(|cx| ping.poll_answer(cx))).await {
+            Ok(true) => asked = false,
+            Ok(false) => return pending().await,
             Err(_) if vitals.last_heard() <= since => return,
             // Not an answer, but a sign of life.
             Err(_) => {}

@@ -39,6 +39,11 @@ impl Traffic {
         self.unsent.load(Ordering::Relaxed)
     }
 
+    /// The same, by whoever counts it anyway.
+    pub(super) fn set_unsent(&self, bytes: usize) {
+        self.unsent.store(bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn has_bulk(&self) -> bool {
         self.bulk_streams.load(Ordering::Relaxed) > 0
     }

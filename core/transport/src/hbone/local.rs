@@ -317,6 +317,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_looked_at_is_read_again_and_counts_as_taken_only_then() {
+        let (mut near, mut far) = pair();
+        near.write_all(b"hel").await.unwrap();
+        assert_eq!(far.peek(0).await.unwrap().as_ref(), b"hel");
+        assert!(far.peek(3).now_or_never().is_none(), "there is no more yet");
+        near.write_all(b"lo").await.unwrap();
+        near.shutdown().await.unwrap();
+        assert_eq!(far.peek(3).await.unwrap().as_ref(), b"hello");
+        assert_eq!(
+            far.peek(5).await.unwrap().as_ref(),
+            b"hello",
+            "the end is no error"
+        );
+        let (mut reader, _writer) = far.split();
+        assert_eq!(reader.read_chunk().await.unwrap().unwrap().as_ref(), b"hello");
+        assert!(reader.read_chunk().await.is_none());
+    }
+
+    #[tokio::test]
     async fn who_waits_is_woken() {
         let (near, mut far) = pair();
         let (_near_reader, mut writer) = near.split();

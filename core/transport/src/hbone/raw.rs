@@ -146,3 +146,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
         }
     }
 }
+
+/// Carries `length` bytes, written `write` at a time, from one end of our framing to the other without a socket; says
+/// in how many batches.
+#[must_use]
+pub fn through_memory(write: usize, length: usize) -> usize {
+    super::own::fuzz::through_memory(write, length)
+}

@@ -9,9 +9,6 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use futures_util::task::AtomicWaker;
-use h2::server::{Builder, Connection, SendResponse};
-use h2::{PingPong, Reason, RecvStream};
-use http::Request;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -21,23 +18,13 @@ use tulle_model::Identity;
 
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
 use super::error::{AcceptError, StreamError};
-use super::h2_stream;
 use super::liveness::{Slot, Vitals, head_overdue, peer_lost, unused};
-use super::load::Outgoing;
+use super::seam::{Answer, Asked, Framing, Ping, ServerFrames};
 use super::settings::Settings;
 use super::stream::HboneStream;
-use super::watched::Watched;
+use super::{h2, own};
 use crate::ReasonHeader;
 use crate::socket::{canonical, keep_queue_short};
-
-/// Bytes of one stream that wait inside the process to be sent; two of the largest copy buffers.
-const SEND_BUFFER_MAX: usize = 512 * 1024;
-
-/// Streams that a peer may reset before we accepted them, per connection, before it is sent away.
-const EARLY_RESETS_MAX: usize = 20;
-
-/// Streams that a peer may make us reset, per connection, before it is sent away.
-const FORCED_RESETS_MAX: usize = 1024;
 
 /// A connection and who is at its other end.
 #[derive(Debug)]
@@ -96,14 +83,14 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let vitals = Vitals::new(settings);
-    let stream: Box<dyn Stream> = Box::new(Watched::server(stream, Arc::clone(&vitals)));
-    let handshake = builder(settings).handshake::<_, Outgoing>(stream).await;
-    let mut connection = handshake.map_err(|error| AcceptError::Http2(error.to_string().into()))?;
-    let ping = connection.ping_pong().expect("only taken here");
-    let lost = peer_gone(ping, Arc::clone(&vitals), *settings);
+    let mut frames = match settings.framing {
+        Framing::H2 => h2::accept(stream, settings, &vitals).await?,
+        Framing::Own => own::accept(stream, settings, &vitals).await?,
+    };
+    let lost = peer_gone(frames.ping(), Arc::clone(&vitals), *settings);
     let unused = unused(Arc::clone(&vitals), settings.idle_timeout);
     Ok(ServerConnection {
-        connection,
+        frames,
         lost: Box::pin(lost),
         unused: Some(Box::pin(unused)),
         handle: ServerHandle { wish: Arc::default() },
@@ -112,37 +99,19 @@ where
 }
 
 /// Ends, with the reason, when the peer is not to be waited for any longer.
-async fn peer_gone(ping: PingPong, vitals: Arc<Vitals>, settings: Settings) -> &'static str {
+async fn peer_gone(ping: impl Ping, vitals: Arc<Vitals>, settings: Settings) -> &'static str {
     tokio::select! {
         () = peer_lost(ping, Arc::clone(&vitals), settings) => "no answer to PING",
         () = head_overdue(vitals, settings.handshake_timeout) => "the peer did not finish what it began",
     }
 }
 
-fn builder(settings: &Settings) -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(settings.stream_window)
-        .initial_connection_window_size(settings.connection_window)
-        .max_frame_size(settings.frame_size)
-        .max_header_list_size(settings.server_header_list)
-        .max_concurrent_streams(settings.streams_max)
-        .max_pending_accept_reset_streams(EARLY_RESETS_MAX)
-        .max_local_error_reset_streams(Some(FORCED_RESETS_MAX))
-        .max_send_buffer_size(SEND_BUFFER_MAX)
-        .data_frame_budget(settings.small_frame_budget());
-    builder
-}
-
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
 type Event = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One client's connection. It moves frames only while [`Self::accept`] is being awaited, which is to go on until
 /// that says `None`, also while streams are open.
 pub struct ServerConnection {
-    connection: Connection<Box<dyn Stream>, Outgoing>,
+    frames: Box<dyn ServerFrames>,
     lost: Pin<Box<dyn Future<Output = &'static str> + Send>>,
     /// Runs until it fired once.
     unused: Option<Event>,
@@ -215,16 +184,16 @@ impl ServerConnection {
             return Poll::Ready(None);
         }
         if let Poll::Ready(target) = self.vitals.window().poll_target(cx) {
-            self.connection.set_target_window_size(target);
+            self.frames.set_window(target);
         }
-        match ready!(self.connection.poll_accept(cx)) {
-            Some(Ok((request, respond))) => {
+        match ready!(self.frames.poll_accept(cx)) {
+            Some(Ok(asked)) => {
                 let slot = self.vitals.occupy();
-                Poll::Ready(Some(Incoming::new(request, respond, slot)))
+                Poll::Ready(Some(Incoming::new(asked, slot)))
             }
             Some(Err(error)) => {
                 tracing::debug!(%error, "tunnel connection failed");
-                self.vitals.lose(&error.to_string());
+                self.vitals.lose(&error);
                 Poll::Ready(None)
             }
             None => {
@@ -242,7 +211,7 @@ impl ServerConnection {
                 self.vitals.cut(*reason);
             }
             self.vitals.lose("closed by this side");
-            self.connection.abrupt_shutdown(Reason::NO_ERROR);
+            self.frames.close();
         }
         let unused = self
             .unused
@@ -253,7 +222,7 @@ impl ServerConnection {
         }
         if unused || wish & DRAIN != 0 {
             self.vitals.retire();
-            self.connection.graceful_shutdown();
+            self.frames.drain();
         }
     }
 }
@@ -269,17 +238,15 @@ impl fmt::Debug for ServerConnection {
 /// A stream that asks to become a tunnel. Dropping it unanswered resets it.
 pub struct Incoming {
     request: Result<ConnectRequest, MalformedConnect>,
-    respond: SendResponse<Outgoing>,
-    body: RecvStream,
+    answer: Box<dyn Answer>,
     slot: Slot,
 }
 
 impl Incoming {
-    fn new(request: Request<RecvStream>, respond: SendResponse<Outgoing>, slot: Slot) -> Self {
+    fn new(asked: Asked, slot: Slot) -> Self {
         Self {
-            request: ConnectRequest::from_http(&request),
-            respond,
-            body: request.into_body(),
+            request: asked.request,
+            answer: asked.answer,
             slot,
         }
     }
@@ -290,27 +257,24 @@ impl Incoming {
     }
 
     /// Answers 200. The application must be connected by now.
-    pub fn accept(mut self, response: &ConnectResponse) -> Result<HboneStream, StreamError> {
-        match self.respond.send_response(response.to_http(), false) {
-            Ok(send) => Ok(h2_stream::join(send, self.body, self.slot)),
-            Err(error) => Err(self.slot.explain(&error)),
-        }
+    pub fn accept(self, response: &ConnectResponse) -> Result<HboneStream, StreamError> {
+        self.answer.accept(response, self.slot)
     }
 
     /// Answers `status`, with the reason if there is one to tell.
-    pub fn reject(mut self, status: u16, reason: Option<ReasonHeader>) {
+    pub fn reject(self, status: u16, reason: Option<ReasonHeader>) {
         let refusal = Refusal {
             status,
             header: reason,
         };
-        if let Err(error) = self.respond.send_response(refusal.to_http(), true) {
+        if let Err(error) = self.answer.reject(&refusal) {
             tracing::debug!(%error, status, "refusal not delivered");
         }
     }
 
     /// Waits until the client no longer wants the stream, for example because it was reset.
     pub async fn cancelled(&mut self) {
-        let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        poll_fn(|cx| self.answer.poll_cancelled(cx)).await;
     }
 }
 

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use super::seam::Framing;
+
 /// HTTP/2 settings and deadlines of a tunnel connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
+    /// Who turns tunnels into frames [h2].
+    pub framing: Framing,
     /// Bytes a peer may send on one stream before we took them [4 MiB].
     pub stream_window: u32,
     /// Bytes a peer may send on all streams together before we took them [16 MiB].
@@ -32,6 +36,7 @@ impl Settings {
     #[must_use]
     pub const fn client() -> Self {
         Self {
+            framing: Framing::H2,
             stream_window: 4 * 1024 * 1024,
             connection_window: 16 * 1024 * 1024,
             frame_size: 1024 * 1024,

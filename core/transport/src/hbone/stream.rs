@@ -59,12 +59,16 @@ pub(super) trait WriteChunks: Send {
 pub struct HboneStream {
     reader: HboneReader,
     writer: HboneWriter,
-    /// What `AsyncRead` has been given but has not handed out.
-    unread: Bytes,
 }
 
 /// The receiving half of a tunnel.
-pub struct HboneReader(Box<dyn ReadChunks>);
+pub struct HboneReader {
+    chunks: Box<dyn ReadChunks>,
+    /// What arrived and was looked at, or taken in part only; it comes before the next chunk.
+    unread: Bytes,
+    /// The peer has finished.
+    ended: bool,
+}
 
 /// The sending half of a tunnel.
 pub struct HboneWriter(Box<dyn WriteChunks>);
@@ -72,20 +76,35 @@ pub struct HboneWriter(Box<dyn WriteChunks>);
 impl HboneStream {
     pub(super) fn new(reader: impl ReadChunks + 'static, writer: impl WriteChunks + 'static) -> Self {
         Self {
-            reader: HboneReader(Box::new(reader)),
+            reader: HboneReader {
+                chunks: Box::new(reader),
+                unread: Bytes::new(),
+                ended: false,
+            },
             writer: HboneWriter(Box::new(writer)),
-            unread: Bytes::new(),
         }
     }
 
-    /// Both halves. Bytes that `AsyncRead` left over are lost, so use one interface or the other.
+    /// Both halves.
     #[must_use]
     pub fn split(self) -> (HboneReader, HboneWriter) {
-        debug_assert!(
-            self.unread.is_empty(),
-            "a tunnel is used as chunks or as AsyncRead, not both"
-        );
         (self.reader, self.writer)
+    }
+
+    /// Looks at the first bytes without taking them: waits until there are more than `known`, or the peer has
+    /// finished, and shows all that arrived. May be cancelled. The peer's window holds what is looked at, so callers
+    /// bound how far they look.
+    ///
+    /// # Errors
+    /// The stream was reset, or its connection lost.
+    pub async fn peek(&mut self, known: usize) -> Result<&Bytes, StreamError> {
+        poll_fn(|cx| self.reader.poll_peek(cx, known)).await?;
+        Ok(&self.reader.unread)
+    }
+
+    /// Ready when the peer reset the stream or the connection was lost, whether or not anything is being sent.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.writer.poll_reset(cx)
     }
 
     /// Ends both directions at once.
@@ -102,12 +121,44 @@ impl HboneReader {
 
     /// See [`Self::read_chunk`].
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
-        self.0.poll_chunk(cx)
+        if !self.unread.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.unread))));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let chunk = ready!(self.chunks.poll_chunk(cx));
+        self.ended = chunk.is_none();
+        Poll::Ready(chunk)
     }
 
     /// Lets the peer send as many bytes again. To be called only once the bytes were taken by whom they are for.
     pub fn release(&mut self, bytes: usize) {
-        self.0.release(bytes);
+        self.chunks.release(bytes);
+    }
+
+    fn poll_peek(&mut self, cx: &mut Context<'_>, known: usize) -> Poll<Result<(), StreamError>> {
+        while self.unread.len() <= known && !self.ended {
+            let before = std::mem::take(&mut self.unread);
+            let chunk = self.poll_chunk(cx);
+            let more = match chunk {
+                Poll::Ready(Some(Ok(more))) => more,
+                other => {
+                    self.unread = before;
+                    match other {
+                        Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                        Poll::Ready(_) => break,
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            };
+            self.unread = if before.is_empty() {
+                more
+            } else {
+                [before, more].concat().into()
+            };
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -151,17 +202,16 @@ impl AsyncRead for HboneStream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.unread.is_empty() {
-            match ready!(this.reader.poll_chunk(cx)) {
-                Some(chunk) => this.unread = chunk?,
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-        let taken = this.unread.len().min(buffer.remaining());
-        buffer.put_slice(&this.unread[..taken]);
-        this.unread.advance(taken);
-        this.reader.release(taken);
+        let reader = &mut self.reader;
+        let Some(chunk) = ready!(reader.poll_chunk(cx)) else {
+            return Poll::Ready(Ok(()));
+        };
+        let mut chunk = chunk?;
+        let taken = chunk.len().min(buffer.remaining());
+        buffer.put_slice(&chunk[..taken]);
+        chunk.advance(taken);
+        reader.unread = chunk;
+        reader.release(taken);
         Poll::Ready(Ok(()))
     }
 }

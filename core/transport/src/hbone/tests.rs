@@ -1,4 +1,4 @@
-//! Two peers over an in-memory stream or loopback TLS: what tunnels promise.
+//! Two peers over an in-memory stream or loopback TLS: what tunnels promise, whoever makes their frames.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -15,16 +15,48 @@ use tulle_runtime::tasks;
 use super::*;
 use crate::{Baggage, ReasonHeader};
 
+#[path = "tests/crowds.rs"]
 mod crowds;
+#[path = "tests/liveness.rs"]
 mod liveness;
+#[path = "tests/refusals.rs"]
 mod refusals;
+#[path = "tests/retirement.rs"]
 mod retirement;
+#[path = "tests/sizes.rs"]
 mod sizes;
+#[path = "tests/streams.rs"]
 mod streams;
+#[path = "tests/tls.rs"]
 mod tls;
 
-const CLIENT: Settings = Settings::client();
-const SERVER: Settings = Settings::server();
+/// The tests stand twice in this crate, once for each framing.
+const FRAMING: Framing = if is(module_path!(), "tulle_transport::hbone::tests") {
+    Framing::H2
+} else {
+    Framing::Own
+};
+
+const fn is(one: &str, other: &str) -> bool {
+    one.len() == other.len()
+}
+
+const CLIENT: Settings = client_settings();
+const SERVER: Settings = server_settings();
+
+const fn client_settings() -> Settings {
+    Settings {
+        framing: FRAMING,
+        ..Settings::client()
+    }
+}
+
+const fn server_settings() -> Settings {
+    Settings {
+        framing: FRAMING,
+        ..Settings::server()
+    }
+}
 
 /// A client and a server that talk to each other, plain HTTP/2 over memory.
 pub(crate) struct Pair {
@@ -35,7 +67,7 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) async fn new() -> Self {
-        Self::with(Settings::client(), Settings::server()).await
+        Self::with(client_settings(), server_settings()).await
     }
 
     pub(crate) async fn with(client: Settings, server: Settings) -> Self {
@@ -111,7 +143,7 @@ impl Pair {
             drop((near_end, far_end));
         });
         Cut {
-            pair: Self::over(near, far, Settings::client(), Settings::server()).await,
+            pair: Self::over(near, far, client_settings(), server_settings()).await,
             cut,
         }
     }

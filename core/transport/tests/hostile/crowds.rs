@@ -57,7 +57,7 @@ async fn f13_stalled_streams_hold_their_window_and_their_neighbour_goes_on() {
     let _alone = ALONE.lock().await;
     let settings = Settings {
         stream_window: WINDOW,
-        ..Settings::server()
+        ..server_settings()
     };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let (near, far) = tokio::join!(
@@ -65,7 +65,7 @@ async fn f13_stalled_streams_hold_their_window_and_their_neighbour_goes_on() {
         listener.accept()
     );
     let (client, connection) = tokio::join!(
-        client::handshake(near.unwrap(), &const { Settings::client() }),
+        client::handshake(near.unwrap(), &const { client_settings() }),
         server::handshake(far.unwrap().0, &settings),
     );
     let (client, mut connection) = (client.unwrap(), connection.unwrap());

@@ -12,10 +12,10 @@ const SLOW: usize = 300;
 
 /// The deadline of these tests; the real one is asserted to be what is promised.
 fn hasty() -> Settings {
-    assert!(Settings::server().handshake_timeout <= Duration::from_secs(10));
+    assert!(server_settings().handshake_timeout <= Duration::from_secs(10));
     Settings {
         handshake_timeout: Duration::from_millis(500),
-        ..Settings::server()
+        ..server_settings()
     }
 }
 
@@ -66,7 +66,7 @@ impl TlsTarget {
     async fn good_client(&self) -> Duration {
         let started = Instant::now();
         let tls = certificate(&id("web")).client_config(&[id("reviews")]);
-        let connection = client::connect(self.socket().await, tls, &Settings::client())
+        let connection = client::connect(self.socket().await, tls, &client_settings())
             .await
             .unwrap();
         let (mut stream, _) = connection

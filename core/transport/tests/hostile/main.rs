@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crowds;
+mod early;
 mod floods;
 mod handshakes;
 mod heads;
@@ -20,9 +21,31 @@ use tokio::time::timeout;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::raw;
 use tulle_transport::hbone::{
-    ClientConnection, ConnectRequest, ConnectResponse, HboneStream, Incoming, Settings, client, server,
+    ClientConnection, ConnectRequest, ConnectResponse, Framing, HboneStream, Incoming, Settings, client,
+    server,
 };
 use tulle_transport::reason_header::ReasonHeader;
+
+/// The tests stand in two programs, one for each framing.
+const FRAMING: Framing = if module_path!().len() == "hostile".len() {
+    Framing::H2
+} else {
+    Framing::Own
+};
+
+const fn client_settings() -> Settings {
+    Settings {
+        framing: FRAMING,
+        ..Settings::client()
+    }
+}
+
+const fn server_settings() -> Settings {
+    Settings {
+        framing: FRAMING,
+        ..Settings::server()
+    }
+}
 
 const MIB: usize = 1024 * 1024;
 
@@ -55,7 +78,7 @@ struct Target {
 
 impl Target {
     async fn new(manner: Manner) -> Self {
-        Self::with(manner, Settings::server()).await
+        Self::with(manner, server_settings()).await
     }
 
     async fn with(manner: Manner, settings: Settings) -> Self {
@@ -69,7 +92,7 @@ impl Target {
             "neighbour's server",
             serve(far.unwrap().0, Manner::Echo, settings),
         );
-        let neighbour = client::handshake(near.unwrap(), &const { Settings::client() })
+        let neighbour = client::handshake(near.unwrap(), &const { client_settings() })
             .await
             .unwrap();
         tasks::spawn("target", async move {

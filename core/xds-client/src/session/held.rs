@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tulle_model::{MeshUpdate, NamespacedHostname, NamespacedName, Str, WorkloadUid};
 use tulle_proto::discovery::Resource as Envelope;
+use tulle_proto::resume::Digests;
 use tulle_proto::stub::{self, RefusedAddresses};
 use tulle_proto::{Cause, Malformed, Resource};
 
@@ -45,6 +46,9 @@ enum Key {
     Service(NamespacedHostname),
     Policy(NamespacedName),
     Trust(Str),
+    Waypoint(Str),
+    Route(Str),
+    WaypointPolicy(Str),
 }
 
 /// Why the newest version of a resource is not in force.
@@ -65,6 +69,24 @@ impl Held {
         let pair =
             |(name, entry): (&Str, &Entry)| (name.as_ref().to_owned(), entry.version.as_ref().to_owned());
         self.names.iter().map(pair).collect()
+    }
+
+    /// Names held, stand-ins too.
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(AsRef::as_ref)
+    }
+
+    /// [`Self::versions`] in short.
+    pub(super) fn digests(&self) -> Digests {
+        Digests::of(
+            self.names
+                .iter()
+                .map(|(name, entry)| (name.as_ref(), entry.version.as_ref())),
+        )
     }
 
     pub(super) fn in_force(&self) -> usize {
@@ -200,8 +222,11 @@ fn stand_in(kind: ResourceType, envelope: &Envelope, updates: &mut Vec<MeshUpdat
             None => Value::Refused(RefusedAddresses::default()),
         },
         ResourceType::Address => Value::Refused(RefusedAddresses::read(body, &envelope.aliases)),
-        // The roots of the start and of the last certificate stay in force; no address hangs on it.
-        ResourceType::Trust => Value::Refused(RefusedAddresses::default()),
+        // The roots of the start and of the last certificate stay in force; no address hangs on it. A policy that
+        // decides about security is named by the fronts that need it, which let nobody pass without it.
+        ResourceType::Trust | ResourceType::Policy | ResourceType::Route | ResourceType::Waypoint => {
+            Value::Refused(RefusedAddresses::default())
+        }
     }
 }
 
@@ -212,6 +237,9 @@ impl Key {
             Resource::Service(service) => Self::Service(service.key()),
             Resource::Authorization(policy) => Self::Policy(policy.key()),
             Resource::Trust(trust) => Self::Trust(trust.trust_domain.clone()),
+            Resource::Waypoint(waypoint) => Self::Waypoint(waypoint.name()),
+            Resource::Route(route) => Self::Route(route.name()),
+            Resource::Policy(policy) => Self::WaypointPolicy(policy.name()),
         }
     }
 
@@ -221,6 +249,9 @@ impl Key {
             Self::Service(key) => MeshUpdate::RemoveService(key),
             Self::Policy(key) => MeshUpdate::RemovePolicy(key),
             Self::Trust(domain) => MeshUpdate::RemoveTrust(domain),
+            Self::Waypoint(name) => MeshUpdate::RemoveWaypoint(name),
+            Self::Route(name) => MeshUpdate::RemoveRoute(name),
+            Self::WaypointPolicy(name) => MeshUpdate::RemoveWaypointPolicy(name),
         }
     }
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 use tulle_model::authz::policy::Scope;
-use tulle_model::{Mesh, NamespacedName, NetworkAddress};
+use tulle_model::{Mesh, NamespacedHostname, NamespacedName, NetworkAddress};
 use tulle_proto::discovery::Resource as Envelope;
 use tulle_proto::{security, workload};
 
@@ -114,6 +114,61 @@ impl Client {
             .unwrap()
             .initial_resource_versions
     }
+}
+
+#[test]
+fn a_waypoint_asks_for_policies_before_routes_and_for_addresses_last() {
+    let session = Session::new(Node::default(), &ResourceType::WAYPOINT);
+    let asked: Vec<String> = session
+        .on_open()
+        .into_iter()
+        .map(|first| first.type_url)
+        .collect();
+    let order = ["Authorization", "v1.Policy", "v1.Route", "v1.Waypoint", "Address"];
+    assert_eq!(asked.len(), order.len());
+    assert!(
+        asked.iter().zip(order).all(|(url, end)| url.ends_with(end)),
+        "{asked:?}"
+    );
+}
+
+#[test]
+fn a_front_arrives_and_goes_by_its_resource_name() {
+    let mut client = Client {
+        session: Session::new(Node::default(), &ResourceType::WAYPOINT),
+        mesh: Mesh::new(),
+    };
+    let front = tulle_model::waypoint::Waypoint::Front(tulle_model::waypoint::Front {
+        waypoint: "shop/way".into(),
+        object: tulle_model::waypoint::FrontOf::Service(NamespacedHostname::new("shop", "web.shop")),
+        required_policies: Vec::new(),
+        client_namespaces: Vec::new(),
+        draining: false,
+    });
+    let name = front.name();
+    let body = tulle_proto::encode_waypoint(&front);
+    let sent = envelope(ResourceType::Waypoint, &name, "1", body);
+    assert_eq!(
+        client.take(response(ResourceType::Waypoint, vec![sent], &[])),
+        None
+    );
+    assert_eq!(client.mesh.snapshot().fronts().count(), 1);
+    client.take(response(ResourceType::Waypoint, vec![], &[&name]));
+    assert_eq!(client.mesh.snapshot().fronts().count(), 0);
+}
+
+#[test]
+fn a_route_that_cannot_be_read_is_told_by_name_and_keeps_its_last_good_form() {
+    let mut client = Client {
+        session: Session::new(Node::default(), &ResourceType::WAYPOINT),
+        mesh: Mesh::new(),
+    };
+    let bad = envelope(ResourceType::Route, "HTTPRoute/shop/r/0", "1", vec![0xff]);
+    let told = client
+        .take(response(ResourceType::Route, vec![bad], &[]))
+        .unwrap();
+    assert!(told.contains("HTTPRoute/shop/r/0"), "{told}");
+    assert!(!client.session.synced());
 }
 
 fn versions(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

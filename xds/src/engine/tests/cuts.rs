@@ -207,7 +207,7 @@ const TARGETED: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPol
 fn requirements(snapshot: &Snapshot) -> Vec<tulle_model::authz::policy::Authorization> {
     let slots = snapshot.resources(ResourceType::Authorization);
     let required = slots.filter(|slot| slot.name.contains("/tulle_require_waypoint_"));
-    let decode = |slot: &Slot| match decode_authorization(&slot.name, &slot.body).expect("it decodes") {
+    let decode = |slot: &Arc<Slot>| match decode_authorization(&slot.name, &slot.body).expect("it decodes") {
         Resource::Authorization(policy) => (*policy).clone(),
         other => panic!("{other:?}"),
     };

@@ -146,7 +146,8 @@ impl Pair {
     fn send(&mut self) -> bool {
         let response = self.server.poll_send(&self.head, Instant::now());
         let some = response.is_some();
-        self.responses.extend(response.map(wire::response));
+        self.responses
+            .extend(response.map(|response| wire::response(&response)));
         some
     }
 
@@ -154,6 +155,8 @@ impl Pair {
         let Some(response) = self.responses.pop_front() else {
             return false;
         };
+        let mut response = response;
+        self.client.name_buckets(&mut response);
         let outcome = self.client.on_response(response);
         self.mesh.apply(outcome.updates);
         self.requests.push_back(outcome.answer);
@@ -215,4 +218,69 @@ proptest! {
         pair.settle();
         pair.check();
     }
+}
+
+/// A workload as content of the table.
+fn body(name: &str, port: u16) -> Vec<u8> {
+    let workload = workload(name)
+        .ip(&format!("10.1.{}.{}", port / 200, port % 200))
+        .build();
+    convert::encode_address(&Decoded::Workload(workload.into())).expect("an address")
+}
+
+#[test]
+fn a_node_that_comes_back_tells_digests_and_is_told_only_what_differs() {
+    let mut pair = Pair::new();
+    let names: Vec<String> = (0..1000).map(|number| format!("shop/web-{number}")).collect();
+    for (port, name) in (0..).zip(&names) {
+        pair.edit(
+            ResourceType::Address,
+            name,
+            Some(body(name, port)),
+            Scope::Everyone,
+        );
+    }
+    pair.settle();
+    pair.check();
+
+    let come_back = |pair: &mut Pair| {
+        pair.server = Session::new(2, Viewer::node("n1"), pair.head.clone());
+        pair.requests = pair.client.on_resume(&[]).into();
+        let asked: usize = pair.requests.iter().map(prost::Message::encoded_len).sum();
+        while pair.deliver() {}
+        while pair.send() {}
+        let told: usize = pair.responses.iter().map(prost::Message::encoded_len).sum();
+        let resources: usize = pair
+            .responses
+            .iter()
+            .map(|response| response.resources.len())
+            .sum();
+        pair.settle();
+        pair.check();
+        (asked + told, resources)
+    };
+    let (bytes, resources) = come_back(&mut pair);
+    assert!(
+        resources == 0 && bytes <= 10_000,
+        "{resources} resources, {bytes} bytes"
+    );
+
+    pair.edit(
+        ResourceType::Address,
+        &names[7],
+        Some(body(&names[7], 1007)),
+        Scope::Everyone,
+    );
+    pair.edit(ResourceType::Address, &names[9], None, Scope::Everyone);
+    pair.edit(
+        ResourceType::Address,
+        "shop/new",
+        Some(body("shop/new", 2000)),
+        Scope::Everyone,
+    );
+    let (_, resources) = come_back(&mut pair);
+    assert!(
+        (2..30).contains(&resources),
+        "{resources} resources of three buckets"
+    );
 }

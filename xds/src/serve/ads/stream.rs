@@ -1,6 +1,8 @@
 //! One open stream: reads requests, watches for new cuts, and writes one response at a time.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +10,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tulle_model::Str;
-use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_proto::discovery::DeltaDiscoveryRequest;
 
 use super::{NodeFacts, Shared, wire};
+use crate::metrics::OutcomeLabel;
+use crate::serve::admission::TooMany;
 use crate::serve::authenticate::{Caller, Claimed, NotAdmitted, admit};
+use crate::serve::frame::Message;
 use crate::serve::pace::Pace;
 use crate::serve::session::{End, Session};
 use crate::serve::viewer::Viewer;
@@ -22,8 +27,10 @@ pub(super) struct Stream {
     pub(super) shared: Arc<Shared>,
     pub(super) caller: Caller,
     pub(super) address: Option<SocketAddr>,
+    /// Whether the client reads gzip.
+    pub(super) compress: bool,
     pub(super) requests: Streaming<DeltaDiscoveryRequest>,
-    pub(super) responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    pub(super) responses: mpsc::Sender<Result<Message, Status>>,
 }
 
 /// Why a stream ended. `Ok` ends go without a status.
@@ -86,6 +93,7 @@ impl Stream {
             id: &facts.id,
             node: facts.node_name.as_deref(),
             cluster: facts.cluster_id.as_deref(),
+            account: facts.namespace.as_deref().zip(facts.service_account.as_deref()),
         };
         let snapshot = self.shared.snapshots.borrow().clone();
         let admitted = admit(&self.caller, &claimed, &self.shared.options.cluster_id, &snapshot);
@@ -124,7 +132,12 @@ impl Stream {
             head,
             waiting: None,
             since: Instant::now(),
+            made: Instant::now(),
+            began: Instant::now(),
             pace: Pace::default(),
+            compress: self.compress,
+            gate: None,
+            node: self.caller.name(),
         };
         if let Err(end) = conversation.take(first, &self.shared) {
             return refusal(end);
@@ -135,9 +148,9 @@ impl Stream {
         let mut drained = std::pin::pin!(drain.signaled());
         loop {
             conversation.prepare(&self.shared);
-            connected.update(&conversation.session);
+            connected.update(&conversation.session, &conversation.head);
             let stalled = conversation.since + self.shared.options.write_stall_max;
-            let waiting = conversation.waiting.is_some();
+            let waiting = conversation.waiting.is_some() && conversation.gate.is_none();
             let untaken = self.responses.capacity() == 0;
             let paused = conversation.paused();
             tokio::select! {
@@ -146,7 +159,15 @@ impl Stream {
                         return Ended::ByClient;
                     };
                     permit.send(Ok(response));
+                    let took = conversation.made.elapsed().as_secs_f64();
+                    self.shared.metrics.stream.send.observe(took);
                     conversation.since = Instant::now();
+                }
+                room = admitted(&mut conversation.gate) => {
+                    conversation.gate = None;
+                    if let Err(many) = room {
+                        return Ended::Refused("too_many_at_once", come_back(many));
+                    }
                 }
                 () = sleep_until(stalled), if untaken => {
                     // It may have been taken meanwhile: that wakes nobody here.
@@ -187,18 +208,43 @@ struct Conversation {
     session: Session<Arc<Snapshot>>,
     head: Arc<Snapshot>,
     /// The response that waits for room in the connection.
-    waiting: Option<DeltaDiscoveryResponse>,
+    waiting: Option<Message>,
     /// When the response before it was handed to the connection.
     since: Instant,
+    /// When the one that waits was made.
+    made: Instant,
+    /// When the stream began.
+    began: Instant,
     pace: Pace,
+    compress: bool,
+    /// What waits is part of a whole table: it goes out once there is room for it.
+    gate: Option<Gate>,
+    node: Str,
+}
+
+type Gate = Pin<Box<dyn Future<Output = Result<(), TooMany>> + Send>>;
+
+/// Waits for room; for ever where none is needed.
+async fn admitted(gate: &mut Option<Gate>) -> Result<(), TooMany> {
+    match gate {
+        Some(gate) => gate.await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Conversation {
     fn take(&mut self, request: DeltaDiscoveryRequest, shared: &Shared) -> Result<(), End> {
         let request = wire::request(request);
         let rejected = request.error.is_some();
-        let before = self.stale_nonces();
+        let (before, acks, opened) = (self.stale_nonces(), self.acks(), self.session.openings().count());
+        let answered = self.session.cut().clone();
         self.session.on_request(&request, &self.head)?;
+        if self.acks() > acks {
+            self.converged(&answered, shared);
+        }
+        if self.session.openings().count() > opened {
+            self.count_opening(&request.type_url, shared);
+        }
         let stale = self.stale_nonces() > before;
         if stale {
             shared.metrics.expired_nonces.inc();
@@ -212,6 +258,37 @@ impl Conversation {
             );
         }
         Ok(())
+    }
+
+    fn acks(&self) -> u64 {
+        self.session
+            .deliveries()
+            .map(|(_, _, delivery)| delivery.acks())
+            .sum()
+    }
+
+    /// Measures from a cut to its answer; what a new stream is told first says nothing of that.
+    fn converged(&self, cut: &Snapshot, shared: &Shared) {
+        let published = cut
+            .published()
+            .filter(|published| *published > self.began.into_std());
+        if let Some(published) = published {
+            shared
+                .metrics
+                .stream
+                .convergence
+                .observe(published.elapsed().as_secs_f64());
+        }
+    }
+
+    fn count_opening(&self, type_url: &str, shared: &Shared) {
+        let opened = self.session.openings().find(|(ty, _)| ty.type_url() == type_url);
+        if let Some((_, opened)) = opened {
+            let outcome = OutcomeLabel {
+                outcome: opened.as_str(),
+            };
+            shared.metrics.stream.resume.get_or_create(&outcome).inc();
+        }
     }
 
     fn stale_nonces(&self) -> u64 {
@@ -238,14 +315,42 @@ impl Conversation {
         if self.waiting.is_some() || self.paused().is_some() {
             return;
         }
-        let Some(response) = self.session.poll_send(&self.head, std::time::Instant::now()) else {
+        let (begin, from) = (Instant::now(), self.session.cut().clone());
+        let response = self.session.poll_send(&self.head, begin.into_std());
+        let cut = self.session.cut();
+        if cut.sequence() > from.sequence() && cut.has_forgotten(from.sequence()) {
+            shared.metrics.stream.overruns.inc();
+        }
+        let Some(response) = response else {
             return;
         };
         if let Some(ty) = ResourceType::from_type_url(&response.type_url) {
             shared.metrics.pushes.get_or_create(&ty.into()).inc();
         }
         self.pace.on_sent(Instant::now().into_std());
-        self.waiting = Some(wire::response(response));
+        let payload = shared.frames.payload(&response);
+        let message = payload.message(&response.type_url, response.cut, &response.nonce, self.compress);
+        if response.chunk.is_some() {
+            shared
+                .metrics
+                .snapshot_bytes
+                .get_or_create(&message.encoding.into())
+                .inc_by(message.len() as u64);
+            let urgent = shared.options.waiting.waits(&self.node);
+            self.gate = Some(Box::pin(
+                shared.options.admission.clone().enter(message.len(), urgent),
+            ));
+        }
+        let written = u64::try_from(message.len()).unwrap_or(u64::MAX);
+        shared
+            .metrics
+            .response_bytes
+            .get_or_create(&message.encoding.into())
+            .inc_by(written);
+        shared.metrics.stream.size.observe(message.len() as f64);
+        shared.metrics.stream.push.observe(begin.elapsed().as_secs_f64());
+        self.made = Instant::now();
+        self.waiting = Some(message);
     }
 }
 
@@ -259,6 +364,17 @@ async fn newer(snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> Option<Arc<Sna
 fn age(max: Option<Duration>) -> Duration {
     const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
     max.map_or(FOR_EVER, |max| max.mul_f64(rand::random_range(0.75..1.25)))
+}
+
+/// Header by which gRPC servers say when to try again.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+fn come_back(many: TooMany) -> Status {
+    let mut status = Status::resource_exhausted(many.to_string());
+    if let Ok(text) = many.retry_after.as_millis().to_string().parse() {
+        status.metadata_mut().insert(PUSHBACK, text);
+    }
+    status
 }
 
 fn refusal(end: End) -> Ended {

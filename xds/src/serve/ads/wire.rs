@@ -1,15 +1,20 @@
-//! Delta discovery messages to and from the session's own.
+//! Delta discovery requests as the session takes them.
 
 use prost_types::value::Kind;
 use tulle_model::Str;
 use tulle_proto::core::Node;
-use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use tulle_proto::discovery::DeltaDiscoveryRequest;
+#[cfg(test)]
+use tulle_proto::discovery::DeltaDiscoveryResponse;
 use tulle_proto::names::FEATURES_KEY;
 
 use super::NodeFacts;
-use crate::serve::session::{Nack, Request, Response};
+#[cfg(test)]
+use crate::serve::frame::Payload;
+#[cfg(test)]
+use crate::serve::session::Response;
+use crate::serve::session::{Nack, Request};
 use crate::serve::viewer::Features;
-use crate::snapshot::Slot;
 
 /// Longest version text kept of a client.
 const VERSION_CHARS_MAX: usize = 64;
@@ -46,6 +51,8 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
         id: node.id.clone(),
         node_name: text("NODE_NAME"),
         cluster_id: text("CLUSTER_ID"),
+        namespace: text("NAMESPACE"),
+        service_account: text("SERVICE_ACCOUNT"),
         features: text(FEATURES_KEY)
             .map(|list| Features::parse(&list))
             .unwrap_or_default(),
@@ -53,28 +60,12 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
     }
 }
 
-pub(super) fn response(response: Response) -> DeltaDiscoveryResponse {
-    let type_url = response.type_url.to_string();
-    let resources = response.resources.into_iter();
-    DeltaDiscoveryResponse {
-        system_version_info: response.cut.to_string(),
-        resources: resources.map(|slot| resource(slot, &type_url)).collect(),
-        nonce: response.nonce.to_string(),
-        removed_resources: response.removed.iter().map(ToString::to_string).collect(),
-        type_url,
-    }
-}
-
-fn resource(slot: Slot, type_url: &str) -> Resource {
-    Resource {
-        version: slot.version.to_string(),
-        resource: Some(prost_types::Any {
-            type_url: type_url.to_owned(),
-            value: slot.body.into(),
-        }),
-        name: slot.name.to_string(),
-        aliases: slot.aliases.iter().map(ToString::to_string).collect(),
-        ttl: None,
-        cache_control: None,
-    }
+/// A response as a client reads it.
+#[cfg(test)]
+pub(super) fn response(response: &Response) -> DeltaDiscoveryResponse {
+    use prost::Message as _;
+    let payload = Payload::encode(&response.type_url, &response.resources, &response.removed);
+    let message = payload.message(&response.type_url, response.cut, &response.nonce, false);
+    let all: Vec<u8> = message.parts.into_iter().flatten().collect();
+    DeltaDiscoveryResponse::decode(&all[5..]).expect("what is written can be read")
 }

@@ -1,12 +1,14 @@
 //! What was sent of one type, what the client answered, and what it rejected.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tulle_model::Str;
 
 use crate::serve::push::size_of;
 use crate::serve::session::{Nack, Response, UNACKED_BYTES_MAX, UNACKED_RESPONSES_MAX};
+use crate::snapshot::Slot;
 
 /// Longest text kept of a rejection, in bytes.
 const REJECTION_TEXT_MAX: usize = 4096;
@@ -32,7 +34,7 @@ struct Unacked {
     cut: u64,
     bytes: usize,
     sent_at: Instant,
-    resources: Vec<(Str, Str)>,
+    resources: Arc<[Arc<Slot>]>,
     removed: Vec<Str>,
 }
 
@@ -54,15 +56,12 @@ impl Delivery {
 
     /// Notes a response that goes out.
     pub(super) fn on_sent(&mut self, response: &Response, sent_at: Instant) {
-        let resources = response.resources.iter();
         let entry = Unacked {
             nonce: response.nonce.clone(),
             cut: response.cut,
-            bytes: response.resources.iter().map(size_of).sum(),
+            bytes: response.resources.iter().map(|slot| size_of(slot)).sum(),
             sent_at,
-            resources: resources
-                .map(|slot| (slot.name.clone(), slot.version.clone()))
-                .collect(),
+            resources: response.resources.clone(),
             removed: response.removed.clone(),
         };
         // What is sent anew or removed is judged anew: should the refused form come back, the client must be told.
@@ -108,12 +107,18 @@ impl Delivery {
     /// What a later response replaces or removes is over already, so its rejection says nothing any more.
     fn reject(&mut self, entry: &Unacked, nack: &Nack) {
         let later = self.unacked.iter();
-        let later =
-            later.flat_map(|later| later.resources.iter().map(|(name, _)| name).chain(&later.removed));
+        let later = later.flat_map(|later| {
+            later
+                .resources
+                .iter()
+                .map(|slot| &slot.name)
+                .chain(&later.removed)
+        });
         let superseded: BTreeSet<Str> = later.cloned().collect();
         let mut named = entry.resources.iter();
-        let named = named.any(|(name, _)| reason_for(&nack.message, name).is_some());
-        for (name, version) in &entry.resources {
+        let named = named.any(|slot| reason_for(&nack.message, &slot.name).is_some());
+        for slot in entry.resources.iter() {
+            let (name, version) = (&slot.name, &slot.version);
             let text = match reason_for(&nack.message, name) {
                 Some(text) => text,
                 None if named => continue,
@@ -133,7 +138,7 @@ impl Delivery {
     /// Names of the resources that are under way to the client.
     pub(super) fn under_way(&self) -> impl Iterator<Item = &Str> {
         let entries = self.unacked.iter();
-        entries.flat_map(|entry| entry.resources.iter().map(|(name, _)| name))
+        entries.flat_map(|entry| entry.resources.iter().map(|slot| &slot.name))
     }
 
     /// Whether the client refused exactly this version.
@@ -181,6 +186,15 @@ impl Delivery {
     #[must_use]
     pub fn unacked(&self) -> usize {
         self.unacked.len()
+    }
+
+    /// Resources and removals in them.
+    #[must_use]
+    pub fn unacked_changes(&self) -> usize {
+        self.unacked
+            .iter()
+            .map(|entry| entry.resources.len() + entry.removed.len())
+            .sum()
     }
 
     /// When the oldest unanswered response went out.

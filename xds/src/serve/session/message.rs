@@ -1,10 +1,11 @@
 //! What a session takes and gives: delta discovery messages, free of any wire format.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tulle_model::Str;
 
-use crate::snapshot::Slot;
+use crate::snapshot::{Chunk, Slot};
 
 /// A delta discovery request, without the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,7 +46,7 @@ impl Request {
 }
 
 /// A delta discovery response.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Response {
     /// Type URL.
     pub type_url: Str,
@@ -54,7 +55,9 @@ pub struct Response {
     /// The cut that this response belongs to.
     pub cut: u64,
     /// New and changed resources.
-    pub resources: Vec<Slot>,
+    pub resources: Arc<[Arc<Slot>]>,
+    /// The chunk that they are, for a client that held nothing.
+    pub chunk: Option<Arc<Chunk>>,
     /// Names that do not exist, or not any more.
     pub removed: Vec<Str>,
 }

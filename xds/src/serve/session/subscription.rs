@@ -1,8 +1,10 @@
 //! What a client wants of one type: everything, or names and aliases.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tulle_model::Str;
+use tulle_proto::resume::DIGEST_NAME;
 
 use crate::serve::session::Request;
 use crate::snapshot::Slot;
@@ -12,6 +14,9 @@ use crate::snapshot::Slot;
 pub struct Subscription {
     wildcard: bool,
     names: BTreeSet<Str>,
+    /// The client asks by name for what it meets; then what goes with those names is told along.
+    on_demand: bool,
+    along: Arc<BTreeSet<Str>>,
 }
 
 impl Subscription {
@@ -23,13 +28,17 @@ impl Subscription {
     pub fn open(request: &Request) -> Self {
         let mut subscription = Self {
             wildcard: !request.changes_subscription(),
-            names: BTreeSet::new(),
+            on_demand: request.names_wildcard() && request.unsubscribe.iter().any(|name| &**name == "*"),
+            ..Self::default()
         };
         if !subscription.wildcard {
             subscription.subscribe(&request.subscribe);
             let wildcard_given_up = request.unsubscribe.iter().any(|name| &**name == "*");
             if !subscription.wildcard || wildcard_given_up {
-                let held = request.initial_versions.keys().filter(|name| &***name != "*");
+                let held = request
+                    .initial_versions
+                    .keys()
+                    .filter(|name| !matches!(&***name, "*" | DIGEST_NAME));
                 subscription.names.extend(held.cloned());
             }
             subscription.unsubscribe(&request.unsubscribe);
@@ -86,7 +95,7 @@ impl Subscription {
     /// Whether nothing is wanted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.wildcard && self.names.is_empty()
+        !self.wildcard && self.names.is_empty() && self.along.is_empty()
     }
 
     /// Names and aliases subscribed to.
@@ -95,10 +104,29 @@ impl Subscription {
         &self.names
     }
 
-    /// Whether the client asked for this resource by its name or an alias.
+    /// Whether the client asks by name for what it meets.
+    #[must_use]
+    pub fn is_on_demand(&self) -> bool {
+        self.on_demand && !self.wildcard
+    }
+
+    /// What is told along with the names.
+    #[must_use]
+    pub fn along(&self) -> &Arc<BTreeSet<Str>> {
+        &self.along
+    }
+
+    /// Replaces what is told along.
+    pub fn set_along(&mut self, along: Arc<BTreeSet<Str>>) {
+        self.along = along;
+    }
+
+    /// Whether the client asked for this resource by its name or an alias, or for what it goes with.
     #[must_use]
     pub fn names_it(&self, slot: &Slot) -> bool {
-        self.names.contains(&slot.name) || slot.aliases.iter().any(|alias| self.names.contains(alias))
+        self.along.contains(&slot.name)
+            || self.names.contains(&slot.name)
+            || slot.aliases.iter().any(|alias| self.names.contains(alias))
     }
 }
 

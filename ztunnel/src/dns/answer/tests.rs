@@ -153,6 +153,20 @@ fn of_several_namespaces_the_nearest_is_meant() {
 }
 
 #[test]
+fn a_service_without_addresses_stands_in_no_other_ones_way() {
+    let host = |namespaced: &str| service(namespaced).hostname("api.example.com");
+    let mute = || {
+        mesh()
+            .with(host("a/x"))
+            .with(host("c/x").canonical())
+            .with(host("shop/x"))
+    };
+    assert_eq!(asked(mute(), "api.example.com."), "forward");
+    let one = mute().with(host("b/x").vip("240.240.0.2"));
+    assert_eq!(asked(one, "api.example.com."), "240.240.0.2");
+}
+
+#[test]
 fn what_the_client_cannot_see_does_not_exist() {
     let other = mesh().with(service("prod/db").vip("10.96.0.2").private());
     assert_eq!(asked(other, "db.prod."), "forward");

@@ -133,21 +133,32 @@ async fn an_old_answer_is_served_for_its_time_and_the_cap_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_answers_has_the_last_word() {
+async fn a_server_that_fails_says_nothing_of_the_name() {
     let (server, stale) = (Server::start().await, Stale::default());
     let asked = question("db.example.com.", 1);
-    server.ask(&stale, &asked).await.unwrap();
     server.becomes(Mood::Fails);
     let (failure, old) = server.ask(&stale, &asked).await.unwrap();
     assert_eq!(
         (failure.metadata.response_code, old),
-        (ResponseCode::ServFail, false)
+        (ResponseCode::ServFail, false),
+        "nothing is known that could be told instead"
     );
-    server.becomes(Mood::Silent);
-    assert!(
-        server.ask(&stale, &asked).await.unwrap().1,
-        "a failure says nothing of the name"
+    server.becomes(Mood::Answers);
+    let (fresh, _) = server.ask(&stale, &asked).await.unwrap();
+    server.becomes(Mood::Fails);
+    let (served, old) = server.ask(&stale, &asked).await.unwrap();
+    assert_eq!(
+        (served.metadata.response_code, old),
+        (ResponseCode::NoError, true)
     );
+    assert_eq!(served.answers[0].data, fresh.answers[0].data);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_has_the_last_word() {
+    let (server, stale) = (Server::start().await, Stale::default());
+    let asked = question("db.example.com.", 1);
+    server.ask(&stale, &asked).await.unwrap();
     server.becomes(Mood::Denies);
     let (denied, old) = server.ask(&stale, &asked).await.unwrap();
     assert_eq!(

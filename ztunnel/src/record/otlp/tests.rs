@@ -6,10 +6,11 @@ use axum::Router;
 use axum::http::HeaderMap;
 use axum::routing::post;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tulle_proto::otlp::Value;
+use tulle_runtime::tasks;
 
 use super::super::tests::{BYTES, KEYS, denied, story};
-use super::message::Value;
 use super::*;
 use crate::metrics::Metrics;
 use crate::metrics::labels::Direction;

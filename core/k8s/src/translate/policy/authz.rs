@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use tulle_model::Str;
 use tulle_model::authz::policy::StringMatch;
 use tulle_model::policy::Concern;
+use tulle_model::policy::authz::path::Template;
 use tulle_model::policy::authz::{Action, Authz, From, PathPattern, Rule, To, Values, When};
 
 use super::super::authorization::values::{Context, Unusable, shown};
@@ -319,19 +320,8 @@ fn path(text: &str) -> Result<Vec<PathPattern>, Unusable> {
         let texts = Context::string(text)?;
         return Ok(texts.into_iter().map(PathPattern::Text).collect());
     }
-    let mut rest = text;
-    let mut is_rest = false;
-    while let Some((_, after)) = rest.split_once('{') {
-        let (inner, after) = after.split_once('}').ok_or_else(|| Unusable(shown(text)))?;
-        if is_rest || !matches!(inner, "*" | "**") {
-            return Err(Unusable(shown(text)));
-        }
-        is_rest = inner == "**";
-        rest = after;
+    match Template::new(text) {
+        Some(_) => Ok(vec![PathPattern::Template(text.into())]),
+        None => Err(Unusable(shown(text))),
     }
-    let bare = text.replace("{**}", "").replace("{*}", "");
-    if !text.starts_with('/') || bare.contains(['{', '}', '*']) {
-        return Err(Unusable(shown(text)));
-    }
-    Ok(vec![PathPattern::Template(text.into())])
 }

@@ -6,6 +6,7 @@ use tulle_model::Str;
 use tulle_model::filter::{
     Ask, Cors, ExtAuthz, Filter, Header, HeaderMod, Mirror, PathRewrite, Redirect, Rewrite,
 };
+use tulle_model::request::reserved::is_untouchable;
 
 use super::super::lookup::Lookup;
 use super::backends::{Invalid, Referred, resolve};
@@ -91,28 +92,10 @@ fn one(
     })
 }
 
-/// Names that no rule may touch: they frame a message, name its destination, or are the mesh's own.
+/// Whether no rule may touch a header. Waypoints say the same.
 #[must_use]
 pub fn is_reserved(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let framing = [
-        "host",
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "http2-settings",
-        "content-length",
-        "forwarded",
-        "x-forwarded-client-cert",
-    ];
-    let own = ["x-tulle-", "x-envoy-", "x-istio-", "x-forwarded-", ":"];
-    framing.contains(&name.as_str()) || own.iter().any(|start| name.starts_with(start))
+    is_untouchable(&name.to_ascii_lowercase())
 }
 
 fn headers(of: &HeaderModifier) -> Result<HeaderMod, String> {

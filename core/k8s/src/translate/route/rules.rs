@@ -2,8 +2,8 @@
 
 use tulle_model::Str;
 use tulle_model::route::{
-    Backend, GrpcMatch, KeyMatch, Kind, Match, PathMatch, Retry, Route, Session, SessionBy, Timeouts,
-    ValueMatch,
+    Backend, GrpcMatch, KeyMatch, Kind, Match, PathMatch, Pattern, Retry, Route, Session, SessionBy,
+    Timeouts, ValueMatch,
 };
 
 use super::super::lookup::Lookup;
@@ -14,11 +14,6 @@ use crate::api::route::{
     BackendRef, GrpcMethod, GrpcRule, HttpMatch, HttpRule, KeyMatch as KeySpec, RouteFilter, RouteRetry,
     SessionPersistence, StreamRule,
 };
-
-/// Longest regular expression.
-const REGEX_BYTES_MAX: usize = 1024;
-/// Largest regular expression once compiled.
-const REGEX_COMPILED_MAX: usize = 256 << 10;
 
 /// Translates every rule of a route.
 pub(super) fn rules(object: &Object, facts: &Facts<'_>, around: &impl Lookup) -> Vec<RuleOf> {
@@ -238,24 +233,9 @@ fn grpc_match(of: &GrpcMethod) -> Result<GrpcMatch, String> {
     })
 }
 
-/// Whether a regular expression is one that waypoints can follow.
+/// Whether a regular expression is one that waypoints can follow: they compile it in the same way.
 fn regex(pattern: &str) -> Result<(), String> {
-    if pattern.len() > REGEX_BYTES_MAX {
-        return Err(format!(
-            "a regular expression has {} bytes, more than {REGEX_BYTES_MAX}",
-            pattern.len()
-        ));
-    }
-    let whole = format!("^(?:{pattern})$");
-    let built = regex::RegexBuilder::new(&whole)
-        .size_limit(REGEX_COMPILED_MAX)
-        .build();
-    built.map(drop).map_err(|error| match error {
-        regex::Error::CompiledTooBig(limit) => {
-            format!("a regular expression takes more than {limit} bytes once compiled")
-        }
-        _ => "a regular expression is not one that can be matched in linear time".to_owned(),
-    })
+    Pattern::new(pattern).map(drop).map_err(|error| error.to_string())
 }
 
 fn retry(of: &RouteRetry) -> Retry {

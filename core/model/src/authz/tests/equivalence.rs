@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use crate::authz::matcher::Matcher;
 use crate::authz::policy::{Action, Authorization, Clause, Match, Rule, Scope, StringMatch};
 use crate::authz::{Connection, ServiceAccountMatch, Verdict, reference};
 use crate::identity::Identity;
@@ -149,6 +150,18 @@ proptest! {
         let set = PolicySet { policies: compiled.collect(), missing: Vec::new() };
         let passes = matches!(set.check(&connection), Verdict::Allow { .. });
         prop_assert_eq!(passes, reference::allows(&policies, &connection));
+    }
+
+    #[test]
+    fn rules_that_are_looked_up_agree_with_rules_that_are_walked(
+        policy in some_policy(),
+        more in prop::collection::vec(some_match(), 0..20),
+        connection in some_connection(),
+    ) {
+        let mut policy = policy;
+        policy.rules.extend(more.into_iter().map(|one| Rule { clauses: vec![Clause { matches: vec![one] }] }));
+        let (looked_up, walked) = (Matcher::indexed_from(0, &policy), Matcher::indexed_from(usize::MAX, &policy));
+        prop_assert_eq!(looked_up.first_match(&connection), walked.first_match(&connection));
     }
 
     #[test]

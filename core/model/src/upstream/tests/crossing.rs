@@ -78,6 +78,36 @@ fn a_gateway_by_address_is_dialled_at_that_address_even_on_the_other_network() {
 }
 
 #[test]
+fn a_gateway_with_a_host_name_only_is_looked_up_first() {
+    let mesh = mesh()
+        .with(service("shop").vip("10.96.0.1").port(80, 8080))
+        .with(service("infra/east-west").vip("10.96.0.9").port(15008, 15009))
+        .with(
+            workload("infra/gw-1")
+                .hostname("gw.west.example.com")
+                .sa("gw")
+                .hbone()
+                .serves("infra/east-west"),
+        )
+        .with(
+            workload("far")
+                .network("west")
+                .network_gateway("infra/east-west")
+                .serves("shop"),
+        );
+    let crossing = crossing(route(mesh, "10.96.0.1:80"));
+    let lookup = crossing.lookup.clone().expect("it has no address");
+    assert_eq!(&*lookup.hostname, "gw.west.example.com");
+    assert!(lookup.prefers_ipv4, "the caller's family is kept");
+    let found = crossing.at("192.0.2.9".parse().unwrap());
+    assert_eq!((found.dial, found.lookup), (socket("192.0.2.9:15009"), None));
+    assert_eq!(
+        found.gateway_identities,
+        [Identity::new("cluster.local", "infra", "gw")]
+    );
+}
+
+#[test]
 fn an_unknown_gateway_is_an_error() {
     for gateway in ["infra/gone", "west/192.0.2.200"] {
         let error = route(two_networks(gateway), "10.96.0.1:80").unwrap_err();

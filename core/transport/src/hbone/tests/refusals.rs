@@ -71,7 +71,7 @@ async fn what_is_no_connect_is_told_so() {
     let (near, far) = duplex(1024 * 1024);
     let (server, handshake) = tokio::join!(
         server::handshake(far, &SERVER),
-        h2::client::Builder::new().handshake::<_, Bytes>(near),
+        ::h2::client::Builder::new().handshake::<_, Bytes>(near),
     );
     let (_handle, mut incoming) = serve(server.unwrap());
     let (mut sender, connection) = handshake.unwrap();

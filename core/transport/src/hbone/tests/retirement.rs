@@ -29,9 +29,9 @@ async fn an_unused_connection_is_released() {
 async fn a_server_sends_an_unused_connection_away() {
     let client = Settings {
         idle_timeout: Duration::from_secs(100_000),
-        ..Settings::client()
+        ..client_settings()
     };
-    let mut pair = Pair::with(client, Settings::server()).await;
+    let mut pair = Pair::with(client, server_settings()).await;
     drop(pair.tunnel().await);
     let started = Instant::now();
     assert!(pair.incoming.recv().await.is_none());

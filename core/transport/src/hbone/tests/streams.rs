@@ -74,9 +74,9 @@ async fn a_dropped_tunnel_is_reset_not_finished() {
 async fn a_window_that_is_not_given_back_stops_the_sender_there() {
     let settings = Settings {
         stream_window: 100_000,
-        ..Settings::server()
+        ..server_settings()
     };
-    let mut pair = Pair::with(Settings::client(), settings).await;
+    let mut pair = Pair::with(client_settings(), settings).await;
     let (client, server) = pair.tunnel().await;
     let (_reader, mut writer) = client.split();
     let (mut reader, _writer) = server.split();

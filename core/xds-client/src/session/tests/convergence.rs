@@ -99,7 +99,7 @@ fn encode(kind: ResourceType, name: &str, version: &str, quality: Quality) -> En
     match kind {
         ResourceType::Address => workload(name, version, value),
         ResourceType::Authorization => policy(name, version, value),
-        ResourceType::Trust => unreachable!("not asked for here"),
+        _ => unreachable!("not asked for here"),
     }
 }
 
@@ -107,7 +107,7 @@ fn name(kind: ResourceType, index: usize) -> String {
     match kind {
         ResourceType::Address => format!("uid-{index}"),
         ResourceType::Authorization => format!("ns{}/p", index),
-        ResourceType::Trust => unreachable!("not asked for here"),
+        _ => unreachable!("not asked for here"),
     }
 }
 
@@ -189,7 +189,6 @@ impl World {
         let snapshot = self.client.mesh.snapshot();
         match kind {
             ResourceType::Address => snapshot.workload(&name.into()).map(|_| Quality::Good),
-            ResourceType::Trust => unreachable!("not asked for here"),
             ResourceType::Authorization => {
                 let (namespace, name) = name.split_once('/').unwrap();
                 let policy = snapshot.policy(&NamespacedName::new(namespace, name))?;
@@ -199,6 +198,7 @@ impl World {
                     Quality::Good
                 })
             }
+            _ => unreachable!("not asked for here"),
         }
     }
 

@@ -1,0 +1,288 @@
+//! The manifests of the configuration folder, document by document, so that one of them can be changed.
+
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+/// The label that sends the traffic of a namespace through a waypoint.
+const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+/// Folders in folders that are looked into.
+const DEPTH_MAX: usize = 16;
+
+/// Everything in the folder.
+#[derive(Debug, Default)]
+pub(super) struct Folder {
+    documents: Vec<Document>,
+}
+
+/// One document of a file.
+#[derive(Debug)]
+pub(super) struct Document {
+    /// The file, below the folder.
+    pub(super) file: String,
+    /// Its text; documents that cannot be read have no value.
+    text: String,
+    value: Value,
+}
+
+/// A file as it is to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    /// The file, below the folder.
+    pub(super) file: String,
+    /// Its text; `None` removes it.
+    pub(super) text: Option<String>,
+}
+
+impl Folder {
+    /// Reads every manifest.
+    pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
+        let mut this = Self::default();
+        this.walk(folder, "", 0)
+            .with_context(|| format!("cannot read the configuration folder {}", folder.display()))?;
+        this.documents.sort_by(|a, b| a.file.cmp(&b.file));
+        Ok(this)
+    }
+
+    fn walk(&mut self, folder: &Path, below: &str, depth: usize) -> anyhow::Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = format!("{below}{name}");
+            let is_manifest = [".yaml", ".yml", ".json"]
+                .iter()
+                .any(|ending| name.ends_with(ending));
+            if name.starts_with('.') {
+                continue;
+            }
+            if entry.path().is_dir() && depth < DEPTH_MAX {
+                self.walk(&entry.path(), &format!("{path}/"), depth + 1)?;
+            } else if is_manifest {
+                self.add(&path, &std::fs::read_to_string(entry.path())?);
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, file: &str, text: &str) {
+        let mut document = String::new();
+        let mut documents = Vec::new();
+        for line in text.lines() {
+            if line.trim_end() == "---" {
+                documents.push(std::mem::take(&mut document));
+            } else {
+                document.push_str(line);
+                document.push('\n');
+            }
+        }
+        documents.push(document);
+        let filled = documents.into_iter().filter(|text| !text.trim().is_empty());
+        self.documents.extend(filled.map(|text| Document {
+            file: file.to_owned(),
+            value: serde_saphyr::from_str(&text).unwrap_or(Value::Null),
+            text,
+        }));
+    }
+
+    /// The object of this kind and name.
+    pub(super) fn find(&self, kind: &str, namespace: &str, name: &str) -> Option<&Document> {
+        self.of_kind(kind).find(|document| {
+            document.name() == name && (kind == "Namespace" || document.namespace() == namespace)
+        })
+    }
+
+    /// Every object of a kind.
+    pub(super) fn of_kind(&self, kind: &str) -> impl Iterator<Item = &Document> {
+        self.documents
+            .iter()
+            .filter(move |document| document.value["kind"] == kind)
+    }
+
+    /// The waypoint that a namespace goes through.
+    pub(super) fn enrolled(&self, namespace: &str) -> Option<String> {
+        let found = self.find("Namespace", "", namespace)?;
+        let label = &found.value["metadata"]["labels"][USE_WAYPOINT];
+        label.as_str().map(str::to_owned)
+    }
+
+    /// The file with one document replaced.
+    pub(super) fn replace(&self, document: &Document, text: &str) -> Change {
+        self.rewritten(document, Some(text))
+    }
+
+    /// The file without one document; no file if it was the only one.
+    pub(super) fn remove(&self, document: &Document) -> Change {
+        self.rewritten(document, None)
+    }
+
+    /// Labels a namespace, or takes the label away.
+    pub(super) fn label(
+        &self,
+        namespace: &str,
+        waypoint: Option<&str>,
+        changes: &mut Vec<Change>,
+    ) -> anyhow::Result<()> {
+        let Some(found) = self.find("Namespace", "", namespace) else {
+            changes.extend(waypoint.map(|waypoint| Change {
+                file: format!("namespace-{namespace}.yaml"),
+                text: Some(format!(
+                    "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {namespace}\n  labels:\n    \
+                     istio.io/dataplane-mode: ambient\n    {USE_WAYPOINT}: {waypoint}\n"
+                )),
+            }));
+            return Ok(());
+        };
+        if self.enrolled(namespace).as_deref() == waypoint {
+            return Ok(());
+        }
+        if changes.iter().any(|change| change.file == found.file) {
+            bail!(
+                "{} holds both the waypoint and its namespace; move one of them to a file of its own",
+                found.file
+            );
+        }
+        let mut value = found.value.clone();
+        let labels = &mut value["metadata"]["labels"];
+        match (labels.as_object_mut(), waypoint) {
+            (Some(labels), Some(waypoint)) => drop(labels.insert(USE_WAYPOINT.to_owned(), json!(waypoint))),
+            (Some(labels), None) => drop(labels.remove(USE_WAYPOINT)),
+            (None, Some(waypoint)) => *labels = json!({USE_WAYPOINT: waypoint}),
+            (None, None) => {}
+        }
+        let text = serde_saphyr::to_string(&value).context("the Namespace cannot be written")?;
+        changes.push(self.replace(found, &text));
+        Ok(())
+    }
+
+    fn rewritten(&self, document: &Document, text: Option<&str>) -> Change {
+        let same_file = self.documents.iter().filter(|other| other.file == document.file);
+        let texts = same_file.filter_map(|other| {
+            if std::ptr::eq(other, document) {
+                text
+            } else {
+                Some(&*other.text)
+            }
+        });
+        let texts: Vec<_> = texts.map(|text| text.trim_end().to_owned() + "\n").collect();
+        Change {
+            file: document.file.clone(),
+            text: (!texts.is_empty()).then(|| texts.join("---\n")),
+        }
+    }
+}
+
+impl Document {
+    /// Name of the object.
+    pub(super) fn name(&self) -> &str {
+        self.value["metadata"]["name"].as_str().unwrap_or_default()
+    }
+
+    /// Namespace of the object.
+    pub(super) fn namespace(&self) -> &str {
+        self.value["metadata"]["namespace"].as_str().unwrap_or("default")
+    }
+
+    /// Whether it is a waypoint.
+    pub(super) fn is_waypoint(&self) -> bool {
+        let class = self.value["spec"]["gatewayClassName"].as_str();
+        matches!(class, Some("tulle-waypoint" | "istio-waypoint"))
+    }
+
+    /// Which traffic it takes.
+    pub(super) fn purpose(&self) -> &str {
+        let label = &self.value["metadata"]["labels"]["istio.io/waypoint-for"];
+        label.as_str().unwrap_or("service")
+    }
+
+    /// Whether it says the same as this text.
+    pub(super) fn says(&self, text: &str) -> bool {
+        serde_saphyr::from_str::<Value>(text).is_ok_and(|value| value == self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GATEWAY: &str =
+        "kind: Gateway\nmetadata: {name: way, namespace: shop}\nspec: {gatewayClassName: tulle-waypoint}\n";
+
+    fn folder(files: &[(&str, &str)]) -> Folder {
+        let mut folder = Folder::default();
+        files.iter().for_each(|(file, text)| folder.add(file, text));
+        folder
+    }
+
+    fn labelled(folder: &Folder, waypoint: Option<&str>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        folder.label("shop", waypoint, &mut changes).unwrap();
+        changes
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_there_is_made() {
+        let changes = labelled(&Folder::default(), Some("way"));
+        let [change] = &changes[..] else {
+            panic!("{changes:?}")
+        };
+        assert_eq!(change.file, "namespace-shop.yaml");
+        assert!(
+            change
+                .text
+                .as_ref()
+                .unwrap()
+                .contains("istio.io/use-waypoint: way")
+        );
+        assert_eq!(labelled(&Folder::default(), None), []);
+    }
+
+    #[test]
+    fn a_namespace_keeps_its_other_labels_and_its_neighbours() {
+        let text = "# kept\nkind: Service\nmetadata: {name: a}\n---\nkind: Namespace\nmetadata: {name: shop, labels: {team: x}}\n";
+        let folder = folder(&[("all.yaml", text)]);
+        let changes = labelled(&folder, Some("way"));
+        let text = changes[0].text.as_ref().unwrap();
+        assert!(text.starts_with("# kept\nkind: Service"), "{text}");
+        assert!(
+            text.contains("team: x") && text.contains("istio.io/use-waypoint: way"),
+            "{text}"
+        );
+        let after = self::folder(&[("all.yaml", text)]);
+        assert_eq!(after.enrolled("shop").as_deref(), Some("way"));
+        assert_eq!(labelled(&after, Some("way")), [], "nothing to do");
+        let back = labelled(&after, None);
+        assert!(!back[0].text.as_ref().unwrap().contains("use-waypoint"));
+    }
+
+    #[test]
+    fn a_file_with_nothing_left_goes() {
+        let alone = folder(&[("way.yaml", GATEWAY)]);
+        let found = alone.find("Gateway", "shop", "way").unwrap();
+        assert_eq!(
+            alone.remove(found),
+            Change {
+                file: "way.yaml".to_owned(),
+                text: None
+            }
+        );
+        let two = folder(&[(
+            "way.yaml",
+            &format!("{GATEWAY}---\nkind: Service\nmetadata: {{name: a}}\n"),
+        )]);
+        let change = two.remove(two.find("Gateway", "shop", "way").unwrap());
+        assert_eq!(
+            change.text.as_deref(),
+            Some("kind: Service\nmetadata: {name: a}\n")
+        );
+    }
+
+    #[test]
+    fn an_object_is_found_by_its_namespace_too() {
+        let folder = folder(&[("way.yaml", GATEWAY)]);
+        assert!(folder.find("Gateway", "default", "way").is_none());
+        let found = folder.find("Gateway", "shop", "way").unwrap();
+        assert!(found.is_waypoint() && found.says(GATEWAY));
+        assert_eq!(found.purpose(), "service");
+    }
+}

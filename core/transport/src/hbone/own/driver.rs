@@ -1,0 +1,204 @@
+//! Moves bytes between a connection and the stream under it. One task owns that stream.
+//!
+//! What waits is written at once while the stream takes it. While it does not, everything that streams want to send
+//! gathers, and goes out together as soon as there is room again.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
+
+use super::conn::Conn;
+use super::core::{Core, End, Next, Outbox};
+use crate::copy::buffers::{Buffer, Size};
+use crate::hbone::seam::Ping;
+use crate::hbone::settings::Settings;
+use crate::hbone::watched::Watched;
+
+/// Bytes that are gathered for one write: as much as one of the largest copy buffers.
+const GATHERED: usize = 256 * 1024;
+
+/// Bytes that are read, or written, before others have a turn.
+const TURN: usize = 256 * 1024;
+
+/// The task's end of a connection.
+#[derive(Debug)]
+pub(super) struct Driver<S> {
+    stream: Watched<S>,
+    conn: Arc<Conn>,
+    out: Outbox,
+    /// Something was written and not flushed.
+    unflushed: bool,
+    streams_max: u32,
+    over: Option<Result<(), String>>,
+}
+
+impl<S> Driver<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    pub(super) fn new(stream: Watched<S>, conn: Arc<Conn>, settings: &Settings) -> Self {
+        Self {
+            stream,
+            conn,
+            out: Outbox::default(),
+            unflushed: false,
+            streams_max: settings.streams_max,
+            over: None,
+        }
+    }
+
+    pub(super) fn conn(&self) -> &Arc<Conn> {
+        &self.conn
+    }
+
+    pub(super) fn stream(&mut self) -> &mut Watched<S> {
+        &mut self.stream
+    }
+
+    /// Writes what each side begins with.
+    pub(super) async fn introduce(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_write(cx)).await
+    }
+
+    /// Moves what can be moved. Ready when the connection is over, with the reason unless it ended in order.
+    pub(super) fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
+        if self.over.is_none() {
+            self.over = match self.poll_move(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(())) => Some(Ok(())),
+                Poll::Ready(Err(error)) => Some(Err(error.to_string())),
+            };
+            let why = match &self.over {
+                Some(Err(why)) => why.as_str(),
+                _ => "the connection was closed",
+            };
+            self.conn.drive(|core| core.end(End::Lost(why.into())));
+        }
+        Poll::Ready(self.over.clone().unwrap_or(Ok(())))
+    }
+
+    fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.conn.register(cx);
+        let mut left = TURN;
+        loop {
+            let _ = self.poll_write(cx)?;
+            match self.conn.drive(Core::next) {
+                Next::Read => {}
+                Next::Wait => return Poll::Pending,
+                Next::Close => return self.poll_goodbye(cx),
+                // It ends at once, whether or not the peer takes what is left to say.
+                Next::Cut => {
+                    let _ = self.poll_goodbye(cx);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            match ready!(self.poll_read(cx))? {
+                // Whatever was on its way in either direction is lost.
+                0 => return Poll::Ready(Ok(())),
+                read => left = left.saturating_sub(read),
+            }
+            if left == 0 {
+                // What arrived is for others to take, who may run on this very thread.
+                let _ = self.poll_write(cx)?;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Writes all there is to write, and flushes it.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.out.is_empty() {
+                let out = &mut self.out;
+                self.conn.drive(|core| core.gather(out, GATHERED));
+                if self.out.is_empty() {
+                    break;
+                }
+            }
+            let (slices, count) = self.out.slices();
+            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..count]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out.advance(written);
+            self.unflushed = true;
+        }
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once, and takes in what was read; 0 at the end. No buffer is held meanwhile.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut buffer = Buffer::lend(Size::Medium);
+        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut buffer.room()))?;
+        if read == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let (bytes, _) = buffer.take();
+        let (limit, failed) = self.conn.drive(|core| {
+            let failed = core.receive(bytes, Instant::now()).err();
+            failed.into_iter().for_each(|fault| core.fail(fault));
+            let changed = std::mem::take(&mut core.limit_changed);
+            (changed.then(|| core.peer_streams_max()), failed)
+        });
+        if let Some(limit) = limit {
+            self.conn.vitals().set_limit(self.streams_max.min(limit));
+        }
+        match failed {
+            None => Poll::Ready(Ok(read)),
+            Some(fault) => {
+                // It is told if that can be done at once; it has no claim to more.
+                let _ = self.poll_write(cx);
+                Poll::Ready(Err(io::Error::other(fault)))
+            }
+        }
+    }
+
+    /// All is said: closes the stream once it is written.
+    fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write(cx))?;
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S> Drop for Driver<S> {
+    fn drop(&mut self) {
+        self.conn
+            .drive(|core| core.end(End::Lost("this side ended it".into())));
+    }
+}
+
+/// The question whether the peer lives.
+#[derive(Debug)]
+pub(super) struct Question {
+    conn: Arc<Conn>,
+}
+
+impl Question {
+    pub(super) fn new(conn: &Arc<Conn>) -> Self {
+        Self {
+            conn: Arc::clone(conn),
+        }
+    }
+}
+
+impl Ping for Question {
+    fn send(&mut self) -> bool {
+        self.conn.with(Core::ask)
+    }
+
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.conn.with(|core| core.poll_alive(cx))
+    }
+}

@@ -1,0 +1,5 @@
+//! HTTP/2 frames of the other end of a tunnel.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tulle_transport::fuzz::tunnel_frames(data));

@@ -1,0 +1,114 @@
+//! What everything in the process shares: who the waypoint is, what it knows, and how it reaches others.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tulle_identity::{SecretManager, TrustStore};
+use tulle_model::Identity;
+use tulle_runtime::drain::DrainWatcher;
+use tulle_runtime::tasks;
+use tulle_xds_client::MeshState;
+
+use crate::config::Config;
+use crate::listener::limits::Limits;
+use crate::metrics::Metrics;
+use crate::policy::carry::Fetcher;
+use crate::policy::engine::Engine;
+use crate::snapshot::View;
+use crate::snapshot::build::Builder;
+use crate::upstream::Upstreams;
+use crate::upstream::dial::{Dialer, Network};
+
+/// Copies of requests that run at once. Beyond it there are none: a mirror is worth no request.
+const MIRRORS_MAX: usize = 1_024;
+
+/// One waypoint, shared by all its tunnels and requests.
+#[derive(Debug)]
+pub struct Waypoint {
+    /// Configuration of the process.
+    pub config: Config,
+    /// Who it is for its peers.
+    pub identity: Identity,
+    /// What is known of the mesh.
+    pub mesh: MeshState,
+    /// Its certificate.
+    pub secrets: SecretManager,
+    /// What peers are judged by, beside their certificates.
+    pub trust: TrustStore,
+    /// What requests are decided by.
+    pub view: View,
+    /// Connections to endpoints.
+    pub upstreams: Upstreams,
+    /// How much may be open.
+    pub limits: Limits,
+    /// Copies of requests that may run at once.
+    pub mirrors: Arc<Semaphore>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// What policies of requests share.
+    pub policies: Engine,
+    /// Ends everything.
+    pub drain: DrainWatcher,
+}
+
+/// What a waypoint is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Configuration of the process.
+    pub config: Config,
+    /// What is known of the mesh.
+    pub mesh: MeshState,
+    /// Where its certificate comes from.
+    pub secrets: SecretManager,
+    /// What peers are judged by.
+    pub trust: TrustStore,
+    /// How sockets are opened.
+    pub network: Arc<dyn Network>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Ends everything.
+    pub drain: DrainWatcher,
+}
+
+impl Waypoint {
+    /// Puts it together, and starts what follows configuration and looks after connections.
+    #[must_use]
+    pub fn start(parts: Parts) -> Arc<Self> {
+        let Parts {
+            config,
+            mesh,
+            secrets,
+            trust,
+            network,
+            metrics,
+            drain,
+        } = parts;
+        let identity = config.identity();
+        secrets.retain(&identity);
+        let dialer = Dialer::new(
+            identity.clone(),
+            secrets.clone(),
+            trust.clone(),
+            Arc::clone(&network),
+        );
+        let builder = Builder::new(&config, mesh.clone());
+        let view = builder.view();
+        let upstreams = Upstreams::new(dialer, network, &drain);
+        tasks::spawn("snapshot", builder.follow());
+        tasks::spawn("upstream-idle", upstreams.clone().sweep(drain.clone()));
+        Arc::new_cyclic(|this| Self {
+            policies: Engine::new(Arc::new(Fetcher(this.clone())), metrics.policies.clone()),
+            limits: Limits::default(),
+            mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
+            config,
+            identity,
+            mesh,
+            secrets,
+            trust,
+            view,
+            upstreams,
+            metrics,
+            drain,
+        })
+    }
+}

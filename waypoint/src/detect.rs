@@ -1,0 +1,131 @@
+//! What a stream speaks: by what its port declares, by what applies to it, and by its first bytes where neither says.
+
+pub mod first;
+pub mod sni;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tulle_model::service::AppProtocol;
+use tulle_transport::hbone::{HboneStream, ResetCode};
+
+use crate::context::Waypoint;
+use crate::http::server;
+use crate::listener::arrival::{Arrival, Found};
+use crate::snapshot::PortState;
+use crate::tcp;
+use first::First;
+
+/// How long a stream whose protocol nobody declared may be silent before it is bytes to us: servers that speak first
+/// would wait for ever for a client that waits for them.
+const SILENCE_MAX: Duration = Duration::from_millis(100);
+/// How long the first bytes may take to be complete once they began.
+const FIRST_BYTES_MAX: Duration = Duration::from_secs(10);
+/// How long a ClientHello may take.
+const CLIENT_HELLO_MAX: Duration = Duration::from_secs(5);
+/// Ports of protocols whose servers speak first: FTP, SSH, Telnet, SMTP, POP3, IMAP, submission, MySQL.
+const SERVER_FIRST: [u16; 8] = [21, 22, 23, 25, 110, 143, 587, 3306];
+
+/// What is known of a stream before its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Declared {
+    /// Requests; the version is told by the first bytes.
+    Http,
+    /// Bytes; not one is waited for.
+    Tcp,
+    /// TLS, which is not opened.
+    Tls,
+    /// Nothing: the first bytes tell, or their absence.
+    Unknown,
+}
+
+/// Reads what the port says. What reads requests must see them all, so that waiting is no way around it.
+#[must_use]
+pub fn declared(state: &PortState, port: u16) -> Declared {
+    match state.protocol {
+        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => Declared::Http,
+        AppProtocol::Tcp => Declared::Tcp,
+        AppProtocol::Tls => Declared::Tls,
+        AppProtocol::Unknown if state.is_http => Declared::Http,
+        AppProtocol::Unknown if SERVER_FIRST.contains(&port) => Declared::Tcp,
+        AppProtocol::Unknown => Declared::Unknown,
+    }
+}
+
+/// Serves a stream that was let in, as what it turns out to be.
+pub async fn serve(waypoint: Arc<Waypoint>, mut stream: HboneStream, found: Found) {
+    let Found { front, arrival } = found;
+    let port = arrival.destination.address.port();
+    let Some(state) = front.port(port).cloned() else {
+        return stream.reset(ResetCode::Connect);
+    };
+    drop(front);
+    match declared(&state, port) {
+        Declared::Tcp => tcp::forward(&waypoint, &arrival, &state, stream, None).await,
+        Declared::Tls => {
+            let name = server_name(&mut stream).await;
+            tcp::forward(&waypoint, &arrival, &state, stream, name).await;
+        }
+        Declared::Http => match first_bytes(&mut stream, None).await {
+            Some(First::Http2) => server::http2(waypoint, arrival, stream).await,
+            // What is no request is answered as one that cannot be read.
+            Some(_) => server::http1(waypoint, arrival, stream).await,
+            None => stream.reset(ResetCode::Cancel),
+        },
+        Declared::Unknown => unknown(&waypoint, arrival, &state, stream).await,
+    }
+}
+
+async fn unknown(waypoint: &Arc<Waypoint>, arrival: Arrival, state: &PortState, mut stream: HboneStream) {
+    match first_bytes(&mut stream, Some(SILENCE_MAX)).await {
+        Some(First::Http2) => server::http2(Arc::clone(waypoint), arrival, stream).await,
+        Some(First::Http1) => server::http1(Arc::clone(waypoint), arrival, stream).await,
+        Some(First::Tls) => {
+            let name = server_name(&mut stream).await;
+            tcp::forward(waypoint, &arrival, state, stream, name).await;
+        }
+        Some(First::Bytes | First::More) | None => {
+            tcp::forward(waypoint, &arrival, state, stream, None).await;
+        }
+    }
+}
+
+/// What the first bytes look like; `None` if there was none in time, or the stream broke.
+async fn first_bytes(stream: &mut HboneStream, silence: Option<Duration>) -> Option<First> {
+    let begun = match silence {
+        Some(silence) => tokio::time::timeout(silence, stream.peek(0)).await.ok()?,
+        None => stream.peek(0).await,
+    };
+    let mut known = begun.ok()?.len();
+    let deadline = Instant::now() + FIRST_BYTES_MAX;
+    loop {
+        let bytes = stream.peek(known.saturating_sub(1)).await.ok()?;
+        let seen = first::look(bytes);
+        if seen != First::More {
+            return Some(seen);
+        }
+        match timeout_at(deadline, stream.peek(known)).await {
+            Ok(Ok(more)) if more.len() > known => known = more.len(),
+            // The peer finished, or stopped in the middle: it will not become more.
+            Ok(Ok(_)) | Err(_) => return Some(First::More),
+            Ok(Err(_)) => return None,
+        }
+    }
+}
+
+/// The server name of a ClientHello; `None` for what is none, or has none.
+async fn server_name(stream: &mut HboneStream) -> Option<String> {
+    let deadline = Instant::now() + CLIENT_HELLO_MAX;
+    let mut known = 0;
+    loop {
+        let bytes = timeout_at(deadline, stream.peek(known)).await.ok()?.ok()?;
+        let grown = bytes.len() > known;
+        known = bytes.len();
+        match sni::read(bytes) {
+            sni::Hello::Named(name) => return Some(name),
+            sni::Hello::More if grown => {}
+            sni::Hello::More | sni::Hello::Unnamed | sni::Hello::NotTls => return None,
+        }
+    }
+}

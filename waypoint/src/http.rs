@@ -1,0 +1,11 @@
+//! Requests: from the tunnel's stream to the answer, phase by phase.
+
+pub mod body;
+pub mod exchange;
+pub mod flood;
+pub mod hygiene;
+pub mod pace;
+pub mod respond;
+pub mod routing;
+pub mod rule;
+pub mod server;

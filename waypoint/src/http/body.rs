@@ -1,0 +1,324 @@
+//! Bodies on their way: requests up, answers down. Bytes are handed on as they come; nothing is gathered.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::exchange::Ending;
+use crate::filter::mirror::{Cut, Shadow, Tee, tee};
+use crate::upstream::cluster::Pick;
+use crate::upstream::pool::Lease;
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The side it comes from broke off.
+    #[error("the body broke off: {0}")]
+    Broken(#[from] hyper::Error),
+    /// Policies changed, and deny what is on its way.
+    #[error("policies changed")]
+    PolicyChanged,
+    /// It is a copy, and was cut off.
+    #[error(transparent)]
+    Cut(#[from] Cut),
+}
+
+/// The body of a request on its way to an endpoint.
+#[derive(Debug, Default)]
+pub struct RequestBody {
+    /// What was looked at before it went on.
+    first: VecDeque<Frame<Bytes>>,
+    /// Boxed, because few requests are copied.
+    source: RequestSource,
+}
+
+/// Where a request's body comes from.
+#[derive(Debug, Default)]
+enum RequestSource {
+    #[default]
+    Empty,
+    Incoming(Incoming),
+    Teed(Box<Tee<RequestBody>>),
+    Copy(Box<Shadow>),
+}
+
+impl RequestBody {
+    /// What the client sends.
+    #[must_use]
+    pub fn of(incoming: Incoming) -> Self {
+        Self {
+            first: VecDeque::new(),
+            source: RequestSource::Incoming(incoming),
+        }
+    }
+
+    /// A text of our own.
+    #[must_use]
+    pub fn text(text: Bytes) -> Self {
+        let frames = (!text.is_empty()).then(|| Frame::data(text));
+        Self {
+            first: frames.into_iter().collect(),
+            source: RequestSource::Empty,
+        }
+    }
+
+    /// Splits it into itself and copies.
+    #[must_use]
+    pub fn teed(self, copies: usize) -> (Self, Vec<Self>) {
+        let of = |source| Self {
+            first: VecDeque::new(),
+            source,
+        };
+        let (tee, shadows) = tee(self, copies);
+        let copy = |shadow| of(RequestSource::Copy(Box::new(shadow)));
+        let own = of(RequestSource::Teed(Box::new(tee)));
+        (own, shadows.into_iter().map(copy).collect())
+    }
+
+    /// The first `max` bytes, and whether that is all. They still go on; what is held back is no more than that and one
+    /// frame.
+    ///
+    /// # Errors
+    /// The client broke off.
+    pub async fn peek(&mut self, max: usize) -> Result<(Bytes, bool), BodyError> {
+        let length = |frames: &VecDeque<Frame<Bytes>>| -> usize {
+            frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum()
+        };
+        while length(&self.first) <= max {
+            match poll_fn(|cx| self.source.poll_frame(cx)).await {
+                Some(frame) => self.first.push_back(frame?),
+                None => {
+                    self.source = RequestSource::Empty;
+                    break;
+                }
+            }
+        }
+        let is_whole = length(&self.first) <= max;
+        let mut bytes = Vec::new();
+        for data in self.first.iter().filter_map(Frame::data_ref) {
+            bytes.extend_from_slice(data);
+        }
+        bytes.truncate(max);
+        Ok((Bytes::from(bytes), is_whole))
+    }
+}
+
+impl RequestSource {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Self::Teed(teed) => Pin::new(teed).poll_frame(cx),
+            Self::Copy(copy) => Pin::new(copy).poll_frame(cx).map_err(BodyError::from),
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.first.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.source.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        if !self.first.is_empty() {
+            return false;
+        }
+        match &self.source {
+            RequestSource::Empty => true,
+            RequestSource::Incoming(incoming) => incoming.is_end_stream(),
+            RequestSource::Teed(teed) => teed.is_end_stream(),
+            RequestSource::Copy(copy) => copy.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = match &self.source {
+            RequestSource::Empty => SizeHint::with_exact(0),
+            RequestSource::Incoming(incoming) => incoming.size_hint(),
+            RequestSource::Teed(teed) => teed.size_hint(),
+            RequestSource::Copy(copy) => copy.size_hint(),
+        };
+        let held = self.first.iter().filter_map(Frame::data_ref);
+        let held: u64 = held.map(|data| data.len() as u64).sum();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + held);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + held);
+        }
+        hint
+    }
+}
+
+/// The body of an answer on its way to the client.
+#[derive(Debug, Default)]
+pub struct ResponseBody {
+    source: Source,
+    /// Ends the answer before its end.
+    cut: Option<Cutter>,
+    /// Dropped with the answer, whether or not it came to its end.
+    _ending: Option<Ending>,
+}
+
+/// Where an answer comes from.
+#[derive(Debug, Default)]
+enum Source {
+    #[default]
+    Empty,
+    /// A text of our own.
+    Text(Bytes),
+    Upstream(Upstream),
+}
+
+/// What an endpoint sends, with what is to be given back at its end.
+struct Upstream {
+    incoming: Incoming,
+    /// Gone once the body has ended.
+    lease: Option<Lease>,
+    /// The endpoint counts the request until then.
+    _in_flight: Pick,
+}
+
+impl ResponseBody {
+    /// A text of our own.
+    #[must_use]
+    pub fn text(text: Bytes) -> Self {
+        Source::Text(text).into()
+    }
+
+    /// What an endpoint sends over a leased connection.
+    #[must_use]
+    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: Pick) -> Self {
+        let upstream = Upstream {
+            incoming,
+            lease: Some(lease),
+            _in_flight: in_flight,
+        };
+        Source::Upstream(upstream).into()
+    }
+
+    /// Ends the answer, unless it is over, when `cut` is done. One allocation per answer: the only thing that can reach
+    /// an answer that is on its way.
+    #[must_use]
+    pub fn cut_by(self, cut: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self {
+            cut: Some(Cutter(Box::pin(cut))),
+            ..self
+        }
+    }
+
+    /// Keeps this until the answer has ended.
+    #[must_use]
+    pub fn ending_with(self, ending: Ending) -> Self {
+        Self {
+            _ending: Some(ending),
+            ..self
+        }
+    }
+}
+
+impl From<Source> for ResponseBody {
+    fn from(source: Source) -> Self {
+        Self {
+            source,
+            cut: None,
+            _ending: None,
+        }
+    }
+}
+
+/// Something that ends an answer when it comes about.
+struct Cutter(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl fmt::Debug for Cutter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cutter")
+    }
+}
+
+impl Upstream {
+    fn finish(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.finish();
+        }
+    }
+}
+
+impl Drop for Upstream {
+    /// Whoever knows the length does not ask for the end. A body that is dropped before its end takes its connection
+    /// along: what is left on it belongs to nobody.
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").finish_non_exhaustive()
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(Cutter(cut)) = &mut self.cut
+            && cut.as_mut().poll(cx).is_ready()
+        {
+            self.cut = None;
+            self.source = Source::Empty;
+            return Poll::Ready(Some(Err(BodyError::PolicyChanged)));
+        }
+        match &mut self.source {
+            Source::Empty => Poll::Ready(None),
+            Source::Text(text) => {
+                let text = std::mem::take(text);
+                self.source = Source::Empty;
+                Poll::Ready(Some(Ok(Frame::data(text))))
+            }
+            Source::Upstream(upstream) => {
+                let frame = ready!(Pin::new(&mut upstream.incoming).poll_frame(cx));
+                if frame.is_none() {
+                    upstream.finish();
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Empty => true,
+            Source::Text(_) => false,
+            Source::Upstream(upstream) => upstream.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Empty => SizeHint::with_exact(0),
+            Source::Text(text) => SizeHint::with_exact(text.len() as u64),
+            Source::Upstream(upstream) => upstream.incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! How long a connection of a client may take for the head of a request, and how long it may be idle.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+/// Time for the head of a request, from its first byte.
+pub const HEAD_MAX: Duration = Duration::from_secs(10);
+/// Time without a request.
+pub const IDLE_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// The time a connection takes. Shared by the connection, what reads from it, and its requests.
+#[derive(Debug)]
+pub struct Pace {
+    state: Mutex<State>,
+    moved: Notify,
+    head_max: Duration,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Requests that are not answered to their end.
+    running: u32,
+    /// When the head began that is not complete.
+    head_since: Option<Instant>,
+    /// When the last request ended.
+    idle_since: Instant,
+}
+
+/// What took too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overdue {
+    /// The head of a request.
+    Head,
+    /// The next request.
+    Idle,
+}
+
+/// A request that runs; until it is dropped the connection is not idle.
+#[derive(Debug)]
+pub struct Running(Arc<Pace>);
+
+impl Pace {
+    /// A connection that begins now; `head_max` is for the settings to say.
+    #[must_use]
+    pub fn begin(head_max: Option<Duration>) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                running: 0,
+                head_since: None,
+                idle_since: Instant::now(),
+            }),
+            moved: Notify::new(),
+            head_max: head_max.unwrap_or(HEAD_MAX),
+        })
+    }
+
+    /// A head is complete.
+    #[must_use]
+    pub fn request(self: &Arc<Self>) -> Running {
+        let mut state = self.state.lock();
+        state.running += 1;
+        state.head_since = None;
+        drop(state);
+        Running(Arc::clone(self))
+    }
+
+    /// Waits until something takes too long.
+    pub async fn overdue(&self) -> Overdue {
+        loop {
+            let moved = self.moved.notified();
+            let Some((deadline, overdue)) = self.deadline() else {
+                moved.await;
+                continue;
+            };
+            tokio::select! {
+                () = sleep_until(deadline) => {
+                    // It may have been put off meanwhile.
+                    if self.deadline().is_some_and(|(deadline, _)| deadline <= Instant::now()) {
+                        return overdue;
+                    }
+                }
+                () = moved => {}
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<(Instant, Overdue)> {
+        let state = self.state.lock();
+        match state.head_since {
+            Some(since) => Some((since + self.head_max, Overdue::Head)),
+            None if state.running == 0 => Some((state.idle_since + IDLE_MAX, Overdue::Idle)),
+            None => None,
+        }
+    }
+
+    fn bytes(&self) {
+        let mut state = self.state.lock();
+        if state.running == 0 && state.head_since.is_none() {
+            state.head_since = Some(Instant::now());
+            drop(state);
+            self.moved.notify_one();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.running -= 1;
+        if state.running == 0 {
+            state.idle_since = Instant::now();
+            drop(state);
+            self.0.moved.notify_one();
+        }
+    }
+}
+
+/// A stream whose bytes are noticed.
+#[derive(Debug)]
+pub struct Paced<S> {
+    stream: S,
+    pace: Arc<Pace>,
+}
+
+impl<S> Paced<S> {
+    /// Notices the bytes of `stream`.
+    #[must_use]
+    pub fn new(stream: S, pace: Arc<Pace>) -> Self {
+        Self { stream, pace }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.pace.bytes();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::{advance, timeout};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_its_time_from_its_first_byte_on() {
+        let pace = Pace::begin(None);
+        advance(Duration::from_secs(60)).await;
+        pace.bytes();
+        let begun = Instant::now();
+        assert_eq!(pace.overdue().await, Overdue::Head);
+        assert_eq!(begun.elapsed(), HEAD_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_idle_from_the_end_of_its_last_request_on() {
+        let pace = Pace::begin(None);
+        pace.bytes();
+        let running = pace.request();
+        pace.bytes();
+        assert!(
+            timeout(IDLE_MAX * 2, pace.overdue()).await.is_err(),
+            "a request runs"
+        );
+        drop(running);
+        let ended = Instant::now();
+        assert_eq!(pace.overdue().await, Overdue::Idle);
+        assert_eq!(ended.elapsed(), IDLE_MAX);
+    }
+}

@@ -1,0 +1,204 @@
+//! Which rule a request takes, and what the rule does to it on its way up and to the answer on its way down.
+
+use std::sync::Arc;
+
+use http::header::{LOCATION, ORIGIN};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use tulle_model::route::{PortRoutes, Routes, Selection};
+use tulle_model::service::AppProtocol;
+use tulle_model::{Reason, RequestHead};
+
+use super::body::ResponseBody;
+use super::respond::Reply;
+use super::rule::{Rule, Weighted};
+use crate::filter::cors;
+use crate::snapshot::PortState;
+use crate::upstream::backend::{Backend, BackendKey};
+
+/// What a request takes.
+#[derive(Debug)]
+pub struct Way {
+    /// The rule; `None` where there is none, and requests go to what they asked for.
+    pub rule: Option<Arc<Rule>>,
+    /// Bytes of the path that the rule's prefix covers.
+    prefix: Option<usize>,
+    /// It is a preflight of CORS that the rule answers.
+    preflight: bool,
+    /// The page that asks, if one does.
+    origin: Option<HeaderValue>,
+}
+
+/// Where a request goes, and how it looks there.
+#[derive(Debug)]
+pub struct Onward {
+    /// Who serves it.
+    pub backend: Arc<Backend>,
+    /// The request after the filters; `None` if they leave it as it is.
+    pub head: Option<RequestHead>,
+    /// What the backend's filters do to the answer.
+    weighted: Option<usize>,
+}
+
+/// Chooses the rule for a caller of a namespace.
+///
+/// # Errors
+/// `route_not_found` if there are rules and none matches.
+pub fn choose(
+    rules: &PortRoutes<Arc<Rule>>,
+    namespace: Option<&str>,
+    head: &RequestHead,
+) -> Result<Way, Reason> {
+    let asked = cors::preflight_method(head);
+    let (selection, borrowed) = match rules.of(namespace) {
+        Routes::Http(router) => match (router.select(head), &asked) {
+            // A rule that names its methods does not name OPTIONS: the one for what is asked for answers.
+            (Selection::NotFound, Some(method)) => (router.select_as(head, method), true),
+            (selection, _) => (selection, false),
+        },
+        Routes::None | Routes::Tls(_) | Routes::Tcp(_) => (Selection::Default, false),
+    };
+    let (rule, prefix) = match selection {
+        Selection::Default => (None, None),
+        Selection::NotFound => return Err(Reason::RouteNotFound),
+        Selection::Rule(chosen) => (Some(Arc::clone(chosen.rule)), chosen.prefix),
+    };
+    let answers = rule.as_ref().is_some_and(|rule| rule.filters.cors.is_some());
+    if borrowed && !answers {
+        return Err(Reason::RouteNotFound);
+    }
+    Ok(Way {
+        rule,
+        prefix,
+        preflight: asked.is_some() && answers,
+        origin: answers.then(|| head.headers.get(ORIGIN).cloned()).flatten(),
+    })
+}
+
+impl Way {
+    /// Name of the rule.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.rule.as_ref().map(|rule| &*rule.name)
+    }
+
+    /// The answer to a preflight, if it is one.
+    #[must_use]
+    pub fn preflight(&self, head: &RequestHead) -> Option<Response<ResponseBody>> {
+        let cors = self.rule.as_ref()?.filters.cors.as_ref()?;
+        if !self.preflight {
+            return None;
+        }
+        let mut answer = Response::new(ResponseBody::default());
+        *answer.status_mut() = StatusCode::NO_CONTENT;
+        *answer.headers_mut() = cors.preflight(head);
+        Some(answer)
+    }
+
+    /// The answer of a rule that sends its requests elsewhere.
+    ///
+    /// # Errors
+    /// If the rule can do nothing, or the place cannot be written.
+    pub fn redirect(&self, head: &RequestHead, port: u16) -> Result<Option<Response<ResponseBody>>, Reply> {
+        let Some(rule) = &self.rule else { return Ok(None) };
+        if rule.broken.is_some() {
+            return Err(self.failed(Reason::BackendInvalid));
+        }
+        let Some(redirect) = &rule.filters.redirect else {
+            return Ok(None);
+        };
+        let location = redirect
+            .location(head, self.prefix, port)
+            .ok_or(Reason::BadPath)?;
+        let mut answer = Response::new(ResponseBody::default());
+        *answer.status_mut() = redirect.status();
+        answer.headers_mut().insert(LOCATION, location);
+        Ok(Some(answer))
+    }
+
+    /// Draws the backend and lets the rule's and its filters change the request.
+    ///
+    /// # Errors
+    /// `backend_invalid` if what was drawn does not exist or may not be used.
+    pub fn onward(&self, port: &PortState, head: &RequestHead) -> Result<Onward, Reply> {
+        let Some(rule) = &self.rule else {
+            return Ok(Onward {
+                backend: Arc::clone(&port.backend),
+                head: None,
+                weighted: None,
+            });
+        };
+        let invalid = || self.failed(Reason::BackendInvalid);
+        let place = rule.draw(rand::random()).ok_or_else(invalid)?;
+        let drawn = &rule.backends()[place];
+        let backend = drawn
+            .backend
+            .as_ref()
+            .filter(|backend| exists(backend))
+            .ok_or_else(invalid)?;
+        let leaves = rule.filters.leaves_request() && drawn.filters.leaves_request();
+        Ok(Onward {
+            backend: Arc::clone(backend),
+            head: (!leaves).then(|| changed(rule, drawn, head, self.prefix)),
+            weighted: Some(place),
+        })
+    }
+
+    /// Lets the backend's filters, then the rule's, then CORS change an answer. Answers of our own have no backend.
+    pub fn finish(&self, onward: Option<&Onward>, headers: &mut HeaderMap) {
+        let Some(rule) = &self.rule else { return };
+        let weighted = onward.and_then(|onward| rule.backends().get(onward.weighted?));
+        let of_backend = weighted.iter().flat_map(|drawn| &drawn.filters.response_headers);
+        for change in of_backend.chain(&rule.filters.response_headers) {
+            change.apply(headers);
+        }
+        if let Some(cors) = &rule.filters.cors
+            && !self.preflight
+        {
+            cors.mark(self.origin.as_ref(), headers);
+        }
+    }
+
+    fn failed(&self, reason: Reason) -> Reply {
+        Reply {
+            because: self.rule.as_ref().map(|rule| rule.name.clone()),
+            ..reason.into()
+        }
+    }
+}
+
+fn changed(rule: &Rule, drawn: &Weighted, head: &RequestHead, prefix: Option<usize>) -> RequestHead {
+    let mut head = head.clone();
+    for change in &rule.filters.request_headers {
+        change.apply(&mut head.headers);
+    }
+    if let Some(rewrite) = &rule.filters.rewrite {
+        rewrite.apply(&mut head, prefix);
+    }
+    for change in &drawn.filters.request_headers {
+        change.apply(&mut head.headers);
+    }
+    head
+}
+
+/// Whether a backend has arrived, with its port.
+fn exists(backend: &Backend) -> bool {
+    match &backend.key {
+        BackendKey::Service(_, port) => protocol(backend, *port).is_some(),
+        BackendKey::Workload(_) => true,
+    }
+}
+
+fn protocol(backend: &Backend, port: u16) -> Option<AppProtocol> {
+    let cluster = backend.cluster()?;
+    let declared = cluster.service()?.ports.get(&port)?;
+    Some(declared.app_protocol)
+}
+
+/// What is declared for the port of a backend; that of the front where nothing is.
+#[must_use]
+pub fn spoken(backend: &Backend, front: AppProtocol) -> AppProtocol {
+    match &backend.key {
+        BackendKey::Service(_, port) => protocol(backend, *port).unwrap_or(front),
+        BackendKey::Workload(_) => front,
+    }
+}

@@ -1,0 +1,100 @@
+//! A rule of a route with everything a request that takes it needs: filters read, backends found, weights added up.
+
+use std::sync::Arc;
+
+use tulle_model::route::{Action, Backend as Ref, BackendTo, Route, Split};
+use tulle_model::{NamespacedHostname, Str};
+
+use crate::filter::Filters;
+use crate::filter::mirror::Share;
+use crate::upstream::backend::Backend;
+
+/// A rule, ready for requests.
+#[derive(Debug)]
+pub struct Rule {
+    /// As the control plane says it.
+    pub route: Arc<Route>,
+    /// `<kind>/<namespace>/<name>/<rule>`, for logs and reasons.
+    pub name: Str,
+    /// Why requests are answered with 500, if they are.
+    pub broken: Option<Str>,
+    /// What is done to requests and answers.
+    pub filters: Filters,
+    /// Who gets copies.
+    pub mirrors: Vec<Mirror>,
+    split: Split,
+    backends: Vec<Weighted>,
+}
+
+/// A backend of a rule.
+#[derive(Debug)]
+pub struct Weighted {
+    /// Who serves it; `None` if there is no such backend, or none that may be used.
+    pub backend: Option<Arc<Backend>>,
+    /// What is done to requests that go there, and to their answers.
+    pub filters: Filters,
+}
+
+/// Who gets copies of requests.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Who serves it; `None` if there is no such backend: then nobody gets a copy.
+    pub backend: Option<Arc<Backend>>,
+    /// How often.
+    pub share: Share,
+}
+
+impl Rule {
+    /// Compiles a rule. `find` gives the handle of a backend.
+    pub fn compile(
+        route: &Arc<Route>,
+        mut find: impl FnMut(&NamespacedHostname, u16) -> Arc<Backend>,
+    ) -> Arc<Self> {
+        let mut broken = match route.action() {
+            Action::Fail(cause) => Some(cause.to_string().into()),
+            Action::Forward | Action::Redirect(_) => None,
+        };
+        let mut read = |of: &[_]| {
+            Filters::compile(of).unwrap_or_else(|error| {
+                broken.get_or_insert_with(|| error.to_string().into());
+                Filters::default()
+            })
+        };
+        let filters = read(&route.filters);
+        let mut found = |to: &Ref| match &to.to {
+            BackendTo::Service { service, port } => Some(find(service, *port)),
+            BackendTo::Invalid(_) => None,
+        };
+        let mirrors = filters.mirrors.iter().map(|mirror| Mirror {
+            backend: found(&mirror.backend),
+            share: mirror.share,
+        });
+        let mirrors = mirrors.collect();
+        let weighted = |to: &Ref| Weighted {
+            backend: found(to),
+            filters: read(&to.filters),
+        };
+        let backends = route.backends.iter().map(weighted).collect();
+        Arc::new(Self {
+            route: Arc::clone(route),
+            name: route.name(),
+            split: Split::new(&route.backends),
+            broken,
+            filters,
+            mirrors,
+            backends,
+        })
+    }
+
+    /// The place of the backend that a uniform random number draws.
+    #[must_use]
+    pub fn draw(&self, random: u64) -> Option<usize> {
+        self.split.draw(random)
+    }
+
+    /// Every backend, in order.
+    #[must_use]
+    pub fn backends(&self) -> &[Weighted] {
+        &self.backends
+    }
+}

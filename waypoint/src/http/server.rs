@@ -1,0 +1,139 @@
+//! Connections of clients inside of tunnels: HTTP/1 and HTTP/2, bounded, and ended in order.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rand::RngExt;
+use tokio::time::sleep;
+use tulle_transport::hbone::HboneStream;
+
+use super::exchange::{Session, exchange};
+use super::flood::Metered;
+use super::pace::{Overdue, Pace, Paced};
+use crate::context::Waypoint;
+use crate::listener::arrival::Arrival;
+use crate::upstream::pool::Tasks;
+
+/// Header fields of a request.
+const HEAD_FIELDS_MAX: usize = 100;
+/// Bytes of the head of a request, unless the settings say otherwise.
+const HEAD_BYTES_MAX: u32 = 64 * 1024;
+/// Requests at once on one connection of HTTP/2.
+const STREAMS_MAX: u32 = 256;
+/// Flow control of one request.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+/// Flow control of a connection.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Largest frame.
+const FRAME_MAX: u32 = 16 * 1024;
+/// Requests that a client may reset before we looked at them.
+const EARLY_RESETS_MAX: usize = 20;
+/// Requests that a client may make us reset.
+const FORCED_RESETS_MAX: usize = 1024;
+/// Bytes of answers that wait on one request.
+const SEND_BUFFER_MAX: usize = 64 * 1024;
+/// After this long a connection of HTTP/2 is to be opened anew, so that long-lived clients spread over replicas.
+const AGE_MAX: Duration = Duration::from_secs(10 * 60);
+/// By this part of it the age differs from connection to connection: one fifth, either way.
+const AGE_JITTER: f64 = 0.2;
+
+/// Serves a connection of HTTP/1 to its end.
+pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStream) {
+    let limits = waypoint.view.load().settings.limits.clone();
+    let pace = Pace::begin(limits.head_timeout);
+    let session = Session::new(waypoint, arrival, &pace);
+    let serving = session.clone();
+    let service = service_fn(move |request| {
+        let session = serving.clone();
+        async move { Ok::<_, Infallible>(exchange(session, request).await) }
+    });
+    let head = limits.header_bytes.unwrap_or(HEAD_BYTES_MAX) as usize;
+    let connection = http1::Builder::new()
+        .max_headers(HEAD_FIELDS_MAX)
+        .max_buf_size(head)
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(Paced::new(stream, Arc::clone(&pace))), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let (drain, mut draining) = (session.waypoint().drain.clone(), false);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection of a client ended");
+                }
+                return;
+            }
+            _ = drain.signaled(), if !draining => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            overdue = pace.overdue(), if !draining => match overdue {
+                Overdue::Idle => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                Overdue::Head => return session.head_overdue(),
+            },
+            () = drain.urgent() => return,
+        }
+    }
+}
+
+/// Serves a connection of HTTP/2 to its end.
+pub async fn http2(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStream) {
+    let limits = waypoint.view.load().settings.limits.clone();
+    let pace = Pace::begin(limits.head_timeout);
+    let session = Session::new(waypoint, arrival, &pace);
+    let serving = session.clone();
+    let service = service_fn(move |request| {
+        let session = serving.clone();
+        async move { Ok::<_, Infallible>(exchange(session, request).await) }
+    });
+    let connection = http2::Builder::new(Tasks)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(limits.header_bytes.unwrap_or(HEAD_BYTES_MAX))
+        .max_frame_size(FRAME_MAX)
+        .max_pending_accept_reset_streams(EARLY_RESETS_MAX)
+        .max_local_error_reset_streams(FORCED_RESETS_MAX)
+        .max_send_buf_size(SEND_BUFFER_MAX)
+        .serve_connection(TokioIo::new(Metered::new(stream)), service);
+    let mut connection = pin!(connection);
+    let mut age = pin!(sleep(age()));
+    let (drain, mut draining) = (session.waypoint().drain.clone(), false);
+    loop {
+        let leave = async {
+            tokio::select! {
+                _ = drain.signaled() => {}
+                () = &mut age => {}
+                _ = pace.overdue() => {}
+            }
+        };
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection of a client ended");
+                }
+                return;
+            }
+            // In two steps: what the client sent before it heard of the first is still served.
+            () = leave, if !draining => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = drain.urgent() => return,
+        }
+    }
+}
+
+fn age() -> Duration {
+    AGE_MAX.mul_f64(rand::rng().random_range(1.0 - AGE_JITTER..=1.0 + AGE_JITTER))
+}

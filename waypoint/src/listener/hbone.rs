@@ -1,0 +1,201 @@
+//! One tunnel connection: TLS, then a task for each stream in it: *judge → answer 200 → detect → serve*.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tulle_identity::{CertificateError, PeerProof, Priority, WorkloadCertificate};
+use tulle_model::Reason;
+use tulle_runtime::tasks;
+use tulle_transport::hbone::server::{self, Accepted};
+use tulle_transport::hbone::{
+    AcceptError, ConnectRequest, ConnectResponse, Incoming, MalformedConnect, ServerConnection, Settings,
+};
+use tulle_transport::{Baggage, ReasonHeader, socket};
+
+use super::arrival::{Found, Refused, Tunnel, judge};
+use super::limits::{StreamPlace, TunnelPlace};
+use crate::config::ReasonDetail;
+use crate::context::Waypoint;
+use crate::detect;
+use crate::metrics::Counted;
+
+/// Why a tunnel connection is not served.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("too many tunnels are open")]
+    Overload,
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    Accept(#[from] AcceptError),
+    #[error("the peer is not believed: {0}")]
+    Distrust(#[from] tulle_identity::Distrust),
+}
+
+/// Serves one tunnel connection over a socket until it ends.
+pub async fn serve(waypoint: Arc<Waypoint>, socket: TcpStream, peer: SocketAddr) {
+    let peer = socket::canonical(peer);
+    let local = socket.local_addr().map_or(peer, socket::canonical);
+    // A socket that cannot take its options is already dead; the handshake will find out.
+    let _ = socket.set_nodelay(true);
+    let _ = socket::keep_queue_short(&socket);
+    serve_over(waypoint, socket, peer, local).await;
+}
+
+/// Serves one tunnel connection over any stream of bytes from `peer` until it ends.
+pub async fn serve_over<S>(waypoint: Arc<Waypoint>, stream: S, peer: SocketAddr, local: SocketAddr)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    match establish(&waypoint, stream, peer).await {
+        Ok((accepted, own, _place)) => {
+            let _counted = Counted::new(&waypoint.metrics.tunnels);
+            let tunnel = Tunnel {
+                identity: accepted.identity,
+                peer,
+                local,
+            };
+            streams(&waypoint, accepted.connection, tunnel, &accepted.peer, &own).await;
+        }
+        Err(error) => tracing::info!(%peer, %error, "tunnel connection refused"),
+    }
+}
+
+async fn establish<S>(
+    waypoint: &Waypoint,
+    stream: S,
+    peer: SocketAddr,
+) -> Result<(Accepted, Arc<WorkloadCertificate>, TunnelPlace), Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let max = waypoint.view.load().settings.limits.tunnels;
+    let place = waypoint.limits.tunnel(max).ok_or(Error::Overload)?;
+    let own = waypoint
+        .secrets
+        .fetch(&waypoint.identity, Priority::Waiting)
+        .await?;
+    let settings = Settings::server();
+    let accepted = server::accept_over(stream, peer, own.server_config(), &settings).await?;
+    waypoint.trust.judge(&accepted.peer, None)?;
+    Ok((accepted, own, place))
+}
+
+/// Accepts streams until the connection ends. Frames move only while `accept` is awaited.
+async fn streams(
+    waypoint: &Arc<Waypoint>,
+    mut connection: ServerConnection,
+    tunnel: Tunnel,
+    peer: &PeerProof,
+    own: &WorkloadCertificate,
+) {
+    let handle = connection.handle();
+    let goodbye = async {
+        waypoint.drain.signaled().await;
+        handle.drain();
+        waypoint.drain.urgent().await;
+        handle.close();
+        std::future::pending::<()>().await;
+    };
+    let revoked = async {
+        let why = tokio::select! {
+            why = waypoint.trust.distrusted(peer, None) => why,
+            why = waypoint.trust.distrusted(own.proof(), None) => why,
+        };
+        tracing::warn!(peer = %tunnel.identity, %why, "closing a tunnel");
+        handle.cut(why.reason());
+        std::future::pending::<()>().await;
+    };
+    let accepting = async {
+        while let Some(incoming) = connection.accept().await {
+            let guard = waypoint.drain.guard();
+            let serving = stream(Arc::clone(waypoint), incoming, tunnel.clone());
+            drop(tasks::spawn("stream", async move {
+                let _guard = guard;
+                serving.await;
+            }));
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = goodbye => {}
+        () = revoked => {}
+    }
+}
+
+/// One stream, from its CONNECT to its end.
+async fn stream(waypoint: Arc<Waypoint>, mut incoming: Incoming, tunnel: Tunnel) {
+    let request = incoming.request().cloned();
+    let admitted = tokio::select! {
+        admitted = admit(&waypoint, &tunnel, request) => admitted,
+        () = incoming.cancelled() => return,
+        () = waypoint.drain.urgent() => return,
+    };
+    let (found, _place) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refused) => return refuse(&waypoint, incoming, &tunnel, &refused),
+    };
+    let _counted = Counted::new(&waypoint.metrics.streams);
+    let own = Baggage::of(&waypoint.view.load().own);
+    match incoming.accept(&ConnectResponse { baggage: own }) {
+        // Boxed: what was needed to decide is given back before bytes are carried.
+        Ok(stream) => Box::pin(detect::serve(waypoint, stream, found)).await,
+        Err(error) => tracing::debug!(%error, "the caller was gone before it was answered"),
+    }
+}
+
+/// Judges a stream. It is held while a policy that its front needs has not arrived, for at most the configured wait.
+async fn admit(
+    waypoint: &Waypoint,
+    tunnel: &Tunnel,
+    request: Result<ConnectRequest, MalformedConnect>,
+) -> Result<(Found, StreamPlace), Refused> {
+    let request = request.map_err(|error| Refused::new(error.reason(), error.to_string()))?;
+    let mut moved = waypoint.view.subscribe();
+    let look = || judge(&waypoint.view.load(), tunnel, &request);
+    let settled = async {
+        loop {
+            moved.mark_unchanged();
+            match look() {
+                Err(refused) if refused.reason == Reason::PolicyPending => {}
+                outcome => return outcome,
+            }
+            if moved.changed().await.is_err() {
+                return look();
+            }
+        }
+    };
+    let outcome = timeout(waypoint.config.policy_wait, settled).await;
+    let found = outcome.unwrap_or_else(|_| look())?;
+    let max = waypoint.view.load().settings.limits.streams;
+    let place = waypoint.limits.stream(&tunnel.identity, max).ok_or_else(|| {
+        Refused::new(
+            Reason::Overload,
+            format!("too many streams of {} or in all", tunnel.identity),
+        )
+    })?;
+    Ok((found, place))
+}
+
+fn refuse(waypoint: &Waypoint, incoming: Incoming, tunnel: &Tunnel, refused: &Refused) {
+    let status = refused.status();
+    waypoint.metrics.replied(refused.reason);
+    tracing::info!(
+        source = %tunnel.identity,
+        peer = %tunnel.peer,
+        code = refused.reason.code(),
+        status,
+        detail = refused.detail,
+        "stream refused"
+    );
+    let header = ReasonHeader::new(refused.reason);
+    let header = match (waypoint.config.reason_detail, &refused.policy) {
+        (ReasonDetail::None, _) => None,
+        (ReasonDetail::Full, Some(policy)) => Some(header.policy(policy)),
+        _ => Some(header),
+    };
+    incoming.reject(status, header);
+}

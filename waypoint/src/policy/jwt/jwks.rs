@@ -1,0 +1,414 @@
+//! Keys that are fetched: when, how often, and for how long old ones are good.
+//!
+//! ```text
+//!            first use, or a key that is not among them (≤ once per 30 s): fetch, and wait for it
+//!  none ───────────────────────────► fresh ──20 min──► stale: used, and refreshed aside ──24 h──► none
+//! ```
+//! Without keys every token is refused; nothing ever passes because keys are missing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout};
+use tulle_model::Str;
+use tulle_runtime::tasks;
+
+use super::keys::{JWKS_BYTES_MAX, KeySet, KeysError};
+use super::target::{BadTarget, Target};
+
+/// How long fetching may take, unless the rule says otherwise.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// Age at which keys are fetched again.
+pub const REFRESH: Duration = Duration::from_secs(20 * 60);
+/// Least pause between two fetches while there are keys.
+pub const PAUSE: Duration = Duration::from_secs(30);
+/// Least pause between two fetches while there are none.
+pub const PAUSE_WITHOUT: Duration = Duration::from_secs(1);
+/// Age until which old keys are good when no new ones can be had.
+pub const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Most issuers whose keys are held; configuration that names more gets no keys for the rest.
+pub const ISSUERS_MAX: usize = 1_000;
+
+/// Why keys could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The address may not be used.
+    #[error(transparent)]
+    Target(#[from] BadTarget),
+    /// What came is no set of keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// It took too long.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// It was answered with something else than 200. Redirects are not followed.
+    #[error("answered with status {0}; expected 200, and redirects are not followed")]
+    Status(u16),
+    /// More came than may come.
+    #[error("the answer takes more than {JWKS_BYTES_MAX} bytes")]
+    TooLong,
+    /// The metadata of the issuer names no keys.
+    #[error("the issuer's metadata names no `jwks_uri`")]
+    NoUri,
+    /// The connection failed.
+    #[error("{0}")]
+    Connection(String),
+}
+
+/// Performs one GET: to a service of the mesh as any request goes there, else over TLS after [`Target::judge`] of the
+/// address. It follows no redirect and reads no more than [`JWKS_BYTES_MAX`].
+pub trait Fetch: std::fmt::Debug + Send + Sync {
+    /// The body of an answer with status 200.
+    fn fetch<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>>;
+}
+
+/// Where the keys of a rule come from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum From {
+    /// An address of keys.
+    Uri(Str),
+    /// The metadata of this issuer.
+    Issuer(Str),
+}
+
+/// The keys of all issuers that are fetched.
+#[derive(Debug)]
+pub struct Jwks {
+    fetch: Arc<dyn Fetch>,
+    sources: DashMap<From, Arc<Source>>,
+}
+
+#[derive(Debug)]
+struct Source {
+    from: From,
+    timeout: Duration,
+    state: Mutex<State>,
+    /// Held while keys are fetched, so that many requests wait for one answer.
+    flight: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    keys: Option<(Arc<KeySet>, Instant)>,
+    asked: Option<Instant>,
+}
+
+/// What to do for a request.
+#[derive(Debug)]
+enum Step {
+    Use(Arc<KeySet>),
+    UseAndRefresh(Arc<KeySet>),
+    Fetch,
+    /// There are none, and it is too soon to ask again.
+    Without,
+}
+
+impl State {
+    fn step(&self, key_id: Option<&str>, now: Instant) -> Step {
+        let passed = |pause| self.asked.is_none_or(|at| now.duration_since(at) >= pause);
+        let good = self
+            .keys
+            .as_ref()
+            .filter(|(_, at)| now.duration_since(*at) < LIFE);
+        match good {
+            Some((keys, _)) if !keys.has(key_id) => match passed(PAUSE) {
+                true => Step::Fetch,
+                false => Step::Use(keys.clone()),
+            },
+            Some((keys, at)) if now.duration_since(*at) >= REFRESH && passed(PAUSE) => {
+                Step::UseAndRefresh(keys.clone())
+            }
+            Some((keys, _)) => Step::Use(keys.clone()),
+            None if passed(PAUSE_WITHOUT) => Step::Fetch,
+            None => Step::Without,
+        }
+    }
+}
+
+impl Jwks {
+    /// No keys yet.
+    #[must_use]
+    pub fn new(fetch: Arc<dyn Fetch>) -> Self {
+        Self {
+            fetch,
+            sources: DashMap::new(),
+        }
+    }
+
+    /// Fetches the keys of a rule that just arrived, so that the first request need not wait.
+    pub fn prepare(self: &Arc<Self>, from: &From, timeout: Option<Duration>) {
+        let (this, from) = (self.clone(), from.clone());
+        tasks::spawn("jwks_prepare", async move {
+            this.keys(&from, timeout, None).await;
+        });
+    }
+
+    /// Forgets the keys that no rule asks for any more.
+    pub fn keep(&self, wanted: impl Fn(&From) -> bool) {
+        self.sources.retain(|from, _| wanted(from));
+    }
+
+    /// The keys of a rule, fetched if need be; `None` if there are none. If the key of this name is not among them,
+    /// they are fetched again, but not too often.
+    pub async fn keys(
+        self: &Arc<Self>,
+        from: &From,
+        timeout: Option<Duration>,
+        key_id: Option<&str>,
+    ) -> Option<Arc<KeySet>> {
+        let source = self.source(from, timeout)?;
+        let step = source.state.lock().step(key_id, Instant::now());
+        match step {
+            Step::Use(keys) => Some(keys),
+            Step::UseAndRefresh(keys) => {
+                let (this, source) = (self.clone(), source.clone());
+                tasks::spawn("jwks_refresh", async move {
+                    this.renew(&source, None).await;
+                });
+                Some(keys)
+            }
+            Step::Without => None,
+            Step::Fetch => {
+                self.renew(&source, key_id).await;
+                let state = source.state.lock();
+                state.keys.as_ref().map(|(keys, _)| keys.clone())
+            }
+        }
+    }
+
+    fn source(&self, from: &From, timeout: Option<Duration>) -> Option<Arc<Source>> {
+        if let Some(known) = self.sources.get(from) {
+            return Some(known.clone());
+        }
+        if self.sources.len() >= ISSUERS_MAX {
+            return None;
+        }
+        let new = || {
+            Arc::new(Source {
+                from: from.clone(),
+                timeout: timeout.unwrap_or(TIMEOUT),
+                state: Mutex::default(),
+                flight: tokio::sync::Mutex::new(()),
+            })
+        };
+        Some(self.sources.entry(from.clone()).or_insert_with(new).clone())
+    }
+
+    /// Fetches keys, unless somebody else did so while this waited.
+    async fn renew(&self, source: &Source, key_id: Option<&str>) {
+        let _flight = source.flight.lock().await;
+        {
+            let mut state = source.state.lock();
+            let now = Instant::now();
+            if matches!(state.step(key_id, now), Step::Use(_) | Step::Without) {
+                return;
+            }
+            state.asked = Some(now);
+        }
+        let fetched = timeout(source.timeout, self.fetched(&source.from)).await;
+        match fetched.unwrap_or(Err(FetchError::Timeout(source.timeout))) {
+            Ok(keys) => source.state.lock().keys = Some((Arc::new(keys), Instant::now())),
+            Err(error) => {
+                let of = match &source.from {
+                    From::Uri(text) | From::Issuer(text) => text,
+                };
+                tracing::warn!(%of, %error, "keys of tokens could not be fetched; see T0604");
+            }
+        }
+    }
+
+    async fn fetched(&self, from: &From) -> Result<KeySet, FetchError> {
+        let target = match from {
+            From::Uri(uri) => Target::parse(uri)?,
+            From::Issuer(issuer) => self.discovered(issuer).await?,
+        };
+        Ok(KeySet::parse(&self.fetch.fetch(&target).await?)?)
+    }
+
+    /// OpenID Connect Discovery 1.0, section 4.
+    async fn discovered(&self, issuer: &str) -> Result<Target, FetchError> {
+        #[derive(Deserialize)]
+        struct Metadata {
+            jwks_uri: String,
+        }
+        let issuer = issuer.trim_end_matches('/');
+        let target = Target::parse(&format!("{issuer}/.well-known/openid-configuration"))?;
+        let text = self.fetch.fetch(&target).await?;
+        let metadata: Metadata = serde_json::from_slice(&text).map_err(|_| FetchError::NoUri)?;
+        Ok(Target::parse(&metadata.jwks_uri)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    /// An RSA key of RFC 7515, appendix A.2, under this name.
+    fn jwks(id: &str) -> String {
+        format!(
+            r#"{{"keys":[{{"kty":"EC","crv":"P-256","kid":"{id}",
+               "x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+               "y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}}]}}"#
+        )
+    }
+
+    #[derive(Debug, Default)]
+    struct Served {
+        answers: Mutex<HashMap<String, String>>,
+        asked: Mutex<Vec<String>>,
+    }
+
+    impl Fetch for Served {
+        fn fetch<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+            let url = format!("{}{}", target.host, target.path);
+            self.asked.lock().push(url.clone());
+            let answer = self.answers.lock().get(&url).cloned();
+            Box::pin(async move { answer.map(Bytes::from).ok_or(FetchError::Status(503)) })
+        }
+    }
+
+    struct World {
+        served: Arc<Served>,
+        jwks: Arc<Jwks>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let served = Arc::new(Served::default());
+            let jwks = Arc::new(Jwks::new(served.clone()));
+            Self { served, jwks }
+        }
+
+        fn serves(&self, url: &str, text: &str) {
+            self.served.answers.lock().insert(url.to_owned(), text.to_owned());
+        }
+
+        fn fails(&self) {
+            self.served.answers.lock().clear();
+        }
+
+        fn asked(&self) -> usize {
+            self.served.asked.lock().len()
+        }
+
+        async fn keys(&self, id: &str) -> Option<Arc<KeySet>> {
+            let from = From::Uri("https://keys/jwks".into());
+            self.jwks.keys(&from, None, Some(id)).await
+        }
+
+        async fn has(&self, id: &str) -> bool {
+            self.keys(id).await.is_some_and(|keys| keys.has(Some(id)))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_fetched_once_and_kept() {
+        let world = World::new();
+        world.serves("keys/jwks", &jwks("a"));
+        assert!(world.has("a").await && world.has("a").await);
+        assert_eq!(world.asked(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_keys_there_are_none_and_the_server_is_not_flooded() {
+        let world = World::new();
+        for _ in 0..100 {
+            assert!(world.keys("a").await.is_none());
+        }
+        assert_eq!(world.asked(), 1);
+        tokio::time::advance(PAUSE_WITHOUT).await;
+        world.serves("keys/jwks", &jwks("a"));
+        assert!(world.has("a").await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_key_is_looked_for_at_most_once_in_thirty_seconds() {
+        let world = World::new();
+        world.serves("keys/jwks", &jwks("a"));
+        assert!(world.has("a").await);
+        world.serves("keys/jwks", &jwks("b"));
+        assert!(!world.has("b").await, "too soon");
+        tokio::time::advance(PAUSE).await;
+        assert!(world.has("b").await);
+        assert_eq!(world.asked(), 2);
+        for _ in 0..100 {
+            assert!(!world.has("c").await);
+        }
+        assert_eq!(world.asked(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stale_keys_are_used_while_new_ones_are_fetched() {
+        let world = World::new();
+        world.serves("keys/jwks", &jwks("a"));
+        let first = world.keys("a").await.unwrap();
+        tokio::time::advance(REFRESH).await;
+        assert_eq!(world.keys("a").await.unwrap().number(), first.number());
+        while world.keys("a").await.unwrap().number() == first.number() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(world.asked(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn old_keys_live_a_day_when_no_new_ones_can_be_had() {
+        let world = World::new();
+        world.serves("keys/jwks", &jwks("a"));
+        assert!(world.has("a").await);
+        world.fails();
+        tokio::time::advance(LIFE - Duration::from_secs(1)).await;
+        assert!(world.has("a").await);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::task::yield_now().await;
+        assert!(!world.has("a").await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_requests_wait_for_one_fetch() {
+        let world = World::new();
+        world.serves("keys/jwks", &jwks("a"));
+        let all = futures_util::future::join_all((0..50).map(|_| world.has("a"))).await;
+        assert!(all.into_iter().all(|has| has));
+        assert_eq!(world.asked(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_issuer_s_metadata_leads_to_its_keys() {
+        let world = World::new();
+        world.serves(
+            "issuer/.well-known/openid-configuration",
+            r#"{"issuer":"x","jwks_uri":"https://keys/jwks"}"#,
+        );
+        world.serves("keys/jwks", &jwks("a"));
+        let keys = world
+            .jwks
+            .keys(&From::Issuer("https://issuer/".into()), None, Some("a"))
+            .await;
+        assert!(keys.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_that_hangs_is_given_up() {
+        #[derive(Debug)]
+        struct Hangs;
+        impl Fetch for Hangs {
+            fn fetch<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+                Box::pin(futures_util::future::pending())
+            }
+        }
+        let jwks = Arc::new(Jwks::new(Arc::new(Hangs)));
+        let before = Instant::now();
+        assert!(
+            jwks.keys(&From::Uri("https://keys/jwks".into()), None, None)
+                .await
+                .is_none()
+        );
+        assert_eq!(before.elapsed(), TIMEOUT);
+    }
+}

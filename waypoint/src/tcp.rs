@@ -1,0 +1,148 @@
+//! Streams that are not read: bytes, and TLS that is not opened. One endpoint is drawn, and bytes are copied.
+
+use std::sync::Arc;
+
+use tulle_model::{Reason, Str};
+use tulle_transport::Transfer;
+use tulle_transport::copy;
+use tulle_transport::hbone::{HboneStream, ResetCode};
+
+use crate::context::Waypoint;
+use crate::listener::arrival::Arrival;
+use crate::policy::live::{Ended, Open};
+use crate::snapshot::{PortState, Snapshot};
+use crate::upstream::cluster::{Ask, Pick};
+use crate::upstream::connect::{self, Behalf, Opened};
+use crate::upstream::dial::Socket;
+use crate::upstream::outcome::Outcome;
+
+/// Endpoints that are tried: one, and two more if no connection is had.
+const ENDPOINTS_MAX: usize = 3;
+
+/// Carries a stream to its end. `server_name` is what a ClientHello asked for, if there was one.
+pub async fn forward(
+    waypoint: &Arc<Waypoint>,
+    arrival: &Arrival,
+    state: &PortState,
+    mut stream: HboneStream,
+    server_name: Option<String>,
+) {
+    let snapshot = waypoint.view.load();
+    let opening = open(waypoint, arrival, state, &snapshot, server_name.as_deref());
+    let opened = tokio::select! {
+        opened = opening => opened,
+        error = std::future::poll_fn(|cx| stream.poll_reset(cx)) => {
+            tracing::debug!(%error, "the caller left before an endpoint was reached");
+            return;
+        }
+        () = waypoint.drain.urgent() => Err((Reason::DrainClosed, None)),
+    };
+    drop(snapshot);
+    match opened {
+        Ok((opened, _in_flight)) => {
+            let open = Open {
+                front: arrival.front.clone(),
+                route: None,
+                source: arrival.source.clone(),
+                destination: arrival.destination,
+                head: None,
+                claims: None,
+                sni: server_name,
+                rules: Arc::clone(state.policies_of(None)),
+            };
+            carry(waypoint, stream, opened, open.ended(Arc::clone(waypoint))).await;
+        }
+        Err((reason, policy)) => {
+            waypoint.metrics.replied(reason);
+            tracing::info!(
+                source = %arrival.peer,
+                destination = %arrival.destination.address,
+                server_name,
+                policy = policy.as_deref(),
+                code = reason.code(),
+                token = reason.token(),
+                "stream reset"
+            );
+            stream.reset(ResetCode::Connect);
+        }
+    }
+}
+
+async fn open(
+    waypoint: &Waypoint,
+    arrival: &Arrival,
+    state: &PortState,
+    snapshot: &Snapshot,
+    server_name: Option<&str>,
+) -> Result<(Opened, Pick), (Reason, Option<Str>)> {
+    let front = snapshot.front(&arrival.front).ok_or((Reason::NotFronted, None))?;
+    crate::policy::admit_stream(waypoint, front, state, arrival, server_name)?;
+    let behalf = Behalf::of(arrival, snapshot);
+    let backend = &state.backend;
+    let mut tried = Vec::new();
+    let mut last = Reason::NoHealthyEndpoint;
+    while tried.len() < ENDPOINTS_MAX {
+        let ask = Ask {
+            now: backend.now(),
+            tried: &tried,
+            address: Some(arrival.destination.address.ip()),
+            ..Ask::default()
+        };
+        let Some(mut pick) = backend.pick(&ask) else {
+            break;
+        };
+        let endpoint = pick.endpoint();
+        if tried.iter().any(|one| Arc::ptr_eq(one, &endpoint.state)) {
+            break;
+        }
+        tried.push(Arc::clone(&endpoint.state));
+        let Some(address) = endpoint.address(arrival.destination.address) else {
+            continue;
+        };
+        let connected = connect::open(waypoint, endpoint, address, &behalf).await;
+        pick.settle(&connect::outcome(&connected), backend.now());
+        match connected {
+            Ok(opened) => return Ok((opened, pick)),
+            Err(error) => {
+                tracing::debug!(%error, %address, "an endpoint was not reached");
+                last = connect::reason(&error);
+                if connect::outcome_of(&error) == Outcome::Refused {
+                    break;
+                }
+            }
+        }
+    }
+    Err((last, None))
+}
+
+/// Copies bytes until both sides are done, or until `denied` is.
+async fn carry(
+    waypoint: &Waypoint,
+    stream: HboneStream,
+    opened: Opened,
+    denied: impl Future<Output = Ended>,
+) {
+    let transfer = Transfer::new();
+    let copying = async {
+        match opened {
+            Opened::Tunnel(upstream) => drop(copy::bidirectional(stream, upstream, &transfer).await),
+            Opened::Plain(Socket::Tcp(upstream)) => {
+                drop(copy::bidirectional(stream, upstream, &transfer).await);
+            }
+            #[cfg(any(test, feature = "testing"))]
+            Opened::Plain(Socket::Memory(mut upstream)) => {
+                let mut stream = stream;
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = copying => {}
+        () = waypoint.drain.urgent() => {}
+        ended = denied => {
+            let reason = Reason::PolicyChanged;
+            waypoint.metrics.replied(reason);
+            tracing::info!(?ended, code = reason.code(), token = reason.token(), "stream reset");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What is counted, written and traced of every request.
+
+pub mod access;
+pub mod grpc;
+pub mod histogram;
+pub mod party;
+pub mod request_id;
+pub mod requests;
+pub mod series;
+pub mod spans;
+pub mod trace;

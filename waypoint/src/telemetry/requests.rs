@@ -1,0 +1,561 @@
+//! Istio's metrics of requests and of TCP streams, as a waypoint reports them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabel, EncodeLabelSet, LabelSetEncoder, MetricEncoder, NoLabelSet,
+};
+use prometheus_client::metrics::MetricType;
+use tulle_runtime::metrics::Registry;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::histogram::{DURATION_MS, Histogram, SIZE_BYTES};
+use super::party::{Party, Prefix, ServiceLabels};
+use super::series::{self, Labels, Series, Table};
+use crate::clock::Time;
+
+/// What is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Spoken {
+    /// Requests of HTTP.
+    Http,
+    /// Calls of gRPC.
+    Grpc,
+    /// Bytes.
+    Tcp,
+}
+
+impl Spoken {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// The labels of a request or stream.
+#[derive(Debug, Clone)]
+pub struct TrafficLabels {
+    /// Who asked.
+    pub source: Arc<Party>,
+    /// Who answered.
+    pub destination: Arc<Party>,
+    /// What was asked for.
+    pub service: Arc<ServiceLabels>,
+    /// What is spoken.
+    pub spoken: Spoken,
+    /// Status of HTTP; 0 for a stream of bytes, and for a request that ended without.
+    pub code: u16,
+    /// Status of gRPC.
+    pub grpc: Option<u32>,
+    /// How it ended; `-` where nothing is wrong.
+    pub flags: &'static str,
+    /// Both hops were mutual TLS.
+    pub mutual_tls: bool,
+}
+
+impl Labels for TrafficLabels {
+    fn id(&self) -> u128 {
+        let mut bytes = [0u8; 64];
+        bytes[..16].copy_from_slice(&self.source.id().to_le_bytes());
+        bytes[16..32].copy_from_slice(&self.destination.id().to_le_bytes());
+        bytes[32..48].copy_from_slice(&self.service.id().to_le_bytes());
+        bytes[48..50].copy_from_slice(&self.code.to_le_bytes());
+        bytes[50..54].copy_from_slice(&self.grpc.map_or(u32::MAX, |code| code.min(17)).to_le_bytes());
+        bytes[54] = u8::from(self.mutual_tls);
+        bytes[55] = match self.spoken {
+            Spoken::Http => 0,
+            Spoken::Grpc => 1,
+            Spoken::Tcp => 2,
+        };
+        for (byte, letter) in bytes[56..].iter_mut().zip(self.flags.bytes()) {
+            *byte = letter;
+        }
+        xxh3_128(&bytes)
+    }
+
+    fn is_configured(&self) -> bool {
+        self.source.described && self.destination.described
+    }
+
+    fn other(&self) -> Self {
+        Self {
+            source: Party::other(),
+            ..self.clone()
+        }
+    }
+}
+
+impl EncodeLabelSet for TrafficLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("reporter", "waypoint").encode(encoder.encode_label())?;
+        self.source.encode(Prefix::Source, encoder)?;
+        self.service.encode(encoder)?;
+        self.destination.encode(Prefix::Destination, encoder)?;
+        ("request_protocol", self.spoken.as_str()).encode(encoder.encode_label())?;
+        if self.spoken != Spoken::Tcp {
+            ("response_code", u64::from(self.code)).encode(encoder.encode_label())?;
+            match self.grpc {
+                Some(code) => {
+                    ("grpc_response_status", u64::from(code.min(17))).encode(encoder.encode_label())?
+                }
+                None => ("grpc_response_status", "").encode(encoder.encode_label())?,
+            }
+        }
+        ("response_flags", self.flags).encode(encoder.encode_label())?;
+        let security = if self.mutual_tls { "mutual_tls" } else { "none" };
+        ("connection_security_policy", security).encode(encoder.encode_label())
+    }
+}
+
+/// What is counted of requests with the same labels.
+#[derive(Debug)]
+pub struct Requests {
+    count: AtomicU64,
+    duration: Histogram<19>,
+    request_bytes: Histogram<8>,
+    response_bytes: Histogram<8>,
+    request_messages: AtomicU64,
+    response_messages: AtomicU64,
+}
+
+/// What is counted of streams with the same labels.
+#[derive(Debug, Default)]
+pub struct Streams {
+    opened: AtomicU64,
+    closed: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+/// Sizes of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes {
+    /// Bytes of the request's body.
+    pub request_bytes: u64,
+    /// Bytes of the answer's body.
+    pub response_bytes: u64,
+    /// Messages of gRPC to the server.
+    pub request_messages: u64,
+    /// Messages of gRPC to the client.
+    pub response_messages: u64,
+}
+
+/// The metrics of traffic. Clones count together.
+#[derive(Debug, Clone)]
+pub struct Traffic(Arc<Tables>);
+
+#[derive(Debug)]
+struct Tables {
+    requests: Table<TrafficLabels, Requests>,
+    streams: Table<TrafficLabels, Streams>,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        let requests = || Requests {
+            count: AtomicU64::new(0),
+            duration: Histogram::new(&DURATION_MS),
+            request_bytes: Histogram::new(&SIZE_BYTES),
+            response_bytes: Histogram::new(&SIZE_BYTES),
+            request_messages: AtomicU64::new(0),
+            response_messages: AtomicU64::new(0),
+        };
+        Self(Arc::new(Tables {
+            requests: Table::new(requests),
+            streams: Table::new(Streams::default),
+        }))
+    }
+}
+
+/// An open stream of bytes; it counts as closed when dropped.
+#[derive(Debug)]
+pub struct OpenStream {
+    series: Arc<Series<TrafficLabels, Streams>>,
+    traffic: Traffic,
+    flags: &'static str,
+    now: Time,
+}
+
+impl Traffic {
+    /// Metrics that `registry` exports.
+    #[must_use]
+    pub fn register(registry: &Registry) -> Self {
+        let this = Self::default();
+        registry.with(|registry| registry.register_collector(Box::new(this.clone())));
+        this
+    }
+
+    /// A request has ended.
+    pub fn request(&self, labels: &TrafficLabels, took: Duration, sizes: &Sizes, now: Time) {
+        let series = self.0.requests.touch(labels, now);
+        let requests = &series.value;
+        requests.count.fetch_add(1, Ordering::Relaxed);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        requests.duration.observe_milli(micros);
+        requests
+            .request_bytes
+            .observe_milli(sizes.request_bytes.saturating_mul(1_000));
+        requests
+            .response_bytes
+            .observe_milli(sizes.response_bytes.saturating_mul(1_000));
+        if labels.spoken == Spoken::Grpc {
+            requests
+                .request_messages
+                .fetch_add(sizes.request_messages, Ordering::Relaxed);
+            requests
+                .response_messages
+                .fetch_add(sizes.response_messages, Ordering::Relaxed);
+        }
+    }
+
+    /// A stream of bytes has begun.
+    #[must_use]
+    pub fn stream(&self, labels: &TrafficLabels, now: Time) -> OpenStream {
+        let series = self.0.streams.touch(labels, now);
+        series.value.opened.fetch_add(1, Ordering::Relaxed);
+        OpenStream {
+            series,
+            traffic: self.clone(),
+            flags: labels.flags,
+            now,
+        }
+    }
+
+    /// Drops series that nobody has touched for a quarter of an hour.
+    pub fn sweep(&self, now: Time) {
+        self.0.requests.sweep(now);
+        self.0.streams.sweep(now);
+    }
+}
+
+impl OpenStream {
+    /// Bytes that went to the client.
+    pub fn sent(&self, bytes: u64) {
+        self.series.value.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that came from the client.
+    pub fn received(&self, bytes: u64) {
+        self.series.value.received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Something went wrong; the end counts under this flag.
+    pub fn failed(&mut self, flags: &'static str, now: Time) {
+        (self.flags, self.now) = (flags, now);
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let own = &self.series.labels;
+        let closed = if own.flags == self.flags {
+            Arc::clone(&self.series)
+        } else {
+            let labels = TrafficLabels {
+                flags: self.flags,
+                ..own.clone()
+            };
+            self.traffic.0.streams.touch(&labels, self.now)
+        };
+        closed.value.closed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Collector for Traffic {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let requests = self.0.requests.all();
+        let count = |name, help, get: fn(&Requests) -> &AtomicU64, all: &[_], encoder: &mut _| {
+            counters(encoder, name, help, all, get)
+        };
+        count(
+            "istio_requests",
+            "Requests",
+            |one| &one.count,
+            &requests,
+            &mut encoder,
+        )?;
+        let milliseconds = "Time from the head of a request to the last byte of its answer";
+        histograms(
+            &mut encoder,
+            "istio_request_duration_milliseconds",
+            milliseconds,
+            &requests,
+            |one, metric| encode(&one.duration, metric),
+        )?;
+        histograms(
+            &mut encoder,
+            "istio_request_bytes",
+            "Bytes of bodies of requests",
+            &requests,
+            |one, metric| encode(&one.request_bytes, metric),
+        )?;
+        histograms(
+            &mut encoder,
+            "istio_response_bytes",
+            "Bytes of bodies of answers",
+            &requests,
+            |one, metric| encode(&one.response_bytes, metric),
+        )?;
+        let calls: Vec<_> = requests
+            .iter()
+            .filter(|one| one.labels.spoken == Spoken::Grpc)
+            .cloned()
+            .collect();
+        let (to_servers, to_clients) = ("Messages of gRPC to servers", "Messages of gRPC to clients");
+        count(
+            "istio_request_messages",
+            to_servers,
+            |one| &one.request_messages,
+            &calls,
+            &mut encoder,
+        )?;
+        count(
+            "istio_response_messages",
+            to_clients,
+            |one| &one.response_messages,
+            &calls,
+            &mut encoder,
+        )?;
+        let streams = self.0.streams.all();
+        for (name, help, get) in STREAM_COUNTERS {
+            counters(&mut encoder, name, help, &streams, *get)?;
+        }
+        let overflowed = self.0.requests.overflowed() + self.0.streams.overflowed();
+        let help = "Requests and streams counted under `other`, because there were too many series";
+        let mut metric =
+            encoder.encode_descriptor("tulle_waypoint_series_overflow", help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&overflowed, None)
+    }
+}
+
+type StreamCounter = (&'static str, &'static str, fn(&Streams) -> &AtomicU64);
+
+const STREAM_COUNTERS: &[StreamCounter] = &[
+    ("istio_tcp_connections_opened", "Streams that began", |one| {
+        &one.opened
+    }),
+    ("istio_tcp_connections_closed", "Streams that ended", |one| {
+        &one.closed
+    }),
+    ("istio_tcp_sent_bytes", "Bytes to clients", |one| &one.sent),
+    ("istio_tcp_received_bytes", "Bytes from clients", |one| {
+        &one.received
+    }),
+];
+
+fn counters<V>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    all: &[Arc<Series<TrafficLabels, V>>],
+    get: impl Fn(&V) -> &AtomicU64,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for series in all {
+        let value = get(&series.value).load(Ordering::Relaxed);
+        let mut metric = metric.encode_family(&series.labels)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+    }
+    Ok(())
+}
+
+fn histograms<V>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    all: &[Arc<Series<TrafficLabels, V>>],
+    write: impl Fn(&V, MetricEncoder<'_>) -> fmt::Result,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for series in all {
+        write(&series.value, metric.encode_family(&series.labels)?)?;
+    }
+    Ok(())
+}
+
+fn encode<const N: usize>(histogram: &Histogram<N>, mut metric: MetricEncoder<'_>) -> fmt::Result {
+    let read = histogram.read();
+    metric.encode_histogram::<NoLabelSet>(read.sum, read.count, &read.buckets, None)
+}
+
+/// How long the sweeper waits between two rounds.
+pub const SWEEP: Duration = Duration::from_secs(60);
+
+const _: () = assert!(SWEEP.as_secs() < series::IDLE_MAX.as_secs());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tulle_model::testing::{service, workload};
+
+    fn labels(code: u16) -> TrafficLabels {
+        let web = workload("web").build();
+        TrafficLabels {
+            source: Arc::new(Party::new(Some(&web), Some(&web.identity()))),
+            destination: Arc::new(Party::new(Some(&workload("db").build()), None)),
+            service: Arc::new(ServiceLabels::new(Some(&service("db").build()))),
+            spoken: Spoken::Http,
+            code,
+            grpc: None,
+            flags: "-",
+            mutual_tls: true,
+        }
+    }
+
+    fn exported(traffic: &Traffic) -> String {
+        let registry = Registry::new();
+        registry.with(|registry| registry.register_collector(Box::new(traffic.clone())));
+        registry.encode()
+    }
+
+    #[test]
+    fn a_request_moves_every_family_of_requests_once() {
+        let traffic = Traffic::default();
+        let sizes = Sizes {
+            request_bytes: 10,
+            response_bytes: 2_000,
+            ..Sizes::default()
+        };
+        traffic.request(&labels(200), Duration::from_millis(3), &sizes, Time::ZERO);
+        let text = exported(&traffic);
+        let line = |start: &str| {
+            text.lines()
+                .find(|line| line.starts_with(start))
+                .unwrap_or_else(|| panic!("{start}: {text}"))
+        };
+        let requests = line("istio_requests_total{reporter=\"waypoint\",source_workload=\"web\"");
+        for label in [
+            "source_principal=\"spiffe://cluster.local/ns/default/sa/web\"",
+            "destination_workload=\"db\"",
+            "destination_service=\"db.default.svc.cluster.local\"",
+            "destination_service_name=\"db\"",
+            "destination_service_namespace=\"default\"",
+            "request_protocol=\"http\"",
+            "response_code=\"200\"",
+            "grpc_response_status=\"\"",
+            "response_flags=\"-\"",
+            "connection_security_policy=\"mutual_tls\"",
+        ] {
+            assert!(requests.contains(label), "{label}: {requests}");
+        }
+        assert!(requests.ends_with(" 1"), "{requests}");
+        assert!(
+            line("istio_request_duration_milliseconds_sum").ends_with(" 3.0"),
+            "{text}"
+        );
+        assert!(
+            text.contains("istio_request_duration_milliseconds_bucket{le=\"5.0\""),
+            "{text}"
+        );
+        assert!(text.contains("le=\"+Inf\""), "{text}");
+        assert!(line("istio_request_bytes_sum").ends_with(" 10.0"));
+        assert!(line("istio_response_bytes_count").ends_with(" 1"));
+        assert!(!text.contains("istio_request_messages_total{"), "no gRPC");
+    }
+
+    #[test]
+    fn messages_of_grpc_are_counted() {
+        let traffic = Traffic::default();
+        let labels = TrafficLabels {
+            spoken: Spoken::Grpc,
+            grpc: Some(0),
+            ..labels(200)
+        };
+        let sizes = Sizes {
+            request_messages: 3,
+            response_messages: 4,
+            ..Sizes::default()
+        };
+        traffic.request(&labels, Duration::ZERO, &sizes, Time::ZERO);
+        let text = exported(&traffic);
+        let count = |name: &str| {
+            text.lines()
+                .find(|line| line.starts_with(name))
+                .unwrap()
+                .rsplit(' ')
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(count("istio_request_messages_total{"), "3");
+        assert_eq!(count("istio_response_messages_total{"), "4");
+        assert!(text.contains("grpc_response_status=\"0\""));
+    }
+
+    #[test]
+    fn requests_with_other_labels_are_other_series() {
+        let traffic = Traffic::default();
+        for code in [200, 503, 200] {
+            traffic.request(&labels(code), Duration::ZERO, &Sizes::default(), Time::ZERO);
+        }
+        let text = exported(&traffic);
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with("istio_requests_total{"));
+        let mut counts: Vec<_> = lines.map(|line| line.rsplit(' ').next().unwrap()).collect();
+        counts.sort_unstable();
+        assert_eq!(counts, ["1", "2"]);
+    }
+
+    #[test]
+    fn a_stream_counts_its_bytes_and_its_end() {
+        let traffic = Traffic::default();
+        let labels = TrafficLabels {
+            spoken: Spoken::Tcp,
+            ..labels(0)
+        };
+        let mut stream = traffic.stream(&labels, Time::ZERO);
+        stream.sent(7);
+        stream.received(5);
+        stream.failed("UF", Time::ZERO);
+        drop(stream);
+        let text = exported(&traffic);
+        let has = |start: &str, parts: &[&str]| {
+            let mut lines = text.lines().filter(|line| line.starts_with(start));
+            assert!(
+                lines.any(|line| parts.iter().all(|part| line.contains(part))),
+                "{start} {parts:?}: {text}"
+            );
+        };
+        has(
+            "istio_tcp_connections_opened_total{",
+            &["response_flags=\"-\"", "} 1"],
+        );
+        has(
+            "istio_tcp_connections_closed_total{",
+            &["response_flags=\"UF\"", "} 1"],
+        );
+        has("istio_tcp_sent_bytes_total{", &["} 7"]);
+        has(
+            "istio_tcp_received_bytes_total{",
+            &["} 5", "request_protocol=\"tcp\""],
+        );
+        assert!(!text.contains("tcp_sent_bytes_total{response_code"));
+    }
+
+    #[test]
+    fn sources_that_nobody_describes_share_a_series_when_they_are_too_many() {
+        let traffic = Traffic::default();
+        for n in 0..=series::FOREIGN_MAX {
+            let identity = tulle_model::Identity::new("cluster.local", format!("ns-{n}"), "x");
+            let labels = TrafficLabels {
+                source: Arc::new(Party::new(None, Some(&identity))),
+                ..labels(200)
+            };
+            traffic.request(&labels, Duration::ZERO, &Sizes::default(), Time::ZERO);
+        }
+        let text = exported(&traffic);
+        assert!(text.contains("source_workload=\"other\""));
+        assert!(
+            text.contains("tulle_waypoint_series_overflow_total 1"),
+            "it is counted"
+        );
+    }
+}

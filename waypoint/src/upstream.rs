@@ -1,0 +1,76 @@
+//! Endpoints of backends: which one, whether again, and when no more.
+
+pub mod backend;
+pub mod balance;
+pub mod breaker;
+pub mod budget;
+pub mod cluster;
+pub mod connect;
+pub mod dial;
+pub mod endpoint;
+pub mod locality;
+pub mod outcome;
+pub mod outlier;
+pub mod pool;
+pub mod retry;
+pub mod session;
+pub mod timeout;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tulle_runtime::drain::DrainWatcher;
+use tulle_transport::hbone::{HbonePool, PoolConfig};
+
+use dial::{Dialer, Network};
+use pool::HttpPool;
+
+/// How often connections that nobody uses are looked for.
+const SWEEP: Duration = Duration::from_secs(15);
+/// How long one tunnel may take to be established: TCP and TLS.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections to endpoints. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Upstreams {
+    /// Tunnels.
+    pub tunnels: HbonePool,
+    /// Connections of HTTP in them.
+    pub http: HttpPool,
+    /// Sockets, for endpoints without tunnels.
+    pub network: Arc<dyn Network>,
+}
+
+impl Upstreams {
+    /// No connections yet.
+    #[must_use]
+    pub fn new(dialer: Dialer, network: Arc<dyn Network>, drain: &DrainWatcher) -> Self {
+        let config = PoolConfig {
+            dial_timeout: CONNECT_TIMEOUT,
+            ..PoolConfig::default()
+        };
+        let this = Self {
+            tunnels: HbonePool::new(config, dialer),
+            http: HttpPool::default(),
+            network,
+        };
+        let (ending, drain) = (this.clone(), drain.clone());
+        drop(tulle_runtime::tasks::spawn("upstream-drain", async move {
+            // Requests that are running, and those that still arrive while peers learn of the drain, need tunnels.
+            drain.over().await;
+            ending.http.clear();
+            ending.tunnels.drain();
+        }));
+        this
+    }
+
+    /// Closes what nobody has used for a while, until the process ends.
+    pub async fn sweep(self, drain: DrainWatcher) {
+        loop {
+            tokio::select! {
+                () = drain.over() => return,
+                () = tokio::time::sleep(SWEEP) => self.http.sweep(),
+            }
+        }
+    }
+}

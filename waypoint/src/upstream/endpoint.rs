@@ -1,0 +1,151 @@
+//! Endpoints: what a snapshot says of them, and what is remembered of them from one snapshot to the next.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tulle_model::workload::{TunnelProtocol, Workload};
+use tulle_model::{Identity, Str, WorkloadUid};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::balance::peak_ewma::Latency;
+use super::outlier::Health;
+use crate::clock::Time;
+use crate::telemetry::party::Party;
+
+/// What an endpoint is known by within its backend.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointKey {
+    /// The workload.
+    pub uid: WorkloadUid,
+    /// Its own port.
+    pub port: u16,
+}
+
+/// What is remembered of an endpoint. All of it is atomic: requests share it without waiting.
+#[derive(Debug)]
+pub struct EndpointState {
+    key: EndpointKey,
+    /// What it is hashed by: the same in every replica.
+    name: Str,
+    since: Time,
+    in_flight: AtomicU32,
+    pub(super) latency: Latency,
+    pub(super) health: Health,
+}
+
+impl EndpointState {
+    pub(super) fn new(key: EndpointKey, since: Time) -> Self {
+        Self {
+            name: format!("{}:{}", key.uid, key.port).into(),
+            key,
+            since,
+            in_flight: AtomicU32::new(0),
+            latency: Latency::default(),
+            health: Health::default(),
+        }
+    }
+
+    /// What it is known by.
+    #[must_use]
+    pub fn key(&self) -> &EndpointKey {
+        &self.key
+    }
+
+    /// What it is hashed by.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// When it was first seen.
+    #[must_use]
+    pub fn since(&self) -> Time {
+        self.since
+    }
+
+    /// Requests, or connections, that are with it now.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Average time to the head of its answers; `None` if there was none.
+    #[must_use]
+    pub fn latency(&self, now: Time) -> Option<std::time::Duration> {
+        let nanos = self.latency.nanos(now)?;
+        Some(std::time::Duration::from_secs_f64(nanos.clamp(0.0, 1e15) / 1e9))
+    }
+
+    /// What outlier detection takes it for.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+}
+
+/// An endpoint in one snapshot.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// Its own port; `None` is the one that is asked for.
+    pub target_port: Option<u16>,
+    /// The identities it may prove: its own, and those its service allows.
+    pub expected: Arc<BTreeSet<Identity>>,
+    /// How metrics know it.
+    pub party: Arc<Party>,
+    /// What is remembered of it.
+    pub state: Arc<EndpointState>,
+}
+
+impl Endpoint {
+    /// Where it is, for somebody who asked for this address.
+    #[must_use]
+    pub fn address(&self, asked: SocketAddr) -> Option<SocketAddr> {
+        let port = self.target_port.unwrap_or_else(|| asked.port());
+        let addresses = &self.workload.addresses;
+        // The family that was asked for, if there is a choice.
+        let same = addresses.iter().find(|ip| ip.is_ipv4() == asked.is_ipv4());
+        let ip = same.or_else(|| addresses.first())?;
+        Some(SocketAddr::new(*ip, port))
+    }
+
+    /// Whether it is reached by a tunnel.
+    #[must_use]
+    pub fn is_tunnelled(&self) -> bool {
+        self.workload.tunnel_protocol == TunnelProtocol::Hbone
+    }
+
+    pub(super) fn capacity(&self) -> f64 {
+        f64::from(self.workload.capacity.max(1))
+    }
+}
+
+/// One more request is with an endpoint, until this is dropped.
+#[derive(Debug)]
+pub(super) struct InFlight(Arc<EndpointState>);
+
+impl InFlight {
+    pub(super) fn new(state: &Arc<EndpointState>) -> Self {
+        state.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a session remembers of an endpoint of a backend. No address can be told from it.
+#[must_use]
+pub fn fingerprint(backend: &str, uid: &WorkloadUid) -> u128 {
+    let mut text = Vec::with_capacity(backend.len() + uid.0.len() + 1);
+    text.extend_from_slice(backend.as_bytes());
+    text.push(0);
+    text.extend_from_slice(uid.0.as_bytes());
+    xxh3_128(&text)
+}

@@ -1,0 +1,130 @@
+//! Who is let in: fronts, visibility, required policies, the waypoint's own limits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tulle_model::policy::{Concern, On, Policy, Target};
+use tulle_model::route::{Kind, Origin};
+use tulle_model::service::AppProtocol;
+use tulle_model::testing::{service, service_key, workload};
+use tulle_model::waypoint::FrontOf;
+use tulle_model::{MeshUpdate, Reason};
+
+use crate::world::{World, front, web};
+
+/// What a CONNECT is refused with: status and reason.
+async fn refused(world: &World, who: &str, authority: &str) -> (u16, Reason) {
+    let refusal = world.ask(who, authority).await.map(drop).unwrap_err();
+    (refusal.status, refusal.reason())
+}
+
+fn fault(name: &str) -> MeshUpdate {
+    MeshUpdate::WaypointPolicy(Arc::new(Policy {
+        object: "TrafficPolicy".into(),
+        origin: Origin {
+            kind: Kind::Policy,
+            namespace: "shop".into(),
+            name: name.into(),
+            rule_index: 0,
+            rule_name: "".into(),
+            created: None,
+            generation: 1,
+        },
+        targets: vec![Target {
+            on: On::Service(service_key("shop/web")),
+            port: None,
+            section: None,
+        }],
+        dry_run: false,
+        concern: Concern::Fault(Default::default()),
+    }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_fronts_and_their_ports_are_let_in() {
+    let world = World::web().await;
+    world
+        .apply(vec![service("shop/other").vip("10.96.0.2").port(80, 80).into()])
+        .await;
+    assert!(world.ask("client", "10.96.0.1:80").await.is_ok());
+    assert!(world.ask("client", "web.shop.svc.cluster.local:80").await.is_ok());
+    for authority in [
+        "10.96.0.1:81",
+        "10.96.0.2:80",
+        "10.0.0.7:8080",
+        "127.0.0.1:15000",
+        "10.0.0.9:15008",
+        "169.254.169.254:80",
+        "nowhere.shop:80",
+    ] {
+        assert_eq!(
+            refused(&world, "client", authority).await,
+            (400, Reason::NotFronted),
+            "{authority}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_who_may_not_see_a_front_are_not_let_in() {
+    let world = World::web().await;
+    let narrow = front("shop/web", |front| front.client_namespaces = vec!["shop".into()]);
+    world.apply(vec![narrow]).await;
+    assert!(world.ask("client", "10.96.0.1:80").await.is_ok());
+    assert_eq!(
+        refused(&world, "dev/client", "10.96.0.1:80").await,
+        (401, Reason::NotVisible)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workload_is_let_in_by_its_address_where_it_is_fronted() {
+    let world = World::web().await;
+    let uid = workload("shop/web-1").build().uid;
+    let pod = front("shop/web", |front| front.object = FrontOf::Workload(uid));
+    world.apply(vec![pod]).await;
+    assert!(world.ask("client", "10.0.0.7:8080").await.is_ok());
+    assert!(world.ask("client", "10.0.0.7:9").await.is_ok(), "any port of it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_waits_for_a_required_policy_and_not_for_ever() {
+    let world = World::web().await;
+    let needing = front("shop/web", |front| {
+        front.required_policies = vec!["TrafficPolicy/shop/slow/fault".into()];
+    });
+    world.apply(vec![needing]).await;
+    let begun = Instant::now();
+    assert_eq!(
+        refused(&world, "client", "10.96.0.1:80").await,
+        (401, Reason::PolicyPending)
+    );
+    assert_eq!(begun.elapsed().as_secs(), 2);
+
+    let tunnel = world.ask("client", "10.96.0.1:80");
+    let arriving = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        world.apply(vec![fault("slow")]).await;
+    };
+    let (asked, ()) = tokio::join!(tunnel, arriving);
+    assert!(asked.is_ok(), "it arrived in time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_caller_does_not_take_all_streams() {
+    let world = World::start(vec![web(AppProtocol::Http11), front("shop/web", |_| {})]).await;
+    let mut few = crate::world::settings();
+    few.limits.streams = Some(4);
+    let told = tulle_model::waypoint::Waypoint::Settings(Box::new(few));
+    world.apply(vec![MeshUpdate::Waypoint(Arc::new(told))]).await;
+    let _held = world
+        .waypoint
+        .limits
+        .stream(&crate::world::identity("client"), Some(4));
+    assert_eq!(
+        refused(&world, "client", "10.96.0.1:80").await,
+        (503, Reason::Overload)
+    );
+    assert!(world.ask("dev/other", "10.96.0.1:80").await.is_ok());
+}

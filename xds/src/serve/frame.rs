@@ -1,0 +1,324 @@
+//! Responses as bytes: what many streams are sent is encoded once for all of them, and compressed once for those that
+//! take it.
+//!
+//! ```text
+//! raw:   prefix | type URL, cut, nonce         | resources and removals
+//! gzip:  prefix | gzip header | stored block   | deflated blocks         | checksum, length
+//!                 of this stream                 shared
+//! ```
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::sync::{Arc, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use flate2::write::DeflateEncoder;
+use flate2::{Compression, Crc};
+use parking_lot::Mutex;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use tulle_model::Str;
+
+use crate::serve::session::Response;
+use crate::snapshot::Slot;
+
+/// Responses below this many bytes are sent as they are: compressing them saves less than it costs.
+pub const COMPRESS_MIN: usize = 1024;
+/// Payloads remembered, so that streams at the same place share one.
+pub const SHARED_MAX: usize = 64;
+/// Header of a gzip member: magic, deflate, no flags, no time, unknown system.
+const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+/// Longest text of one field of the head; URLs and nonces are far below.
+const HEAD_TEXT_MAX: usize = 16 << 10;
+
+/// Field numbers of a delta discovery response.
+mod response_field {
+    pub(super) const SYSTEM_VERSION_INFO: u32 = 1;
+    pub(super) const RESOURCES: u32 = 2;
+    pub(super) const TYPE_URL: u32 = 4;
+    pub(super) const NONCE: u32 = 5;
+    pub(super) const REMOVED_RESOURCES: u32 = 6;
+}
+
+/// Field numbers of one resource in it.
+mod resource_field {
+    pub(super) const VERSION: u32 = 1;
+    pub(super) const RESOURCE: u32 = 2;
+    pub(super) const NAME: u32 = 3;
+    pub(super) const ALIASES: u32 = 4;
+}
+
+/// Field numbers of `Any`.
+mod any_field {
+    pub(super) const TYPE_URL: u32 = 1;
+    pub(super) const VALUE: u32 = 2;
+}
+
+/// How a message is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// As it is.
+    Raw,
+    /// As a gzip member.
+    Gzip,
+}
+
+impl Encoding {
+    /// The word for it in headers and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "identity",
+            Self::Gzip => "gzip",
+        }
+    }
+}
+
+/// The part of a response that does not depend on the stream.
+#[derive(Debug)]
+pub struct Payload {
+    raw: Bytes,
+    packed: OnceLock<Packed>,
+}
+
+#[derive(Debug)]
+struct Packed {
+    deflated: Bytes,
+    checksum: Crc,
+}
+
+/// One gRPC message, in parts that are written one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// The parts; the first begins with the length of all.
+    pub parts: VecDeque<Bytes>,
+    /// How it is written.
+    pub encoding: Encoding,
+}
+
+impl Message {
+    /// Bytes of all parts.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
+
+    /// Whether nothing is left to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+}
+
+impl Payload {
+    /// Encodes resources and removals of one type.
+    #[must_use]
+    pub fn encode(type_url: &str, resources: &[Arc<Slot>], removed: &[Str]) -> Self {
+        let bytes: usize = resources.iter().map(|slot| entry_len(slot, type_url)).sum();
+        let names: usize = removed.iter().map(|name| text_len(name)).sum();
+        let mut raw = BytesMut::with_capacity(bytes + names);
+        for slot in resources {
+            put_resource(&mut raw, slot, type_url);
+        }
+        for name in removed {
+            put_text(&mut raw, response_field::REMOVED_RESOURCES, name);
+        }
+        Self {
+            raw: raw.freeze(),
+            packed: OnceLock::new(),
+        }
+    }
+
+    /// Bytes before compression.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// Whether it holds neither a resource nor a removal.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty()
+    }
+
+    /// Bytes after compression, which happens at the first call for all that follow.
+    #[must_use]
+    pub fn packed_len(&self) -> usize {
+        self.packed().deflated.len()
+    }
+
+    /// The response of one stream.
+    #[must_use]
+    pub fn message(&self, type_url: &str, cut: u64, nonce: &str, compress: bool) -> Message {
+        let mut head = BytesMut::with_capacity(64 + type_url.len() + nonce.len());
+        put_text(&mut head, response_field::SYSTEM_VERSION_INFO, &cut.to_string());
+        put_text(&mut head, response_field::TYPE_URL, bounded(type_url));
+        put_text(&mut head, response_field::NONCE, bounded(nonce));
+        if compress && self.raw.len() >= COMPRESS_MIN {
+            self.packed().message(&head)
+        } else {
+            let mut first = prefix(false, head.len() + self.raw.len());
+            first.put_slice(&head);
+            let parts = [first.freeze(), self.raw.clone()];
+            let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
+            Message {
+                parts,
+                encoding: Encoding::Raw,
+            }
+        }
+    }
+
+    fn packed(&self) -> &Packed {
+        self.packed.get_or_init(|| {
+            let mut encoder =
+                DeflateEncoder::new(Vec::with_capacity(self.raw.len() / 4), Compression::fast());
+            let deflated = encoder.write_all(&self.raw).and_then(|()| encoder.finish());
+            let mut checksum = Crc::new();
+            checksum.update(&self.raw);
+            Packed {
+                deflated: deflated.expect("writing to memory does not fail").into(),
+                checksum,
+            }
+        })
+    }
+}
+
+impl Packed {
+    /// The stream's own part goes in front as a block that is not compressed; checksums of parts can be combined.
+    fn message(&self, head: &[u8]) -> Message {
+        let stored = u16::try_from(head.len()).expect("the head's texts are bounded");
+        let length = GZIP_HEADER.len() + 5 + head.len() + self.deflated.len() + 8;
+        let mut first = prefix(true, length);
+        first.put_slice(&GZIP_HEADER);
+        first.put_u8(0);
+        first.put_u16_le(stored);
+        first.put_u16_le(!stored);
+        first.put_slice(head);
+        let mut checksum = Crc::new();
+        checksum.update(head);
+        checksum.combine(&self.checksum);
+        let mut last = BytesMut::with_capacity(8);
+        last.put_u32_le(checksum.sum());
+        last.put_u32_le(checksum.amount());
+        Message {
+            parts: [first.freeze(), self.deflated.clone(), last.freeze()].into(),
+            encoding: Encoding::Gzip,
+        }
+    }
+}
+
+fn prefix(compressed: bool, length: usize) -> BytesMut {
+    let mut first = BytesMut::with_capacity(64 + length.min(512));
+    first.put_u8(u8::from(compressed));
+    first.put_u32(u32::try_from(length).expect("a resource is read from a file far below 4 GiB"));
+    first
+}
+
+/// A text of the head as far as it fits; ours all do.
+fn bounded(text: &str) -> &str {
+    text.get(..HEAD_TEXT_MAX.min(text.len())).unwrap_or_default()
+}
+
+fn text_len(text: &str) -> usize {
+    1 + encoded_len_varint(text.len() as u64) + text.len()
+}
+
+fn put_text(buffer: &mut BytesMut, field: u32, text: &str) {
+    put_bytes(buffer, field, text.as_bytes());
+}
+
+fn put_bytes(buffer: &mut BytesMut, field: u32, bytes: &[u8]) {
+    encode_key(field, WireType::LengthDelimited, buffer);
+    encode_varint(bytes.len() as u64, buffer);
+    buffer.put_slice(bytes);
+}
+
+fn any_len(slot: &Slot, type_url: &str) -> usize {
+    let value = slot.body.len();
+    text_len(type_url) + 1 + encoded_len_varint(value as u64) + value
+}
+
+fn resource_len(slot: &Slot, type_url: &str) -> usize {
+    let any = any_len(slot, type_url);
+    let aliases: usize = slot.aliases.iter().map(|alias| text_len(alias)).sum();
+    text_len(&slot.version) + 1 + encoded_len_varint(any as u64) + any + text_len(&slot.name) + aliases
+}
+
+fn entry_len(slot: &Slot, type_url: &str) -> usize {
+    let resource = resource_len(slot, type_url);
+    1 + encoded_len_varint(resource as u64) + resource
+}
+
+fn put_resource(buffer: &mut BytesMut, slot: &Slot, type_url: &str) {
+    encode_key(response_field::RESOURCES, WireType::LengthDelimited, buffer);
+    encode_varint(resource_len(slot, type_url) as u64, buffer);
+    put_text(buffer, resource_field::VERSION, &slot.version);
+    encode_key(resource_field::RESOURCE, WireType::LengthDelimited, buffer);
+    encode_varint(any_len(slot, type_url) as u64, buffer);
+    put_text(buffer, any_field::TYPE_URL, type_url);
+    put_bytes(buffer, any_field::VALUE, &slot.body);
+    put_text(buffer, resource_field::NAME, &slot.name);
+    for alias in &slot.aliases {
+        put_text(buffer, resource_field::ALIASES, alias);
+    }
+}
+
+/// The payloads made last, for streams that are sent the same.
+#[derive(Debug, Default)]
+pub struct Shared {
+    recent: Mutex<VecDeque<Recent>>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    type_url: Str,
+    resources: Arc<[Arc<Slot>]>,
+    removed: Vec<Str>,
+    payload: Arc<Payload>,
+}
+
+impl Recent {
+    fn is_of(&self, response: &Response) -> bool {
+        let mut pairs = self.resources.iter().zip(response.resources.iter());
+        self.resources.len() == response.resources.len()
+            && self.type_url == response.type_url
+            && pairs.all(|(one, other)| Arc::ptr_eq(one, other))
+            && self.removed == response.removed
+    }
+}
+
+impl Shared {
+    /// The payload of a response, which is that of another stream if it says the same.
+    #[must_use]
+    pub fn payload(&self, response: &Response) -> Arc<Payload> {
+        if let Some(chunk) = &response.chunk {
+            return chunk.payload(&response.type_url);
+        }
+        let found = self
+            .recent
+            .lock()
+            .iter()
+            .find(|recent| recent.is_of(response))
+            .map(|recent| recent.payload.clone());
+        if let Some(found) = found {
+            return found;
+        }
+        let payload = Arc::new(Payload::encode(
+            &response.type_url,
+            &response.resources,
+            &response.removed,
+        ));
+        let recent = Recent {
+            type_url: response.type_url.clone(),
+            resources: response.resources.clone(),
+            removed: response.removed.clone(),
+            payload: payload.clone(),
+        };
+        let mut all = self.recent.lock();
+        all.truncate(SHARED_MAX - 1);
+        all.push_front(recent);
+        payload
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! What is written by hand is read by generated code, raw and compressed.
+
+use std::io::Read as _;
+
+use flate2::read::GzDecoder;
+use proptest::prelude::*;
+use prost::Message as _;
+use tulle_proto::discovery::DeltaDiscoveryResponse;
+
+use super::*;
+use crate::snapshot::{Order, ResourceType, Scope};
+
+fn slot(name: &str, aliases: &[&str], body: Vec<u8>) -> Arc<Slot> {
+    Arc::new(Slot {
+        name: name.into(),
+        aliases: aliases.iter().map(|alias| (*alias).into()).collect(),
+        version: "00c0ffee00c0ffee".into(),
+        body: body.into(),
+        sequence: 1,
+        order: Order::Workload,
+        scope: Scope::Everyone,
+    })
+}
+
+fn response(resources: &[Arc<Slot>], removed: &[&str]) -> Response {
+    Response {
+        type_url: ResourceType::Address.type_url().into(),
+        nonce: "7.12.3".into(),
+        cut: 12,
+        resources: resources.into(),
+        chunk: None,
+        removed: removed.iter().map(|name| (*name).into()).collect(),
+    }
+}
+
+/// Reads a message as a client does.
+fn read(message: &Message) -> DeltaDiscoveryResponse {
+    let all: Vec<u8> = message.parts.iter().flatten().copied().collect();
+    let (prefix, body) = all.split_at(5);
+    let length = u32::from_be_bytes(prefix[1..].try_into().unwrap());
+    assert_eq!(usize::try_from(length).unwrap(), body.len());
+    let mut plain = body.to_vec();
+    if prefix[0] == 1 {
+        plain.clear();
+        let mut decoder = GzDecoder::new(body);
+        decoder.read_to_end(&mut plain).unwrap();
+        assert!(decoder.into_inner().is_empty(), "one member and nothing after it");
+    }
+    DeltaDiscoveryResponse::decode(plain.as_slice()).unwrap()
+}
+
+fn message(response: &Response, compress: bool) -> Message {
+    let payload = Payload::encode(&response.type_url, &response.resources, &response.removed);
+    payload.message(&response.type_url, response.cut, &response.nonce, compress)
+}
+
+proptest! {
+    #[test]
+    fn a_message_reads_as_what_was_to_be_said(
+        entries in prop::collection::vec(("[a-z/]{0,20}", prop::collection::vec(any::<u8>(), 0..600)), 0..20),
+        removed in prop::collection::vec("[a-z/]{1,200}", 0..20),
+        compress in any::<bool>(),
+    ) {
+        let slots: Vec<_> = entries.iter().map(|(name, body)| slot(name, &["net/10.0.0.1", ""], body.clone())).collect();
+        let names: Vec<&str> = removed.iter().map(String::as_str).collect();
+        let response = response(&slots, &names);
+        let said = read(&message(&response, compress));
+        prop_assert_eq!(&*said.type_url, &*response.type_url);
+        prop_assert_eq!((&*said.nonce, &*said.system_version_info), ("7.12.3", "12"));
+        prop_assert_eq!(&said.removed_resources, &removed);
+        prop_assert_eq!(said.resources.len(), slots.len());
+        for (sent, slot) in said.resources.iter().zip(&slots) {
+            let any = sent.resource.as_ref().unwrap();
+            prop_assert_eq!((&*sent.name, &*sent.version), (&*slot.name, &*slot.version));
+            prop_assert_eq!((&*any.type_url, &any.value[..]), (&*response.type_url, &slot.body[..]));
+            prop_assert_eq!(sent.aliases.clone(), vec!["net/10.0.0.1".to_owned(), String::new()]);
+        }
+    }
+}
+
+#[test]
+fn small_messages_are_not_compressed_and_large_ones_shrink() {
+    let small = response(&[slot("a", &[], vec![1; 100])], &[]);
+    assert_eq!(message(&small, true).encoding, Encoding::Raw);
+    let large = response(&[slot("a", &[], vec![1; 100_000])], &[]);
+    let packed = message(&large, true);
+    assert_eq!(packed.encoding, Encoding::Gzip);
+    assert!(packed.len() < 2000, "{}", packed.len());
+    assert_eq!(message(&large, false).encoding, Encoding::Raw);
+}
+
+#[test]
+fn streams_that_are_sent_the_same_share_one_payload() {
+    let shared = Shared::default();
+    let (one, other) = (slot("a", &[], vec![1; 10]), slot("a", &[], vec![2; 10]));
+    let first = shared.payload(&response(std::slice::from_ref(&one), &["gone"]));
+    let again = shared.payload(&response(std::slice::from_ref(&one), &["gone"]));
+    assert!(Arc::ptr_eq(&first, &again));
+    for different in [
+        response(&[other], &["gone"]),
+        response(std::slice::from_ref(&one), &[]),
+        response(&[one.clone(), one.clone()], &["gone"]),
+        Response {
+            type_url: ResourceType::Workload.type_url().into(),
+            ..response(std::slice::from_ref(&one), &["gone"])
+        },
+    ] {
+        assert!(!Arc::ptr_eq(&first, &shared.payload(&different)));
+    }
+}
+
+#[test]
+fn payloads_remembered_are_bounded() {
+    let shared = Shared::default();
+    for number in 0..2 * SHARED_MAX {
+        let _ = shared.payload(&response(&[], &[&number.to_string()]));
+    }
+    assert_eq!(shared.recent.lock().len(), SHARED_MAX);
+}

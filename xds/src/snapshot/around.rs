@@ -1,0 +1,128 @@
+//! What goes with what: the workloads of a node, those of a service, and the waypoint in front of either. A client that
+//! asks for addresses by name is told these along.
+
+use std::collections::BTreeSet;
+
+use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
+use tulle_model::Str;
+
+/// Names by name.
+type Index = RedBlackTreeMapSync<Str, RedBlackTreeSetSync<Str>>;
+
+/// The relations of all addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Around {
+    by_node: Index,
+    by_service: Index,
+    /// Names or aliases of waypoints, by what they stand in front of.
+    waypoints: Index,
+}
+
+/// What is related to one address.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Relations {
+    /// The node it runs on.
+    pub(crate) node: Option<Str>,
+    /// The services it belongs to.
+    pub(crate) services: Vec<Str>,
+    /// The waypoints in front of it, as names or aliases.
+    pub(crate) waypoints: Vec<Str>,
+}
+
+impl Around {
+    /// Notes or forgets what an address is related to.
+    pub(crate) fn set(&mut self, name: &Str, relations: &Relations, add: bool) {
+        if let Some(node) = &relations.node {
+            step(&mut self.by_node, node, name, add);
+        }
+        for service in &relations.services {
+            step(&mut self.by_service, service, name, add);
+        }
+        for waypoint in &relations.waypoints {
+            step(&mut self.waypoints, name, waypoint, add);
+        }
+    }
+
+    /// The workloads of a node.
+    pub fn of_node(&self, node: &str) -> impl Iterator<Item = &Str> {
+        of(&self.by_node, node)
+    }
+
+    /// What is to be known along with these resources: their endpoints, and the waypoints of both with theirs.
+    /// `resolve` gives the resources that a name or alias means.
+    #[must_use]
+    pub fn along(
+        &self,
+        names: impl Iterator<Item = Str>,
+        resolve: impl Fn(&str) -> Vec<Str>,
+    ) -> BTreeSet<Str> {
+        let mut all = BTreeSet::new();
+        for name in names {
+            all.extend(of(&self.by_service, &name).cloned());
+            all.insert(name);
+        }
+        let waypoints: BTreeSet<&Str> = all.iter().flat_map(|name| of(&self.waypoints, name)).collect();
+        let waypoints: BTreeSet<Str> = waypoints.into_iter().flat_map(|name| resolve(name)).collect();
+        for waypoint in waypoints {
+            all.extend(of(&self.by_service, &waypoint).cloned());
+            all.insert(waypoint);
+        }
+        all
+    }
+}
+
+fn of<'a>(index: &'a Index, key: &str) -> impl Iterator<Item = &'a Str> + use<'a> {
+    index.get(key).into_iter().flat_map(|names| names.iter())
+}
+
+fn step(index: &mut Index, key: &Str, name: &Str, add: bool) {
+    let mut names = index.get(key).cloned().unwrap_or_default();
+    if add {
+        names.insert_mut(name.clone());
+    } else {
+        names.remove_mut(name);
+    }
+    if names.is_empty() {
+        index.remove_mut(key);
+    } else {
+        index.insert_mut(key.clone(), names);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<Str> {
+        names.iter().map(|name| (*name).into()).collect()
+    }
+
+    #[test]
+    fn a_service_brings_its_endpoints_and_its_waypoint_with_its_endpoints() {
+        let mut around = Around::default();
+        let relations = |services: &[&str], waypoints: &[&str]| Relations {
+            node: Some("n1".into()),
+            services: names(services),
+            waypoints: names(waypoints),
+        };
+        around.set(&"web".into(), &relations(&["shop/web"], &[]), true);
+        around.set(&"way-1".into(), &relations(&["shop/way"], &[]), true);
+        around.set(&"other".into(), &relations(&["shop/other"], &[]), true);
+        let service = Relations {
+            waypoints: names(&["/10.0.0.9"]),
+            ..Relations::default()
+        };
+        around.set(&"shop/web".into(), &service, true);
+        let resolve = |alias: &str| names(&[if alias == "/10.0.0.9" { "shop/way" } else { alias }]);
+        let along = |around: &Around| around.along(names(&["shop/web"]).into_iter(), resolve);
+        assert!(
+            along(&around)
+                .into_iter()
+                .eq(names(&["shop/way", "shop/web", "way-1", "web"]))
+        );
+        assert!(around.of_node("n1").eq(&names(&["other", "way-1", "web"])));
+        around.set(&"shop/web".into(), &service, false);
+        around.set(&"web".into(), &relations(&["shop/web"], &[]), false);
+        assert!(along(&around).into_iter().eq(names(&["shop/web"])));
+    }
+}

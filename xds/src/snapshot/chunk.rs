@@ -1,0 +1,362 @@
+//! Whole tables, cut into chunks that are encoded once for everybody who starts from nothing, and into buckets whose
+//! digests tell a client that comes back what it lacks.
+//!
+//! A change replaces the bucket of its name; chunks are groups of buckets, made when somebody asks and kept for as long
+//! as their buckets are the same, also from one cut to the next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use rpds::RedBlackTreeMapSync;
+use tulle_proto::resume::{BUCKETS, bucket_of, digest};
+
+use super::{Order, Slot};
+use crate::serve::frame::Payload;
+use crate::serve::push::size_of;
+
+/// Resources in one chunk.
+pub const CHUNK_RESOURCES_MAX: usize = 1000;
+/// Bytes of one chunk, save a single larger resource.
+pub const CHUNK_BYTES_MAX: usize = 2 << 20;
+
+/// Some resources of a table, in the order in which they are sent.
+#[derive(Debug)]
+pub struct Chunk {
+    resources: Arc<[Arc<Slot>]>,
+    payload: OnceLock<Arc<Payload>>,
+}
+
+impl Chunk {
+    /// Of these resources, which must be sorted by order.
+    #[must_use]
+    pub fn new(resources: Arc<[Arc<Slot>]>) -> Self {
+        Self {
+            resources,
+            payload: OnceLock::new(),
+        }
+    }
+
+    /// The resources.
+    #[must_use]
+    pub fn resources(&self) -> &Arc<[Arc<Slot>]> {
+        &self.resources
+    }
+
+    /// The resources as they are written, encoded at the first call.
+    #[must_use]
+    pub fn payload(&self, type_url: &str) -> Arc<Payload> {
+        let encode = || Arc::new(Payload::encode(type_url, &self.resources, &[]));
+        self.payload.get_or_init(encode).clone()
+    }
+}
+
+/// The resources whose names fall together, by name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Bucket {
+    resources: Vec<Arc<Slot>>,
+    digest: OnceLock<u64>,
+}
+
+/// A table's resources by bucket. Clones share what is equal, and the chunks.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Buckets {
+    buckets: RedBlackTreeMapSync<u16, Arc<Bucket>>,
+    /// Resources by order.
+    counts: BTreeMap<Order, usize>,
+    bytes: usize,
+    made: Arc<Mutex<BTreeMap<Group, Made>>>,
+}
+
+/// Neighbouring buckets, and which of their resources are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Group {
+    order: Option<Order>,
+    first: u16,
+    buckets: u16,
+}
+
+#[derive(Debug)]
+struct Made {
+    of: Vec<Arc<Bucket>>,
+    chunks: Vec<Arc<Chunk>>,
+}
+
+impl Buckets {
+    /// Puts a resource in the place of an old one.
+    pub(crate) fn replace(&mut self, old: Option<&Slot>, new: Option<&Arc<Slot>>) {
+        let Some(name) = old
+            .or_else(|| new.map(AsRef::as_ref))
+            .map(|slot| slot.name.clone())
+        else {
+            return;
+        };
+        if let Some(old) = old {
+            self.bytes -= size_of(old);
+            *self.counts.entry(old.order).or_default() -= 1;
+        }
+        if let Some(new) = new {
+            self.bytes += size_of(new);
+            *self.counts.entry(new.order).or_default() += 1;
+        }
+        let at = bucket_of(&name);
+        if !self.buckets.contains_key(&at) {
+            self.buckets.insert_mut(at, Arc::default());
+        }
+        let Some(bucket) = self.buckets.get_mut(&at).map(Arc::make_mut) else {
+            return;
+        };
+        bucket.digest = OnceLock::new();
+        let found = bucket.resources.binary_search_by(|slot| slot.name.cmp(&name));
+        match (found, new) {
+            (Ok(place), Some(new)) => bucket.resources[place] = new.clone(),
+            (Ok(place), None) => drop(bucket.resources.remove(place)),
+            (Err(place), Some(new)) => bucket.resources.insert(place, new.clone()),
+            (Err(_), None) => {}
+        }
+    }
+
+    /// Bytes of everything, as far as they count for what is sent.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The resources of one bucket, by name.
+    pub(crate) fn resources(&self, bucket: u16) -> &[Arc<Slot>] {
+        self.buckets.get(&bucket).map_or(&[], |bucket| &bucket.resources)
+    }
+
+    /// What a client that holds all of a bucket tells of it.
+    pub(crate) fn digest(&self, bucket: u16) -> u64 {
+        let of = |bucket: &Arc<Bucket>| {
+            let pairs = bucket.resources.iter().map(|slot| (&*slot.name, &*slot.version));
+            *bucket.digest.get_or_init(|| digest(pairs))
+        };
+        self.buckets.get(&bucket).map_or(0, of)
+    }
+
+    /// Everything, in the order in which it is sent. A small table is one chunk.
+    pub(crate) fn chunks(&self) -> Vec<Arc<Chunk>> {
+        let groups = self.groups();
+        let mut made = self.made.lock();
+        let chunks = groups
+            .iter()
+            .flat_map(|group| self.made(*group, &mut made))
+            .collect();
+        let asked: BTreeSet<Group> = groups.into_iter().collect();
+        made.retain(|group, _| asked.contains(group));
+        chunks
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        let all: usize = self.counts.values().sum();
+        if all <= CHUNK_RESOURCES_MAX {
+            return vec![Group {
+                order: None,
+                first: 0,
+                buckets: BUCKETS,
+            }];
+        }
+        let filled = self.counts.iter().filter(|(_, count)| **count > 0);
+        let of_order = |(order, count): (&Order, &usize)| {
+            let (order, buckets) = (Some(*order), buckets_per_chunk(*count));
+            let starts = (0..BUCKETS).step_by(buckets.into());
+            starts.map(move |first| Group {
+                order,
+                first,
+                buckets,
+            })
+        };
+        filled.flat_map(of_order).collect()
+    }
+
+    fn made(&self, group: Group, made: &mut BTreeMap<Group, Made>) -> Vec<Arc<Chunk>> {
+        let of: Vec<Arc<Bucket>> = self
+            .buckets
+            .range(group.first..group.first + group.buckets)
+            .map(|(_, bucket)| bucket.clone())
+            .collect();
+        let is_same = |known: &Made| {
+            known.of.len() == of.len()
+                && known
+                    .of
+                    .iter()
+                    .zip(&of)
+                    .all(|(one, other)| Arc::ptr_eq(one, other))
+        };
+        if let Some(known) = made.get(&group).filter(|known| is_same(known)) {
+            return known.chunks.clone();
+        }
+        let mut resources: Vec<Arc<Slot>> = of
+            .iter()
+            .flat_map(|bucket| bucket.resources.iter())
+            .filter(|slot| group.order.is_none_or(|order| slot.order == order))
+            .cloned()
+            .collect();
+        resources.sort_by(|one, other| (one.order, &one.name).cmp(&(other.order, &other.name)));
+        let chunks = cut(&resources);
+        made.insert(
+            group,
+            Made {
+                of,
+                chunks: chunks.clone(),
+            },
+        );
+        chunks
+    }
+}
+
+/// As many neighbouring buckets as hold no more than a chunk should; a power of two, so that groups meet their bounds.
+fn buckets_per_chunk(resources: usize) -> u16 {
+    let mut buckets = BUCKETS;
+    while buckets > 1 && resources * usize::from(buckets) > CHUNK_RESOURCES_MAX * usize::from(BUCKETS) {
+        buckets /= 2;
+    }
+    buckets
+}
+
+fn cut(resources: &[Arc<Slot>]) -> Vec<Arc<Chunk>> {
+    let (mut chunks, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (at, slot) in resources.iter().enumerate() {
+        let size = size_of(slot);
+        if at > begin && (bytes + size > CHUNK_BYTES_MAX || at - begin >= CHUNK_RESOURCES_MAX) {
+            chunks.push(Arc::new(Chunk::new(resources[begin..at].into())));
+            (begin, bytes) = (at, 0);
+        }
+        bytes += size;
+    }
+    if begin < resources.len() {
+        chunks.push(Arc::new(Chunk::new(resources[begin..].into())));
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Scope;
+
+    fn slot(name: &str, version: &str, order: Order) -> Arc<Slot> {
+        Arc::new(Slot {
+            name: name.into(),
+            aliases: Vec::new(),
+            version: version.into(),
+            body: bytes::Bytes::from(vec![1; 100]),
+            sequence: 1,
+            order,
+            scope: Scope::Everyone,
+        })
+    }
+
+    fn filled(workloads: usize, services: usize) -> (Buckets, Vec<Arc<Slot>>) {
+        let (mut buckets, mut all) = (Buckets::default(), Vec::new());
+        for (count, order) in [(services, Order::Service), (workloads, Order::Workload)] {
+            for number in 0..count {
+                let slot = slot(&format!("{order:?}-{number:06}"), "1", order);
+                buckets.replace(None, Some(&slot));
+                all.push(slot);
+            }
+        }
+        (buckets, all)
+    }
+
+    fn names(chunks: &[Arc<Chunk>]) -> Vec<&str> {
+        chunks
+            .iter()
+            .flat_map(|chunk| chunk.resources().iter())
+            .map(|slot| &*slot.name)
+            .collect()
+    }
+
+    #[test]
+    fn chunks_hold_everything_once_in_order_and_within_their_bounds() {
+        for (workloads, services) in [(0, 0), (3, 2), (900, 200), (30_000, 3_000)] {
+            let (buckets, all) = filled(workloads, services);
+            let chunks = buckets.chunks();
+            let told = names(&chunks);
+            let first_service = told.iter().position(|name| name.starts_with("Service"));
+            assert!(first_service.is_none_or(|at| at == workloads), "workloads first");
+            let (told, expected): (BTreeSet<&str>, BTreeSet<&str>) = (
+                told.into_iter().collect(),
+                all.iter().map(|slot| &*slot.name).collect(),
+            );
+            assert_eq!(told, expected);
+            assert_eq!(
+                chunks.iter().map(|chunk| chunk.resources().len()).sum::<usize>(),
+                all.len()
+            );
+            assert!(
+                chunks
+                    .iter()
+                    .all(|chunk| chunk.resources().len() <= CHUNK_RESOURCES_MAX)
+            );
+            assert_eq!(
+                buckets.bytes(),
+                all.iter().map(|slot| size_of(slot)).sum::<usize>()
+            );
+        }
+    }
+
+    #[test]
+    fn large_resources_make_small_chunks() {
+        let mut buckets = Buckets::default();
+        for name in ["a", "b", "c"] {
+            let mut large = Slot::clone(&slot(name, "1", Order::Workload));
+            large.body = bytes::Bytes::from(vec![1; 3 << 20]);
+            buckets.replace(None, Some(&Arc::new(large)));
+        }
+        assert_eq!(buckets.chunks().len(), 3);
+    }
+
+    #[test]
+    fn a_change_renews_its_own_chunk_and_no_other() {
+        let (mut buckets, all) = filled(20_000, 0);
+        let before = buckets.chunks();
+        let old_cut = buckets.clone();
+        let new = slot(&all[77].name, "2", Order::Workload);
+        buckets.replace(Some(&all[77]), Some(&new));
+        let after = buckets.chunks();
+        let kept = after
+            .iter()
+            .filter(|chunk| before.iter().any(|old| Arc::ptr_eq(old, chunk)));
+        assert!(kept.count() + 2 >= before.len());
+        let found = after
+            .iter()
+            .flat_map(|chunk| chunk.resources().iter())
+            .find(|slot| slot.name == new.name);
+        assert_eq!(&*found.unwrap().version, "2");
+        let older = old_cut.chunks();
+        let found = older
+            .iter()
+            .flat_map(|chunk| chunk.resources().iter())
+            .find(|slot| slot.name == new.name);
+        assert_eq!(&*found.unwrap().version, "1", "an older cut stays what it was");
+    }
+
+    #[test]
+    fn payloads_are_made_once() {
+        let (buckets, _) = filled(10, 0);
+        let (one, other) = (buckets.chunks(), buckets.chunks());
+        assert!(Arc::ptr_eq(&one[0].payload("t"), &other[0].payload("t")));
+    }
+
+    #[test]
+    fn digests_follow_content() {
+        let (mut buckets, all) = filled(100, 100);
+        let at = bucket_of(&all[0].name);
+        let before: Vec<u64> = (0..BUCKETS).map(|bucket| buckets.digest(bucket)).collect();
+        let of = all.iter().map(|slot| (&*slot.name, &*slot.version));
+        let expected = tulle_proto::resume::Digests::of(of);
+        assert_eq!(
+            tulle_proto::resume::Digests::by_bucket(|bucket| buckets.digest(bucket)),
+            expected
+        );
+        buckets.replace(Some(&all[0]), Some(&slot(&all[0].name, "2", Order::Service)));
+        assert_ne!(buckets.digest(at), before[usize::from(at)]);
+        buckets.replace(Some(&slot(&all[0].name, "2", Order::Service)), Some(&all[0]));
+        assert_eq!(buckets.digest(at), before[usize::from(at)]);
+        all.iter().for_each(|slot| buckets.replace(Some(slot), None));
+        assert!((0..BUCKETS).all(|bucket| buckets.digest(bucket) == 0));
+        assert_eq!((buckets.bytes(), buckets.chunks().len()), (0, 0));
+    }
+}

@@ -1,0 +1,124 @@
+//! Who must have an object, and what they said.
+
+use std::time::Instant;
+
+use super::*;
+use crate::engine::table::Resource;
+use crate::serve::session::{Nack, Request, Session};
+use crate::serve::viewer::Features;
+use crate::snapshot::{ObjectKey, Order, Scope};
+use crate::status::{Clients, Connected};
+
+fn cut(sequence: u64, body: &'static [u8]) -> Arc<Snapshot> {
+    let mut snapshot = Snapshot {
+        sequence,
+        synced: true,
+        ..Snapshot::default()
+    };
+    let waypoints = Arc::new(["shop/way".into()].into());
+    let resource = Resource {
+        name: "shop/way".into(),
+        aliases: Vec::new(),
+        body: bytes::Bytes::from_static(body),
+        order: Order::Policy,
+        scope: Scope::Waypoints { waypoints },
+    };
+    assert!(snapshot.table_mut(ResourceType::Waypoint).set(resource, sequence));
+    Arc::new(snapshot)
+}
+
+fn gateway() -> ObjectStatus {
+    ObjectStatus {
+        key: ObjectKey::new(Kind::Gateway, "shop", "way"),
+        file: "way.yaml".into(),
+        generation: 1,
+        stale_since: None,
+        conditions: vec![Condition::holds(PROGRAMMED, "Programmed", "it is reached at way")],
+        resources: vec!["shop/way".into()],
+    }
+}
+
+/// A waypoint's stream, as the list of clients knows it.
+struct Waypoint {
+    session: Session<Arc<Snapshot>>,
+    listed: Connected,
+}
+
+impl Waypoint {
+    fn new(clients: &Clients, head: &Arc<Snapshot>) -> Self {
+        let viewer = Viewer::of_waypoint("shop/way");
+        let mut session = Session::new(1, viewer, head.clone());
+        let first = Request {
+            type_url: ResourceType::Waypoint.type_url().into(),
+            ..Request::default()
+        };
+        session.on_request(&first, head).unwrap();
+        let status = ClientStatus::new("shop/way".into(), ClientKind::Waypoint, Features::default());
+        let waypoint = Self {
+            session,
+            listed: clients.connect(status).unwrap(),
+        };
+        waypoint.listed.update(&waypoint.session, head);
+        waypoint
+    }
+
+    fn answer(&mut self, head: &Arc<Snapshot>, error: Option<&str>) {
+        let response = self
+            .session
+            .poll_send(head, Instant::now())
+            .expect("something to say");
+        let answer = Request {
+            type_url: response.type_url,
+            nonce: response.nonce,
+            error: error.map(|message| Nack {
+                message: message.to_owned(),
+            }),
+            ..Request::default()
+        };
+        self.session.on_request(&answer, head).unwrap();
+        self.listed.update(&self.session, head);
+    }
+}
+
+fn judged(head: &Arc<Snapshot>, clients: &Clients) -> (Acks, Status) {
+    let acks = acks(head, &clients.list(Instant::now()), &gateway());
+    let status = conditions(&gateway(), &acks)[0].status;
+    (acks, status)
+}
+
+#[test]
+fn a_gateway_is_programmed_once_a_waypoint_has_accepted_it() {
+    let (clients, head) = (Clients::default(), cut(1, b"one"));
+    assert_eq!(judged(&head, &clients), (Acks::default(), Status::False));
+    let (mut one, mut other) = (Waypoint::new(&clients, &head), Waypoint::new(&clients, &head));
+    let (acks, status) = judged(&head, &clients);
+    assert_eq!(
+        (acks.pending, acks.to_string().as_str(), status),
+        (2, "acked 0/2", Status::False)
+    );
+    one.answer(&head, None);
+    assert_eq!(judged(&head, &clients).1, Status::True);
+    other.answer(&head, Some("shop/way: too new"));
+    let (acks, status) = judged(&head, &clients);
+    assert_eq!(acks.to_string(), "acked 1/2, rejected 1: shop/way \"too new\"");
+    assert_eq!(status, Status::True, "one acts on it");
+}
+
+#[test]
+fn a_gateway_that_every_waypoint_rejects_says_why() {
+    let (clients, head) = (Clients::default(), cut(1, b"one"));
+    let mut one = Waypoint::new(&clients, &head);
+    one.answer(&head, Some("shop/way: too new"));
+    let (acks, status) = judged(&head, &clients);
+    assert_eq!((acks.rejected, status), (1, Status::False));
+    let conditions = conditions(&gateway(), &acks);
+    assert!(conditions[0].message.contains("too new"), "{:?}", conditions[0]);
+}
+
+#[test]
+fn a_node_is_not_asked_about_what_it_never_gets() {
+    let (clients, head) = (Clients::default(), cut(1, b"one"));
+    let status = ClientStatus::new("n1".into(), ClientKind::Ztunnel, Features::default());
+    let _node = clients.connect(status).unwrap();
+    assert_eq!(judged(&head, &clients).0.all(), 0);
+}
