@@ -17,6 +17,7 @@ pub struct Metrics {
     /// Requests and streams that left without mutual TLS.
     pub plaintext_upstream: Counter,
     mirror: Family<OfOutcome, Counter>,
+    retries: Family<OfOutcome, Counter>,
     local_replies: Family<OfReason, Counter>,
 }
 
@@ -57,6 +58,11 @@ impl Metrics {
                 "Copies of requests, by what became of them",
                 Family::default(),
             ),
+            retries: registry.register(
+                "tulle_waypoint_retries",
+                "Further tries that were wanted, by what became of them: made, over_budget, overflow",
+                Family::default(),
+            ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
         }
     }
@@ -64,6 +70,11 @@ impl Metrics {
     /// Counts a copy of a request.
     pub fn mirrored(&self, outcome: &'static str) {
         self.mirror.get_or_create(&OfOutcome { outcome }).inc();
+    }
+
+    /// Counts a further try that was wanted.
+    pub fn retried(&self, outcome: &'static str) {
+        self.retries.get_or_create(&OfOutcome { outcome }).inc();
     }
 
     /// Counts an answer of our own.

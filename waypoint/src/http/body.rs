@@ -7,11 +7,15 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::exchange::Ending;
 use crate::filter::mirror::{Cut, Shadow, Tee, tee};
+use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::Pick;
 use crate::upstream::pool::Lease;
+use crate::upstream::retry::look_ahead::Seen;
+use crate::upstream::retry::replay::{ReplayError, TryBody};
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,21 @@ pub enum BodyError {
     /// It is a copy, and was cut off.
     #[error(transparent)]
     Cut(#[from] Cut),
+    /// Another try has taken the body over.
+    #[error("another try has taken the body over")]
+    TakenOver,
+    /// The answer took longer than its route allows.
+    #[error("the answer took longer than its route allows")]
+    TimedOut,
+}
+
+impl From<ReplayError<Self>> for BodyError {
+    fn from(error: ReplayError<Self>) -> Self {
+        match error {
+            ReplayError::Body(error) => error,
+            ReplayError::TakenOver => Self::TakenOver,
+        }
+    }
 }
 
 /// The body of a request on its way to an endpoint.
@@ -39,6 +58,8 @@ enum RequestSource {
     Incoming(Incoming),
     Teed(Box<Tee<Incoming>>),
     Copy(Box<Shadow>),
+    /// For one try of several.
+    Try(Box<TryBody<RequestBody>>),
 }
 
 impl RequestBody {
@@ -62,6 +83,14 @@ impl RequestBody {
         };
         (own, shadows.into_iter().map(copy).collect())
     }
+
+    /// The body of one try.
+    #[must_use]
+    pub fn of_try(body: TryBody<Self>) -> Self {
+        Self {
+            source: RequestSource::Try(Box::new(body)),
+        }
+    }
 }
 
 impl Body for RequestBody {
@@ -77,6 +106,7 @@ impl Body for RequestBody {
             RequestSource::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
             RequestSource::Teed(teed) => Pin::new(teed).poll_frame(cx).map_err(BodyError::from),
             RequestSource::Copy(copy) => Pin::new(copy).poll_frame(cx).map_err(BodyError::from),
+            RequestSource::Try(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
         }
     }
 
@@ -86,6 +116,7 @@ impl Body for RequestBody {
             RequestSource::Incoming(incoming) => incoming.is_end_stream(),
             RequestSource::Teed(teed) => teed.is_end_stream(),
             RequestSource::Copy(copy) => copy.is_end_stream(),
+            RequestSource::Try(body) => body.is_end_stream(),
         }
     }
 
@@ -95,14 +126,21 @@ impl Body for RequestBody {
             RequestSource::Incoming(incoming) => incoming.size_hint(),
             RequestSource::Teed(teed) => teed.size_hint(),
             RequestSource::Copy(copy) => copy.size_hint(),
+            RequestSource::Try(body) => body.size_hint(),
         }
     }
 }
+
+/// What an answer holds until its end: the endpoint's count of it, the backend's, and that of retries.
+pub type Held = (Pick, Guard, Option<Guard>);
 
 /// The body of an answer on its way to the client.
 #[derive(Debug, Default)]
 pub struct ResponseBody {
     source: Source,
+    /// When it has to be over.
+    ends: Option<Pin<Box<Sleep>>>,
+    held: Option<Box<Held>>,
     /// Dropped with the answer, whether or not it came to its end.
     _ending: Option<Ending>,
 }
@@ -115,6 +153,8 @@ enum Source {
     /// A text of our own.
     Text(Bytes),
     Upstream(Upstream),
+    /// Its first frame was looked at.
+    Seen(Box<Seen<ResponseBody>>),
 }
 
 /// What an endpoint sends, with what is to be given back at its end.
@@ -122,8 +162,6 @@ struct Upstream {
     incoming: Incoming,
     /// Gone once the body has ended.
     lease: Option<Lease>,
-    /// The endpoint counts the request until then.
-    _in_flight: Pick,
 }
 
 impl ResponseBody {
@@ -135,13 +173,24 @@ impl ResponseBody {
 
     /// What an endpoint sends over a leased connection.
     #[must_use]
-    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: Pick) -> Self {
+    pub fn upstream(incoming: Incoming, lease: Lease) -> Self {
         let upstream = Upstream {
             incoming,
             lease: Some(lease),
-            _in_flight: in_flight,
         };
         Source::Upstream(upstream).into()
+    }
+
+    /// One whose first frame was looked at.
+    #[must_use]
+    pub fn seen(seen: Seen<Self>) -> Self {
+        Source::Seen(Box::new(seen)).into()
+    }
+
+    /// Holds this until the answer has ended, and breaks it off when its time is over.
+    pub fn hold(&mut self, held: Box<Held>, ends: Option<Instant>) {
+        self.held = Some(held);
+        self.ends = ends.map(|at| Box::pin(sleep_until(at)));
     }
 
     /// Keeps this until the answer has ended.
@@ -158,7 +207,7 @@ impl From<Source> for ResponseBody {
     fn from(source: Source) -> Self {
         Self {
             source,
-            _ending: None,
+            ..Self::default()
         }
     }
 }
@@ -195,6 +244,13 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(ends) = &mut self.ends
+            && ends.as_mut().poll(cx).is_ready()
+        {
+            // What is left of it, and its connection, go at once.
+            (self.source, self.ends) = (Source::Empty, None);
+            return Poll::Ready(Some(Err(BodyError::TimedOut)));
+        }
         match &mut self.source {
             Source::Empty => Poll::Ready(None),
             Source::Text(text) => {
@@ -209,6 +265,7 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
             }
+            Source::Seen(seen) => Pin::new(seen).poll_frame(cx),
         }
     }
 
@@ -217,6 +274,7 @@ impl Body for ResponseBody {
             Source::Empty => true,
             Source::Text(_) => false,
             Source::Upstream(upstream) => upstream.incoming.is_end_stream(),
+            Source::Seen(seen) => seen.is_end_stream(),
         }
     }
 
@@ -225,6 +283,7 @@ impl Body for ResponseBody {
             Source::Empty => SizeHint::with_exact(0),
             Source::Text(text) => SizeHint::with_exact(text.len() as u64),
             Source::Upstream(upstream) => upstream.incoming.size_hint(),
+            Source::Seen(seen) => seen.size_hint(),
         }
     }
 }

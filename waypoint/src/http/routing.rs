@@ -74,6 +74,18 @@ pub fn choose(
     })
 }
 
+impl Onward {
+    /// To a backend as it is, as for copies of requests.
+    #[must_use]
+    pub fn to(backend: &Arc<Backend>) -> Self {
+        Self {
+            backend: Arc::clone(backend),
+            head: None,
+            weighted: None,
+        }
+    }
+}
+
 impl Way {
     /// The answer to a preflight, if it is one.
     #[must_use]
@@ -109,11 +121,16 @@ impl Way {
         Ok(Some(answer))
     }
 
-    /// Draws the backend and lets the rule's and its filters change the request.
+    /// Draws the backend and lets the rule's and its filters change the request. A session stays with its backend.
     ///
     /// # Errors
     /// `backend_invalid` if what was drawn does not exist or may not be used.
-    pub fn onward(&self, port: &PortState, head: &RequestHead) -> Result<Onward, Reply> {
+    pub fn onward(
+        &self,
+        port: &PortState,
+        head: &RequestHead,
+        session: Option<u128>,
+    ) -> Result<Onward, Reply> {
         let Some(rule) = &self.rule else {
             return Ok(Onward {
                 backend: Arc::clone(&port.backend),
@@ -122,7 +139,8 @@ impl Way {
             });
         };
         let invalid = || self.failed(Reason::BackendInvalid);
-        let place = rule.draw(rand::random()).ok_or_else(invalid)?;
+        let held = session.and_then(|session| rule.holding(session));
+        let place = held.or_else(|| rule.draw(rand::random())).ok_or_else(invalid)?;
         let drawn = &rule.backends()[place];
         let backend = drawn
             .backend
@@ -183,8 +201,8 @@ fn exists(backend: &Backend) -> bool {
 }
 
 fn protocol(backend: &Backend, port: u16) -> Option<AppProtocol> {
-    let endpoints = backend.endpoints();
-    let declared = endpoints.service.as_ref()?.ports.get(&port)?;
+    let cluster = backend.cluster()?;
+    let declared = cluster.service()?.ports.get(&port)?;
     Some(declared.app_protocol)
 }
 

@@ -3,6 +3,7 @@
 
 mod arrival;
 mod requests;
+mod resilience;
 mod routes;
 mod streams;
 mod world;
