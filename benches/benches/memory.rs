@@ -1,10 +1,12 @@
 //! Bytes of one idle tunnelled connection, in the two proxies together and in each; bytes of an idle tunnel.
 //!
-//! Prints what it measured; there is nothing to repeat, so criterion takes no part.
+//! Prints what it measured; there is nothing to repeat, so criterion takes no part. An argument, `h2` or `own`, says
+//! which framing: memory that one has used would be there for the next, so each is measured by a run of its own.
 
 use std::io::Write;
 
 use tulle_benches::{Path, Peers, resident, runtime};
+use tulle_transport::hbone::Framing;
 
 /// Connections that are measured, if there are descriptors for them: each has four sockets.
 const CONNECTIONS: usize = 4_000;
@@ -18,7 +20,8 @@ const TUNNELS: usize = 200;
 fn main() {
     let connections = CONNECTIONS.min(descriptors().saturating_sub(1_000) / 4);
     let runtime = runtime();
-    let peers = Peers::default();
+    let framing = std::env::args().find_map(|name| Framing::from_name(&name));
+    let peers = framing.map_or_else(Peers::default, Peers::with);
     let (mut tunnels, mut paths) = (Vec::new(), Vec::new());
     // What is allocated once is there before anything is measured.
     paths.push(runtime.block_on(async { peers.tunnel().await.path().await }));

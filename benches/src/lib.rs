@@ -6,6 +6,9 @@
 //!
 //! All parts share the cores, so the ratio of two rows of one run is what to read, not either of them.
 
+pub mod control;
+pub mod mesh;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;

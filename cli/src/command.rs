@@ -85,6 +85,7 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::Edges(edges) => wait_for(edges::run(edges)),
         Command::Explain(explain) => wait_for(explain::run(explain)),
         Command::ZtunnelConfig(config) => wait_for(ztunnel_config::run(config)),
+        Command::Waypoint(waypoint) if waypoint.is_process() => return component::run_waypoint(),
         Command::Waypoint(waypoint) => wait_for(waypoint::run(waypoint)),
         Command::Ca(ca) => wait_for(ca::run(ca)),
         Command::Node(node) => wait_for(node::run(node)),

@@ -66,7 +66,8 @@ pub fn waypoint(namespace: &str, gateway: &str, pod: &Pod) -> String {
          ---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  \
          namespace: {namespace}\n  annotations:\n    tulle.dev/node: {node}\n    tulle.dev/process: netns:{name}\n    \
          tulle.dev/addresses: \"{ipv4},{ipv6}\"\nspec:\n  address: {ipv4}\n  serviceAccount: {gateway}\n  \
-         labels:\n    gateway.networking.k8s.io/gateway-name: {gateway}\n    istio.io/dataplane-mode: none\n"
+         labels:\n    gateway.networking.k8s.io/gateway-name: {gateway}\n    gateway.istio.io/managed: tulle.dev-waypoint\n    \
+         istio.io/dataplane-mode: none\n    networking.istio.io/tunnel: http\n"
     )
 }
 

@@ -86,8 +86,13 @@ impl TestMesh {
     pub async fn start_waypoint(&mut self, node: &str, namespace: &str, gateway: &str) -> Pod {
         let name = format!("{gateway}-1");
         let pod = self.world.add_pod(node, &name).await.unwrap();
-        self.apply(&format!("gateway-{gateway}"), &manifest::waypoint(namespace, gateway, &pod));
-        self.mesh.start_waypoint(&self.world, &name, namespace, gateway).unwrap();
+        self.apply(
+            &format!("gateway-{gateway}"),
+            &manifest::waypoint(namespace, gateway, &pod),
+        );
+        self.mesh
+            .start_waypoint(&self.world, &name, namespace, gateway)
+            .unwrap();
         let component = Component::Waypoint(gateway.to_owned());
         if let Err(error) = self.mesh.wait_ready(&component).await {
             panic!("{error}\n{}", self.logs());

@@ -350,7 +350,7 @@ async fn serve_pages(
     drain: &DrainWatcher,
 ) -> Result<Vec<JoinHandle<()>>, Error> {
     let mut serving = Vec::new();
-    let name = format!("waypoint-{}-{}.sock", config.namespace, config.gateway);
+    let name = format!("waypoint-{}.sock", config.gateway);
     match Listener::bind(&Listen::Unix(config.run_dir.join(name))).await {
         Ok(unix) => {
             let page = admin::serve(unix, pages.local(), drain.clone());

@@ -12,6 +12,8 @@ use tulle_xds_client::MeshState;
 use crate::config::Config;
 use crate::listener::limits::Limits;
 use crate::metrics::Metrics;
+use crate::policy::carry::Fetcher;
+use crate::policy::engine::Engine;
 use crate::snapshot::View;
 use crate::snapshot::build::Builder;
 use crate::upstream::Upstreams;
@@ -43,6 +45,8 @@ pub struct Waypoint {
     pub mirrors: Arc<Semaphore>,
     /// What is counted.
     pub metrics: Metrics,
+    /// What policies of requests share.
+    pub policies: Engine,
     /// Ends everything.
     pub drain: DrainWatcher,
 }
@@ -92,7 +96,8 @@ impl Waypoint {
         let upstreams = Upstreams::new(dialer, network, &drain);
         tasks::spawn("snapshot", builder.follow());
         tasks::spawn("upstream-idle", upstreams.clone().sweep(drain.clone()));
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
+            policies: Engine::new(Arc::new(Fetcher(this.clone())), metrics.policies.clone()),
             limits: Limits::default(),
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             config,

@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
 
+use crate::detect::first::{self, First};
+use crate::detect::sni::{self, HELLO_BYTES_MAX, Hello};
 use crate::telemetry::grpc::Messages;
 use crate::telemetry::trace::{Ids, Trace, b3};
 use crate::upstream::retry::retry_after;
@@ -90,4 +92,38 @@ pub fn grpc_messages(data: &[u8]) {
     let mut single = Messages::default();
     data.chunks(1).for_each(|byte| single.feed(byte));
     assert_eq!(whole, single);
+}
+
+/// What is understood does not depend on what follows, a name is one that can be matched, and nothing is waited for
+/// beyond the bound.
+///
+/// # Panics
+/// If that does not hold.
+pub fn client_hello(data: &[u8]) {
+    let found = sni::read(data);
+    if let Hello::Named(name) = &found {
+        assert!(!name.is_empty() && name.len() <= 253 && name.is_ascii());
+    }
+    if found != Hello::More {
+        let mut longer = data.to_vec();
+        longer.push(0x16);
+        if longer.len() <= HELLO_BYTES_MAX {
+            assert_eq!(sni::read(&longer), found);
+        }
+    }
+    assert!(data.len() <= HELLO_BYTES_MAX || found != Hello::More);
+}
+
+/// What was told from the first bytes stays true when more arrive.
+///
+/// # Panics
+/// If that does not hold.
+pub fn first_bytes(data: &[u8]) {
+    let found = first::look(data);
+    if found != First::More {
+        let mut longer = data.to_vec();
+        longer.push(b'x');
+        assert_eq!(first::look(&longer), found);
+    }
+    assert!(data.len() <= 128 || found != First::More, "it is decided soon");
 }

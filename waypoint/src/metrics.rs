@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use tulle_model::Reason;
 use tulle_runtime::metrics::Registry;
 
+use crate::policy::metrics::PolicyMetrics;
+
 /// Counters of the process. Clones count together.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -14,11 +16,13 @@ pub struct Metrics {
     pub tunnels: Gauge,
     /// Streams in them that are open.
     pub streams: Gauge,
-    /// Requests and streams that left without mutual TLS.
+    /// Connections to endpoints that were opened without mutual TLS.
     pub plaintext_upstream: Counter,
     mirror: Family<OfOutcome, Counter>,
     retries: Family<OfOutcome, Counter>,
     local_replies: Family<OfReason, Counter>,
+    /// What policies decided.
+    pub policies: PolicyMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -36,7 +40,7 @@ impl Metrics {
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
         let replies = "Answers of the waypoint itself, and streams it refused, by reason";
-        let plaintext = "Requests and streams that left without mutual TLS";
+        let plaintext = "Connections to endpoints that were opened without mutual TLS";
         Self {
             tunnels: registry.register(
                 "tulle_waypoint_tunnels",
@@ -64,6 +68,7 @@ impl Metrics {
                 Family::default(),
             ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
+            policies: PolicyMetrics::register(registry),
         }
     }
 

@@ -1,32 +1,55 @@
 //! Who may do what: tokens, authorizers, authorization, limits, faults.
 
+pub mod ask;
+pub mod carry;
+pub mod engine;
+pub mod ext_authz;
 pub mod fault;
 pub mod jwt;
 pub mod limit;
+pub mod live;
+pub mod metrics;
+pub mod rules;
 
-use tulle_model::Reason;
+use tulle_model::policy::authz::Attributes;
+use tulle_model::{Reason, Str};
 
-use crate::snapshot::FrontState;
+use crate::context::Waypoint;
+use crate::listener::arrival::Arrival;
+use crate::snapshot::{FrontState, PortState};
 
-/// Whether requests may pass a front at all.
+/// Whether anything may pass a front at all.
 ///
 /// # Errors
-/// `policy_pending` while a policy that the front needs has not arrived; `policy_untranslatable` for one that nobody
-/// here can judge: what is not understood lets nobody pass.
+/// `policy_pending` while a policy that the front needs has not arrived.
 pub fn admit(front: &FrontState) -> Result<(), Reason> {
-    if !front.missing.is_empty() {
-        return Err(Reason::PolicyPending);
+    if front.missing.is_empty() {
+        Ok(())
+    } else {
+        Err(Reason::PolicyPending)
     }
-    if front.security.iter().any(|policy| !policy.dry_run) {
-        return Err(Reason::PolicyUntranslatable);
-    }
-    Ok(())
 }
 
-/// As [`admit`], for a stream that is not read.
+/// Whether a stream that is not read may pass.
 ///
 /// # Errors
-/// As [`admit`].
-pub fn admit_stream(front: &FrontState) -> Result<(), Reason> {
-    admit(front)
+/// Why not, and which policy decides, if one does. What can only be told of a request refuses.
+pub fn admit_stream(
+    waypoint: &Waypoint,
+    front: &FrontState,
+    port: &PortState,
+    arrival: &Arrival,
+    sni: Option<&str>,
+) -> Result<(), (Reason, Option<Str>)> {
+    admit(front).map_err(|reason| (reason, front.missing.first().cloned()))?;
+    let rules = port.policies_of(None);
+    let of = Attributes::of_stream(&arrival.source, arrival.destination, sni);
+    if let Some((matched, _)) = rules.authorizer.asks(&of).next() {
+        return Err((Reason::PolicyDenied, Some(matched.policy)));
+    }
+    rules
+        .ask_nobody()
+        .map_err(|(reason, policy)| (reason, Some(policy)))?;
+    let judged = waypoint.policies.authorize(rules, &of);
+    judged.map_err(|denial| (denial.reason(), denial.policy().cloned()))
 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use tulle_model::Reason;
+use tulle_model::{Reason, Str};
 use tulle_transport::Transfer;
 use tulle_transport::copy;
 use tulle_transport::hbone::{HboneStream, ResetCode};
 
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
+use crate::policy::live::{Ended, Open};
 use crate::snapshot::{PortState, Snapshot};
 use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf, Opened};
@@ -27,24 +28,37 @@ pub async fn forward(
     server_name: Option<String>,
 ) {
     let snapshot = waypoint.view.load();
-    let opening = open(waypoint, arrival, state, &snapshot);
+    let opening = open(waypoint, arrival, state, &snapshot, server_name.as_deref());
     let opened = tokio::select! {
         opened = opening => opened,
         error = std::future::poll_fn(|cx| stream.poll_reset(cx)) => {
             tracing::debug!(%error, "the caller left before an endpoint was reached");
             return;
         }
-        () = waypoint.drain.urgent() => Err(Reason::DrainClosed),
+        () = waypoint.drain.urgent() => Err((Reason::DrainClosed, None)),
     };
     drop(snapshot);
     match opened {
-        Ok((opened, _in_flight)) => carry(waypoint, stream, opened).await,
-        Err(reason) => {
+        Ok((opened, _in_flight)) => {
+            let open = Open {
+                front: arrival.front.clone(),
+                route: None,
+                source: arrival.source.clone(),
+                destination: arrival.destination,
+                head: None,
+                claims: None,
+                sni: server_name,
+                rules: Arc::clone(state.policies_of(None)),
+            };
+            carry(waypoint, stream, opened, open.ended(Arc::clone(waypoint))).await;
+        }
+        Err((reason, policy)) => {
             waypoint.metrics.replied(reason);
             tracing::info!(
                 source = %arrival.peer,
                 destination = %arrival.destination.address,
                 server_name,
+                policy = policy.as_deref(),
                 code = reason.code(),
                 token = reason.token(),
                 "stream reset"
@@ -59,9 +73,10 @@ async fn open(
     arrival: &Arrival,
     state: &PortState,
     snapshot: &Snapshot,
-) -> Result<(Opened, Pick), Reason> {
-    let front = snapshot.front(&arrival.front).ok_or(Reason::NotFronted)?;
-    crate::policy::admit_stream(front)?;
+    server_name: Option<&str>,
+) -> Result<(Opened, Pick), (Reason, Option<Str>)> {
+    let front = snapshot.front(&arrival.front).ok_or((Reason::NotFronted, None))?;
+    crate::policy::admit_stream(waypoint, front, state, arrival, server_name)?;
     let behalf = Behalf::of(arrival, snapshot);
     let backend = &state.backend;
     let mut tried = Vec::new();
@@ -97,10 +112,16 @@ async fn open(
             }
         }
     }
-    Err(last)
+    Err((last, None))
 }
 
-async fn carry(waypoint: &Waypoint, stream: HboneStream, opened: Opened) {
+/// Copies bytes until both sides are done, or until `denied` is.
+async fn carry(
+    waypoint: &Waypoint,
+    stream: HboneStream,
+    opened: Opened,
+    denied: impl Future<Output = Ended>,
+) {
     let transfer = Transfer::new();
     let copying = async {
         match opened {
@@ -118,5 +139,10 @@ async fn carry(waypoint: &Waypoint, stream: HboneStream, opened: Opened) {
     tokio::select! {
         () = copying => {}
         () = waypoint.drain.urgent() => {}
+        ended = denied => {
+            let reason = Reason::PolicyChanged;
+            waypoint.metrics.replied(reason);
+            tracing::info!(?ended, code = reason.code(), token = reason.token(), "stream reset");
+        }
     }
 }

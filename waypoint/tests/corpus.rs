@@ -25,3 +25,9 @@ fn streams_of_messages_keep_their_properties() {
 fn tokens_are_read_as_before() {
     replay(format!("{CORPUS}/jwt"), tulle_waypoint::policy::jwt::token::fuzz);
 }
+
+#[test]
+fn first_bytes_keep_their_properties() {
+    replay(format!("{CORPUS}/client_hello"), fuzz::client_hello);
+    replay(format!("{CORPUS}/first_bytes"), fuzz::first_bytes);
+}

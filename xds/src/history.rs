@@ -32,6 +32,7 @@ const WORD: &str = "next-change.json";
 /// Texts of files, by SHA-256, below the history.
 const FILES: &str = "files";
 
+mod author;
 mod view;
 
 pub(crate) use view::put;
@@ -43,7 +44,7 @@ const AGE_MAX: SignedDuration = SignedDuration::from_hours(30 * 24);
 const WORD_KEPT: SignedDuration = SignedDuration::from_secs(60);
 /// Generations that are kept.
 const GENERATIONS_MAX: usize = 100;
-/// Bytes that their manifests may take; the newest is kept whatever it takes.
+/// Bytes that they may take with all they hold; the newest is kept whatever it takes.
 const BYTES_MAX: u64 = 256 << 20;
 
 /// The generations on disk.
@@ -57,6 +58,10 @@ pub struct History {
     newest: Option<u64>,
     /// Telling of a full disk once is enough.
     is_failing: bool,
+    /// The folder that is read, to see whose files changed.
+    config_dir: Option<PathBuf>,
+    /// Bytes that everything kept may take.
+    bytes_max: u64,
 }
 
 /// One generation.
@@ -115,6 +120,17 @@ impl History {
             files: BTreeMap::new(),
             newest: None,
             is_failing: false,
+            config_dir: None,
+            bytes_max: BYTES_MAX,
+        }
+    }
+
+    /// Of this folder.
+    #[must_use]
+    pub fn of(self, config_dir: &Path) -> Self {
+        Self {
+            config_dir: Some(config_dir.to_owned()),
+            ..self
         }
     }
 
@@ -202,16 +218,30 @@ impl History {
         Ok(files)
     }
 
-    /// Who makes this change, and why: as they said shortly before, else the owner of the process that wrote.
-    fn word(&self, now: Timestamp) -> Word {
+    /// Who makes this change, and why: as they said shortly before, else as the files tell.
+    fn word(&self, now: Timestamp, files: &BTreeMap<Str, Str>) -> Word {
         let path = self.state_dir().join(WORD);
         let said = fs::read_to_string(&path)
             .ok()
             .and_then(|text| serde_json::from_str::<Word>(&text).ok());
         // It is for one change.
         let _ = fs::remove_file(path);
-        said.filter(|word| now.duration_since(word.time) < WORD_KEPT)
-            .unwrap_or_default()
+        let said = said.filter(|word| now.duration_since(word.time) < WORD_KEPT);
+        said.unwrap_or_else(|| self.word_of_files(files))
+    }
+
+    fn word_of_files(&self, files: &BTreeMap<Str, Str>) -> Word {
+        let Some(root) = &self.config_dir else {
+            return Word::default();
+        };
+        let changed = files
+            .iter()
+            .filter(|(file, sha256)| self.files.get(*file) != Some(*sha256));
+        Word {
+            actor: author::owners(root, changed.map(|(file, _)| &**file)).into(),
+            message: author::commit(root).unwrap_or_default().into(),
+            ..Word::default()
+        }
     }
 
     fn write(&mut self, library: &Library) -> io::Result<()> {
@@ -235,7 +265,7 @@ impl History {
         let files = self.store_files(library)?;
         let allocations = serde_saphyr::to_string(library.allocations()).map_err(io::Error::other)?;
         write_atomically(&self.state_dir().join(ALLOCATIONS), allocations.as_bytes(), true)?;
-        let word = self.word(time);
+        let word = self.word(time, &files);
         let rejected = library
             .entries()
             .iter()
@@ -276,10 +306,34 @@ impl History {
             .enumerate()
             .take_while(|(index, generation)| {
                 total += bytes(generation);
-                let fits = *index < GENERATIONS_MAX && total <= BYTES_MAX && !self.is_old(**generation);
+                let fits = *index < GENERATIONS_MAX && total <= self.bytes_max && !self.is_old(**generation);
                 *index == 0 || fits
             });
         let gone = generations.len() - kept.count();
+        self.drop_oldest(&generations, gone);
+        // What they hold counts, too; what the next one shares stays, so that it shows only after each.
+        for gone in gone..generations.len().saturating_sub(1) {
+            if self.bytes() <= self.bytes_max {
+                return;
+            }
+            self.drop_oldest(&generations, gone + 1);
+        }
+    }
+
+    /// Bytes of manifests, objects and texts of files.
+    fn bytes(&self) -> u64 {
+        let folders = [self.root.clone(), self.root.join(FILES)];
+        let files = folders
+            .iter()
+            .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+        let sizes = files
+            .filter_map(|file| file.metadata().ok())
+            .filter(fs::Metadata::is_file);
+        sizes.map(|file| file.len()).sum()
+    }
+
+    /// Drops this many generations, and what none of the others holds.
+    fn drop_oldest(&self, generations: &[u64], gone: usize) {
         if gone == 0 {
             return;
         }

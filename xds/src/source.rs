@@ -40,6 +40,7 @@ pub fn start(
     let (batches, waiting) = mpsc::channel(BATCHES_WAITING_MAX);
     let engine = Engine::spawn(mesh, waiting, trust, metrics, scope);
     let history = config.state_dir.as_deref().map(History::open);
+    let history = history.map(|history| history.of(&config.config_dir));
     scope.spawn("folder", folder::run(config.config_dir, history, batches));
     if let Some(state_dir) = config.state_dir {
         scope.spawn(

@@ -1,4 +1,4 @@
-//! `tulle xds`, `tulle agent`, `tulle ztunnel`: one component as its own process.
+//! `tulle xds`, `tulle agent`, `tulle ztunnel`, `tulle waypoint`: one component as its own process.
 
 use clap::Subcommand;
 use tulle_runtime::config::ProcessEnv;
@@ -46,6 +46,12 @@ pub(crate) struct Ztunnel {
     /// its connections until they end
     #[arg(long)]
     supervise: bool,
+}
+
+/// Runs an instance of a waypoint as this process.
+pub(crate) fn run_waypoint() -> Exit {
+    parent::watch(&ProcessEnv);
+    tulle_waypoint::run_process(&ProcessEnv)
 }
 
 pub(crate) fn run(component: Component) -> Exit {

@@ -19,17 +19,45 @@ use super::config::{actor, writing};
 use super::{Reading, analyze};
 use crate::output::Form;
 
-/// Put waypoints, the L7 proxies of services, into the mesh
+/// Examples of the verbs, and the variables of an instance.
+const HELP: &str = "\
+Examples:
+  tulle waypoint apply --enroll-namespace --wait
+  tulle waypoint apply --name strict --for all -n shop
+  tulle waypoint list
+  tulle waypoint delete strict -n shop
+
+Environment of an instance:
+  POD_NAMESPACE         namespace of the gateway
+  SERVICE_ACCOUNT       its service account: with the namespace, its identity
+  TULLE_WAYPOINT        name of the gateway [the service account]
+  POD_NAME, NODE_NAME   own pod and node
+  INSTANCE_IP           own address
+  XDS_ADDRESS           control plane, https://HOST:PORT
+  CA_ADDRESS            certificate authority, https://HOST:PORT
+  XDS_ROOT_CA           root of the control plane: path or PEM text (likewise CA_ROOT_CA)
+  AUTH_TOKEN            file with the token, or the token itself
+  TULLE_CREDENTIAL      own (the token is of the service account) or node (of the node) [own]
+  TULLE_WAYPOINT_LISTEN where tunnels are taken [[::]:15008]
+  TULLE_WAYPOINT_THREADS  threads [one for each core]
+  TULLE_ADMIN_PORT      admin pages on loopback, or off [15000]
+  TULLE_STATS_PORT      metrics, or off [15020]
+  TULLE_READINESS_PORT  readiness, or off [15021]
+  TERMINATION_DRAIN_DURATION  how long what runs may take at the end [30s]
+  TULLE_POLICY_WAIT     how long a stream waits for policies that have not arrived [2s]
+  TULLE_REASON_DETAIL   what callers are told of a refusal: full, code or none [full]
+  TULLE_RUN_DIR         folder of the admin socket [/run/tulle]
+  RUST_LOG, LOG_FORMAT  log filter [info]; text or json [text]";
+
+/// Put waypoints, the L7 proxies of services, into the mesh; without a verb, run one
 ///
-/// The verbs edit the configuration folder; the control plane takes it from there.
+/// The verbs edit the configuration folder; the control plane takes it from there. Without a verb this process is an
+/// instance of a waypoint, and takes environment variables.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  tulle waypoint apply --enroll-namespace --wait\n  \
-    tulle waypoint apply --name strict --for all -n shop\n  tulle waypoint list\n  tulle waypoint delete strict -n shop"
-)]
+#[command(after_help = HELP)]
 pub(crate) struct Waypoint {
     #[command(subcommand)]
-    verb: Verb,
+    verb: Option<Verb>,
     /// Configuration folder of the control plane
     #[arg(
         long,
@@ -163,7 +191,10 @@ fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
 
 pub(crate) async fn run(command: Waypoint) -> anyhow::Result<Exit> {
     check_name("the namespace", &command.namespace)?;
-    match &command.verb {
+    let Some(verb) = &command.verb else {
+        bail!("name what to do with waypoints")
+    };
+    match verb {
         Verb::Generate { wanted } => {
             check_name("the waypoint", &wanted.name)?;
             print!("{}", manifest(&command.namespace, wanted));
@@ -195,6 +226,11 @@ pub(crate) async fn run(command: Waypoint) -> anyhow::Result<Exit> {
 }
 
 impl Waypoint {
+    /// Whether this process is to be an instance of a waypoint.
+    pub(crate) fn is_process(&self) -> bool {
+        self.verb.is_none()
+    }
+
     fn put(&self, wanted: &Wanted, enroll: bool, overwrite: bool, dry_run: bool) -> anyhow::Result<Exit> {
         let folder = Folder::read(&self.config_dir)?;
         let mut changes = Vec::new();

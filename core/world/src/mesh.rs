@@ -390,7 +390,13 @@ impl Mesh {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start_waypoint(&mut self, world: &World, pod: &str, namespace: &str, gateway: &str) -> Result<(), MeshError> {
+    pub fn start_waypoint(
+        &mut self,
+        world: &World,
+        pod: &str,
+        namespace: &str,
+        gateway: &str,
+    ) -> Result<(), MeshError> {
         let pod = world.pod(pod)?;
         let place = self.place(world, pod.node())?;
         let component = Component::Waypoint(gateway.to_owned());

@@ -17,4 +17,5 @@ mod peers;
 mod policy;
 mod same_node;
 mod upgrade;
+mod waypoint;
 mod ways;

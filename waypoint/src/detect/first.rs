@@ -4,6 +4,8 @@
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Longest method that is looked for.
 const METHOD_MAX: usize = 32;
+/// Bytes of a target in which an address or authority shows its colon.
+const WORD_MAX: usize = 64;
 /// Content type of a TLS record that carries a handshake.
 const TLS_HANDSHAKE: u8 = 22;
 
@@ -57,12 +59,14 @@ fn target(bytes: &[u8]) -> First {
         None => First::More,
         Some(b'/' | b'*') => First::Http1,
         Some(byte) if byte.is_ascii_alphanumeric() || *byte == b'[' => {
-            let end = bytes.iter().position(|byte| matches!(byte, b' ' | b'\r' | b'\n'));
-            let word = &bytes[..end.unwrap_or(bytes.len())];
+            // No further than this, so that what it is does not hang on how the bytes were cut.
+            let seen = &bytes[..bytes.len().min(WORD_MAX)];
+            let end = seen.iter().position(|byte| matches!(byte, b' ' | b'\r' | b'\n'));
+            let word = &seen[..end.unwrap_or(seen.len())];
             match end {
                 _ if word.contains(&b':') => First::Http1,
                 Some(_) => First::Bytes,
-                None if word.len() > METHOD_MAX => First::Bytes,
+                None if seen.len() == WORD_MAX => First::Bytes,
                 None => First::More,
             }
         }

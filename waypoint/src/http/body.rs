@@ -1,6 +1,8 @@
 //! Bodies on their way: requests up, answers down. Bytes are handed on as they come; nothing is gathered.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -23,6 +25,9 @@ pub enum BodyError {
     /// The side it comes from broke off.
     #[error("the body broke off: {0}")]
     Broken(#[from] hyper::Error),
+    /// Policies changed, and deny what is on its way.
+    #[error("policies changed")]
+    PolicyChanged,
     /// It is a copy, and was cut off.
     #[error(transparent)]
     Cut(#[from] Cut),
@@ -46,6 +51,8 @@ impl From<ReplayError<Self>> for BodyError {
 /// The body of a request on its way to an endpoint.
 #[derive(Debug, Default)]
 pub struct RequestBody {
+    /// What was looked at before it went on.
+    first: VecDeque<Frame<Bytes>>,
     /// Boxed, because few requests are copied.
     source: RequestSource,
 }
@@ -56,7 +63,7 @@ enum RequestSource {
     #[default]
     Empty,
     Incoming(Incoming),
-    Teed(Box<Tee<Incoming>>),
+    Teed(Box<Tee<RequestBody>>),
     Copy(Box<Shadow>),
     /// For one try of several.
     Try(Box<TryBody<RequestBody>>),
@@ -67,20 +74,31 @@ impl RequestBody {
     #[must_use]
     pub fn of(incoming: Incoming) -> Self {
         Self {
+            first: VecDeque::new(),
             source: RequestSource::Incoming(incoming),
         }
     }
 
-    /// What the client sends, and copies of it.
+    /// A text of our own.
     #[must_use]
-    pub fn teed(incoming: Incoming, copies: usize) -> (Self, Vec<Self>) {
-        let (tee, shadows) = tee(incoming, copies);
-        let copy = |shadow| Self {
-            source: RequestSource::Copy(Box::new(shadow)),
+    pub fn text(text: Bytes) -> Self {
+        let frames = (!text.is_empty()).then(|| Frame::data(text));
+        Self {
+            first: frames.into_iter().collect(),
+            source: RequestSource::Empty,
+        }
+    }
+
+    /// Splits it into itself and copies.
+    #[must_use]
+    pub fn teed(self, copies: usize) -> (Self, Vec<Self>) {
+        let of = |source| Self {
+            first: VecDeque::new(),
+            source,
         };
-        let own = Self {
-            source: RequestSource::Teed(Box::new(tee)),
-        };
+        let (tee, shadows) = tee(self, copies);
+        let copy = |shadow| of(RequestSource::Copy(Box::new(shadow)));
+        let own = of(RequestSource::Teed(Box::new(tee)));
         (own, shadows.into_iter().map(copy).collect())
     }
 
@@ -89,6 +107,46 @@ impl RequestBody {
     pub fn of_try(body: TryBody<Self>) -> Self {
         Self {
             source: RequestSource::Try(Box::new(body)),
+            ..Self::default()
+        }
+    }
+
+    /// The first `max` bytes, and whether that is all. They still go on; what is held back is no more than that and one
+    /// frame.
+    ///
+    /// # Errors
+    /// The client broke off.
+    pub async fn peek(&mut self, max: usize) -> Result<(Bytes, bool), BodyError> {
+        let length = |frames: &VecDeque<Frame<Bytes>>| -> usize {
+            frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum()
+        };
+        while length(&self.first) <= max {
+            match poll_fn(|cx| self.source.poll_frame(cx)).await {
+                Some(frame) => self.first.push_back(frame?),
+                None => {
+                    self.source = RequestSource::Empty;
+                    break;
+                }
+            }
+        }
+        let is_whole = length(&self.first) <= max;
+        let mut bytes = Vec::new();
+        for data in self.first.iter().filter_map(Frame::data_ref) {
+            bytes.extend_from_slice(data);
+        }
+        bytes.truncate(max);
+        Ok((Bytes::from(bytes), is_whole))
+    }
+}
+
+impl RequestSource {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Empty => Poll::Ready(None),
+            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Self::Teed(teed) => Pin::new(teed).poll_frame(cx),
+            Self::Copy(copy) => Pin::new(copy).poll_frame(cx).map_err(BodyError::from),
+            Self::Try(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
         }
     }
 }
@@ -101,16 +159,16 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.source {
-            RequestSource::Empty => Poll::Ready(None),
-            RequestSource::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
-            RequestSource::Teed(teed) => Pin::new(teed).poll_frame(cx).map_err(BodyError::from),
-            RequestSource::Copy(copy) => Pin::new(copy).poll_frame(cx).map_err(BodyError::from),
-            RequestSource::Try(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+        match self.first.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => self.source.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
+        if !self.first.is_empty() {
+            return false;
+        }
         match &self.source {
             RequestSource::Empty => true,
             RequestSource::Incoming(incoming) => incoming.is_end_stream(),
@@ -121,13 +179,21 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
+        let rest = match &self.source {
             RequestSource::Empty => SizeHint::with_exact(0),
             RequestSource::Incoming(incoming) => incoming.size_hint(),
             RequestSource::Teed(teed) => teed.size_hint(),
             RequestSource::Copy(copy) => copy.size_hint(),
             RequestSource::Try(body) => body.size_hint(),
+        };
+        let held = self.first.iter().filter_map(Frame::data_ref);
+        let held: u64 = held.map(|data| data.len() as u64).sum();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + held);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + held);
         }
+        hint
     }
 }
 
@@ -141,6 +207,8 @@ pub struct ResponseBody {
     /// When it has to be over.
     ends: Option<Pin<Box<Sleep>>>,
     held: Option<Box<Held>>,
+    /// Ends the answer before its end.
+    cut: Option<Cutter>,
     /// Dropped with the answer, whether or not it came to its end.
     _ending: Option<Ending>,
 }
@@ -193,6 +261,16 @@ impl ResponseBody {
         self.ends = ends.map(|at| Box::pin(sleep_until(at)));
     }
 
+    /// Ends the answer, unless it is over, when `cut` is done. One allocation per answer: the only thing that can reach
+    /// an answer that is on its way.
+    #[must_use]
+    pub fn cut_by(self, cut: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self {
+            cut: Some(Cutter(Box::pin(cut))),
+            ..self
+        }
+    }
+
     /// Keeps this until the answer has ended.
     #[must_use]
     pub fn ending_with(self, ending: Ending) -> Self {
@@ -209,6 +287,15 @@ impl From<Source> for ResponseBody {
             source,
             ..Self::default()
         }
+    }
+}
+
+/// Something that ends an answer when it comes about.
+struct Cutter(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl fmt::Debug for Cutter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cutter")
     }
 }
 
@@ -250,6 +337,13 @@ impl Body for ResponseBody {
             // What is left of it, and its connection, go at once.
             (self.source, self.ends) = (Source::Empty, None);
             return Poll::Ready(Some(Err(BodyError::TimedOut)));
+        }
+        if let Some(Cutter(cut)) = &mut self.cut
+            && cut.as_mut().poll(cx).is_ready()
+        {
+            self.cut = None;
+            self.source = Source::Empty;
+            return Poll::Ready(Some(Err(BodyError::PolicyChanged)));
         }
         match &mut self.source {
             Source::Empty => Poll::Ready(None),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tulle_model::request::Scheme;
+use tulle_model::waypoint::FrontOf;
 use tulle_model::{Reason, RequestHead};
 
 use super::body::{RequestBody, ResponseBody};
@@ -21,8 +22,10 @@ use crate::context::Waypoint;
 use crate::filter::mirror;
 use crate::listener::arrival::Arrival;
 use crate::policy;
+use crate::policy::engine::{Asking, Passed};
+use crate::policy::live::Open;
 use crate::snapshot::{FrontState, PortState, Snapshot};
-use crate::upstream::connect::Behalf;
+use crate::upstream::backend::{Backend, BackendKey};
 
 /// Longest id of a request that is kept as the client says it.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -126,7 +129,7 @@ impl Exchange<'_> {
         let namespace = source.map(|identity| &*identity.namespace);
         let way = routing::choose(&place.port.rules, namespace, &admitted.head)?;
         // Answers of our own pass the rule's filters for answers, too.
-        match self.take(&place, &way, &admitted, body).await {
+        match self.take(&place, &way, admitted, body).await {
             Ok((mut answer, onward)) => {
                 way.finish(onward.as_ref(), answer.headers_mut());
                 Ok(answer)
@@ -144,40 +147,48 @@ impl Exchange<'_> {
         &self,
         place: &Place,
         way: &Way,
-        admitted: &Admitted,
+        mut admitted: Admitted,
         body: Incoming,
     ) -> Result<(Response<ResponseBody>, Option<Onward>), Reply> {
         if let Some(answer) = way.preflight(&admitted.head) {
             return Ok((self.own(answer), None));
         }
+        let mut body = RequestBody::of(body);
+        let mut passed = self.police(place, way, &mut admitted.head, &mut body).await?;
         let port = self.arrival.destination.address.port();
         if let Some(answer) = way.redirect(&admitted.head, port)? {
             return Ok((self.own(answer), None));
         }
-        let body = self.mirror(place, way, admitted, body)?;
-        let behalf = Behalf::of(self.arrival, &place.snapshot);
         let tries = way
             .rule
             .as_ref()
             .map_or_else(|| Tries::plain(), |rule| &rule.tries);
-        let sending = self.sending(place, &behalf, tries, admitted.takes_trailers);
-        let aim = |session| way.onward(&place.port, &admitted.head, session);
-        let sent = sending.run(&admitted.head, body, aim).await?;
-        Ok((sent.response, Some(sent.onward)))
+        let session = tries.session_of(&place.port.backend, &admitted.head);
+        let onward = way.onward(&place.port, &admitted.head, session)?;
+        self.police_backend(
+            place,
+            &onward.backend,
+            (&mut admitted.head, &mut body),
+            &mut passed,
+        )
+        .await?;
+        // Filters see what came; what policies change comes on top of what they make of it.
+        let mut head = onward.head.as_ref().unwrap_or(&admitted.head).clone();
+        passed.change_request(&mut head);
+        let body = self.mirror(place, way, &head, &admitted, body);
+        let sending = self.sending(place, tries, admitted.takes_trailers);
+        let mut answer = sending.run(&head, body, &onward.backend).await?;
+        passed.change_response(answer.headers_mut());
+        let answer = self.watched(answer, place, way, admitted.head, passed);
+        Ok((answer, Some(onward)))
     }
 
     /// How a request is sent that was read just now.
-    fn sending<'s>(
-        &'s self,
-        place: &'s Place,
-        behalf: &'s Behalf,
-        tries: &'s Tries,
-        takes_trailers: bool,
-    ) -> Sending<'s> {
+    fn sending<'s>(&'s self, place: &'s Place, tries: &'s Tries, takes_trailers: bool) -> Sending<'s> {
         Sending {
             waypoint: self.waypoint,
             arrival: self.arrival,
-            behalf,
+            snapshot: &place.snapshot,
             port: &place.port,
             id: &self.id,
             takes_trailers,
@@ -185,6 +196,86 @@ impl Exchange<'_> {
             once: false,
             start: place.port.backend.now(),
         }
+    }
+
+    /// What policies say of a request that takes this route: limits, tokens, authorizers, authorization, faults.
+    async fn police(
+        &self,
+        place: &Place,
+        way: &Way,
+        head: &mut RequestHead,
+        body: &mut RequestBody,
+    ) -> Result<Passed, Reply> {
+        let rules = place.port.policies_of(way.name());
+        let of = self.asking(way.name());
+        let engine = &self.waypoint.policies;
+        engine.judge(rules, &**self.waypoint, head, body, of).await
+    }
+
+    /// What the security policies of a backend say that is not what was asked for, with the same source. Where this
+    /// waypoint does not stand in front of it, they are enforced by whoever does.
+    async fn police_backend(
+        &self,
+        place: &Place,
+        backend: &Backend,
+        (head, body): (&mut RequestHead, &mut RequestBody),
+        passed: &mut Passed,
+    ) -> Result<(), Reply> {
+        let BackendKey::Service(service, port) = &backend.key else {
+            return Ok(());
+        };
+        let of = FrontOf::Service(service.clone());
+        let Some(front) = place.snapshot.front(&of).filter(|_| of != self.arrival.front) else {
+            return Ok(());
+        };
+        policy::admit(front)?;
+        let Some(port) = front.port(*port) else {
+            return Ok(());
+        };
+        let engine = &self.waypoint.policies;
+        let (rules, ask) = (port.policies_as_backend(), &**self.waypoint);
+        engine
+            .judge_security(rules, ask, head, body, self.asking(None), passed)
+            .await
+    }
+
+    fn asking<'a>(&'a self, route: Option<&'a str>) -> Asking<'a> {
+        Asking {
+            source: &self.arrival.source,
+            destination: self.arrival.destination,
+            route,
+            id: self.id.to_str().unwrap_or_default(),
+        }
+    }
+
+    /// Lets the answer end when policies deny the request while it is on its way.
+    fn watched(
+        &self,
+        answer: Response<ResponseBody>,
+        place: &Place,
+        way: &Way,
+        head: RequestHead,
+        passed: Passed,
+    ) -> Response<ResponseBody> {
+        let open = Open {
+            front: self.arrival.front.clone(),
+            route: way.rule.as_ref().map(|rule| rule.name.clone()),
+            source: self.arrival.source.clone(),
+            destination: self.arrival.destination,
+            head: Some(head),
+            claims: passed.claims,
+            sni: None,
+            rules: Arc::clone(place.port.policies_of(way.name())),
+        };
+        let (waypoint, id) = (Arc::clone(self.waypoint), self.id.clone());
+        let cut = async move {
+            let ended = open.ended(Arc::clone(&waypoint)).await;
+            let reason = Reason::PolicyChanged;
+            waypoint.metrics.replied(reason);
+            let (code, token) = (reason.code(), reason.token());
+            tracing::info!(?id, ?ended, code, token, "answer cut");
+        };
+        answer.map(|body| body.cut_by(cut))
     }
 
     /// Reads a request into its canonical form.
@@ -244,19 +335,17 @@ impl Exchange<'_> {
         &self,
         place: &Place,
         way: &Way,
+        head: &RequestHead,
         admitted: &Admitted,
-        incoming: Incoming,
-    ) -> Result<RequestBody, Reply> {
+        incoming: RequestBody,
+    ) -> RequestBody {
         let mirrors = way.rule.iter().flat_map(|rule| &rule.mirrors);
         let drawn = mirrors.filter(|mirror| mirror.share.draws(rand::random()));
         let wanted: Vec<_> = drawn.filter_map(|mirror| mirror.backend.clone()).collect();
         if wanted.is_empty() {
-            return Ok(RequestBody::of(incoming));
+            return incoming;
         }
-        // A copy looks as the request does after its rule.
-        let shown = way.onward(&place.port, &admitted.head, None)?;
-        let head = shown.head.as_ref().unwrap_or(&admitted.head);
-        let (body, copies) = RequestBody::teed(incoming, wanted.len());
+        let (body, copies) = incoming.teed(wanted.len());
         for (backend, copy) in wanted.into_iter().zip(copies) {
             let Ok(permit) = Arc::clone(&self.waypoint.mirrors).try_acquire_owned() else {
                 self.waypoint.metrics.mirrored("dropped");
@@ -282,13 +371,11 @@ impl Exchange<'_> {
                     grpc,
                 };
                 let copying = async {
-                    let behalf = Behalf::of(exchange.arrival, &place.snapshot);
                     let sending = Sending {
                         once: true,
-                        ..exchange.sending(&place, &behalf, Tries::plain(), takes_trailers)
+                        ..exchange.sending(&place, Tries::plain(), takes_trailers)
                     };
-                    let aim = |_| Ok(Onward::to(&backend));
-                    let answer = sending.run(&head, copy, aim).await?.response;
+                    let answer = sending.run(&head, copy, &backend).await?;
                     http_body_util::BodyExt::collect(answer.into_body())
                         .await
                         .map_err(|_| Reason::UpstreamReset)?;
@@ -302,7 +389,7 @@ impl Exchange<'_> {
                 waypoint.metrics.mirrored(outcome);
             });
         }
-        Ok(body)
+        body
     }
 
     fn reply(&self, reply: Reply) -> Response<ResponseBody> {

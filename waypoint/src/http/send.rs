@@ -17,11 +17,11 @@ use super::body::{RequestBody, ResponseBody};
 use super::hygiene;
 use super::hygiene::encode::{self, Telling};
 use super::respond::{Own, Reply};
-use super::routing::{self, Onward};
+use super::routing;
 use crate::clock::Time;
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
-use crate::snapshot::PortState;
+use crate::snapshot::{PortState, Snapshot};
 use crate::upstream::backend::Backend;
 use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
@@ -63,6 +63,14 @@ impl Tries {
         }
     }
 
+    /// The endpoint that a request's session is with, as far as the rule or the backend that is asked for keeps one.
+    #[must_use]
+    pub fn session_of(&self, backend: &Backend, head: &RequestHead) -> Option<u128> {
+        let policy = self.session.clone().or_else(|| backend.session())?;
+        let token = policy.read(&head.headers, unix_now())?;
+        Some(token.fingerprint)
+    }
+
     /// What holds where no rule says anything.
     #[must_use]
     pub fn plain() -> &'static Self {
@@ -75,7 +83,7 @@ impl Tries {
 pub(super) struct Sending<'a> {
     pub(super) waypoint: &'a Arc<Waypoint>,
     pub(super) arrival: &'a Arrival,
-    pub(super) behalf: &'a Behalf,
+    pub(super) snapshot: &'a Snapshot,
     pub(super) port: &'a PortState,
     pub(super) id: &'a HeaderValue,
     pub(super) takes_trailers: bool,
@@ -84,13 +92,6 @@ pub(super) struct Sending<'a> {
     pub(super) once: bool,
     /// When the head of the request was read.
     pub(super) start: Time,
-}
-
-/// An answer, where it comes from, and what it took.
-#[derive(Debug)]
-pub(super) struct Sent {
-    pub(super) response: Response<ResponseBody>,
-    pub(super) onward: Onward,
 }
 
 /// What a try brought.
@@ -116,13 +117,13 @@ struct State {
 }
 
 impl Sending<'_> {
-    /// Sends a request. `aim` draws the backend, before each try anew; it is told which endpoint a session is with.
+    /// Sends a request to a backend. Its policies were judged for this one, so that every try goes there.
     pub(super) async fn run(
         &self,
         head: &RequestHead,
         body: RequestBody,
-        mut aim: impl FnMut(Option<u128>) -> Result<Onward, Reply>,
-    ) -> Result<Sent, Reply> {
+        backend: &Arc<Backend>,
+    ) -> Result<Response<ResponseBody>, Reply> {
         let parent = &self.port.backend;
         if !self.once {
             parent.count_request();
@@ -143,16 +144,12 @@ impl Sending<'_> {
             retrying: None,
         };
         loop {
-            let onward = aim(state.token.map(|token| token.fingerprint))?;
-            let sent = onward.head.as_ref().unwrap_or(head);
-            let brought = self
-                .one(&mut state, sent, &onward.backend, session.as_ref())
-                .await?;
-            let again = self.again(&mut state, head, &brought, &onward.backend)?;
+            let brought = self.one(&mut state, head, backend, session.as_ref()).await?;
+            let again = self.again(&mut state, head, &brought, backend)?;
             let Some(wait) = again else {
                 state.replay.commit();
                 return match brought.response {
-                    Some(response) => Ok(Sent { response, onward }),
+                    Some(response) => Ok(response),
                     None => Err(brought.reason.into()),
                 };
             };
@@ -285,10 +282,14 @@ impl Sending<'_> {
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
-            source: self.behalf.source.clone(),
+            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
+            source: connect::told_source(self.arrival, self.snapshot),
             version,
         };
-        let open = || connect::open(self.waypoint, endpoint, address, self.behalf);
+        let open = || async {
+            let behalf = Behalf::of(self.arrival, self.snapshot);
+            connect::open(self.waypoint, endpoint, address, &behalf).await
+        };
         let mut lease = match self.waypoint.upstreams.http.lease(&key, open).await {
             Ok(lease) => lease,
             Err(error) => {

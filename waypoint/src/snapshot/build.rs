@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
 use futures_util::FutureExt;
+use tulle_model::gateway::GatewayDestination;
+use tulle_model::policy::applies::{Object, Passed, Place};
 use tulle_model::policy::{On, Policy};
 use tulle_model::route::{Kind, ParentTo, PortRoutes, Route};
 use tulle_model::service::{AppProtocol, Service};
@@ -13,10 +15,11 @@ use tulle_model::{Changes, NamespacedHostname, Snapshot as MeshSnapshot, Str};
 use tulle_xds_client::MeshState;
 use tulle_xds_client::state::ChangeStream;
 
-use super::front::{FrontState, Fronted, PortState};
+use super::front::{FrontState, Fronted, PortPolicies, PortState};
 use super::{Fronts, Snapshot, View};
 use crate::config::Config;
 use crate::http::rule::Rule;
+use crate::policy::rules::{self, Limiters, Rules};
 use crate::upstream::backend::{Backend, BackendKey};
 
 /// Keeps the newest snapshot what configuration says.
@@ -28,6 +31,7 @@ pub struct Builder {
     me: Me,
     /// Backends that something still refers to. Their endpoints and what was learnt of them outlive snapshots.
     backends: HashMap<BackendKey, Weak<Backend>>,
+    limiters: Limiters,
 }
 
 /// What the process itself knows of where it is.
@@ -73,13 +77,15 @@ impl Builder {
             everything: true,
             ..Affected::default()
         };
-        let first = build(&me, &mut backends, current, None, &all);
+        let mut limiters = Limiters::default();
+        let first = build(&me, (&mut backends, &mut limiters), current, None, &all);
         Self {
             mesh,
             changes,
             view: View::new(first),
             me,
             backends,
+            limiters,
         }
     }
 
@@ -99,7 +105,13 @@ impl Builder {
             while let Some(Some(more)) = self.changes.next().now_or_never() {
                 affected.add(&more, &before.mesh, &after);
             }
-            let next = build(&self.me, &mut self.backends, after, Some(&before), &affected);
+            let next = build(
+                &self.me,
+                (&mut self.backends, &mut self.limiters),
+                after,
+                Some(&before),
+                &affected,
+            );
             self.view.store(next);
         }
     }
@@ -148,7 +160,7 @@ impl Affected {
 
 fn build(
     me: &Me,
-    backends: &mut HashMap<BackendKey, Weak<Backend>>,
+    (backends, limiters): (&mut HashMap<BackendKey, Weak<Backend>>, &mut Limiters),
     mesh: Arc<MeshSnapshot>,
     before: Option<&Snapshot>,
     affected: &Affected,
@@ -164,6 +176,7 @@ fn build(
             backend.refresh(&mesh, &own, &settings);
         }
     }
+    limiters.refresh(ready_replicas(&settings, &mesh));
     let mut fronts = Fronts::default();
     for front in mesh.fronts() {
         let object = &front.object;
@@ -176,6 +189,7 @@ fn build(
                 settings: &settings,
                 own: &own,
                 backends,
+                limiters,
             };
             making.front(front).map(Arc::new)
         });
@@ -195,6 +209,7 @@ struct Making<'a> {
     settings: &'a Settings,
     own: &'a Workload,
     backends: &'a mut HashMap<BackendKey, Weak<Backend>>,
+    limiters: &'a mut Limiters,
 }
 
 impl Making<'_> {
@@ -219,6 +234,7 @@ impl Making<'_> {
                 let any = PortState {
                     protocol: AppProtocol::Unknown,
                     is_http: reads_requests(&security, None),
+                    policies: self.policies(&security, Object::Workload(uid, 0), &[]),
                     routes: Vec::new(),
                     rules: PortRoutes::default(),
                     backend,
@@ -247,6 +263,7 @@ impl Making<'_> {
             let state = PortState {
                 protocol: declared.app_protocol,
                 is_http: routes.iter().any(reads) || reads_requests(security, Some(*port)),
+                policies: self.policies(security, Object::Service(&key, *port), &routes),
                 rules: self.rules(&key, *port, &routes),
                 routes,
                 backend: self.backend(BackendKey::Service(key.clone(), *port)),
@@ -279,6 +296,7 @@ impl Making<'_> {
             let state = PortState {
                 protocol,
                 is_http: reads_requests(security, Some(port)),
+                policies: self.policies(security, Object::Workload(&workload.uid, port), &[]),
                 routes: Vec::new(),
                 rules: PortRoutes::default(),
                 backend: Arc::clone(&backend),
@@ -330,6 +348,70 @@ impl Making<'_> {
             .collect()
     }
 
+    /// Compiles what applies on a port: of the object itself, of the waypoint, and of each route with policies of its
+    /// own.
+    fn policies(
+        &mut self,
+        security: &[Arc<Policy>],
+        object: Object<'_>,
+        routes: &[Arc<Route>],
+    ) -> PortPolicies {
+        let own = match object {
+            Object::Service(service, _) => Some(On::Service(service.clone())),
+            Object::Workload(uid, _) => Some(On::Workload(uid.clone())),
+            Object::Unnamed => None,
+        };
+        let waypoint = self.settings.name();
+        let around = [
+            On::Waypoint(waypoint.clone()),
+            On::Class(self.settings.class.clone()),
+            On::Mesh,
+        ];
+        let of_routes = routes.iter().map(|route| On::Route {
+            kind: route.origin.kind,
+            namespace: route.origin.namespace.clone(),
+            name: route.origin.name.clone(),
+        });
+        let places = own.into_iter().chain(around).chain(of_routes);
+        let attached = places.flat_map(|on| self.mesh.waypoint_policies_on(&on).cloned().collect::<Vec<_>>());
+        // A policy that names several of these places is found at each.
+        let mut policies: BTreeMap<Str, Arc<Policy>> = BTreeMap::new();
+        for policy in security.iter().cloned().chain(attached) {
+            policies.entry(policy.name()).or_insert(policy);
+        }
+        let policies: Vec<_> = policies.into_values().collect();
+        let place = Place {
+            waypoint: Some(Passed {
+                name: &waypoint,
+                class: &self.settings.class,
+            }),
+            object,
+            route: None,
+        };
+        let providers = &self.settings.providers;
+        let mut compile = |place: &Place<'_>, route: Option<&Route>| {
+            Arc::new(Rules::compile(&policies, place, route, providers, self.limiters))
+        };
+        let alone = Place {
+            waypoint: None,
+            ..place
+        };
+        let of_routes = routes.iter().filter(|route| rules::has_own(route, &policies));
+        PortPolicies {
+            every: compile(&place, None),
+            as_backend: compile(&alone, None),
+            of_routes: of_routes
+                .map(|route| {
+                    let place = Place {
+                        route: Some(&route.origin),
+                        ..place
+                    };
+                    (route.name(), compile(&place, Some(route)))
+                })
+                .collect(),
+        }
+    }
+
     fn backend(&mut self, key: BackendKey) -> Arc<Backend> {
         if let Some(backend) = self.backends.get(&key).and_then(Weak::upgrade) {
             return backend;
@@ -345,9 +427,28 @@ impl Making<'_> {
 fn reads_requests(security: &[Arc<Policy>], port: Option<u16>) -> bool {
     let here = |policy: &Arc<Policy>| {
         let mut targets = policy.targets.iter();
-        targets.any(|target| target.port.is_none() || target.port == port)
+        // A policy that cannot be understood lets nobody pass, whatever is spoken.
+        policy.concern.reads_requests() && targets.any(|target| target.port.is_none() || target.port == port)
     };
     security.iter().any(here)
+}
+
+/// Replicas of the waypoint that take requests, as far as its own service tells; at least this one.
+fn ready_replicas(settings: &Settings, mesh: &MeshSnapshot) -> u32 {
+    let services = settings
+        .addresses
+        .iter()
+        .filter_map(|address| match &address.destination {
+            GatewayDestination::Hostname(name) => Some(name),
+            GatewayDestination::Address(_) => None,
+        });
+    let ready = |name| {
+        mesh.endpoints(name)
+            .filter(|workload| workload.status == HealthStatus::Healthy)
+            .count()
+    };
+    let most = services.map(ready).max().unwrap_or(1);
+    u32::try_from(most).unwrap_or(u32::MAX).max(1)
 }
 
 /// Settings until the control plane says some: nothing is in front of anything yet, so nothing hangs on them.

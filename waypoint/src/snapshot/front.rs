@@ -10,6 +10,7 @@ use tulle_model::waypoint::{Front, FrontOf};
 use tulle_model::{Str, Workload};
 
 use crate::http::rule::Rule;
+use crate::policy::rules::Rules;
 use crate::upstream::backend::Backend;
 
 /// What is fronted.
@@ -48,8 +49,35 @@ pub struct PortState {
     pub routes: Vec<Arc<Route>>,
     /// The same, compiled for each class of callers.
     pub rules: PortRoutes<Arc<Rule>>,
+    pub(super) policies: PortPolicies,
     /// Where requests go that no route sends elsewhere.
     pub backend: Arc<Backend>,
+}
+
+/// The policies of one port.
+#[derive(Debug, Default)]
+pub(super) struct PortPolicies {
+    /// Of requests that no route with policies of its own takes.
+    pub(super) every: Arc<Rules>,
+    /// Of routes with policies of their own, by name.
+    pub(super) of_routes: BTreeMap<Str, Arc<Rules>>,
+    /// Of requests that a route of another service sends here: what is attached to the service itself.
+    pub(super) as_backend: Arc<Rules>,
+}
+
+impl PortState {
+    /// The policies of requests that take this route.
+    #[must_use]
+    pub fn policies_of(&self, route: Option<&str>) -> &Arc<Rules> {
+        let own = route.and_then(|route| self.policies.of_routes.get(route));
+        own.unwrap_or(&self.policies.every)
+    }
+
+    /// The security policies of requests that a route of another service sends here.
+    #[must_use]
+    pub fn policies_as_backend(&self) -> &Arc<Rules> {
+        &self.policies.as_backend
+    }
 }
 
 impl FrontState {

@@ -215,7 +215,7 @@ impl Cluster {
             endpoints.extend(taking.map(|index| Endpoint {
                 workload: Arc::clone(&serving[*index].workload),
                 target_port: service.map(|_| serving[*index].target_port),
-                expected: expected(&serving[*index].workload, service),
+                expected: Arc::new(expected(&serving[*index].workload, service)),
                 party: Arc::new(party(&serving[*index].workload)),
                 state: Arc::clone(&states[*index]),
             }));

@@ -1,6 +1,7 @@
 //! Opens a stream of bytes to an endpoint: a tunnel where it takes one, a socket where it does not. Never a socket in
 //! the place of a tunnel.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use tokio::time::timeout;
@@ -45,15 +46,21 @@ impl Behalf {
     /// On behalf of whoever opened a stream of a tunnel here.
     #[must_use]
     pub fn of(arrival: &Arrival, snapshot: &Snapshot) -> Self {
-        let told = snapshot.settings.source_identity == SourceIdentity::Forward;
         Self {
             client: SocketAddr::new(arrival.source.ip, arrival.peer_address.port()),
-            source: arrival.source.identity.clone().filter(|_| told),
+            source: told_source(arrival, snapshot),
             baggage: arrival.baggage.clone(),
             host: arrival.host.as_deref().map(str::to_owned),
             hops: arrival.hops.saturating_add(1),
         }
     }
+}
+
+/// Who endpoints are told the caller is; `None` where they are not told.
+#[must_use]
+pub fn told_source(arrival: &Arrival, snapshot: &Snapshot) -> Option<Identity> {
+    let told = snapshot.settings.source_identity == SourceIdentity::Forward;
+    arrival.source.identity.clone().filter(|_| told)
 }
 
 /// Opens a stream to `address` of an endpoint.
@@ -82,7 +89,7 @@ pub async fn open(
     let destination = SocketAddr::new(address.ip(), tulle_transport::hbone::PORT);
     let key = TunnelKey {
         source: waypoint.identity.clone(),
-        expected: endpoint.expected.clone(),
+        expected: BTreeSet::clone(&endpoint.expected),
         destination,
         source_ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     };

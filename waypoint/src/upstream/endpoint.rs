@@ -93,7 +93,7 @@ pub struct Endpoint {
     /// Its own port; `None` is the one that is asked for.
     pub target_port: Option<u16>,
     /// The identities it may prove: its own, and those its service allows.
-    pub expected: BTreeSet<Identity>,
+    pub expected: Arc<BTreeSet<Identity>>,
     /// How metrics know it.
     pub party: Arc<Party>,
     /// What is remembered of it.

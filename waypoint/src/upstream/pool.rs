@@ -1,7 +1,7 @@
 //! Connections of HTTP to endpoints, inside of tunnels. Requests of two sources never share one: the endpoint is told
 //! for whom a tunnel's stream was opened, and judges by it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -56,6 +56,9 @@ pub struct Key {
     pub workload: WorkloadUid,
     /// Its address and port.
     pub address: SocketAddr,
+    /// Whom it must have proven to be; `None` for an endpoint without tunnels. What was opened in clear, or to another
+    /// identity, is of no use once that changes.
+    pub expected: Option<Arc<BTreeSet<Identity>>>,
     /// Whom the stream was opened for; `None` where endpoints are not told.
     pub source: Option<Identity>,
     /// What is spoken.

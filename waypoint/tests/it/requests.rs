@@ -227,3 +227,37 @@ async fn a_drain_lets_what_runs_end_and_says_goodbye() {
     assert_eq!(answer.headers()["connection"], "close");
     assert_eq!(body(answer).await, "done");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_in_clear_is_not_used_once_the_endpoint_takes_tunnels() {
+    let plain = workload("shop/web-1").sa("web").ip("10.0.0.7").serves("shop/web");
+    let world = World::web().await;
+    world.apply(vec![plain.into()]).await;
+    let mut sockets = world.pipes.listen("10.0.0.7:8080");
+    let answering = tulle_runtime::tasks::spawn("plain", async move {
+        while let Some(socket) = sockets.recv().await {
+            let service =
+                hyper::service::service_fn(|_| async { Ok::<_, std::convert::Infallible>(text("in clear")) });
+            let io = hyper_util::rt::TokioIo::new(socket);
+            let served = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+            drop(tulle_runtime::tasks::spawn("plain-connection", async move {
+                drop(served.await)
+            }));
+        }
+    });
+    let mut client = world.http1("client").await;
+    assert_eq!(
+        body(client.send_request(get("/")).await.unwrap()).await,
+        "in clear"
+    );
+    assert!(world.metric("tulle_waypoint_plaintext_upstream_total") >= 1.0);
+    let tunnelled = workload("shop/web-1")
+        .sa("web")
+        .ip("10.0.0.7")
+        .hbone()
+        .serves("shop/web");
+    world.apply(vec![tunnelled.into()]).await;
+    let seen = body(client.send_request(get("/")).await.unwrap()).await;
+    assert!(seen.starts_with("GET / HTTP/1.1"), "{seen}");
+    answering.abort();
+}

@@ -116,14 +116,14 @@ impl Issued {
         issued.is_some_and(|issued| issued.iter().any(|(_, end)| *end > now))
     }
 
-    /// The living certificates of nodes that no longer hold their identity, as entries of the deny-list.
+    /// The living certificates of nodes that no longer hold their identity, as entries of the deny-list. What a workload
+    /// got for itself, by a token of its own, belongs to no node.
     #[must_use]
     pub fn misplaced(&self, placement: &Placement, now: i64) -> Vec<Denied> {
         let inner = self.inner.lock();
-        let left = inner
-            .by_place
-            .iter()
-            .filter(|((node, identity), _)| !placement.holds(node, identity));
+        let left = inner.by_place.iter().filter(|((node, identity), _)| {
+            **node != identity.to_string() && !placement.holds(node, identity)
+        });
         let denied = left.flat_map(|((node, _), issued)| {
             issued
                 .iter()
@@ -253,6 +253,18 @@ mod tests {
             denied(&issued, &placement("n2", "web"), 50),
             ["serial:b", "serial:a"]
         );
+    }
+
+    #[test]
+    fn what_a_workload_got_for_itself_is_on_no_node_and_stays_good() {
+        let issued = Issued::memory();
+        let own = Entry {
+            node: entry("n1", "web", "0a", 100).identity.to_string().into(),
+            ..entry("n1", "web", "0a", 100)
+        };
+        issued.note(&own, 0).unwrap();
+        issued.note(&entry("n1", "web", "0b", 100), 0).unwrap();
+        assert_eq!(denied(&issued, &Placement::default(), 50), ["serial:b"]);
     }
 
     #[test]

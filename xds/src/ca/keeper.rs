@@ -29,7 +29,9 @@ use crate::token::join::JoinTokens;
 
 /// Pause between two rounds; a change of the deny-list file takes at most this long to be seen.
 const ROUND: Duration = Duration::from_millis(500);
-/// Pause between two looks at the folder of an issuer from outside.
+/// Pause between hearing of a change in the folder of an issuer from outside and looking at it: files come in turn.
+const OUTSIDE_QUIET: Duration = Duration::from_millis(50);
+/// Time between two looks at it when nothing is heard.
 const OUTSIDE_POLL: Duration = Duration::from_secs(30);
 /// The wall clock may drift this far from the monotonic one between two rounds.
 const CLOCK_JUMP: Duration = Duration::from_secs(60);
@@ -143,10 +145,16 @@ impl Keeper {
         let mut denied = self.denied.subscribe();
         let mut clock = (self.authority.now(), Instant::now());
         let mut outside_read = Instant::now();
+        let mut watcher = self.outside.as_deref().map(outside::watcher);
         let mut stopped = std::pin::pin!(drain.signaled());
         loop {
+            let mut replaced = false;
             tokio::select! {
                 () = tokio::time::sleep(ROUND) => {}
+                () = outside::heard(&mut watcher) => {
+                    tokio::time::sleep(OUTSIDE_QUIET).await;
+                    replaced = true;
+                }
                 Ok(()) = denied.changed() => {
                     self.publish();
                     continue;
@@ -154,7 +162,7 @@ impl Keeper {
                 _ = &mut stopped => return,
             }
             self.watch_clock(&mut clock);
-            let outside_due = outside_read.elapsed() >= OUTSIDE_POLL;
+            let outside_due = replaced || outside_read.elapsed() >= OUTSIDE_POLL;
             if outside_due {
                 outside_read = Instant::now();
             }

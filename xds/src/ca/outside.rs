@@ -8,6 +8,7 @@
 //! | roots | `root-cert.pem` | `ca.crt` |
 //! | revoked certificates | `ca-crl.pem`, optional | - |
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -19,6 +20,7 @@ use tulle_model::Str;
 use crate::ca::crl;
 use crate::ca::issuer::{Material, bundle, certificates};
 use crate::ca::root::{Root, RootError};
+use crate::source::folder::watcher::Watcher;
 
 /// Largest file read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -175,6 +177,21 @@ fn optional(path: &Path) -> Result<Option<String>, RootError> {
         Ok(_) => {}
     }
     crate::ca::root::read(path).map(Some)
+}
+
+/// Hears of changes in the folder of an issuer from outside.
+pub(super) fn watcher(folder: &Path) -> Watcher {
+    let mut watcher = Watcher::new(folder);
+    watcher.watch(&BTreeSet::from([folder.to_owned()]));
+    watcher
+}
+
+/// Completes when something happened in that folder; never without one.
+pub(super) async fn heard(watcher: &mut Option<Watcher>) {
+    match watcher {
+        Some(watcher) => watcher.event().await,
+        None => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]

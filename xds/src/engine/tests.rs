@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use tulle_k8s::document::documents;
 use tulle_k8s::object::{Reading, read};
 use tulle_k8s::{Key, Object};
+use tulle_proto::resume::BUCKETS;
 
 use super::*;
 use crate::snapshot::{Change, ResourceType, Scope, Slot};
@@ -242,7 +243,19 @@ fn content(snapshot: &Snapshot) -> impl PartialEq + std::fmt::Debug + use<> {
         .iter()
         .map(|(name, fronts)| (name.clone(), fronts.clone()))
         .collect();
-    (tables, placement, objects, aliases, fronted)
+    let told: Vec<_> = ResourceType::ALL
+        .into_iter()
+        .map(|ty| {
+            let table = snapshot.table(ty);
+            let chunks = table.chunks();
+            let names = chunks.iter().flat_map(|chunk| chunk.resources().iter());
+            let names: Vec<Str> = names.map(|slot| slot.name.clone()).collect();
+            let digests: Vec<u64> = (0..BUCKETS).map(|bucket| table.digest(bucket)).collect();
+            (names, digests, table.bytes())
+        })
+        .collect();
+    let along = (told, snapshot.around().clone());
+    (tables, placement, objects, aliases, fronted, along)
 }
 
 /// A client that replays changes.

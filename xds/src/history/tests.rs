@@ -74,6 +74,25 @@ fn old_generations_go_and_what_newer_ones_share_stays() {
 }
 
 #[test]
+fn contents_count_towards_the_bytes_kept() {
+    let folder = TempDir::new().unwrap();
+    let mut history = History::open(folder.path());
+    history.bytes_max = 40_000;
+    for generation in 1..=20 {
+        let names: Vec<String> = (0..20).map(|name| format!("g{generation}-{name}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        history.record(&library(generation, &names)).unwrap();
+    }
+    assert!(history.bytes() <= 40_000, "{}", history.bytes());
+    let kept = history.numbered(".json");
+    assert!(kept.len() > 1 && kept.ends_with(&[20]), "{kept:?}");
+    history.bytes_max = 1;
+    history.record(&library(21, &["a"])).unwrap();
+    assert_eq!(history.numbered(".json"), [21], "the newest is kept");
+    assert!(History::open(folder.path()).load().is_some());
+}
+
+#[test]
 fn a_disk_that_takes_nothing_refuses_the_generation() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("history"), "a file in its place").unwrap();

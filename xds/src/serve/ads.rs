@@ -165,6 +165,8 @@ struct NodeFacts {
     id: String,
     node_name: Option<String>,
     cluster_id: Option<String>,
+    namespace: Option<String>,
+    service_account: Option<String>,
     version: Str,
     features: Features,
 }

@@ -291,9 +291,17 @@ pub enum NotAdmitted {
         /// Cluster of the request, cut.
         claimed: String,
     },
-    /// Node tokens are for node proxies and agents.
-    #[error("a node token serves clients of type ztunnel and agent, not `{0}`")]
+    /// A node's credential is for its proxy, its agent, and the waypoints placed on it.
+    #[error("a node's credential serves clients of type ztunnel, agent and waypoint, not `{0}`")]
     OtherKind(String),
+    /// No workload of the account runs on the node of the credential.
+    #[error("no workload of service account {account} is placed on node {node}")]
+    NotPlaced {
+        /// Namespace and service account that were claimed, cut.
+        account: String,
+        /// Node of the credential.
+        node: Str,
+    },
     /// The workload is not an instance of any waypoint.
     #[error("{0} is not the identity of a waypoint")]
     NotAWaypoint(Identity),
@@ -308,6 +316,8 @@ pub struct Claimed<'a> {
     pub node: Option<&'a str>,
     /// The cluster it belongs to.
     pub cluster: Option<&'a str>,
+    /// Namespace and service account it says it runs under.
+    pub account: Option<(&'a str, &'a str)>,
 }
 
 /// The kind of a client and what it may see, given what it claims. Only the credential gives anything.
@@ -331,11 +341,7 @@ pub fn admit(
     }
     let credential = match &caller.principal {
         Principal::Node(node) => node,
-        Principal::Workload(identity) => {
-            let waypoint = snapshot.fronted().with_identity(identity).next();
-            let waypoint = waypoint.ok_or_else(|| NotAdmitted::NotAWaypoint(identity.clone()))?;
-            return Ok((Kind::Waypoint, Viewer::of_waypoint(waypoint.clone())));
-        }
+        Principal::Workload(identity) => return as_waypoint(identity, snapshot),
     };
     let node = claimed.node.ok_or(NotAdmitted::NoNodeName)?;
     if *node != **credential {
@@ -347,9 +353,36 @@ pub fn admit(
     let kind = match claimed.id.split('~').next().unwrap_or_default() {
         "ztunnel" => Kind::Ztunnel,
         "agent" => Kind::Agent,
+        "waypoint" => return placed_waypoint(credential, claimed, snapshot),
         other => return Err(NotAdmitted::OtherKind(cut(other))),
     };
     Ok((kind, Viewer::node(credential.clone())))
+}
+
+fn as_waypoint(identity: &Identity, snapshot: &Snapshot) -> Result<(Kind, Viewer), NotAdmitted> {
+    let waypoint = snapshot.fronted().with_identity(identity).next();
+    let waypoint = waypoint.ok_or_else(|| NotAdmitted::NotAWaypoint(identity.clone()))?;
+    Ok((Kind::Waypoint, Viewer::of_waypoint(waypoint.clone())))
+}
+
+/// A node may speak for the waypoints that are placed on it, as it may have their certificates.
+fn placed_waypoint(
+    node: &Str,
+    claimed: &Claimed<'_>,
+    snapshot: &Snapshot,
+) -> Result<(Kind, Viewer), NotAdmitted> {
+    let Some((namespace, account)) = claimed.account else {
+        return Err(NotAdmitted::OtherKind(cut(claimed.id)));
+    };
+    let own =
+        |identity: &&Identity| *identity.namespace == *namespace && *identity.service_account == *account;
+    match snapshot.placement().identities(node).find(own) {
+        Some(identity) => as_waypoint(identity, snapshot),
+        None => Err(NotAdmitted::NotPlaced {
+            account: cut(&format!("{namespace}/{account}")),
+            node: node.clone(),
+        }),
+    }
 }
 
 /// Foreign text for a message: short and printable.
@@ -486,6 +519,7 @@ mod tests {
             id,
             node,
             cluster: Some("Kubernetes"),
+            account: None,
         };
         admit(caller, &claimed, &"Kubernetes".into(), &Snapshot::default()).map(|(kind, _)| kind)
     }
@@ -510,6 +544,7 @@ mod tests {
             id: "ztunnel~x",
             node: Some("n1"),
             cluster: Some("west"),
+            account: None,
         };
         let refused = admit(
             &Caller::of_node("n1"),
@@ -531,6 +566,7 @@ mod tests {
             id: "waypoint~x",
             node: Some("n1"),
             cluster: None,
+            account: None,
         };
         let mut snapshot = Snapshot::default();
         let refused = admit(&caller, &claimed, &"Kubernetes".into(), &snapshot);
@@ -541,6 +577,29 @@ mod tests {
         };
         snapshot.fronted.set(&"shop/way".into(), Some(fronts));
         let admitted = admit(&caller, &claimed, &"Kubernetes".into(), &snapshot);
+        assert_eq!(admitted, Ok((Kind::Waypoint, Viewer::of_waypoint("shop/way"))));
+    }
+
+    #[test]
+    fn a_node_speaks_for_the_waypoints_placed_on_it_and_for_no_others() {
+        let identity = Identity::new("cluster.local", "shop", "way");
+        let claimed = Claimed {
+            id: "waypoint~x",
+            node: Some("n1"),
+            cluster: None,
+            account: Some(("shop", "way")),
+        };
+        let mut snapshot = Snapshot::default();
+        let fronts = crate::snapshot::Fronts {
+            identity: identity.clone(),
+            addresses: BTreeSet::new(),
+        };
+        snapshot.fronted.set(&"shop/way".into(), Some(fronts));
+        let admitted =
+            |snapshot: &Snapshot| admit(&Caller::of_node("n1"), &claimed, &"Kubernetes".into(), snapshot);
+        assert!(matches!(admitted(&snapshot), Err(NotAdmitted::NotPlaced { .. })));
+        snapshot.placement.place("n1".into(), [identity].into());
+        let admitted = admitted(&snapshot);
         assert_eq!(admitted, Ok((Kind::Waypoint, Viewer::of_waypoint("shop/way"))));
     }
 }

@@ -10,7 +10,7 @@ use tulle_model::Str;
 type Index = RedBlackTreeMapSync<Str, RedBlackTreeSetSync<Str>>;
 
 /// The relations of all addresses.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Around {
     by_node: Index,
     by_service: Index,

@@ -18,7 +18,7 @@ pub(crate) mod allocate;
 pub(crate) mod library;
 pub(crate) mod parse;
 pub(crate) mod scan;
-mod watcher;
+pub(crate) mod watcher;
 
 /// A scan starts once nothing happened for this long …
 const QUIET: Duration = Duration::from_millis(20);

@@ -11,6 +11,7 @@ pub mod compile;
 pub mod evaluate;
 pub mod explain;
 mod field;
+mod index;
 pub mod path;
 #[cfg(any(test, feature = "testing"))]
 pub mod reference;

@@ -253,3 +253,25 @@ fn an_issuer_that_has_ended_signs_nothing() {
     );
     assert_eq!(refused, Err(issue::IssueError::IssuerNotValid));
 }
+
+#[tokio::test]
+async fn a_change_in_the_folder_of_an_issuer_is_heard_before_the_next_poll() {
+    let (state, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut world = World::new(state.path());
+    world.keeper.outside = Some(outside.path().to_owned());
+    let keeper = Arc::new(world.keeper);
+    let (trigger, drain) = tulle_runtime::drain::new();
+    let snapshots = watch::channel(Arc::new(Snapshot::default())).1;
+    let running = tulle_runtime::tasks::spawn("keeper", keeper.clone().run(snapshots, drain));
+    let problem = || keeper.status(&Snapshot::default()).problem;
+    assert_eq!(problem(), None, "it was not read yet");
+    let begin = Instant::now();
+    while problem().is_none() {
+        // What is there cannot be used, and that is said.
+        std::fs::write(outside.path().join("ca-cert.pem"), "nothing").unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(begin.elapsed() < OUTSIDE_POLL, "only the poll would find it");
+    }
+    trigger.start(tulle_runtime::drain::DrainMode::Graceful);
+    running.await.unwrap();
+}

@@ -93,6 +93,7 @@ impl Stream {
             id: &facts.id,
             node: facts.node_name.as_deref(),
             cluster: facts.cluster_id.as_deref(),
+            account: facts.namespace.as_deref().zip(facts.service_account.as_deref()),
         };
         let snapshot = self.shared.snapshots.borrow().clone();
         let admitted = admit(&self.caller, &claimed, &self.shared.options.cluster_id, &snapshot);

@@ -51,6 +51,8 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
         id: node.id.clone(),
         node_name: text("NODE_NAME"),
         cluster_id: text("CLUSTER_ID"),
+        namespace: text("NAMESPACE"),
+        service_account: text("SERVICE_ACCOUNT"),
         features: text(FEATURES_KEY)
             .map(|list| Features::parse(&list))
             .unwrap_or_default(),

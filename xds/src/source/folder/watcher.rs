@@ -8,7 +8,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
 /// Hears of changes. Where inotify cannot be had, regular scans still find them.
-pub(super) struct Watcher {
+pub(crate) struct Watcher {
     inner: Option<RecommendedWatcher>,
     events: mpsc::Receiver<()>,
     watched: BTreeSet<PathBuf>,
@@ -17,7 +17,7 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// Begins to listen; nothing is watched yet.
-    pub(super) fn new(root: &Path) -> Self {
+    pub(crate) fn new(root: &Path) -> Self {
         // One waiting event says as much as many: something changed.
         let (tell, events) = mpsc::channel(1);
         let hear = move |event: notify::Result<notify::Event>| {
@@ -45,7 +45,7 @@ impl Watcher {
     }
 
     /// Watches these directories and no others; says whether any is new.
-    pub(super) fn watch(&mut self, directories: &BTreeSet<PathBuf>) -> bool {
+    pub(crate) fn watch(&mut self, directories: &BTreeSet<PathBuf>) -> bool {
         let Some(inner) = &mut self.inner else {
             return false;
         };
@@ -69,7 +69,7 @@ impl Watcher {
     }
 
     /// Completes when something may have changed.
-    pub(super) async fn event(&mut self) {
+    pub(crate) async fn event(&mut self) {
         if self.events.recv().await.is_none() {
             std::future::pending::<()>().await;
         }

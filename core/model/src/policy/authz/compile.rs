@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::field::{Field, Reading};
+use super::index::Index;
 use super::{Action, Attributes, Authz, Rule};
 use crate::name::Str;
 use crate::policy::{Concern, Policy};
@@ -105,24 +106,28 @@ pub(super) struct CompiledPolicy {
     pub(super) action: Action,
     pub(super) provider: Option<Str>,
     rules: Vec<CompiledRule>,
+    /// Finds rules where there are many.
+    index: Option<Index>,
 }
 
 impl CompiledPolicy {
     /// `Err` says what of it is not known.
     fn new(policy: &Policy, authz: &Authz) -> Result<Self, Str> {
-        let mut rules = Vec::new();
+        let (mut rules, mut kept) = (Vec::new(), Vec::new());
         for (index, rule) in authz.rules.iter().enumerate() {
             // What cannot be evaluated allows nothing; of any other rule the rest is evaluated.
             if rule.is_partial && authz.action == Action::Allow {
                 continue;
             }
             rules.push(CompiledRule::new(rule, index, &policy.origin.namespace)?);
+            kept.push(rule);
         }
         Ok(Self {
             name: policy.name(),
             action: authz.action,
             provider: authz.provider.clone(),
             rules,
+            index: Index::new(kept.into_iter()),
         })
     }
 
@@ -136,6 +141,10 @@ impl CompiledPolicy {
     /// The index of the first rule that matches.
     pub(super) fn first_match(&self, of: &Attributes<'_>) -> Option<usize> {
         let reading = self.reading();
+        let matches = |place: usize| self.rules[place].failing(of, reading).is_none();
+        if let Some(found) = self.index.as_ref().and_then(|index| index.first(of, matches)) {
+            return found.map(|place| self.rules[place].index);
+        }
         let found = self.rules.iter().find(|rule| rule.failing(of, reading).is_none());
         found.map(|rule| rule.index)
     }

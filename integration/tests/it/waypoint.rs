@@ -1,0 +1,135 @@
+//! A waypoint in front of a service, between real node proxies.
+
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use tulle_integration::mesh::eventually;
+use tulle_integration::{TestMesh, manifest};
+use tulle_world::{Component, Pod, Process};
+
+/// Where the service is.
+const SERVICE: &str = "10.96.0.70";
+
+/// A request of curl: the status, or why there is none, and the body.
+fn curl(pod: &Pod, arguments: &[&str]) -> (String, String) {
+    let mut command = Command::new("curl");
+    command
+        .args(["--silent", "--max-time", "10", "--write-out", "\n%{http_code}"])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let child = pod.namespace().spawn(command).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, status) = text.rsplit_once('\n').unwrap_or(("", ""));
+    (status.to_owned(), body.to_owned())
+}
+
+/// nginx in a pod, which says what it was asked for.
+async fn nginx(mesh: &TestMesh, pod: &Pod) -> Process {
+    let folder = mesh.folder().join("nginx");
+    std::fs::create_dir_all(&folder).unwrap();
+    let root = folder.display();
+    let configuration = format!(
+        "user root root;\ndaemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{}}\n\
+         http {{ access_log off; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;\n\
+         fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
+         server {{ listen 8080; location / {{ return 200 \
+         \"$request_uri attempt=$http_x_envoy_attempt_count source=$http_x_forwarded_for \
+         identity=$http_x_tulle_original_source\"; }} }} }}\n"
+    );
+    std::fs::write(folder.join("nginx.conf"), configuration).unwrap();
+    let conf = folder.join("nginx.conf").display().to_string();
+    let mut command = Command::new("nginx");
+    command
+        .args(["-p", &folder.display().to_string(), "-c", &conf])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let server = pod.spawn("nginx", command).unwrap();
+    let own = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
+    let listening = eventually(async || {
+        let attempt = pod
+            .namespace()
+            .run_async(move || std::net::TcpStream::connect(own))
+            .await;
+        attempt.is_ok_and(|connected| connected.is_ok())
+    });
+    assert!(listening.await, "nginx listens");
+    server
+}
+
+/// The service `server`, bound to the waypoint `way`.
+fn service() -> String {
+    let address: IpAddr = SERVICE.parse().unwrap();
+    manifest::service("server", &[address], &[(80, 8080)])
+        .replace(
+            "  name: server\n",
+            "  name: server\n  labels:\n    istio.io/use-waypoint: way\n",
+        )
+        .replace("name: tcp-80", "name: http")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_go_through_the_waypoint_and_never_around_it() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let client = mesh.pod("n1", "client").await;
+    let server = mesh.pod("n2", "server").await;
+    mesh.apply("server-service", &service());
+    mesh.start().await;
+    mesh.captured(&[&client, &server]).await;
+    let _nginx = nginx(&mesh, &server).await;
+    mesh.start_waypoint("n2", manifest::NAMESPACE, "way").await;
+    let running = Component::Waypoint("way".to_owned());
+
+    let url = format!("http://{SERVICE}/page?x=1");
+    let mut answer = (String::new(), String::new());
+    let answered = eventually(async || {
+        answer = curl(&client, &[&url]);
+        answer.0 == "200"
+    });
+    assert!(answered.await, "{answer:?}\n{}", mesh.logs());
+    let client_ip = client.ipv4();
+    assert_eq!(
+        answer.1,
+        format!("/page?x=1 attempt=1 source={client_ip} identity="),
+        "the application sees the waypoint's work, and never the identity that the node proxy was told"
+    );
+
+    // The destination's node proxy was told who asked, and believes it of this waypoint.
+    let only_client = manifest::policy(
+        "only-client",
+        "server",
+        "ALLOW",
+        &manifest::from_account("client"),
+    );
+    mesh.apply("only-client", &only_client);
+    let still = eventually(async || curl(&client, &[&url]).0 == "200");
+    assert!(still.await, "the original source is allowed\n{}", mesh.logs());
+    let nobody = manifest::policy(
+        "only-client",
+        "server",
+        "ALLOW",
+        &manifest::from_account("nobody"),
+    );
+    mesh.apply("only-client", &nobody);
+    let refused = eventually(async || curl(&client, &[&url]).0 == "503");
+    assert!(refused.await, "another original source is not\n{}", mesh.logs());
+    mesh.remove("only-client");
+    let again = eventually(async || curl(&client, &[&url]).0 == "200");
+    assert!(again.await, "{}", mesh.logs());
+
+    // Without a waypoint there is no way, rather than one around it.
+    mesh.mesh.kill(&running).unwrap();
+    for _ in 0..5 {
+        let (status, body) = curl(&client, &[&url]);
+        assert_eq!((status.as_str(), body.as_str()), ("000", ""), "{}", mesh.logs());
+    }
+    let started = mesh
+        .mesh
+        .start_waypoint(&mesh.world, "way-1", manifest::NAMESPACE, "way");
+    started.unwrap();
+    mesh.mesh.wait_ready(&running).await.unwrap();
+    let back = eventually(async || curl(&client, &[&url]).0 == "200");
+    assert!(back.await, "{}", mesh.logs());
+}

@@ -1,0 +1,155 @@
+//! Carries questions of policies over the waypoint's own connections: through tunnels where the service is in the mesh.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Limited};
+use tulle_model::NamespacedHostname;
+use tulle_transport::Baggage;
+
+use super::ask::{Answer, Ask, AskError, Asked, Over, Question};
+use super::jwt::Fetch;
+use super::jwt::jwks::FetchError;
+use super::jwt::keys::JWKS_BYTES_MAX;
+use super::jwt::target::{BadTarget, Target};
+use crate::context::Waypoint;
+use crate::http::body::RequestBody;
+use crate::upstream::backend::{Backend, BackendKey};
+use crate::upstream::cluster;
+use crate::upstream::connect::{self, Behalf};
+use crate::upstream::pool::{Key, Version};
+
+impl Ask for Waypoint {
+    fn ask<'a>(&'a self, question: Question<'a>) -> BoxFuture<'a, Result<Answer, AskError>> {
+        Box::pin(self.carry(question))
+    }
+}
+
+impl Waypoint {
+    async fn carry(&self, question: Question<'_>) -> Result<Answer, AskError> {
+        let Asked { service, port } = question.to;
+        let snapshot = self.view.load();
+        let backend = Backend::new(BackendKey::Service(service.clone(), *port));
+        backend.refresh(&snapshot.mesh, &snapshot.own, &snapshot.settings);
+        drop(snapshot);
+        let nobody = || AskError::NoEndpoint(service.clone());
+        let ask = cluster::Ask {
+            now: backend.now(),
+            ..cluster::Ask::default()
+        };
+        // Held until the answer is whole: the endpoint counts the question until then.
+        let pick = backend.pick(&ask).ok_or_else(nobody)?;
+        let endpoint = pick.endpoint();
+        let asked = SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port));
+        let address = endpoint.address(asked).ok_or_else(nobody)?;
+        let behalf = Behalf {
+            client: asked,
+            source: None,
+            baggage: Baggage::default(),
+            host: Some(service.hostname.to_string()),
+            hops: 1,
+        };
+        let key = Key {
+            workload: endpoint.workload.uid.clone(),
+            address,
+            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
+            source: None,
+            version: match question.over {
+                Over::Http1 => Version::Http1,
+                Over::Http2 => Version::Http2,
+            },
+        };
+        let mut request = question.request.map(RequestBody::text);
+        loop {
+            let open = || connect::open(self, endpoint, address, &behalf);
+            let broken = |error: &dyn std::fmt::Display| AskError::Connection(error.to_string());
+            let mut lease = self
+                .upstreams
+                .http
+                .lease(&key, open)
+                .await
+                .map_err(|error| broken(&error))?;
+            let reused = lease.reused;
+            match lease.send(request).await {
+                Ok(response) => {
+                    let (parts, body) = response.into_parts();
+                    let collected = Limited::new(body, question.answer_bytes_max).collect().await;
+                    let collected = collected.map_err(|error| match error.downcast::<hyper::Error>() {
+                        Ok(error) => broken(&error),
+                        Err(_) => AskError::TooLong,
+                    })?;
+                    lease.finish();
+                    let trailers = collected.trailers().cloned().unwrap_or_default();
+                    return Ok(Answer {
+                        response: Response::from_parts(parts, collected.to_bytes()),
+                        trailers,
+                    });
+                }
+                // A connection that waited may be gone; nothing was sent over it.
+                Err(failed) => match failed.unsent {
+                    Some(unsent) if reused => request = *unsent,
+                    _ => return Err(broken(&failed.error)),
+                },
+            }
+        }
+    }
+}
+
+/// Fetches keys of tokens from services of the mesh.
+#[derive(Debug)]
+pub struct Fetcher(pub Weak<Waypoint>);
+
+impl Fetch for Fetcher {
+    fn fetch<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+        Box::pin(self.get(target))
+    }
+}
+
+impl Fetcher {
+    async fn get(&self, target: &Target) -> Result<Bytes, FetchError> {
+        let gone = || FetchError::Connection("the waypoint ends".to_owned());
+        let waypoint = self.0.upgrade().ok_or_else(gone)?;
+        let Some(service) = in_mesh(&waypoint, target) else {
+            if !target.is_https {
+                return Err(BadTarget::NotHttps(target.host.clone()).into());
+            }
+            // Fails closed: without keys every token is refused.
+            let text = "only services of the mesh can be asked for keys; write them into the policy, or add a service";
+            return Err(FetchError::Connection(text.to_owned()));
+        };
+        let request = Request::get(&*target.path)
+            .header(http::header::HOST, &*target.host)
+            .body(Bytes::new())
+            .map_err(|error| FetchError::Connection(error.to_string()))?;
+        let to = Asked {
+            service,
+            port: target.port,
+        };
+        let question = Question {
+            to: &to,
+            over: Over::Http1,
+            request,
+            answer_bytes_max: JWKS_BYTES_MAX,
+        };
+        let answer = waypoint.ask(question).await.map_err(|error| match error {
+            AskError::TooLong => FetchError::TooLong,
+            other => FetchError::Connection(other.to_string()),
+        })?;
+        let status = answer.response.status();
+        if status != http::StatusCode::OK {
+            return Err(FetchError::Status(status.as_u16()));
+        }
+        Ok(answer.response.into_body())
+    }
+}
+
+fn in_mesh(waypoint: &Arc<Waypoint>, target: &Target) -> Option<NamespacedHostname> {
+    let snapshot = waypoint.view.load();
+    let namespace = &waypoint.identity.namespace;
+    let service = snapshot.mesh.service_by_hostname(namespace, &target.host)?;
+    // An address of HTTPS is spoken to with TLS of its own, which is not what the mesh's tunnels carry.
+    (!target.is_https && service.ports.contains_key(&target.port)).then(|| service.key())
+}

@@ -1,0 +1,118 @@
+//! What is counted of policies. Labels are names out of the configuration, never text of clients.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use tulle_model::Str;
+use tulle_runtime::metrics::Registry;
+
+/// Seconds an authorizer takes.
+const SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+
+/// Counters of policies. Clones count together.
+#[derive(Debug, Clone)]
+pub struct PolicyMetrics {
+    authz: Family<OfPolicy, Counter>,
+    limited: Family<OfLimit, Counter>,
+    tokens: Family<OfToken, Counter>,
+    faults: Family<OfFault, Counter>,
+    /// Seconds that authorizers took.
+    pub ext_authz: Histogram,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPolicy {
+    action: &'static str,
+    policy: String,
+    dry_run: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfLimit {
+    policy: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfToken {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfFault {
+    kind: &'static str,
+}
+
+impl Default for PolicyMetrics {
+    fn default() -> Self {
+        Self {
+            authz: Family::default(),
+            limited: Family::default(),
+            tokens: Family::default(),
+            faults: Family::default(),
+            ext_authz: Histogram::new(SECONDS),
+        }
+    }
+}
+
+impl PolicyMetrics {
+    /// Counters that `registry` exports.
+    #[must_use]
+    pub fn register(registry: &Registry) -> Self {
+        let made = Self::default();
+        registry.register(
+            "tulle_waypoint_authz",
+            "Requests and streams that an authorization policy decided, marked or would have refused",
+            made.authz.clone(),
+        );
+        registry.register(
+            "tulle_waypoint_rate_limited",
+            "Requests over a rate limit, by policy",
+            made.limited.clone(),
+        );
+        registry.register(
+            "tulle_waypoint_jwt_failures",
+            "Tokens that are not valid, by reason",
+            made.tokens.clone(),
+        );
+        registry.register(
+            "tulle_waypoint_fault",
+            "Requests that a fault policy delayed or answered, by kind",
+            made.faults.clone(),
+        );
+        registry.register(
+            "tulle_waypoint_ext_authz_duration_seconds",
+            "Seconds that external authorizers took",
+            made.ext_authz.clone(),
+        );
+        made
+    }
+
+    /// A policy decided, marked, or would have refused.
+    pub fn judged(&self, action: &'static str, policy: &Str, dry_run: bool) {
+        let labels = OfPolicy {
+            action,
+            policy: policy.to_string(),
+            dry_run: if dry_run { "true" } else { "false" },
+        };
+        self.authz.get_or_create(&labels).inc();
+    }
+
+    /// A request was over a limit.
+    pub fn limited(&self, policy: &Str) {
+        let labels = OfLimit {
+            policy: policy.to_string(),
+        };
+        self.limited.get_or_create(&labels).inc();
+    }
+
+    /// A token was not valid.
+    pub fn bad_token(&self, reason: &'static str) {
+        self.tokens.get_or_create(&OfToken { reason }).inc();
+    }
+
+    /// A fault was injected: `delay`, `abort`, or `delay_skipped`.
+    pub fn fault(&self, kind: &'static str) {
+        self.faults.get_or_create(&OfFault { kind }).inc();
+    }
+}

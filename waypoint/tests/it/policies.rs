@@ -1,0 +1,709 @@
+//! Policies, through a whole waypoint: who passes, what applications see of it, and what ends when policies change.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tulle_model::authz::policy::StringMatch;
+use tulle_model::filter::{Ask, ExtAuthz};
+use tulle_model::policy::authz::{Action, Authz, From, PathPattern, Rule, To, Values, When};
+use tulle_model::policy::jwt::{ClaimToHeader, Jwt, JwtRule, Keys};
+use tulle_model::policy::traffic::{Abort, Descriptor, Entry, Fault, GlobalRateLimit, Key, LocalRateLimit};
+use tulle_model::policy::{Concern, On, Policy, Target};
+use tulle_model::route::{Backend, BackendTo, Kind, Origin};
+use tulle_model::service::AppProtocol;
+use tulle_model::testing::{service, service_key, workload};
+use tulle_model::waypoint::{Provider, ProviderKind, Target as ServicePort, Waypoint as Told};
+use tulle_model::{MeshUpdate, Str};
+use tulle_proto::ext_authz::check_response::HttpResponse;
+use tulle_proto::ext_authz::{CheckRequest, CheckResponse, HeaderValueOption, OkHttpResponse};
+use tulle_proto::rate_limit::{RateLimitRequest, RateLimitResponse};
+
+use tulle_transport::hbone::{ConnectRequest, OpenError};
+
+use crate::world::{Answer, World, application, body, echo, front, get, identity, settings, web};
+
+/// A policy on `shop/web`.
+fn policy(name: &str, concern: Concern) -> Policy {
+    Policy {
+        object: "TestPolicy".into(),
+        origin: Origin {
+            kind: Kind::Policy,
+            namespace: "shop".into(),
+            name: name.into(),
+            rule_index: 0,
+            rule_name: "".into(),
+            created: None,
+            generation: 1,
+        },
+        targets: vec![Target {
+            on: On::Service(service_key("shop/web")),
+            port: None,
+            section: None,
+        }],
+        dry_run: false,
+        concern,
+    }
+}
+
+fn told(name: &str, concern: Concern) -> MeshUpdate {
+    MeshUpdate::WaypointPolicy(Arc::new(policy(name, concern)))
+}
+
+fn authz(action: Action, rules: Vec<Rule>) -> Concern {
+    let provider = (action == Action::Custom).then(|| "judge".into());
+    Concern::Authz(Authz {
+        action,
+        rules,
+        provider,
+    })
+}
+
+fn exact(text: &str) -> Values<StringMatch> {
+    Values {
+        any: vec![StringMatch::Exact(text.into())],
+        none: vec![],
+    }
+}
+
+fn to(method: &str, prefix: &str) -> Rule {
+    Rule {
+        to: vec![To {
+            methods: exact(method),
+            paths: Values {
+                any: vec![PathPattern::Text(StringMatch::Prefix(prefix.into()))],
+                none: vec![],
+            },
+            ..To::default()
+        }],
+        ..Rule::default()
+    }
+}
+
+fn from_namespace(name: &str) -> Rule {
+    Rule {
+        from: vec![From {
+            namespaces: exact(name),
+            ..From::default()
+        }],
+        ..Rule::default()
+    }
+}
+
+async fn status(world: &World, who: &str, request: Request<Full<Bytes>>) -> u16 {
+    let response = world.http1(who).await.send_request(request).await.unwrap();
+    response.status().as_u16()
+}
+
+/// A further service of the mesh, `shop/<name>`, behind which this application answers.
+async fn helper<F, A>(world: &World, name: &str, answer: F)
+where
+    F: Fn(Request<Incoming>) -> A + Send + Sync + 'static,
+    A: Future<Output = Answer> + Send + 'static,
+{
+    let full = format!("shop/{name}");
+    let pod = format!("shop/{name}-1");
+    world
+        .apply(vec![
+            MeshUpdate::Service(Arc::new(service(&full).vip("10.96.0.9").port(80, 8080).build())),
+            workload(&pod)
+                .sa(name)
+                .ip("10.0.0.8")
+                .hbone()
+                .serves(&full)
+                .into(),
+        ])
+        .await;
+    world.serve("10.0.0.8", name, application(answer));
+}
+
+fn backend(name: &str) -> Backend {
+    Backend {
+        to: BackendTo::Service {
+            service: service_key(&format!("shop/{name}")),
+            port: 80,
+        },
+        weight: 1,
+        filters: vec![],
+    }
+}
+
+/// One message of gRPC, and a good end.
+fn grpc(message: &impl Message) -> Answer {
+    let mut bytes = vec![0];
+    bytes.extend(u32::try_from(message.encoded_len()).unwrap().to_be_bytes());
+    bytes.extend(message.encode_to_vec());
+    let trailers = HeaderMap::from_iter([(
+        http::HeaderName::from_static("grpc-status"),
+        HeaderValue::from_static("0"),
+    )]);
+    let frames = [Frame::data(Bytes::from(bytes)), Frame::trailers(trailers)];
+    let frames = futures_util::stream::iter(frames.map(Ok::<_, Infallible>));
+    let mut response = Response::new(StreamBody::new(frames).boxed());
+    let kind = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert("content-type", kind);
+    response
+}
+
+async fn asked<M: Message + Default>(request: Request<Incoming>) -> M {
+    let bytes = request.into_body().collect().await.unwrap().to_bytes();
+    M::decode(&bytes[5..]).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn methods_and_paths_decide_who_passes() {
+    let world = World::web().await;
+    let allow = authz(Action::Allow, vec![to("GET", "/public/")]);
+    let deny = authz(Action::Deny, vec![to("GET", "/public/secret")]);
+    world.apply(vec![told("allow", allow), told("deny", deny)]).await;
+    assert_eq!(status(&world, "client", get("/public/a")).await, 200);
+    assert_eq!(status(&world, "client", get("/private")).await, 403);
+    let mut client = world.http1("client").await;
+    let denied = client.send_request(get("/public/secret")).await.unwrap();
+    assert_eq!(denied.status(), 403);
+    let told = denied.headers()["x-tulle-reason"].to_str().unwrap().to_owned();
+    assert!(told.starts_with("T0412; policy_denied"), "{told}");
+    assert_eq!(body(denied).await, "RBAC: access denied");
+    assert!(
+        world.metric(r#"tulle_waypoint_authz_total{action="deny",policy="TestPolicy/shop/deny/authz""#) > 0.0
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn sources_decide_by_the_identity_of_the_tunnel_and_never_by_a_header() {
+    let world = World::web().await;
+    world
+        .apply(vec![told(
+            "allow",
+            authz(Action::Allow, vec![from_namespace("shop")]),
+        )])
+        .await;
+    assert_eq!(status(&world, "shop/client", get("/")).await, 200);
+    let forged = Request::get("/")
+        .header("host", "web.shop")
+        .header(
+            "x-forwarded-client-cert",
+            "URI=spiffe://cluster.local/ns/shop/sa/client",
+        )
+        .body(Full::default())
+        .unwrap();
+    assert_eq!(status(&world, "dev/client", forged).await, 403);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_is_only_tried_refuses_nobody_and_is_counted() {
+    let world = World::web().await;
+    let mut dry = policy("try", authz(Action::Deny, vec![Rule::default()]));
+    dry.dry_run = true;
+    world.apply(vec![MeshUpdate::WaypointPolicy(Arc::new(dry))]).await;
+    assert_eq!(status(&world, "client", get("/")).await, 200);
+    let series =
+        r#"tulle_waypoint_authz_total{action="deny",policy="TestPolicy/shop/try/authz",dry_run="true"}"#;
+    assert!(world.metric(series) > 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_over_a_limit_is_told_when_to_come_again() {
+    let world = World::web().await;
+    let limit = LocalRateLimit {
+        requests: 2,
+        per: Duration::from_secs(60),
+        burst: Some(2),
+        keys: vec![Key::SourceIdentity],
+        ..LocalRateLimit::default()
+    };
+    world
+        .apply(vec![told("limit", Concern::LocalRateLimit(limit))])
+        .await;
+    let mut client = world.http1("client").await;
+    for _ in 0..2 {
+        let passed = client.send_request(get("/")).await.unwrap();
+        assert_eq!(passed.status(), 200);
+        body(passed).await;
+    }
+    let over = client.send_request(get("/")).await.unwrap();
+    assert_eq!(over.status(), 429);
+    assert_eq!(over.headers()["retry-after"], "30");
+    assert_eq!(over.headers()["x-ratelimit-limit"], "2");
+    assert_eq!(over.headers()["x-ratelimit-remaining"], "0");
+    assert_eq!(
+        status(&world, "other", get("/")).await,
+        200,
+        "another caller has a bucket of its own"
+    );
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert_eq!(status(&world, "client", get("/")).await, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn buckets_outlive_changes_that_do_not_concern_them() {
+    let world = World::web().await;
+    let limit = LocalRateLimit {
+        requests: 1,
+        per: Duration::from_secs(60),
+        ..LocalRateLimit::default()
+    };
+    world
+        .apply(vec![told("limit", Concern::LocalRateLimit(limit))])
+        .await;
+    assert_eq!(status(&world, "client", get("/")).await, 200);
+    world
+        .apply(vec![told("more", authz(Action::Audit, vec![]))])
+        .await;
+    assert_eq!(status(&world, "client", get("/")).await, 429);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_delays_and_then_answers() {
+    let world = World::web().await;
+    let fault = Fault {
+        delay: Some(Duration::from_secs(3)),
+        delay_ppm: 1_000_000,
+        abort: Some(Abort::Http(418)),
+        abort_ppm: 1_000_000,
+        ..Fault::default()
+    };
+    world.apply(vec![told("fault", Concern::Fault(fault))]).await;
+    let mut client = world.http1("client").await;
+    let before = tokio::time::Instant::now();
+    let aborted = client.send_request(get("/")).await.unwrap();
+    assert_eq!(aborted.status(), 418);
+    assert!(before.elapsed() >= Duration::from_secs(3));
+    assert!(world.connects.lock().is_empty(), "no endpoint was asked");
+    let call = Request::post("/a.B/C")
+        .header("host", "web.shop")
+        .header("content-type", "application/grpc")
+        .body(Full::default())
+        .unwrap();
+    let aborted = client.send_request(call).await.unwrap();
+    assert_eq!(
+        (aborted.status().as_u16(), &aborted.headers()["grpc-status"]),
+        (200, &HeaderValue::from_static("2"))
+    );
+}
+
+/// An issuer of tokens.
+struct Issuer(EcdsaKeyPair);
+
+impl Issuer {
+    fn new() -> Self {
+        Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
+    }
+
+    fn jwks(&self) -> String {
+        let point = self.0.public_key().as_ref();
+        let encoded = |part: &[u8]| URL_SAFE_NO_PAD.encode(part);
+        let (x, y) = (encoded(&point[1..33]), encoded(&point[33..]));
+        format!(r#"{{"keys":[{{"kty":"EC","crv":"P-256","kid":"k","x":"{x}","y":"{y}"}}]}}"#)
+    }
+
+    fn token(&self, claims: &str) -> String {
+        let encoded = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        let message = format!("{}.{}", encoded(r#"{"alg":"ES256","kid":"k"}"#), encoded(claims));
+        let signature = self.0.sign(&SystemRandom::new(), message.as_bytes()).unwrap();
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
+    }
+}
+
+fn with_token(token: &str) -> Request<Full<Bytes>> {
+    Request::get("/")
+        .header("host", "web.shop")
+        .header("authorization", format!("Bearer {token}"))
+        .header("x-user", "forged")
+        .body(Full::default())
+        .unwrap()
+}
+
+fn jwt(keys: Keys) -> Concern {
+    Concern::Jwt(Jwt {
+        rules: vec![JwtRule {
+            issuer: "https://issuer".into(),
+            keys,
+            claims_to_headers: vec![ClaimToHeader {
+                header: "x-user".into(),
+                claim: "sub".into(),
+            }],
+            ..JwtRule::default()
+        }],
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_verified_used_and_not_passed_on() {
+    let world = World::web().await;
+    let issuer = Issuer::new();
+    let need = Rule {
+        when: vec![When {
+            key: "request.auth.claims[role]".into(),
+            values: exact("admin"),
+            ips: Values::default(),
+        }],
+        ..Rule::default()
+    };
+    let keys = Keys::Inline(issuer.jwks().into());
+    world
+        .apply(vec![
+            told("jwt", jwt(keys)),
+            told("need", authz(Action::Allow, vec![need])),
+        ])
+        .await;
+    let good = issuer.token(r#"{"iss":"https://issuer","sub":"anna","role":"admin"}"#);
+    let mut client = world.http1("client").await;
+    let passed = client.send_request(with_token(&good)).await.unwrap();
+    assert_eq!(passed.status(), 200);
+    let seen = body(passed).await;
+    assert!(
+        seen.contains("x-user: anna\n") && !seen.contains("forged"),
+        "{seen}"
+    );
+    assert!(!seen.contains("authorization"), "{seen}");
+    let weak = issuer.token(r#"{"iss":"https://issuer","sub":"ben","role":"guest"}"#);
+    assert_eq!(status(&world, "client", with_token(&weak)).await, 403);
+    assert_eq!(
+        status(&world, "client", get("/")).await,
+        403,
+        "no token, no claim"
+    );
+    let forged = Issuer::new().token(r#"{"iss":"https://issuer","sub":"eve","role":"admin"}"#);
+    let refused = client.send_request(with_token(&forged)).await.unwrap();
+    assert_eq!(refused.status(), 401);
+    assert_eq!(
+        refused.headers()["www-authenticate"],
+        r#"Bearer error="invalid_token""#
+    );
+    assert!(world.metric(r#"tulle_waypoint_jwt_failures_total{reason="signature"}"#) > 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_come_from_a_service_of_the_mesh_by_a_tunnel() {
+    let world = World::web().await;
+    let issuer = Issuer::new();
+    let keys: Str = "http://keys.shop.svc.cluster.local/jwks".into();
+    world.apply(vec![told("jwt", jwt(Keys::Uri(keys)))]).await;
+    let token = issuer.token(r#"{"iss":"https://issuer","sub":"anna"}"#);
+    assert_eq!(
+        status(&world, "client", with_token(&token)).await,
+        401,
+        "without keys no token is valid"
+    );
+    let jwks = issuer.jwks();
+    helper(&world, "keys", move |request| {
+        let jwks = jwks.clone();
+        async move {
+            assert_eq!(request.uri().path(), "/jwks");
+            crate::world::text(jwks)
+        }
+    })
+    .await;
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(status(&world, "client", with_token(&token)).await, 200);
+    let authorities: Vec<_> = world
+        .connects
+        .lock()
+        .iter()
+        .map(|connect| connect.authority.clone())
+        .collect();
+    assert!(
+        authorities.contains(&"10.0.0.8:8080".to_owned()),
+        "{authorities:?}"
+    );
+}
+
+fn asks(ask: Ask) -> ExtAuthz {
+    ExtAuthz {
+        ask,
+        headers: vec![],
+        response_headers: vec![],
+        body_bytes_max: 8,
+        allow_partial: false,
+        timeout: None,
+        fail_open: false,
+        status_on_error: None,
+    }
+}
+
+fn provider(name: &str, kind: ProviderKind) -> MeshUpdate {
+    let mut settings = settings();
+    settings.providers = vec![Provider {
+        name: name.into(),
+        kind,
+    }];
+    MeshUpdate::Waypoint(Arc::new(Told::Settings(Box::new(settings))))
+}
+
+/// The service `shop/judge`, which lets pass what asks for `/admin/good` and keeps its questions.
+async fn judge(world: &World, questions: &Arc<Mutex<Vec<CheckRequest>>>) {
+    let keep = Arc::clone(questions);
+    helper(world, "judge", move |request| {
+        let keep = Arc::clone(&keep);
+        async move {
+            let question: CheckRequest = asked(request).await;
+            let http = question
+                .attributes
+                .clone()
+                .unwrap()
+                .request
+                .unwrap()
+                .http
+                .unwrap();
+            keep.lock().push(question);
+            let is_good = http.path == "/admin/good";
+            let user = HeaderValueOption {
+                header: Some(tulle_proto::ext_authz::HeaderValue {
+                    key: "x-judged".into(),
+                    value: "yes".into(),
+                    raw_value: vec![],
+                }),
+                append: None,
+                append_action: 0,
+            };
+            let ok = OkHttpResponse {
+                headers: vec![user],
+                ..OkHttpResponse::default()
+            };
+            grpc(&CheckResponse {
+                status: Some(tulle_proto::rpc_status::Status {
+                    code: if is_good { 0 } else { 7 },
+                    ..Default::default()
+                }),
+                http_response: is_good.then_some(HttpResponse::OkResponse(ok)),
+            })
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authorizer_of_the_mesh_decides_where_a_custom_policy_matches() {
+    let world = World::web().await;
+    let questions: Arc<Mutex<Vec<CheckRequest>>> = Arc::default();
+    judge(&world, &questions).await;
+    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
+    let custom = authz(Action::Custom, vec![to("GET", "/admin/"), to("POST", "/admin/")]);
+    world.apply(vec![provider("judge", judge)]).await;
+    world.apply(vec![told("ask", custom)]).await;
+    let mut client = world.http1("client").await;
+    let passed = client.send_request(get("/admin/good")).await.unwrap();
+    assert_eq!(passed.status(), 200);
+    assert!(body(passed).await.contains("x-judged: yes\n"));
+    assert_eq!(status(&world, "client", get("/admin/bad")).await, 403);
+    assert_eq!(
+        status(&world, "client", get("/other")).await,
+        200,
+        "nobody is asked about that"
+    );
+    let post = |text: &'static str| {
+        let body = Full::new(Bytes::from_static(text.as_bytes()));
+        Request::post("/admin/good")
+            .header("host", "web.shop")
+            .body(body)
+            .unwrap()
+    };
+    let passed = client.send_request(post("tiny")).await.unwrap();
+    assert!(
+        body(passed).await.ends_with("\n\ntiny"),
+        "what was read still goes on"
+    );
+    assert_eq!(status(&world, "client", post("far too long")).await, 413);
+    let first = questions.lock()[0].attributes.clone().unwrap();
+    assert_eq!(
+        first.source.unwrap().principal,
+        "spiffe://cluster.local/ns/shop/sa/client"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_its_authorizer_nobody_passes() {
+    let world = World::web().await;
+    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
+    world
+        .apply(vec![told("ask", authz(Action::Custom, vec![Rule::default()]))])
+        .await;
+    assert_eq!(
+        status(&world, "client", get("/")).await,
+        403,
+        "the provider is not known"
+    );
+    world.apply(vec![provider("judge", judge)]).await;
+    assert_eq!(status(&world, "client", get("/")).await, 403, "nobody serves it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_of_the_mesh_counts_for_all_replicas() {
+    let world = World::web().await;
+    helper(&world, "counter", |request| async move {
+        let question: RateLimitRequest = asked(request).await;
+        let over = question.descriptors[0].entries[0].value == "heavy";
+        grpc(&RateLimitResponse {
+            overall_code: if over { 2 } else { 1 },
+            ..RateLimitResponse::default()
+        })
+    })
+    .await;
+    let limit = GlobalRateLimit {
+        provider: "counter".into(),
+        domain: "shop".into(),
+        descriptors: vec![Descriptor {
+            entries: vec![Entry {
+                name: "user".into(),
+                key: Key::Header("x-user".into()),
+            }],
+        }],
+        timeout: Some(Duration::from_secs(5)),
+        fail_open: false,
+    };
+    let counter = ProviderKind::RateLimit(ServicePort {
+        service: service_key("shop/counter"),
+        port: 80,
+    });
+    world.apply(vec![provider("counter", counter)]).await;
+    world
+        .apply(vec![told("count", Concern::GlobalRateLimit(limit))])
+        .await;
+    let user = |name: &str| {
+        let request = Request::get("/")
+            .header("host", "web.shop")
+            .header("x-user", name);
+        request.body(Full::default()).unwrap()
+    };
+    assert_eq!(status(&world, "client", user("light")).await, 200);
+    assert_eq!(status(&world, "client", user("heavy")).await, 429);
+    assert_eq!(
+        status(&world, "client", get("/")).await,
+        200,
+        "nothing to count, nobody asked"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_on_its_way_ends_within_a_second_of_a_policy_that_denies_it() {
+    let world = World::web_with(
+        AppProtocol::Http11,
+        application(|_| async {
+            let first =
+                futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"first")))]);
+            let rest = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+            Response::new(StreamBody::new(rest).boxed())
+        }),
+    )
+    .await;
+    let mut client = world.http2("client").await;
+    let request = |path: &str| {
+        Request::get(format!("http://web.shop{path}"))
+            .body(Full::default())
+            .unwrap()
+    };
+    let mut bad = client.send_request(request("/bad")).await.unwrap().into_body();
+    let mut good = client.send_request(request("/good")).await.unwrap().into_body();
+    for body in [&mut bad, &mut good] {
+        assert!(body.frame().await.unwrap().is_ok());
+    }
+    let before = tokio::time::Instant::now();
+    world
+        .apply(vec![told("deny", authz(Action::Deny, vec![to("GET", "/bad")]))])
+        .await;
+    let ended = bad.frame().await.unwrap();
+    assert!(ended.is_err(), "reset, not ended well");
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+    let still = tokio::time::timeout(Duration::from_secs(5), good.frame()).await;
+    assert!(still.is_err(), "the other one is still open");
+    assert!(world.metric(r#"tulle_waypoint_local_replies_total{reason="policy_changed"}"#) > 0.0);
+}
+
+/// A waypoint in front of a port of TCP.
+async fn tcp() -> (
+    World,
+    tokio::sync::mpsc::UnboundedReceiver<tulle_transport::HboneStream>,
+) {
+    let world = World::start(vec![
+        web(AppProtocol::Tcp),
+        workload("shop/web-1")
+            .sa("web")
+            .ip("10.0.0.7")
+            .hbone()
+            .serves("shop/web")
+            .into(),
+        front("shop/web", |_| {}),
+    ])
+    .await;
+    let streams = world.endpoint("10.0.0.7", "web");
+    (world, streams)
+}
+
+/// Whether a stream is reset before anything comes back; the reset may overtake the answer to its CONNECT.
+async fn is_reset(world: &World, who: &str) -> bool {
+    let tunnel = world.tunnel(&identity(who)).await.unwrap();
+    match tunnel.open(&ConnectRequest::new("10.96.0.1:80")).await {
+        Ok((mut stream, _)) => stream.read_u8().await.is_err(),
+        Err(error) => matches!(error, OpenError::Reset(_)),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_not_read_is_judged_by_what_is_known_of_it() {
+    let (world, mut streams) = tcp().await;
+    world
+        .apply(vec![told(
+            "allow",
+            authz(Action::Allow, vec![from_namespace("shop")]),
+        )])
+        .await;
+    assert!(is_reset(&world, "dev/client").await);
+    let mut client = world.ask("shop/client", "10.96.0.1:80").await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(streams.recv().await.unwrap().read_u8().await.unwrap(), b'x');
+    assert!(streams.try_recv().is_err(), "the other one never got there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_only_be_told_of_a_request_refuses_a_stream() {
+    let (world, _streams) = tcp().await;
+    world
+        .apply(vec![told("deny", authz(Action::Deny, vec![to("GET", "/admin")]))])
+        .await;
+    assert!(is_reset(&world, "client").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_stream_ends_when_a_policy_denies_it() {
+    let (world, mut streams) = tcp().await;
+    let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
+    let mut server = streams.recv().await.unwrap();
+    server.write_all(b"x").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'x');
+    let before = tokio::time::Instant::now();
+    world
+        .apply(vec![told(
+            "deny",
+            authz(Action::Deny, vec![from_namespace("shop")]),
+        )])
+        .await;
+    assert!(client.read_u8().await.is_err());
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_policies_every_request_passes() {
+    let world = World::web_with(AppProtocol::Http11, application(echo)).await;
+    assert_eq!(status(&world, "dev/client", get("/anything")).await, 200);
+}
