@@ -8,4 +8,5 @@ pub mod pace;
 pub mod respond;
 pub mod routing;
 pub mod rule;
+pub mod send;
 pub mod server;

@@ -19,6 +19,7 @@ pub struct Metrics {
     /// Connections to endpoints that were opened without mutual TLS.
     pub plaintext_upstream: Counter,
     mirror: Family<OfOutcome, Counter>,
+    retries: Family<OfOutcome, Counter>,
     local_replies: Family<OfReason, Counter>,
     /// What policies decided.
     pub policies: PolicyMetrics,
@@ -61,6 +62,11 @@ impl Metrics {
                 "Copies of requests, by what became of them",
                 Family::default(),
             ),
+            retries: registry.register(
+                "tulle_waypoint_retries",
+                "Further tries that were wanted, by what became of them: made, over_budget, overflow",
+                Family::default(),
+            ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
             policies: PolicyMetrics::register(registry),
         }
@@ -69,6 +75,11 @@ impl Metrics {
     /// Counts a copy of a request.
     pub fn mirrored(&self, outcome: &'static str) {
         self.mirror.get_or_create(&OfOutcome { outcome }).inc();
+    }
+
+    /// Counts a further try that was wanted.
+    pub fn retried(&self, outcome: &'static str) {
+        self.retries.get_or_create(&OfOutcome { outcome }).inc();
     }
 
     /// Counts an answer of our own.

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod connect;
 pub mod dial;
 pub mod endpoint;
+pub mod hash;
 pub mod locality;
 pub mod outcome;
 pub mod outlier;

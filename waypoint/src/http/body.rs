@@ -9,11 +9,15 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::exchange::Ending;
 use crate::filter::mirror::{Cut, Shadow, Tee, tee};
+use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::Pick;
 use crate::upstream::pool::Lease;
+use crate::upstream::retry::look_ahead::Seen;
+use crate::upstream::retry::replay::{ReplayError, TryBody};
 
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,21 @@ pub enum BodyError {
     /// It is a copy, and was cut off.
     #[error(transparent)]
     Cut(#[from] Cut),
+    /// Another try has taken the body over.
+    #[error("another try has taken the body over")]
+    TakenOver,
+    /// The answer took longer than its route allows.
+    #[error("the answer took longer than its route allows")]
+    TimedOut,
+}
+
+impl From<ReplayError<Self>> for BodyError {
+    fn from(error: ReplayError<Self>) -> Self {
+        match error {
+            ReplayError::Body(error) => error,
+            ReplayError::TakenOver => Self::TakenOver,
+        }
+    }
 }
 
 /// The body of a request on its way to an endpoint.
@@ -46,6 +65,8 @@ enum RequestSource {
     Incoming(Incoming),
     Teed(Box<Tee<RequestBody>>),
     Copy(Box<Shadow>),
+    /// For one try of several.
+    Try(Box<TryBody<RequestBody>>),
 }
 
 impl RequestBody {
@@ -79,6 +100,15 @@ impl RequestBody {
         let copy = |shadow| of(RequestSource::Copy(Box::new(shadow)));
         let own = of(RequestSource::Teed(Box::new(tee)));
         (own, shadows.into_iter().map(copy).collect())
+    }
+
+    /// The body of one try.
+    #[must_use]
+    pub fn of_try(body: TryBody<Self>) -> Self {
+        Self {
+            source: RequestSource::Try(Box::new(body)),
+            ..Self::default()
+        }
     }
 
     /// The first `max` bytes, and whether that is all. They still go on; what is held back is no more than that and one
@@ -116,6 +146,7 @@ impl RequestSource {
             Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
             Self::Teed(teed) => Pin::new(teed).poll_frame(cx),
             Self::Copy(copy) => Pin::new(copy).poll_frame(cx).map_err(BodyError::from),
+            Self::Try(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
         }
     }
 }
@@ -143,6 +174,7 @@ impl Body for RequestBody {
             RequestSource::Incoming(incoming) => incoming.is_end_stream(),
             RequestSource::Teed(teed) => teed.is_end_stream(),
             RequestSource::Copy(copy) => copy.is_end_stream(),
+            RequestSource::Try(body) => body.is_end_stream(),
         }
     }
 
@@ -152,6 +184,7 @@ impl Body for RequestBody {
             RequestSource::Incoming(incoming) => incoming.size_hint(),
             RequestSource::Teed(teed) => teed.size_hint(),
             RequestSource::Copy(copy) => copy.size_hint(),
+            RequestSource::Try(body) => body.size_hint(),
         };
         let held = self.first.iter().filter_map(Frame::data_ref);
         let held: u64 = held.map(|data| data.len() as u64).sum();
@@ -164,10 +197,16 @@ impl Body for RequestBody {
     }
 }
 
+/// What an answer holds until its end: the endpoint's count of it, the backend's, and that of retries.
+pub type Held = (Pick, Guard, Option<Guard>);
+
 /// The body of an answer on its way to the client.
 #[derive(Debug, Default)]
 pub struct ResponseBody {
     source: Source,
+    /// When it has to be over.
+    ends: Option<Pin<Box<Sleep>>>,
+    held: Option<Box<Held>>,
     /// Ends the answer before its end.
     cut: Option<Cutter>,
     /// Dropped with the answer, whether or not it came to its end.
@@ -182,6 +221,8 @@ enum Source {
     /// A text of our own.
     Text(Bytes),
     Upstream(Upstream),
+    /// Its first frame was looked at.
+    Seen(Box<Seen<ResponseBody>>),
 }
 
 /// What an endpoint sends, with what is to be given back at its end.
@@ -189,8 +230,6 @@ struct Upstream {
     incoming: Incoming,
     /// Gone once the body has ended.
     lease: Option<Lease>,
-    /// The endpoint counts the request until then.
-    _in_flight: Pick,
 }
 
 impl ResponseBody {
@@ -202,13 +241,24 @@ impl ResponseBody {
 
     /// What an endpoint sends over a leased connection.
     #[must_use]
-    pub fn upstream(incoming: Incoming, lease: Lease, in_flight: Pick) -> Self {
+    pub fn upstream(incoming: Incoming, lease: Lease) -> Self {
         let upstream = Upstream {
             incoming,
             lease: Some(lease),
-            _in_flight: in_flight,
         };
         Source::Upstream(upstream).into()
+    }
+
+    /// One whose first frame was looked at.
+    #[must_use]
+    pub fn seen(seen: Seen<Self>) -> Self {
+        Source::Seen(Box::new(seen)).into()
+    }
+
+    /// Holds this until the answer has ended, and breaks it off when its time is over.
+    pub fn hold(&mut self, held: Box<Held>, ends: Option<Instant>) {
+        self.held = Some(held);
+        self.ends = ends.map(|at| Box::pin(sleep_until(at)));
     }
 
     /// Ends the answer, unless it is over, when `cut` is done. One allocation per answer: the only thing that can reach
@@ -235,8 +285,7 @@ impl From<Source> for ResponseBody {
     fn from(source: Source) -> Self {
         Self {
             source,
-            cut: None,
-            _ending: None,
+            ..Self::default()
         }
     }
 }
@@ -282,6 +331,13 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(ends) = &mut self.ends
+            && ends.as_mut().poll(cx).is_ready()
+        {
+            // What is left of it, and its connection, go at once.
+            (self.source, self.ends) = (Source::Empty, None);
+            return Poll::Ready(Some(Err(BodyError::TimedOut)));
+        }
         if let Some(Cutter(cut)) = &mut self.cut
             && cut.as_mut().poll(cx).is_ready()
         {
@@ -303,6 +359,7 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
             }
+            Source::Seen(seen) => Pin::new(seen).poll_frame(cx),
         }
     }
 
@@ -311,6 +368,7 @@ impl Body for ResponseBody {
             Source::Empty => true,
             Source::Text(_) => false,
             Source::Upstream(upstream) => upstream.incoming.is_end_stream(),
+            Source::Seen(seen) => seen.is_end_stream(),
         }
     }
 
@@ -319,6 +377,7 @@ impl Body for ResponseBody {
             Source::Empty => SizeHint::with_exact(0),
             Source::Text(text) => SizeHint::with_exact(text.len() as u64),
             Source::Upstream(upstream) => upstream.incoming.size_hint(),
+            Source::Seen(seen) => seen.size_hint(),
         }
     }
 }

@@ -6,20 +6,18 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, Request, Response};
-use http_body::Body as _;
 use hyper::body::Incoming;
-use tulle_model::request::{Protocol, Scheme};
-use tulle_model::service::AppProtocol;
+use tulle_model::request::Scheme;
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{Reason, RequestHead};
-use tulle_transport::hbone::Retry;
 
 use super::body::{RequestBody, ResponseBody};
-use super::hygiene::encode::{self, REQUEST_ID, Telling};
+use super::hygiene::encode::REQUEST_ID;
 use super::hygiene::{self, Admitted, Bounds, Terms};
 use super::pace::{Pace, Running};
 use super::respond::{self, Caller, Reply};
 use super::routing::{self, Onward, Way};
+use super::send::{Sending, Tries};
 use crate::context::Waypoint;
 use crate::filter::mirror;
 use crate::listener::arrival::Arrival;
@@ -28,12 +26,7 @@ use crate::policy::engine::{Asking, Passed};
 use crate::policy::live::Open;
 use crate::snapshot::{FrontState, PortState, Snapshot};
 use crate::upstream::backend::{Backend, BackendKey};
-use crate::upstream::cluster::{Ask, Pick};
-use crate::upstream::connect::{self, Behalf};
-use crate::upstream::pool::{Key, SendFailed, Version};
 
-/// Tries where no byte of the request can have reached an application: one, and two more.
-const TRIES_MAX: u32 = 3;
 /// Longest id of a request that is kept as the client says it.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -166,7 +159,12 @@ impl Exchange<'_> {
         if let Some(answer) = way.redirect(&admitted.head, port)? {
             return Ok((self.own(answer), None));
         }
-        let onward = way.onward(&place.port, &admitted.head)?;
+        let tries = way
+            .rule
+            .as_ref()
+            .map_or_else(|| Tries::plain(), |rule| &rule.tries);
+        let session = tries.session_of(&place.port.backend, &admitted.head);
+        let onward = way.onward(&place.port, &admitted.head, session)?;
         self.police_backend(
             place,
             &onward.backend,
@@ -178,12 +176,26 @@ impl Exchange<'_> {
         let mut head = onward.head.as_ref().unwrap_or(&admitted.head).clone();
         passed.change_request(&mut head);
         let body = self.mirror(place, way, &head, &admitted, body);
-        let mut answer = self
-            .send(place, &onward.backend, &head, admitted.takes_trailers, body)
-            .await?;
+        let sending = self.sending(place, tries, admitted.takes_trailers);
+        let mut answer = sending.run(&head, body, &onward.backend).await?;
         passed.change_response(answer.headers_mut());
         let answer = self.watched(answer, place, way, admitted.head, passed);
         Ok((answer, Some(onward)))
+    }
+
+    /// How a request is sent that was read just now.
+    fn sending<'s>(&'s self, place: &'s Place, tries: &'s Tries, takes_trailers: bool) -> Sending<'s> {
+        Sending {
+            waypoint: self.waypoint,
+            arrival: self.arrival,
+            snapshot: &place.snapshot,
+            port: &place.port,
+            id: &self.id,
+            takes_trailers,
+            tries,
+            once: false,
+            start: place.port.backend.now(),
+        }
     }
 
     /// What policies say of a request that takes this route: limits, tokens, authorizers, authorization, faults.
@@ -318,134 +330,6 @@ impl Exchange<'_> {
         })
     }
 
-    /// Tries endpoints until one answers, as long as no byte can have reached an application.
-    async fn send(
-        &self,
-        place: &Place,
-        backend: &Backend,
-        head: &RequestHead,
-        takes_trailers: bool,
-        body: RequestBody,
-    ) -> Result<Response<ResponseBody>, Reply> {
-        let version = upstream_version(routing::spoken(backend, place.port.protocol), head);
-        let has_body = !body.is_end_stream();
-        let mut body = Some(body);
-        let (mut tried, mut last) = (Vec::new(), Reason::NoHealthyEndpoint);
-        for attempt in 1..=TRIES_MAX {
-            let ask = Ask {
-                now: backend.now(),
-                tried: &tried,
-                address: Some(self.arrival.destination.address.ip()),
-                ..Ask::default()
-            };
-            let Some(pick) = backend.pick(&ask) else {
-                break;
-            };
-            let state = Arc::clone(&pick.endpoint().state);
-            let sending = match body.take() {
-                Some(body) => body,
-                None if !has_body => RequestBody::default(),
-                None => break,
-            };
-            let telling = Telling {
-                request_id: &self.id,
-                source_ip: self.arrival.source.ip,
-                attempt,
-                client_cert: None,
-                upgrade: None,
-                takes_trailers,
-            };
-            let written = match version {
-                Version::Http1 => http::Version::HTTP_11,
-                Version::Http2 => http::Version::HTTP_2,
-            };
-            let parts = encode::encode(head, &telling, written).map_err(|_| Reason::BadPath)?;
-            let request = Request::from_parts(parts, sending);
-            match self.attempt(place, pick, version, request).await {
-                Ok(response) => return Ok(response),
-                Err(failed) => {
-                    last = failed.reason;
-                    if !failed.again {
-                        break;
-                    }
-                    body = failed.body;
-                    if failed.elsewhere {
-                        tried.push(state);
-                    }
-                }
-            }
-        }
-        Err(last.into())
-    }
-
-    async fn attempt(
-        &self,
-        place: &Place,
-        pick: Pick,
-        version: Version,
-        request: Request<RequestBody>,
-    ) -> Result<Response<ResponseBody>, Failed> {
-        let endpoint = pick.endpoint();
-        let Some(address) = endpoint.address(self.arrival.destination.address) else {
-            return Err(Failed::unsent(Reason::NoHealthyEndpoint, request, true));
-        };
-        let key = Key {
-            workload: endpoint.workload.uid.clone(),
-            address,
-            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
-            source: connect::told_source(self.arrival, &place.snapshot),
-            version,
-        };
-        let open = || async {
-            let behalf = Behalf::of(self.arrival, &place.snapshot);
-            connect::open(self.waypoint, endpoint, address, &behalf).await
-        };
-        let mut lease = match self.waypoint.upstreams.http.lease(&key, open).await {
-            Ok(lease) => lease,
-            Err(error) => {
-                tracing::debug!(%error, %address, "an endpoint was not reached");
-                let again = error.retry() != Retry::Never;
-                let failed = Failed::unsent(connect::reason(&error), request, true);
-                return Err(Failed { again, ..failed });
-            }
-        };
-        let empty = request.body().is_end_stream();
-        match lease.send(request).await {
-            Ok(response) => {
-                let (mut parts, body) = response.into_parts();
-                let answer = |reason| Failed::ended(reason);
-                let connection = hygiene::answer::clean(&mut parts, false).map_err(answer)?;
-                parts.extensions.clear();
-                if connection == hygiene::answer::Connection::Close {
-                    lease.spoil();
-                }
-                let body = ResponseBody::upstream(body, lease, pick);
-                Ok(Response::from_parts(parts, body))
-            }
-            Err(SendFailed {
-                unsent: Some(request),
-                error,
-            }) => {
-                tracing::debug!(%error, %address, "a connection was gone before the request was sent");
-                // A connection that waited may be gone; a fresh one to the same endpoint need not be.
-                Err(Failed::unsent(Reason::UpstreamReset, *request, !lease.reused))
-            }
-            Err(SendFailed { unsent: None, error }) => {
-                tracing::debug!(%error, %address, "no answer");
-                let closed = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
-                let reason = if error.is_parse() {
-                    Reason::UpstreamProtocol
-                } else {
-                    Reason::UpstreamReset
-                };
-                Err(Failed {
-                    again: lease.reused && empty && closed && version == Version::Http1,
-                    ..Failed::ended(reason)
-                })
-            }
-        }
-    }
-
     /// Sends copies where the rule says, and hands the body back that feeds them. Nobody waits for a copy.
     fn mirror(
         &self,
@@ -487,9 +371,11 @@ impl Exchange<'_> {
                     grpc,
                 };
                 let copying = async {
-                    let answer = exchange
-                        .send(&place, &backend, &head, takes_trailers, copy)
-                        .await?;
+                    let sending = Sending {
+                        once: true,
+                        ..exchange.sending(&place, Tries::plain(), takes_trailers)
+                    };
+                    let answer = sending.run(&head, copy, &backend).await?;
                     http_body_util::BodyExt::collect(answer.into_body())
                         .await
                         .map_err(|_| Reason::UpstreamReset)?;
@@ -516,45 +402,6 @@ impl Exchange<'_> {
             detail: self.waypoint.config.reason_detail,
         };
         respond::reply(reply, caller)
-    }
-}
-
-/// A try that failed.
-struct Failed {
-    reason: Reason,
-    /// What was not sent.
-    body: Option<RequestBody>,
-    /// Whether another try may be made: nothing can have reached the application.
-    again: bool,
-    /// Whether the same endpoint would fail again.
-    elsewhere: bool,
-}
-
-impl Failed {
-    fn unsent(reason: Reason, request: Request<RequestBody>, elsewhere: bool) -> Self {
-        Self {
-            reason,
-            body: Some(request.into_body()),
-            again: true,
-            elsewhere,
-        }
-    }
-
-    fn ended(reason: Reason) -> Self {
-        Self {
-            reason,
-            body: None,
-            again: false,
-            elsewhere: false,
-        }
-    }
-}
-
-/// What is declared for HTTP/2 is spoken to in HTTP/2; else what the client speaks. Never less.
-fn upstream_version(declared: AppProtocol, head: &RequestHead) -> Version {
-    match (declared, head.protocol) {
-        (AppProtocol::Http2 | AppProtocol::Grpc, _) | (_, Protocol::Http2) => Version::Http2,
-        (_, Protocol::Http10 | Protocol::Http11) => Version::Http1,
     }
 }
 

@@ -115,11 +115,16 @@ impl Way {
         Ok(Some(answer))
     }
 
-    /// Draws the backend and lets the rule's and its filters change the request.
+    /// Draws the backend and lets the rule's and its filters change the request. A session stays with its backend.
     ///
     /// # Errors
     /// `backend_invalid` if what was drawn does not exist or may not be used.
-    pub fn onward(&self, port: &PortState, head: &RequestHead) -> Result<Onward, Reply> {
+    pub fn onward(
+        &self,
+        port: &PortState,
+        head: &RequestHead,
+        session: Option<u128>,
+    ) -> Result<Onward, Reply> {
         let Some(rule) = &self.rule else {
             return Ok(Onward {
                 backend: Arc::clone(&port.backend),
@@ -128,7 +133,8 @@ impl Way {
             });
         };
         let invalid = || self.failed(Reason::BackendInvalid);
-        let place = rule.draw(rand::random()).ok_or_else(invalid)?;
+        let held = session.and_then(|session| rule.holding(session));
+        let place = held.or_else(|| rule.draw(rand::random())).ok_or_else(invalid)?;
         let drawn = &rule.backends()[place];
         let backend = drawn
             .backend

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tulle_model::route::{Action, Backend as Ref, BackendTo, Route, Split};
 use tulle_model::{NamespacedHostname, Str};
 
+use super::send::Tries;
 use crate::filter::Filters;
 use crate::filter::mirror::Share;
 use crate::upstream::backend::Backend;
@@ -22,6 +23,8 @@ pub struct Rule {
     pub filters: Filters,
     /// Who gets copies.
     pub mirrors: Vec<Mirror>,
+    /// How long requests may take, and when they are tried again.
+    pub tries: Tries,
     split: Split,
     backends: Vec<Weighted>,
 }
@@ -78,6 +81,7 @@ impl Rule {
         Arc::new(Self {
             route: Arc::clone(route),
             name: route.name(),
+            tries: Tries::of(route),
             split: Split::new(&route.backends),
             broken,
             filters,
@@ -90,6 +94,16 @@ impl Rule {
     #[must_use]
     pub fn draw(&self, random: u64) -> Option<usize> {
         self.split.draw(random)
+    }
+
+    /// The place of the backend that a session's endpoint belongs to.
+    #[must_use]
+    pub fn holding(&self, session: u128) -> Option<usize> {
+        let knows = |weighted: &Weighted| {
+            let cluster = weighted.backend.as_ref().and_then(|backend| backend.cluster());
+            cluster.is_some_and(|cluster| cluster.knows(session))
+        };
+        self.backends.iter().position(knows)
     }
 
     /// Every backend, in order.

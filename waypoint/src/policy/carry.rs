@@ -55,6 +55,7 @@ impl Waypoint {
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
+            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
             source: None,
             expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
             version: match question.over {

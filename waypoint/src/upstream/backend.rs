@@ -15,6 +15,7 @@ use tulle_model::{NamespacedHostname, Snapshot, WorkloadUid};
 
 use super::budget::{self, Budget};
 use super::cluster::{Ask, Cluster, ClusterPolicy, ClusterState, Pick, Sources, Unit};
+use super::session::SessionPolicy;
 use crate::clock::{Clock, Time};
 
 /// What a backend is.
@@ -67,6 +68,7 @@ pub struct Backend {
 struct Current {
     cluster: Arc<Cluster>,
     budget: budget::Settings,
+    session: Option<SessionPolicy>,
 }
 
 impl Backend {
@@ -121,11 +123,16 @@ impl Backend {
             Concern::RetryBudget(budget) => Some(budget),
             _ => None,
         });
+        let session = winner(attached.iter().copied(), &place, |concern| match concern {
+            Concern::Session(session) => Some(session),
+            _ => None,
+        });
         let next = self
             .cluster_in(mesh, own, policy(&place, &attached))
             .map(|cluster| Current {
                 cluster: Arc::new(cluster),
                 budget: budget.map(|(_, budget)| budget.into()).unwrap_or_default(),
+                session: session.and_then(|(_, session)| SessionPolicy::new(session)),
             });
         self.current.store(next.map(Arc::new));
     }
@@ -193,6 +200,12 @@ impl Backend {
         let current = self.current.load();
         let settings = current.as_ref().map(|current| current.budget).unwrap_or_default();
         self.budget.retry(&settings, self.now())
+    }
+
+    /// How sessions are kept where no route says it.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionPolicy> {
+        self.current.load().as_ref()?.session.clone()
     }
 
     /// The share of the retry budget that is spent.

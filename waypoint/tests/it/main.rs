@@ -7,6 +7,7 @@ mod attacks;
 mod desync;
 mod policies;
 mod requests;
+mod resilience;
 mod routes;
 mod streams;
 mod strict;

@@ -1,0 +1,443 @@
+//! A request on its way to endpoints: *draw → pick → breaker → timer → upstream*, again where that is allowed.
+
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
+
+use http::header::{HeaderName, SET_COOKIE};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Body as _;
+use smallvec::SmallVec;
+use tokio::time::{Instant, sleep, timeout};
+use tulle_model::request::Protocol;
+use tulle_model::route::{Route, Timeouts};
+use tulle_model::service::AppProtocol;
+use tulle_model::{Reason, RequestHead};
+
+use super::body::{RequestBody, ResponseBody};
+use super::hygiene;
+use super::hygiene::encode::{self, Telling};
+use super::respond::{Own, Reply};
+use super::routing;
+use crate::clock::Time;
+use crate::context::Waypoint;
+use crate::listener::arrival::Arrival;
+use crate::snapshot::{PortState, Snapshot};
+use crate::upstream::backend::Backend;
+use crate::upstream::breaker::Guard;
+use crate::upstream::cluster::{Ask, Pick};
+use crate::upstream::connect::{self, Behalf};
+use crate::upstream::endpoint::EndpointState;
+use crate::upstream::hash;
+use crate::upstream::outcome::{Answer, Outcome, Unsent};
+use crate::upstream::pool::{Key, SendFailed, Version};
+use crate::upstream::retry::replay::Replay;
+use crate::upstream::retry::{Decision, RetryPolicy, Tried, look_ahead, retry_after};
+use crate::upstream::session::{SessionPolicy, Token};
+use crate::upstream::timeout::{self as limits, Deadline, TryLimit};
+
+/// A waypoint tells its clients when it was its breaker that refused.
+const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
+
+/// What a rule says of tries.
+#[derive(Debug, Clone)]
+pub struct Tries {
+    retry: RetryPolicy,
+    timeouts: Timeouts,
+    session: Option<SessionPolicy>,
+}
+
+static PLAIN: LazyLock<Tries> = LazyLock::new(|| Tries {
+    retry: RetryPolicy::new(None),
+    timeouts: Timeouts::default(),
+    session: None,
+});
+
+impl Tries {
+    /// What a route's rule says.
+    #[must_use]
+    pub fn of(route: &Route) -> Self {
+        Self {
+            retry: RetryPolicy::new(route.retry.as_ref()),
+            timeouts: route.timeouts.clone(),
+            session: route.session.as_ref().and_then(SessionPolicy::new),
+        }
+    }
+
+    /// The endpoint that a request's session is with, as far as the rule or the backend that is asked for keeps one.
+    #[must_use]
+    pub fn session_of(&self, backend: &Backend, head: &RequestHead) -> Option<u128> {
+        let policy = self.session.clone().or_else(|| backend.session())?;
+        let token = policy.read(&head.headers, unix_now())?;
+        Some(token.fingerprint)
+    }
+
+    /// What holds where no rule says anything.
+    #[must_use]
+    pub fn plain() -> &'static Self {
+        &PLAIN
+    }
+}
+
+/// What one request is sent by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sending<'a> {
+    pub(super) waypoint: &'a Arc<Waypoint>,
+    pub(super) arrival: &'a Arrival,
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) port: &'a PortState,
+    pub(super) id: &'a HeaderValue,
+    pub(super) takes_trailers: bool,
+    pub(super) tries: &'a Tries,
+    /// Whether another try may be made at all; copies have one.
+    pub(super) once: bool,
+    /// When the head of the request was read.
+    pub(super) start: Time,
+}
+
+/// What a try brought.
+struct Brought {
+    outcome: Outcome,
+    /// The answer, if there is one.
+    response: Option<Response<ResponseBody>>,
+    /// Why there is none.
+    reason: Reason,
+    /// The whole request is out of time, not this try alone.
+    over: bool,
+}
+
+/// What the tries of one request share.
+struct State {
+    replay: Replay<RequestBody>,
+    tried: SmallVec<[Arc<EndpointState>; 3]>,
+    deadline: Deadline,
+    token: Option<Token>,
+    number: u32,
+    /// Held by the try that is one too many for nobody.
+    retrying: Option<Guard>,
+}
+
+impl Sending<'_> {
+    /// Sends a request to a backend. Its policies were judged for this one, so that every try goes there.
+    pub(super) async fn run(
+        &self,
+        head: &RequestHead,
+        body: RequestBody,
+        backend: &Arc<Backend>,
+    ) -> Result<Response<ResponseBody>, Reply> {
+        let parent = &self.port.backend;
+        if !self.once {
+            parent.count_request();
+        }
+        let grpc = head
+            .is_grpc()
+            .then(|| limits::grpc_timeout(&head.headers))
+            .flatten();
+        let session = self.tries.session.clone().or_else(|| parent.session());
+        let mut state = State {
+            replay: Replay::new(body, self.tries.retry.retries() && !self.once),
+            tried: SmallVec::new(),
+            deadline: Deadline::new(&self.tries.timeouts, grpc, self.start),
+            token: session
+                .as_ref()
+                .and_then(|policy| policy.read(&head.headers, unix_now())),
+            number: 1,
+            retrying: None,
+        };
+        loop {
+            let brought = self.one(&mut state, head, backend, session.as_ref()).await?;
+            let again = self.again(&mut state, head, &brought, backend)?;
+            let Some(wait) = again else {
+                state.replay.commit();
+                return match brought.response {
+                    Some(response) => Ok(response),
+                    None => Err(brought.reason.into()),
+                };
+            };
+            // What came is dropped, and its connection with it, before the wait.
+            drop(brought);
+            sleep(wait).await;
+            state.number += 1;
+        }
+    }
+
+    /// How long to wait before another try; `None` if there is none.
+    fn again(
+        &self,
+        state: &mut State,
+        head: &RequestHead,
+        brought: &Brought,
+        backend: &Arc<Backend>,
+    ) -> Result<Option<Duration>, Reply> {
+        state.retrying = None;
+        if self.once || brought.over {
+            return Ok(None);
+        }
+        let tried = Tried {
+            number: state.number,
+            outcome: &brought.outcome,
+            method: &head.method,
+            replayable: state.replay.is_replayable(),
+            left: state.deadline.left(self.port.backend.now()),
+            random: rand::random(),
+        };
+        let Decision::Retry(wait) = self.tries.retry.decide(&tried) else {
+            return Ok(None);
+        };
+        let metrics = &self.waypoint.metrics;
+        if !self.port.backend.may_retry() {
+            metrics.retried("over_budget");
+            return Err(Reason::RetryBudgetSpent.into());
+        }
+        let Some(cluster) = backend.cluster() else {
+            return Ok(None);
+        };
+        match cluster.state().breaker.retry(cluster.policy().limits) {
+            Ok(guard) => state.retrying = Some(guard),
+            Err(_) => {
+                metrics.retried("overflow");
+                return Ok(None);
+            }
+        }
+        metrics.retried("made");
+        Ok(Some(wait))
+    }
+
+    /// One try, from the pick of its endpoint to the head of its answer.
+    async fn one(
+        &self,
+        state: &mut State,
+        head: &RequestHead,
+        backend: &Arc<Backend>,
+        session: Option<&SessionPolicy>,
+    ) -> Result<Brought, Reply> {
+        let Some(cluster) = backend.cluster() else {
+            return Err(Reason::BackendInvalid.into());
+        };
+        let hashed = hash::of(cluster.hash_keys(), head, &self.arrival.source, rand::random());
+        let now = backend.now();
+        let ask = Ask {
+            now,
+            hash: hashed.hash,
+            session: state.token.map(|token| token.fingerprint),
+            tried: &state.tried,
+            address: Some(self.arrival.destination.address.ip()),
+        };
+        let Some(mut pick) = backend.pick(&ask) else {
+            return Err(Reason::NoHealthyEndpoint.into());
+        };
+        let breaker = &cluster.state().breaker;
+        let guard = breaker.request(cluster.policy().limits).map_err(|_| overflow())?;
+        state.tried.push(Arc::clone(&pick.endpoint().state));
+        let cookies = self.cookies(state, &pick, session, hashed.set_cookie);
+        let limit = limits::of_try(&self.tries.timeouts, &state.deadline, self.port.backend.now());
+        let ends = limit.limit().map(|limit| Instant::now() + limit);
+        let trying = self.attempt(state, head, backend, &mut pick);
+        let brought = match limit.limit() {
+            Some(limit) => timeout(limit, trying).await,
+            None => Ok(trying.await),
+        };
+        let mut brought = brought.unwrap_or_else(|_| late(limit));
+        pick.settle(&brought.outcome, backend.now());
+        if let Some(response) = &mut brought.response {
+            for (name, value) in cookies {
+                response.headers_mut().append(name, value);
+            }
+            let held = (pick, guard, state.retrying.take());
+            response.body_mut().hold(Box::new(held), ends);
+        }
+        Ok(brought)
+    }
+
+    /// What the client is told so that it comes back to the same endpoint.
+    fn cookies(
+        &self,
+        state: &State,
+        pick: &Pick,
+        session: Option<&SessionPolicy>,
+        hashed: Option<HeaderValue>,
+    ) -> SmallVec<[(HeaderName, HeaderValue); 2]> {
+        let secure = self.arrival.is_gateway;
+        let session =
+            session.and_then(|policy| policy.write(state.token, pick.fingerprint(), unix_now(), secure));
+        let hashed = hashed.map(|cookie| (SET_COOKIE, cookie));
+        session.into_iter().chain(hashed).collect()
+    }
+
+    async fn attempt(
+        &self,
+        state: &State,
+        head: &RequestHead,
+        backend: &Arc<Backend>,
+        pick: &mut Pick,
+    ) -> Brought {
+        let endpoint = pick.endpoint();
+        let Some(address) = endpoint.address(self.arrival.destination.address) else {
+            return Brought::failed(Outcome::Unsent(Unsent::Connect), Reason::NoHealthyEndpoint);
+        };
+        let version = upstream_version(routing::spoken(backend, self.port.protocol), head);
+        let request = match self.request(state, head, version) {
+            Ok(request) => request,
+            Err(reason) => return Brought::failed(Outcome::ClientGone, reason),
+        };
+        let key = Key {
+            workload: endpoint.workload.uid.clone(),
+            address,
+            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
+            source: connect::told_source(self.arrival, self.snapshot),
+            version,
+        };
+        let open = || async {
+            let behalf = Behalf::of(self.arrival, self.snapshot);
+            connect::open(self.waypoint, endpoint, address, &behalf).await
+        };
+        let mut lease = match self.waypoint.upstreams.http.lease(&key, open).await {
+            Ok(lease) => lease,
+            Err(error) => {
+                tracing::debug!(%error, %address, "an endpoint was not reached");
+                return Brought::failed(connect::outcome_of(&error), connect::reason(&error));
+            }
+        };
+        let error = match lease.send(request).await {
+            Ok(response) => {
+                let (mut parts, body) = response.into_parts();
+                let connection = match hygiene::answer::clean(&mut parts, false) {
+                    Ok(connection) => connection,
+                    Err(reason) => return Brought::failed(Outcome::Malformed, reason),
+                };
+                parts.extensions.clear();
+                if connection == hygiene::answer::Connection::Close {
+                    lease.spoil();
+                }
+                let response = Response::from_parts(parts, ResponseBody::upstream(body, lease));
+                return self.answered(head, response).await;
+            }
+            Err(error) => error,
+        };
+        tracing::debug!(error = %error.error, %address, "no answer");
+        let outcome = ended(&error, lease.reused && !state.replay.has_started(), version);
+        Brought::failed(outcome, outcome.reason().unwrap_or(Reason::UpstreamReset))
+    }
+
+    fn request(
+        &self,
+        state: &State,
+        head: &RequestHead,
+        version: Version,
+    ) -> Result<Request<RequestBody>, Reason> {
+        let telling = Telling {
+            request_id: self.id,
+            source_ip: self.arrival.source.ip,
+            attempt: state.number,
+            client_cert: None,
+            upgrade: None,
+            takes_trailers: self.takes_trailers,
+        };
+        let written = match version {
+            Version::Http1 => http::Version::HTTP_11,
+            Version::Http2 => http::Version::HTTP_2,
+        };
+        let mut parts = encode::encode(head, &telling, written).map_err(|_| Reason::BadPath)?;
+        if let Some(left) = state
+            .deadline
+            .left(self.port.backend.now())
+            .filter(|_| head.is_grpc())
+        {
+            parts.headers.insert(limits::GRPC_TIMEOUT, limits::header(left));
+        }
+        Ok(Request::from_parts(
+            parts,
+            RequestBody::of_try(state.replay.next_try()),
+        ))
+    }
+
+    /// Reads what the head of an answer says, and where that may decide, its trailers.
+    async fn answered(&self, head: &RequestHead, response: Response<ResponseBody>) -> Brought {
+        let (parts, mut body) = response.into_parts();
+        let (status, wall) = (parts.status.as_u16(), SystemTime::now());
+        let is_grpc = head.is_grpc();
+        let mut grpc = is_grpc.then(|| look_ahead::grpc_status(&parts.headers)).flatten();
+        let mut hint = retry_after::hint(status, &parts.headers, wall);
+        if is_grpc
+            && grpc.is_none()
+            && self.tries.retry.reads_trailers()
+            && !self.once
+            && !body.is_end_stream()
+        {
+            let seen = look_ahead::look(body).await;
+            if seen.is_broken() {
+                return Brought::failed(Outcome::Reset, Reason::UpstreamReset);
+            }
+            if let Some(trailers) = seen.trailers() {
+                grpc = look_ahead::grpc_status(trailers);
+                hint = hint.or_else(|| retry_after::hint(status, trailers, wall));
+            }
+            body = ResponseBody::seen(seen);
+        }
+        Brought {
+            outcome: Outcome::Answered(Answer { status, grpc, hint }),
+            response: Some(Response::from_parts(parts, body)),
+            reason: Reason::UpstreamReset,
+            over: false,
+        }
+    }
+}
+
+impl Brought {
+    fn failed(outcome: Outcome, reason: Reason) -> Self {
+        Self {
+            outcome,
+            response: None,
+            reason,
+            over: false,
+        }
+    }
+}
+
+fn late(limit: TryLimit) -> Brought {
+    match limit {
+        TryLimit::Request(_) => Brought {
+            over: true,
+            ..Brought::failed(Outcome::TimedOut, Reason::RequestTimeout)
+        },
+        TryLimit::Try(_) | TryLimit::None => Brought::failed(Outcome::TimedOut, Reason::BackendTimeout),
+    }
+}
+
+fn overflow() -> Reply {
+    let headers = HeaderMap::from_iter([(OVERLOADED, HeaderValue::from_static("true"))]);
+    Reply {
+        own: Some(Box::new(Own {
+            headers,
+            ..Own::default()
+        })),
+        ..Reason::Overflow.into()
+    }
+}
+
+/// How a request ended that got no answer. `untouched` says that it went over a kept connection and that none of its
+/// body was read.
+fn ended(failed: &SendFailed, untouched: bool, version: Version) -> Outcome {
+    let error = &failed.error;
+    let closed = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
+    match version {
+        _ if failed.unsent.is_some() => Outcome::Unsent(Unsent::Stale),
+        _ if error.is_parse() => Outcome::Malformed,
+        Version::Http1 if untouched && closed => Outcome::Unsent(Unsent::Stale),
+        Version::Http1 | Version::Http2 => Outcome::Reset,
+    }
+}
+
+/// What is declared for HTTP/2 is spoken to in HTTP/2; else what the client speaks. Never less.
+fn upstream_version(declared: AppProtocol, head: &RequestHead) -> Version {
+    match (declared, head.protocol) {
+        (AppProtocol::Http2 | AppProtocol::Grpc, _) | (_, Protocol::Http2) => Version::Http2,
+        (_, Protocol::Http10 | Protocol::Http11) => Version::Http1,
+    }
+}
+
+fn unix_now() -> u32 {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
+}
