@@ -243,7 +243,7 @@ impl Bench {
                 if from.code.is_none() {
                     assert_eq!(to.read, from.written, "stream {n} {what}: every byte arrives");
                     assert_eq!(to.ended, from.finished, "stream {n} {what}: FIN is FIN");
-                } else if !to.ended && !(from.finished && to.finished) {
+                } else if !(to.ended || from.finished && to.finished) {
                     assert!(
                         matches!(to.error, Some(StreamError::Reset(_))),
                         "stream {n} {what}: {:?} became {:?}",

@@ -23,7 +23,7 @@ impl Core {
             );
             assert!(!stream.listed || places == 1, "stream {id} is listed nowhere");
             assert!(
-                !(stream.over && !stream.handle),
+                !stream.over || stream.handle,
                 "stream {id} is over and still there"
             );
             assert!(

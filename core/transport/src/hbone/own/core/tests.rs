@@ -399,6 +399,10 @@ fn what_no_peer_may_say_ends_the_connection() {
         let code = receive(&mut two.server, *kind, *flags, *stream, payload);
         assert_eq!(code, Err(*expect), "{kind} {flags} {stream} {payload:?}");
     }
+}
+
+#[test]
+fn settings_come_first_and_heads_are_not_interrupted() {
     let mut fresh = Core::new(Role::Server, &Settings::server(), Instant::now());
     assert_eq!(
         receive(&mut fresh, wire::PING, 0, 0, &[0; 8]),
