@@ -22,7 +22,7 @@ use tulle_integration::{TestMesh, manifest};
 use tulle_linux::NetNs;
 use tulle_model::Identity;
 use tulle_transport::hbone::{ConnectResponse, Settings, server};
-use tulle_world::{CONTROL, Component, Pod};
+use tulle_world::{CONTROL, Component, Pod, Process};
 
 use crate::names;
 
@@ -305,26 +305,8 @@ fn capture_by_hand(machine: &Pod, folder: &std::path::Path) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_without_an_agent_takes_part_by_a_proxy_and_a_token_of_its_own() {
-    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
-    let db = mesh.pod("n2", "db").await;
-    let machine = mesh.stranger("n1", "machine").await;
-    // It is a workload of the mesh, on a node that has no agent.
-    mesh.apply(
-        "machine",
-        &format!(
-            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: machine\n  namespace: app\n  \
-             annotations:\n    tulle.dev/node: m1\nspec:\n  address: {}\n  serviceAccount: machine\n",
-            machine.ipv4()
-        ),
-    );
-    let (token, issuer) = service_account_token(&mesh, "machine");
-    mesh.mesh.set_control_arguments(&["--jwt-issuer", &issuer]);
-    mesh.start().await;
-    mesh.captured(&[&db]).await;
-
-    capture_by_hand(&machine, mesh.folder());
+/// A proxy for a machine alone, under the machine's own token; it knows the machine and one pod.
+fn proxy_of_a_machine(mesh: &TestMesh, machine: &Pod, db: &Pod, token: &str) -> Process {
     let known = mesh.folder().join("machine.yaml");
     let workload = |name: &str, address: Ipv4Addr| {
         format!(
@@ -357,7 +339,30 @@ async fn a_machine_without_an_agent_takes_part_by_a_proxy_and_a_token_of_its_own
         .env("TULLE_RUN_DIR", &own_run)
         .env("RUST_LOG", "info")
         .stdin(Stdio::piped());
-    let _proxy = machine.spawn("machine", command).unwrap();
+    machine.spawn("machine", command).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_without_an_agent_takes_part_by_a_proxy_and_a_token_of_its_own() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let db = mesh.pod("n2", "db").await;
+    let machine = mesh.stranger("n1", "machine").await;
+    // It is a workload of the mesh, on a node that has no agent.
+    mesh.apply(
+        "machine",
+        &format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: machine\n  namespace: app\n  \
+             annotations:\n    tulle.dev/node: m1\nspec:\n  address: {}\n  serviceAccount: machine\n",
+            machine.ipv4()
+        ),
+    );
+    let (token, issuer) = service_account_token(&mesh, "machine");
+    mesh.mesh.set_control_arguments(&["--jwt-issuer", &issuer]);
+    mesh.start().await;
+    mesh.captured(&[&db]).await;
+
+    capture_by_hand(&machine, mesh.folder());
+    let _proxy = proxy_of_a_machine(&mesh, &machine, &db, &token);
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     let reached = eventually(async || gets_through(machine.namespace(), echo.address()).await).await;
     assert!(reached, "{}", mesh.logs());
