@@ -392,7 +392,7 @@ impl Exchange<'_> {
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
-            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
+            expected: endpoint.proven(),
             source: connect::told_source(self.arrival, &place.snapshot),
             version,
         };

@@ -55,6 +55,7 @@ impl Waypoint {
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
+            expected: endpoint.proven(),
             source: None,
             version: match question.over {
                 Over::Http1 => Version::Http1,
