@@ -1,7 +1,8 @@
-//! What a request pays for the policies of its front.
+//! What a request pays for the policies of its front: authorization, and limits of this replica.
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tulle_model::Identity;
@@ -9,9 +10,12 @@ use tulle_model::authz::policy::StringMatch;
 use tulle_model::policy::authz::{
     Action, Attributes, Authorizer, Authz, From, PathPattern, Rule, To, Values,
 };
+use tulle_model::policy::traffic::{Key, LocalRateLimit};
 use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::request::{Destination, Protocol, RequestHead, Scheme, Source};
 use tulle_model::route::{Kind, Origin};
+use tulle_waypoint::policy::limit::key::Keyed;
+use tulle_waypoint::policy::limit::local::{Limiter, take};
 
 /// An ALLOW policy of which no rule matches: the longest way to a refusal.
 fn policy(rules: usize) -> Arc<Policy> {
@@ -95,5 +99,42 @@ fn request_policy(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, request_policy);
+/// One bucket, and ten thousand that are asked in turn.
+fn local_limit(c: &mut Criterion) {
+    let source = |n: u32| {
+        let ip = std::net::Ipv4Addr::from(0x0a00_0000 + n).into();
+        Source {
+            identity: Some(Identity::new("cluster.local", "shop", "web")),
+            ip,
+            remote_ip: ip,
+        }
+    };
+    let head = tulle_model::testing::get("/api");
+    let mut group = c.benchmark_group("local_limit");
+    for keys in [1u32, 10_000] {
+        let limiter = Limiter::new(&LocalRateLimit {
+            requests: 1_000_000_000,
+            per: Duration::from_secs(1),
+            keys: vec![Key::SourceIp],
+            ..LocalRateLimit::default()
+        });
+        let sources: Vec<_> = (0..keys).map(source).collect();
+        let mut turn = sources.iter().cycle();
+        let mut now = Duration::from_secs(1);
+        group.bench_function(BenchmarkId::new("keys", keys), |b| {
+            b.iter(|| {
+                now += Duration::from_nanos(100);
+                let keyed = Keyed {
+                    source: turn.next().expect("a cycle does not end"),
+                    head: &head,
+                    route: None,
+                };
+                take([black_box(&limiter)], &keyed, now)
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, request_policy, local_limit);
 criterion_main!(benches);

@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod exchange;
+pub mod flood;
 pub mod hygiene;
 pub mod pace;
 pub mod respond;

@@ -66,10 +66,7 @@ pub async fn accept<F>(
         // Guards are waited for by the drain, so take one before the task gets its turn.
         let guard = pod.drain.guard();
         let serving = serve(Arc::clone(&pod), stream, tulle_model::network::canonical(peer));
-        tasks::spawn(task, async move {
-            let _guard = guard;
-            serving.await;
-        });
+        tasks::spawn_holding(task, guard, serving);
     };
     loop {
         tokio::select! {

@@ -200,10 +200,8 @@ pub async fn open(
     }
     let (answer, answered) = oneshot::channel();
     let guard = pod.drain.guard();
-    tasks::spawn("same-node-stream", async move {
-        let _guard = guard;
-        serve_stream(pod, Asking::Neighbour(Handed { request, answer }), tunnel).await;
-    });
+    let asking = Asking::Neighbour(Handed { request, answer });
+    tasks::spawn_holding("same-node-stream", guard, serve_stream(pod, asking, tunnel));
     match answered.await {
         Ok(Ok(opened)) => {
             from.node.locals.handed_over.inc();

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
 use futures_util::FutureExt;
+use futures_util::future::CatchUnwind;
 use parking_lot::RwLock;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +44,20 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    spawn_raw(supervised(name, future))
+    spawn_raw(supervised(name, (), future))
+}
+
+/// As [`spawn`]; `held` is dropped after the future, whichever way that ends.
+///
+/// An async block around the future would do the same and take twice its memory: what it captures keeps its place
+/// beside the one it is awaited in.
+pub fn spawn_holding<H, F>(name: &'static str, held: H, future: F) -> JoinHandle<F::Output>
+where
+    H: Send + 'static,
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    spawn_raw(supervised(name, held, future))
 }
 
 /// The counts of every name that was ever spawned, by name.
@@ -86,7 +102,7 @@ impl Scope {
     {
         let cancelled = self.cancelled.clone();
         let bounded = async move { cancelled.run_until_cancelled_owned(future).await };
-        spawn_raw(self.tracker.track_future(supervised(name, bounded)))
+        spawn_raw(self.tracker.track_future(supervised(name, (), bounded)))
     }
 
     /// Says that no more tasks come; [`Scope::wait`] needs it to end.
@@ -117,24 +133,50 @@ impl Scope {
     }
 }
 
-async fn supervised<F: Future>(name: &'static str, future: F) -> F::Output {
+pin_project_lite::pin_project! {
+    /// A future that is counted and whose panic is logged. Written out, because thousands of these are a large part of
+    /// what a process holds: an async function would keep its argument twice.
+    struct Supervised<H, F> {
+        // In this order: the future ends before what it holds, and is counted last.
+        #[pin]
+        future: CatchUnwind<AssertUnwindSafe<F>>,
+        held: H,
+        ended: Ended,
+        name: &'static str,
+    }
+}
+
+fn supervised<H, F: Future>(name: &'static str, held: H, future: F) -> Supervised<H, F> {
     let counter = counter(name);
     counter.started.fetch_add(1, Ordering::Relaxed);
-    let _ended = Ended(&counter);
-    match AssertUnwindSafe(future).catch_unwind().await {
-        Ok(output) => output,
-        Err(panic) => {
-            counter.panicked.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(task = name, panic = message(&*panic), "a task panicked");
-            resume_unwind(panic)
+    Supervised {
+        future: AssertUnwindSafe(future).catch_unwind(),
+        held,
+        ended: Ended(counter),
+        name,
+    }
+}
+
+impl<H, F: Future> Future for Supervised<H, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        match ready!(this.future.poll(context)) {
+            Ok(output) => Poll::Ready(output),
+            Err(panic) => {
+                this.ended.0.panicked.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(task = this.name, panic = message(&*panic), "a task panicked");
+                resume_unwind(panic)
+            }
         }
     }
 }
 
 /// Counts the end of a task on every path: return, panic, abort.
-struct Ended<'a>(&'a Counter);
+struct Ended(Arc<Counter>);
 
-impl Drop for Ended<'_> {
+impl Drop for Ended {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::Relaxed);
     }
@@ -193,6 +235,34 @@ mod tests {
                 panicked: 1
             }
         );
+    }
+
+    #[test]
+    fn supervision_takes_little_memory_of_its_own() {
+        let bytes = [0_u8; 4096];
+        let future = async move {
+            tokio::task::yield_now().await;
+            std::hint::black_box(bytes);
+        };
+        let plain = size_of_val(&future);
+        let supervised = size_of_val(&supervised("large", (), future));
+        assert!(supervised <= plain + 64, "{supervised} for {plain}");
+    }
+
+    #[tokio::test]
+    async fn what_is_held_outlives_the_future_and_no_more() {
+        struct Says(&'static str, Arc<parking_lot::Mutex<Vec<&'static str>>>);
+        impl Drop for Says {
+            fn drop(&mut self) {
+                self.1.lock().push(self.0);
+            }
+        }
+        let said = Arc::default();
+        let future = Says("future", Arc::clone(&said));
+        let held = Says("held", Arc::clone(&said));
+        let task = spawn_holding("holds", held, async move { drop(future) });
+        task.await.unwrap();
+        assert_eq!(*said.lock(), ["future", "held"]);
     }
 
     #[tokio::test]

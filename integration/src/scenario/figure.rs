@@ -82,6 +82,12 @@ impl Figure {
         self.expect(name, milliseconds(time), time <= bound, &target)
     }
 
+    /// Memory with an upper bound.
+    #[must_use]
+    pub fn kib(self, name: &str, kib: f64, bound: f64) -> Self {
+        self.expect(name, format!("{kib:.1}"), kib <= bound, &format!("≤ {bound}"))
+    }
+
     /// What a load lost: lasting connections, new connections that failed, and answers that differ.
     #[must_use]
     pub fn losses(self, load: &Load, reports: &[&Report]) -> Self {

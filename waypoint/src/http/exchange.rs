@@ -273,7 +273,7 @@ impl Exchange<'_> {
             bytes: settings
                 .limits
                 .header_bytes
-                .map_or(Bounds::default().bytes, |bytes| bytes as usize),
+                .map_or_else(|| Bounds::default().bytes, |bytes| bytes as usize),
             ..Bounds::default()
         };
         let is_http1 = parts.version < http::Version::HTTP_2;

@@ -49,11 +49,11 @@ pub fn choose(
     head: &RequestHead,
 ) -> Result<Way, Reason> {
     let asked = cors::preflight_method(head);
-    let (selection, preflight) = match rules.of(namespace) {
+    let (selection, borrowed) = match rules.of(namespace) {
         Routes::Http(router) => match (router.select(head), &asked) {
             // A rule that names its methods does not name OPTIONS: the one for what is asked for answers.
             (Selection::NotFound, Some(method)) => (router.select_as(head, method), true),
-            (selection, asked) => (selection, asked.is_some()),
+            (selection, _) => (selection, false),
         },
         Routes::None | Routes::Tls(_) | Routes::Tcp(_) => (Selection::Default, false),
     };
@@ -63,13 +63,13 @@ pub fn choose(
         Selection::Rule(chosen) => (Some(Arc::clone(chosen.rule)), chosen.prefix),
     };
     let answers = rule.as_ref().is_some_and(|rule| rule.filters.cors.is_some());
-    if preflight && !answers && head.method != http::Method::OPTIONS {
+    if borrowed && !answers {
         return Err(Reason::RouteNotFound);
     }
     Ok(Way {
         rule,
         prefix,
-        preflight: preflight && answers,
+        preflight: asked.is_some() && answers,
         origin: answers.then(|| head.headers.get(ORIGIN).cloned()).flatten(),
     })
 }

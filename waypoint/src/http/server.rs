@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use tulle_transport::hbone::HboneStream;
 
 use super::exchange::{Session, exchange};
+use super::flood::Metered;
 use super::pace::{Overdue, Pace, Paced};
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
@@ -104,7 +105,7 @@ pub async fn http2(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
         .max_pending_accept_reset_streams(EARLY_RESETS_MAX)
         .max_local_error_reset_streams(FORCED_RESETS_MAX)
         .max_send_buf_size(SEND_BUFFER_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Metered::new(stream)), service);
     let mut connection = pin!(connection);
     let mut age = pin!(sleep(age()));
     let (drain, mut draining) = (session.waypoint().drain.clone(), false);

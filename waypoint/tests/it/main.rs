@@ -7,4 +7,5 @@ mod policies;
 mod requests;
 mod routes;
 mod streams;
+mod strict;
 mod world;

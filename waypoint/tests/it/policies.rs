@@ -24,7 +24,7 @@ use tulle_model::policy::traffic::{Abort, Descriptor, Entry, Fault, GlobalRateLi
 use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::route::{Backend, BackendTo, Kind, Origin};
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::{service, service_key, workload};
+use tulle_model::testing::{http_route, prefix, service, service_key, workload};
 use tulle_model::waypoint::{Provider, ProviderKind, Target as ServicePort, Waypoint as Told};
 use tulle_model::{MeshUpdate, Str};
 use tulle_proto::ext_authz::check_response::HttpResponse;
@@ -706,4 +706,76 @@ async fn an_open_stream_ends_when_a_policy_denies_it() {
 async fn without_policies_every_request_passes() {
     let world = World::web_with(AppProtocol::Http11, application(echo)).await;
     assert_eq!(status(&world, "dev/client", get("/anything")).await, 200);
+}
+
+/// A route of `shop/web` that sends its requests to `shop/db`, which the waypoint stands in front of, too.
+async fn routed() -> World {
+    let world = World::web().await;
+    let (web, db) = (
+        "shop/web.shop.svc.cluster.local",
+        "shop/db.shop.svc.cluster.local",
+    );
+    let rule = |n, at: &str| http_route("shop/r").rule(n).on(prefix(at)).under(web);
+    world
+        .apply(vec![
+            MeshUpdate::Service(Arc::new(
+                service("shop/db").vip("10.96.0.2").port(80, 8080).build(),
+            )),
+            workload("shop/db-1")
+                .sa("db")
+                .ip("10.0.0.8")
+                .hbone()
+                .serves("shop/db")
+                .into(),
+            front("shop/db", |_| {}),
+            MeshUpdate::Route(Arc::new(rule(0, "/db").to(db, 80, 1))),
+            MeshUpdate::Route(Arc::new(rule(1, "/web").to(web, 80, 1))),
+        ])
+        .await;
+    world.serve("10.0.0.8", "db", application(echo));
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_is_guarded_by_its_own_policies_when_a_route_leads_to_it() {
+    let world = routed().await;
+    assert_eq!(status(&world, "shop/client", get("/db")).await, 200);
+    let mut guard = policy("guard", authz(Action::Deny, vec![from_namespace("dev")]));
+    guard.targets[0].on = On::Service(service_key("shop/db"));
+    world
+        .apply(vec![MeshUpdate::WaypointPolicy(Arc::new(guard))])
+        .await;
+    assert_eq!(status(&world, "dev/client", get("/db")).await, 403);
+    assert_eq!(status(&world, "dev/client", get("/web")).await, 200);
+    assert_eq!(status(&world, "shop/client", get("/db")).await, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_of_a_route_holds_for_its_requests_and_beats_that_of_the_service() {
+    let world = routed().await;
+    let abort = |status| {
+        Concern::Fault(Fault {
+            abort: Some(Abort::Http(status)),
+            abort_ppm: 1_000_000,
+            ..Fault::default()
+        })
+    };
+    let mut near = policy("near", abort(418));
+    near.targets[0].on = On::Route {
+        kind: Kind::Http,
+        namespace: "shop".into(),
+        name: "r".into(),
+    };
+    world
+        .apply(vec![MeshUpdate::WaypointPolicy(Arc::new(near))])
+        .await;
+    assert_eq!(status(&world, "client", get("/db")).await, 418);
+    world.apply(vec![told("far", abort(500))]).await;
+    assert_eq!(status(&world, "client", get("/db")).await, 418);
+    world
+        .apply(vec![MeshUpdate::RemoveWaypointPolicy(
+            "TestPolicy/shop/near/fault".into(),
+        )])
+        .await;
+    assert_eq!(status(&world, "client", get("/db")).await, 500);
 }

@@ -241,6 +241,19 @@ async fn a_preflight_is_answered_and_answers_are_marked() {
 }
 
 #[tokio::test]
+async fn a_preflight_borrows_no_rule_that_says_nothing_of_cors() {
+    let put = http_route("shop/web").on(exact("/a").method("PUT")).under(WEB).to(WEB, 80, 1);
+    let (world, _) = world(vec![put]).await;
+    let asks = [
+        ("origin", "https://page.example"),
+        ("access-control-request-method", "PUT"),
+    ];
+    let answer = ask(&world, request("OPTIONS", "/a", &asks)).await;
+    assert_eq!(answer.status(), 404);
+    assert!(world.connects.lock().is_empty());
+}
+
+#[tokio::test]
 async fn answers_of_the_waypoint_itself_are_marked_too() {
     let gone = with(on("/a"), vec![cors()]).to("shop/gone.shop.svc.cluster.local", 80, 1);
     let (world, _) = world(vec![gone]).await;

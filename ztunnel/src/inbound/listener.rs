@@ -40,7 +40,10 @@ impl Tunnel {
 pub async fn serve(pod: Arc<Pod>, socket: TcpStream, peer: SocketAddr) {
     let local = socket.local_addr().map_or(peer, tulle_model::network::canonical);
     let admitted = match pod.admit() {
-        Ok(load) => establish(&pod, socket).await.map(|accepted| (accepted, load)),
+        // Boxed: what a handshake needs is given back before the tunnel is served.
+        Ok(load) => Box::pin(establish(&pod, socket))
+            .await
+            .map(|accepted| (accepted, load)),
         Err(error) => Err(error),
     };
     match admitted {
@@ -102,10 +105,7 @@ async fn streams(pod: &Arc<Pod>, mut connection: ServerConnection, tunnel: Tunne
         while let Some(incoming) = connection.accept().await {
             let guard = pod.drain.guard();
             let serving = connection::serve(Arc::clone(pod), Asking::Tunnelled(incoming), tunnel.clone());
-            tasks::spawn("inbound-stream", async move {
-                let _guard = guard;
-                serving.await;
-            });
+            tasks::spawn_holding("inbound-stream", guard, serving);
         }
     };
     tokio::select! {

@@ -32,6 +32,10 @@ pub(super) fn authority(parts: &Parts, protocol: Protocol, default: &str) -> Res
 /// The canonical path, and the query as it came.
 pub(super) fn path(parts: &Parts, how: PathNormalization) -> Result<(Str, Option<Str>), Reason> {
     let uri = &parts.uri;
+    // The form of CONNECT, which is not carried: `GET a` names a host, not a path.
+    if uri.authority().is_some() && uri.scheme().is_none() {
+        return Err(Reason::BadPath);
+    }
     if let Some(scheme) = uri.scheme_str()
         && !matches!(scheme, "http" | "https")
     {

@@ -107,7 +107,7 @@ fn paths_come_out_canonical_and_queries_as_they_were() {
     assert_eq!(&*admitted.head.path, "/b/A");
     assert_eq!(admitted.head.query.as_deref(), Some("x=%2e%2e&y"));
     assert_eq!(&*h1("http://web.shop", &[]).unwrap().head.path, "/");
-    for target in ["/../x", "/%", "/%00", "ftp://web.shop/"] {
+    for target in ["/../x", "/%", "/%00", "ftp://web.shop/", "web.shop"] {
         assert_eq!(refused(h1(target, &[])), Reason::BadPath, "{target}");
     }
 }

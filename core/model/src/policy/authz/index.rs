@@ -4,8 +4,6 @@
 //! under the hash of each of them; all other rules are scanned. A rule that is found is still judged as a whole, so two
 //! keys that meet in one hash only cost time.
 
-use std::hash::{BuildHasher, Hash, Hasher};
-
 use ahash::{AHashMap, RandomState};
 
 use super::path::upper_escapes;
@@ -108,9 +106,7 @@ impl Index {
     }
 
     fn hash(&self, key: &Key<'_>) -> u64 {
-        let mut hasher = self.hasher.build_hasher();
-        key.hash(&mut hasher);
-        hasher.finish()
+        self.hasher.hash_one(key)
     }
 
     /// The keys of which a request must have one for the rule to match; `None` if there are no such keys.

@@ -20,11 +20,20 @@ use crate::hbone::seam::Ping;
 use crate::hbone::settings::Settings;
 use crate::hbone::watched::Watched;
 
-/// Bytes that are gathered for one write: as much as one of the largest copy buffers.
-const GATHERED: usize = 256 * 1024;
+/// Bytes that are gathered for one write: as much as TLS takes at once. What comes next waits behind no more than this.
+const GATHERED: usize = 64 * 1024;
 
-/// Bytes that are read, or written, before others have a turn.
-const TURN: usize = 256 * 1024;
+/// Bytes that are moved before others have a turn, who may run on this very thread.
+const TURN: usize = 128 * 1024;
+
+/// What a write came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    /// Nothing was left to write.
+    All,
+    /// A batch; there may be more.
+    Some,
+}
 
 /// The task's end of a connection.
 #[derive(Debug)]
@@ -63,7 +72,7 @@ where
 
     /// Writes what each side begins with.
     pub(super) async fn introduce(&mut self) -> io::Result<()> {
-        poll_fn(|cx| self.poll_write(cx)).await
+        poll_fn(|cx| self.poll_write(cx)).await.map(|_| ())
     }
 
     /// Moves what can be moved. Ready when the connection is over, with the reason unless it ended in order.
@@ -86,8 +95,8 @@ where
     fn poll_move(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.conn.register(cx);
         let mut left = TURN;
-        loop {
-            let _ = self.poll_write(cx)?;
+        while left > 0 {
+            let more = matches!(self.poll_write(cx)?, Poll::Ready(Written::Some));
             match self.conn.drive(Core::next) {
                 Next::Read => {}
                 Next::Wait => return Poll::Pending,
@@ -98,30 +107,30 @@ where
                     return Poll::Ready(Ok(()));
                 }
             }
-            match ready!(self.poll_read(cx))? {
+            left = match self.poll_read(cx)? {
                 // Whatever was on its way in either direction is lost.
-                0 => return Poll::Ready(Ok(())),
-                read => left = left.saturating_sub(read),
-            }
-            if left == 0 {
-                // What arrived is for others to take, who may run on this very thread.
-                let _ = self.poll_write(cx)?;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
+                Poll::Ready(0) => return Poll::Ready(Ok(())),
+                Poll::Ready(read) => left.saturating_sub(read),
+                Poll::Pending if more => left.saturating_sub(GATHERED),
+                Poll::Pending => return Poll::Pending,
+            };
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
-    /// Writes all there is to write, and flushes it.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            if self.out.is_empty() {
-                let out = &mut self.out;
-                self.conn.drive(|core| core.gather(out, GATHERED));
-                if self.out.is_empty() {
-                    break;
-                }
-            }
+    /// Writes what there is to write, one batch of it, and flushes it.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Written>> {
+        if self.out.is_empty() {
+            let out = &mut self.out;
+            self.conn.drive(|core| core.gather(out, GATHERED));
+        }
+        let written = if self.out.is_empty() {
+            Written::All
+        } else {
+            Written::Some
+        };
+        while !self.out.is_empty() {
             let (slices, count) = self.out.slices();
             let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..count]))?;
             if written == 0 {
@@ -134,7 +143,7 @@ where
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
             self.unflushed = false;
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(written))
     }
 
     /// Reads once, and takes in what was read; 0 at the end. No buffer is held meanwhile.
@@ -158,7 +167,7 @@ where
             None => Poll::Ready(Ok(read)),
             Some(fault) => {
                 // It is told if that can be done at once; it has no claim to more.
-                let _ = self.poll_write(cx);
+                while matches!(self.poll_write(cx), Poll::Ready(Ok(Written::Some))) {}
                 Poll::Ready(Err(io::Error::other(fault)))
             }
         }
@@ -166,7 +175,7 @@ where
 
     /// All is said: closes the stream once it is written.
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_write(cx))?;
+        while ready!(self.poll_write(cx))? == Written::Some {}
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         Poll::Ready(Ok(()))
     }

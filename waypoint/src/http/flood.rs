@@ -1,0 +1,212 @@
+//! Counts the frames of a client's HTTP/2 that cost us work and carry nothing, and ends the connection when there are too
+//! many. Libraries answer every PING and SETTINGS, and open every stream that is reset at once.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+/// Bytes before the first frame of a client.
+const PREFACE: usize = 24;
+const HEADER: usize = 9;
+/// How long what was counted counts.
+const WINDOW: Duration = Duration::from_secs(10);
+/// PING, SETTINGS, PRIORITY and empty DATA in a window, beside one for each DATA that carries something.
+const CONTROL_MAX: u32 = 1_000;
+/// Streams that a client may reset in a window …
+const RESETS_MAX: u32 = 200;
+
+/// A client sends more frames without content than anyone needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Flood {
+    /// PING, SETTINGS, PRIORITY or empty DATA.
+    #[error("too many HTTP/2 frames that carry nothing")]
+    Control,
+    /// … unless they are at most half of those it opened.
+    #[error("too many HTTP/2 streams that are reset")]
+    Resets,
+}
+
+/// What was seen of a connection.
+#[derive(Debug)]
+pub struct Meter {
+    skip: usize,
+    header: [u8; HEADER],
+    have: usize,
+    begun: Instant,
+    control: u32,
+    opened: u32,
+    resets: u32,
+}
+
+impl Meter {
+    /// A connection that begins now, with its preface.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            skip: PREFACE,
+            header: [0; HEADER],
+            have: 0,
+            begun: now,
+            control: 0,
+            opened: 0,
+            resets: 0,
+        }
+    }
+
+    /// Looks at what arrived.
+    ///
+    /// # Errors
+    /// If it is too much.
+    pub fn see(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+        while !bytes.is_empty() {
+            let passed = self.skip.min(bytes.len());
+            self.skip -= passed;
+            bytes = &bytes[passed..];
+            let part = (HEADER - self.have).min(bytes.len());
+            self.header[self.have..self.have + part].copy_from_slice(&bytes[..part]);
+            self.have += part;
+            bytes = &bytes[part..];
+            if self.have == HEADER {
+                self.have = 0;
+                self.frame(now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, now: Instant) -> Result<(), Flood> {
+        const DATA: u8 = 0;
+        const HEADERS: u8 = 1;
+        const PRIORITY: u8 = 2;
+        const RST_STREAM: u8 = 3;
+        const SETTINGS: u8 = 4;
+        const PING: u8 = 6;
+        if now.duration_since(self.begun) >= WINDOW {
+            (self.begun, self.control, self.opened, self.resets) = (now, 0, 0, 0);
+        }
+        let [a, b, c, kind, ..] = self.header;
+        self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
+        match kind {
+            DATA if self.skip > 0 => self.control = self.control.saturating_sub(1),
+            DATA | PRIORITY | SETTINGS | PING => self.control += 1,
+            HEADERS => self.opened += 1,
+            RST_STREAM => self.resets += 1,
+            _ => {}
+        }
+        if self.control > CONTROL_MAX {
+            return Err(Flood::Control);
+        }
+        if self.resets > RESETS_MAX && self.resets * 2 > self.opened {
+            return Err(Flood::Resets);
+        }
+        Ok(())
+    }
+}
+
+/// A stream of HTTP/2 whose frames are counted as they are read.
+#[derive(Debug)]
+pub struct Metered<S> {
+    stream: S,
+    meter: Meter,
+}
+
+impl<S> Metered<S> {
+    /// Counts the frames of `stream`, from its preface on.
+    #[must_use]
+    pub fn new(stream: S) -> Self {
+        Self {
+            stream,
+            meter: Meter::new(Instant::now()),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let this = &mut *self;
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let arrived = &buffer.filled()[before..];
+        if !arrived.is_empty()
+            && let Err(flood) = this.meter.see(arrived, Instant::now())
+        {
+            return Poll::Ready(Err(io::Error::other(flood)));
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(kind: u8, length: u8, count: usize) -> Vec<u8> {
+        let mut frame = vec![0, 0, length, kind, 0, 0, 0, 0, 1];
+        frame.extend(vec![4; usize::from(length)]);
+        frame.repeat(count)
+    }
+
+    /// What becomes of frames after the preface, in pieces of 7 bytes.
+    fn seen(parts: &[Vec<u8>]) -> Result<(), Flood> {
+        let mut meter = Meter::new(Instant::now());
+        let bytes = [vec![b'P'; PREFACE], parts.concat()].concat();
+        let now = meter.begun;
+        bytes.chunks(7).try_for_each(|piece| meter.see(piece, now))
+    }
+
+    #[test]
+    fn pings_settings_priorities_and_empty_data_have_one_budget() {
+        assert_eq!(seen(&[frames(6, 8, 500), frames(4, 0, 500)]), Ok(()));
+        for kind in [(0, 0), (2, 5), (4, 6), (6, 8)] {
+            let flood = frames(kind.0, kind.1, 1_001);
+            assert_eq!(seen(&[flood]), Err(Flood::Control), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn who_sends_content_may_ping_as_often() {
+        let both = [frames(6, 8, 1), frames(0, 9, 1)].concat();
+        assert_eq!(seen(&[both.repeat(5_000)]), Ok(()));
+    }
+
+    #[test]
+    fn resets_are_too_many_when_they_are_most_of_what_was_opened() {
+        let pair = [frames(1, 3, 1), frames(3, 4, 1)].concat();
+        assert_eq!(seen(&[pair.repeat(200)]), Ok(()));
+        assert_eq!(seen(&[pair.repeat(201)]), Err(Flood::Resets));
+        let served = [frames(1, 3, 2), frames(3, 4, 1)].concat();
+        assert_eq!(seen(&[served.repeat(1_000)]), Ok(()));
+    }
+
+    #[test]
+    fn what_was_counted_is_forgotten_after_a_while() {
+        let now = Instant::now();
+        let mut meter = Meter::new(now);
+        meter.see(&[b'P'; PREFACE], now).unwrap();
+        meter.see(&frames(6, 8, 1_000), now).unwrap();
+        meter.see(&frames(6, 8, 1_000), now + WINDOW).unwrap();
+        assert_eq!(meter.see(&frames(6, 8, 1), now + WINDOW), Err(Flood::Control));
+    }
+}
