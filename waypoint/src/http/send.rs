@@ -282,7 +282,7 @@ impl Sending<'_> {
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
-            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
+            expected: endpoint.proven(),
             source: connect::told_source(self.arrival, self.snapshot),
             version,
         };

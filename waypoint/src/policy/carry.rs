@@ -55,9 +55,8 @@ impl Waypoint {
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
-            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
+            expected: endpoint.proven(),
             source: None,
-            expected: endpoint.is_tunnelled().then(|| Arc::clone(&endpoint.expected)),
             version: match question.over {
                 Over::Http1 => Version::Http1,
                 Over::Http2 => Version::Http2,

@@ -112,6 +112,12 @@ impl Endpoint {
         Some(SocketAddr::new(*ip, port))
     }
 
+    /// Whom it must have proven to be on a connection that is shared; `None` without tunnels.
+    #[must_use]
+    pub fn proven(&self) -> Option<Arc<BTreeSet<Identity>>> {
+        self.is_tunnelled().then(|| Arc::clone(&self.expected))
+    }
+
     /// Whether it is reached by a tunnel.
     #[must_use]
     pub fn is_tunnelled(&self) -> bool {
