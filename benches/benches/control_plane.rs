@@ -64,7 +64,7 @@ async fn run(pods: usize, streams: usize) {
     );
 
     for rate in [10, 100, 1_000] {
-        changes(&mut plane, rate, streams, &mut heard).await;
+        changes(&plane, rate, streams, &mut heard).await;
     }
     println!("memory after churn: {} KiB", resident_kib() - before);
     resume(&plane).await;
@@ -82,7 +82,7 @@ fn changed(number: u32) -> (String, String) {
 
 #[allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 async fn changes(
-    plane: &mut ControlPlane,
+    plane: &ControlPlane,
     rate: u32,
     streams: usize,
     heard: &mut mpsc::UnboundedReceiver<(String, Instant)>,

@@ -139,7 +139,7 @@ impl ControlPlane {
             address: self.address.parse().expect("an address"),
             root: RootSource::Pem(self.root.clone()),
             server_name: None,
-            token: TokenSource::Literal(token.to_string()),
+            token: TokenSource::Literal(token),
             headers: Vec::new(),
             cluster_id: None,
         };

@@ -249,6 +249,43 @@ fn follow_as(
     (state, trigger)
 }
 
+async fn pages_hold_what_is_served(process: &Process) {
+    let explained = process
+        .get("/debug/explain?object=Service/shop/web")
+        .await
+        .expect("an explanation");
+    assert!(explained.contains("\"summary\":\"acked 1/1\""), "{explained}");
+    assert!(explained.contains("\"file\":\"service.yaml\""), "{explained}");
+    for (page, holds) in [
+        ("/debug/ambientz", "10.96.0.1"),
+        ("/debug/authorizationz", "shop/deny-all"),
+        ("/debug/ca", "\"phase\":\"stable\""),
+        ("/debug/clusterz", "Kubernetes"),
+        ("/debug/connections", "\"behind\":0"),
+        ("/debug/mesh", "istio-system"),
+        ("/debug/resources", "shop/web.shop.svc.cluster.local"),
+        ("/debug/syncz", "synced"),
+        ("/debug/world", "service.yaml"),
+        ("/status", "\"denied\":0"),
+    ] {
+        let text = process.get(page).await.expect(page);
+        assert!(text.contains(holds), "{holds} in {page}: {text}");
+    }
+    let metrics = process.get("/metrics").await.expect("metrics");
+    for line in [
+        "pilot_inbound_updates{type=\"WorkloadEntry\"} 3",
+        "pilot_proxy_convergence_time_count",
+        "tulle_xds_resume_total{outcome=\"fresh\"} 3",
+        "tulle_xds_stream_lag_changes 0",
+        "tulle_xds_turn_seconds_count",
+        "pilot_xds 1",
+        "tulle_xds_resources{type=\"address\"} 2",
+        "tulle_xds_source_synced 1",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_becomes_the_mesh_of_a_client_and_follows_its_edits() {
     let process = Process::start();
@@ -291,40 +328,7 @@ async fn a_folder_becomes_the_mesh_of_a_client_and_follows_its_edits() {
         dump.contains("\"shop/web.shop.svc.cluster.local\":{\"80\":8080}"),
         "{dump}"
     );
-    let explained = process
-        .get("/debug/explain?object=Service/shop/web")
-        .await
-        .expect("an explanation");
-    assert!(explained.contains("\"summary\":\"acked 1/1\""), "{explained}");
-    assert!(explained.contains("\"file\":\"service.yaml\""), "{explained}");
-    for (page, holds) in [
-        ("/debug/ambientz", "10.96.0.1"),
-        ("/debug/authorizationz", "shop/deny-all"),
-        ("/debug/ca", "\"phase\":\"stable\""),
-        ("/debug/clusterz", "Kubernetes"),
-        ("/debug/connections", "\"behind\":0"),
-        ("/debug/mesh", "istio-system"),
-        ("/debug/resources", "shop/web.shop.svc.cluster.local"),
-        ("/debug/syncz", "synced"),
-        ("/debug/world", "service.yaml"),
-        ("/status", "\"denied\":0"),
-    ] {
-        let text = process.get(page).await.expect(page);
-        assert!(text.contains(holds), "{holds} in {page}: {text}");
-    }
-    let metrics = process.get("/metrics").await.expect("metrics");
-    for line in [
-        "pilot_inbound_updates{type=\"WorkloadEntry\"} 3",
-        "pilot_proxy_convergence_time_count",
-        "tulle_xds_resume_total{outcome=\"fresh\"} 3",
-        "tulle_xds_stream_lag_changes 0",
-        "tulle_xds_turn_seconds_count",
-        "pilot_xds 1",
-        "tulle_xds_resources{type=\"address\"} 2",
-        "tulle_xds_source_synced 1",
-    ] {
-        assert!(metrics.contains(line), "{line} in {metrics}");
-    }
+    pages_hold_what_is_served(&process).await;
     process.stop().await;
 }
 

@@ -159,6 +159,7 @@ const PROTO_NAMED_IN: &[&str] = &[
     "ztunnel/src/inpod",
     "ztunnel/src/record/otlp",
     "waypoint/src/policy/",
+    "waypoint/tests/",
     "waypoint/src/telemetry/",
     "ztunnel/tests/",
     "agent/src/locate/cri.rs",

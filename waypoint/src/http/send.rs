@@ -231,7 +231,7 @@ impl Sending<'_> {
         let cookies = self.cookies(state, &pick, session, hashed.set_cookie);
         let limit = limits::of_try(&self.tries.timeouts, &state.deadline, self.port.backend.now());
         let ends = limit.limit().map(|limit| Instant::now() + limit);
-        let trying = self.attempt(state, head, backend, &mut pick);
+        let trying = self.attempt(state, head, backend, &pick);
         let brought = match limit.limit() {
             Some(limit) => timeout(limit, trying).await,
             None => Ok(trying.await),
@@ -268,7 +268,7 @@ impl Sending<'_> {
         state: &State,
         head: &RequestHead,
         backend: &Arc<Backend>,
-        pick: &mut Pick,
+        pick: &Pick,
     ) -> Brought {
         let endpoint = pick.endpoint();
         let Some(address) = endpoint.address(self.arrival.destination.address) else {

@@ -66,7 +66,7 @@ impl Pages {
         let object = snapshot.objects().object(key)?;
         let acks = acks(&snapshot, &self.clients.list(Instant::now()), object);
         let types = ResourceType::ALL.into_iter();
-        let of = |ty| object.resources.iter().filter_map(move |name| Some((ty, name)));
+        let of = |ty| object.resources.iter().map(move |name| (ty, name));
         let resources: Vec<Value> = types
             .flat_map(of)
             .filter_map(|(ty, name)| Some((ty, snapshot.resource(ty, name)?)))

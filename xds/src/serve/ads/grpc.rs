@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use hyper::body::{Body as HttpBody, Frame};
+use http_body::{Body as HttpBody, Frame};
 use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic::codec::BufferSettings;

@@ -119,15 +119,8 @@ impl Stream {
         connected.map(|connected| (connected, viewer))
     }
 
-    async fn converse(
-        &mut self,
-        first: DeltaDiscoveryRequest,
-        viewer: Viewer,
-        connected: &Connected,
-    ) -> Ended {
-        let mut snapshots = self.shared.snapshots.clone();
-        let head = snapshots.borrow_and_update().clone();
-        let mut conversation = Conversation {
+    fn conversation(&self, viewer: Viewer, head: Arc<Snapshot>) -> Conversation {
+        Conversation {
             session: Session::new(self.shared.epoch, viewer, head.clone()),
             head,
             waiting: None,
@@ -138,7 +131,18 @@ impl Stream {
             compress: self.compress,
             gate: None,
             node: self.caller.name(),
-        };
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        first: DeltaDiscoveryRequest,
+        viewer: Viewer,
+        connected: &Connected,
+    ) -> Ended {
+        let mut snapshots = self.shared.snapshots.clone();
+        let head = snapshots.borrow_and_update().clone();
+        let mut conversation = self.conversation(viewer, head);
         if let Err(end) = conversation.take(first, &self.shared) {
             return refusal(end);
         }
