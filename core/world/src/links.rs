@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use futures_util::TryStreamExt;
+use netlink_packet_route::address::AddressHeaderFlags;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tulle_linux::NetNs;
 
@@ -110,10 +111,13 @@ impl Links {
         self.handle.link().del(index).execute().await
     }
 
-    /// Gives an interface an address.
+    /// Gives an interface an address, which can be used at once: without the flag, one of IPv6 is tentative until a work
+    /// queue of the kernel has looked at it, also where nobody looks for duplicates.
     pub(crate) async fn add_address(&self, name: &str, address: IpAddr, prefix: u8) -> Outcome<()> {
         let index = self.index(name).await?;
-        self.handle.address().add(index, address, prefix).execute().await
+        let mut request = self.handle.address().add(index, address, prefix);
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        request.execute().await
     }
 
     /// Routes a prefix to an interface, through a gateway if one is given.
