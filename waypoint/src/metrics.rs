@@ -8,6 +8,7 @@ use tulle_model::Reason;
 use tulle_runtime::metrics::Registry;
 
 use crate::policy::metrics::PolicyMetrics;
+use crate::telemetry::requests::Traffic;
 
 /// Counters of the process. Clones count together.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +24,8 @@ pub struct Metrics {
     local_replies: Family<OfReason, Counter>,
     /// What policies decided.
     pub policies: PolicyMetrics,
+    /// Requests and streams, with Istio's labels.
+    pub traffic: Traffic,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -69,6 +72,7 @@ impl Metrics {
             ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
             policies: PolicyMetrics::register(registry),
+            traffic: Traffic::register(registry),
         }
     }
 

@@ -16,6 +16,7 @@ use tulle_model::{Reason, RequestHead};
 use super::body::{RequestBody, ResponseBody};
 use super::hygiene;
 use super::hygiene::encode::{self, Telling};
+use super::record::Record;
 use super::respond::{Own, Reply};
 use super::routing;
 use crate::clock::Time;
@@ -92,6 +93,8 @@ pub(super) struct Sending<'a> {
     pub(super) once: bool,
     /// When the head of the request was read.
     pub(super) start: Time,
+    /// What it is told by; copies have none.
+    pub(super) record: Option<&'a Record>,
 }
 
 /// What a try brought.
@@ -143,6 +146,7 @@ impl Sending<'_> {
             number: 1,
             retrying: None,
         };
+        self.note(|record| record.sent_to(backend));
         loop {
             let brought = self.one(&mut state, head, backend, session.as_ref()).await?;
             let again = self.again(&mut state, head, &brought, backend)?;
@@ -180,8 +184,13 @@ impl Sending<'_> {
             left: state.deadline.left(self.port.backend.now()),
             random: rand::random(),
         };
-        let Decision::Retry(wait) = self.tries.retry.decide(&tried) else {
-            return Ok(None);
+        let wait = match self.tries.retry.decide(&tried) {
+            Decision::Retry(wait) => wait,
+            Decision::Exhausted => {
+                self.note(|record| record.ended_by(Reason::RetriesExhausted, None));
+                return Ok(None);
+            }
+            Decision::Pass => return Ok(None),
         };
         let metrics = &self.waypoint.metrics;
         if !self.port.backend.may_retry() {
@@ -238,7 +247,9 @@ impl Sending<'_> {
         };
         let mut brought = brought.unwrap_or_else(|_| late(limit));
         pick.settle(&brought.outcome, backend.now());
+        let took = backend.now().since(now);
         if let Some(response) = &mut brought.response {
+            self.note(|record| record.answered_after(took));
             for (name, value) in cookies {
                 response.headers_mut().append(name, value);
             }
@@ -246,6 +257,12 @@ impl Sending<'_> {
             response.body_mut().hold(Box::new(held), ends);
         }
         Ok(brought)
+    }
+
+    fn note(&self, note: impl FnOnce(&Record)) {
+        if let Some(record) = self.record {
+            note(record);
+        }
     }
 
     /// What the client is told so that it comes back to the same endpoint.
@@ -274,6 +291,7 @@ impl Sending<'_> {
         let Some(address) = endpoint.address(self.arrival.destination.address) else {
             return Brought::failed(Outcome::Unsent(Unsent::Connect), Reason::NoHealthyEndpoint);
         };
+        self.note(|record| record.tried(state.number, endpoint, address));
         let version = upstream_version(routing::spoken(backend, self.port.protocol), head);
         let request = match self.request(state, head, version) {
             Ok(request) => request,
@@ -294,6 +312,7 @@ impl Sending<'_> {
             Ok(lease) => lease,
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
+                self.note(|record| record.not_reached(&error));
                 return Brought::failed(connect::outcome_of(&error), connect::reason(&error));
             }
         };
