@@ -18,7 +18,9 @@ use crate::policy::carry::Fetcher;
 use crate::policy::engine::Engine;
 use crate::snapshot::View;
 use crate::snapshot::build::Builder;
+use crate::telemetry::provider::ToProvider;
 use crate::telemetry::requests;
+use crate::telemetry::spans::Spans;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{Dialer, Network};
 
@@ -52,6 +54,8 @@ pub struct Waypoint {
     pub policies: Engine,
     /// What time it is for metrics.
     pub clock: Clock,
+    /// Where spans go.
+    pub spans: Spans,
     /// Where access lines go; `None` where logging is not ours.
     pub log: Option<LogHandle>,
     /// Ends everything.
@@ -107,10 +111,12 @@ impl Waypoint {
         tasks::spawn("snapshot", builder.follow());
         tasks::spawn("upstream-idle", upstreams.clone().sweep(drain.clone()));
         let clock = Clock::start();
+        let name = format!("{}/{}", config.namespace, config.gateway);
         let sweeping = requests::sweep(metrics.traffic.clone(), clock, drain.clone());
         tasks::spawn("series", sweeping);
         Arc::new_cyclic(|this| Self {
             policies: Engine::new(Arc::new(Fetcher(this.clone())), metrics.policies.clone()),
+            spans: Spans::start(&name, ToProvider(this.clone()), metrics.spans_dropped.clone()),
             limits: Limits::default(),
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             config,

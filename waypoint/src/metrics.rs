@@ -9,6 +9,7 @@ use tulle_runtime::metrics::Registry;
 
 use crate::policy::metrics::PolicyMetrics;
 use crate::telemetry::requests::Traffic;
+use crate::telemetry::spans::Spans;
 
 /// Counters of the process. Clones count together.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +27,8 @@ pub struct Metrics {
     pub policies: PolicyMetrics,
     /// Requests and streams, with Istio's labels.
     pub traffic: Traffic,
+    /// Spans that were lost.
+    pub spans_dropped: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,6 +76,7 @@ impl Metrics {
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
             policies: PolicyMetrics::register(registry),
             traffic: Traffic::register(registry),
+            spans_dropped: Spans::counter(registry),
         }
     }
 

@@ -20,9 +20,11 @@ use super::pace::Running;
 use crate::clock::Time;
 use crate::telemetry::access::Entry;
 use crate::telemetry::grpc::Messages;
-use crate::telemetry::party::{Party, ServiceLabels};
+use crate::telemetry::party::{Party, ServiceLabels, UNKNOWN};
+use crate::telemetry::provider;
 use crate::telemetry::requests::{Sizes, Spoken, TrafficLabels};
-use crate::telemetry::trace;
+use crate::telemetry::spans::{Spans, Told};
+use crate::telemetry::trace::{self, Ids, Trace};
 use crate::upstream::backend::Backend;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::retry::look_ahead::grpc_status;
@@ -36,7 +38,9 @@ pub struct Record {
     asked: Asked,
     id: HeaderValue,
     is_grpc: bool,
-    trace: Option<u128>,
+    /// What the client says of its trace.
+    incoming: Option<trace::Incoming>,
+    tracestate: Option<HeaderValue>,
     started: SystemTime,
     begun: Time,
     received: AtomicU64,
@@ -68,6 +72,18 @@ struct Course {
     transport_failure: Option<String>,
     reason: Option<Reason>,
     policy: Option<Str>,
+    /// Its trace; `None` where nobody takes spans.
+    trace: Option<Trace>,
+}
+
+/// How a request or a try ended, for its span.
+#[derive(Debug, Clone, Copy)]
+struct Outcome {
+    start: SystemTime,
+    status: u16,
+    grpc: Option<u32>,
+    reason: Option<Reason>,
+    attempt: Option<u32>,
 }
 
 /// The endpoint of the last try.
@@ -95,7 +111,8 @@ impl Record {
             },
             id: id.clone(),
             is_grpc,
-            trace: trace_of(headers),
+            incoming: trace::read(headers),
+            tracestate: headers.get(trace::TRACESTATE).cloned(),
             started: SystemTime::now(),
             begun: session.waypoint().clock.now(),
             received: AtomicU64::new(0),
@@ -121,6 +138,68 @@ impl Record {
         let mut course = self.course.lock();
         course.generation = place.snapshot.mesh.generation();
         course.service = labels(&place.port.backend);
+        let telemetry = &place.snapshot.settings.telemetry;
+        course.trace = provider::collector(&place.snapshot.settings).map(|_| {
+            let sampling = telemetry.sampling_ppm.unwrap_or(trace::SAMPLING_PPM);
+            let ids = Ids {
+                trace: rand::random(),
+                span: rand::random(),
+            };
+            Trace::begin(self.incoming, sampling, ids, rand::random_range(0..1_000_000))
+        });
+    }
+
+    /// Tells the endpoint the trace, as the child of the span of a try. Without a collector what the client says goes on
+    /// as it came: a span that nobody takes would be a hole in the trace.
+    pub fn pass_trace(&self, headers: &mut HeaderMap, span: u64) {
+        if let Some(trace) = &self.course.lock().trace {
+            trace.write(headers, span);
+        }
+    }
+
+    /// Tells the span of a try that ended with this status, status of gRPC, and reason.
+    pub fn tried_span(
+        &self,
+        span: u64,
+        start: SystemTime,
+        (status, grpc, reason): (u16, Option<u32>, Option<Reason>),
+    ) {
+        let course = self.course.lock();
+        let outcome = Outcome {
+            start,
+            status,
+            grpc,
+            reason,
+            attempt: Some(course.attempts),
+        };
+        self.span(&course, outcome, |spans, trace, told| {
+            spans.attempt(trace, span, told)
+        });
+    }
+
+    fn span(&self, course: &Course, outcome: Outcome, offer: impl FnOnce(&Spans, &Trace, &Told<'_>)) {
+        let Some(trace) = course.trace.as_ref().filter(|trace| trace.sampled) else {
+            return;
+        };
+        let backend = course.backend.as_ref().map(|backend| backend.key.told());
+        let reached = course.endpoint.as_ref();
+        let nobody = Party::nobody();
+        let told = Told {
+            name: backend.as_deref().unwrap_or(UNKNOWN),
+            start: outcome.start,
+            end: SystemTime::now(),
+            source: self.session.source(),
+            destination: reached.map_or(&nobody, |reached| &reached.party),
+            route: course.route.as_deref(),
+            method: Some(self.asked.method.as_str()),
+            status: outcome.status,
+            grpc: outcome.grpc,
+            reason: outcome.reason,
+            request_id: text(&self.id),
+            tracestate: self.tracestate.as_ref().and_then(text),
+            attempt: outcome.attempt,
+        };
+        offer(&self.session.waypoint().spans, trace, &told);
     }
 
     /// Its rule was found.
@@ -190,6 +269,14 @@ impl Record {
         };
         let took = now.since(self.begun);
         waypoint.metrics.traffic.request(&labels, took, &sizes, now);
+        let outcome = Outcome {
+            start: self.started,
+            status: labels.code,
+            grpc: labels.grpc,
+            reason,
+            attempt: None,
+        };
+        self.span(&course, outcome, |spans, trace, told| spans.request(trace, told));
         self.write(&course, &labels, reason, &sizes, took);
     }
 
@@ -220,7 +307,9 @@ impl Record {
         let (asked, arrival) = (&self.asked, self.session.arrival());
         let version = format!("{:?}", asked.version);
         let host = asked.host.as_ref().and_then(text);
-        let trace = self.trace.map(|trace| format!("{trace:032x}"));
+        let came = || Some(self.incoming?.ids?.trace);
+        let trace = course.trace.map(|trace| trace.id).or_else(came);
+        let trace = trace.map(|trace| format!("{trace:032x}"));
         let backend = course.backend.as_ref().map(|backend| backend.key.told());
         let line = Entry {
             start: Some(self.started),
@@ -362,10 +451,6 @@ fn broken(error: &BodyError) -> Reason {
 
 fn labels(backend: &Backend) -> Option<Arc<ServiceLabels>> {
     Some(Arc::clone(backend.cluster()?.labels()))
-}
-
-fn trace_of(headers: &HeaderMap) -> Option<u128> {
-    Some(trace::read(headers)?.ids?.trace)
 }
 
 fn text(value: &HeaderValue) -> Option<&str> {

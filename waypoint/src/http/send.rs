@@ -115,6 +115,10 @@ struct State {
     deadline: Deadline,
     token: Option<Token>,
     number: u32,
+    /// The span of the try.
+    span: u64,
+    /// When the try began.
+    started: SystemTime,
     /// Held by the try that is one too many for nobody.
     retrying: Option<Guard>,
 }
@@ -144,6 +148,8 @@ impl Sending<'_> {
                 .as_ref()
                 .and_then(|policy| policy.read(&head.headers, unix_now())),
             number: 1,
+            span: 0,
+            started: SystemTime::now(),
             retrying: None,
         };
         self.note(|record| record.sent_to(backend));
@@ -240,6 +246,7 @@ impl Sending<'_> {
         let cookies = self.cookies(state, &pick, session, hashed.set_cookie);
         let limit = limits::of_try(&self.tries.timeouts, &state.deadline, self.port.backend.now());
         let ends = limit.limit().map(|limit| Instant::now() + limit);
+        (state.span, state.started) = (rand::random::<u64>().max(1), SystemTime::now());
         let trying = self.attempt(state, head, backend, &pick);
         let brought = match limit.limit() {
             Some(limit) => timeout(limit, trying).await,
@@ -247,6 +254,7 @@ impl Sending<'_> {
         };
         let mut brought = brought.unwrap_or_else(|_| late(limit));
         pick.settle(&brought.outcome, backend.now());
+        self.note(|record| brought.tell(record, state));
         let took = backend.now().since(now);
         if let Some(response) = &mut brought.response {
             self.note(|record| record.answered_after(took));
@@ -363,6 +371,7 @@ impl Sending<'_> {
         {
             parts.headers.insert(limits::GRPC_TIMEOUT, limits::header(left));
         }
+        self.note(|record| record.pass_trace(&mut parts.headers, state.span));
         Ok(Request::from_parts(
             parts,
             RequestBody::of_try(state.replay.next_try()),
@@ -402,6 +411,16 @@ impl Sending<'_> {
 }
 
 impl Brought {
+    /// Tells the span of the try.
+    fn tell(&self, record: &Record, state: &State) {
+        let (status, grpc) = match &self.outcome {
+            Outcome::Answered(answer) => (answer.status, answer.grpc),
+            _ => (0, None),
+        };
+        let reason = self.response.is_none().then_some(self.reason);
+        record.tried_span(state.span, state.started, (status, grpc, reason));
+    }
+
     fn failed(outcome: Outcome, reason: Reason) -> Self {
         Self {
             outcome,

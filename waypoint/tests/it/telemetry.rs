@@ -11,14 +11,16 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use parking_lot::Mutex;
+use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_model::MeshUpdate;
 use tulle_model::filter::{Filter, Mirror};
 use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::route::{Backend, BackendTo, Kind, Origin, Retry, Route};
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::{http_route, service_key, workload};
-use tulle_model::waypoint::{AccessLog, Telemetry, Waypoint as Told};
+use tulle_model::testing::{http_route, service, service_key, workload};
+use tulle_model::waypoint::{AccessLog, Provider, ProviderKind, Target as To, Telemetry, Waypoint as Told};
+use tulle_proto::otlp::trace::Traces;
 use tulle_runtime::telemetry::{LogFormat, LogHandle, to_sink};
 use tulle_transport::hbone::ConnectRequest;
 
@@ -480,4 +482,67 @@ async fn the_trace_of_a_client_is_passed_on() {
         let seen = body(client.send_request(request).await.unwrap()).await;
         assert!(seen.contains(&format!("{name}: {value}\n")), "{seen}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_gets_the_span_of_a_request_and_of_each_try() {
+    let (sender, mut messages) = tokio::sync::mpsc::unbounded_channel();
+    let collector = application(move |request: Request<Incoming>| {
+        let sender = sender.clone();
+        async move {
+            assert_eq!(
+                request.uri().path(),
+                "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+            );
+            let bytes = request.into_body().collect().await.unwrap().to_bytes();
+            sender.send(Traces::decode(&bytes[5..]).unwrap()).unwrap();
+            let mut answer = text("");
+            answer.headers_mut().insert("grpc-status", "0".parse().unwrap());
+            answer
+        }
+    });
+    let mut settings = settings();
+    settings.telemetry.tracing = Some("otel".into());
+    settings.providers = vec![Provider {
+        name: "otel".into(),
+        kind: ProviderKind::Tracing(To {
+            service: service_key("shop/otel"),
+            port: 4317,
+        }),
+    }];
+    let world = World::web().await;
+    world.serve("10.0.0.8", "otel", collector);
+    let otel = service("shop/otel").vip("10.96.0.3").port(4317, 4317).build();
+    let pod = workload("shop/otel-1").sa("otel").ip("10.0.0.8").hbone();
+    world
+        .apply(vec![
+            MeshUpdate::Waypoint(Arc::new(Told::Settings(Box::new(settings)))),
+            MeshUpdate::Service(Arc::new(otel)),
+            pod.serves("shop/otel").into(),
+        ])
+        .await;
+    let mut request = get("/");
+    request
+        .headers_mut()
+        .insert("traceparent", TRACEPARENT.parse().unwrap());
+    let mut client = world.http1("client").await;
+    let seen = body(client.send_request(request).await.unwrap()).await;
+    let mut spans = Vec::new();
+    while spans.len() < 2 {
+        let traces = messages.recv().await.unwrap();
+        let scopes = traces.resource_spans.into_iter().flat_map(|one| one.scope_spans);
+        spans.extend(scopes.flat_map(|scope| scope.spans));
+    }
+    let [attempt, request] = &spans[..] else {
+        panic!("two spans: {spans:?}")
+    };
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert_eq!(hex(&request.trace_id), "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
+    assert_eq!(attempt.parent_span_id, request.span_id);
+    let told = format!("00-{}-{}-01", hex(&attempt.trace_id), hex(&attempt.span_id));
+    assert!(
+        seen.contains(&format!("traceparent: {told}\n")),
+        "the endpoint is a child of the try: {seen}"
+    );
 }
