@@ -164,11 +164,13 @@ pub fn no_port_left(error: &io::Error) -> bool {
     )
 }
 
-/// Sends from an address that need not be our own. The port is chosen with the destination: one port serves any number of
-/// destinations then, and no more than one otherwise.
+/// Sends from an address that need not be our own.
+///
+/// The port is chosen here, before the destination is known, and not by `IP_BIND_ADDRESS_NO_PORT` with it: a kernel takes
+/// ports of one parity for `bind` and of the other for `connect`, in every namespace in the same order. The client whose
+/// address this is may have open connections to the same destination that pass no proxy, and a SYN from the port of one
+/// of them would end it.
 fn bind_source(socket: &Socket, destination: SocketAddr, source: IpAddr) -> io::Result<()> {
-    // A kernel that does not know it chooses earlier.
-    let _ = nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
     match (destination, source) {
         (SocketAddr::V4(_), IpAddr::V4(source)) => {
             socket.set_ip_transparent_v4(true)?;
@@ -403,5 +405,26 @@ mod tests {
         set_fin(&near).unwrap();
         drop(near);
         assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_preserved_source_has_a_port_that_its_own_connections_avoid() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let source = Some(IpAddr::from([127, 0, 0, 1]));
+        let connected = connect(&CurrentNamespace, to, source, &SocketOptions::default()).await;
+        if connected
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        {
+            eprintln!("SKIPPED: an address may only be preserved with CAP_NET_ADMIN");
+            return;
+        }
+        let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        let lowest: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+        let preserved = connected.unwrap().local_addr().unwrap().port();
+        let own = TcpStream::connect(to).await.unwrap().local_addr().unwrap().port();
+        assert_eq!(own % 2, lowest % 2, "the parity of connect");
+        assert_ne!(preserved % 2, lowest % 2, "the parity of bind");
     }
 }

@@ -117,12 +117,21 @@ impl Setup {
     }
 
     async fn start_with(features: Option<&'static str>, on_demand: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
         let (sender, streams) = mpsc::channel(8);
-        let address = serve(Script {
-            features,
-            streams: sender,
-        })
-        .await;
+        serve(
+            listener,
+            Script {
+                features,
+                streams: sender,
+            },
+        );
+        Self::of(address, streams, on_demand)
+    }
+
+    /// A client of this address, where somebody may hand streams over.
+    fn of(address: SocketAddr, streams: mpsc::Receiver<Stream>, on_demand: bool) -> Self {
         let (state, registry, ready) = (MeshState::new(Mesh::new()), Registry::new(), Ready::new());
         let node = NodeInfo {
             node_name: "n1".into(),
@@ -154,15 +163,12 @@ impl Setup {
     }
 }
 
-async fn serve(script: Script) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
+fn serve(listener: TcpListener, script: Script) {
     let service = AggregatedDiscoveryServiceServer::new(script);
     let server = Server::builder()
         .add_service(service)
         .serve_with_incoming(TcpListenerStream::new(listener));
     drop(tasks::spawn("server", server));
-    address
 }
 
 fn channel(address: SocketAddr) -> Channel {
@@ -285,6 +291,35 @@ async fn a_lost_stream_is_opened_anew_with_everything_held() {
         "{text}"
     );
     assert!(text.contains("tulle_config_rejected 1"), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_connections_is_asked_again_until_it_serves() {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let address = socket.local_addr().expect("an address");
+    let (sender, streams) = mpsc::channel(8);
+    // Bound and not listening: every connection is refused.
+    let mut setup = Setup::of(address, streams, false);
+    let refused = async {
+        while !setup
+            .registry
+            .encode()
+            .contains("istio_xds_connection_terminations_total")
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.expect("in time");
+    let listener = socket.listen(16).expect("a listener");
+    serve(
+        listener,
+        Script {
+            features: None,
+            streams: sender,
+        },
+    );
+    setup.stream().await.opening().await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod capture;
 mod certificates;
 mod cni;
 mod configuration;
+mod conformance;
 mod enrolment;
 mod families;
 mod hostile;

@@ -8,11 +8,12 @@ use super::hpack::Encoder;
 use crate::hbone::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
 
 /// Headers that are kept; others mean nothing to a tunnel.
-const KEPT: [&str; 6] = [
+const KEPT: [&str; 7] = [
     "baggage",
     "forwarded",
     "traceparent",
     "x-forwarded-network",
+    "x-tulle-hops",
     "x-tulle-original-source",
     "x-tulle-reason",
 ];
