@@ -166,6 +166,9 @@ impl Exchange<'_> {
         }
         let mut body = RequestBody::of(body, self.record);
         let mut passed = self.police(place, way, &mut admitted.head, &mut body).await?;
+        if let Some(policy) = &passed.delayed_by {
+            self.record.ended_by(Reason::FaultDelay, Some(policy));
+        }
         let port = self.arrival.destination.address.port();
         if let Some(answer) = way.redirect(&admitted.head, port)? {
             return Ok((self.own(answer), None));

@@ -15,6 +15,7 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_model::MeshUpdate;
 use tulle_model::filter::{Filter, Mirror};
+use tulle_model::policy::traffic::Fault;
 use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::route::{Backend, BackendTo, Kind, Origin, Retry, Route};
 use tulle_model::service::AppProtocol;
@@ -376,12 +377,16 @@ impl Log {
 }
 
 fn denied() -> MeshUpdate {
+    policy("deny", Concern::DenyAll("not readable".into()))
+}
+
+fn policy(name: &str, concern: Concern) -> MeshUpdate {
     MeshUpdate::WaypointPolicy(Arc::new(Policy {
         object: "AuthorizationPolicy".into(),
         origin: Origin {
             kind: Kind::Policy,
             namespace: "shop".into(),
-            name: "deny".into(),
+            name: name.into(),
             rule_index: 0,
             rule_name: "".into(),
             created: None,
@@ -393,7 +398,7 @@ fn denied() -> MeshUpdate {
             section: None,
         }],
         dry_run: false,
-        concern: Concern::DenyAll("not readable".into()),
+        concern,
     }))
 }
 
@@ -429,6 +434,27 @@ async fn the_line_of_a_denied_request_says_why_and_by_whom() {
         "spiffe://cluster.local/ns/shop/sa/client"
     );
     assert!(line["generation"].as_u64().unwrap() > 0, "{line}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_was_held_back_on_purpose_is_flagged() {
+    let log = Log::new();
+    let world = log.world(AccessLog::Errors, true).await;
+    let fault = Fault {
+        delay: Some(Duration::from_secs(3)),
+        delay_ppm: 1_000_000,
+        ..Fault::default()
+    };
+    world.apply(vec![policy("slow", Concern::Fault(fault))]).await;
+    let answer = world.http1("client").await.send_request(get("/")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    body(answer).await;
+    world.counted("istio_requests_total", 1.0).await;
+    let labels = ["response_code=\"200\"", "response_flags=\"DI\""];
+    assert_eq!(world.sum("istio_requests_total", &labels), 1.0);
+    let line: serde_json::Value = serde_json::from_str(&log.lines()[0]).unwrap();
+    assert_eq!(line["response_code_details"], "fault_delay");
+    assert!(line["duration"].as_u64().unwrap() >= 3_000, "{line}");
 }
 
 #[tokio::test(start_paused = true)]
