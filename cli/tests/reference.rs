@@ -83,7 +83,15 @@ fn stem<'a>(name: &'a str, kind: &str) -> &'a str {
 /// The names given where a source registers or writes metrics.
 fn registered(source: &str) -> Vec<&str> {
     let source = source.split("#[cfg(test)]").next().unwrap_or_default();
-    let calls = ["register(", "register_with_unit(", "encode_descriptor(", "gauge("];
+    let calls = [
+        "register(",
+        "register_with_unit(",
+        "encode_descriptor(",
+        "gauge(",
+        "histograms(",
+        "request_counter(",
+        "stream_counter(",
+    ];
     let after = calls.iter().flat_map(|call| source.split(call).skip(1));
     after.filter_map(first_literal).collect()
 }

@@ -153,6 +153,7 @@ impl App {
             trust,
             network: Arc::new(OwnNetwork),
             metrics: Metrics::register(&registry),
+            log: log.clone(),
             drain: watcher.clone(),
             config,
         });

@@ -7,8 +7,10 @@ use tulle_identity::{SecretManager, TrustStore};
 use tulle_model::Identity;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::tasks;
+use tulle_runtime::telemetry::LogHandle;
 use tulle_xds_client::MeshState;
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::listener::limits::Limits;
 use crate::metrics::Metrics;
@@ -16,6 +18,9 @@ use crate::policy::carry::Fetcher;
 use crate::policy::engine::Engine;
 use crate::snapshot::View;
 use crate::snapshot::build::Builder;
+use crate::telemetry::provider::ToProvider;
+use crate::telemetry::requests;
+use crate::telemetry::spans::Spans;
 use crate::upstream::Upstreams;
 use crate::upstream::dial::{Dialer, Network};
 
@@ -47,6 +52,12 @@ pub struct Waypoint {
     pub metrics: Metrics,
     /// What policies of requests share.
     pub policies: Engine,
+    /// What time it is for metrics.
+    pub clock: Clock,
+    /// Where spans go.
+    pub spans: Spans,
+    /// Where access lines go; `None` where logging is not ours.
+    pub log: Option<LogHandle>,
     /// Ends everything.
     pub drain: DrainWatcher,
 }
@@ -66,6 +77,8 @@ pub struct Parts {
     pub network: Arc<dyn Network>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Where access lines go.
+    pub log: Option<LogHandle>,
     /// Ends everything.
     pub drain: DrainWatcher,
 }
@@ -81,6 +94,7 @@ impl Waypoint {
             trust,
             network,
             metrics,
+            log,
             drain,
         } = parts;
         let identity = config.identity();
@@ -96,8 +110,13 @@ impl Waypoint {
         let upstreams = Upstreams::new(dialer, network, &drain);
         tasks::spawn("snapshot", builder.follow());
         tasks::spawn("upstream-idle", upstreams.clone().sweep(drain.clone()));
+        let clock = Clock::start();
+        let name = format!("{}/{}", config.namespace, config.gateway);
+        let sweeping = requests::sweep(metrics.traffic.clone(), clock, drain.clone());
+        tasks::spawn("series", sweeping);
         Arc::new_cyclic(|this| Self {
             policies: Engine::new(Arc::new(Fetcher(this.clone())), metrics.policies.clone()),
+            spans: Spans::start(&name, ToProvider(this.clone()), metrics.spans_dropped.clone()),
             limits: Limits::default(),
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             config,
@@ -108,6 +127,8 @@ impl Waypoint {
             view,
             upstreams,
             metrics,
+            clock,
+            log,
             drain,
         })
     }

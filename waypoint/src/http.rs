@@ -5,6 +5,7 @@ pub mod exchange;
 pub mod flood;
 pub mod hygiene;
 pub mod pace;
+pub mod record;
 pub mod respond;
 pub mod routing;
 pub mod rule;

@@ -8,6 +8,8 @@ use tulle_model::Reason;
 use tulle_runtime::metrics::Registry;
 
 use crate::policy::metrics::PolicyMetrics;
+use crate::telemetry::requests::Traffic;
+use crate::telemetry::spans::Spans;
 
 /// Counters of the process. Clones count together.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +25,10 @@ pub struct Metrics {
     local_replies: Family<OfReason, Counter>,
     /// What policies decided.
     pub policies: PolicyMetrics,
+    /// Requests and streams, with Istio's labels.
+    pub traffic: Traffic,
+    /// Spans that were lost.
+    pub spans_dropped: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -69,6 +75,8 @@ impl Metrics {
             ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
             policies: PolicyMetrics::register(registry),
+            traffic: Traffic::register(registry),
+            spans_dropped: Spans::counter(registry),
         }
     }
 

@@ -1,12 +1,17 @@
 //! Streams that are not read: bytes, and TLS that is not opened. One endpoint is drawn, and bytes are copied.
 
-use std::sync::Arc;
+mod record;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
 use tulle_model::{Reason, Str};
 use tulle_transport::Transfer;
 use tulle_transport::copy;
 use tulle_transport::hbone::{HboneStream, ResetCode};
 
+use self::record::{Carried, Record};
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::policy::live::{Ended, Open};
@@ -18,6 +23,8 @@ use crate::upstream::outcome::Outcome;
 
 /// Endpoints that are tried: one, and two more if no connection is had.
 const ENDPOINTS_MAX: usize = 3;
+/// How often what an open stream has moved is counted.
+const COUNT_EVERY: Duration = Duration::from_secs(15);
 
 /// Carries a stream to its end. `server_name` is what a ClientHello asked for, if there was one.
 pub async fn forward(
@@ -28,18 +35,19 @@ pub async fn forward(
     server_name: Option<String>,
 ) {
     let snapshot = waypoint.view.load();
+    let record = Record::begin(waypoint, arrival, &snapshot, server_name.clone());
     let opening = open(waypoint, arrival, state, &snapshot, server_name.as_deref());
     let opened = tokio::select! {
         opened = opening => opened,
         error = std::future::poll_fn(|cx| stream.poll_reset(cx)) => {
             tracing::debug!(%error, "the caller left before an endpoint was reached");
-            return;
+            return record.refused(&state.backend, Reason::ClientGone, None);
         }
         () = waypoint.drain.urgent() => Err((Reason::DrainClosed, None)),
     };
     drop(snapshot);
     match opened {
-        Ok((opened, _in_flight)) => {
+        Ok((opened, pick)) => {
             let open = Open {
                 front: arrival.front.clone(),
                 route: None,
@@ -50,7 +58,10 @@ pub async fn forward(
                 sni: server_name,
                 rules: Arc::clone(state.policies_of(None)),
             };
-            carry(waypoint, stream, opened, open.ended(Arc::clone(waypoint))).await;
+            let carried = record.opened(&state.backend, pick.endpoint());
+            let denied = open.ended(Arc::clone(waypoint));
+            let (carried, reason) = carry(waypoint, (stream, opened), carried, denied).await;
+            record.ended(carried, reason);
         }
         Err((reason, policy)) => {
             waypoint.metrics.replied(reason);
@@ -64,6 +75,7 @@ pub async fn forward(
                 "stream reset"
             );
             stream.reset(ResetCode::Connect);
+            record.refused(&state.backend, reason, policy.as_deref());
         }
     }
 }
@@ -115,34 +127,45 @@ async fn open(
     Err((last, None))
 }
 
-/// Copies bytes until both sides are done, or until `denied` is.
+/// Copies bytes until both sides are done, or until `denied` is, and says why it ended if not by the two sides.
 async fn carry(
     waypoint: &Waypoint,
-    stream: HboneStream,
-    opened: Opened,
+    (stream, opened): (HboneStream, Opened),
+    mut carried: Carried,
     denied: impl Future<Output = Ended>,
-) {
+) -> (Carried, Option<Reason>) {
     let transfer = Transfer::new();
     let copying = async {
         match opened {
-            Opened::Tunnel(upstream) => drop(copy::bidirectional(stream, upstream, &transfer).await),
+            Opened::Tunnel(upstream) => copy::bidirectional(stream, upstream, &transfer).await.error,
             Opened::Plain(Socket::Tcp(upstream)) => {
-                drop(copy::bidirectional(stream, upstream, &transfer).await);
+                copy::bidirectional(stream, upstream, &transfer).await.error
             }
             #[cfg(any(test, feature = "testing"))]
             Opened::Plain(Socket::Memory(mut upstream)) => {
                 let mut stream = stream;
                 let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+                None
             }
         }
     };
-    tokio::select! {
-        () = copying => {}
-        () = waypoint.drain.urgent() => {}
+    let counting = async {
+        loop {
+            sleep(COUNT_EVERY).await;
+            carried.count(&transfer);
+        }
+    };
+    let reason = tokio::select! {
+        error = copying => error.and_then(|error| error.reason()),
+        () = counting => None,
+        () = waypoint.drain.urgent() => Some(Reason::DrainClosed),
         ended = denied => {
             let reason = Reason::PolicyChanged;
             waypoint.metrics.replied(reason);
             tracing::info!(?ended, code = reason.code(), token = reason.token(), "stream reset");
+            Some(reason)
         }
-    }
+    };
+    carried.count(&transfer);
+    (carried, reason)
 }

@@ -4,6 +4,7 @@ pub mod access;
 pub mod grpc;
 pub mod histogram;
 pub mod party;
+pub mod provider;
 pub mod request_id;
 pub mod requests;
 pub mod series;

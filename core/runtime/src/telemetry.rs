@@ -168,6 +168,15 @@ impl LogHandle {
         self.filter.with_current(ToString::to_string).unwrap_or_default()
     }
 
+    /// Queues an access line that is formatted already, unless the filter keeps access lines out. As with any line, a
+    /// full queue drops and counts it.
+    pub fn access(&self, mut line: String) {
+        if tracing::enabled!(target: ACCESS, tracing::Level::INFO) {
+            line.push('\n');
+            self.flush.0.push(line.into_bytes(), false);
+        }
+    }
+
     /// Waits until every queued line was written, for at most a second.
     pub fn flush(&self) {
         self.flush.0.flush(FLUSH_WAIT_MAX);

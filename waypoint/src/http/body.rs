@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,8 +12,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::exchange::Ending;
+use super::record::{Ending, Record};
 use crate::filter::mirror::{Cut, Shadow, Tee, tee};
+use crate::telemetry::grpc::Messages;
 use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::Pick;
 use crate::upstream::pool::Lease;
@@ -62,20 +64,48 @@ pub struct RequestBody {
 enum RequestSource {
     #[default]
     Empty,
-    Incoming(Incoming),
+    Client(Box<Client>),
     Teed(Box<Tee<RequestBody>>),
     Copy(Box<Shadow>),
     /// For one try of several.
     Try(Box<TryBody<RequestBody>>),
 }
 
+/// What a client sends, counted as it comes.
+#[derive(Debug)]
+struct Client {
+    incoming: Incoming,
+    messages: Messages,
+    record: Arc<Record>,
+}
+
+impl Client {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            if self.record.is_grpc() {
+                self.messages.feed(data);
+            }
+            self.record.received(data.len(), &self.messages);
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+    }
+}
+
 impl RequestBody {
-    /// What the client sends.
+    /// What the client sends. It is counted on this record.
     #[must_use]
-    pub fn of(incoming: Incoming) -> Self {
+    pub fn of(incoming: Incoming, record: &Arc<Record>) -> Self {
+        let client = Client {
+            incoming,
+            messages: Messages::default(),
+            record: Arc::clone(record),
+        };
         Self {
             first: VecDeque::new(),
-            source: RequestSource::Incoming(incoming),
+            source: RequestSource::Client(Box::new(client)),
         }
     }
 
@@ -143,7 +173,7 @@ impl RequestSource {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self {
             Self::Empty => Poll::Ready(None),
-            Self::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::from),
+            Self::Client(client) => client.poll_frame(cx),
             Self::Teed(teed) => Pin::new(teed).poll_frame(cx),
             Self::Copy(copy) => Pin::new(copy).poll_frame(cx).map_err(BodyError::from),
             Self::Try(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
@@ -171,7 +201,7 @@ impl Body for RequestBody {
         }
         match &self.source {
             RequestSource::Empty => true,
-            RequestSource::Incoming(incoming) => incoming.is_end_stream(),
+            RequestSource::Client(client) => client.incoming.is_end_stream(),
             RequestSource::Teed(teed) => teed.is_end_stream(),
             RequestSource::Copy(copy) => copy.is_end_stream(),
             RequestSource::Try(body) => body.is_end_stream(),
@@ -181,7 +211,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         let rest = match &self.source {
             RequestSource::Empty => SizeHint::with_exact(0),
-            RequestSource::Incoming(incoming) => incoming.size_hint(),
+            RequestSource::Client(client) => client.incoming.size_hint(),
             RequestSource::Teed(teed) => teed.size_hint(),
             RequestSource::Copy(copy) => copy.size_hint(),
             RequestSource::Try(body) => body.size_hint(),
@@ -209,8 +239,8 @@ pub struct ResponseBody {
     held: Option<Box<Held>>,
     /// Ends the answer before its end.
     cut: Option<Cutter>,
-    /// Dropped with the answer, whether or not it came to its end.
-    _ending: Option<Ending>,
+    /// Sees it pass, and is dropped with it, whether or not it came to its end.
+    ending: Option<Ending>,
 }
 
 /// Where an answer comes from.
@@ -275,7 +305,7 @@ impl ResponseBody {
     #[must_use]
     pub fn ending_with(self, ending: Ending) -> Self {
         Self {
-            _ending: Some(ending),
+            ending: Some(ending),
             ..self
         }
     }
@@ -323,14 +353,8 @@ impl fmt::Debug for Upstream {
     }
 }
 
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+impl ResponseBody {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(ends) = &mut self.ends
             && ends.as_mut().poll(cx).is_ready()
         {
@@ -361,6 +385,23 @@ impl Body for ResponseBody {
             }
             Source::Seen(seen) => Pin::new(seen).poll_frame(cx),
         }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(self.poll_source(cx));
+        let is_over = self.is_end_stream();
+        if let Some(ending) = &mut self.ending {
+            ending.pass(frame.as_ref(), is_over);
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -14,7 +14,8 @@ use tulle_model::{Reason, RequestHead};
 use super::body::{RequestBody, ResponseBody};
 use super::hygiene::encode::REQUEST_ID;
 use super::hygiene::{self, Admitted, Bounds, Terms};
-use super::pace::{Pace, Running};
+use super::pace::Pace;
+use super::record::{Ending, Record};
 use super::respond::{self, Caller, Reply};
 use super::routing::{self, Onward, Way};
 use super::send::{Sending, Tries};
@@ -25,6 +26,8 @@ use crate::policy;
 use crate::policy::engine::{Asking, Passed};
 use crate::policy::live::Open;
 use crate::snapshot::{FrontState, PortState, Snapshot};
+use crate::telemetry::party::Party;
+use crate::telemetry::request_id::fresh;
 use crate::upstream::backend::{Backend, BackendKey};
 
 /// Longest id of a request that is kept as the client says it.
@@ -40,6 +43,7 @@ pub struct Session {
 struct Shared {
     waypoint: Arc<Waypoint>,
     arrival: Arrival,
+    source: Arc<Party>,
     pace: Arc<Pace>,
 }
 
@@ -47,8 +51,10 @@ impl Session {
     /// A connection inside of a stream that was let in.
     #[must_use]
     pub fn new(waypoint: Arc<Waypoint>, arrival: Arrival, pace: &Arc<Pace>) -> Self {
+        let identity = arrival.source.identity.as_ref();
         Self {
             shared: Arc::new(Shared {
+                source: Arc::new(Party::new(arrival.workload.as_deref(), identity)),
                 waypoint,
                 arrival,
                 pace: Arc::clone(pace),
@@ -68,19 +74,18 @@ impl Session {
         &self.shared.arrival
     }
 
+    /// How metrics know who asks.
+    #[must_use]
+    pub fn source(&self) -> &Arc<Party> {
+        &self.shared.source
+    }
+
     /// Notes that the head of a request did not arrive in time.
     pub fn head_overdue(&self) {
         self.waypoint().metrics.replied(Reason::HeadTimeout);
         let source = &self.arrival().peer;
         tracing::info!(%source, code = Reason::HeadTimeout.code(), "a head did not arrive in time");
     }
-}
-
-/// What lives as long as a request and its answer.
-#[derive(Debug)]
-pub struct Ending {
-    /// The connection is not idle until the answer has ended.
-    _running: Running,
 }
 
 /// Where a request stands: the newest snapshot, and the front and port in it that its connection asked for.
@@ -100,22 +105,26 @@ struct Exchange<'a> {
     arrival: &'a Arrival,
     id: HeaderValue,
     grpc: bool,
+    /// What it is counted and told by.
+    record: &'a Arc<Record>,
 }
 
 /// Serves one request.
 pub async fn exchange(session: Session, request: Request<Incoming>) -> Response<ResponseBody> {
-    let ending = Ending {
-        _running: session.shared.pace.request(),
-    };
+    let id = request_id(request.headers().get(REQUEST_ID));
+    let record = Arc::new(Record::begin(&session, &request, &id, is_grpc(&request)));
+    let mut ending = Ending::new(&record, session.shared.pace.request());
     let exchange = Exchange {
         waypoint: session.waypoint(),
         arrival: session.arrival(),
-        id: request_id(request.headers().get(REQUEST_ID)),
-        grpc: is_grpc(&request),
+        id,
+        grpc: record.is_grpc(),
+        record: &record,
     };
     // Boxed: the state of a request is large, and idle connections have none.
     let answer = Box::pin(exchange.run(request)).await;
     let response = answer.unwrap_or_else(|reply| exchange.reply(reply));
+    ending.answered(&response);
     response.map(|body| body.ending_with(ending))
 }
 
@@ -123,11 +132,13 @@ impl Exchange<'_> {
     async fn run(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Reply> {
         let (parts, body) = request.into_parts();
         let place = self.place()?;
+        self.record.placed(&place);
         let admitted = self.read(parts, &place)?;
         policy::admit(&place.front)?;
         let source = self.arrival.source.identity.as_ref();
         let namespace = source.map(|identity| &*identity.namespace);
         let way = routing::choose(&place.port.rules, namespace, &admitted.head)?;
+        self.record.routed(way.name());
         // Answers of our own pass the rule's filters for answers, too.
         match self.take(&place, &way, admitted, body).await {
             Ok((mut answer, onward)) => {
@@ -153,8 +164,11 @@ impl Exchange<'_> {
         if let Some(answer) = way.preflight(&admitted.head) {
             return Ok((self.own(answer), None));
         }
-        let mut body = RequestBody::of(body);
+        let mut body = RequestBody::of(body, self.record);
         let mut passed = self.police(place, way, &mut admitted.head, &mut body).await?;
+        if let Some(policy) = &passed.delayed_by {
+            self.record.ended_by(Reason::FaultDelay, Some(policy));
+        }
         let port = self.arrival.destination.address.port();
         if let Some(answer) = way.redirect(&admitted.head, port)? {
             return Ok((self.own(answer), None));
@@ -195,6 +209,7 @@ impl Exchange<'_> {
             tries,
             once: false,
             start: place.port.backend.now(),
+            record: Some(self.record),
         }
     }
 
@@ -361,6 +376,7 @@ impl Exchange<'_> {
                 port: Arc::clone(&place.port),
             };
             let (waypoint, arrival) = (Arc::clone(self.waypoint), self.arrival.clone());
+            let record = Arc::clone(self.record);
             let (id, grpc, takes_trailers) = (self.id.clone(), self.grpc, admitted.takes_trailers);
             tulle_runtime::tasks::spawn("mirror", async move {
                 let _permit = permit;
@@ -369,10 +385,12 @@ impl Exchange<'_> {
                     arrival: &arrival,
                     id,
                     grpc,
+                    record: &record,
                 };
                 let copying = async {
                     let sending = Sending {
                         once: true,
+                        record: None,
                         ..exchange.sending(&place, Tries::plain(), takes_trailers)
                     };
                     let answer = sending.run(&head, copy, &backend).await?;
@@ -395,6 +413,7 @@ impl Exchange<'_> {
     fn reply(&self, reply: Reply) -> Response<ResponseBody> {
         let reason = reply.reason;
         self.waypoint.metrics.replied(reason);
+        self.record.ended_by(reason, reply.because.as_ref());
         tracing::debug!(code = reason.code(), token = reason.token(), source = %self.arrival.peer, "local reply");
         let caller = Caller {
             grpc: self.grpc,
@@ -417,18 +436,8 @@ fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
         let bytes = value.as_bytes();
         (1..=REQUEST_ID_BYTES_MAX).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
     };
-    given.filter(usable).cloned().unwrap_or_else(new_id)
-}
-
-/// A random UUID.
-fn new_id() -> HeaderValue {
-    let mut random: u128 = rand::random();
-    // RFC 9562: version 4, variant 10.
-    random = random & !(0xf << 76) | (0x4 << 76);
-    random = random & !(0x3 << 62) | (0x2 << 62);
-    let hex = format!("{random:032x}");
-    let text = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
-    HeaderValue::try_from(text).expect("hexadecimal digits and hyphens are a value")
+    let kept = given.filter(usable).cloned();
+    kept.unwrap_or_else(|| fresh(rand::random()))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use tulle_model::{Reason, RequestHead};
 use super::body::{RequestBody, ResponseBody};
 use super::hygiene;
 use super::hygiene::encode::{self, Telling};
+use super::record::Record;
 use super::respond::{Own, Reply};
 use super::routing;
 use crate::clock::Time;
@@ -92,6 +93,8 @@ pub(super) struct Sending<'a> {
     pub(super) once: bool,
     /// When the head of the request was read.
     pub(super) start: Time,
+    /// What it is told by; copies have none.
+    pub(super) record: Option<&'a Record>,
 }
 
 /// What a try brought.
@@ -112,6 +115,10 @@ struct State {
     deadline: Deadline,
     token: Option<Token>,
     number: u32,
+    /// The span of the try.
+    span: u64,
+    /// When the try began.
+    started: SystemTime,
     /// Held by the try that is one too many for nobody.
     retrying: Option<Guard>,
 }
@@ -141,8 +148,11 @@ impl Sending<'_> {
                 .as_ref()
                 .and_then(|policy| policy.read(&head.headers, unix_now())),
             number: 1,
+            span: 0,
+            started: SystemTime::now(),
             retrying: None,
         };
+        self.note(|record| record.sent_to(backend));
         loop {
             let brought = self.one(&mut state, head, backend, session.as_ref()).await?;
             let again = self.again(&mut state, head, &brought, backend)?;
@@ -180,8 +190,13 @@ impl Sending<'_> {
             left: state.deadline.left(self.port.backend.now()),
             random: rand::random(),
         };
-        let Decision::Retry(wait) = self.tries.retry.decide(&tried) else {
-            return Ok(None);
+        let wait = match self.tries.retry.decide(&tried) {
+            Decision::Retry(wait) => wait,
+            Decision::Exhausted => {
+                self.note(|record| record.ended_by(Reason::RetriesExhausted, None));
+                return Ok(None);
+            }
+            Decision::Pass => return Ok(None),
         };
         let metrics = &self.waypoint.metrics;
         if !self.port.backend.may_retry() {
@@ -231,6 +246,7 @@ impl Sending<'_> {
         let cookies = self.cookies(state, &pick, session, hashed.set_cookie);
         let limit = limits::of_try(&self.tries.timeouts, &state.deadline, self.port.backend.now());
         let ends = limit.limit().map(|limit| Instant::now() + limit);
+        (state.span, state.started) = (rand::random::<u64>().max(1), SystemTime::now());
         let trying = self.attempt(state, head, backend, &pick);
         let brought = match limit.limit() {
             Some(limit) => timeout(limit, trying).await,
@@ -238,7 +254,10 @@ impl Sending<'_> {
         };
         let mut brought = brought.unwrap_or_else(|_| late(limit));
         pick.settle(&brought.outcome, backend.now());
+        self.note(|record| brought.tell(record, state));
+        let took = backend.now().since(now);
         if let Some(response) = &mut brought.response {
+            self.note(|record| record.answered_after(took));
             for (name, value) in cookies {
                 response.headers_mut().append(name, value);
             }
@@ -246,6 +265,12 @@ impl Sending<'_> {
             response.body_mut().hold(Box::new(held), ends);
         }
         Ok(brought)
+    }
+
+    fn note(&self, note: impl FnOnce(&Record)) {
+        if let Some(record) = self.record {
+            note(record);
+        }
     }
 
     /// What the client is told so that it comes back to the same endpoint.
@@ -274,6 +299,7 @@ impl Sending<'_> {
         let Some(address) = endpoint.address(self.arrival.destination.address) else {
             return Brought::failed(Outcome::Unsent(Unsent::Connect), Reason::NoHealthyEndpoint);
         };
+        self.note(|record| record.tried(state.number, endpoint, address));
         let version = upstream_version(routing::spoken(backend, self.port.protocol), head);
         let request = match self.request(state, head, version) {
             Ok(request) => request,
@@ -294,6 +320,7 @@ impl Sending<'_> {
             Ok(lease) => lease,
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
+                self.note(|record| record.not_reached(&error));
                 return Brought::failed(connect::outcome_of(&error), connect::reason(&error));
             }
         };
@@ -344,6 +371,7 @@ impl Sending<'_> {
         {
             parts.headers.insert(limits::GRPC_TIMEOUT, limits::header(left));
         }
+        self.note(|record| record.pass_trace(&mut parts.headers, state.span));
         Ok(Request::from_parts(
             parts,
             RequestBody::of_try(state.replay.next_try()),
@@ -383,6 +411,16 @@ impl Sending<'_> {
 }
 
 impl Brought {
+    /// Tells the span of the try.
+    fn tell(&self, record: &Record, state: &State) {
+        let (status, grpc) = match &self.outcome {
+            Outcome::Answered(answer) => (answer.status, answer.grpc),
+            _ => (0, None),
+        };
+        let reason = self.response.is_none().then_some(self.reason);
+        record.tried_span(state.span, state.started, (status, grpc, reason));
+    }
+
     fn failed(outcome: Outcome, reason: Reason) -> Self {
         Self {
             outcome,

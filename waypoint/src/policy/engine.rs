@@ -63,6 +63,8 @@ pub struct Asking<'a> {
 pub struct Passed {
     /// What its token says.
     pub claims: Option<Arc<Claims>>,
+    /// The policy that held it back on purpose.
+    pub delayed_by: Option<Str>,
     effects: Vec<Effects>,
     changes: Changes,
     request: HeaderMap,
@@ -121,7 +123,7 @@ impl Engine {
         self.judge_security(rules, ask, head, body, of, &mut passed)
             .await?;
         self.count(rules, ask, head, of, &mut passed).await?;
-        self.fault(rules, head, of).await?;
+        self.fault(rules, head, of, &mut passed).await?;
         Ok(passed)
     }
 
@@ -339,7 +341,13 @@ impl Engine {
         }
     }
 
-    async fn fault(&self, rules: &Rules, head: &RequestHead, of: Asking<'_>) -> Result<(), Reply> {
+    async fn fault(
+        &self,
+        rules: &Rules,
+        head: &RequestHead,
+        of: Asking<'_>,
+        passed: &mut Passed,
+    ) -> Result<(), Reply> {
         let Some((policy, injector)) = &rules.fault else {
             return Ok(());
         };
@@ -348,6 +356,7 @@ impl Engine {
         if let Some(delay) = injected.delay {
             let waited = self.delays.wait(delay).await;
             self.metrics.fault(if waited { "delay" } else { "delay_skipped" });
+            passed.delayed_by = waited.then(|| policy.clone());
         }
         let Some(aborted) = injected.abort else {
             return Ok(());

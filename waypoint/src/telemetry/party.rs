@@ -33,6 +33,7 @@ pub struct Party {
 }
 
 static NOBODY: LazyLock<Arc<Party>> = LazyLock::new(|| Arc::new(Party::new(None, None)));
+static NOTHING: LazyLock<Arc<ServiceLabels>> = LazyLock::new(|| Arc::new(ServiceLabels::new(None)));
 static OTHER: LazyLock<Arc<Party>> = LazyLock::new(|| {
     let other: Str = "other".into();
     let mut party = Party::new(None, None);
@@ -192,6 +193,12 @@ impl ServiceLabels {
             name,
             namespace,
         }
+    }
+
+    /// Of what is no service, or is not known yet.
+    #[must_use]
+    pub fn nothing() -> Arc<Self> {
+        Arc::clone(&NOTHING)
     }
 
     pub(super) fn id(&self) -> u128 {

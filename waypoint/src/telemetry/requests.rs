@@ -10,13 +10,14 @@ use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabel, EncodeLabelSet, LabelSetEncoder, MetricEncoder, NoLabelSet,
 };
 use prometheus_client::metrics::MetricType;
+use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::metrics::Registry;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::histogram::{DURATION_MS, Histogram, SIZE_BYTES};
 use super::party::{Party, Prefix, ServiceLabels};
 use super::series::{self, Labels, Series, Table};
-use crate::clock::Time;
+use crate::clock::{Clock, Time};
 
 /// What is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -271,10 +272,10 @@ impl Drop for OpenStream {
 impl Collector for Traffic {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let requests = self.0.requests.all();
-        let count = |name, help, get: fn(&Requests) -> &AtomicU64, all: &[_], encoder: &mut _| {
+        let request_counter = |name, help, get: fn(&Requests) -> &AtomicU64, all: &[_], encoder: &mut _| {
             counters(encoder, name, help, all, get)
         };
-        count(
+        request_counter(
             "istio_requests",
             "Requests",
             |one| &one.count,
@@ -309,14 +310,14 @@ impl Collector for Traffic {
             .cloned()
             .collect();
         let (to_servers, to_clients) = ("Messages of gRPC to servers", "Messages of gRPC to clients");
-        count(
+        request_counter(
             "istio_request_messages",
             to_servers,
             |one| &one.request_messages,
             &calls,
             &mut encoder,
         )?;
-        count(
+        request_counter(
             "istio_response_messages",
             to_clients,
             |one| &one.response_messages,
@@ -337,15 +338,23 @@ impl Collector for Traffic {
 
 type StreamCounter = (&'static str, &'static str, fn(&Streams) -> &AtomicU64);
 
+const fn stream_counter(
+    name: &'static str,
+    help: &'static str,
+    get: fn(&Streams) -> &AtomicU64,
+) -> StreamCounter {
+    (name, help, get)
+}
+
 const STREAM_COUNTERS: &[StreamCounter] = &[
-    ("istio_tcp_connections_opened", "Streams that began", |one| {
+    stream_counter("istio_tcp_connections_opened", "Streams that began", |one| {
         &one.opened
     }),
-    ("istio_tcp_connections_closed", "Streams that ended", |one| {
+    stream_counter("istio_tcp_connections_closed", "Streams that ended", |one| {
         &one.closed
     }),
-    ("istio_tcp_sent_bytes", "Bytes to clients", |one| &one.sent),
-    ("istio_tcp_received_bytes", "Bytes from clients", |one| {
+    stream_counter("istio_tcp_sent_bytes", "Bytes to clients", |one| &one.sent),
+    stream_counter("istio_tcp_received_bytes", "Bytes from clients", |one| {
         &one.received
     }),
 ];
@@ -387,6 +396,16 @@ fn encode<const N: usize>(histogram: &Histogram<N>, mut metric: MetricEncoder<'_
 
 /// How long the sweeper waits between two rounds.
 pub const SWEEP: Duration = Duration::from_secs(60);
+
+/// Drops series that nobody touches any more, until the process ends.
+pub async fn sweep(traffic: Traffic, clock: Clock, drain: DrainWatcher) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => traffic.sweep(clock.now()),
+            () = drain.over() => return,
+        }
+    }
+}
 
 const _: () = assert!(SWEEP.as_secs() < series::IDLE_MAX.as_secs());
 

@@ -28,6 +28,15 @@ pub enum BackendKey {
 }
 
 impl BackendKey {
+    /// As access lines name it: host and port, or a workload's uid.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Service(service, port) => format!("{}:{port}", service.hostname),
+            Self::Workload(uid) => uid.0.to_string(),
+        }
+    }
+
     /// Whether it is one of these.
     pub(crate) fn is_among(
         &self,

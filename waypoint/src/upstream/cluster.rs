@@ -21,7 +21,7 @@ use super::endpoint::{Endpoint, EndpointKey, EndpointState, fingerprint};
 use super::locality::{Places, Spread};
 use super::outlier::{self, Bench, Phase};
 use crate::clock::Time;
-use crate::telemetry::party::Party;
+use crate::telemetry::party::{Party, ServiceLabels};
 
 mod pick;
 #[cfg(test)]
@@ -117,6 +117,7 @@ pub struct Cluster {
     /// `<namespace>/<hostname>:<port>`, or a workload's uid.
     name: Str,
     service: Option<Arc<Service>>,
+    labels: Arc<ServiceLabels>,
     /// Those that take new requests, place by place.
     endpoints: Box<[Endpoint]>,
     places: Box<[Place]>,
@@ -235,6 +236,7 @@ impl Cluster {
             sessions: sessions(&name, &endpoints),
             name,
             service: service.cloned(),
+            labels: Arc::new(ServiceLabels::new(service.map(|service| &**service))),
             endpoints: endpoints.into(),
             places,
             spread,
@@ -254,6 +256,12 @@ impl Cluster {
     #[must_use]
     pub fn service(&self) -> Option<&Arc<Service>> {
         self.service.as_ref()
+    }
+
+    /// How metrics know the service.
+    #[must_use]
+    pub fn labels(&self) -> &Arc<ServiceLabels> {
+        &self.labels
     }
 
     /// Endpoints that take new requests, also those that are out.

@@ -11,4 +11,5 @@ mod resilience;
 mod routes;
 mod streams;
 mod strict;
+mod telemetry;
 mod world;

@@ -32,6 +32,7 @@ use tulle_runtime::config::MapEnv;
 use tulle_runtime::drain::{self, DrainTrigger};
 use tulle_runtime::metrics::Registry;
 use tulle_runtime::tasks;
+use tulle_runtime::telemetry::LogHandle;
 use tulle_transport::hbone::{
     ClientConnection, ConnectRequest, ConnectResponse, HboneStream, OpenError, Refusal,
     Settings as TunnelSettings, client, server,
@@ -164,6 +165,11 @@ pub(crate) fn web(protocol: AppProtocol) -> MeshUpdate {
 impl World {
     /// A waypoint that knows these things, and its settings.
     pub(crate) async fn start(updates: Vec<MeshUpdate>) -> Self {
+        Self::logging(updates, None).await
+    }
+
+    /// The same, with access lines that go there.
+    pub(crate) async fn logging(updates: Vec<MeshUpdate>, log: Option<LogHandle>) -> Self {
         let ca = Arc::new(TestCa::new());
         let env = MapEnv::from([
             ("POD_NAMESPACE", "shop"),
@@ -185,6 +191,7 @@ impl World {
             trust,
             network: Arc::clone(&pipes) as Arc<dyn Network>,
             metrics: Metrics::register(&registry),
+            log,
             drain: watcher,
         });
         let world = Self {

@@ -51,7 +51,7 @@ impl Queue {
     }
 
     /// Takes a line, or drops and counts it; `important` lines may use the reserve.
-    fn push(&self, line: Vec<u8>, important: bool) {
+    pub(super) fn push(&self, line: Vec<u8>, important: bool) {
         let bound = QUEUE_LINES_MAX + if important { QUEUE_RESERVE_LINES_MAX } else { 0 };
         let mut state = self.state.lock();
         if state.lines.len() >= bound {
