@@ -15,6 +15,8 @@ use tulle_model::filter::Mirror as Wanted;
 
 /// Bytes of the body that a copy may be behind.
 pub const BEHIND_BYTES_MAX: usize = 256 << 10;
+/// What a piece of a body counts at least: its place in the queue costs memory, also if it holds nothing.
+const PIECE_BYTES_MIN: usize = 64;
 /// Longest life of a copy.
 pub const LIFE_MAX: Duration = Duration::from_secs(10);
 
@@ -78,7 +80,7 @@ enum Piece {
 pub fn tee<B: Body<Data = Bytes>>(body: B, copies: usize) -> (Tee<B>, Vec<Shadow>) {
     let pair = |_| {
         let behind = Arc::new(AtomicUsize::new(0));
-        // Unbounded in pieces and bounded in bytes: what waits is counted in `behind`.
+        // Bounded by `behind`, in which every piece of data counts.
         let (pieces, waiting) = mpsc::unbounded_channel();
         let copy = Shadow {
             waiting,
@@ -100,11 +102,17 @@ struct Feed {
     behind: Arc<AtomicUsize>,
 }
 
+/// What a piece adds to how far a copy is behind, in bytes.
+fn weight(data: &Bytes) -> usize {
+    data.len().max(PIECE_BYTES_MIN)
+}
+
 impl Feed {
     /// Hands a piece over. `false` when the copy is gone or too far behind, which cuts it off.
     fn give(&self, piece: Piece) -> bool {
         if let Piece::Data(data) = &piece {
-            let behind = self.behind.fetch_add(data.len(), Ordering::AcqRel) + data.len();
+            let weight = weight(data);
+            let behind = self.behind.fetch_add(weight, Ordering::AcqRel) + weight;
             if behind > BEHIND_BYTES_MAX {
                 return false;
             }
@@ -189,7 +197,7 @@ impl Body for Shadow {
         }
         let polled = match std::task::ready!(self.waiting.poll_recv(cx)) {
             Some(Piece::Data(data)) => {
-                self.behind.fetch_sub(data.len(), Ordering::AcqRel);
+                self.behind.fetch_sub(weight(&data), Ordering::AcqRel);
                 Some(Ok(Frame::data(data)))
             }
             Some(Piece::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
@@ -285,6 +293,19 @@ mod tests {
         assert_eq!(main.collect().await.unwrap().to_bytes().len(), 10 * chunk.len());
         let mut copy = copies.remove(0);
         for _ in 0..BEHIND_BYTES_MAX / chunk.len() {
+            assert!(copy.frame().await.unwrap().is_ok());
+        }
+        assert_eq!(copy.frame().await.unwrap().unwrap_err(), Cut::Behind);
+    }
+
+    #[tokio::test]
+    async fn pieces_without_bytes_put_a_copy_behind_too() {
+        let pieces = BEHIND_BYTES_MAX / PIECE_BYTES_MIN;
+        let parts: Vec<Part> = (0..=pieces).map(|_| Ok(Frame::data(Bytes::new()))).collect();
+        let (main, mut copies) = tee(body(parts), 1);
+        assert!(main.collect().await.unwrap().to_bytes().is_empty());
+        let mut copy = copies.remove(0);
+        for _ in 0..pieces {
             assert!(copy.frame().await.unwrap().is_ok());
         }
         assert_eq!(copy.frame().await.unwrap().unwrap_err(), Cut::Behind);
