@@ -209,7 +209,8 @@ mod tests {
         fn what_is_written_is_read_as_no_more_and_hardly_less(nanos in 0u64..1 << 60) {
             let left = Duration::from_nanos(nanos);
             let read = parse(header(left).to_str().unwrap()).unwrap();
-            proptest::prop_assert!(read <= left && left - read <= left / 1_000_000 + Duration::from_nanos(1));
+            // Eight digits hold 1.5 times 10^8 nanoseconds as 150,000 microseconds: six digits or five may be left.
+            proptest::prop_assert!(read <= left && left - read <= left / 10_000);
         }
     }
 }
