@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::net::TcpStream;
 use tulle_identity::ca::{CaClient, CaError, Issued};
 use tulle_identity::channel::{self, ChannelConfig, RootSource, TokenSource};
 use tulle_identity::{GrpcCa, GrpcCaOptions, KeyExchange, WorkloadCertificate};
@@ -81,6 +82,19 @@ pub async fn open(
     authority: &str,
 ) -> Result<(u16, Option<String>), OpenError> {
     let socket = connect(from, to).await.unwrap();
+    open_over(socket, own, expected, authority).await
+}
+
+/// As [`open`], over a connection that is there.
+///
+/// # Errors
+/// What is no answer.
+pub async fn open_over(
+    socket: TcpStream,
+    own: &WorkloadCertificate,
+    expected: &Identity,
+    authority: &str,
+) -> Result<(u16, Option<String>), OpenError> {
     let tls = own.client_config(std::slice::from_ref(expected));
     let connection = client::connect(socket, tls, &tulle_transport::hbone::Settings::default()).await?;
     let request = ConnectRequest {

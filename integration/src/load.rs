@@ -71,6 +71,7 @@ struct Shared {
     stop: AtomicBool,
     requests: Samples,
     connects: Samples,
+    messages: Samples,
     established: AtomicU64,
     lost: AtomicU64,
     corrupt: AtomicU64,
@@ -149,6 +150,7 @@ impl Load {
         Report {
             requests: self.shared.requests.window(from, to),
             connects: self.shared.connects.window(from, to),
+            messages: self.shared.messages.window(from, to),
         }
     }
 
@@ -194,4 +196,6 @@ pub struct Report {
     pub requests: Window,
     /// New connections with one request each.
     pub connects: Window,
+    /// Messages of pinned connections.
+    pub messages: Window,
 }

@@ -48,7 +48,7 @@ pub(super) async fn pin(mut stream: TcpStream, every: Duration, index: usize, sh
     ticks.reset_after(offset);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for sequence in 0_u64.. {
-        ticks.tick().await;
+        let due = ticks.tick().await;
         if shared.over() {
             return;
         }
@@ -57,6 +57,7 @@ pub(super) async fn pin(mut stream: TcpStream, every: Duration, index: usize, sh
             shared.lose("pinned connection", &error);
             return;
         }
+        shared.messages.came_back(due);
     }
 }
 

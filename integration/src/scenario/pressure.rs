@@ -88,10 +88,10 @@ async fn read_slowly(stream: tokio::net::TcpStream, sent: Arc<AtomicU64>) {
     tokio::join!(flood, trickle);
 }
 
-/// Waits until almost nothing is sent any more, for two minutes at most.
+/// Waits until almost nothing is sent any more, for five minutes at most: what fills is gigabytes.
 async fn until_it_rests(sent: &AtomicU64) -> bool {
     const RESTING_PER_SECOND: u64 = 256 * 1024;
-    for _ in 0..120 {
+    for _ in 0..300 {
         let before = sent.load(Ordering::Relaxed);
         tokio::time::sleep(Duration::from_secs(1)).await;
         if sent.load(Ordering::Relaxed) - before < RESTING_PER_SECOND {

@@ -1,14 +1,17 @@
 //! Node proxies and agents are killed and replaced under load.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tulle_world::Component;
 
 use super::stage::{PORT, Stage};
 use super::{Figure, Run, Scale, Scenario, scenario};
 use crate::load::{Load, Plan, Report};
-use crate::traffic::Echo;
-use crate::upgrade::{self, upgrade_under_load};
+use crate::mesh::eventually;
+use crate::traffic::{Echo, gets_through};
+use crate::upgrade;
 
 /// The longest time that traffic may stand still while a proxy is replaced.
 const GAP_MAX: Duration = Duration::from_millis(50);
@@ -22,40 +25,165 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario("F06", 90, "the node proxy is killed and started again", f06),
     scenario("F07", 120, "the agent is killed and started again", f07),
+    scenario(
+        "F36",
+        30,
+        "node proxies are killed while control plane and authority are away",
+        f36,
+    ),
 ];
 
-/// New connections at a fixed rate, and lasting ones that see as many upgrades as generations may live.
+/// Upgrades that a lasting connection sees: at most three generations of a proxy live, and two nodes are upgraded in turn.
+const UPGRADES_SEEN: usize = 3;
+
+/// New connections all the time; of lasting ones a third is opened anew before each upgrade, and sees three of them.
 fn f05(scale: Scale) -> Run {
     Box::pin(async move {
         let upgrades = scale.pick(4, 20);
         let (mut mesh, web, db) = upgrade::supervised_pair().await;
         let echo = Echo::start(db.namespace(), db.ipv4(), PORT).await;
-        let connects = Plan {
-            requests_per_second: 0,
-            pinned: 0,
-            bulk_bytes_per_second: 0,
-            ..scale.pick(Plan::light(), Plan::l1())
-        };
-        let load = Load::start(web.namespace(), &[echo.address()], connects).await;
-        let quiet = load.observe(scale.window()).await;
-        let pinned = scale.pick(10, 100);
-        let from = tokio::time::Instant::now();
-        let held = upgrade::Load { storm: 0, pinned };
-        let outcome = upgrade_under_load(&mut mesh, &web, echo.address(), upgrades, held).await;
-        let under = load.report(from, tokio::time::Instant::now());
-        let refused = quiet.connects.failed + under.connects.failed;
+        let (fresh, lasting) = parts(scale.pick(Plan::light(), Plan::l1()));
+        let to = [echo.address()];
+        let connects = Load::start(web.namespace(), &to, fresh).await;
+        let mut held = Lasting::new();
+        for _ in 0..UPGRADES_SEEN {
+            held.add(Load::start(web.namespace(), &to, lasting).await);
+        }
+        let mut from = held.begin();
+        tokio::time::sleep(scale.window()).await;
+        let quiet_longest = held.longest().max(waits(&connects, from));
+        from = held.begin();
+        let mut slowest = Duration::ZERO;
+        for round in 0..upgrades {
+            held.renew(Load::start(web.namespace(), &to, lasting).await);
+            let node = ["n1", "n2"][round % 2];
+            let room = eventually(async || mesh.mesh.generations(node).await.len() < 3).await;
+            assert!(room, "a generation without connections ends\n{}", mesh.logs());
+            let started = Instant::now();
+            mesh.mesh.upgrade_ztunnel(node).await.unwrap();
+            slowest = slowest.max(started.elapsed());
+            // The older generation is told to end meanwhile, and a message of each pinned connection is due.
+            tokio::time::sleep(scale.pick(Duration::from_secs(1), Duration::from_secs(5))).await;
+        }
+        let new = connects.report(from, Instant::now()).connects;
+        let longest_lasting = held.longest();
+        let (established, lost) = held.established();
         Figure::new("F05")
-            .with("upgrades", outcome.upgrades)
-            .none("established_lost", outcome.established_lost)
-            .with("messages", outcome.messages)
-            .none("refused_new", refused as u64)
-            .with("new", under.connects.ok)
-            .with_time("longest_quiet", quiet.connects.max)
-            .within("gap_max", under.connects.max.max(outcome.longest), GAP_MAX)
-            .with_time("slowest_upgrade", outcome.slowest_upgrade)
-            .noting(load.failures())
-            .noting(outcome.breaks)
+            .with("upgrades", upgrades)
+            .expect(
+                "established_lost",
+                format!("{lost}/{established}"),
+                lost == 0,
+                "0",
+            )
+            .expect(
+                "refused_new",
+                format!("{}/{}", new.failed, new.failed + new.ok),
+                new.failed == 0,
+                "0",
+            )
+            .with_time("longest_quiet", quiet_longest)
+            .with_time("longest_new", new.max)
+            .with_time("longest_lasting", longest_lasting)
+            .within("gap_max", new.max.max(longest_lasting), GAP_MAX)
+            .with_time("slowest_upgrade", slowest)
+            .noting(connects.failures())
+            .noting(held.failures())
     })
+}
+
+/// The part of a load that opens connections, and a third of the part that keeps them.
+fn parts(plan: Plan) -> (Plan, Plan) {
+    let sets = u32::try_from(UPGRADES_SEEN).expect("small");
+    let fresh = Plan {
+        requests_per_second: 0,
+        pinned: 0,
+        bulk_bytes_per_second: 0,
+        ..plan
+    };
+    let lasting = Plan {
+        connects_per_second: 0,
+        requests_per_second: plan.requests_per_second / sets,
+        pinned: plan.pinned / UPGRADES_SEEN,
+        bulk_bytes_per_second: plan.bulk_bytes_per_second / u64::from(sets),
+        ..plan
+    };
+    (fresh, lasting)
+}
+
+/// Sets of lasting connections, the oldest first, and what those that were closed in order had measured.
+struct Lasting {
+    open: VecDeque<Load>,
+    /// What was due before is left out.
+    from: Instant,
+    longest: Duration,
+    established: u64,
+    lost: u64,
+    failures: Vec<String>,
+}
+
+impl Lasting {
+    fn new() -> Self {
+        Self {
+            open: VecDeque::new(),
+            from: Instant::now(),
+            longest: Duration::ZERO,
+            established: 0,
+            lost: 0,
+            failures: Vec::new(),
+        }
+    }
+
+    /// Measures from now on.
+    fn begin(&mut self) -> Instant {
+        self.longest = Duration::ZERO;
+        self.from = Instant::now();
+        self.from
+    }
+
+    fn add(&mut self, load: Load) {
+        self.open.push_back(load);
+    }
+
+    /// Closes the oldest set, in order, for a new one.
+    fn renew(&mut self, load: Load) {
+        self.add(load);
+        if let Some(oldest) = self.open.pop_front() {
+            self.longest = self.longest.max(waits(&oldest, self.from));
+            let (established, lost) = oldest.established();
+            (self.established, self.lost) = (self.established + established, self.lost + lost);
+            self.failures.extend(oldest.failures());
+        }
+    }
+
+    /// The longest wait, in the sets that were closed, too.
+    fn longest(&self) -> Duration {
+        let open = self.open.iter().map(|load| waits(load, self.from));
+        open.max().unwrap_or_default().max(self.longest)
+    }
+
+    /// Connections that were opened, and that were lost.
+    fn established(&self) -> (u64, u64) {
+        let open = self.open.iter().map(Load::established);
+        open.fold(
+            (self.established, self.lost),
+            |(all, gone), (established, lost)| (all + established, gone + lost),
+        )
+    }
+
+    fn failures(&self) -> Vec<String> {
+        let open = self.open.iter().flat_map(Load::failures);
+        self.failures.iter().cloned().chain(open).collect()
+    }
+}
+
+/// The longest wait of anything that was due since `from`.
+fn waits(load: &Load, from: Instant) -> Duration {
+    let report = load.report(from, Instant::now());
+    [report.connects.max, report.requests.max, report.messages.max]
+        .into_iter()
+        .max()
+        .unwrap_or_default()
 }
 
 fn f06(scale: Scale) -> Run {
@@ -63,13 +191,13 @@ fn f06(scale: Scale) -> Run {
         let mut stage = Stage::new(scale).await;
         let [first, second] = stage.quiet().await;
         let proxy = Component::Ztunnel("n1".into());
-        let from = tokio::time::Instant::now();
+        let from = Instant::now();
         stage.mesh.mesh.kill(&proxy).unwrap();
         stage.mesh.mesh.start_ztunnel(&stage.mesh.world, "n1").unwrap();
         stage.mesh.mesh.wait_ready(&proxy).await.unwrap();
         let ready = from.elapsed();
         stage.after().await;
-        let after = stage.load.report(from, tokio::time::Instant::now());
+        let after = stage.load.report(from, Instant::now());
         let (established, lost) = stage.load.established();
         let failed = first.connects.failed + second.connects.failed + after.connects.failed;
         Figure::new("F06")
@@ -85,19 +213,49 @@ fn f06(scale: Scale) -> Run {
     })
 }
 
+/// How long a new process writes down what it has heard, after it has.
+const KEPT_AFTER: Duration = Duration::from_secs(3);
+/// A generation that has served this long died by chance; the next is started after the shortest pause.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// From what the supervisor holds: nobody else is there to ask.
+fn f36(scale: Scale) -> Run {
+    Box::pin(async move {
+        let (mut mesh, web, db) = upgrade::supervised_pair().await;
+        let echo = Echo::start(db.namespace(), db.ipv4(), PORT).await;
+        assert!(gets_through(web.namespace(), echo.address()).await);
+        tokio::time::sleep(KEPT_AFTER).await;
+        mesh.mesh.kill(&Component::Control).unwrap();
+        let mut longest = Duration::ZERO;
+        let crashes = scale.pick(2, 6);
+        for round in 0..crashes {
+            let node = ["n1", "n2"][round % 2];
+            let waited = upgrade::crash_and_recover(&mut mesh, node, &web, echo.address()).await;
+            longest = longest.max(waited);
+            // A process that has served for a while is started again at once.
+            tokio::time::sleep(HEALTHY).await;
+        }
+        Figure::new("F36").with("crashes", crashes).within(
+            "served_after",
+            longest,
+            Duration::from_millis(500),
+        )
+    })
+}
+
 fn f07(scale: Scale) -> Run {
     Box::pin(async move {
         let mut stage = Stage::new(scale).await;
         let [first, second] = stage.quiet().await;
         let agent = Component::Agent("n2".into());
-        let from = tokio::time::Instant::now();
+        let from = Instant::now();
         let times = scale.pick(3, 20);
         for _ in 0..times {
             stage.mesh.mesh.kill(&agent).unwrap();
             stage.mesh.mesh.start_agent(&stage.mesh.world, "n2").unwrap();
             stage.mesh.mesh.wait_ready(&agent).await.unwrap();
         }
-        let during: Report = stage.load.report(from, tokio::time::Instant::now());
+        let during: Report = stage.load.report(from, Instant::now());
         let after = stage.after().await;
         Figure::new("F07")
             .with("restarts", times)

@@ -129,7 +129,7 @@ async fn a_large_body_arrives_unchanged_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_half_closed_connection_goes_on_in_the_other_direction() {
+async fn f37_a_half_closed_connection_goes_on_in_the_other_direction() {
     let (_mesh, web, db) = TestMesh::pair().await;
     let address = SocketAddr::new(db.ipv4().into(), 8080);
     let listener = db
@@ -160,7 +160,7 @@ async fn a_half_closed_connection_goes_on_in_the_other_direction() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reset_of_the_server_reaches_the_client_as_a_reset() {
+async fn f37_a_reset_of_the_server_reaches_the_client_as_a_reset() {
     let (_mesh, web, db) = TestMesh::pair().await;
     let address = SocketAddr::new(db.ipv4().into(), 8080);
     let listener = db

@@ -9,6 +9,7 @@ mod configuration;
 mod conformance;
 mod enrolment;
 mod families;
+mod half_closed;
 mod hostile;
 mod interop;
 mod names;

@@ -2,9 +2,9 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tulle_integration::{TestMesh, manifest};
 use tulle_linux::NetNs;
@@ -13,7 +13,7 @@ use tulle_world::Pod;
 /// What the name server outside answers for every name.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 50);
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A question for the IPv4 address of a name.
 fn question(id: u16, name: &str) -> Vec<u8> {
@@ -83,7 +83,8 @@ pub(crate) fn serve_as(pod: &Pod, address: Ipv4Addr) {
     });
 }
 
-fn ask_udp(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
+/// What a question is answered with.
+fn exchange_udp(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<Vec<u8>> {
     let message = question(7, name);
     let asked = from.run(move || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -98,7 +99,11 @@ fn ask_udp(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
         );
         std::io::Result::Ok(buffer[..length].to_vec())
     });
-    address_in(&asked.unwrap().ok()?)
+    asked.unwrap().ok()
+}
+
+fn ask_udp(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
+    address_in(&exchange_udp(from, server, name)?)
 }
 
 fn ask_tcp(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
@@ -230,4 +235,186 @@ async fn one_socket_that_asks_all_the_time_is_always_answered_when_its_pod_joins
     let [asked, again, failed] = [asked, again, failed].map(|count| count.load(Ordering::Relaxed));
     eprintln!("{asked} questions of one socket: {again} asked again, {failed} without an answer");
     assert_eq!(failed, 0, "of {asked}\n{}", mesh.logs());
+}
+
+/// What a moody name server does with every question over UDP; over TCP it always answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    Answers,
+    Dead,
+    Fails,
+    Slow,
+    Denies,
+    Truncates,
+    Lies,
+}
+
+/// How long a slow server takes.
+const SLOW: Duration = Duration::from_secs(5);
+/// What only a liar answers with.
+const LIE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
+
+/// A name server whose mood can be changed, and that counts what it is asked.
+struct Moody {
+    mood: Arc<Mutex<Mood>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Moody {
+    fn start(pod: &Pod) -> Self {
+        let moody = Self {
+            mood: Arc::new(Mutex::new(Mood::Answers)),
+            asked: Arc::default(),
+        };
+        let at = SocketAddr::from((pod.ipv4(), 53));
+        let socket = pod.namespace().run(move || UdpSocket::bind(at).unwrap()).unwrap();
+        let (mood, asked) = (Arc::clone(&moody.mood), Arc::clone(&moody.asked));
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                asked.fetch_add(1, Ordering::Relaxed);
+                let (mood, query) = (*mood.lock().unwrap(), buffer[..length].to_vec());
+                let socket = socket.try_clone().unwrap();
+                // A slow answer keeps no other waiting.
+                std::thread::spawn(move || {
+                    for reply in replies(mood, &query) {
+                        let _ = socket.send_to(&reply, from);
+                    }
+                });
+            }
+        });
+        moody
+    }
+
+    fn becomes(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+fn replies(mood: Mood, query: &[u8]) -> Vec<Vec<u8>> {
+    let code = |code: u8| {
+        let mut message = answer(query, OUTSIDE);
+        let records = message.len() - 16;
+        message.truncate(records);
+        message[3] |= code;
+        message[6..8].copy_from_slice(&[0, 0]);
+        message
+    };
+    match mood {
+        Mood::Answers => vec![answer(query, OUTSIDE)],
+        Mood::Dead => Vec::new(),
+        Mood::Fails => vec![code(2)],
+        Mood::Denies => vec![code(3)],
+        Mood::Truncates => {
+            let mut cut = code(0);
+            cut[2] |= 2;
+            vec![cut]
+        }
+        Mood::Slow => {
+            let due = Instant::now() + SLOW;
+            while let Some(left) = due
+                .checked_duration_since(Instant::now())
+                .filter(|left| !left.is_zero())
+            {
+                std::thread::park_timeout(left);
+            }
+            vec![answer(query, OUTSIDE)]
+        }
+        Mood::Lies => {
+            let lie = answer(query, LIE);
+            let (mut other_id, mut other_name) = (lie.clone(), lie.clone());
+            other_id[0] ^= 0x55;
+            other_name[13] ^= 1;
+            vec![other_id, other_name, vec![0xff; 40], lie[..7].to_vec()]
+        }
+    }
+}
+
+/// The code of an answer, and the address in it.
+fn said(answer: Option<Vec<u8>>) -> Option<(u8, Option<Ipv4Addr>)> {
+    let answer = answer?;
+    Some((answer[3] & 0xf, address_in(&answer)))
+}
+
+const SERVFAIL: u8 = 2;
+const NXDOMAIN: u8 = 3;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f20_what_was_known_outlives_a_name_server_that_is_dead_slow_failing_or_lying() {
+    let (mut mesh, [web, job], [server, other]) = two_resolvers().await;
+    let (moody, others) = (Moody::start(&server), Moody::start(&other));
+    mesh.start().await;
+    mesh.captured(&[&web, &job]).await;
+    let ask = |pod: &Pod, name: &str| said(exchange_udp(pod.namespace(), server.ipv4(), name));
+    for name in ["known.example", "of-web.example"] {
+        assert_eq!(ask(&web, name), Some((0, Some(OUTSIDE))), "{}", mesh.logs());
+    }
+    for mood in [Mood::Dead, Mood::Fails, Mood::Slow, Mood::Lies] {
+        moody.becomes(mood);
+        assert_eq!(
+            ask(&web, "known.example"),
+            Some((0, Some(OUTSIDE))),
+            "{mood:?}: what was known is told\n{}",
+            mesh.logs()
+        );
+    }
+    for mood in [Mood::Dead, Mood::Fails, Mood::Lies] {
+        moody.becomes(mood);
+        assert_eq!(
+            ask(&web, "never.example"),
+            Some((SERVFAIL, None)),
+            "{mood:?}: what was not known is an error\n{}",
+            mesh.logs()
+        );
+    }
+    // Whose server it is decides, and nobody else's: not even while it is dead, and another pod's answer is known.
+    let before = moody.asked();
+    assert_eq!(ask(&job, "known.example"), Some((0, Some(OUTSIDE))));
+    others.becomes(Mood::Dead);
+    assert_eq!(ask(&job, "of-web.example"), Some((SERVFAIL, None)));
+    assert_eq!(moody.asked(), before, "no question went to another pod's server");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f20_a_name_server_that_answers_has_the_last_word_and_its_cut_replies_stay_cut() {
+    let (mut mesh, [web, job], [server, other]) = two_resolvers().await;
+    let (moody, _others) = (Moody::start(&server), Moody::start(&other));
+    mesh.start().await;
+    mesh.captured(&[&web, &job]).await;
+    let ask = |name: &str| exchange_udp(web.namespace(), server.ipv4(), name);
+    assert_eq!(
+        said(ask("flips.example")),
+        Some((0, Some(OUTSIDE))),
+        "{}",
+        mesh.logs()
+    );
+    moody.becomes(Mood::Denies);
+    assert_eq!(said(ask("flips.example")), Some((NXDOMAIN, None)));
+    moody.becomes(Mood::Dead);
+    assert_eq!(
+        said(ask("flips.example")),
+        Some((SERVFAIL, None)),
+        "what is gone is not told again"
+    );
+    moody.becomes(Mood::Truncates);
+    let cut = ask("long.example").expect("an answer");
+    assert_eq!(cut[2] & 2, 2, "TC survives");
+    moody.becomes(Mood::Answers);
+    assert_eq!(said(ask("flips.example")), Some((0, Some(OUTSIDE))));
+}
+
+/// A mesh that is not started, with two pods whose settings name a server each.
+async fn two_resolvers() -> (TestMesh, [Pod; 2], [Pod; 2]) {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let web = mesh.pod("n1", "web").await;
+    let job = mesh.pod("n1", "job").await;
+    let server = mesh.stranger("n2", "nameserver").await;
+    let other = mesh.stranger("n2", "another").await;
+    resolve_by(&mesh, &web, &server);
+    resolve_by(&mesh, &job, &other);
+    (mesh, [web, job], [server, other])
 }

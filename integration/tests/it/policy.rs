@@ -15,7 +15,7 @@ use tulle_world::Component;
 const IN_FORCE_MAX: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deny_policy_ends_open_connections_of_its_edge_and_no_others() {
+async fn f24_a_deny_policy_ends_open_connections_of_its_edge_and_no_others() {
     let mut mesh = TestMesh::new(&["n1", "n2"]).await;
     let web = mesh.pod("n1", "web").await;
     let job = mesh.pod("n1", "job").await;

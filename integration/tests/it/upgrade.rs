@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_integration::TestMesh;
-use tulle_integration::mesh::eventually;
+use tulle_integration::mesh::{PATIENCE, eventually};
 use tulle_integration::storm::Storm;
 use tulle_integration::traffic::{Echo, assert_echo, call, connect, gets_through, spawn};
 use tulle_integration::upgrade::{
@@ -13,8 +13,8 @@ use tulle_integration::upgrade::{
 use tulle_runtime::config::{Env, ProcessEnv};
 use tulle_world::Component;
 
-/// New connections flow again this soon after a crash.
-const RECOVERY: Duration = Duration::from_secs(1);
+/// New connections flow again after a crash, and nothing hangs. How soon is what scenarios F06 and F36 measure.
+const RECOVERY: Duration = PATIENCE;
 
 async fn upgrades(n: usize, load: Load) -> (TestMesh, Outcome) {
     let (mut mesh, web, db) = supervised_pair().await;
@@ -44,7 +44,7 @@ fn assert_lossless(mesh: &TestMesh, outcome: &Outcome) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_upgrades_of_the_node_proxy_cost_no_connection() {
+async fn f05_three_upgrades_of_the_node_proxy_cost_no_connection() {
     let load = Load {
         storm: 16,
         pinned: 10,
@@ -78,7 +78,7 @@ async fn f06_a_crashed_node_proxy_refuses_nobody_and_is_back_at_once() {
     // What is open through it is lost, and both ends see that; a call of the storm may be among it.
     let waited = crash_and_recover(&mut mesh, "n1", &web, echo.address()).await;
     let lost = tokio::time::timeout(RECOVERY, open.read(&mut [0])).await;
-    let lost = lost.expect("within a second").map_err(|error| error.kind());
+    let lost = lost.expect("in time").map_err(|error| error.kind());
     assert_eq!(
         lost,
         Err(std::io::ErrorKind::ConnectionReset),
@@ -124,7 +124,7 @@ async fn f36_a_crashed_node_proxy_serves_without_control_plane_and_authority() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_generation_that_dies_hands_back_to_the_one_before() {
+async fn f05_a_new_generation_that_dies_hands_back_to_the_one_before() {
     let (mut mesh, web, db) = supervised_pair().await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     let pinned = Sequenced::open(web.namespace(), echo.address(), 5).await;
@@ -165,7 +165,7 @@ async fn f08_without_agent_and_proxy_nothing_passes_by() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_agent_that_restarts_between_two_generations_leaves_pods_with_the_later_one() {
+async fn f07_an_agent_that_restarts_between_two_generations_leaves_pods_with_the_later_one() {
     let (mut mesh, web, db) = supervised_pair().await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     let pinned = Sequenced::open(web.namespace(), echo.address(), 5).await;

@@ -289,13 +289,20 @@ fn run(namespace: &NetNs, program: &str, arguments: &str) {
 }
 
 /// The rules that an agent would have put in place.
-fn capture_by_hand(machine: &Pod, folder: &std::path::Path) {
+///
+/// The control plane is left out: the proxy cannot carry its own way there before it has been there.
+fn capture_by_hand(machine: &Pod, folder: &std::path::Path, control: Ipv4Addr) {
     let rules = folder.join("machine.nft");
     std::fs::write(&rules, nft::render(&capture(&Variant::default()))).unwrap();
     run(
         machine.namespace(),
         "/usr/sbin/nft",
         &format!("-f {}", rules.display()),
+    );
+    run(
+        machine.namespace(),
+        "/usr/sbin/nft",
+        &format!("insert rule inet tulle nat-out ip daddr {control} tcp dport 15012 accept"),
     );
     for arguments in [
         "route replace local 0.0.0.0/0 dev lo table 100",
@@ -305,35 +312,22 @@ fn capture_by_hand(machine: &Pod, folder: &std::path::Path) {
     }
 }
 
-/// A proxy for a machine alone, under the machine's own token; it knows the machine and one pod.
-fn proxy_of_a_machine(mesh: &TestMesh, machine: &Pod, db: &Pod, token: &str) -> Process {
-    let known = mesh.folder().join("machine.yaml");
-    let workload = |name: &str, address: Ipv4Addr| {
-        format!(
-            "- {{uid: {name}, name: {name}, namespace: app, serviceAccount: {name}, protocol: HBONE, \
-             workloadIps: [{address}]}}\n"
-        )
-    };
-    let told = format!(
-        "workloads:\n{}{}",
-        workload("machine", machine.ipv4()),
-        workload("db", db.ipv4())
-    );
-    std::fs::write(&known, told).unwrap();
+/// A proxy for a machine alone, under the machine's own token: all it knows and has comes from the control plane.
+fn proxy_of_a_machine(mesh: &TestMesh, machine: &Pod, token: &str) -> Process {
     let token_file = mesh.folder().join("machine.token");
     std::fs::write(&token_file, token).unwrap();
     let folders = mesh.mesh.folders().clone();
     let own_run = mesh.folder().join("machine-run");
     std::fs::create_dir(&own_run).unwrap();
-    let authority = format!("https://{}:15012", mesh.world.node(CONTROL).unwrap().ipv4());
+    let control = format!("https://{}:15012", mesh.world.node(CONTROL).unwrap().ipv4());
     let mut command = folders.command("machine", &["ztunnel"]).unwrap();
     command
         .env("PROXY_MODE", "dedicated")
         .env("PROXY_WORKLOAD_INFO", "app/machine/machine")
         .env("PACKET_MARK", "1337")
-        .env("LOCAL_XDS_PATH", &known)
-        .env("XDS_ADDRESS", "")
-        .env("CA_ADDRESS", authority)
+        .env("XDS_ADDRESS", &control)
+        .env("CA_ADDRESS", &control)
+        .env("XDS_ROOT_CA", folders.state.join("ca/root-cert.pem"))
         .env("CA_ROOT_CA", folders.state.join("ca/root-cert.pem"))
         .env("AUTH_TOKEN", &token_file)
         .env("TULLE_RUN_DIR", &own_run)
@@ -352,7 +346,8 @@ async fn a_machine_without_an_agent_takes_part_by_a_proxy_and_a_token_of_its_own
         "machine",
         &format!(
             "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: machine\n  namespace: app\n  \
-             annotations:\n    tulle.dev/node: m1\nspec:\n  address: {}\n  serviceAccount: machine\n",
+             annotations:\n    tulle.dev/node: m1\nspec:\n  address: {}\n  serviceAccount: machine\n  \
+             labels: {{app: machine}}\n",
             machine.ipv4()
         ),
     );
@@ -361,8 +356,9 @@ async fn a_machine_without_an_agent_takes_part_by_a_proxy_and_a_token_of_its_own
     mesh.start().await;
     mesh.captured(&[&db]).await;
 
-    capture_by_hand(&machine, mesh.folder());
-    let _proxy = proxy_of_a_machine(&mesh, &machine, &db, &token);
+    let control = mesh.world.node(CONTROL).unwrap().ipv4();
+    capture_by_hand(&machine, mesh.folder(), control);
+    let _proxy = proxy_of_a_machine(&mesh, &machine, &token);
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     let reached = eventually(async || gets_through(machine.namespace(), echo.address()).await).await;
     assert!(reached, "{}", mesh.logs());
@@ -393,4 +389,18 @@ async fn a_machine_without_an_agent_takes_part_by_a_proxy_and_a_token_of_its_own
         eventually(tunnelled).await,
         "by tunnel in the other direction, too"
     );
+
+    // What it may not be asked for it hears from the control plane, and from nobody's file.
+    mesh.apply(
+        "deny",
+        &manifest::policy("no-db", "machine", "DENY", &manifest::from_account("db")),
+    );
+    let refused = eventually(async || !gets_through(db.namespace(), own.address()).await).await;
+    assert!(refused, "{}", mesh.logs());
+    // What was open when the policy came ended otherwise.
+    let counted = eventually(async || {
+        let passed = gets_through(db.namespace(), own.address()).await;
+        !passed && mesh.metric("n2", &["tulle_refused_total", "T0412"]).await >= 1.0
+    });
+    assert!(counted.await, "by its policy\n{}", mesh.logs());
 }
