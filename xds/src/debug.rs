@@ -249,7 +249,13 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
     };
     let nodes = match &slot.scope {
         Scope::Everyone => Value::Null,
-        Scope::Namespace { nodes, .. } | Scope::Workloads { nodes } => json!(nodes),
+        Scope::Namespace { nodes, .. } => json!(nodes),
+        Scope::Workloads { nodes } => json!(
+            nodes
+                .iter()
+                .filter(|node| !node.contains('/'))
+                .collect::<Vec<_>>()
+        ),
         Scope::Waypoints { .. } => json!([]),
     };
     json!({

@@ -123,9 +123,9 @@ pub enum Scope {
         /// Nodes that hold one of its workloads.
         nodes: Arc<BTreeSet<Str>>,
     },
-    /// A policy of selected workloads; the nodes are those that hold a workload that names it.
+    /// A policy of selected workloads: for the nodes that hold one of them, and for proxies of one of them alone.
     Workloads {
-        /// Nodes that hold such a workload.
+        /// Nodes that hold such a workload, and the identities of such workloads as URIs, which no node is called.
         nodes: Arc<BTreeSet<Str>>,
     },
     /// Configuration of waypoints; no node proxy receives it.
@@ -142,6 +142,17 @@ impl Scope {
         match self {
             Self::Everyone => true,
             Self::Namespace { nodes, .. } | Self::Workloads { nodes } => nodes.contains(node),
+            Self::Waypoints { .. } => false,
+        }
+    }
+
+    /// Whether a proxy of this workload alone may receive the resource.
+    #[must_use]
+    pub fn reaches_workload(&self, identity: &Identity) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Namespace { namespace, .. } => *namespace == identity.namespace,
+            Self::Workloads { nodes } => nodes.contains(identity.to_string().as_str()),
             Self::Waypoints { .. } => false,
         }
     }

@@ -100,7 +100,10 @@ fn slots<'a>(snapshot: &'a Snapshot, object: &ObjectStatus) -> Vec<(ResourceType
 fn answer(snapshot: &Arc<Snapshot>, client: &ClientStatus, slots: &[(ResourceType, &Arc<Slot>)]) -> Answer {
     let viewer = match client.kind {
         ClientKind::Waypoint => Viewer::of_waypoint(client.node.clone()),
-        ClientKind::Ztunnel | ClientKind::Agent => Viewer::node(client.node.clone()),
+        ClientKind::Ztunnel | ClientKind::Agent => match client.node.parse() {
+            Ok(identity) => Viewer::of_workload(identity),
+            Err(_) => Viewer::node(client.node.clone()),
+        },
     };
     let viewer = viewer.with(client.features);
     let mut concerned = slots
