@@ -574,6 +574,7 @@ mod tests {
         let fronts = crate::snapshot::Fronts {
             identity,
             addresses: BTreeSet::new(),
+            authorizations: BTreeSet::new(),
         };
         snapshot.fronted.set(&"shop/way".into(), Some(fronts));
         let admitted = admit(&caller, &claimed, &"Kubernetes".into(), &snapshot);
@@ -593,6 +594,7 @@ mod tests {
         let fronts = crate::snapshot::Fronts {
             identity: identity.clone(),
             addresses: BTreeSet::new(),
+            authorizations: BTreeSet::new(),
         };
         snapshot.fronted.set(&"shop/way".into(), Some(fronts));
         let admitted =
