@@ -8,9 +8,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tulle_model::reason::Reason;
 use tulle_runtime::tasks;
 
+use crate::carry;
 use crate::pod::Pod;
+use crate::shed::is_lack_of_descriptors;
 
 /// Pause after an accept that failed for want of something, such as descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -74,7 +77,12 @@ pub async fn accept<F>(
             () = accepting.stopped(&pod) => break,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => start(accepted),
-                Err(error) => pause_after(&error).await,
+                Err(error) => {
+                    if is_lack_of_descriptors(&error) {
+                        refuse_waiting(&listener, &pod);
+                    }
+                    pause_after(&error).await;
+                }
             },
         }
     }
@@ -83,6 +91,13 @@ pub async fn accept<F>(
             start(accepted);
         }
     }
+}
+
+/// Resets whoever waits in the queue: a caller that is refused now may try elsewhere, or here again.
+fn refuse_waiting(listener: &TcpListener, pod: &Pod) {
+    let accept = || Some(listener.accept().now_or_never()?.ok()?.0);
+    let refused = pod.node.shedder.refuse_waiting(accept, carry::reset);
+    pod.node.metrics.count_turned_away(Reason::Overload, refused);
 }
 
 /// A connection that died in the queue is nothing to wait for; a lack of descriptors is.

@@ -4,6 +4,7 @@
 //! relief. Who is refused is decided by [`heaviest`]; the rest of this file counts and asks.
 
 mod memory;
+mod spare;
 
 use std::cmp::{Ordering as Order, Reverse};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -19,6 +20,7 @@ use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::limits;
 
 pub use self::memory::MemoryLimits;
+pub use self::spare::{Spare, is_lack_of_descriptors};
 use crate::config::WorkloadName;
 use crate::error::Error;
 
@@ -186,6 +188,7 @@ pub struct Shedder {
     weights: Mutex<Vec<Weak<Weight>>>,
     arrivals: AtomicU64,
     look: Notify,
+    spare: Spare,
     /// `tulle_shedding`: 1 while somebody is refused.
     shedding: Gauge,
     /// `tulle_shed_total`: connections that were refused.
@@ -201,6 +204,7 @@ impl Default for Shedder {
             weights: Mutex::default(),
             arrivals: AtomicU64::new(0),
             look: Notify::new(),
+            spare: Spare::default(),
             shedding: Gauge::default(),
             shed: Counter::default(),
         }
@@ -269,6 +273,13 @@ impl Shedder {
             ));
         }
         Ok(handshake)
+    }
+
+    /// Refuses whoever waits in a queue that cannot be accepted from, as no descriptor is left; how many it refused.
+    pub fn refuse_waiting<T>(&self, accept: impl FnMut() -> Option<T>, refuse: impl FnMut(T)) -> u64 {
+        let refused = self.spare.refuse(accept, refuse);
+        self.shed.inc_by(refused);
+        refused
     }
 
     /// Decides anew who is refused.
