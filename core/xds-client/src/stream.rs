@@ -115,6 +115,8 @@ pub struct Options {
     pub types: Vec<ResourceType>,
     /// Ask for addresses one by one, where they are needed.
     pub on_demand: bool,
+    /// Ask for addresses beside all that the server tells by itself.
+    pub lookups: bool,
     /// Longest wait before a new attempt.
     pub backoff_max: Duration,
 }
@@ -127,6 +129,7 @@ impl Options {
             node,
             types: with_trust(&ResourceType::NODE),
             on_demand: false,
+            lookups: false,
             backoff_max: BACKOFF_MAX,
         }
     }
@@ -136,6 +139,8 @@ impl Options {
     pub fn waypoint(node: NodeInfo) -> Self {
         Self {
             types: with_trust(&ResourceType::WAYPOINT),
+            // Who its callers are, it is told of nobody's accord.
+            lookups: true,
             ..Self::new(node)
         }
     }
@@ -234,6 +239,8 @@ impl Client {
         if options.on_demand {
             session = session.on_demand();
             state.ask_on_demand();
+        } else if options.lookups {
+            state.ask_beside();
         }
         state.update_status(|status| status.describe(&session));
         let blocker = |kind: &ResourceType| (*kind, ready.register(format!("xds {kind}")));
