@@ -9,6 +9,7 @@ mod plot;
 mod process;
 mod table;
 mod tunnel;
+pub mod waypoint;
 
 pub use self::table::{Better, Row, Table};
 pub use self::tunnel::{Options, run as tunnel};

@@ -20,6 +20,7 @@ Tasks:
   test                    install what is missing, then run every check and test
   scenario NAME…|all      run fault scenarios and print their figures; --list names them, --help says more
   bench tunnel [ARGS…]    measure tunnels end to end beside no mesh and other makes; --help says more
+  bench waypoint [ARGS…]  measure a waypoint beside a bare proxy, nginx and haproxy; --help says more
   tidy                    check the import arrows and the rules of ARCHITECTURE.md
 
 Options:

@@ -11,6 +11,7 @@ const HELP: &str = "\
 End-to-end measurements in real network namespaces, each contestant in turn in every round of one run.
 
 Usage: cargo xtask bench tunnel [OPTIONS]
+       cargo xtask bench waypoint [OPTIONS]   (--help says more)
 
 Options:
   --peer NAME=PATH   also measure this node proxy, a ready binary that takes istio ztunnel's environment; may be repeated
@@ -26,7 +27,11 @@ Example: cargo xtask bench tunnel --peer ztunnel=/usr/local/bin/ztunnel --json r
 ";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "waypoint") {
+        arguments.remove(0);
+        return tulle_integration::bench::waypoint::run(arguments);
+    }
     if arguments
         .iter()
         .any(|argument| argument == "-h" || argument == "--help")
@@ -74,8 +79,12 @@ fn parse(arguments: Vec<String>) -> Result<(Options, Option<PathBuf>), String> {
     let mut arguments = arguments.into_iter();
     match arguments.next().as_deref() {
         Some("tunnel") => {}
-        Some(other) => return Err(format!("unknown measurement {other:?}; there is: tunnel")),
-        None => return Err("name a measurement: tunnel".to_owned()),
+        Some(other) => {
+            return Err(format!(
+                "unknown measurement {other:?}; there are: tunnel, waypoint"
+            ));
+        }
+        None => return Err("name a measurement: tunnel or waypoint".to_owned()),
     }
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
