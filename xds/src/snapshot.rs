@@ -2,7 +2,7 @@
 //!
 //! The engine publishes snapshots, everything else reads them. Cloning one costs a few reference counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -241,6 +241,7 @@ pub struct Snapshot {
     pub(crate) routes: Table,
     pub(crate) policies: Table,
     pub(crate) fronted: Fronted,
+    pub(crate) draining: Arc<BTreeMap<Str, u64>>,
     pub(crate) around: Around,
     pub(crate) placement: Placement,
     pub(crate) objects: Objects,
@@ -317,6 +318,12 @@ impl Snapshot {
     #[must_use]
     pub fn fronted(&self) -> &Fronted {
         &self.fronted
+    }
+
+    /// The waypoints that keep for a while what was taken from them, and the cut that took something last.
+    #[must_use]
+    pub fn draining(&self) -> &Arc<BTreeMap<Str, u64>> {
+        &self.draining
     }
 
     /// What goes with what, for clients that ask by name.

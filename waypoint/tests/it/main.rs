@@ -4,7 +4,9 @@
 
 mod arrival;
 mod attacks;
+mod backends;
 mod desync;
+mod hostile;
 mod policies;
 mod requests;
 mod resilience;
@@ -12,4 +14,5 @@ mod routes;
 mod streams;
 mod strict;
 mod telemetry;
+mod tokens;
 mod world;

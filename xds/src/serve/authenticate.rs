@@ -609,6 +609,7 @@ mod tests {
         let fronts = crate::snapshot::Fronts {
             identity,
             addresses: BTreeSet::new(),
+            authorizations: BTreeSet::new(),
         };
         snapshot.fronted.set(&"shop/way".into(), Some(fronts));
         let admitted = admit(&caller, &claimed, &"Kubernetes".into(), &snapshot);
@@ -628,6 +629,7 @@ mod tests {
         let fronts = crate::snapshot::Fronts {
             identity: identity.clone(),
             addresses: BTreeSet::new(),
+            authorizations: BTreeSet::new(),
         };
         snapshot.fronted.set(&"shop/way".into(), Some(fronts));
         let admitted =

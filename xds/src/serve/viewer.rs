@@ -115,7 +115,7 @@ impl Viewer {
         self.features
     }
 
-    /// Whether it may receive this resource at all.
+    /// Whether it may receive this resource at all, as far as the resource itself tells.
     #[must_use]
     pub fn receives(&self, ty: ResourceType, slot: &Slot) -> bool {
         match ty {
@@ -124,7 +124,7 @@ impl Viewer {
                 Place::Node(_) | Place::Workload(_) => {
                     self.is_within(&slot.scope) && (self.features.dry_run || !is_dry_run(&slot.body))
                 }
-                // It enforces its own type of policy.
+                // Which policies judge a waypoint's own replicas is not the policy's to say, but the cut's.
                 Place::Waypoint(_) => false,
             },
             _ => self.is_within(&slot.scope),
