@@ -187,7 +187,7 @@ fn changed(rule: &Rule, drawn: &Weighted, head: &RequestHead, prefix: Option<usi
 }
 
 /// Whether a backend has arrived, with its port.
-fn exists(backend: &Backend) -> bool {
+pub(crate) fn exists(backend: &Backend) -> bool {
     match &backend.key {
         BackendKey::Service(_, port) => protocol(backend, *port).is_some(),
         BackendKey::Workload(_) => true,

@@ -3,9 +3,10 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
-use http::header::{HeaderName, SET_COOKIE};
+use http::header::{HeaderName, SEC_WEBSOCKET_KEY, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body as _;
+use hyper::body::Incoming;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout};
 use tulle_model::request::Protocol;
@@ -15,10 +16,14 @@ use tulle_model::{Reason, RequestHead};
 
 use super::body::{RequestBody, ResponseBody};
 use super::hygiene;
-use super::hygiene::encode::{self, Telling};
+use super::hygiene::Upgrade;
+use super::hygiene::encode::{self, ClientCert, Telling};
+use super::interim::Interims;
 use super::record::Record;
 use super::respond::{Own, Reply};
 use super::routing;
+use super::upgrade;
+use super::wire::Aside;
 use crate::clock::Time;
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
@@ -30,7 +35,7 @@ use crate::upstream::connect::{self, Behalf};
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::hash;
 use crate::upstream::outcome::{Answer, Outcome, Unsent};
-use crate::upstream::pool::{Key, SendFailed, Version};
+use crate::upstream::pool::{Key, Lease, SendFailed, Version};
 use crate::upstream::retry::replay::Replay;
 use crate::upstream::retry::{Decision, RetryPolicy, Tried, look_ahead, retry_after};
 use crate::upstream::session::{SessionPolicy, Token};
@@ -79,6 +84,19 @@ impl Tries {
     }
 }
 
+/// What a client wants beside its answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wants<'a> {
+    /// Trailers.
+    pub(super) trailers: bool,
+    /// To be told when its body is wanted.
+    pub(super) word: bool,
+    /// To go on as a stream of bytes.
+    pub(super) upgrade: Option<Upgrade>,
+    /// Where it is told of interim answers, if it can be.
+    pub(super) aside: Option<&'a Arc<Aside>>,
+}
+
 /// What one request is sent by.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sending<'a> {
@@ -87,7 +105,7 @@ pub(super) struct Sending<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) port: &'a PortState,
     pub(super) id: &'a HeaderValue,
-    pub(super) takes_trailers: bool,
+    pub(super) wants: Wants<'a>,
     pub(super) tries: &'a Tries,
     /// Whether another try may be made at all; copies have one.
     pub(super) once: bool,
@@ -300,8 +318,13 @@ impl Sending<'_> {
             return Brought::failed(Outcome::Unsent(Unsent::Connect), Reason::NoHealthyEndpoint);
         };
         self.note(|record| record.tried(state.number, endpoint, address));
-        let version = upstream_version(routing::spoken(backend, self.port.protocol), head);
-        let request = match self.request(state, head, version) {
+        let version = upstream_version(
+            routing::spoken(backend, self.port.protocol),
+            head,
+            self.wants.upgrade,
+        );
+        let interims = Interims::new(self.wants.aside.cloned());
+        let request = match self.request(state, head, version, &interims) {
             Ok(request) => request,
             Err(reason) => return Brought::failed(Outcome::ClientGone, reason),
         };
@@ -316,7 +339,7 @@ impl Sending<'_> {
             let behalf = Behalf::of(self.arrival, self.snapshot);
             connect::open(self.waypoint, endpoint, address, &behalf).await
         };
-        let mut lease = match self.waypoint.upstreams.http.lease(&key, open).await {
+        let lease = match self.waypoint.upstreams.http.lease(&key, open).await {
             Ok(lease) => lease,
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
@@ -324,25 +347,73 @@ impl Sending<'_> {
                 return Brought::failed(connect::outcome_of(&error), connect::reason(&error));
             }
         };
-        let error = match lease.send(request).await {
+        self.over(lease, (state, head, version), request, &interims).await
+    }
+
+    /// Sends the request of a try over a connection, and reads the head of its answer.
+    async fn over(
+        &self,
+        mut lease: Lease,
+        (state, head, version): (&State, &RequestHead, Version),
+        request: Request<RequestBody>,
+        interims: &Interims,
+    ) -> Brought {
+        let broken = |reason| Brought::failed(Outcome::Malformed, reason);
+        let asks = self.wants.upgrade.is_some();
+        if asks && !lease.takes_upgrades().await {
+            return broken(Reason::UpstreamProtocol);
+        }
+        let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| asks).cloned();
+        let sent = tokio::select! {
+            sent = lease.send(request) => sent,
+            () = interims.too_many() => return broken(Reason::UpstreamProtocol),
+        };
+        let error = match sent {
             Ok(response) => {
-                let (mut parts, body) = response.into_parts();
-                let connection = match hygiene::answer::clean(&mut parts, false) {
-                    Ok(connection) => connection,
-                    Err(reason) => return Brought::failed(Outcome::Malformed, reason),
+                let asked = upgrade::Asked {
+                    head,
+                    key: key.as_ref(),
+                    over: version,
                 };
-                parts.extensions.clear();
-                if connection == hygiene::answer::Connection::Close {
-                    lease.spoil();
-                }
-                let response = Response::from_parts(parts, ResponseBody::upstream(body, lease));
-                return self.answered(head, response).await;
+                let waiting = self.wants.word.then(|| interims.clone());
+                return match self.read(response, lease, &asked, waiting) {
+                    Ok(response) => self.answered(state, head, response).await,
+                    Err(reason) => broken(reason),
+                };
             }
             Err(error) => error,
         };
-        tracing::debug!(error = %error.error, %address, "no answer");
+        tracing::debug!(error = %error.error, "no answer");
+        if let Some(reason) = self.record.and_then(Record::body_failure) {
+            return Brought::failed(Outcome::ClientGone, reason);
+        }
         let outcome = ended(&error, lease.reused && !state.replay.has_started(), version);
         Brought::failed(outcome, outcome.reason().unwrap_or(Reason::UpstreamReset))
+    }
+
+    /// Checks and cleans the head of an answer, and says what follows it: a body, or a stream of bytes.
+    fn read(
+        &self,
+        mut response: Response<Incoming>,
+        mut lease: Lease,
+        asked: &upgrade::Asked<'_>,
+        waiting: Option<Interims>,
+    ) -> Result<Response<ResponseBody>, Reason> {
+        let upstream = self.wants.upgrade.map(|_| hyper::upgrade::on(&mut response));
+        let (mut parts, body) = response.into_parts();
+        let connection = hygiene::answer::clean(&mut parts, upstream.is_some())?;
+        parts.extensions.clear();
+        // Which version the endpoint speaks is of this hop.
+        parts.version = http::Version::HTTP_11;
+        if connection == hygiene::answer::Connection::Close {
+            lease.spoil();
+        }
+        let agreed = upstream.is_some() && upgrade::settle(&mut parts, asked)?;
+        let body = match upstream.filter(|_| agreed) {
+            Some(upstream) => ResponseBody::switched(upstream, lease),
+            None => ResponseBody::upstream(body, lease, waiting),
+        };
+        Ok(Response::from_parts(parts, body))
     }
 
     fn request(
@@ -350,14 +421,23 @@ impl Sending<'_> {
         state: &State,
         head: &RequestHead,
         version: Version,
+        interims: &Interims,
     ) -> Result<Request<RequestBody>, Reason> {
+        // Over HTTP/2 the word would not be heard, and a body that has begun is wanted already.
+        let word = self.wants.word && version == Version::Http1 && !state.replay.has_started();
+        let told = self.snapshot.settings.forward_client_cert;
+        let cert = told.then(|| (self.arrival.peer.to_string(), self.waypoint.identity.to_string()));
         let telling = Telling {
             request_id: self.id,
             source_ip: self.arrival.source.ip,
             attempt: state.number,
-            client_cert: None,
-            upgrade: None,
-            takes_trailers: self.takes_trailers,
+            client_cert: cert.as_ref().map(|(source, own)| ClientCert {
+                source,
+                destination: own,
+            }),
+            upgrade: self.wants.upgrade,
+            takes_trailers: self.wants.trailers,
+            expects_continue: word,
         };
         let written = match version {
             Version::Http1 => http::Version::HTTP_11,
@@ -372,14 +452,21 @@ impl Sending<'_> {
             parts.headers.insert(limits::GRPC_TIMEOUT, limits::header(left));
         }
         self.note(|record| record.pass_trace(&mut parts.headers, state.span));
-        Ok(Request::from_parts(
-            parts,
-            RequestBody::of_try(state.replay.next_try()),
-        ))
+        let body = RequestBody::of_try(state.replay.next_try());
+        let body = if word {
+            RequestBody::gated(interims.gate(body))
+        } else {
+            body
+        };
+        let mut request = Request::from_parts(parts, body);
+        if version == Version::Http1 {
+            interims.listen(&mut request);
+        }
+        Ok(request)
     }
 
     /// Reads what the head of an answer says, and where that may decide, its trailers.
-    async fn answered(&self, head: &RequestHead, response: Response<ResponseBody>) -> Brought {
+    async fn answered(&self, state: &State, head: &RequestHead, response: Response<ResponseBody>) -> Brought {
         let (parts, mut body) = response.into_parts();
         let (status, wall) = (parts.status.as_u16(), SystemTime::now());
         let is_grpc = head.is_grpc();
@@ -388,6 +475,8 @@ impl Sending<'_> {
         if is_grpc
             && grpc.is_none()
             && self.tries.retry.reads_trailers()
+            // A client that still sends may wait for this head before it goes on.
+            && state.replay.has_ended()
             && !self.once
             && !body.is_end_stream()
         {
@@ -465,11 +554,13 @@ fn ended(failed: &SendFailed, untouched: bool, version: Version) -> Outcome {
     }
 }
 
-/// What is declared for HTTP/2 is spoken to in HTTP/2; else what the client speaks. Never less.
-fn upstream_version(declared: AppProtocol, head: &RequestHead) -> Version {
+/// What is declared for HTTP/2 is spoken to in HTTP/2; else what the client speaks. Never less, but for WebSockets: few
+/// servers take them over HTTP/2 that do not say so.
+fn upstream_version(declared: AppProtocol, head: &RequestHead, upgrade: Option<Upgrade>) -> Version {
     match (declared, head.protocol) {
-        (AppProtocol::Http2 | AppProtocol::Grpc, _) | (_, Protocol::Http2) => Version::Http2,
-        (_, Protocol::Http10 | Protocol::Http11) => Version::Http1,
+        (AppProtocol::Http2 | AppProtocol::Grpc, _) => Version::Http2,
+        (_, Protocol::Http2) if upgrade.is_none() => Version::Http2,
+        _ => Version::Http1,
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -37,6 +37,10 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const FRAME_MAX: u32 = 16 * 1024;
 /// Silence after which an endpoint is asked whether it lives.
 const PING_AFTER: Duration = Duration::from_secs(30);
+/// How long a new connection of HTTP/2 is waited for to say that it takes WebSockets.
+const SETTINGS_MAX: Duration = Duration::from_secs(1);
+/// How often it is looked whether it has.
+const SETTINGS_PAUSE: Duration = Duration::from_millis(2);
 /// How long its answer may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -99,6 +103,29 @@ struct Usage {
     running: AtomicU32,
     /// When the last request ended.
     ended: parking_lot::Mutex<Instant>,
+    extended: Arc<Extended>,
+}
+
+/// Whether an endpoint has said that it takes extended CONNECT. Only the task of the connection can look, and it is told
+/// of nothing: it looks when it is asked.
+#[derive(Debug, Default)]
+struct Extended {
+    ask: tokio::sync::Notify,
+    said: AtomicBool,
+}
+
+impl Extended {
+    fn answer(&self, said: bool) {
+        self.said.store(said, Ordering::Relaxed);
+    }
+
+    /// Asks until it has been said.
+    async fn wait(&self) {
+        while !self.said.load(Ordering::Relaxed) {
+            self.ask.notify_one();
+            tokio::time::sleep(SETTINGS_PAUSE).await;
+        }
+    }
 }
 
 /// A request that runs on a connection of HTTP/2.
@@ -132,7 +159,7 @@ enum Kind {
     Http2 {
         sender: http2::SendRequest<RequestBody>,
         /// Dropped with the lease.
-        _running: Running,
+        running: Running,
     },
 }
 
@@ -200,12 +227,14 @@ impl HttpPool {
         if let Some(shared) = self.take_shared(key) {
             return Ok(Lease::shared(shared, true));
         }
+        let (sender, extended) = http2_over(open().await?).await?;
         let usage = Usage {
             running: AtomicU32::new(0),
             ended: parking_lot::Mutex::new(Instant::now()),
+            extended,
         };
         let shared = Shared {
-            sender: http2_over(open().await?).await?,
+            sender,
             usage: Arc::new(usage),
         };
         let mut peer = self.peers.entry(key.clone()).or_default();
@@ -272,7 +301,7 @@ impl Lease {
         Self {
             kind: Kind::Http2 {
                 sender: shared.sender,
-                _running: Running(shared.usage),
+                running: Running(shared.usage),
             },
             reused,
             spoilt: false,
@@ -295,6 +324,15 @@ impl Lease {
             Kind::Http1 { sender, .. } => sender.try_send_request(request).await.map_err(failed),
             Kind::Http2 { sender, .. } => sender.try_send_request(request).await.map_err(failed),
         }
+    }
+
+    /// Whether a request on it may ask to go on as a stream of bytes. What speaks HTTP/2 has to have said so (RFC 8441).
+    pub async fn takes_upgrades(&self) -> bool {
+        let Kind::Http2 { running, .. } = &self.kind else {
+            return true;
+        };
+        let said = running.0.extended.wait();
+        tokio::time::timeout(SETTINGS_MAX, said).await.is_ok()
     }
 
     /// Where its answer ends is not certain: nobody may use the connection again.
@@ -332,7 +370,10 @@ async fn http1_over(opened: Opened) -> Result<http1::SendRequest<RequestBody>, O
     }
 }
 
-async fn http2_over(opened: Opened) -> Result<http2::SendRequest<RequestBody>, OpenError> {
+/// Where requests are sent, and whether extended CONNECT may be.
+type Http2 = (http2::SendRequest<RequestBody>, Arc<Extended>);
+
+async fn http2_over(opened: Opened) -> Result<Http2, OpenError> {
     match opened {
         Opened::Tunnel(stream) => http2_on(stream).await,
         Opened::Plain(socket) => http2_on(socket).await,
@@ -357,7 +398,7 @@ where
     Ok(sender)
 }
 
-async fn http2_on<S>(stream: S) -> Result<http2::SendRequest<RequestBody>, OpenError>
+async fn http2_on<S>(stream: S) -> Result<Http2, OpenError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -371,13 +412,23 @@ where
         .keep_alive_timeout(PING_TIMEOUT)
         .handshake(TokioIo::new(stream))
         .await;
-    let (sender, connection) = handshake.map_err(broken)?;
+    let (sender, mut connection) = handshake.map_err(broken)?;
+    let extended = Arc::new(Extended::default());
+    let asked = Arc::clone(&extended);
     drop(tasks::spawn("upstream-http2", async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to an endpoint ended");
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection to an endpoint ended");
+                    }
+                    return;
+                }
+                () = asked.ask.notified() => asked.answer(connection.is_extended_connect_protocol_enabled()),
+            }
         }
     }));
-    Ok(sender)
+    Ok((sender, extended))
 }
 
 fn broken(error: hyper::Error) -> OpenError {

@@ -5,11 +5,15 @@
 mod arrival;
 mod attacks;
 mod desync;
+mod interim;
 mod policies;
 mod requests;
 mod resilience;
 mod routes;
+mod stream_routes;
 mod streams;
 mod strict;
 mod telemetry;
+mod timers;
+mod websocket;
 mod world;
