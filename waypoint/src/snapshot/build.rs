@@ -172,7 +172,8 @@ fn build(
         let Some(backend) = backend.upgrade() else {
             continue;
         };
-        if affected.everything || key.is_among(&affected.services, &affected.objects) {
+        let among = key.is_among(&affected.services, &affected.objects);
+        if affected.everything || among || backend.is_elsewhere() {
             backend.refresh(&mesh, &own, &settings);
         }
     }

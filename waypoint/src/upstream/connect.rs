@@ -73,6 +73,14 @@ pub async fn open(
     address: SocketAddr,
     behalf: &Behalf,
 ) -> Result<Opened, OpenError> {
+    if let Some(via) = &endpoint.via {
+        let late = |_| OpenError::ConnectTimeout {
+            peer: address,
+            after: CONNECT_TIMEOUT,
+        };
+        let opened = timeout(CONNECT_TIMEOUT, via.open(waypoint, behalf)).await;
+        return opened.map_err(late)?.map(Opened::Tunnel);
+    }
     let Upstreams { tunnels, network, .. } = &waypoint.upstreams;
     if !endpoint.is_tunnelled() {
         let late = |_| OpenError::ConnectTimeout {

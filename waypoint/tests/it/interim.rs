@@ -260,3 +260,26 @@ async fn a_caller_that_streams_hears_the_head_of_the_answer_before_it_goes_on() 
     let rest = answer.into_body().collect().await.unwrap();
     assert_eq!(rest.trailers().unwrap()["grpc-status"], "0");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_unknown_length_to_http1_0_ends_with_its_connection() {
+    let streaming = application(|_| async {
+        let (sender, body) = parts();
+        drop(tasks::spawn("parts", async move {
+            for part in ["one ", "two"] {
+                let _ = sender
+                    .send(Frame::data(Bytes::from_static(part.as_bytes())))
+                    .await;
+            }
+        }));
+        Response::new(body.boxed())
+    });
+    let world = World::web_with(AppProtocol::Http11, streaming).await;
+    let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
+    client.write_all(b"GET /a HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
+    assert!(!answer.contains("transfer-encoding"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\none two"), "{answer}");
+}

@@ -4,6 +4,8 @@
 
 mod arrival;
 mod attacks;
+mod beyond;
+mod classes;
 mod desync;
 mod interim;
 mod policies;
