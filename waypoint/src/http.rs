@@ -1,5 +1,6 @@
 //! Requests: from the tunnel's stream to the answer, phase by phase.
 
+mod aim;
 pub mod body;
 pub mod exchange;
 pub mod flood;
@@ -14,5 +15,6 @@ pub mod routing;
 pub mod rule;
 pub mod send;
 pub mod server;
+pub mod tries;
 pub mod upgrade;
 pub mod wire;

@@ -22,6 +22,7 @@ use crate::listener::arrival::Arrival;
 use crate::policy::live::{Ended, Open};
 use crate::snapshot::{PortState, Snapshot};
 use crate::upstream::backend::Backend;
+use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf, Opened};
 use crate::upstream::dial::Socket;
@@ -71,7 +72,7 @@ pub async fn forward(
     };
     let idle = snapshot.settings.limits.stream_idle.unwrap_or(STREAM_IDLE_MAX);
     match opened {
-        Ok((backend, opened, pick)) => {
+        Ok((backend, opened, (pick, _connection))) => {
             let open = Open {
                 front: arrival.front.clone(),
                 route: route.cloned(),
@@ -117,7 +118,7 @@ async fn open(
     waypoint: &Waypoint,
     arrival: &Arrival,
     taken: &Taken<'_>,
-) -> Result<(Arc<Backend>, Opened, Pick), (Reason, Option<Str>)> {
+) -> Result<(Arc<Backend>, Opened, (Pick, Guard)), (Reason, Option<Str>)> {
     let Taken {
         snapshot,
         state,
@@ -153,10 +154,14 @@ async fn open(
         let Some(address) = endpoint.address(arrival.destination.address) else {
             continue;
         };
-        let connected = connect::open(waypoint, endpoint, address, &behalf).await;
+        let (breaker, limits) = (&pick.cluster().state().breaker, pick.cluster().policy().limits);
+        let Ok(guard) = breaker.connection(limits).await else {
+            return Err((Reason::Overflow, None));
+        };
+        let connected = connect::open(waypoint, endpoint, address, &behalf, limits.connect).await;
         pick.settle(&connect::outcome(&connected), backend.now());
         match connected {
-            Ok(opened) => return Ok((Arc::clone(backend), opened, pick)),
+            Ok(opened) => return Ok((Arc::clone(backend), opened, (pick, guard))),
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
                 last = connect::reason(&error);

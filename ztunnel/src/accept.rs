@@ -6,11 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tulle_runtime::tasks;
 
+use crate::carry;
+use crate::error::Error;
+use crate::metrics::labels::Direction;
 use crate::pod::Pod;
+use crate::record::Story;
 
 /// Pause after an accept that failed for want of something, such as descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -74,6 +79,11 @@ pub async fn accept<F>(
             () = accepting.stopped(&pod) => break,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => start(accepted),
+                Err(error) if no_descriptor_left(&error) => {
+                    if !turn_away(&listener, &pod) {
+                        pause_after(&error).await;
+                    }
+                }
                 Err(error) => pause_after(&error).await,
             },
         }
@@ -82,6 +92,39 @@ pub async fn accept<F>(
         while let Some(Ok(accepted)) = listener.accept().now_or_never() {
             start(accepted);
         }
+    }
+}
+
+fn no_descriptor_left(error: &io::Error) -> bool {
+    [Errno::EMFILE, Errno::ENFILE]
+        .map(|errno| Some(errno as i32))
+        .contains(&error.raw_os_error())
+}
+
+/// Resets one connection that waits, with the descriptor that is kept for this: callers are refused at once, and do not
+/// fill a queue that would have to be worked off once there are descriptors again. Whether there was one.
+fn turn_away(listener: &TcpListener, pod: &Pod) -> bool {
+    let Some(_spare) = pod.node.shedder.spare() else {
+        return false;
+    };
+    let Some(Ok((stream, peer))) = listener.accept().now_or_never() else {
+        return false;
+    };
+    pod.node.shedder.turned_away();
+    let peer = tulle_model::network::canonical(peer);
+    let local = stream.local_addr().map_or(peer, tulle_model::network::canonical);
+    let error = Error::Overload("no descriptor is left");
+    Story::begin(direction_of(local.port(), pod), peer, local).fail(&pod.node.metrics, &error);
+    carry::reset(stream);
+    true
+}
+
+fn direction_of(port: u16, pod: &Pod) -> Direction {
+    let ports = &pod.node.config.ports;
+    if port == ports.inbound_plain || port == ports.inbound_hbone {
+        Direction::Inbound
+    } else {
+        Direction::Outbound
     }
 }
 

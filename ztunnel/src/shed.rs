@@ -6,6 +6,7 @@
 mod memory;
 
 use std::cmp::{Ordering as Order, Reverse};
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -177,6 +178,20 @@ impl Drop for Handshake<'_> {
     }
 }
 
+/// The spare descriptor, given up as long as this lives.
+#[derive(Debug)]
+pub struct Spare<'a>(&'a Shedder);
+
+impl Drop for Spare<'_> {
+    fn drop(&mut self) {
+        self.0.keep_spare();
+    }
+}
+
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
 /// The weights of all workloads of this process.
 #[derive(Debug)]
 pub struct Shedder {
@@ -184,6 +199,8 @@ pub struct Shedder {
     handshakes: AtomicUsize,
     handshakes_max: AtomicUsize,
     weights: Mutex<Vec<Weak<Weight>>>,
+    /// A descriptor that can be done without: see [`Self::spare`].
+    spare: Mutex<Option<File>>,
     arrivals: AtomicU64,
     look: Notify,
     /// `tulle_shedding`: 1 while somebody is refused.
@@ -199,6 +216,7 @@ impl Default for Shedder {
             // Until the first look; a flood does not come before it.
             handshakes_max: AtomicUsize::new(HANDSHAKES_MIN),
             weights: Mutex::default(),
+            spare: Mutex::new(open_spare()),
             arrivals: AtomicU64::new(0),
             look: Notify::new(),
             shedding: Gauge::default(),
@@ -271,12 +289,25 @@ impl Shedder {
         Ok(handshake)
     }
 
+    /// Gives up the descriptor that is kept for the moment when there is no other, for as long as the value lives: with
+    /// it a caller can be accepted and refused, who would else wait for nothing. Nothing while somebody else has it.
+    pub fn spare(&self) -> Option<Spare<'_>> {
+        let given_up = self.spare.lock().take();
+        given_up.map(|_closed| Spare(self))
+    }
+
+    /// Counts a connection that was turned away with the spare descriptor.
+    pub fn turned_away(&self) {
+        self.shed.inc();
+    }
+
     /// Decides anew who is refused.
     pub fn judge(&self, pressures: Pressures) {
         self.handshakes_max
             .store(pressures.handshakes(), Ordering::Relaxed);
         let pressure = pressures.worst();
         self.arrivals.store(0, Ordering::Relaxed);
+        self.keep_spare();
         let weights = self.living();
         let held: Vec<_> = weights
             .iter()
@@ -287,6 +318,14 @@ impl Shedder {
             weight.refuse(chosen == Some(index), pressure);
         }
         self.shedding.set(i64::from(chosen.is_some()));
+    }
+
+    /// Opens the spare descriptor again, if it is gone and there is one.
+    fn keep_spare(&self) {
+        let mut spare = self.spare.lock();
+        if spare.is_none() {
+            *spare = open_spare();
+        }
     }
 
     fn living(&self) -> Vec<Arc<Weight>> {

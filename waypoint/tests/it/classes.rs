@@ -336,7 +336,7 @@ async fn applications_are_told_of_certificates_only_where_it_is_asked_for() {
     let telling = tulle_model::waypoint::Waypoint::Settings(Box::new(settings));
     world.apply(vec![MeshUpdate::Waypoint(Arc::new(telling))]).await;
     let answer = world.http1("client").await.send_request(forged).await.unwrap();
-    let expected = "x-forwarded-client-cert: By=spiffe://cluster.local/ns/shop/sa/way;\
+    let expected = "x-forwarded-client-cert: By=spiffe://cluster.local/ns/shop/sa/web;\
         URI=spiffe://cluster.local/ns/shop/sa/client";
     assert_eq!(told(body(answer).await).as_deref(), Some(expected));
 }

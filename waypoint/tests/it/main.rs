@@ -4,9 +4,11 @@
 
 mod arrival;
 mod attacks;
+mod backends;
 mod beyond;
 mod classes;
 mod desync;
+mod hostile;
 mod interim;
 mod policies;
 mod requests;
@@ -17,5 +19,6 @@ mod streams;
 mod strict;
 mod telemetry;
 mod timers;
+mod tokens;
 mod websocket;
 mod world;
