@@ -34,6 +34,7 @@ fn cluster(algorithm: Algorithm, endpoints: usize) -> Arc<Cluster> {
         name: "default/web.default.svc.cluster.local:80".into(),
         service: Some(&Arc::new(service("web").port(80, 8080).build())),
         serving: &serving,
+        via: &[],
         policy: ClusterPolicy {
             balancing: LoadBalancing {
                 algorithm: Some(algorithm),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tulle_model::route::Routes;
 use tulle_model::service::AppProtocol;
 use tulle_transport::hbone::{HboneStream, ResetCode};
 
@@ -40,14 +41,26 @@ pub enum Declared {
     Unknown,
 }
 
-/// Reads what the port says. What reads requests must see them all, so that waiting is no way around it.
+/// What a client says first on a port where that is looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Greeting {
+    /// It is a ClientHello.
+    pub is_tls: bool,
+    /// The server name in it.
+    pub server_name: Option<String>,
+}
+
+/// Reads what the port says. What reads requests must see them all, so that waiting is no way around it; and where
+/// routes of TLS decide, the client speaks first.
 #[must_use]
-pub fn declared(state: &PortState, port: u16) -> Declared {
+pub fn declared(state: &PortState, port: u16, namespace: Option<&str>) -> Declared {
+    let by_name = matches!(state.rules.of(namespace), Routes::Tls(_));
     match state.protocol {
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => Declared::Http,
-        AppProtocol::Tcp => Declared::Tcp,
-        AppProtocol::Tls => Declared::Tls,
         AppProtocol::Unknown if state.is_http => Declared::Http,
+        AppProtocol::Tls => Declared::Tls,
+        AppProtocol::Tcp | AppProtocol::Unknown if by_name => Declared::Tls,
+        AppProtocol::Tcp => Declared::Tcp,
         AppProtocol::Unknown if SERVER_FIRST.contains(&port) => Declared::Tcp,
         AppProtocol::Unknown => Declared::Unknown,
     }
@@ -61,11 +74,16 @@ pub async fn serve(waypoint: Arc<Waypoint>, mut stream: HboneStream, found: Foun
         return stream.reset(ResetCode::Connect);
     };
     drop(front);
-    match declared(&state, port) {
-        Declared::Tcp => tcp::forward(&waypoint, &arrival, &state, stream, None).await,
+    let namespace = arrival
+        .source
+        .identity
+        .as_ref()
+        .map(|identity| &*identity.namespace);
+    match declared(&state, port, namespace) {
+        Declared::Tcp => tcp::forward(&waypoint, &arrival, &state, stream, Greeting::default()).await,
         Declared::Tls => {
-            let name = server_name(&mut stream).await;
-            tcp::forward(&waypoint, &arrival, &state, stream, name).await;
+            let greeting = greeting(&mut stream).await;
+            tcp::forward(&waypoint, &arrival, &state, stream, greeting).await;
         }
         Declared::Http => match first_bytes(&mut stream, None).await {
             Some(First::Http2) => server::http2(waypoint, arrival, stream).await,
@@ -82,11 +100,11 @@ async fn unknown(waypoint: &Arc<Waypoint>, arrival: Arrival, state: &PortState, 
         Some(First::Http2) => server::http2(Arc::clone(waypoint), arrival, stream).await,
         Some(First::Http1) => server::http1(Arc::clone(waypoint), arrival, stream).await,
         Some(First::Tls) => {
-            let name = server_name(&mut stream).await;
-            tcp::forward(waypoint, &arrival, state, stream, name).await;
+            let greeting = greeting(&mut stream).await;
+            tcp::forward(waypoint, &arrival, state, stream, greeting).await;
         }
         Some(First::Bytes | First::More) | None => {
-            tcp::forward(waypoint, &arrival, state, stream, None).await;
+            tcp::forward(waypoint, &arrival, state, stream, Greeting::default()).await;
         }
     }
 }
@@ -114,18 +132,25 @@ async fn first_bytes(stream: &mut HboneStream, silence: Option<Duration>) -> Opt
     }
 }
 
-/// The server name of a ClientHello; `None` for what is none, or has none.
-async fn server_name(stream: &mut HboneStream) -> Option<String> {
+/// Whether it is a ClientHello, and for whom.
+async fn greeting(stream: &mut HboneStream) -> Greeting {
     let deadline = Instant::now() + CLIENT_HELLO_MAX;
     let mut known = 0;
     loop {
-        let bytes = timeout_at(deadline, stream.peek(known)).await.ok()?.ok()?;
+        let Ok(Ok(bytes)) = timeout_at(deadline, stream.peek(known)).await else {
+            return Greeting::default();
+        };
         let grown = bytes.len() > known;
         known = bytes.len();
-        match sni::read(bytes) {
-            sni::Hello::Named(name) => return Some(name),
-            sni::Hello::More if grown => {}
-            sni::Hello::More | sni::Hello::Unnamed | sni::Hello::NotTls => return None,
-        }
+        let server_name = match sni::read(bytes) {
+            sni::Hello::Named(name) => Some(name),
+            sni::Hello::Unnamed => None,
+            sni::Hello::More if grown => continue,
+            sni::Hello::More | sni::Hello::NotTls => return Greeting::default(),
+        };
+        return Greeting {
+            is_tls: true,
+            server_name,
+        };
     }
 }

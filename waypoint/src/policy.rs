@@ -16,7 +16,8 @@ use tulle_model::{Reason, Str};
 
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
-use crate::snapshot::{FrontState, PortState};
+use crate::policy::rules::Rules;
+use crate::snapshot::FrontState;
 
 /// Whether anything may pass a front at all.
 ///
@@ -37,12 +38,11 @@ pub fn admit(front: &FrontState) -> Result<(), Reason> {
 pub fn admit_stream(
     waypoint: &Waypoint,
     front: &FrontState,
-    port: &PortState,
+    rules: &Rules,
     arrival: &Arrival,
     sni: Option<&str>,
 ) -> Result<(), (Reason, Option<Str>)> {
     admit(front).map_err(|reason| (reason, front.missing.first().cloned()))?;
-    let rules = port.policies_of(None);
     let of = Attributes::of_stream(&arrival.source, arrival.destination, sni);
     if let Some((matched, _)) = rules.authorizer.asks(&of).next() {
         return Err((Reason::PolicyDenied, Some(matched.policy)));

@@ -22,6 +22,8 @@ use tulle_model::{Authority, NamespacedHostname, NetworkAddress, Reason, Str, Wo
 
 pub use front::{FrontState, Fronted, PortState};
 
+use crate::upstream::backend::BackendKey;
+
 /// Fronts by what they are in front of.
 pub(crate) type Fronts = HashMap<FrontOf, Arc<FrontState>, ahash::RandomState>;
 
@@ -42,6 +44,17 @@ impl Snapshot {
     #[must_use]
     pub fn front(&self, object: &FrontOf) -> Option<&Arc<FrontState>> {
         self.fronts.get(object)
+    }
+
+    /// What stands in front of a backend, if this waypoint does, and it is not what was asked for.
+    #[must_use]
+    pub fn behind(&self, backend: &BackendKey, asked: &FrontOf) -> Option<(&FrontState, &PortState)> {
+        let BackendKey::Service(service, port) = backend else {
+            return None;
+        };
+        let of = FrontOf::Service(service.clone());
+        let front = self.front(&of).filter(|_| of != *asked)?;
+        Some((front, front.port(*port)?))
     }
 
     /// Every front, in no order.

@@ -1,11 +1,13 @@
 //! Streams that are not read: bytes, and TLS that is not opened. One endpoint is drawn, and bytes are copied.
 
 mod record;
+mod way;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, sleep};
 use tulle_model::{Reason, Str};
 use tulle_transport::Transfer;
 use tulle_transport::copy;
@@ -13,9 +15,13 @@ use tulle_transport::hbone::{HboneStream, ResetCode};
 
 use self::record::{Carried, Record};
 use crate::context::Waypoint;
+use crate::detect::Greeting;
+use crate::http::idle::STREAM_IDLE_MAX;
+use crate::http::rule::Rule;
 use crate::listener::arrival::Arrival;
 use crate::policy::live::{Ended, Open};
 use crate::snapshot::{PortState, Snapshot};
+use crate::upstream::backend::Backend;
 use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf, Opened};
@@ -27,41 +33,60 @@ const ENDPOINTS_MAX: usize = 3;
 /// How often what an open stream has moved is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(15);
 
-/// Carries a stream to its end. `server_name` is what a ClientHello asked for, if there was one.
+/// Carries a stream to its end. `greeting` is what the client said first, where that was looked at.
 pub async fn forward(
     waypoint: &Arc<Waypoint>,
     arrival: &Arrival,
     state: &PortState,
     mut stream: HboneStream,
-    server_name: Option<String>,
+    greeting: Greeting,
 ) {
     let snapshot = waypoint.view.load();
-    let record = Record::begin(waypoint, arrival, &snapshot, server_name.clone());
-    let opening = open(waypoint, arrival, state, &snapshot, server_name.as_deref());
+    let mut record = Record::begin(waypoint, arrival, &snapshot, greeting.server_name.clone());
+    let namespace = arrival
+        .source
+        .identity
+        .as_ref()
+        .map(|identity| &*identity.namespace);
+    let Ok(rule) = way::choose(&state.rules, namespace, &greeting) else {
+        // Nobody asked for this name; nothing is wrong with the stream.
+        waypoint.metrics.replied(Reason::RouteNotFound);
+        record.refused(&state.backend, Reason::RouteNotFound, None);
+        return drop(stream.shutdown().await);
+    };
+    let route = rule.map(|rule| &rule.name);
+    record.routed(route);
+    let taken = Taken {
+        snapshot: &snapshot,
+        state,
+        rule,
+        server_name: greeting.server_name.as_deref(),
+    };
     let opened = tokio::select! {
-        opened = opening => opened,
+        opened = open(waypoint, arrival, &taken) => opened,
         error = std::future::poll_fn(|cx| stream.poll_reset(cx)) => {
             tracing::debug!(%error, "the caller left before an endpoint was reached");
             return record.refused(&state.backend, Reason::ClientGone, None);
         }
         () = waypoint.drain.urgent() => Err((Reason::DrainClosed, None)),
     };
-    drop(snapshot);
+    let idle = snapshot.settings.limits.stream_idle.unwrap_or(STREAM_IDLE_MAX);
     match opened {
-        Ok((opened, (pick, _connection))) => {
+        Ok((backend, opened, (pick, _connection))) => {
             let open = Open {
                 front: arrival.front.clone(),
-                route: None,
+                route: route.cloned(),
                 source: arrival.source.clone(),
                 destination: arrival.destination,
                 head: None,
                 claims: None,
-                sni: server_name,
-                rules: Arc::clone(state.policies_of(None)),
+                sni: greeting.server_name,
+                rules: Arc::clone(state.policies_of(route.map(|name| &**name))),
             };
-            let carried = record.opened(&state.backend, pick.endpoint());
+            drop(snapshot);
+            let carried = record.opened(&backend, pick.endpoint());
             let denied = open.ended(Arc::clone(waypoint));
-            let (carried, reason) = carry(waypoint, (stream, opened), carried, denied).await;
+            let (carried, reason) = carry(waypoint, (stream, opened), carried, denied, idle).await;
             record.ended(carried, reason);
         }
         Err((reason, policy)) => {
@@ -69,7 +94,7 @@ pub async fn forward(
             tracing::info!(
                 source = %arrival.peer,
                 destination = %arrival.destination.address,
-                server_name,
+                server_name = greeting.server_name,
                 policy = policy.as_deref(),
                 code = reason.code(),
                 token = reason.token(),
@@ -81,17 +106,34 @@ pub async fn forward(
     }
 }
 
+/// What a stream takes.
+struct Taken<'a> {
+    snapshot: &'a Snapshot,
+    state: &'a PortState,
+    rule: Option<&'a Arc<Rule>>,
+    server_name: Option<&'a str>,
+}
+
 async fn open(
     waypoint: &Waypoint,
     arrival: &Arrival,
-    state: &PortState,
-    snapshot: &Snapshot,
-    server_name: Option<&str>,
-) -> Result<(Opened, (Pick, Guard)), (Reason, Option<Str>)> {
+    taken: &Taken<'_>,
+) -> Result<(Arc<Backend>, Opened, (Pick, Guard)), (Reason, Option<Str>)> {
+    let Taken {
+        snapshot,
+        state,
+        rule,
+        server_name,
+    } = *taken;
     let front = snapshot.front(&arrival.front).ok_or((Reason::NotFronted, None))?;
-    crate::policy::admit_stream(waypoint, front, state, arrival, server_name)?;
+    let route = rule.map(|rule| &*rule.name);
+    crate::policy::admit_stream(waypoint, front, state.policies_of(route), arrival, server_name)?;
+    let invalid = || (Reason::BackendInvalid, rule.map(|rule| rule.name.clone()));
+    let backend = way::backend(rule, &state.backend, rand::random()).ok_or_else(invalid)?;
+    if let Some((front, port)) = snapshot.behind(&backend.key, &arrival.front) {
+        crate::policy::admit_stream(waypoint, front, port.policies_as_backend(), arrival, server_name)?;
+    }
     let behalf = Behalf::of(arrival, snapshot);
-    let backend = &state.backend;
     let mut tried = Vec::new();
     let mut last = Reason::NoHealthyEndpoint;
     while tried.len() < ENDPOINTS_MAX {
@@ -119,7 +161,7 @@ async fn open(
         let connected = connect::open(waypoint, endpoint, address, &behalf, limits.connect).await;
         pick.settle(&connect::outcome(&connected), backend.now());
         match connected {
-            Ok(opened) => return Ok((opened, (pick, guard))),
+            Ok(opened) => return Ok((Arc::clone(backend), opened, (pick, guard))),
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
                 last = connect::reason(&error);
@@ -132,12 +174,14 @@ async fn open(
     Err((last, None))
 }
 
-/// Copies bytes until both sides are done, or until `denied` is, and says why it ended if not by the two sides.
+/// Copies bytes until both sides are done, until `denied` is, or until none has moved for so long, and says why it ended
+/// if not by the two sides.
 async fn carry(
     waypoint: &Waypoint,
     (stream, opened): (HboneStream, Opened),
     mut carried: Carried,
     denied: impl Future<Output = Ended>,
+    idle: Duration,
 ) -> (Carried, Option<Reason>) {
     let transfer = Transfer::new();
     let copying = async {
@@ -155,14 +199,24 @@ async fn carry(
         }
     };
     let counting = async {
+        let (mut known, mut since) = ((0, 0), Instant::now());
         loop {
-            sleep(COUNT_EVERY).await;
+            sleep(COUNT_EVERY.min(idle)).await;
             carried.count(&transfer);
+            let moved = (transfer.sent(), transfer.received());
+            if moved != known {
+                (known, since) = (moved, Instant::now());
+            } else if since.elapsed() >= idle {
+                return;
+            }
         }
     };
     let reason = tokio::select! {
         error = copying => error.and_then(|error| error.reason()),
-        () = counting => None,
+        () = counting => {
+            waypoint.metrics.replied(Reason::StreamIdle);
+            Some(Reason::StreamIdle)
+        }
         () = waypoint.drain.urgent() => Some(Reason::DrainClosed),
         ended = denied => {
             let reason = Reason::PolicyChanged;

@@ -17,6 +17,7 @@ pub mod pool;
 pub mod retry;
 pub mod session;
 pub mod timeout;
+pub mod via;
 
 use std::sync::Arc;
 use std::time::Duration;

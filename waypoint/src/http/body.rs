@@ -6,13 +6,20 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tulle_model::Reason;
 
+use super::idle::{BODY_IDLE_MAX, Idle};
+use super::interim::{Gated, Interims, Unwanted};
+use super::leftover;
 use super::record::{Ending, Record};
+use super::upgrade::Switched;
 use crate::filter::mirror::{Cut, Shadow, Tee, tee};
 use crate::telemetry::grpc::Messages;
 use crate::upstream::breaker::Guard;
@@ -39,6 +46,12 @@ pub enum BodyError {
     /// The answer took longer than its route allows.
     #[error("the answer took longer than its route allows")]
     TimedOut,
+    /// The answer came without it.
+    #[error(transparent)]
+    Unwanted(#[from] Unwanted),
+    /// The client stopped sending it.
+    #[error("the body stopped arriving")]
+    Idle,
 }
 
 impl From<ReplayError<Self>> for BodyError {
@@ -69,39 +82,71 @@ enum RequestSource {
     Copy(Box<Shadow>),
     /// For one try of several.
     Try(Box<TryBody<RequestBody>>),
+    /// Not before the endpoint wants it.
+    Gated(Box<Gated<RequestBody>>),
 }
 
 /// What a client sends, counted as it comes.
 #[derive(Debug)]
 struct Client {
-    incoming: Incoming,
+    /// Gone with the drop only.
+    incoming: Option<Incoming>,
     messages: Messages,
     record: Arc<Record>,
+    idle: Idle,
 }
 
 impl Client {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            if self.record.is_grpc() {
-                self.messages.feed(data);
+        let Some(incoming) = &mut self.incoming else {
+            return Poll::Ready(None);
+        };
+        self.record.body_begins();
+        let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) else {
+            // Once the answer is on its way, a client may take its time: calls stay open for hours.
+            if self.idle.poll(cx).is_ready() && !self.record.is_answered() {
+                self.record.body_failed(Reason::BodyIdle);
+                return Poll::Ready(Some(Err(BodyError::Idle)));
             }
-            self.record.received(data.len(), &self.messages);
+            return Poll::Pending;
+        };
+        self.idle.moved();
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    if self.record.is_grpc() {
+                        self.messages.feed(data);
+                    }
+                    self.record.received(data.len(), &self.messages);
+                }
+            }
+            Some(Err(_)) => self.record.body_failed(Reason::ClientGone),
+            None => {}
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
     }
 }
 
+impl Drop for Client {
+    /// What nobody has read of it must not be taken for the next request.
+    fn drop(&mut self) {
+        if let Some(incoming) = self.incoming.take()
+            && self.record.must_read_on()
+        {
+            leftover::drain(incoming);
+        }
+    }
+}
+
 impl RequestBody {
-    /// What the client sends. It is counted on this record.
+    /// What the client sends. It is counted on this record, and may stand still for so long.
     #[must_use]
-    pub fn of(incoming: Incoming, record: &Arc<Record>) -> Self {
+    pub fn of(incoming: Incoming, record: &Arc<Record>, idle: Option<Duration>) -> Self {
         let client = Client {
-            incoming,
+            incoming: Some(incoming),
             messages: Messages::default(),
             record: Arc::clone(record),
+            idle: Idle::new(idle.unwrap_or(BODY_IDLE_MAX)),
         };
         Self {
             first: VecDeque::new(),
@@ -141,6 +186,21 @@ impl RequestBody {
         }
     }
 
+    /// The same, but not before the endpoint wants it.
+    #[must_use]
+    pub fn gated(body: Gated<Self>) -> Self {
+        Self {
+            source: RequestSource::Gated(Box::new(body)),
+            ..Self::default()
+        }
+    }
+
+    /// Whether nothing of it was looked at.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.first.is_empty() && !matches!(self.source, RequestSource::Empty)
+    }
+
     /// The first `max` bytes, and whether that is all. They still go on; what is held back is no more than that and one
     /// frame.
     ///
@@ -177,6 +237,7 @@ impl RequestSource {
             Self::Teed(teed) => Pin::new(teed).poll_frame(cx),
             Self::Copy(copy) => Pin::new(copy).poll_frame(cx).map_err(BodyError::from),
             Self::Try(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
+            Self::Gated(body) => Pin::new(body).poll_frame(cx),
         }
     }
 }
@@ -201,20 +262,25 @@ impl Body for RequestBody {
         }
         match &self.source {
             RequestSource::Empty => true,
-            RequestSource::Client(client) => client.incoming.is_end_stream(),
+            RequestSource::Client(client) => client.incoming.as_ref().is_none_or(Incoming::is_end_stream),
             RequestSource::Teed(teed) => teed.is_end_stream(),
             RequestSource::Copy(copy) => copy.is_end_stream(),
             RequestSource::Try(body) => body.is_end_stream(),
+            RequestSource::Gated(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         let rest = match &self.source {
             RequestSource::Empty => SizeHint::with_exact(0),
-            RequestSource::Client(client) => client.incoming.size_hint(),
+            RequestSource::Client(client) => client
+                .incoming
+                .as_ref()
+                .map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint),
             RequestSource::Teed(teed) => teed.size_hint(),
             RequestSource::Copy(copy) => copy.size_hint(),
             RequestSource::Try(body) => body.size_hint(),
+            RequestSource::Gated(body) => body.size_hint(),
         };
         let held = self.first.iter().filter_map(Frame::data_ref);
         let held: u64 = held.map(|data| data.len() as u64).sum();
@@ -253,6 +319,15 @@ enum Source {
     Upstream(Upstream),
     /// Its first frame was looked at.
     Seen(Box<Seen<ResponseBody>>),
+    /// The endpoint has agreed to become a stream of bytes; the answer itself has no body.
+    Switched(Box<Switching>),
+}
+
+/// What is needed to go on as a stream of bytes.
+#[derive(Debug)]
+struct Switching {
+    upstream: OnUpgrade,
+    lease: Lease,
 }
 
 /// What an endpoint sends, with what is to be given back at its end.
@@ -260,6 +335,8 @@ struct Upstream {
     incoming: Incoming,
     /// Gone once the body has ended.
     lease: Option<Lease>,
+    /// What is to be told then, if the request's body waits to be wanted.
+    waiting: Option<Interims>,
 }
 
 impl ResponseBody {
@@ -269,14 +346,37 @@ impl ResponseBody {
         Source::Text(text).into()
     }
 
-    /// What an endpoint sends over a leased connection.
+    /// What an endpoint sends over a leased connection; `waiting` is told of its end.
     #[must_use]
-    pub fn upstream(incoming: Incoming, lease: Lease) -> Self {
+    pub fn upstream(incoming: Incoming, lease: Lease, waiting: Option<Interims>) -> Self {
         let upstream = Upstream {
             incoming,
             lease: Some(lease),
+            waiting,
         };
         Source::Upstream(upstream).into()
+    }
+
+    /// That of an endpoint that becomes a stream of bytes, over a leased connection.
+    #[must_use]
+    pub fn switched(upstream: OnUpgrade, lease: Lease) -> Self {
+        Source::Switched(Box::new(Switching { upstream, lease })).into()
+    }
+
+    /// Takes the stream of bytes out of it, if it is one, with everything it holds.
+    pub fn take_switched(&mut self) -> Option<Switched> {
+        match std::mem::take(&mut self.source) {
+            Source::Switched(switching) => Some(Switched {
+                upstream: switching.upstream,
+                lease: switching.lease,
+                held: self.held.take(),
+                cut: self.cut.take().map(|Cutter(cut)| cut),
+            }),
+            source => {
+                self.source = source;
+                None
+            }
+        }
     }
 
     /// One whose first frame was looked at.
@@ -331,6 +431,9 @@ impl fmt::Debug for Cutter {
 
 impl Upstream {
     fn finish(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            waiting.over();
+        }
         if let Some(lease) = self.lease.take() {
             lease.finish();
         }
@@ -341,6 +444,9 @@ impl Drop for Upstream {
     /// Whoever knows the length does not ask for the end. A body that is dropped before its end takes its connection
     /// along: what is left on it belongs to nobody.
     fn drop(&mut self) {
+        if let Some(waiting) = self.waiting.take() {
+            waiting.over();
+        }
         if self.incoming.is_end_stream() {
             self.finish();
         }
@@ -370,7 +476,7 @@ impl ResponseBody {
             return Poll::Ready(Some(Err(BodyError::PolicyChanged)));
         }
         match &mut self.source {
-            Source::Empty => Poll::Ready(None),
+            Source::Empty | Source::Switched(_) => Poll::Ready(None),
             Source::Text(text) => {
                 let text = std::mem::take(text);
                 self.source = Source::Empty;
@@ -406,7 +512,7 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            Source::Empty => true,
+            Source::Empty | Source::Switched(_) => true,
             Source::Text(_) => false,
             Source::Upstream(upstream) => upstream.incoming.is_end_stream(),
             Source::Seen(seen) => seen.is_end_stream(),
@@ -415,7 +521,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Empty => SizeHint::with_exact(0),
+            Source::Empty | Source::Switched(_) => SizeHint::with_exact(0),
             Source::Text(text) => SizeHint::with_exact(text.len() as u64),
             Source::Upstream(upstream) => upstream.incoming.size_hint(),
             Source::Seen(seen) => seen.size_hint(),

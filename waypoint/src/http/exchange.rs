@@ -5,8 +5,14 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, Response};
+use http::header::UPGRADE;
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::AsyncWriteExt;
+use tokio_util::task::TaskTracker;
 use tulle_model::request::Scheme;
 use tulle_model::route::Timeouts;
 use tulle_model::waypoint::FrontOf;
@@ -20,8 +26,10 @@ use super::pace::Pace;
 use super::record::{Ending, Record};
 use super::respond::{self, Caller, Reply};
 use super::routing::{self, Drawn, Way};
-use super::send::Sending;
+use super::send::{Sending, Wants};
 use super::tries::Tries;
+use super::upgrade::{self, Switched};
+use super::wire::Aside;
 use crate::clock::Time;
 use crate::context::Waypoint;
 use crate::filter::mirror;
@@ -50,12 +58,23 @@ struct Shared {
     arrival: Arrival,
     source: Arc<Party>,
     pace: Arc<Pace>,
+    /// Where clients of HTTP/1.1 are told of interim answers.
+    aside: Option<Arc<Aside>>,
+    /// Requests that became streams of bytes.
+    streams: TaskTracker,
+    /// What the last request that was refused to become one would have gone on with.
+    refused: Mutex<Option<OnUpgrade>>,
 }
 
 impl Session {
     /// A connection inside of a stream that was let in.
     #[must_use]
-    pub fn new(waypoint: Arc<Waypoint>, arrival: Arrival, pace: &Arc<Pace>) -> Self {
+    pub fn new(
+        waypoint: Arc<Waypoint>,
+        arrival: Arrival,
+        pace: &Arc<Pace>,
+        aside: Option<&Arc<Aside>>,
+    ) -> Self {
         let identity = arrival.source.identity.as_ref();
         Self {
             shared: Arc::new(Shared {
@@ -63,6 +82,9 @@ impl Session {
                 waypoint,
                 arrival,
                 pace: Arc::clone(pace),
+                aside: aside.cloned(),
+                streams: TaskTracker::new(),
+                refused: Mutex::default(),
             }),
         }
     }
@@ -85,11 +107,32 @@ impl Session {
         &self.shared.source
     }
 
-    /// Notes that the head of a request did not arrive in time.
-    pub fn head_overdue(&self) {
-        self.waypoint().metrics.replied(Reason::HeadTimeout);
-        let source = &self.arrival().peer;
-        tracing::info!(%source, code = Reason::HeadTimeout.code(), "a head did not arrive in time");
+    /// Waits for requests that became streams of bytes, once there is no other.
+    pub async fn ended(&self) {
+        // The library leaves a connection that somebody might have gone on with to him, its end included.
+        let refused = self.shared.refused.lock().take();
+        if let Some(refused) = refused
+            && let Ok(rest) = refused.await
+        {
+            let _ = TokioIo::new(rest).shutdown().await;
+        }
+        self.shared.streams.close();
+        self.shared.streams.wait().await;
+    }
+
+    /// Lets a request go on as a stream of bytes.
+    fn switch(&self, client: OnUpgrade, switched: Switched, ending: Ending) {
+        let waypoint = Arc::clone(self.waypoint());
+        let carrying = upgrade::relay::carry(waypoint, client, switched, ending);
+        let carrying = self.shared.streams.track_future(carrying);
+        drop(tulle_runtime::tasks::spawn("websocket", carrying));
+    }
+
+    /// Notes why no request could be read.
+    pub fn unread(&self, reason: Reason) {
+        self.waypoint().metrics.replied(reason);
+        let (source, token) = (&self.arrival().peer, reason.token());
+        tracing::info!(%source, code = reason.code(), token, "no request could be read");
     }
 }
 
@@ -113,12 +156,19 @@ pub(super) struct Exchange<'a> {
     grpc: bool,
     /// What it is counted and told by.
     record: &'a Arc<Record>,
+    /// Where the client is told of interim answers, if it can be.
+    aside: Option<&'a Arc<Aside>>,
     /// When its head was read.
     start: Time,
 }
 
 /// Serves one request.
-pub async fn exchange(session: Session, request: Request<Incoming>) -> Response<ResponseBody> {
+pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    let client = hyper::upgrade::on(&mut request);
+    let by_connect = request.method() == http::Method::CONNECT;
+    let asked = request.version() == http::Version::HTTP_11 && request.headers().contains_key(UPGRADE);
+    let aside = session.shared.aside.as_ref();
+    aside.inspect(|aside| aside.begin());
     let id = request_id(request.headers().get(REQUEST_ID));
     let record = Arc::new(Record::begin(&session, &request, &id, is_grpc(&request)));
     let mut ending = Ending::new(&record, session.shared.pace.request());
@@ -128,13 +178,32 @@ pub async fn exchange(session: Session, request: Request<Incoming>) -> Response<
         id,
         grpc: record.is_grpc(),
         record: &record,
+        // HTTP/1.0 knows of none.
+        aside: aside.filter(|_| request.version() == http::Version::HTTP_11),
         start: session.waypoint().clock.now(),
     };
     // Boxed: the state of a request is large, and idle connections have none.
     let answer = Box::pin(exchange.run(request)).await;
-    let response = answer.unwrap_or_else(|reply| exchange.reply(reply));
+    let mut response = answer.unwrap_or_else(|reply| exchange.reply(reply));
+    aside.inspect(|aside| aside.answered());
+    let switched = response.body_mut().take_switched();
+    // To who asks by CONNECT any success is an agreement, and this is none.
+    if by_connect && switched.is_none() && response.status().is_success() {
+        *response.status_mut() = StatusCode::FORBIDDEN;
+    }
     ending.answered(&response);
-    response.map(|body| body.ending_with(ending))
+    match switched {
+        Some(switched) => {
+            session.switch(client, switched, ending);
+            response
+        }
+        None => {
+            if asked {
+                *session.shared.refused.lock() = Some(client);
+            }
+            response.map(|body| body.ending_with(ending))
+        }
+    }
 }
 
 impl Exchange<'_> {
@@ -173,7 +242,8 @@ impl Exchange<'_> {
         if let Some(answer) = way.preflight(&admitted.head) {
             return Ok((self.own(answer), None));
         }
-        let mut body = RequestBody::of(body, self.record);
+        let idle = place.snapshot.settings.limits.body_idle;
+        let mut body = RequestBody::of(body, self.record, idle);
         let deadline = way.tries().deadline(&admitted.head, self.start);
         let policing = self.police(place, way, &mut admitted.head, &mut body);
         let passed = timed(self, &deadline, policing).await?;
@@ -194,9 +264,15 @@ impl Exchange<'_> {
             session: way.tries().session_of(parent, &admitted.head),
         };
         let mut aim = timed(self, &deadline, Aim::draw(draws, &mut body)).await?;
+        let wants = Wants {
+            trailers: admitted.takes_trailers,
+            word: admitted.expects_continue && body.is_untouched(),
+            upgrade: admitted.upgrade,
+            aside: self.aside,
+        };
         let body = self.mirror(place, way, aim.head(), &admitted, body);
         let sending = Sending {
-            takes_trailers: admitted.takes_trailers,
+            wants,
             ..self.sending(place, way.tries(), parent, deadline)
         };
         let mut answer = sending.run(&mut aim, body).await?;
@@ -221,7 +297,7 @@ impl Exchange<'_> {
             port: &place.port,
             parent,
             id: &self.id,
-            takes_trailers: false,
+            wants: Wants::default(),
             tries,
             once: false,
             deadline,
@@ -373,7 +449,8 @@ impl Exchange<'_> {
         let mirrors = way.rule.iter().flat_map(|rule| &rule.mirrors);
         let drawn = mirrors.filter(|mirror| mirror.share.draws(rand::random()));
         let wanted: Vec<_> = drawn.filter_map(|mirror| mirror.backend.clone()).collect();
-        if wanted.is_empty() {
+        // A stream of bytes has two ends and no copies.
+        if wanted.is_empty() || admitted.upgrade.is_some() {
             return incoming;
         }
         let (body, copies) = incoming.teed(wanted.len());
@@ -402,15 +479,20 @@ impl Exchange<'_> {
                     id,
                     grpc,
                     record: &record,
+                    aside: None,
                     start: waypoint.clock.now(),
                 };
                 let copying = async {
                     let (tries, parent) = (Tries::plain(), &place.port.backend);
                     let deadline = Deadline::new(&Timeouts::default(), None, exchange.start);
+                    let wants = Wants {
+                        trailers: takes_trailers,
+                        ..Wants::default()
+                    };
                     let sending = Sending {
                         once: true,
                         record: None,
-                        takes_trailers,
+                        wants,
                         ..exchange.sending(&place, tries, parent, deadline)
                     };
                     let answer = sending.run(&mut Aim::at(backend, head), copy).await?;

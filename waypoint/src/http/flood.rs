@@ -1,13 +1,12 @@
 //! Counts the frames of a client's HTTP/2 that cost us work and carry nothing, and ends the connection when there are too
 //! many. Libraries answer every PING and SETTINGS, and open every stream that is reset at once.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::Bytes;
 use tokio::time::Instant;
+
+use super::wire::Tap;
 
 /// Bytes before the first frame of a client.
 const PREFACE: usize = 24;
@@ -40,6 +39,8 @@ pub struct Meter {
     control: u32,
     opened: u32,
     resets: u32,
+    /// The last stream that the client opened.
+    last: u32,
 }
 
 impl Meter {
@@ -54,7 +55,18 @@ impl Meter {
             control: 0,
             opened: 0,
             resets: 0,
+            last: 0,
         }
+    }
+
+    /// GOAWAY with ENHANCE_YOUR_CALM, RFC 9113, 6.8.
+    fn goodbye(&self) -> Bytes {
+        const GOAWAY: u8 = 7;
+        const ENHANCE_YOUR_CALM: u32 = 0xb;
+        let mut frame = vec![0, 0, 8, GOAWAY, 0, 0, 0, 0, 0];
+        frame.extend(self.last.to_be_bytes());
+        frame.extend(ENHANCE_YOUR_CALM.to_be_bytes());
+        frame.into()
     }
 
     /// Looks at what arrived.
@@ -88,12 +100,15 @@ impl Meter {
         if now.duration_since(self.begun) >= WINDOW {
             (self.begun, self.control, self.opened, self.resets) = (now, 0, 0, 0);
         }
-        let [a, b, c, kind, ..] = self.header;
+        let [a, b, c, kind, _, stream @ ..] = self.header;
         self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
         match kind {
             DATA if self.skip > 0 => self.control = self.control.saturating_sub(1),
             DATA | PRIORITY | SETTINGS | PING => self.control += 1,
-            HEADERS => self.opened += 1,
+            HEADERS => {
+                self.opened += 1;
+                self.last = self.last.max(u32::from_be_bytes(stream) & 0x7fff_ffff);
+            }
             RST_STREAM => self.resets += 1,
             _ => {}
         }
@@ -107,54 +122,12 @@ impl Meter {
     }
 }
 
-/// A stream of HTTP/2 whose frames are counted as they are read.
-#[derive(Debug)]
-pub struct Metered<S> {
-    stream: S,
-    meter: Meter,
-}
-
-impl<S> Metered<S> {
-    /// Counts the frames of `stream`, from its preface on.
-    #[must_use]
-    pub fn new(stream: S) -> Self {
-        Self {
-            stream,
-            meter: Meter::new(Instant::now()),
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let this = &mut *self;
-        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
-        let arrived = &buffer.filled()[before..];
-        if !arrived.is_empty()
-            && let Err(flood) = this.meter.see(arrived, Instant::now())
-        {
-            return Poll::Ready(Err(io::Error::other(flood)));
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+impl Tap for Meter {
+    fn arrived(&mut self, bytes: &[u8]) -> Result<(), Bytes> {
+        self.see(bytes, Instant::now()).map_err(|flood| {
+            tracing::info!(%flood, "a client is sent away");
+            self.goodbye()
+        })
     }
 }
 

@@ -200,6 +200,16 @@ fn upgrade(parts: &Parts, protocol: Protocol) -> Result<Option<Upgrade>, Reason>
         && parts.method == Method::GET
         && fields::names(&parts.headers, http::header::CONNECTION, "upgrade")
         && fields::names(&parts.headers, http::header::UPGRADE, "websocket");
+    // What follows the head is the stream's, or nobody can say whose it is.
+    let empty = |length: &HeaderValue| length.as_bytes().iter().all(|digit| *digit == b'0');
+    let has_body = parts.headers.contains_key(TRANSFER_ENCODING)
+        || parts
+            .headers
+            .get(CONTENT_LENGTH)
+            .is_some_and(|length| !empty(length));
+    if asked && has_body {
+        return Err(Reason::BadFraming);
+    }
     Ok(asked.then_some(Upgrade::WebSocket))
 }
 

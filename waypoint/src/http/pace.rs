@@ -1,15 +1,14 @@
 //! How long a connection of a client may take for the head of a request, and how long it may be idle.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+
+use super::wire::Tap;
 
 /// Time for the head of a request, from its first byte.
 pub const HEAD_MAX: Duration = Duration::from_secs(10);
@@ -123,47 +122,10 @@ impl Drop for Running {
     }
 }
 
-/// A stream whose bytes are noticed.
-#[derive(Debug)]
-pub struct Paced<S> {
-    stream: S,
-    pace: Arc<Pace>,
-}
-
-impl<S> Paced<S> {
-    /// Notices the bytes of `stream`.
-    #[must_use]
-    pub fn new(stream: S, pace: Arc<Pace>) -> Self {
-        Self { stream, pace }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.pace.bytes();
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+impl Tap for Arc<Pace> {
+    fn arrived(&mut self, _: &[u8]) -> Result<(), Bytes> {
+        self.bytes();
+        Ok(())
     }
 }
 

@@ -1,12 +1,12 @@
 //! One request as it goes: its phases note what they find, and it is counted and told once, when its answer has ended.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{HOST, USER_AGENT};
+use http::header::{EXPECT, HOST, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
@@ -46,6 +46,12 @@ pub struct Record {
     begun: Time,
     received: AtomicU64,
     received_messages: AtomicU64,
+    /// Its body is read.
+    body_begun: AtomicBool,
+    /// Why its body ended before its end, if it did.
+    body_failed: OnceLock<Reason>,
+    /// The head of its answer is on its way.
+    answered: AtomicBool,
     course: Mutex<Course>,
 }
 
@@ -58,6 +64,7 @@ struct Asked {
     host: Option<HeaderValue>,
     forwarded_for: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
+    expects: bool,
 }
 
 /// How it went so far.
@@ -109,6 +116,7 @@ impl Record {
                 host: headers.get(HOST).cloned(),
                 forwarded_for: headers.get(FORWARDED_FOR).cloned(),
                 user_agent: headers.get(USER_AGENT).cloned(),
+                expects: headers.contains_key(EXPECT),
             },
             id: id.clone(),
             is_grpc,
@@ -118,6 +126,9 @@ impl Record {
             begun: session.waypoint().clock.now(),
             received: AtomicU64::new(0),
             received_messages: AtomicU64::new(0),
+            body_begun: AtomicBool::new(false),
+            body_failed: OnceLock::new(),
+            answered: AtomicBool::new(false),
             course: Mutex::default(),
         }
     }
@@ -132,6 +143,36 @@ impl Record {
     pub fn received(&self, bytes: usize, messages: &Messages) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
         self.received_messages.store(messages.count(), Ordering::Relaxed);
+    }
+
+    /// Its body is read.
+    pub fn body_begins(&self) {
+        self.body_begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Its body ended before its end, and it was the client that ended it.
+    pub fn body_failed(&self, reason: Reason) {
+        let _ = self.body_failed.set(reason);
+    }
+
+    /// Why its body ended before its end, if the client ended it.
+    #[must_use]
+    pub fn body_failure(&self) -> Option<Reason> {
+        self.body_failed.get().copied()
+    }
+
+    /// Whether the head of its answer is on its way.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// Whether what is left of its body comes before the next request on the connection. A client that still waits for
+    /// `100 Continue` sends none.
+    #[must_use]
+    pub fn must_read_on(&self) -> bool {
+        let waits = self.asked.expects && !self.body_begun.load(Ordering::Relaxed);
+        self.asked.version < Version::HTTP_2 && !waits
     }
 
     /// What it is decided by was found.
@@ -398,6 +439,7 @@ impl Ending {
     /// The head of the answer goes to the client.
     pub fn answered(&mut self, response: &Response<ResponseBody>) {
         let status = response.status();
+        self.record.answered.store(true, Ordering::Relaxed);
         self.outward.status = Some(status.as_u16());
         self.outward.grpc = self.grpc(response.headers());
         // Nobody reads the body of an answer that has none.
@@ -405,6 +447,14 @@ impl Ending {
         if is_empty || response.body().is_end_stream() {
             self.outward.end = End::Whole;
         }
+    }
+
+    /// The request became a stream of bytes that has ended: so many came from the client, so many went to it, and this is
+    /// why, if not because both sides had finished.
+    pub fn switched(mut self, received: u64, sent: u64, reason: Option<Reason>) {
+        self.record.received.fetch_add(received, Ordering::Relaxed);
+        self.outward.bytes = sent;
+        self.outward.end = reason.map_or(End::Whole, End::Broken);
     }
 
     /// A part of the body goes to the client, or its end; `is_over` says that no other part follows.
@@ -446,7 +496,10 @@ fn broken(error: &BodyError) -> Reason {
     match error {
         BodyError::PolicyChanged => Reason::PolicyChanged,
         BodyError::TimedOut => Reason::RequestTimeout,
-        BodyError::Broken(_) | BodyError::Cut(_) | BodyError::TakenOver => Reason::UpstreamReset,
+        BodyError::Idle => Reason::BodyIdle,
+        BodyError::Broken(_) | BodyError::Cut(_) | BodyError::TakenOver | BodyError::Unwanted(_) => {
+            Reason::UpstreamReset
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use tulle_transport::ReasonHeader;
 use super::body::ResponseBody;
 use super::hygiene::encode::REQUEST_ID;
 use crate::config::ReasonDetail;
+use crate::telemetry::request_id::fresh;
 
 const REASON: HeaderName = HeaderName::from_static(tulle_transport::reason_header::NAME);
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -92,6 +93,31 @@ pub fn reply(reply: Reply, caller: Caller<'_>) -> Response<ResponseBody> {
         headers.insert(REASON, told);
     }
     response
+}
+
+/// An answer of HTTP/1.1 to what never became a request; the connection ends with it.
+#[must_use]
+pub fn last_word(reason: Reason, detail: ReasonDetail) -> Vec<u8> {
+    let id = fresh(rand::random());
+    let caller = Caller {
+        grpc: false,
+        id: &id,
+        detail,
+    };
+    let status = StatusCode::from_u16(reason.answer().status).unwrap_or(StatusCode::BAD_REQUEST);
+    let body = line(reason);
+    let mut text = format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n",
+        status.as_str(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len()
+    );
+    if let Some(told) = told(reason, None, caller) {
+        text.push_str(&format!("{REASON}: {}\r\n", told.to_str().unwrap_or_default()));
+    }
+    text.push_str("\r\n");
+    text.push_str(body);
+    text.into_bytes()
 }
 
 /// The body of a reply, one line.

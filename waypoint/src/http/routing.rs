@@ -202,7 +202,7 @@ fn change(rule: &Rule, drawn: &Weighted, head: &mut RequestHead, prefix: Option<
 }
 
 /// Whether a backend has arrived, with its port.
-fn exists(backend: &Backend) -> bool {
+pub(crate) fn exists(backend: &Backend) -> bool {
     match &backend.key {
         BackendKey::Service(_, port) => protocol(backend, *port).is_some(),
         BackendKey::Workload(_) => true,

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::header::{HeaderName, SET_COOKIE};
+use http::header::{HeaderName, SEC_WEBSOCKET_KEY, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Body as _;
+use hyper::body::Incoming;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout};
 use tulle_model::request::Protocol;
@@ -15,11 +16,15 @@ use tulle_model::{Reason, RequestHead};
 use super::aim::Aim;
 use super::body::{RequestBody, ResponseBody};
 use super::hygiene;
+use super::hygiene::Upgrade;
 use super::hygiene::encode::{self, ClientCert, Telling};
+use super::interim::Interims;
 use super::record::Record;
 use super::respond::{Own, Reply};
 use super::routing::{self, Drawn};
 use super::tries::{Tries, unix_now};
+use super::upgrade;
+use super::wire::Aside;
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::snapshot::{PortState, Snapshot};
@@ -30,7 +35,7 @@ use crate::upstream::connect::{self, Behalf};
 use crate::upstream::endpoint::{Endpoint, EndpointState};
 use crate::upstream::hash;
 use crate::upstream::outcome::{Answer, Outcome, Unsent};
-use crate::upstream::pool::{Bounds, Key, LeaseError, SendFailed, Version};
+use crate::upstream::pool::{Bounds, Key, Lease, LeaseError, SendFailed, Version};
 use crate::upstream::retry::replay::Replay;
 use crate::upstream::retry::{Decision, Tried, look_ahead, retry_after};
 use crate::upstream::session::{SessionPolicy, Token};
@@ -42,6 +47,19 @@ const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 /// Draws of one retry, until one brings an endpoint that was not tried before.
 const REDRAWS_MAX: usize = 5;
 
+/// What a client wants beside its answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Wants<'a> {
+    /// Trailers.
+    pub(super) trailers: bool,
+    /// To be told when its body is wanted.
+    pub(super) word: bool,
+    /// To go on as a stream of bytes.
+    pub(super) upgrade: Option<Upgrade>,
+    /// Where it is told of interim answers, if it can be.
+    pub(super) aside: Option<&'a Arc<Aside>>,
+}
+
 /// What one request is sent by.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sending<'a> {
@@ -52,7 +70,7 @@ pub(super) struct Sending<'a> {
     /// What was asked for: whose retries count, and who keeps sessions.
     pub(super) parent: &'a Arc<Backend>,
     pub(super) id: &'a HeaderValue,
-    pub(super) takes_trailers: bool,
+    pub(super) wants: Wants<'a>,
     pub(super) tries: &'a Tries,
     /// Whether another try may be made at all; copies have one.
     pub(super) once: bool,
@@ -322,8 +340,13 @@ impl Sending<'_> {
             return failed(Outcome::Unsent(Unsent::Connect), Reason::NoHealthyEndpoint);
         };
         self.note(|record| record.tried(state.number, endpoint, address));
-        let version = upstream_version(routing::spoken(backend, self.port.protocol), head);
-        let request = match self.request(state, head, body, (version, endpoint)) {
+        let version = upstream_version(
+            routing::spoken(backend, self.port.protocol),
+            head,
+            self.wants.upgrade,
+        );
+        let interims = Interims::new(self.wants.aside.cloned());
+        let request = match self.request(state, head, body, (version, endpoint), &interims) {
             Ok(request) => request,
             Err(reason) => return failed(Outcome::ClientGone, reason),
         };
@@ -342,7 +365,7 @@ impl Sending<'_> {
             let behalf = Behalf::of(self.arrival, self.snapshot);
             connect::open(self.waypoint, endpoint, address, &behalf, bounds.limits.connect).await
         };
-        let mut lease = match self.waypoint.upstreams.http.lease(&key, bounds, open).await {
+        let lease = match self.waypoint.upstreams.http.lease(&key, bounds, open).await {
             Ok(lease) => lease,
             Err(LeaseError::Overflow(_)) => return Err(overflow()),
             Err(LeaseError::Open(error)) => {
@@ -351,25 +374,73 @@ impl Sending<'_> {
                 return failed(connect::outcome_of(&error), connect::reason(&error));
             }
         };
-        let error = match lease.send(request).await {
+        Ok(self.over(lease, (state, head, version), request, &interims).await)
+    }
+
+    /// Sends the request of a try over a connection, and reads the head of its answer.
+    async fn over(
+        &self,
+        mut lease: Lease,
+        (state, head, version): (&State, &RequestHead, Version),
+        request: Request<RequestBody>,
+        interims: &Interims,
+    ) -> Brought {
+        let broken = |reason| Brought::failed(Outcome::Malformed, reason);
+        let asks = self.wants.upgrade.is_some();
+        if asks && !lease.takes_upgrades().await {
+            return broken(Reason::UpstreamProtocol);
+        }
+        let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| asks).cloned();
+        let sent = tokio::select! {
+            sent = lease.send(request) => sent,
+            () = interims.too_many() => return broken(Reason::UpstreamProtocol),
+        };
+        let error = match sent {
             Ok(response) => {
-                let (mut parts, body) = response.into_parts();
-                let connection = match hygiene::answer::clean(&mut parts, false) {
-                    Ok(connection) => connection,
-                    Err(reason) => return failed(Outcome::Malformed, reason),
+                let asked = upgrade::Asked {
+                    head,
+                    key: key.as_ref(),
+                    over: version,
                 };
-                parts.extensions.clear();
-                if connection == hygiene::answer::Connection::Close {
-                    lease.spoil();
-                }
-                let response = Response::from_parts(parts, ResponseBody::upstream(body, lease));
-                return Ok(self.answered(head, response).await);
+                let waiting = self.wants.word.then(|| interims.clone());
+                return match self.read(response, lease, &asked, waiting) {
+                    Ok(response) => self.answered(state, head, response).await,
+                    Err(reason) => broken(reason),
+                };
             }
             Err(error) => error,
         };
-        tracing::debug!(error = %error.error, %address, "no answer");
+        tracing::debug!(error = %error.error, "no answer");
+        if let Some(reason) = self.record.and_then(Record::body_failure) {
+            return Brought::failed(Outcome::ClientGone, reason);
+        }
         let outcome = ended(&error, lease.reused && !state.replay.has_started(), version);
-        failed(outcome, outcome.reason().unwrap_or(Reason::UpstreamReset))
+        Brought::failed(outcome, outcome.reason().unwrap_or(Reason::UpstreamReset))
+    }
+
+    /// Checks and cleans the head of an answer, and says what follows it: a body, or a stream of bytes.
+    fn read(
+        &self,
+        mut response: Response<Incoming>,
+        mut lease: Lease,
+        asked: &upgrade::Asked<'_>,
+        waiting: Option<Interims>,
+    ) -> Result<Response<ResponseBody>, Reason> {
+        let upstream = self.wants.upgrade.map(|_| hyper::upgrade::on(&mut response));
+        let (mut parts, body) = response.into_parts();
+        let connection = hygiene::answer::clean(&mut parts, upstream.is_some())?;
+        parts.extensions.clear();
+        // Which version the endpoint speaks is of this hop.
+        parts.version = http::Version::HTTP_11;
+        if connection == hygiene::answer::Connection::Close {
+            lease.spoil();
+        }
+        let agreed = upstream.is_some() && upgrade::settle(&mut parts, asked)?;
+        let body = match upstream.filter(|_| agreed) {
+            Some(upstream) => ResponseBody::switched(upstream, lease),
+            None => ResponseBody::upstream(body, lease, waiting),
+        };
+        Ok(Response::from_parts(parts, body))
     }
 
     fn request(
@@ -378,7 +449,10 @@ impl Sending<'_> {
         head: &RequestHead,
         body: RequestBody,
         (version, endpoint): (Version, &Endpoint),
+        interims: &Interims,
     ) -> Result<Request<RequestBody>, Reason> {
+        // Over HTTP/2 the word would not be heard, and a body that has begun is wanted already.
+        let word = self.wants.word && version == Version::Http1 && !state.replay.has_started();
         let told = self.snapshot.settings.forward_client_cert;
         let source = self.arrival.source.identity.as_ref().filter(|_| told);
         let names = source.map(|source| (source.to_string(), endpoint.workload.identity().to_string()));
@@ -389,8 +463,9 @@ impl Sending<'_> {
             client_cert: names
                 .as_ref()
                 .map(|(source, destination)| ClientCert { source, destination }),
-            upgrade: None,
-            takes_trailers: self.takes_trailers,
+            upgrade: self.wants.upgrade,
+            takes_trailers: self.wants.trailers,
+            expects_continue: word,
         };
         let written = match version {
             Version::Http1 => http::Version::HTTP_11,
@@ -401,11 +476,20 @@ impl Sending<'_> {
             parts.headers.insert(limits::GRPC_TIMEOUT, limits::header(left));
         }
         self.note(|record| record.pass_trace(&mut parts.headers, state.span));
-        Ok(Request::from_parts(parts, body))
+        let body = if word {
+            RequestBody::gated(interims.gate(body))
+        } else {
+            body
+        };
+        let mut request = Request::from_parts(parts, body);
+        if version == Version::Http1 {
+            interims.listen(&mut request);
+        }
+        Ok(request)
     }
 
     /// Reads what the head of an answer says, and where that may decide, its trailers.
-    async fn answered(&self, head: &RequestHead, response: Response<ResponseBody>) -> Brought {
+    async fn answered(&self, state: &State, head: &RequestHead, response: Response<ResponseBody>) -> Brought {
         let (parts, mut body) = response.into_parts();
         let (status, wall) = (parts.status.as_u16(), SystemTime::now());
         let is_grpc = head.is_grpc();
@@ -414,6 +498,8 @@ impl Sending<'_> {
         if is_grpc
             && grpc.is_none()
             && self.tries.retry.reads_trailers()
+            // A client that still sends may wait for this head before it goes on.
+            && state.replay.has_ended()
             && !self.once
             && !body.is_end_stream()
         {
@@ -491,10 +577,12 @@ fn ended(failed: &SendFailed, untouched: bool, version: Version) -> Outcome {
     }
 }
 
-/// What is declared for HTTP/2 is spoken to in HTTP/2; else what the client speaks. Never less.
-fn upstream_version(declared: AppProtocol, head: &RequestHead) -> Version {
+/// What is declared for HTTP/2 is spoken to in HTTP/2; else what the client speaks. Never less, but for WebSockets: few
+/// servers take them over HTTP/2 that do not say so.
+fn upstream_version(declared: AppProtocol, head: &RequestHead, upgrade: Option<Upgrade>) -> Version {
     match (declared, head.protocol) {
-        (AppProtocol::Http2 | AppProtocol::Grpc, _) | (_, Protocol::Http2) => Version::Http2,
-        (_, Protocol::Http10 | Protocol::Http11) => Version::Http1,
+        (AppProtocol::Http2 | AppProtocol::Grpc, _) => Version::Http2,
+        (_, Protocol::Http2) if upgrade.is_none() => Version::Http2,
+        _ => Version::Http1,
     }
 }

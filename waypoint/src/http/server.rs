@@ -1,20 +1,26 @@
 //! Connections of clients inside of tunnels: HTTP/1 and HTTP/2, bounded, and ended in order.
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::RngExt;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
+use tulle_model::Reason;
 use tulle_transport::hbone::HboneStream;
 
+use super::body::ResponseBody;
 use super::exchange::{Session, exchange};
-use super::flood::Metered;
-use super::pace::{Overdue, Pace, Paced};
+use super::flood::Meter;
+use super::pace::{Overdue, Pace};
+use super::respond;
+use super::wire::{Aside, Wire};
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::upstream::pool::Tasks;
@@ -42,33 +48,56 @@ const AGE_MAX: Duration = Duration::from_secs(10 * 60);
 /// By this part of it the age differs from connection to connection: one fifth, either way.
 const AGE_JITTER: f64 = 0.2;
 
-/// Serves a connection of HTTP/1 to its end.
+/// What the library reads and writes.
+type Bytes<T> = TokioIo<Wire<HboneStream, T>>;
+
+/// Serves a connection of HTTP/1 to its end, and to that of a stream of bytes that it may have become.
 pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStream) {
     let limits = waypoint.view.load().settings.limits.clone();
-    let pace = Pace::begin(limits.head_timeout);
-    let session = Session::new(waypoint, arrival, &pace);
+    let (pace, aside) = (Pace::begin(limits.head_timeout), Aside::new());
+    let session = Session::new(waypoint, arrival, &pace, Some(&aside));
     let serving = session.clone();
     let service = service_fn(move |request| {
         let session = serving.clone();
         async move { Ok::<_, Infallible>(exchange(session, request).await) }
     });
-    let head = limits.header_bytes.unwrap_or(HEAD_BYTES_MAX) as usize;
+    let wire = Wire::new(stream, Arc::clone(&pace), Arc::clone(&aside));
     let connection = http1::Builder::new()
         .max_headers(HEAD_FIELDS_MAX)
-        .max_buf_size(head)
+        .max_buf_size(limits.header_bytes.unwrap_or(HEAD_BYTES_MAX) as usize)
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(Paced::new(stream, Arc::clone(&pace))), service)
+        .serve_connection(TokioIo::new(wire), service)
         .with_upgrades();
-    let mut connection = pin!(connection);
-    let (drain, mut draining) = (session.waypoint().drain.clone(), false);
+    serve_http1(&session, &pace, &aside, pin!(connection)).await;
+    session.ended().await;
+}
+
+async fn serve_http1<S, F>(
+    session: &Session,
+    pace: &Arc<Pace>,
+    aside: &Aside,
+    mut connection: Pin<&mut http1::UpgradeableConnection<Bytes<Arc<Pace>>, S>>,
+) where
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible, Future = F>,
+    F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,
+{
+    let (drain, mut draining, mut leaving) = (session.waypoint().drain.clone(), false, false);
     loop {
         tokio::select! {
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection of a client ended");
+                    // The library has said so already.
+                    if error.is_parse() {
+                        session.unread(unreadable(&error));
+                    }
                 }
                 return;
             }
+            () = drain.urgent() => return,
+            // Its last word has been said, or it does not take it.
+            () = std::future::ready(()), if leaving => return,
             _ = drain.signaled(), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
@@ -78,10 +107,22 @@ pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                Overdue::Head => return session.head_overdue(),
+                Overdue::Head => {
+                    session.unread(Reason::HeadTimeout);
+                    let detail = session.waypoint().config.reason_detail;
+                    aside.leave(&respond::last_word(Reason::HeadTimeout, detail));
+                    leaving = true;
+                }
             },
-            () = drain.urgent() => return,
         }
+    }
+}
+
+fn unreadable(error: &hyper::Error) -> Reason {
+    if error.is_parse_too_large() {
+        Reason::HeadersTooLarge
+    } else {
+        Reason::BadFraming
     }
 }
 
@@ -89,12 +130,13 @@ pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
 pub async fn http2(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStream) {
     let limits = waypoint.view.load().settings.limits.clone();
     let pace = Pace::begin(limits.head_timeout);
-    let session = Session::new(waypoint, arrival, &pace);
+    let session = Session::new(waypoint, arrival, &pace, None);
     let serving = session.clone();
     let service = service_fn(move |request| {
         let session = serving.clone();
         async move { Ok::<_, Infallible>(exchange(session, request).await) }
     });
+    let wire = Wire::new(stream, Meter::new(Instant::now()), Aside::new());
     let connection = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -105,8 +147,20 @@ pub async fn http2(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
         .max_pending_accept_reset_streams(EARLY_RESETS_MAX)
         .max_local_error_reset_streams(FORCED_RESETS_MAX)
         .max_send_buf_size(SEND_BUFFER_MAX)
-        .serve_connection(TokioIo::new(Metered::new(stream)), service);
-    let mut connection = pin!(connection);
+        .enable_connect_protocol()
+        .serve_connection(TokioIo::new(wire), service);
+    serve_http2(&session, &pace, pin!(connection)).await;
+    session.ended().await;
+}
+
+async fn serve_http2<S, F>(
+    session: &Session,
+    pace: &Arc<Pace>,
+    mut connection: Pin<&mut http2::Connection<Bytes<Meter>, S, Tasks>>,
+) where
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible, Future = F>,
+    F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,
+{
     let mut age = pin!(sleep(age()));
     let (drain, mut draining) = (session.waypoint().drain.clone(), false);
     loop {

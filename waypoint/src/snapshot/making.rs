@@ -48,7 +48,8 @@ impl Kept {
     ) {
         self.backends.retain(|(key, _), backend| {
             let backend = backend.upgrade();
-            if let Some(backend) = backend.as_ref().filter(|_| concerns(key)) {
+            let elsewhere = |backend: &&Arc<Backend>| concerns(key) || backend.is_elsewhere();
+            if let Some(backend) = backend.as_ref().filter(elsewhere) {
                 backend.refresh(mesh, own, settings);
             }
             backend.is_some()

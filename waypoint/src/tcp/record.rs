@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tulle_model::Reason;
+use tulle_model::{Reason, Str};
 use tulle_transport::Transfer;
 
 use crate::clock::Time;
@@ -25,6 +25,7 @@ pub(super) struct Record<'a> {
     arrival: &'a Arrival,
     source: Arc<Party>,
     server_name: Option<String>,
+    route: Option<Str>,
     generation: u64,
     started: SystemTime,
     begun: Time,
@@ -63,10 +64,16 @@ impl<'a> Record<'a> {
             arrival,
             source: Arc::new(Party::new(arrival.workload.as_deref(), identity)),
             server_name,
+            route: None,
             generation: snapshot.mesh.generation(),
             started: SystemTime::now(),
             begun: waypoint.clock.now(),
         }
+    }
+
+    /// Its rule was found.
+    pub(super) fn routed(&mut self, route: Option<&Str>) {
+        self.route = route.cloned();
     }
 
     /// An endpoint was reached: the stream is open.
@@ -148,6 +155,7 @@ impl<'a> Record<'a> {
             downstream_local: Some(arrival.destination.address),
             downstream_remote: Some(SocketAddr::new(arrival.source.ip, arrival.peer_address.port())),
             server_name: self.server_name.as_deref(),
+            route: self.route.as_deref(),
             source_principal: Some(&self.source.principal),
             source_workload: Some(&self.source.workload),
             source_namespace: Some(&self.source.namespace),

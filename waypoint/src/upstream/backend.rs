@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 use rand::RngExt;
@@ -18,6 +19,7 @@ use super::budget::{self, Budget};
 use super::cluster::{Ask, Cluster, ClusterPolicy, ClusterState, Pick, Sources, Unit};
 use super::metrics::Events;
 use super::session::SessionPolicy;
+use super::via;
 use crate::clock::{Clock, Time};
 
 /// What a backend is.
@@ -74,6 +76,8 @@ pub struct Backend {
     /// What the requests to it, as the one that was asked for, may spend on retries.
     budget: Budget,
     current: ArcSwapOption<Current>,
+    /// Who serves it hangs on more than its service and the workloads of that.
+    is_elsewhere: AtomicBool,
 }
 
 /// A backend in one snapshot.
@@ -95,7 +99,14 @@ impl Backend {
             state: Arc::new(ClusterState::new(events)),
             budget: Budget::default(),
             current: ArcSwapOption::empty(),
+            is_elsewhere: AtomicBool::new(false),
         }
+    }
+
+    /// Whether who serves it may change when neither its service nor the workloads of that do.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere.load(Ordering::Relaxed)
     }
 
     /// The same backend by the policies of a route. What is remembered of endpoints, and what is counted, is that of the
@@ -109,6 +120,7 @@ impl Backend {
             state: Arc::clone(&self.state),
             budget: Budget::default(),
             current: ArcSwapOption::empty(),
+            is_elsewhere: AtomicBool::new(false),
         }
     }
 
@@ -174,7 +186,7 @@ impl Backend {
     }
 
     fn cluster_in(&self, mesh: &Snapshot, own: &Workload, policy: ClusterPolicy) -> Option<Cluster> {
-        let (name, service, serving) = match &self.key {
+        let (name, service, ways) = match &self.key {
             BackendKey::Workload(uid) => {
                 let workload = Arc::clone(mesh.workload(uid)?);
                 let serving = Serving {
@@ -183,15 +195,16 @@ impl Backend {
                     healthy: workload.status == HealthStatus::Healthy,
                     workload,
                 };
-                (uid.0.clone(), None, vec![serving])
+                let ways = via::Ways {
+                    all: vec![(serving, None)],
+                    is_elsewhere: false,
+                };
+                (uid.0.clone(), None, ways)
             }
             BackendKey::Service(key, port) => {
                 let service = mesh.service(key)?;
-                let mut serving = mesh.serving(own, service, *port);
-                // Other networks are reached through their gateways, which is not built here yet.
-                serving
-                    .retain(|one| one.workload.network == own.network && !one.workload.addresses.is_empty());
-                (format!("{key}:{port}").into(), Some(service), serving)
+                let ways = via::ways(mesh, own, service, *port);
+                (format!("{key}:{port}").into(), Some(service), ways)
             }
         };
         let declared = match (&self.key, service) {
@@ -204,11 +217,14 @@ impl Backend {
             Some(AppProtocol::Tcp | AppProtocol::Tls) => Unit::Connections,
             _ => Unit::Requests,
         };
+        self.is_elsewhere.store(ways.is_elsewhere, Ordering::Relaxed);
+        let (serving, via): (Vec<_>, Vec<_>) = ways.all.into_iter().unzip();
         let sources = Sources {
             here: own,
             name,
             service,
             serving: &serving,
+            via: &via,
             policy,
             unit,
         };

@@ -21,6 +21,7 @@ use super::endpoint::{Endpoint, EndpointKey, EndpointState, fingerprint};
 use super::locality::{Places, Spread};
 use super::metrics::Events;
 use super::outlier::{self, Bench, Phase};
+use super::via::Via;
 use crate::clock::Time;
 use crate::telemetry::party::{Party, ServiceLabels};
 
@@ -196,6 +197,8 @@ pub struct Sources<'a> {
     pub service: Option<&'a Arc<Service>>,
     /// Who serves it.
     pub serving: &'a [Serving],
+    /// How each of them is reached, as far as that is not at its own address.
+    pub via: &'a [Option<Arc<Via>>],
     /// What policies say.
     pub policy: ClusterPolicy,
     /// What is spoken.
@@ -220,13 +223,15 @@ impl Cluster {
             Unit::Connections => Algorithm::LeastRequest,
         });
         let mut endpoints = Vec::with_capacity(serving.len());
+        let via = |index: usize| sources.via.get(index).and_then(Option::as_ref);
         let build = |members: &Vec<usize>| {
             let start = endpoints.len();
             let taking = members.iter().filter(|index| serving[**index].healthy);
             endpoints.extend(taking.map(|index| Endpoint {
                 workload: Arc::clone(&serving[*index].workload),
                 target_port: service.map(|_| serving[*index].target_port),
-                expected: Arc::new(expected(&serving[*index].workload, service)),
+                expected: Arc::new(expected(&serving[*index].workload, service, via(*index))),
+                via: via(*index).cloned(),
                 party: Arc::new(party(&serving[*index].workload)),
                 state: Arc::clone(&states[*index]),
             }));
@@ -373,7 +378,14 @@ fn warmth(slow_start: &traffic::SlowStart, age: Duration) -> f64 {
 }
 
 /// The identities a workload may prove when it answers for a service.
-fn expected(workload: &Workload, service: Option<&Arc<Service>>) -> BTreeSet<Identity> {
+fn expected(
+    workload: &Workload,
+    service: Option<&Arc<Service>>,
+    via: Option<&Arc<Via>>,
+) -> BTreeSet<Identity> {
+    if let Some(via) = via {
+        return via.expected.clone();
+    }
     let further = service
         .into_iter()
         .flat_map(|service| service.subject_alt_names.iter().cloned());

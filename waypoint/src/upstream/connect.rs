@@ -75,6 +75,14 @@ pub async fn open(
     behalf: &Behalf,
     within: Duration,
 ) -> Result<Opened, OpenError> {
+    if let Some(via) = &endpoint.via {
+        let late = |_| OpenError::ConnectTimeout {
+            peer: address,
+            after: within,
+        };
+        let opened = timeout(within, via.open(waypoint, behalf)).await;
+        return opened.map_err(late)?.map(Opened::Tunnel);
+    }
     let Upstreams { tunnels, network, .. } = &waypoint.upstreams;
     if !endpoint.is_tunnelled() {
         let late = |_| OpenError::ConnectTimeout {

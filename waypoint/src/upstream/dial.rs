@@ -145,7 +145,7 @@ impl Dial for Dialer {
 }
 
 /// HTTP/2 of tunnels to endpoints.
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         ping_after: std::time::Duration::from_secs(10),
         ping_timeout: std::time::Duration::from_secs(20),

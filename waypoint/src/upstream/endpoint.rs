@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::balance::peak_ewma::Latency;
 use super::outlier::Health;
+use super::via::Via;
 use crate::clock::Time;
 use crate::telemetry::party::Party;
 
@@ -94,6 +95,8 @@ pub struct Endpoint {
     pub target_port: Option<u16>,
     /// The identities it may prove: its own, and those its service allows.
     pub expected: Arc<BTreeSet<Identity>>,
+    /// How it is reached, if not at its own address.
+    pub via: Option<Arc<Via>>,
     /// How metrics know it.
     pub party: Arc<Party>,
     /// What is remembered of it.
@@ -104,6 +107,9 @@ impl Endpoint {
     /// Where it is, for somebody who asked for this address.
     #[must_use]
     pub fn address(&self, asked: SocketAddr) -> Option<SocketAddr> {
+        if let Some(via) = &self.via {
+            return Some(via.asked);
+        }
         let port = self.target_port.unwrap_or_else(|| asked.port());
         let addresses = &self.workload.addresses;
         // The family that was asked for, if there is a choice.
@@ -121,7 +127,7 @@ impl Endpoint {
     /// Whether it is reached by a tunnel.
     #[must_use]
     pub fn is_tunnelled(&self) -> bool {
-        self.workload.tunnel_protocol == TunnelProtocol::Hbone
+        self.via.is_some() || self.workload.tunnel_protocol == TunnelProtocol::Hbone
     }
 
     pub(super) fn capacity(&self) -> f64 {

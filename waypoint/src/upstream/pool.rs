@@ -19,7 +19,7 @@ use tulle_model::{Identity, WorkloadUid};
 use tulle_runtime::tasks;
 use tulle_transport::OpenError;
 
-use self::handshake::{http1_over, http2_over};
+use self::handshake::{Extended, http1_over, http2_over};
 use super::breaker::{Breaker, Guard, Limits, Overflow};
 use super::connect::Opened;
 use crate::http::body::RequestBody;
@@ -99,12 +99,14 @@ struct Usage {
     running: AtomicU32,
     /// When the last request ended.
     ended: parking_lot::Mutex<Instant>,
+    /// What the endpoint has said of extended CONNECT; `None` for HTTP/1.1.
+    extended: Option<Arc<Extended>>,
     /// Requests and age at which it is closed, as of its last request.
     bounds: parking_lot::Mutex<(Option<u32>, Option<Duration>)>,
 }
 
 impl Usage {
-    fn new(breaker: &Arc<Breaker>) -> Arc<Self> {
+    fn new(breaker: &Arc<Breaker>, extended: Option<Arc<Extended>>) -> Arc<Self> {
         Arc::new(Self {
             breaker: Arc::clone(breaker),
             opened: Instant::now(),
@@ -112,6 +114,7 @@ impl Usage {
             running: AtomicU32::new(0),
             ended: parking_lot::Mutex::new(Instant::now()),
             bounds: parking_lot::Mutex::new((None, None)),
+            extended,
         })
     }
 
@@ -200,7 +203,7 @@ enum Kind {
     Http2 {
         sender: http2::SendRequest<RequestBody>,
         /// Dropped with the lease.
-        _running: Running,
+        running: Running,
     },
 }
 
@@ -242,7 +245,7 @@ impl HttpPool {
             }
             Found::Leave(guard) => {
                 let sender = http1_over(open().await?, guard).await?;
-                let running = Usage::new(breaker).begin(limits);
+                let running = Usage::new(breaker, None).begin(limits);
                 Ok(self.lease_of(key, sender, running, false))
             }
         }
@@ -328,9 +331,10 @@ impl HttpPool {
             Found::Connection(lease) => return Ok(lease),
             Found::Leave(guard) => guard,
         };
+        let (sender, extended) = http2_over(open().await?, guard).await?;
         let shared = Shared {
-            sender: http2_over(open().await?, guard).await?,
-            usage: Usage::new(breaker),
+            sender,
+            usage: Usage::new(breaker, Some(extended)),
         };
         let lease = Lease::shared(&shared, limits, false);
         self.peers.entry(key.clone()).or_default().shared.push(shared);
@@ -414,7 +418,7 @@ impl Lease {
         Self {
             kind: Kind::Http2 {
                 sender: shared.sender.clone(),
-                _running: shared.usage.begin(limits),
+                running: shared.usage.begin(limits),
             },
             reused,
             spoilt: false,
@@ -436,6 +440,17 @@ impl Lease {
         match &mut self.kind {
             Kind::Http1 { sender, .. } => sender.try_send_request(request).await.map_err(failed),
             Kind::Http2 { sender, .. } => sender.try_send_request(request).await.map_err(failed),
+        }
+    }
+
+    /// Whether a request on it may ask to go on as a stream of bytes. What speaks HTTP/2 has to have said so (RFC 8441).
+    pub async fn takes_upgrades(&self) -> bool {
+        match &self.kind {
+            Kind::Http1 { .. } => true,
+            Kind::Http2 { running, .. } => match &running.0.extended {
+                Some(extended) => extended.is_said().await,
+                None => false,
+            },
         }
     }
 

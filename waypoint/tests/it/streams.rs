@@ -5,35 +5,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::workload;
 
-use crate::world::{World, application, echo, front, web};
-
-/// A waypoint in front of `shop/web` on a port that is declared like this, with an endpoint that only accepts.
-async fn world(
-    protocol: AppProtocol,
-) -> (
-    World,
-    tokio::sync::mpsc::UnboundedReceiver<tulle_transport::HboneStream>,
-) {
-    let world = World::start(vec![
-        web(protocol),
-        workload("shop/web-1")
-            .sa("web")
-            .ip("10.0.0.7")
-            .hbone()
-            .serves("shop/web")
-            .into(),
-        front("shop/web", |_| {}),
-    ])
-    .await;
-    let streams = world.endpoint("10.0.0.7", "web");
-    (world, streams)
-}
+use crate::world::{World, application, echo};
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_speaks_first_is_heard_at_once() {
-    let (world, mut streams) = world(AppProtocol::Tcp).await;
+    let (world, mut streams) = World::raw(AppProtocol::Tcp).await;
     let begun = Instant::now();
     let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
     let mut server = streams.recv().await.unwrap();
@@ -46,7 +23,7 @@ async fn a_server_that_speaks_first_is_heard_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn silence_on_an_undeclared_port_is_taken_for_bytes() {
-    let (world, mut streams) = world(AppProtocol::Unknown).await;
+    let (world, mut streams) = World::raw(AppProtocol::Unknown).await;
     let begun = Instant::now();
     let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
     let mut server = streams.recv().await.unwrap();
@@ -63,7 +40,7 @@ async fn silence_on_an_undeclared_port_is_taken_for_bytes() {
 
 #[tokio::test(start_paused = true)]
 async fn bytes_that_were_looked_at_are_not_lost() {
-    let (world, mut streams) = world(AppProtocol::Unknown).await;
+    let (world, mut streams) = World::raw(AppProtocol::Unknown).await;
     let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
     client.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
     client.shutdown().await.unwrap();
@@ -89,7 +66,7 @@ async fn requests_on_an_undeclared_port_are_read() {
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_who_leaves_takes_the_stream_to_the_endpoint_along() {
-    let (world, mut streams) = world(AppProtocol::Tcp).await;
+    let (world, mut streams) = World::raw(AppProtocol::Tcp).await;
     let client = world.ask("client", "10.96.0.1:80").await.unwrap();
     let mut server = streams.recv().await.unwrap();
     drop(client);

@@ -20,7 +20,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream};
 use tokio::sync::mpsc;
 use tulle_identity::testing::{Clock, FakeCa, TestCa};
 use tulle_identity::{SecretManager, TrustStore};
@@ -275,6 +275,23 @@ impl World {
         world
     }
 
+    /// The same, with an endpoint that hands over its streams as they come.
+    pub(crate) async fn raw(protocol: AppProtocol) -> (Self, mpsc::UnboundedReceiver<HboneStream>) {
+        let world = Self::start(vec![
+            web(protocol),
+            workload("shop/web-1")
+                .sa("web")
+                .ip("10.0.0.7")
+                .hbone()
+                .serves("shop/web")
+                .into(),
+            front("shop/web", |_| {}),
+        ])
+        .await;
+        let streams = world.endpoint("10.0.0.7", "web");
+        (world, streams)
+    }
+
     /// Changes what the control plane says, and waits until requests are decided by it.
     pub(crate) async fn apply(&self, updates: Vec<MeshUpdate>) {
         let mut moved = self.waypoint.view.subscribe();
@@ -380,10 +397,30 @@ async fn answer(stream: HboneStream, application: Application) {
         let answering = application(request);
         async move { Ok::<_, Infallible>(answering.await) }
     });
-    let builder = hyper_util::server::conn::auto::Builder::new(Tasks);
+    let mut builder = hyper_util::server::conn::auto::Builder::new(Tasks);
+    builder.http2().enable_connect_protocol();
     let _ = builder
         .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await;
+}
+
+/// Reads a head of HTTP/1.1 and nothing after it.
+pub(crate) async fn read_head(stream: &mut HboneStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// Reads so many bytes.
+pub(crate) async fn read_text(stream: &mut (impl AsyncRead + Unpin), length: usize) -> String {
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await.unwrap();
+    String::from_utf8(bytes).unwrap()
 }
 
 /// An application that says what it was asked for: method, target, then a line for each field.

@@ -1,6 +1,6 @@
 //! Checks and cleans the head of an endpoint's answer before it goes down.
 
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use tulle_model::reason::Reason;
@@ -22,7 +22,8 @@ pub enum Connection {
 /// # Errors
 /// If it breaks the protocol, so that it must not go down.
 pub fn clean(parts: &mut Parts, upgrade_asked: bool) -> Result<Connection, Reason> {
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS && !upgrade_asked {
+    let agrees = || upgrade_asked && super::fields::names(&parts.headers, UPGRADE, "websocket");
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS && !agrees() {
         return Err(Reason::UpstreamProtocol);
     }
     let connection = check_framing(&mut parts.headers, parts.version)?;

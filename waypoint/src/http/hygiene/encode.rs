@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use tulle_model::request::{RequestHead, Scheme};
@@ -34,6 +34,8 @@ pub struct Telling<'a> {
     pub upgrade: Option<Upgrade>,
     /// Whether it takes trailers.
     pub takes_trailers: bool,
+    /// Whether the body waits for `100 Continue`.
+    pub expects_continue: bool,
 }
 
 /// What `x-forwarded-client-cert` says.
@@ -75,7 +77,12 @@ pub fn encode(head: &RequestHead, telling: &Telling<'_>, version: Version) -> Re
     // Written again from what is known of the body.
     parts.headers.remove(CONTENT_LENGTH);
     tell(&mut parts.headers, head.scheme, telling);
-    if telling.takes_trailers {
+    if telling.expects_continue {
+        parts
+            .headers
+            .insert(EXPECT, HeaderValue::from_static("100-continue"));
+    }
+    if telling.takes_trailers && telling.upgrade.is_none() {
         parts.headers.insert(TE, HeaderValue::from_static("trailers"));
         if version == Version::HTTP_11 {
             // RFC 9110, 10.1.4: the field is of the hop.

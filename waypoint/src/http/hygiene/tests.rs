@@ -232,6 +232,7 @@ fn telling(id: &HeaderValue) -> Telling<'_> {
         client_cert: None,
         upgrade: None,
         takes_trailers: false,
+        expects_continue: false,
     }
 }
 

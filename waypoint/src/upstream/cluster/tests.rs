@@ -64,6 +64,7 @@ impl Given {
             name: "default/web.default.svc.cluster.local:80".into(),
             service: Some(&self.service),
             serving,
+            via: &[],
             policy: self.policy.clone(),
             unit: Unit::Requests,
         };

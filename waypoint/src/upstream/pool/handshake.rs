@@ -2,6 +2,8 @@
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tulle_runtime::tasks;
@@ -25,6 +27,35 @@ const FRAME_MAX: u32 = 16 * 1024;
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// How long its answer may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a new connection of HTTP/2 is waited for to say that it takes extended CONNECT.
+const SETTINGS_MAX: Duration = Duration::from_secs(1);
+/// How often it is looked whether it has.
+const SETTINGS_PAUSE: Duration = Duration::from_millis(2);
+
+/// Whether an endpoint has said that it takes extended CONNECT. Only the task of the connection can look, and it is told
+/// of nothing: it looks when it is asked.
+#[derive(Debug, Default)]
+pub(super) struct Extended {
+    ask: tokio::sync::Notify,
+    said: AtomicBool,
+}
+
+impl Extended {
+    /// Asks until it has been said, and not for ever.
+    pub(super) async fn is_said(&self) -> bool {
+        let asking = async {
+            while !self.said.load(Ordering::Relaxed) {
+                self.ask.notify_one();
+                tokio::time::sleep(SETTINGS_PAUSE).await;
+            }
+        };
+        tokio::time::timeout(SETTINGS_MAX, asking).await.is_ok()
+    }
+}
+
+/// Where requests are sent, and whether extended CONNECT may be.
+type Http2 = (http2::SendRequest<RequestBody>, Arc<Extended>);
 
 /// Runs tasks of hyper under supervision.
 #[derive(Debug, Clone, Copy)]
@@ -51,10 +82,7 @@ pub(super) async fn http1_over(
 }
 
 /// Begins HTTP/2; `held` lives as long as the connection.
-pub(super) async fn http2_over(
-    opened: Opened,
-    held: Guard,
-) -> Result<http2::SendRequest<RequestBody>, OpenError> {
+pub(super) async fn http2_over(opened: Opened, held: Guard) -> Result<Http2, OpenError> {
     match opened {
         Opened::Tunnel(stream) => http2_on(stream, held).await,
         Opened::Plain(socket) => http2_on(socket, held).await,
@@ -80,7 +108,7 @@ where
     Ok(sender)
 }
 
-async fn http2_on<S>(stream: S, held: Guard) -> Result<http2::SendRequest<RequestBody>, OpenError>
+async fn http2_on<S>(stream: S, held: Guard) -> Result<Http2, OpenError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -94,14 +122,27 @@ where
         .keep_alive_timeout(PING_TIMEOUT)
         .handshake(TokioIo::new(stream))
         .await;
-    let (sender, connection) = handshake.map_err(broken)?;
+    let (sender, mut connection) = handshake.map_err(broken)?;
+    let extended = Arc::new(Extended::default());
+    let asked = Arc::clone(&extended);
     drop(tasks::spawn("upstream-http2", async move {
         let _held = held;
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to an endpoint ended");
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection to an endpoint ended");
+                    }
+                    return;
+                }
+                () = asked.ask.notified() => {
+                    let said = connection.is_extended_connect_protocol_enabled();
+                    asked.said.store(said, Ordering::Relaxed);
+                }
+            }
         }
     }));
-    Ok(sender)
+    Ok((sender, extended))
 }
 
 fn broken(error: hyper::Error) -> OpenError {

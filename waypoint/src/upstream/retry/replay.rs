@@ -107,6 +107,13 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
         self.0.lock().started
     }
 
+    /// Whether its end was read.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let shared = self.0.lock();
+        shared.ended || shared.rest.is_end_stream()
+    }
+
     /// Nothing more is kept: no other try will come. What a try has not read yet of what is kept it still gets.
     pub fn commit(&self) {
         self.0.lock().bytes = REPLAY_BYTES_MAX + 1;

@@ -1,0 +1,286 @@
+//! The bytes of a client's connection below the HTTP library: what arrives is looked at, and between the library's own
+//! messages something can be said: interim answers, and the last word of a connection.
+//!
+//! ```text
+//! client ── Wire (tap sees reads; asides go in between writes) ── library ── requests
+//! ```
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes of interim answers that wait. What is more is dropped: they are hints.
+const ASIDE_BYTES_MAX: usize = 64 * 1024;
+
+/// Looks at what arrives.
+pub trait Tap {
+    /// Bytes have arrived.
+    ///
+    /// # Errors
+    /// The connection is to end; these are its last bytes.
+    fn arrived(&mut self, bytes: &[u8]) -> Result<(), Bytes>;
+}
+
+/// What is said beside the library. Shared by the connection and its requests.
+#[derive(Debug, Default)]
+pub struct Aside(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: BytesMut,
+    /// All that the library has written has left: what comes next begins a message.
+    between: bool,
+    /// A request waits for its answer: interim answers may go out.
+    open: bool,
+    leaving: bool,
+    connection: Option<Waker>,
+}
+
+impl Aside {
+    /// Nothing is said.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// A request begins. The end of the answer before it may still be with the library.
+    pub fn begin(&self) {
+        let mut state = self.0.lock();
+        (state.open, state.between) = (true, false);
+        state.waiting.clear();
+    }
+
+    /// The answer begins: it is too late for interim ones.
+    pub fn answered(&self) {
+        self.0.lock().open = false;
+    }
+
+    /// Says something before the answer.
+    pub fn say(&self, bytes: &[u8]) {
+        let mut state = self.0.lock();
+        if state.open && state.waiting.len() + bytes.len() <= ASIDE_BYTES_MAX {
+            state.waiting.extend_from_slice(bytes);
+            if let Some(connection) = state.connection.take() {
+                connection.wake();
+            }
+        }
+    }
+
+    /// Says this, unless the library is in the middle of something, and ends the connection.
+    pub fn leave(&self, last: &[u8]) {
+        let mut state = self.0.lock();
+        state.waiting.clear();
+        state.waiting.extend_from_slice(last);
+        state.leaving = true;
+        if let Some(connection) = state.connection.take() {
+            connection.wake();
+        }
+    }
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Wire<S, T> {
+    stream: S,
+    tap: T,
+    aside: Arc<Aside>,
+}
+
+impl<S, T> Wire<S, T> {
+    /// The connection `stream`.
+    #[must_use]
+    pub fn new(stream: S, tap: T, aside: Arc<Aside>) -> Self {
+        Self { stream, tap, aside }
+    }
+}
+
+impl<S: AsyncWrite + Unpin, T> Wire<S, T> {
+    /// Writes what waits, if the library is between two messages.
+    fn interject(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.aside.0.lock();
+        if state.leaving {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if !state.between {
+            if !state.open {
+                state.waiting.clear();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        while !state.waiting.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &state.waiting))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            state.waiting.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Says the last word, as far as the client takes it at once: nobody waits for one who is thrown out.
+    fn leave(&mut self, cx: &mut Context<'_>) {
+        let mut state = self.aside.0.lock();
+        while state.between && !state.waiting.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &state.waiting) {
+                Poll::Ready(Ok(written)) if written > 0 => state.waiting.advance(written),
+                _ => return,
+            }
+        }
+        state.waiting.clear();
+        let _ = Pin::new(&mut self.stream).poll_flush(cx);
+        let _ = Pin::new(&mut self.stream).poll_shutdown(cx);
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin, T: Tap + Unpin> AsyncRead for Wire<S, T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.aside.0.lock().leaving {
+            this.leave(cx);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        let arrived = &buffer.filled()[before..];
+        if !arrived.is_empty()
+            && let Err(last) = this.tap.arrived(arrived)
+        {
+            buffer.set_filled(before);
+            this.aside.leave(&last);
+            this.leave(cx);
+            return Poll::Ready(Ok(()));
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin, T: Unpin> AsyncWrite for Wire<S, T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.interject(cx))?;
+        this.aside.0.lock().between = false;
+        Pin::new(&mut this.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.stream).poll_flush(cx))?;
+        {
+            let mut state = this.aside.0.lock();
+            // The library flushes when it has nothing left to write.
+            state.between = true;
+            match &mut state.connection {
+                Some(known) => known.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+            if state.waiting.is_empty() || state.leaving {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        ready!(this.interject(cx))?;
+        Pin::new(&mut this.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    struct Nothing;
+
+    impl Tap for Nothing {
+        fn arrived(&mut self, bytes: &[u8]) -> Result<(), Bytes> {
+            if bytes.contains(&b'!') {
+                return Err(Bytes::from_static(b"bye"));
+            }
+            Ok(())
+        }
+    }
+
+    fn wire(
+        size: usize,
+    ) -> (
+        Wire<tokio::io::DuplexStream, Nothing>,
+        Arc<Aside>,
+        tokio::io::DuplexStream,
+    ) {
+        let (near, far) = tokio::io::duplex(size);
+        let aside = Aside::new();
+        (Wire::new(near, Nothing, Arc::clone(&aside)), aside, far)
+    }
+
+    async fn heard(mut far: tokio::io::DuplexStream) -> String {
+        let mut text = String::new();
+        far.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn an_aside_comes_before_the_answer_and_after_the_one_before() {
+        let (mut wire, aside, far) = wire(64);
+        wire.write_all(b"one ").await.unwrap();
+        aside.begin();
+        aside.say(b"(hint) ");
+        // The rest of the first answer has not left yet.
+        wire.write_all(b"end ").await.unwrap();
+        wire.flush().await.unwrap();
+        aside.say(b"(again) ");
+        aside.answered();
+        wire.write_all(b"two").await.unwrap();
+        wire.flush().await.unwrap();
+        aside.say(b"(late)");
+        wire.shutdown().await.unwrap();
+        drop(wire);
+        assert_eq!(heard(far).await, "one end (hint) (again) two");
+    }
+
+    #[tokio::test]
+    async fn an_aside_that_cannot_go_between_is_dropped() {
+        let (mut wire, aside, far) = wire(64);
+        wire.write_all(b"one ").await.unwrap();
+        aside.begin();
+        aside.say(b"(hint) ");
+        aside.answered();
+        wire.write_all(b"two").await.unwrap();
+        wire.flush().await.unwrap();
+        drop(wire);
+        assert_eq!(heard(far).await, "one two");
+    }
+
+    #[tokio::test]
+    async fn the_last_word_is_said_between_messages_and_nothing_after_it() {
+        let (mut wire, _, mut far) = wire(64);
+        wire.write_all(b"one ").await.unwrap();
+        wire.flush().await.unwrap();
+        far.write_all(b"stop!").await.unwrap();
+        let mut read = [0; 8];
+        assert_eq!(wire.read(&mut read).await.unwrap(), 0, "as if it had ended");
+        assert!(wire.write_all(b"two").await.is_err());
+        drop(wire);
+        assert_eq!(heard(far).await, "one bye");
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_is_not_waited_for() {
+        let (mut wire, _, mut far) = wire(4);
+        wire.write_all(b"full").await.unwrap();
+        wire.flush().await.unwrap();
+        far.write_all(b"!").await.unwrap();
+        let mut read = [0; 8];
+        assert_eq!(wire.read(&mut read).await.unwrap(), 0);
+    }
+}
