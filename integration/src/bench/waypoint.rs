@@ -110,13 +110,13 @@ mod tests {
 
     #[test]
     fn options_are_read_and_others_refused() {
-        let parse = |text: &str| super::parse(text.split_whitespace().map(str::to_owned).collect());
-        let read = parse("--rounds 3 --seconds 1 --json out.json").unwrap().unwrap();
+        let read_from = |text: &str| parse(text.split_whitespace().map(str::to_owned).collect());
+        let read = read_from("--rounds 3 --seconds 1 --json out.json").unwrap().unwrap();
         assert_eq!((read.plan.rounds, read.plan.turn), (3, Duration::from_secs(1)));
         assert_eq!(read.json.as_deref(), Some("out.json"));
-        assert!(parse("--help").unwrap().is_none());
+        assert!(read_from("--help").unwrap().is_none());
         for bad in ["--rounds", "--rounds 0", "--peers"] {
-            assert!(parse(bad).is_err(), "{bad}");
+            assert!(read_from(bad).is_err(), "{bad}");
         }
     }
 }
