@@ -82,7 +82,7 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
     };
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
+        let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
         match argument.as_str() {
             "-h" | "--help" => return Ok(None),
             "--rounds" => options.plan.rounds = count(&value()?)?,
