@@ -21,9 +21,9 @@ pub(super) fn svg(table: &Table) -> String {
     for (index, contestant) in others.iter().enumerate() {
         let x = 10.0 + 150.0 * index as f64;
         let colour = COLOURS[index % COLOURS.len()];
-        let _ = write!(
+        let _ = writeln!(
             body,
-            "<rect x='{x}' y='8' width='10' height='10' fill='{colour}'/><text x='{}' y='17'>{}</text>\n",
+            "<rect x='{x}' y='8' width='10' height='10' fill='{colour}'/><text x='{}' y='17'>{}</text>",
             x + 14.0,
             escape(contestant)
         );
@@ -33,9 +33,9 @@ pub(super) fn svg(table: &Table) -> String {
             Better::More => "more is better",
             Better::Less => "less is better",
         };
-        let _ = write!(
+        let _ = writeln!(
             body,
-            "<text x='10' y='{}'>{} ({better})</text>\n",
+            "<text x='10' y='{}'>{} ({better})</text>",
             y + BAR - 3.0,
             escape(row.name)
         );
@@ -45,10 +45,10 @@ pub(super) fn svg(table: &Table) -> String {
             };
             let width = ratio.min(RATIO_MAX) * scale;
             let colour = COLOURS[index % COLOURS.len()];
-            let _ = write!(
+            let _ = writeln!(
                 body,
                 "<rect x='{LABELS}' y='{y}' width='{width:.1}' height='{BAR}' fill='{colour}'/>\
-                 <text x='{:.1}' y='{:.1}'>{ratio:.2}×</text>\n",
+                 <text x='{:.1}' y='{:.1}'>{ratio:.2}×</text>",
                 LABELS + width + 4.0,
                 y + BAR - 3.0
             );

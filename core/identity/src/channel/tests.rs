@@ -392,7 +392,7 @@ async fn that_nobody_answered_is_among_the_causes_of_the_status() {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&status);
     let mut found = None;
     while let Some(cause) = next {
-        found = found.or(cause.downcast_ref::<io::Error>().map(io::Error::kind));
+        found = found.or_else(|| Some(cause.downcast_ref::<io::Error>()?.kind()));
         next = cause.source();
     }
     assert_eq!(found, Some(io::ErrorKind::ConnectionRefused), "{status:?}");
