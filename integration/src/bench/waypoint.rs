@@ -82,7 +82,11 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
     };
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+        let mut value = || {
+            arguments
+                .next()
+                .ok_or_else(|| format!("{argument} needs a value"))
+        };
         match argument.as_str() {
             "-h" | "--help" => return Ok(None),
             "--rounds" => options.plan.rounds = count(&value()?)?,
@@ -111,7 +115,9 @@ mod tests {
     #[test]
     fn options_are_read_and_others_refused() {
         let read_from = |text: &str| parse(text.split_whitespace().map(str::to_owned).collect());
-        let read = read_from("--rounds 3 --seconds 1 --json out.json").unwrap().unwrap();
+        let read = read_from("--rounds 3 --seconds 1 --json out.json")
+            .unwrap()
+            .unwrap();
         assert_eq!((read.plan.rounds, read.plan.turn), (3, Duration::from_secs(1)));
         assert_eq!(read.json.as_deref(), Some("out.json"));
         assert!(read_from("--help").unwrap().is_none());
