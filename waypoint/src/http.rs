@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod exchange;
+mod farewell;
 pub mod flood;
 pub mod hygiene;
 pub mod pace;

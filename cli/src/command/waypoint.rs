@@ -1,9 +1,9 @@
 //! `tulle waypoint VERB`: puts waypoints into the configuration folder and says what became of them.
 
 mod folder;
+mod label;
 mod report;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -16,7 +16,7 @@ use tulle_xds::snapshot::Severity;
 
 use self::folder::{Change, Folder};
 use super::config::{actor, writing};
-use super::{Reading, analyze};
+use super::{ControlFolders, Reading, analyze};
 use crate::output::Form;
 
 /// Examples of the verbs, and the variables of an instance.
@@ -58,24 +58,8 @@ Environment of an instance:
 pub(crate) struct Waypoint {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Configuration folder of the control plane
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "/etc/tulle/config",
-        env = "TULLE_CONFIG_DIR"
-    )]
-    config_dir: PathBuf,
-    /// State folder of the control plane
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "/var/lib/tulle",
-        env = "TULLE_STATE_DIR"
-    )]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    folders: ControlFolders,
     /// Namespace of the waypoint
     #[arg(short, long, global = true, default_value = "default")]
     namespace: String,
@@ -90,8 +74,6 @@ enum Verb {
         #[command(flatten)]
         wanted: Wanted,
         /// Send the traffic of its whole namespace through it: labels the Namespace
-        ///
-        /// A Namespace that is in the folder already is written anew, without the comments of its document.
         #[arg(long)]
         enroll_namespace: bool,
         /// Replace a waypoint of this name that is there and differs
@@ -216,9 +198,9 @@ pub(crate) async fn run(command: Waypoint) -> anyhow::Result<Exit> {
             let timeout = Duration::from_secs(*timeout);
             report::wait(&command.reading, &command.namespace, &wanted.name, timeout).await
         }
-        Verb::List => report::list(&command.reading, &Folder::read(&command.config_dir)?).await,
+        Verb::List => report::list(&command.reading, &Folder::read(&command.folders.config_dir)?).await,
         Verb::Status { name } => {
-            let folder = Folder::read(&command.config_dir)?;
+            let folder = Folder::read(&command.folders.config_dir)?;
             report::status(&command.reading, &folder, &command.namespace, name).await
         }
         Verb::Delete { name, dry_run } => command.delete(name, *dry_run),
@@ -232,7 +214,7 @@ impl Waypoint {
     }
 
     fn put(&self, wanted: &Wanted, enroll: bool, overwrite: bool, dry_run: bool) -> anyhow::Result<Exit> {
-        let folder = Folder::read(&self.config_dir)?;
+        let folder = Folder::read(&self.folders.config_dir)?;
         let mut changes = Vec::new();
         let text = manifest(&self.namespace, wanted);
         match folder.find("Gateway", &self.namespace, &wanted.name) {
@@ -272,11 +254,11 @@ impl Waypoint {
     }
 
     fn delete(&self, name: &str, dry_run: bool) -> anyhow::Result<Exit> {
-        let folder = Folder::read(&self.config_dir)?;
+        let folder = Folder::read(&self.folders.config_dir)?;
         let Some(found) = folder.find("Gateway", &self.namespace, name) else {
             bail!(
                 "{} has no waypoint {}/{name}; `tulle waypoint list` shows them",
-                self.config_dir.display(),
+                self.folders.config_dir.display(),
                 self.namespace
             );
         };
@@ -298,7 +280,7 @@ impl Waypoint {
         let mesh = MeshConfig::default();
         let check = |change: &Change, writing| match &change.text {
             Some(text) => apply(
-                &self.config_dir,
+                &self.folders.config_dir,
                 &change.file.as_str().into(),
                 text,
                 &mesh,
@@ -316,11 +298,11 @@ impl Waypoint {
         if dry_run || changes.is_empty() {
             return Ok(Exit::Ok);
         }
-        View::of(&self.state_dir).announce(&actor(), message)?;
+        View::of(&self.folders.state_dir).announce(&actor(), message)?;
         for change in changes {
             check(change, writing(false))?;
             if change.text.is_none() {
-                std::fs::remove_file(self.config_dir.join(&change.file))?;
+                std::fs::remove_file(self.folders.config_dir.join(&change.file))?;
             }
         }
         Ok(Exit::Ok)

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use tulle_transport::hbone::HboneStream;
 
 use super::exchange::{Session, exchange};
+use super::farewell;
 use super::flood::Metered;
 use super::pace::{Overdue, Pace, Paced};
 use crate::context::Waypoint;
@@ -50,7 +51,11 @@ pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
     let serving = session.clone();
     let service = service_fn(move |request| {
         let session = serving.clone();
-        async move { Ok::<_, Infallible>(exchange(session, request).await) }
+        async move {
+            let drain = session.waypoint().drain.clone();
+            let answer = exchange(session, request).await;
+            Ok::<_, Infallible>(farewell::mark(drain.is_draining(), answer))
+        }
     });
     let head = limits.header_bytes.unwrap_or(HEAD_BYTES_MAX) as usize;
     let connection = http1::Builder::new()
@@ -69,7 +74,7 @@ pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
                 }
                 return;
             }
-            _ = drain.signaled(), if !draining => {
+            () = farewell::due(&drain), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }

@@ -5,6 +5,7 @@
 mod arrival;
 mod attacks;
 mod desync;
+mod explain;
 mod policies;
 mod requests;
 mod resilience;

@@ -15,6 +15,7 @@ use scan::{Scan, Scanner};
 use watcher::Watcher;
 
 pub(crate) mod allocate;
+mod gateways;
 pub(crate) mod library;
 pub(crate) mod parse;
 pub(crate) mod scan;

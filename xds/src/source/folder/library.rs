@@ -12,6 +12,7 @@ use tulle_k8s::{Key, Object};
 use tulle_model::{Reason, Str};
 
 use super::allocate::Allocations;
+use super::gateways;
 use super::parse::{self, Form, Good, Parsed, Statement};
 use super::scan::{File, Scan};
 use crate::engine::{Batch, Event, InForce};
@@ -184,6 +185,7 @@ impl Library {
         problems.extend(refused);
         let mut entries = self.decide(&claims, now);
         self.allocations.assign(&mut entries, now);
+        gateways::place(&mut entries);
         problems.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         let mut settled = self.conclude(Some(entries), problems, None, scan);
         settled.read_again = read_again;
