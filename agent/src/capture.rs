@@ -121,6 +121,24 @@ impl Capture {
         self.wait_until(pod, CLOSE_WAIT_MAX, |_| true).await
     }
 
+    /// Waits until no TCP connection is left in a pod that has done its work, the proxy's and the application's own, for
+    /// as long as closing them may take; says whether that came. What is only remembered (TIME_WAIT) does not count.
+    ///
+    /// # Errors
+    /// When the sockets cannot be listed.
+    pub async fn wait_for_silence(&self, pod: &Located) -> Result<bool, CaptureError> {
+        let deadline = Instant::now() + CLOSE_WAIT_MAX;
+        loop {
+            let open = sock_diag::open_connections(&pod.netns)
+                .await
+                .map_err(CaptureError::kernel("list sockets"))?;
+            if open == 0 || Instant::now() >= deadline {
+                return Ok(open == 0);
+            }
+            tokio::time::sleep(LEAVE_POLL_MIN).await;
+        }
+    }
+
     /// Between steps 3 and 4 of leaving: connections that were captured just before the rules changed have reached
     /// the proxy, so that none is left in a queue when the listeners close.
     ///

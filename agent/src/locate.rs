@@ -67,6 +67,13 @@ impl Locator {
         self.host_inode
     }
 
+    /// Whether anything runs in a namespace beside what holds a sandbox open.
+    pub async fn is_running_in(&self, inode: u64) -> bool {
+        let proc_dir = Arc::clone(&self.proc_dir);
+        let looked = tokio::task::spawn_blocking(move || scan::is_running_in(&proc_dir, inode)).await;
+        looked.unwrap_or(true)
+    }
+
     /// Finds and proves a pod's namespace.
     ///
     /// # Errors

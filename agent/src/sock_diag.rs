@@ -13,11 +13,14 @@ const SOCK_DESTROY: u16 = 21;
 const FAMILIES: [u8; 2] = [2, 10];
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
+const STATE_CLOSE: u8 = 7;
 const STATE_LISTEN: u8 = 10;
 /// SYN sent, established, and both ends' close half done: what can still carry bytes.
 const STATES_OPEN: u32 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 8;
 /// Every state but TIME_WAIT, which has no socket and no mark any more.
 const STATES: u32 = 0xfff & !(1 << 6);
+/// Every state of a connection but TIME_WAIT.
+const STATES_SENDING: u32 = STATES & !(1 << STATE_LISTEN) & !(1 << STATE_CLOSE);
 /// `struct inet_diag_req_v2` after its first 8 bytes: an empty socket id.
 const ANY_SOCKET: [u8; 48] = [0; 48];
 /// `struct inet_diag_msg`: what stands before the attributes.
@@ -56,6 +59,23 @@ fn marked_sockets_here(mark: ProxyMark) -> io::Result<Vec<MarkedSocket>> {
         connection.dump(&listing, |body| sockets.extend(parse(body, mark)))?;
     }
     Ok(sockets)
+}
+
+/// How many TCP connections of a namespace, whoever's, may still send: a last FIN included.
+///
+/// # Errors
+/// What the kernel answers.
+pub async fn open_connections(netns: &NetNs) -> io::Result<usize> {
+    netns.run_async(open_connections_here).await?
+}
+
+fn open_connections_here() -> io::Result<usize> {
+    let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
+    let mut open = 0;
+    for family in FAMILIES {
+        connection.dump(&listing(family, IPPROTO_TCP, STATES_SENDING), |_| open += 1)?;
+    }
+    Ok(open)
 }
 
 /// Ends every open TCP connection of a namespace that is not the proxy's and leaves the namespace: both ends see a

@@ -8,6 +8,7 @@ mod component;
 mod config;
 mod edges;
 mod explain;
+mod folder;
 mod node;
 pub(crate) mod status;
 mod up;

@@ -136,7 +136,7 @@ fn each_metric_of_the_page_is_registered_where_it_says() {
 #[test]
 fn each_metric_that_is_registered_is_on_the_page() {
     let listed = listed();
-    for folder in ["core", "proto", "ztunnel", "xds", "agent"] {
+    for folder in ["core", "proto", "ztunnel", "waypoint", "xds", "agent"] {
         for file in sources(&root().join(folder)) {
             let source = std::fs::read_to_string(&file).expect("a listed file is readable");
             if !source.contains("use prometheus_client::") {

@@ -119,16 +119,22 @@ impl TestMesh {
 
     /// As [`Self::start`], but one node is served by a ztunnel of another make, which binds its sockets itself.
     pub async fn start_with_foreign_ztunnel(&mut self, foreign: &str, binary: &Path) {
+        self.start_with_foreign_ztunnels(&[foreign], binary).await;
+    }
+
+    /// As [`Self::start_with_foreign_ztunnel`], for several nodes.
+    pub async fn start_with_foreign_ztunnels(&mut self, foreign: &[&str], binary: &Path) {
         let folders = self.mesh.folders().clone();
-        self.mesh = Mesh::new(folders)
-            .with_foreign_ztunnel(foreign, binary)
-            .with_environment("RUST_LOG", "info");
+        self.mesh = Mesh::new(folders).with_environment("RUST_LOG", "info");
+        for node in foreign {
+            self.mesh.set_foreign_ztunnel(node, binary);
+        }
         self.mesh.start_control(&self.world).await.unwrap();
         for node in self.nodes.clone() {
             self.start_node(&node);
         }
         for node in self.nodes.clone() {
-            if node == foreign {
+            if foreign.contains(&node.as_str()) {
                 self.mesh.wait_ready_at(&self.world, &node, 15021).await.unwrap();
             } else {
                 self.mesh

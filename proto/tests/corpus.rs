@@ -142,6 +142,7 @@ fn zds_seeds() -> Vec<Vec<u8>> {
             kinds: vec![1, 2, 3],
             mark: 9,
         }),
+        served: false,
     };
     let request = zds::WorkloadRequest {
         payload: Some(zds::workload_request::Payload::Add(add)),

@@ -1,6 +1,8 @@
 //! The configuration of a waypoint's process, read from its environment. What it does with requests comes from the
 //! control plane.
 
+pub mod reference;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -61,6 +63,8 @@ pub struct Config {
     pub policy_wait: Duration,
     /// How much of a reason a peer is told.
     pub reason_detail: ReasonDetail,
+    /// Who vouches for servers outside of the mesh that keys of tokens are fetched from: `SYSTEM`, PEM text, or a path.
+    pub jwks_roots: String,
     /// Listeners of the process.
     pub ports: Ports,
     /// Folder of the unix socket that `tulle` asks.
@@ -181,6 +185,7 @@ impl Config {
             drain: read.duration("TERMINATION_DRAIN_DURATION", DEFAULT_DRAIN),
             policy_wait: read.duration("TULLE_POLICY_WAIT", Duration::from_secs(2)),
             reason_detail: read.value("TULLE_REASON_DETAIL", ReasonDetail::Full, reason_detail),
+            jwks_roots: read.string("TULLE_JWKS_ROOTS", "SYSTEM"),
             ports: Ports {
                 admin: read.value("TULLE_ADMIN_PORT", Some(15000), port),
                 stats: read.value("TULLE_STATS_PORT", Some(15020), port),

@@ -16,6 +16,7 @@ use crate::listener::limits::Limits;
 use crate::metrics::Metrics;
 use crate::policy::carry::Fetcher;
 use crate::policy::engine::Engine;
+use crate::policy::jwt::ahead;
 use crate::snapshot::View;
 use crate::snapshot::build::Builder;
 use crate::telemetry::provider::ToProvider;
@@ -105,7 +106,7 @@ impl Waypoint {
             trust.clone(),
             Arc::clone(&network),
         );
-        let builder = Builder::new(&config, mesh.clone());
+        let builder = Builder::new(&config, mesh.clone(), &metrics);
         let view = builder.view();
         let upstreams = Upstreams::new(dialer, network, &drain);
         tasks::spawn("snapshot", builder.follow());
@@ -114,7 +115,7 @@ impl Waypoint {
         let name = format!("{}/{}", config.namespace, config.gateway);
         let sweeping = requests::sweep(metrics.traffic.clone(), clock, drain.clone());
         tasks::spawn("series", sweeping);
-        Arc::new_cyclic(|this| Self {
+        let this = Arc::new_cyclic(|this| Self {
             policies: Engine::new(Arc::new(Fetcher(this.clone())), metrics.policies.clone()),
             spans: Spans::start(&name, ToProvider(this.clone()), metrics.spans_dropped.clone()),
             limits: Limits::default(),
@@ -130,6 +131,9 @@ impl Waypoint {
             clock,
             log,
             drain,
-        })
+        });
+        let (view, jwks) = (this.view.clone(), Arc::clone(&this.policies.jwks));
+        tasks::spawn("jwks", ahead::follow(view, jwks, this.drain.clone()));
+        this
     }
 }

@@ -1,5 +1,6 @@
 //! Requests: from the tunnel's stream to the answer, phase by phase.
 
+mod aim;
 pub mod body;
 pub mod exchange;
 mod farewell;
@@ -12,3 +13,4 @@ pub mod routing;
 pub mod rule;
 pub mod send;
 pub mod server;
+pub mod tries;

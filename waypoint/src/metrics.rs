@@ -1,15 +1,22 @@
 //! What the process counts beside requests.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use tulle_model::Reason;
 use tulle_runtime::metrics::Registry;
 
 use crate::policy::metrics::PolicyMetrics;
 use crate::telemetry::requests::Traffic;
 use crate::telemetry::spans::Spans;
+use crate::upstream::metrics::UpstreamMetrics;
+
+/// Seconds that configuration takes.
+const SECONDS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
 
 /// Counters of the process. Clones count together.
 #[derive(Debug, Clone, Default)]
@@ -23,12 +30,33 @@ pub struct Metrics {
     mirror: Family<OfOutcome, Counter>,
     retries: Family<OfOutcome, Counter>,
     local_replies: Family<OfReason, Counter>,
+    /// How long configuration took to decide requests.
+    pub config_apply: Seconds,
+    /// Backends and their endpoints.
+    pub upstream: UpstreamMetrics,
     /// What policies decided.
     pub policies: PolicyMetrics,
     /// Requests and streams, with Istio's labels.
     pub traffic: Traffic,
     /// Spans that were lost.
     pub spans_dropped: Counter,
+}
+
+/// A histogram of seconds. Clones count together.
+#[derive(Debug, Clone)]
+pub struct Seconds(Histogram);
+
+impl Default for Seconds {
+    fn default() -> Self {
+        Self(Histogram::new(SECONDS))
+    }
+}
+
+impl Seconds {
+    /// Counts one that took this long.
+    pub fn observe(&self, took: Duration) {
+        self.0.observe(took.as_secs_f64());
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -74,6 +102,12 @@ impl Metrics {
                 Family::default(),
             ),
             local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
+            config_apply: Seconds(registry.register(
+                "tulle_waypoint_config_apply_seconds",
+                "Time from a change of the configuration to the snapshot that requests are decided by",
+                Histogram::new(SECONDS),
+            )),
+            upstream: UpstreamMetrics::register(registry),
             policies: PolicyMetrics::register(registry),
             traffic: Traffic::register(registry),
             spans_dropped: Spans::counter(registry),

@@ -9,6 +9,8 @@
 
 pub mod build;
 pub mod front;
+mod making;
+mod me;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -16,6 +16,7 @@ use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::policy::live::{Ended, Open};
 use crate::snapshot::{PortState, Snapshot};
+use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf, Opened};
 use crate::upstream::dial::Socket;
@@ -47,7 +48,7 @@ pub async fn forward(
     };
     drop(snapshot);
     match opened {
-        Ok((opened, pick)) => {
+        Ok((opened, (pick, _connection))) => {
             let open = Open {
                 front: arrival.front.clone(),
                 route: None,
@@ -86,7 +87,7 @@ async fn open(
     state: &PortState,
     snapshot: &Snapshot,
     server_name: Option<&str>,
-) -> Result<(Opened, Pick), (Reason, Option<Str>)> {
+) -> Result<(Opened, (Pick, Guard)), (Reason, Option<Str>)> {
     let front = snapshot.front(&arrival.front).ok_or((Reason::NotFronted, None))?;
     crate::policy::admit_stream(waypoint, front, state, arrival, server_name)?;
     let behalf = Behalf::of(arrival, snapshot);
@@ -111,10 +112,14 @@ async fn open(
         let Some(address) = endpoint.address(arrival.destination.address) else {
             continue;
         };
-        let connected = connect::open(waypoint, endpoint, address, &behalf).await;
+        let (breaker, limits) = (&pick.cluster().state().breaker, pick.cluster().policy().limits);
+        let Ok(guard) = breaker.connection(limits).await else {
+            return Err((Reason::Overflow, None));
+        };
+        let connected = connect::open(waypoint, endpoint, address, &behalf, limits.connect).await;
         pick.settle(&connect::outcome(&connected), backend.now());
         match connected {
-            Ok(opened) => return Ok((opened, pick)),
+            Ok(opened) => return Ok((opened, (pick, guard))),
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
                 last = connect::reason(&error);

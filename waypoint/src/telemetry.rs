@@ -3,6 +3,7 @@
 pub mod access;
 pub mod grpc;
 pub mod histogram;
+pub mod labels;
 pub mod party;
 pub mod provider;
 pub mod request_id;

@@ -10,6 +10,7 @@ pub mod dial;
 pub mod endpoint;
 pub mod hash;
 pub mod locality;
+pub mod metrics;
 pub mod outcome;
 pub mod outlier;
 pub mod pool;
@@ -28,8 +29,10 @@ use pool::HttpPool;
 
 /// How often connections that nobody uses are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
-/// How long one tunnel may take to be established: TCP and TLS.
+/// How long a connection may take to come about, unless a policy says otherwise: TCP, TLS and CONNECT.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A policy that allows more gets this much.
+pub const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 
 /// Connections to endpoints. Clones share them.
 #[derive(Debug, Clone)]
@@ -47,7 +50,8 @@ impl Upstreams {
     #[must_use]
     pub fn new(dialer: Dialer, network: Arc<dyn Network>, drain: &DrainWatcher) -> Self {
         let config = PoolConfig {
-            dial_timeout: CONNECT_TIMEOUT,
+            // Whoever waits for a tunnel gives up earlier, by the policy of its backend.
+            dial_timeout: CONNECT_TIMEOUT_MAX,
             ..PoolConfig::default()
         };
         let this = Self {

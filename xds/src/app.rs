@@ -13,7 +13,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tulle_identity::Clock;
 use tulle_k8s::translate::MeshConfig;
-use tulle_model::Trust;
 use tulle_runtime::admin::{self, AdminError, Listen, Listener};
 use tulle_runtime::drain::{self, DrainWatcher};
 use tulle_runtime::exit::Exit;
@@ -36,6 +35,7 @@ use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::config::{Action, Config};
 use crate::debug::remote::{self, Readers};
 use crate::debug::{MeshSettings, Pages};
+use crate::history::View;
 use crate::metrics::{EngineMetrics, Metrics, Observed};
 use crate::serve::ads::{Ads, AdsOptions};
 use crate::serve::authenticate::Authenticator;
@@ -169,7 +169,11 @@ fn run_process(config: Config) -> Exit {
 /// It cannot be started.
 pub async fn run<R: Display>(config: Config, shutdown: impl Future<Output = R>) -> Result<(), Error> {
     tracing::info!(version = build_info::tag(), ?config, "control plane starts");
-    let _state = StateDir::open(&config.state_dir)?;
+    // A replica owns nothing: it reads beside the process that does.
+    let _state = match config.replica {
+        true => None,
+        false => Some(StateDir::open(&config.state_dir)?),
+    };
     let parts = Parts::new(&config)?;
     let starting = parts.ready.register("listeners");
     let (trigger, drain) = drain::new();
@@ -209,7 +213,7 @@ impl Parts {
         let metrics = Metrics::default();
         let keeper = Arc::new(keeper(config, clients.clone())?);
         keeper.read_outside();
-        let snapshots = source(config, keeper.trust(), metrics.engine.clone(), &scope);
+        let snapshots = source(config, &keeper, clients.clone(), metrics.engine.clone(), &scope);
         scope.spawn("sync", synced(snapshots.clone(), ready.register("configuration")));
         let parts = Self {
             snapshots,
@@ -259,7 +263,8 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
         authenticator.clone(),
         parts.keeper.join_tokens.clone(),
         parts.metrics.clone(),
-    );
+    )
+    .on_replica(config.replica);
     let ca = CaService::new(
         parts.authority.clone(),
         authenticator,
@@ -268,7 +273,8 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
         HOLD_MAX_DEFAULT,
         parts.keeper.issued.clone(),
         waiting,
-    );
+    )
+    .on_replica(config.replica);
     for listener in bind(&config.listen).await? {
         let (ads, ca, join, debug) = (ads.clone(), ca.clone(), join.clone(), debug.clone());
         let served = listen::serve(listener, acceptor.clone(), ads, ca, join, debug, drain.clone());
@@ -307,7 +313,10 @@ fn keeper(config: &Config, clients: Clients) -> Result<Keeper, Error> {
         config.max_certificate_ttl,
         Clock::system(),
     );
-    let issued = Issued::open(&config.state_dir, now.unix_timestamp());
+    let issued = match config.replica {
+        true => Ok(Issued::follow(&config.state_dir)),
+        false => Issued::open(&config.state_dir, now.unix_timestamp()),
+    };
     let issued = issued.map_err(|source| Error::Write {
         path: config.state_dir.join(issued::FILE),
         source,
@@ -317,7 +326,11 @@ fn keeper(config: &Config, clients: Clients) -> Result<Keeper, Error> {
     keeper.waits = config.rotation_waits();
     keeper.outside.clone_from(&config.ca_dir);
     keeper.clients = clients;
-    keeper.join_tokens = Arc::new(JoinTokens::open(&config.state_dir, now.unix_timestamp())?);
+    if config.replica {
+        keeper.followed = Some(config.state_dir.clone());
+    } else {
+        keeper.join_tokens = Arc::new(JoinTokens::open(&config.state_dir, now.unix_timestamp())?);
+    }
     Ok(keeper)
 }
 
@@ -327,7 +340,12 @@ fn roots(config: &Config, now: OffsetDateTime) -> Result<Roots, RootError> {
         tracing::warn!("the root certificate is kept in memory: it ends with this process");
         return Roots::memory(trust_domain, now);
     }
-    match &config.ca_dir {
+    let outside = config.ca_dir.as_ref();
+    if config.replica {
+        let material = outside.map(|outside| outside::read(outside, now)).transpose()?;
+        return Roots::follow(&folder, trust_domain, now, material.map(|read| read.material));
+    }
+    match outside {
         Some(outside) => {
             let material = outside::read(outside, now)?.material;
             Roots::outside(&folder, trust_domain, now, material)
@@ -339,7 +357,8 @@ fn roots(config: &Config, now: OffsetDateTime) -> Result<Roots, RootError> {
 /// Starts to read the configuration, and the engine that serves what it means.
 fn source(
     config: &Config,
-    trust: watch::Receiver<Option<Arc<Trust>>>,
+    keeper: &Keeper,
+    clients: Clients,
     metrics: EngineMetrics,
     scope: &Scope,
 ) -> watch::Receiver<Arc<Snapshot>> {
@@ -353,8 +372,9 @@ fn source(
     let folder = FolderConfig {
         config_dir: config.config_dir.clone(),
         state_dir: Some(config.state_dir.clone()),
+        follow: config.replica,
     };
-    source::start(folder, mesh, trust, metrics, scope)
+    source::start(folder, mesh, keeper.trust(), clients, metrics, scope)
 }
 
 fn ads_options(config: &Config) -> AdsOptions {
@@ -402,6 +422,7 @@ fn pages(config: &Config, parts: &Parts) -> Pages {
         authority: parts.authority.clone(),
         keeper: parts.keeper.clone(),
         ready: parts.ready.clone(),
+        history: Arc::new(View::of(&config.state_dir)),
         mesh: Arc::new(MeshSettings {
             cluster_id: config.cluster_id.clone(),
             root_namespace: config.root_namespace.clone(),
@@ -420,7 +441,10 @@ async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Re
         snapshots: parts.snapshots.clone(),
     };
     let (exported, ready) = (admin::metrics(&parts.registry), admin::readiness(&parts.ready));
-    let router = pages(config, parts).router().merge(commands.router());
+    let mut router = pages(config, parts).router();
+    if !config.replica {
+        router = router.merge(commands.router());
+    }
     let router = router.merge(exported.clone()).merge(ready.clone());
     parts
         .scope

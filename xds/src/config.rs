@@ -70,6 +70,10 @@ pub struct Config {
     /// Keep the root certificate in memory only: a restart makes a new one, which nothing trusts yet
     #[arg(long)]
     pub memory_ca: bool,
+    /// Serve beside the control plane that owns the state folder: read what it recorded, write nothing, and leave
+    /// certificates and joining nodes to it
+    #[arg(long, conflicts_with = "memory_ca")]
+    pub replica: bool,
     /// Folder with an intermediate of your own to issue with: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem
     /// (and ca-crl.pem), or tls.crt, tls.key and ca.crt; replaced files are taken over while running
     #[arg(long, value_name = "DIR", conflicts_with = "memory_ca", env = "TULLE_CA_DIR")]

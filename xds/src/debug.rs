@@ -7,6 +7,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::Router;
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use tulle_runtime::ready::Ready;
 
 use crate::ca::Authority;
 use crate::ca::keeper::{CaStatus, Keeper};
+use crate::history::{Generation, View};
 use crate::snapshot::{Objects, ResourceType, Scope, Slot, Snapshot};
 use crate::status::{ClientStatus, Clients, TypeStatus};
 
@@ -42,6 +44,8 @@ pub struct Pages {
     pub ready: Ready,
     /// The mesh as this process was told to serve it.
     pub mesh: Arc<MeshSettings>,
+    /// What was recorded of the configuration.
+    pub history: Arc<View>,
 }
 
 /// What `/debug/mesh` tells.
@@ -99,6 +103,7 @@ impl Pages {
             .route("/debug/config_dump", get(config_dump))
             .route("/debug/connections", get(connections))
             .route("/debug/explain", get(objects::explain))
+            .route("/debug/history", get(history))
             .route("/debug/mesh", get(mesh))
             .route("/debug/resources", get(resources))
             .route("/debug/syncz", get(syncz))
@@ -162,6 +167,12 @@ async fn clusterz(State(pages): State<Pages>) -> Json<Value> {
 
 async fn connections(State(pages): State<Pages>) -> Json<Vec<ClientStatus>> {
     Json(pages.clients.list(Instant::now()))
+}
+
+/// Who changed what and when, the newest generation last.
+async fn history(State(pages): State<Pages>) -> Result<Json<Vec<Generation>>, StatusCode> {
+    let listed = tokio::task::spawn_blocking(move || pages.history.list()).await;
+    listed.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 async fn mesh(State(pages): State<Pages>) -> Json<Value> {
@@ -249,7 +260,13 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
     };
     let nodes = match &slot.scope {
         Scope::Everyone => Value::Null,
-        Scope::Namespace { nodes, .. } | Scope::Workloads { nodes } => json!(nodes),
+        Scope::Namespace { nodes, .. } => json!(nodes),
+        Scope::Workloads { nodes } => json!(
+            nodes
+                .iter()
+                .filter(|node| !node.contains('/'))
+                .collect::<Vec<_>>()
+        ),
         Scope::Waypoints { .. } => json!([]),
     };
     json!({

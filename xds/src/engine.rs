@@ -5,25 +5,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use tokio::sync::{mpsc, watch};
 use tulle_k8s::translate::MeshConfig;
-use tulle_k8s::{Key, Object};
+use tulle_k8s::{Key, Kind, Object};
 use tulle_model::{Str, Trust};
 use tulle_runtime::tasks::Scope;
 
+use crate::drains::{RELEASES_WAITING_MAX, Release};
 use crate::metrics::EngineMetrics;
 use crate::snapshot::{FileProblem, ObjectStatus, Order, Snapshot};
 
 pub mod affected;
 mod around;
 pub mod compute;
+mod draining;
 mod fronting;
 pub mod index;
 mod placement;
 mod reach;
+mod replicas;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -31,6 +34,7 @@ pub mod world;
 
 use affected::{Affected, affected, differs, everything};
 use compute::{Emitted, OutKey, Part, compute};
+use draining::Draining;
 use fronting::Fronting;
 use placement::Placed;
 use reach::{Reach, Shares};
@@ -78,6 +82,8 @@ pub struct Batch {
     pub degraded: Option<Str>,
     /// The source has been read completely at least once.
     pub synced: bool,
+    /// When the newest of the objects was written, by kind, as far as that is known.
+    pub written: BTreeMap<Kind, SystemTime>,
 }
 
 /// The engine's state; one writer owns it.
@@ -91,6 +97,7 @@ pub struct Engine {
     shares: Shares,
     placed: Placed,
     fronting: Fronting,
+    draining: Draining,
     sources: BTreeMap<Key, InForce>,
     /// What the certificate authority says; aliases are the mesh's own to say.
     trust: Option<Arc<Trust>>,
@@ -102,6 +109,8 @@ pub struct Engine {
 pub struct EngineHandle {
     /// The newest cut.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Ends the draining of a waypoint.
+    pub releases: mpsc::Sender<Release>,
 }
 
 impl Engine {
@@ -116,6 +125,7 @@ impl Engine {
             shares: Shares::default(),
             placed: Placed::default(),
             fronting: Fronting::default(),
+            draining: Draining::default(),
             sources: BTreeMap::new(),
             trust: None,
             snapshot: Snapshot::default(),
@@ -133,6 +143,7 @@ impl Engine {
     ) -> EngineHandle {
         let mut engine = Self::new(mesh);
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
+        let (releases, mut released) = mpsc::channel(RELEASES_WAITING_MAX);
         scope.spawn("engine", async move {
             trust.mark_changed();
             loop {
@@ -141,8 +152,9 @@ impl Engine {
                     batch = batches.recv() => match batch {
                         Some(batch) => {
                             metrics.on_batch(&batch);
-                            let begin = Instant::now();
+                            let (begin, written) = (Instant::now(), batch.written.clone());
                             let snapshot = engine.apply(batch);
+                            metrics.on_turn(&written, SystemTime::now());
                             metrics.turns.observe(begin.elapsed().as_secs_f64());
                             snapshot
                         }
@@ -152,6 +164,7 @@ impl Engine {
                         let trust = trust.borrow_and_update().clone();
                         engine.trust(trust)
                     }
+                    Some((waypoint, since)) = released.recv() => engine.release(&waypoint, since),
                 };
                 if snapshot.sequence > before {
                     metrics.cuts.inc();
@@ -162,7 +175,7 @@ impl Engine {
             // Readers keep the last cut until the process ends.
             publish.closed().await;
         });
-        EngineHandle { snapshots }
+        EngineHandle { snapshots, releases }
     }
 
     /// Applies a batch as one turn and returns the new cut.
@@ -210,10 +223,12 @@ impl Engine {
             told.extend(parts.iter().map(|part| part.owner.clone()));
             changed |= self.replace(out, parts, sequence, &mut told);
         }
+        changed |= self.keep_draining(sequence);
         changed |= self.publish_trust(sequence);
         changed |= self.rescope(sequence);
         changed |= self.placed.publish(&mut self.snapshot.placement);
-        changed |= self.fronting.publish(&self.world, &mut self.snapshot.fronted);
+        let fronted = &mut self.snapshot.fronted;
+        changed |= self.fronting.publish(&self.world, &self.outputs, fronted);
         self.tell(batch, told);
         if changed || batch.synced != self.snapshot.synced {
             self.snapshot.sequence = sequence;
@@ -294,7 +309,9 @@ impl Engine {
             changed |= self.set(new, sequence);
         }
         for emitted in gone.into_values() {
-            changed |= self.remove(emitted, sequence);
+            if !self.draining.take(emitted) {
+                changed |= self.remove(emitted, sequence);
+            }
         }
         for part in &parts {
             self.owned
@@ -319,6 +336,11 @@ impl Engine {
     fn set(&mut self, new: &Emitted, sequence: u64) -> bool {
         let resource = new.encode(self.reach.scope(new));
         let mut changed = false;
+        self.forget_kept(new.resource_type(), &resource.name);
+        if let Emitted::Route(..) | Emitted::Policy(..) = new {
+            let before = self.snapshot.table(new.resource_type()).get(&resource.name);
+            self.draining.narrow(new, before.map(|slot| &slot.scope));
+        }
         if let Emitted::Workload(workload, _) = new {
             let bare = compute::bare_workload(workload, &resource);
             changed |= self.snapshot.workloads.set(bare, sequence);
@@ -330,6 +352,7 @@ impl Engine {
     fn remove(&mut self, gone: &Emitted, sequence: u64) -> bool {
         let name = gone.name();
         let mut changed = false;
+        self.forget_kept(gone.resource_type(), &name);
         if let Emitted::Workload(..) = gone {
             changed |= self.snapshot.workloads.remove(&name, sequence);
         }

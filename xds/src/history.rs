@@ -134,6 +134,16 @@ impl History {
         }
     }
 
+    /// Where generations lie.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.root
+    }
+
+    /// Number of the newest generation that lies there.
+    pub(crate) fn newest_on_disk(&self) -> Option<u64> {
+        self.generations().pop()
+    }
+
     /// The virtual addresses that were given.
     pub(crate) fn allocations(&self) -> Allocations {
         let text = fs::read_to_string(self.state_dir().join(ALLOCATIONS)).unwrap_or_default();

@@ -23,6 +23,7 @@ pub mod app;
 pub mod ca;
 pub mod config;
 pub mod debug;
+pub mod drains;
 pub mod engine;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;

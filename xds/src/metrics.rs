@@ -1,11 +1,16 @@
 //! What the control plane counts. Names without a `tulle_` prefix are Istio's, so that its dashboards keep working.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry as Inner;
+use tulle_k8s::Kind;
 use tulle_runtime::metrics::Registry;
 
 use crate::engine::Batch;
@@ -103,6 +108,23 @@ pub struct EngineMetrics {
     pub cuts: Gauge,
     /// Time from a batch of changes to the cut it means.
     pub turns: Histogram,
+    /// Time from when an object was written to the cut it means, of the newest of each kind.
+    pub source_lag: Family<SourceLabel, Gauge<f64, AtomicU64>>,
+    /// Times a source was read as a whole.
+    pub relists: Family<RelistLabel, Counter>,
+}
+
+/// Label of a kind of object, or of a source; bounded by those there are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SourceLabel {
+    kind: &'static str,
+}
+
+/// Label of a whole reading; bounded by the sources and reasons there are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RelistLabel {
+    kind: &'static str,
+    reason: &'static str,
 }
 
 impl Default for EngineMetrics {
@@ -111,6 +133,8 @@ impl Default for EngineMetrics {
             inbound: Family::default(),
             cuts: Gauge::default(),
             turns: seconds(),
+            source_lag: Family::default(),
+            relists: Family::default(),
         }
     }
 }
@@ -124,6 +148,20 @@ impl EngineMetrics {
             };
             self.inbound.get_or_create(&kind).inc();
         }
+    }
+
+    /// Notes how late a cut is for what was written at these times.
+    pub fn on_turn(&self, written: &BTreeMap<Kind, SystemTime>, now: SystemTime) {
+        for (kind, written) in written {
+            let lag = now.duration_since(*written).unwrap_or_default();
+            let kind = SourceLabel { kind: kind.as_str() };
+            self.source_lag.get_or_create(&kind).set(lag.as_secs_f64());
+        }
+    }
+
+    /// Counts a whole reading of a source.
+    pub fn on_relist(&self, kind: &'static str, reason: &'static str) {
+        self.relists.get_or_create(&RelistLabel { kind, reason }).inc();
     }
 }
 
@@ -220,6 +258,10 @@ impl Metrics {
         registry.with_prefix("tulle_xds", |inner| {
             let help = "Time from a batch of changes to the cut it means";
             inner.register("turn_seconds", help, self.engine.turns.clone());
+            let help = "Time from when the newest object of a kind was written to the cut it means";
+            inner.register("source_lag_seconds", help, self.engine.source_lag.clone());
+            let help = "Times a source was read as a whole";
+            inner.register("relists", help, self.engine.relists.clone());
             let help = "How clients began with a type";
             inner.register("resume", help, self.stream.resume.clone());
             let help = "Times a stream was further behind than the log reaches";

@@ -2,7 +2,7 @@
 //!
 //! The engine publishes snapshots, everything else reads them. Cloning one costs a few reference counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -123,9 +123,9 @@ pub enum Scope {
         /// Nodes that hold one of its workloads.
         nodes: Arc<BTreeSet<Str>>,
     },
-    /// A policy of selected workloads; the nodes are those that hold a workload that names it.
+    /// A policy of selected workloads: for the nodes that hold one of them, and for proxies of one of them alone.
     Workloads {
-        /// Nodes that hold such a workload.
+        /// Nodes that hold such a workload, and the identities of such workloads as URIs, which no node is called.
         nodes: Arc<BTreeSet<Str>>,
     },
     /// Configuration of waypoints; no node proxy receives it.
@@ -142,6 +142,17 @@ impl Scope {
         match self {
             Self::Everyone => true,
             Self::Namespace { nodes, .. } | Self::Workloads { nodes } => nodes.contains(node),
+            Self::Waypoints { .. } => false,
+        }
+    }
+
+    /// Whether a proxy of this workload alone may receive the resource.
+    #[must_use]
+    pub fn reaches_workload(&self, identity: &Identity) -> bool {
+        match self {
+            Self::Everyone => true,
+            Self::Namespace { namespace, .. } => *namespace == identity.namespace,
+            Self::Workloads { nodes } => nodes.contains(identity.to_string().as_str()),
             Self::Waypoints { .. } => false,
         }
     }
@@ -230,6 +241,7 @@ pub struct Snapshot {
     pub(crate) routes: Table,
     pub(crate) policies: Table,
     pub(crate) fronted: Fronted,
+    pub(crate) draining: Arc<BTreeMap<Str, u64>>,
     pub(crate) around: Around,
     pub(crate) placement: Placement,
     pub(crate) objects: Objects,
@@ -306,6 +318,12 @@ impl Snapshot {
     #[must_use]
     pub fn fronted(&self) -> &Fronted {
         &self.fronted
+    }
+
+    /// The waypoints that keep for a while what was taken from them, and the cut that took something last.
+    #[must_use]
+    pub fn draining(&self) -> &Arc<BTreeMap<Str, u64>> {
+        &self.draining
     }
 
     /// What goes with what, for clients that ask by name.

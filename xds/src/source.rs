@@ -8,10 +8,13 @@ use tulle_k8s::translate::MeshConfig;
 use tulle_model::Trust;
 use tulle_runtime::tasks::Scope;
 
+use crate::drains;
 use crate::engine::Engine;
 use crate::history::History;
 use crate::metrics::EngineMetrics;
 use crate::snapshot::Snapshot;
+use crate::status::Clients;
+use folder::Reader;
 
 pub mod folder;
 mod status_files;
@@ -26,26 +29,38 @@ pub struct FolderConfig {
     pub config_dir: PathBuf,
     /// Folder for the status of objects and for the last good generation; without it neither is kept.
     pub state_dir: Option<PathBuf>,
+    /// Another process owns the state folder: what it recorded is in force here, too, and nothing is written.
+    pub follow: bool,
 }
 
-/// Reads a folder, for as long as the scope lives, and returns the cuts that its objects mean.
+/// Reads a folder, for as long as the scope lives, and returns the cuts that its objects mean. What the clients answer
+/// stands in the files of objects.
 #[must_use]
 pub fn start(
     config: FolderConfig,
     mesh: MeshConfig,
     trust: watch::Receiver<Option<Arc<Trust>>>,
+    clients: Clients,
     metrics: EngineMetrics,
     scope: &Scope,
 ) -> watch::Receiver<Arc<Snapshot>> {
     let (batches, waiting) = mpsc::channel(BATCHES_WAITING_MAX);
-    let engine = Engine::spawn(mesh, waiting, trust, metrics, scope);
-    let history = config.state_dir.as_deref().map(History::open);
-    let history = history.map(|history| history.of(&config.config_dir));
-    scope.spawn("folder", folder::run(config.config_dir, history, batches));
-    if let Some(state_dir) = config.state_dir {
+    let engine = Engine::spawn(mesh, waiting, trust, metrics.clone(), scope);
+    let draining = drains::run(engine.snapshots.clone(), clients.clone(), engine.releases);
+    scope.spawn("draining waypoints", draining);
+    let reader = match config.state_dir.as_deref() {
+        Some(state_dir) if config.follow => Reader::following(config.config_dir.clone(), state_dir),
+        Some(state_dir) => {
+            let history = History::open(state_dir).of(&config.config_dir);
+            Reader::new(config.config_dir.clone(), Some(history))
+        }
+        None => Reader::new(config.config_dir.clone(), None),
+    };
+    scope.spawn("folder", folder::run(config.config_dir, reader, batches, metrics));
+    if let Some(state_dir) = config.state_dir.filter(|_| !config.follow) {
         scope.spawn(
             "status files",
-            status_files::run(state_dir, engine.snapshots.clone()),
+            status_files::run(state_dir, engine.snapshots.clone(), clients),
         );
     }
     engine.snapshots

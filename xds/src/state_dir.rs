@@ -1,4 +1,4 @@
-//! The state folder: for its owner only, and for one control plane at a time.
+//! The state folder: for its owner only, and for one control plane at a time. Replicas read it beside that one.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -24,10 +24,15 @@ pub enum StateDirError {
     },
 }
 
+/// Held by the process that owns the folder; replicas look at it to see whether somebody does. It is not the file that
+/// decides who owns the folder, so that a look never keeps anybody from it.
+const OWNER: &str = "owner";
+
 /// The folder, held until dropped.
 #[derive(Debug)]
 pub struct StateDir {
     _lock: File,
+    _owner: File,
 }
 
 impl StateDir {
@@ -46,15 +51,31 @@ impl StateDir {
             .create(path)
             .map_err(unusable)?;
         let mut options = fs::OpenOptions::new();
-        let lock = options.write(true).create(true).truncate(false).mode(0o600);
-        let lock = lock.open(path.join("lock")).map_err(unusable)?;
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let lock = options.open(path.join("lock")).map_err(unusable)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(StateDirError::Locked {
-                path: path.to_owned(),
-            }),
-            Err(TryLockError::Error(source)) => Err(unusable(source)),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StateDirError::Locked {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
+        let owner = options.open(path.join(OWNER)).map_err(unusable)?;
+        // Only looks are waited for, and those are over at once.
+        owner.lock().map_err(unusable)?;
+        Ok(Self {
+            _lock: lock,
+            _owner: owner,
+        })
+    }
+
+    /// Whether a living process owns the folder.
+    #[must_use]
+    pub fn is_owned(path: &Path) -> bool {
+        let file = File::open(path.join(OWNER));
+        file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 }
 
@@ -69,6 +90,18 @@ mod tests {
         let first = StateDir::open(&path).unwrap();
         assert!(matches!(StateDir::open(&path), Err(StateDirError::Locked { .. })));
         drop(first);
+        StateDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_replica_sees_whether_somebody_owns_the_folder_and_hinders_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        assert!(!StateDir::is_owned(&path));
+        let owner = StateDir::open(&path).unwrap();
+        assert!(StateDir::is_owned(&path));
+        drop(owner);
+        assert!(!StateDir::is_owned(&path));
         StateDir::open(&path).unwrap();
     }
 }

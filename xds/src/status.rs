@@ -28,6 +28,8 @@ pub struct Clients {
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
+    /// Counts what the list was told.
+    changes: u64,
     clients: BTreeMap<u64, ClientStatus>,
 }
 
@@ -138,6 +140,7 @@ impl Clients {
             return Err(TooManyStreams);
         }
         inner.next += 1;
+        inner.changes += 1;
         let id = inner.next;
         inner.clients.insert(id, status);
         drop(inner);
@@ -157,6 +160,12 @@ impl Clients {
         }
         clients.sort_by(|one, other| (&one.node, one.kind).cmp(&(&other.node, other.kind)));
         clients
+    }
+
+    /// Grows whenever a client comes, goes or answers.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.inner.lock().changes
     }
 
     /// Number of streams.
@@ -185,6 +194,7 @@ impl Connected {
         let types = types_of(session, head);
         let rejections = rejections_of(session);
         let mut inner = self.clients.inner.lock();
+        inner.changes += 1;
         if let Some(client) = inner.clients.get_mut(&self.id) {
             client.types = types;
             client.rejections = rejections;
@@ -195,7 +205,9 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.clients.inner.lock().clients.remove(&self.id);
+        let mut inner = self.clients.inner.lock();
+        inner.changes += 1;
+        inner.clients.remove(&self.id);
     }
 }
 

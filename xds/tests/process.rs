@@ -28,6 +28,9 @@ use tulle_xds_client::on_demand::address_key;
 use tulle_xds_client::state::MeshState;
 use tulle_xds_client::stream::{Client, Options};
 
+#[path = "process/replica.rs"]
+mod replica;
+
 /// Longer than anything here takes, shorter than a stuck test.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -120,22 +123,25 @@ impl Process {
 
     fn start_in(folder: tempfile::TempDir) -> Self {
         let path = |name: &str| folder.path().join(name).display().to_string();
+        let (config, state, run) = (path("config"), path("state"), path("run"));
+        Self::run_with(&run, &["--config-dir", &config, "--state-dir", &state], folder)
+    }
+
+    fn run_with(run_dir: &str, arguments: &[&str], folder: tempfile::TempDir) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let cli = Cli::parse_from([
+        let listen = address.to_string();
+        let usual = [
             "xds",
-            "--config-dir",
-            &path("config"),
-            "--state-dir",
-            &path("state"),
             "--run-dir",
-            &path("run"),
+            run_dir,
             "--listen",
-            &address.to_string(),
+            &listen,
             "--metrics-address",
             "127.0.0.1:0",
             "--readiness-address",
             "127.0.0.1:0",
-        ]);
+        ];
+        let cli = Cli::parse_from(usual.iter().chain(arguments));
         let (stop, stopped) = oneshot::channel();
         let running = tasks::spawn("control plane", async move {
             tulle_xds::run(cli.config, async { stopped.await.unwrap_or("dropped") }).await
@@ -175,6 +181,22 @@ impl Process {
         .await;
     }
 
+    /// The whole answer to a command.
+    async fn post(&self, path: &str, json: &str) -> Option<String> {
+        let mut stream = UnixStream::connect(self.folder.path().join("run/xds.sock"))
+            .await
+            .ok()?;
+        let length = json.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{json}"
+        );
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer)
+    }
+
     async fn get(&self, path: &str) -> Option<String> {
         let mut stream = UnixStream::connect(self.folder.path().join("run/xds.sock"))
             .await
@@ -191,10 +213,13 @@ impl Process {
     }
 
     fn channel(&self, token: &str) -> AuthenticatedChannel {
+        self.channel_to(self.address, token)
+    }
+
+    /// A channel to a server that is proven by the root of this one's state folder.
+    fn channel_to(&self, address: SocketAddr, token: &str) -> AuthenticatedChannel {
         let config = ChannelConfig {
-            address: format!("https://localhost:{}", self.address.port())
-                .parse()
-                .unwrap(),
+            address: format!("https://localhost:{}", address.port()).parse().unwrap(),
             root: RootSource::File(self.state().join("ca/root-cert.pem")),
             server_name: Some("istiod.istio-system.svc".to_owned()),
             token: TokenSource::Literal(token.to_owned()),
@@ -232,6 +257,14 @@ fn follow_as(
     token: &str,
     on_demand: bool,
 ) -> (MeshState, drain::DrainTrigger) {
+    follow_over(process.channel(token), node, on_demand)
+}
+
+fn follow_over(
+    channel: AuthenticatedChannel,
+    node: &str,
+    on_demand: bool,
+) -> (MeshState, drain::DrainTrigger) {
     let state = MeshState::new(Mesh::new());
     let info = NodeInfo {
         name: "ztunnel".to_owned(),
@@ -245,7 +278,7 @@ fn follow_as(
     };
     let client = Client::new(options, state.clone(), Metrics::default(), &Ready::new());
     let (trigger, watcher) = drain::new();
-    tasks::spawn("client", client.run(process.channel(token), watcher));
+    tasks::spawn("client", client.run(channel, watcher));
     (state, trigger)
 }
 
@@ -262,6 +295,7 @@ async fn pages_hold_what_is_served(process: &Process) {
         ("/debug/ca", "\"phase\":\"stable\""),
         ("/debug/clusterz", "Kubernetes"),
         ("/debug/connections", "\"behind\":0"),
+        ("/debug/history", "\"generation\":1"),
         ("/debug/mesh", "istio-system"),
         ("/debug/resources", "shop/web.shop.svc.cluster.local"),
         ("/debug/syncz", "synced"),
@@ -280,7 +314,10 @@ async fn pages_hold_what_is_served(process: &Process) {
         "tulle_xds_turn_seconds_count",
         "pilot_xds 1",
         "tulle_xds_resources{type=\"address\"} 2",
-        "tulle_xds_source_synced 1",
+        "tulle_xds_source_synced{kind=\"folder\"} 1",
+        "tulle_xds_source_lag_seconds{kind=\"AuthorizationPolicy\"} ",
+        "tulle_xds_relists_total{kind=\"folder\",reason=\"start\"} 1",
+        "tulle_xds_relists_total{kind=\"folder\",reason=\"event\"} ",
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }

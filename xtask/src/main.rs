@@ -1,4 +1,4 @@
-//! The project's own tasks: `cargo xtask demo|test|scenario|tidy`. Needs nothing but the standard library.
+//! The project's own tasks: `cargo xtask demo|test|scenario|bench|tidy`. Needs nothing but the standard library.
 
 #![allow(clippy::print_stdout, reason = "what a task prints is its result")]
 
@@ -19,6 +19,8 @@ Tasks:
   demo [--check] [ARGS…]  install what is missing, build release, run `tulle up --demo [ARGS…]`
   test                    install what is missing, then run every check and test
   scenario NAME…|all      run fault scenarios and print their figures; --list names them, --help says more
+  bench tunnel [ARGS…]    measure tunnels end to end beside no mesh and other makes; --help says more
+  bench waypoint [ARGS…]  measure a waypoint beside a bare proxy, nginx and haproxy; --help says more
   tidy                    check the import arrows and the rules of ARCHITECTURE.md
 
 Options:
@@ -38,7 +40,8 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "demo" => demo(may_install, &arguments),
         "test" => no_more(&arguments).and_then(|()| test(may_install)),
-        "scenario" => scenario(may_install, &arguments),
+        "scenario" => optimized("scenario", may_install, &arguments),
+        "bench" => optimized("bench", may_install, &arguments),
         "tidy" => no_more(&arguments).and_then(|()| tidy::run(&root())),
         "-h" | "--help" | "help" => {
             print!("{HELP}");
@@ -90,18 +93,18 @@ fn demo(may_install: bool, arguments: &[String]) -> Result<(), String> {
     )
 }
 
-/// Builds release binaries and runs fault scenarios.
-fn scenario(may_install: bool, arguments: &[String]) -> Result<(), String> {
+/// Builds release binaries and runs one that needs namespaces: fault scenarios, or measurements.
+fn optimized(task: &str, may_install: bool, arguments: &[String]) -> Result<(), String> {
     packages::ensure(packages::FOR_THE_TESTS, may_install)?;
     let namespaces = packages::Namespaces::find()?;
     let packages = ["--package", "tulle-cli", "--package", "tulle-integration"];
     step(
-        "build tulle and the scenarios (release)",
+        &format!("build tulle and {task} (release)"),
         cargo(&["build", "--release", "--locked", "--bins"]).args(packages),
     )?;
-    let program = root().join("target/release/scenario").display().to_string();
+    let program = root().join("target/release").join(task).display().to_string();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    step("scenarios", &mut namespaces.inside(&program, &arguments, &root()))
+    step(task, &mut namespaces.inside(&program, &arguments, &root()))
 }
 
 /// Every check and every test, in the order in which they fail soonest.
@@ -152,7 +155,10 @@ fn test(may_install: bool) -> Result<(), String> {
         ]),
     )?;
     // As the integration tests built it: an optimized one takes a third of the whole run to build, and does the same.
-    step("build tulle", cargo(&["build", "--locked", "--package", "tulle-cli"]))?;
+    step(
+        "build tulle",
+        cargo(&["build", "--locked", "--package", "tulle-cli"]),
+    )?;
     let binary = root().join("target/debug/tulle");
     step(
         "the main job, checked",

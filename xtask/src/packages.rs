@@ -109,6 +109,11 @@ pub(crate) const FOR_THE_TESTS: &[Program] = &[
         why: "shows what the kernel tracks",
     },
     Program {
+        program: "haproxy",
+        package: "haproxy",
+        why: "reverse proxy beside the waypoint in measurements",
+    },
+    Program {
         program: "iperf3",
         package: "iperf3",
         why: "bulk traffic",

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use nix::errno::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tulle_model::reason::Reason;
 use tulle_runtime::tasks;
 
 use crate::carry;
+use crate::error::Error;
+use crate::metrics::labels::Direction;
 use crate::pod::Pod;
-use crate::shed::is_lack_of_descriptors;
+use crate::record::Story;
 
 /// Pause after an accept that failed for want of something, such as descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -77,12 +79,12 @@ pub async fn accept<F>(
             () = accepting.stopped(&pod) => break,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => start(accepted),
-                Err(error) => {
-                    if is_lack_of_descriptors(&error) {
-                        refuse_waiting(&listener, &pod);
+                Err(error) if no_descriptor_left(&error) => {
+                    if !turn_away(&listener, &pod) {
+                        pause_after(&error).await;
                     }
-                    pause_after(&error).await;
                 }
+                Err(error) => pause_after(&error).await,
             },
         }
     }
@@ -93,11 +95,37 @@ pub async fn accept<F>(
     }
 }
 
-/// Resets whoever waits in the queue: a caller that is refused now may try elsewhere, or here again.
-fn refuse_waiting(listener: &TcpListener, pod: &Pod) {
-    let accept = || Some(listener.accept().now_or_never()?.ok()?.0);
-    let refused = pod.node.shedder.refuse_waiting(accept, carry::reset);
-    pod.node.metrics.count_turned_away(Reason::Overload, refused);
+fn no_descriptor_left(error: &io::Error) -> bool {
+    [Errno::EMFILE, Errno::ENFILE]
+        .map(|errno| Some(errno as i32))
+        .contains(&error.raw_os_error())
+}
+
+/// Resets one connection that waits, with the descriptor that is kept for this: callers are refused at once, and do not
+/// fill a queue that would have to be worked off once there are descriptors again. Whether there was one.
+fn turn_away(listener: &TcpListener, pod: &Pod) -> bool {
+    let Some(_spare) = pod.node.shedder.spare() else {
+        return false;
+    };
+    let Some(Ok((stream, peer))) = listener.accept().now_or_never() else {
+        return false;
+    };
+    pod.node.shedder.turned_away();
+    let peer = tulle_model::network::canonical(peer);
+    let local = stream.local_addr().map_or(peer, tulle_model::network::canonical);
+    let error = Error::Overload("no descriptor is left");
+    Story::begin(direction_of(local.port(), pod), peer, local).fail(&pod.node.metrics, &error);
+    carry::reset(stream);
+    true
+}
+
+fn direction_of(port: u16, pod: &Pod) -> Direction {
+    let ports = &pod.node.config.ports;
+    if port == ports.inbound_plain || port == ports.inbound_hbone {
+        Direction::Inbound
+    } else {
+        Direction::Outbound
+    }
 }
 
 /// A connection that died in the queue is nothing to wait for; a lack of descriptors is.

@@ -8,6 +8,8 @@
 //!                forgotten ◀──────── del ── reset, drained
 //! ```
 
+mod prepare;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,7 +24,6 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tulle_identity::Priority;
 use tulle_linux::NetNs;
 use tulle_runtime::drain::{self, DrainMode, DrainTrigger};
 use tulle_runtime::ready::{BlockReady, Ready};
@@ -46,9 +47,6 @@ const FAULT_PAUSE: Duration = Duration::from_millis(200);
 /// Time a deleted pod's connections have to be reset and said goodbye to.
 const DELETE_WAIT: Duration = Duration::from_secs(1);
 
-/// How long the answer to `add` waits for the pod's description and certificate.
-const PREPARE_WAIT: Duration = Duration::from_secs(1);
-
 /// Why a proxy could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy of {name} cannot be started: {source}")]
@@ -63,6 +61,8 @@ pub struct Fleet {
     node: Arc<Node>,
     ready: Ready,
     pods: HashMap<PodUid, Entry>,
+    /// Pods that an earlier generation serves on because this one is not prepared for them.
+    left: HashMap<PodUid, BlockReady>,
     ends: FuturesUnordered<End>,
     /// Tells the runs of one pod apart.
     runs: u64,
@@ -140,6 +140,7 @@ impl Fleet {
             node,
             ready,
             pods: HashMap::new(),
+            left: HashMap::new(),
             ends: FuturesUnordered::new(),
             runs: 0,
             draining: tasks::Scope::new(),
@@ -165,6 +166,7 @@ impl Fleet {
         sockets: Option<PodSockets>,
         resolver: Option<ResolvConf>,
     ) -> Result<(), StartError> {
+        self.left.remove(&uid);
         let mut sockets = sockets.map(Arc::new);
         let agent_owns = sockets.is_some();
         match self.pods.get_mut(&uid) {
@@ -202,6 +204,7 @@ impl Fleet {
 
     /// Stops serving a pod: its connections are reset, its tunnels closed, its namespace let go.
     pub fn remove(&mut self, uid: &PodUid) {
+        self.left.remove(uid);
         let Some(entry) = self.pods.remove(uid) else {
             return;
         };
@@ -220,6 +223,7 @@ impl Fleet {
 
     /// Stops serving every pod that is not in `mentioned`.
     pub fn retain(&mut self, mentioned: &HashSet<PodUid>) {
+        self.left.retain(|uid, _| mentioned.contains(uid));
         let gone: Vec<_> = self
             .pods
             .keys()
@@ -247,6 +251,7 @@ impl Fleet {
 
     /// Stops accepting for every pod and says goodbye to peers; what is open lives on.
     pub fn start_drain(&mut self) {
+        self.left.clear();
         self.pods.retain(|_, entry| entry.is_running());
         for entry in self.pods.values_mut() {
             if let State::Running(running) = &entry.state {
@@ -278,23 +283,6 @@ impl Fleet {
         let entry = self.pods.get(uid).filter(|entry| entry.agent_owns);
         let sockets = entry.and_then(|entry| entry.sockets.as_ref());
         sockets.map_or(Ok(Vec::new()), |sockets| sockets.copies())
-    }
-
-    /// Waits, for a bounded time, until the pod's first connection would find its description and certificate.
-    pub async fn prepare(&self, uid: &PodUid) {
-        let Some(State::Running(running)) = self.pods.get(uid).map(|entry| &entry.state) else {
-            return;
-        };
-        let prepared = async {
-            let workload = running.pod.workload_within(PREPARE_WAIT).await.ok()?;
-            self.node
-                .secrets
-                .fetch(&workload.identity(), Priority::First)
-                .await
-                .ok()
-        };
-        // A pod that is not prepared by then holds its first connection instead.
-        let _ = tokio::time::timeout(PREPARE_WAIT, prepared).await;
     }
 
     /// Waits until a proxy ended, or a start is due again, and does what follows from it. Dropping the future
@@ -517,3 +505,6 @@ pub fn open_options(node: &Node) -> OpenOptions {
         mark: node.config.packet_mark,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,6 +65,7 @@ async fn connect_from(pod: &Pod, to: SocketAddr, source: Option<IpAddr>) -> io::
 }
 
 async fn dial(pod: &Pod, to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let source = source.map(|address| pod.source_ports.of(address));
     let application = socket::connect(&*pod.sockets, to, source, &pod.node.socket_options()).await?;
     // Whatever ends it before it is carried, this process' death included, is no orderly end.
     let _ = socket::set_rst(&application);

@@ -67,9 +67,14 @@ impl Follower {
     /// Serves the pods the agent names until the process drains; `ready` ends with the first whole snapshot.
     pub async fn follow(&mut self, fleet: &mut Fleet, ready: BlockReady, drain: &DrainWatcher) {
         let mut terms = Terms::serving(ready);
+        let serving = async {
+            // The agent takes whoever dials last for the one that serves: until then an earlier generation does.
+            fleet.prepare_all().await;
+            self.keep_connected(fleet, &mut terms).await;
+        };
         tokio::select! {
             _ = drain.signaled() => {}
-            () = self.keep_connected(fleet, &mut terms) => {}
+            () = serving => {}
         }
         self.knows_lingering = terms.knows_lingering;
     }

@@ -216,11 +216,6 @@ impl Metrics {
         self.denied.get_or_create(&refusal(reason, Some(direction))).inc();
     }
 
-    /// Counts refusals of connections that nobody looked at.
-    pub fn count_turned_away(&self, reason: Reason, count: u64) {
-        self.denied.get_or_create(&refusal(reason, None)).inc_by(count);
-    }
-
     /// Counts a tunnel that is refused or closed because of what is known of a certificate.
     pub fn count_crl_rejection(&self, direction: Direction) {
         self.crl_rejections.get_or_create(&ReporterLabel(direction)).inc();

@@ -14,7 +14,7 @@ use tulle_model::mesh::Snapshot;
 use tulle_model::{Identity, NetworkAddress, Workload};
 use tulle_runtime::drain::DrainWatcher;
 use tulle_transport::HbonePool;
-use tulle_transport::socket::{self, SocketFactory, SocketOptions};
+use tulle_transport::socket::{self, SocketFactory, SocketOptions, SourcePorts};
 use tulle_xds_client::MeshState;
 
 use crate::config::{Config, WorkloadName};
@@ -131,6 +131,8 @@ pub struct Pod {
     pub failures: RecentFailures,
     /// Host names of endpoints.
     pub names: Names,
+    /// Ports from which its application is connected to under its clients' addresses.
+    pub source_ports: SourcePorts,
     /// Places for open connections, where they are bounded.
     places: Option<Arc<Semaphore>>,
     /// What it holds of the process.
@@ -178,6 +180,7 @@ impl Pod {
             handed_over: watch::Sender::new(false),
             failures: RecentFailures::default(),
             names: Names::default(),
+            source_ports: SourcePorts::default(),
         }
     }
 

@@ -4,9 +4,9 @@
 //! relief. Who is refused is decided by [`heaviest`]; the rest of this file counts and asks.
 
 mod memory;
-mod spare;
 
 use std::cmp::{Ordering as Order, Reverse};
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -20,7 +20,6 @@ use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::limits;
 
 pub use self::memory::MemoryLimits;
-pub use self::spare::{Spare, is_lack_of_descriptors};
 use crate::config::WorkloadName;
 use crate::error::Error;
 
@@ -179,6 +178,20 @@ impl Drop for Handshake<'_> {
     }
 }
 
+/// The spare descriptor, given up as long as this lives.
+#[derive(Debug)]
+pub struct Spare<'a>(&'a Shedder);
+
+impl Drop for Spare<'_> {
+    fn drop(&mut self) {
+        self.0.keep_spare();
+    }
+}
+
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
 /// The weights of all workloads of this process.
 #[derive(Debug)]
 pub struct Shedder {
@@ -186,9 +199,10 @@ pub struct Shedder {
     handshakes: AtomicUsize,
     handshakes_max: AtomicUsize,
     weights: Mutex<Vec<Weak<Weight>>>,
+    /// A descriptor that can be done without: see [`Self::spare`].
+    spare: Mutex<Option<File>>,
     arrivals: AtomicU64,
     look: Notify,
-    spare: Spare,
     /// `tulle_shedding`: 1 while somebody is refused.
     shedding: Gauge,
     /// `tulle_shed_total`: connections that were refused.
@@ -202,9 +216,9 @@ impl Default for Shedder {
             // Until the first look; a flood does not come before it.
             handshakes_max: AtomicUsize::new(HANDSHAKES_MIN),
             weights: Mutex::default(),
+            spare: Mutex::new(open_spare()),
             arrivals: AtomicU64::new(0),
             look: Notify::new(),
-            spare: Spare::default(),
             shedding: Gauge::default(),
             shed: Counter::default(),
         }
@@ -275,11 +289,16 @@ impl Shedder {
         Ok(handshake)
     }
 
-    /// Refuses whoever waits in a queue that cannot be accepted from, as no descriptor is left; how many it refused.
-    pub fn refuse_waiting<T>(&self, accept: impl FnMut() -> Option<T>, refuse: impl FnMut(T)) -> u64 {
-        let refused = self.spare.refuse(accept, refuse);
-        self.shed.inc_by(refused);
-        refused
+    /// Gives up the descriptor that is kept for the moment when there is no other, for as long as the value lives: with
+    /// it a caller can be accepted and refused, who would else wait for nothing. Nothing while somebody else has it.
+    pub fn spare(&self) -> Option<Spare<'_>> {
+        let given_up = self.spare.lock().take();
+        given_up.map(|_closed| Spare(self))
+    }
+
+    /// Counts a connection that was turned away with the spare descriptor.
+    pub fn turned_away(&self) {
+        self.shed.inc();
     }
 
     /// Decides anew who is refused.
@@ -288,6 +307,7 @@ impl Shedder {
             .store(pressures.handshakes(), Ordering::Relaxed);
         let pressure = pressures.worst();
         self.arrivals.store(0, Ordering::Relaxed);
+        self.keep_spare();
         let weights = self.living();
         let held: Vec<_> = weights
             .iter()
@@ -298,6 +318,14 @@ impl Shedder {
             weight.refuse(chosen == Some(index), pressure);
         }
         self.shedding.set(i64::from(chosen.is_some()));
+    }
+
+    /// Opens the spare descriptor again, if it is gone and there is one.
+    fn keep_spare(&self) {
+        let mut spare = self.spare.lock();
+        if spare.is_none() {
+            *spare = open_spare();
+        }
     }
 
     fn living(&self) -> Vec<Arc<Weight>> {

@@ -303,10 +303,37 @@ impl PodTask {
         }
     }
 
-    /// The rules of a pod that ended stay until its namespace goes, so that its last packets never go out in clear.
+    /// The rules of a pod that ended stay until its namespace goes, so that its last packets never go out in clear. Of
+    /// a pod that has done its work (phase Succeeded or Failed) the sandbox may stand for long: its rules go once
+    /// nothing in it can send any more.
     pub(super) async fn forget(&mut self) {
         self.shared.hub.withdraw(&self.pod.uid).await;
-        self.located = None;
+        let Some(located) = self.located.take() else {
+            return;
+        };
+        if self.recorded() != Some(located.netns.inode()) {
+            // Its runtime has ended the sandbox, or there never was one.
+            return;
+        }
+        match self.take_rules_from_the_idle(&located).await {
+            Ok(true) => tracing::info!(uid = %self.pod.uid, "a pod has done its work; its rules are removed"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(uid = %self.pod.uid, %error, "the rules of a pod that has done its work stay");
+            }
+        }
+    }
+
+    /// Removes the rules of a sandbox in which nothing runs and no connection is left; says whether that was so.
+    async fn take_rules_from_the_idle(&self, located: &Located) -> Result<bool, CaptureError> {
+        let capture = &self.shared.capture;
+        let idle = !self.shared.locator.is_running_in(located.netns.inode()).await
+            && capture.wait_for_silence(located).await?;
+        if idle && capture.holds_rules(&located.netns).await? {
+            capture.remove(located).await?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 }
 

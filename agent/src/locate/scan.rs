@@ -8,6 +8,8 @@ use crate::records::ProcessId;
 
 /// Processes that are looked at in one scan.
 const PROCESSES_MAX: usize = 1 << 16;
+/// What holds a sandbox open, of whichever runtime.
+const PAUSE: &str = "pause";
 /// Shortest uid that is searched for: a short text would be found in the groups of others.
 const UID_BYTES_MIN: usize = 8;
 
@@ -25,6 +27,26 @@ pub fn find(proc_dir: &Path, uid: &str, host_inode: u64) -> Option<(ProcessId, P
         let inode = fs::metadata(&netns).ok()?.ino();
         let process = read_start_time(proc_dir, pid)?;
         (inode != host_inode).then_some((process, netns))
+    })
+}
+
+/// Whether a process runs in a network namespace, other than the one that does nothing but hold a pod's sandbox open.
+#[must_use]
+pub fn is_running_in(proc_dir: &Path, inode: u64) -> bool {
+    let Ok(processes) = fs::read_dir(proc_dir) else {
+        return true;
+    };
+    let pids = processes
+        .flatten()
+        .take(PROCESSES_MAX)
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let mut here = pids.filter(|pid| {
+        let netns = fs::metadata(proc_dir.join(format!("{pid}/ns/net")));
+        netns.is_ok_and(|netns| netns.ino() == inode)
+    });
+    here.any(|pid| {
+        let program = fs::read_to_string(proc_dir.join(format!("{pid}/comm")));
+        program.is_ok_and(|program| program.trim_end() != PAUSE)
     })
 }
 
@@ -99,6 +121,30 @@ mod tests {
         assert_eq!(parse_start_time(&format!("42 (sh) {rest}")), Some(4711));
         assert_eq!(parse_start_time("42 (sh"), None);
         assert_eq!(parse_start_time("42 (sh) S 1"), None);
+    }
+
+    #[test]
+    fn what_holds_a_sandbox_open_does_not_run_in_it() {
+        let proc_dir = tempfile::tempdir().unwrap();
+        let process = |pid: u32, program: &str| {
+            let folder = proc_dir.path().join(pid.to_string());
+            fs::create_dir_all(folder.join("ns")).unwrap();
+            fs::write(folder.join("comm"), format!("{program}\n")).unwrap();
+            fs::write(proc_dir.path().join("net"), "").unwrap();
+            fs::hard_link(proc_dir.path().join("net"), folder.join("ns/net")).unwrap();
+        };
+        fs::write(proc_dir.path().join("net"), "").unwrap();
+        let inode = fs::metadata(proc_dir.path().join("net")).unwrap().ino();
+        assert!(!is_running_in(proc_dir.path(), inode));
+        process(7, "pause");
+        assert!(!is_running_in(proc_dir.path(), inode));
+        process(8, "web");
+        assert!(is_running_in(proc_dir.path(), inode));
+        assert!(!is_running_in(proc_dir.path(), inode + 1), "it runs elsewhere");
+        assert!(
+            is_running_in(Path::new("/nowhere"), inode),
+            "what cannot be seen may run"
+        );
     }
 
     #[test]

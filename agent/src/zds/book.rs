@@ -225,6 +225,16 @@ impl<P: Clone> Book<P> {
         self.pods.values().filter_map(|entry| entry.pod.as_ref())
     }
 
+    /// Whether another proxy accepts for a pod, and goes on until this one has taken it.
+    pub(super) fn is_served_beside(&self, id: u64, uid: &Str) -> bool {
+        let serves = |proxy: &Proxy| {
+            let held = proxy.pods.get(uid);
+            !proxy.intro.lingering && !proxy.cut && matches!(held, Some(Held::Kept | Held::Serving(_)))
+        };
+        let mut others = self.proxies.iter().filter(|proxy| proxy.id != id);
+        others.any(serves)
+    }
+
     /// Everyone who is connected, the newest last.
     pub(super) fn proxies(&self) -> &[Proxy] {
         &self.proxies

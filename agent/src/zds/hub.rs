@@ -289,6 +289,14 @@ impl Hub {
         }
     }
 
+    /// Whether another proxy accepts for the pod of a step until this one has taken it.
+    pub(super) fn is_served_beside(&self, id: u64, step: &Step<Arc<Announcement>>) -> bool {
+        match step {
+            Step::Add(uid, _) => self.state.lock().book.is_served_beside(id, uid),
+            _ => false,
+        }
+    }
+
     /// A proxy answered what [`Self::next`] gave.
     pub(super) fn answered(
         &self,
@@ -382,10 +390,10 @@ fn info(proxy: &book::Proxy) -> ProxyInfo {
     }
 }
 
-/// A step as the request that asks for it.
-pub(super) fn request(step: &Step<Arc<Announcement>>, takes_sockets: bool) -> Request {
+/// A step as the request that asks for it; `served` when another proxy accepts for the pod meanwhile.
+pub(super) fn request(step: &Step<Arc<Announcement>>, takes_sockets: bool, served: bool) -> Request {
     match step {
-        Step::Add(_, pod) => add(pod, takes_sockets),
+        Step::Add(_, pod) => add(pod, takes_sockets, served),
         Step::Keep(uid) => Request::Keep { uid: uid.clone() },
         Step::SnapshotSent => Request::SnapshotSent,
         Step::Delete(uid) => Request::Delete { uid: uid.clone() },
@@ -394,7 +402,7 @@ pub(super) fn request(step: &Step<Arc<Announcement>>, takes_sockets: bool) -> Re
     }
 }
 
-fn add(pod: &Announcement, with_sockets: bool) -> Request {
+fn add(pod: &Announcement, with_sockets: bool, served: bool) -> Request {
     let sockets = pod
         .listeners
         .as_ref()
@@ -411,5 +419,6 @@ fn add(pod: &Announcement, with_sockets: bool) -> Request {
             ndots: resolver.ndots,
         }),
         sockets,
+        served,
     })
 }

@@ -108,7 +108,8 @@ async fn tell(connection: &Connection, hub: &Hub, info: &ProxyInfo) -> Result<()
             error = connection.ended() => return Err(error),
         };
         let Some(step) = step else { return Ok(()) };
-        let request = hub::request(&step, info.takes_sockets);
+        let served = hub.is_served_beside(info.id, &step);
+        let request = hub::request(&step, info.takes_sockets, served);
         let pod = match &step {
             Step::Add(_, pod) => Some(pod.as_ref()),
             _ => None,

@@ -23,7 +23,7 @@ use tulle_agent::rules::plan::ProxyMark;
 use tulle_agent::variant::{Existing, MarkGuard, Settings};
 use tulle_agent::zds::Hub;
 use tulle_linux::NetNs;
-use tulle_model::{Mesh, Str};
+use tulle_model::{Mesh, MeshUpdate, Str};
 use tulle_proto::convert::zds::Request;
 use tulle_runtime::config::MapEnv;
 use tulle_runtime::metrics::Registry;
@@ -218,6 +218,65 @@ async fn a_pod_starts_captured_is_checked_and_ends() {
     assert_eq!(request, Request::Delete { uid: "u1".into() });
     assert_eq!(node.records(), 0);
     assert_eq!(node.call("DEL", "c1", None).await.unwrap(), "", "it comes twice");
+}
+
+/// Whether the pod's rules are still there after the proxies were told of its end, once the agent has looked.
+async fn rules_after_the_end(node: &Node, proxy: &Proxy) -> bool {
+    node.describe("HBONE", POD.into());
+    let (added, _) = tokio::join!(node.add(), accept(proxy));
+    added.unwrap();
+    assert!(node.rules().contains("redirect to :15001"));
+    // A pod in phase Succeeded or Failed is described no more; its sandbox stands.
+    let gone = MeshUpdate::RemoveWorkload("u1".into());
+    node.desk.state.apply(vec![gone]);
+    let (request, _fds) = proxy.request().await;
+    assert_eq!(request, Request::Delete { uid: "u1".into() });
+    assert!(
+        node.rules().contains("redirect to :15001"),
+        "proxies are told before the rules go"
+    );
+    proxy.accept().await;
+    let forgotten = async {
+        while node
+            .desk
+            .shared
+            .board
+            .entries()
+            .iter()
+            .any(|pod| pod.uid.as_ref() == "u1")
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, forgotten).await.unwrap();
+    node.rules().contains("redirect to :15001")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_has_done_its_work_is_taken_from_the_proxy_and_then_from_its_rules() {
+    let test = "a_pod_that_has_done_its_work";
+    let Some(node) = Node::start(test, Undescribed::Refuse).await else {
+        return;
+    };
+    let proxy = node.proxy(Some("1")).await;
+    assert!(!rules_after_the_end(&node, &proxy).await);
+    assert_eq!(node.call("DEL", "c1", Some(node.netns())).await.unwrap(), "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_in_which_something_runs_keeps_its_rules_whatever_is_said_of_it() {
+    let test = "a_pod_in_which_something_runs";
+    let Some(node) = Node::start(test, Undescribed::Refuse).await else {
+        return;
+    };
+    let proxy = node.proxy(Some("1")).await;
+    let mut sleep = std::process::Command::new("sleep");
+    sleep.arg("1000");
+    let mut running = node.world.pod.spawn(sleep).unwrap();
+    let kept = rules_after_the_end(&node, &proxy).await;
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert!(kept);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,7 +19,7 @@ use crate::backends::with_each_backend;
 use crate::pod::{PATIENCE, POD, World, assert_alive};
 
 with_each_backend! {
-    no_call_fails_while_a_pod_joins_and_leaves,
+    f30_no_call_fails_while_a_pod_joins_and_leaves,
 }
 
 const PORT: u16 = 8080;
@@ -162,7 +162,7 @@ async fn cycle(world: &World, pod: &Located, capture: &Capture) -> usize {
     relayed
 }
 
-async fn no_call_fails_while_a_pod_joins_and_leaves(backend: Backend) {
+async fn f30_no_call_fails_while_a_pod_joins_and_leaves(backend: Backend) {
     let Some(world) = World::new("no_call_fails_while_a_pod_joins_and_leaves") else {
         return;
     };

@@ -13,16 +13,18 @@ use tulle_xds::analyze::apply;
 use tulle_xds::history::{View, Writing};
 use tulle_xds::snapshot::Severity;
 
+use super::folder::Target;
 use super::{ControlFolders, Reading, analyze};
 use crate::output::{Form, table};
 use crate::running::Kind;
 
+mod delete;
+
 /// Show, change and take back configuration
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  tulle config apply -f deny-admin.yaml\n  tulle config history\n  \
-    tulle config diff 186 187 --effect\n  tulle config rollback 186 --message \"shop was down\""
-)]
+#[command(after_help = "Examples:\n  tulle config apply -f deny-admin.yaml\n  \
+    tulle config delete AuthorizationPolicy/shop/deny-admin\n  tulle config history\n  \
+    tulle config diff 186 187 --effect\n  tulle config rollback 186 --message \"shop was down\"")]
 pub(crate) struct Config {
     #[command(subcommand)]
     action: Action,
@@ -96,6 +98,8 @@ enum Action {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Take objects out of the configuration folder
+    Delete(delete::Delete),
 }
 
 pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
@@ -146,6 +150,14 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
             message,
             dry_run,
         } => put(&config, &view, (file, name.as_deref()), message, *dry_run),
+        Action::Delete(wanted) => {
+            let target = Target {
+                config_dir: &config.folders.config_dir,
+                state_dir: &config.folders.state_dir,
+                form,
+            };
+            delete::run(wanted, target)
+        }
     }
 }
 

@@ -1,22 +1,15 @@
 //! `tulle waypoint VERB`: puts waypoints into the configuration folder and says what became of them.
 
-mod folder;
-mod label;
 mod report;
 
 use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Subcommand, ValueEnum};
-use tulle_k8s::translate::MeshConfig;
 use tulle_runtime::exit::Exit;
-use tulle_xds::analyze::apply;
-use tulle_xds::history::{View, Writing};
-use tulle_xds::snapshot::Severity;
 
-use self::folder::{Change, Folder};
-use super::config::{actor, writing};
-use super::{ControlFolders, Reading, analyze};
+use super::folder::{Change, Folder, Target};
+use super::{ControlFolders, Reading};
 use crate::output::Form;
 
 /// Examples of the verbs, and the variables of an instance.
@@ -275,42 +268,23 @@ impl Waypoint {
         Ok(exit)
     }
 
-    /// Checks every changed file, then writes all of them; nothing if one is refused.
     fn write(&self, changes: &[Change], message: &str, dry_run: bool) -> anyhow::Result<Exit> {
-        let mesh = MeshConfig::default();
-        let check = |change: &Change, writing| match &change.text {
-            Some(text) => apply(
-                &self.folders.config_dir,
-                &change.file.as_str().into(),
-                text,
-                &mesh,
-                writing,
-            ),
-            None => Ok(Vec::new()),
+        let target = Target {
+            config_dir: &self.folders.config_dir,
+            state_dir: &self.folders.state_dir,
+            form: self.reading.output(),
         };
-        for change in changes {
-            let found = check(change, Writing::Dry)?;
-            if found.iter().any(|finding| finding.severity == Severity::Error) {
-                analyze::print(&found, self.reading.output())?;
-                return Ok(Exit::BadInput);
-            }
-        }
-        if dry_run || changes.is_empty() {
-            return Ok(Exit::Ok);
-        }
-        View::of(&self.folders.state_dir).announce(&actor(), message)?;
-        for change in changes {
-            check(change, writing(false))?;
-            if change.text.is_none() {
-                std::fs::remove_file(self.folders.config_dir.join(&change.file))?;
-            }
-        }
-        Ok(Exit::Ok)
+        target.write(changes, message, dry_run)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tulle_k8s::translate::MeshConfig;
+    use tulle_xds::analyze::apply;
+    use tulle_xds::history::Writing;
+    use tulle_xds::snapshot::Severity;
+
     use super::*;
 
     fn wanted(purpose: Purpose) -> Wanted {

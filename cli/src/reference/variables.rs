@@ -1,18 +1,21 @@
-//! The page of the node proxy's environment variables.
+//! The page of environment variables: those of the node proxy, and those of waypoints.
 
 use std::fmt::Write as _;
 
-use tulle_ztunnel::config::reference::{Preset, VARIABLES, Variable};
+use tulle_runtime::config::{Preset, Variable};
+use tulle_waypoint::config::reference::VARIABLES as OF_WAYPOINTS;
+use tulle_ztunnel::config::reference::VARIABLES;
 
 use super::table;
 
 const HEAD: &str = "\
-# Configuration of the node proxy
+# Configuration of the node proxy and of waypoints
 
-<!-- Written by `tulle reference config` from ztunnel/src/config/reference.rs; edit that instead. -->
+<!-- Written by `tulle reference config` from src/config/reference.rs of ztunnel and waypoint; edit those instead. -->
 
-`tulle ztunnel` is configured by environment variables only; those without the prefix `TULLE_` are ztunnel's. The
-other components have options, some with a variable: see [the command line](cli.md).
+`tulle ztunnel` and a waypoint's process, `tulle waypoint`, are configured by environment variables only; those without
+the prefix `TULLE_` are ztunnel's. The other components have options, some with a variable: see
+[the command line](cli.md).
 
 Durations are written as `500ms`, `10s`, `5m`, `24h`; sizes in bytes or as `256KiB`, `4MiB`; truth values as `true`
 and `false`. An empty variable counts as not set. A value that cannot be used ends the start with exit code 64, and
@@ -21,7 +24,7 @@ all such values are listed together. What is in force is part of `GET /config_du
 
 pub(super) fn page() -> String {
     let mut page = HEAD.to_owned();
-    for (heading, variables) in VARIABLES {
+    for (heading, variables) in VARIABLES.iter().chain(OF_WAYPOINTS) {
         let rows = table(&["Variable", "Default", "Meaning"], variables.iter().map(row));
         write!(page, "\n## {heading}\n\n{rows}").expect("writing to a string does not fail");
     }

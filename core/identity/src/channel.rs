@@ -7,6 +7,7 @@ pub mod pin;
 mod settings;
 mod source;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,9 @@ pub use source::{RootSource, TokenSource};
 
 /// TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one SYN and its first repetition are waited for. The kernel repeats ever more seldom; dialling anew keeps
+/// the time short in which a network that works again is not noticed.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Silence after which the server is asked whether it is alive.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long its answer may take.
@@ -86,7 +90,7 @@ pub enum ChannelError {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The node's certificate cannot be shown.
     #[error("{path} cannot be used: {error}")]
@@ -105,7 +109,8 @@ pub enum ChannelError {
         /// Where it was looked for.
         address: String,
         /// What the system said.
-        error: std::io::Error,
+        #[source]
+        error: io::Error,
     },
     /// The server is reached, but cannot be trusted.
     #[error("TLS with {address} failed: {error}")]
@@ -200,7 +205,7 @@ impl Target {
             address: self.address.clone(),
             error,
         };
-        let tcp = TcpStream::connect(&self.address).await.map_err(failed)?;
+        let tcp = dial(&self.address).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
         let Some((name, root, token)) = &self.tls else {
             return Ok(Box::new(tcp));
@@ -212,6 +217,25 @@ impl Target {
             error: error.into(),
         })?;
         Ok(Box::new(stream))
+    }
+}
+
+/// Connects to the first of a name's addresses that answers. Those that stay silent are dialled again and again, for as
+/// long as the caller waits.
+async fn dial(address: &str) -> io::Result<TcpStream> {
+    loop {
+        let mut silent = false;
+        let mut refused = io::ErrorKind::NotFound.into();
+        for address in tokio::net::lookup_host(address).await? {
+            match tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => refused = error,
+                Err(_) => silent = true,
+            }
+        }
+        if !silent {
+            return Err(refused);
+        }
     }
 }
 

@@ -29,6 +29,7 @@ pub mod clock;
 pub mod csr;
 pub mod manager;
 pub mod metrics;
+pub mod outside;
 pub mod proof;
 pub mod schedule;
 #[cfg(any(test, feature = "testing"))]

@@ -183,6 +183,133 @@ impl TestCa {
     }
 }
 
+/// A server outside of the mesh that speaks TLS under names of its own.
+#[derive(Clone)]
+pub struct TlsServer(tokio_rustls::TlsAcceptor);
+
+impl std::fmt::Debug for TlsServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsServer")
+    }
+}
+
+impl TlsServer {
+    /// Takes a connection; `None` if the handshake fails.
+    pub async fn accept<S>(&self, stream: S) -> Option<tokio_rustls::server::TlsStream<S>>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        self.0.accept(stream).await.ok()
+    }
+}
+
+/// A client that shows a certificate, and believes servers that this authority vouches for.
+#[derive(Clone)]
+pub struct TlsClient(tokio_rustls::TlsConnector);
+
+impl std::fmt::Debug for TlsClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsClient")
+    }
+}
+
+impl TlsClient {
+    /// Connects to a server that must prove this name.
+    ///
+    /// # Errors
+    /// When the handshake fails.
+    ///
+    /// # Panics
+    /// If the name cannot be one.
+    pub async fn connect<S>(
+        &self,
+        name: &str,
+        stream: S,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<S>>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        let name = rustls::pki_types::ServerName::try_from(name.to_owned()).expect("a name");
+        self.0.connect(name, stream).await
+    }
+}
+
+impl TestCa {
+    /// A server with these DNS names or IP addresses, which asks nobody for a certificate.
+    #[must_use]
+    pub fn tls_server(&self, names: &[&str]) -> TlsServer {
+        let (chain, key) = self.tls_identity(names);
+        let config = server_versions()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .expect("key and chain belong together");
+        TlsServer(Arc::new(config).into())
+    }
+
+    /// The same, but clients must show a certificate of this authority; it speaks these protocols.
+    ///
+    /// # Panics
+    /// For an intermediate.
+    #[must_use]
+    pub fn mutual_server(&self, names: &[&str], protocols: &[&str]) -> TlsServer {
+        let (chain, key) = self.tls_identity(names);
+        let crypto = crate::tls::crypto(KeyExchange::Standard);
+        let clients =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(self.store()), crypto);
+        let mut config = server_versions()
+            .with_client_cert_verifier(clients.build().expect("there is a root"))
+            .with_single_cert(chain, key)
+            .expect("key and chain belong together");
+        config.alpn_protocols = wire(protocols);
+        TlsServer(Arc::new(config).into())
+    }
+
+    /// A client that shows a certificate of this authority, and speaks these protocols.
+    #[must_use]
+    pub fn tls_client(&self, protocols: &[&str]) -> TlsClient {
+        let (chain, key) = self.tls_identity(&["client"]);
+        let mut config =
+            rustls::ClientConfig::builder_with_provider(crate::tls::crypto(KeyExchange::Standard))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .expect("the provider has TLS 1.3 suites and groups")
+                .with_root_certificates(self.store())
+                .with_client_auth_cert(chain, key)
+                .expect("key and chain belong together");
+        config.alpn_protocols = wire(protocols);
+        TlsClient(Arc::new(config).into())
+    }
+
+    fn store(&self) -> rustls::RootCertStore {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.root_der()).expect("the root can be read");
+        roots
+    }
+
+    fn tls_identity(
+        &self,
+        names: &[&str],
+    ) -> (
+        Vec<CertificateDer<'static>>,
+        rustls::pki_types::PrivateKeyDer<'static>,
+    ) {
+        use rustls::pki_types::pem::PemObject;
+        let (chain, key) = self.server(names);
+        let chain = crate::tls::pem_certificates(chain.as_bytes()).expect("it was written just now");
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(key.as_bytes());
+        (chain, key.expect("it was written just now"))
+    }
+}
+
+fn server_versions() -> rustls::ConfigBuilder<rustls::ServerConfig, rustls::WantsVerifier> {
+    rustls::ServerConfig::builder_with_provider(crate::tls::crypto(KeyExchange::Standard))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3 suites and groups")
+}
+
+fn wire(protocols: &[&str]) -> Vec<Vec<u8>> {
+    protocols.iter().map(|name| name.as_bytes().to_vec()).collect()
+}
+
 /// Parameters of an ordinary leaf with these names: empty subject, no CA, both TLS usages.
 #[must_use]
 pub fn leaf(names: impl IntoIterator<Item = SanType>) -> CertificateParams {

@@ -4,11 +4,13 @@ mod collector;
 mod duration;
 mod env;
 mod size;
+mod variable;
 
 pub use collector::{Collector, ConfigError, Problem};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use env::{Env, MapEnv, ProcessEnv};
 pub use size::{InvalidSize, parse_size};
+pub use variable::{Preset, Variable};
 
 /// A value that is neither true nor false.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -26,7 +26,7 @@ mod wire;
 use self::direction::{Direction, Fault, Side};
 use self::wire::{TcpWire, TunnelWire, Wire};
 use crate::hbone::{HboneStream, ResetCode, StreamError};
-use crate::socket::Closed;
+use crate::socket::{Closed, Keepalive};
 
 /// How long a connection may be half-closed before its keepalive tightens. Most are for a moment only.
 const HALF_CLOSED_GRACE: Duration = Duration::from_secs(1);
@@ -142,7 +142,15 @@ pub struct Endpoint(Box<dyn Wire>);
 
 impl From<TcpStream> for Endpoint {
     fn from(stream: TcpStream) -> Self {
-        Self(Box::new(TcpWire::new(stream)))
+        Self::watched(stream, Keepalive::HALF_CLOSED)
+    }
+}
+
+impl Endpoint {
+    /// A socket whose peer is asked for in this way, whether it is still there, once the connection stays half-closed.
+    #[must_use]
+    pub fn watched(stream: TcpStream, half_closed: Keepalive) -> Self {
+        Self(Box::new(TcpWire::new(stream, half_closed)))
     }
 }
 

@@ -1,12 +1,16 @@
 //! Sockets: original destinations, options, source addresses, and how a connection ended.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+mod source;
+
+pub use self::source::{Source, SourcePorts};
 
 /// Connections the kernel queues for a listener.
 pub const BACKLOG: i32 = 4096;
@@ -139,7 +143,7 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
 pub async fn connect(
     factory: &dyn SocketFactory,
     destination: SocketAddr,
-    source: Option<IpAddr>,
+    source: Option<Source<'_>>,
     options: &SocketOptions,
 ) -> io::Result<TcpStream> {
     let destination = canonical(destination);
@@ -149,7 +153,7 @@ pub async fn connect(
     };
     options.apply_to(&socket)?;
     if let Some(source) = source {
-        bind_source(&socket, destination, source.to_canonical())?;
+        source.bind(&socket, destination)?;
     }
     into_tokio(socket)?.connect(destination).await
 }
@@ -162,31 +166,6 @@ pub fn no_port_left(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse
     )
-}
-
-/// Sends from an address that need not be our own.
-///
-/// The port is chosen here, before the destination is known, and not by `IP_BIND_ADDRESS_NO_PORT` with it: a kernel takes
-/// ports of one parity for `bind` and of the other for `connect`, in every namespace in the same order. The client whose
-/// address this is may have open connections to the same destination that pass no proxy, and a SYN from the port of one
-/// of them would end it.
-fn bind_source(socket: &Socket, destination: SocketAddr, source: IpAddr) -> io::Result<()> {
-    match (destination, source) {
-        (SocketAddr::V4(_), IpAddr::V4(source)) => {
-            socket.set_ip_transparent_v4(true)?;
-            socket.set_freebind_v4(true)?;
-            socket.bind(&SocketAddr::V4(SocketAddrV4::new(source, 0)).into())
-        }
-        (SocketAddr::V6(_), IpAddr::V6(source)) => {
-            socket.set_ip_transparent_v6(true)?;
-            socket.set_freebind_v6(true)?;
-            socket.bind(&SocketAddr::V6(SocketAddrV6::new(source, 0, 0, 0)).into())
-        }
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "source and destination differ in family",
-        )),
-    }
 }
 
 /// Tokio takes any stream socket, connected or not, from the standard library's type.
@@ -307,7 +286,7 @@ pub fn classify(error: &io::Error) -> Closed {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
     use super::*;
     use tokio::io::AsyncReadExt;
@@ -364,8 +343,8 @@ mod tests {
         }
         let listener = listen(&CurrentNamespace, ANY_PORT, ListenOptions::default()).unwrap();
         let (address, source) = (listener.local_addr().unwrap(), IpAddr::from([127, 0, 0, 9]));
-        let options = SocketOptions::default();
-        let connecting = connect(&CurrentNamespace, address, Some(source), &options);
+        let (options, ports) = (SocketOptions::default(), SourcePorts::default());
+        let connecting = connect(&CurrentNamespace, address, Some(ports.of(source)), &options);
         let (near, far) = tokio::join!(connecting, listener.accept());
         assert_eq!(
             (near.unwrap().local_addr().unwrap().ip(), far.unwrap().1.ip()),
@@ -375,7 +354,8 @@ mod tests {
 
     #[tokio::test]
     async fn families_are_not_mixed() {
-        let source = Some(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]));
+        let ports = SourcePorts::default();
+        let source = Some(ports.of(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])));
         let error = connect(&CurrentNamespace, ANY_PORT, source, &SocketOptions::default())
             .await
             .unwrap_err();
@@ -411,7 +391,8 @@ mod tests {
     async fn a_preserved_source_has_a_port_that_its_own_connections_avoid() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
-        let source = Some(IpAddr::from([127, 0, 0, 1]));
+        let ports = SourcePorts::default();
+        let source = Some(ports.of(IpAddr::from([127, 0, 0, 1])));
         let connected = connect(&CurrentNamespace, to, source, &SocketOptions::default()).await;
         if connected
             .as_ref()

@@ -246,10 +246,8 @@ impl Mesh {
     }
 
     /// Lets a node be served by another ztunnel than ours. It has no unix admin socket; see [`Self::wait_ready_at`].
-    #[must_use]
-    pub fn with_foreign_ztunnel(mut self, node: &str, binary: &Path) -> Self {
+    pub fn set_foreign_ztunnel(&mut self, node: &str, binary: &Path) {
         self.foreign.insert(node.to_owned(), binary.to_owned());
-        self
     }
 
     /// Where its files are.

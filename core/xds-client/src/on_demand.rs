@@ -28,6 +28,8 @@ pub(crate) struct Demand {
     asked: Mutex<Asked>,
     /// There is something to send.
     wake: Notify,
+    /// What is asked for comes beside a wildcard, which does not name it: it is named anew on each stream.
+    beside: bool,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +37,8 @@ struct Asked {
     keys: HashMap<Str, Answer>,
     /// Absent keys, the longest absent first. A key may be gone from `keys` meanwhile.
     absent: VecDeque<Str>,
+    /// Keys that were found beside a wildcard, the first found first.
+    kept: VecDeque<Str>,
     to_ask: Vec<Str>,
     to_forget: Vec<Str>,
 }
@@ -43,6 +47,8 @@ struct Asked {
 enum Answer {
     Pending,
     Absent,
+    /// It is held, for as long as it is named.
+    Found,
 }
 
 /// What the next request says.
@@ -53,12 +59,21 @@ pub(crate) struct Wishes {
 }
 
 impl Demand {
+    /// For what is asked for beside everything that the server tells by itself.
+    pub(crate) fn beside() -> Self {
+        Self {
+            beside: true,
+            ..Self::default()
+        }
+    }
+
     /// Notes that a key is wanted. Says whether an answer is to be waited for.
     fn ask(&self, key: &Str) -> bool {
         let mut asked = self.asked.lock();
         match asked.keys.get(key) {
             Some(Answer::Absent) => return false,
             Some(Answer::Pending) => return true,
+            Some(Answer::Found) => return false,
             None => {}
         }
         if asked.keys.len() >= ASKED_MAX && !asked.make_room() {
@@ -96,7 +111,13 @@ impl Demand {
     pub(crate) fn found<'a>(&self, names: impl Iterator<Item = &'a str>) {
         let mut asked = self.asked.lock();
         for name in names {
-            asked.keys.remove(name);
+            if !self.beside {
+                asked.keys.remove(name);
+            } else if let Some(answer) = asked.keys.get_mut(name)
+                && std::mem::replace(answer, Answer::Found) != Answer::Found
+            {
+                asked.kept.push_back(name.into());
+            }
         }
     }
 
@@ -115,13 +136,19 @@ impl Demand {
 }
 
 impl Asked {
-    /// Forgets the key that has been absent for longest; a pending one is waited for and stays.
+    /// Forgets the key that has been absent for longest, else the one that was found first; a pending one is waited for
+    /// and stays.
     fn make_room(&mut self) -> bool {
-        while let Some(oldest) = self.absent.pop_front() {
-            if self.keys.get(&oldest) == Some(&Answer::Absent) {
-                self.keys.remove(&oldest);
-                self.to_forget.push(oldest);
-                return true;
+        for (queue, answer) in [
+            (&mut self.absent, Answer::Absent),
+            (&mut self.kept, Answer::Found),
+        ] {
+            while let Some(oldest) = queue.pop_front() {
+                if self.keys.get(&oldest) == Some(&answer) {
+                    self.keys.remove(&oldest);
+                    self.to_forget.push(oldest);
+                    return true;
+                }
             }
         }
         false
@@ -161,7 +188,14 @@ impl MeshState {
     /// Whether addresses are asked for one by one, so that an absent one may exist.
     #[must_use]
     pub fn on_demand(&self) -> bool {
-        self.demand().is_some()
+        self.demand().is_some_and(|demand| !demand.beside)
+    }
+
+    /// Asks for what is at an address, without waiting for the answer. Where nothing can be asked for, nothing happens.
+    pub fn want(&self, address: &NetworkAddress) {
+        if let Some(demand) = self.demand() {
+            demand.ask(&address_key(address));
+        }
     }
 }
 
@@ -214,6 +248,27 @@ mod tests {
         demand.absent(["7", "3"].into_iter());
         assert!(ask(&demand, "one more"));
         assert_eq!(demand.asked.lock().take_wishes().forget, ["7".into()]);
+    }
+
+    #[test]
+    fn what_is_found_beside_a_wildcard_stays_named_and_makes_room_last() {
+        let demand = Demand::beside();
+        assert!(ask(&demand, "found") && ask(&demand, "absent"));
+        demand.found(["found", "found", "never asked"].into_iter());
+        demand.absent(["absent"].into_iter());
+        assert!(!ask(&demand, "found"), "it is held");
+        let mut all = demand.all();
+        all.sort();
+        assert_eq!(all, ["absent".into(), "found".into()]);
+        for key in 2..ASKED_MAX {
+            assert!(ask(&demand, &key.to_string()));
+        }
+        assert!(ask(&demand, "one more") && ask(&demand, "and one more"));
+        assert!(!ask(&demand, "too many"), "the others are pending");
+        assert_eq!(
+            demand.asked.lock().take_wishes().forget,
+            ["absent".into(), "found".into()]
+        );
     }
 
     #[test]

@@ -285,6 +285,9 @@ impl Subscription {
             first.resource_names_unsubscribe = vec![WILDCARD.to_owned()];
             let pending = asked.iter().map(|key| (key.to_string(), String::new()));
             first.initial_resource_versions.extend(pending);
+        } else if self.kind == ResourceType::Address && !asked.is_empty() {
+            let names = asked.iter().map(ToString::to_string);
+            first.resource_names_subscribe = std::iter::once(WILDCARD.to_owned()).chain(names).collect();
         }
         first
     }

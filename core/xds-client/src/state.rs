@@ -158,6 +158,11 @@ impl MeshState {
         let _ = self.shared.demand.set(Demand::default());
     }
 
+    /// Addresses are asked for beside all that the server tells by itself.
+    pub(crate) fn ask_beside(&self) {
+        let _ = self.shared.demand.set(Demand::beside());
+    }
+
     pub(crate) fn demand(&self) -> Option<&Demand> {
         self.shared.demand.get()
     }

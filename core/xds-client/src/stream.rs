@@ -1,6 +1,8 @@
 //! Drives a [`Session`] over gRPC: connects, answers, comes back.
 
 use std::collections::BTreeMap;
+use std::error::Error as StdErrorTrait;
+use std::io;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -36,6 +38,8 @@ const REQUESTS_MAX: usize = 16;
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// Longest wait before a new attempt.
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// Longest wait after an attempt that reached nobody: it cost no server anything, and the network may be back.
+const UNREACHED_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// By which gRPC servers say when to try again, in milliseconds.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
@@ -111,6 +115,8 @@ pub struct Options {
     pub types: Vec<ResourceType>,
     /// Ask for addresses one by one, where they are needed.
     pub on_demand: bool,
+    /// Ask for addresses beside all that the server tells by itself.
+    pub lookups: bool,
     /// Longest wait before a new attempt.
     pub backoff_max: Duration,
 }
@@ -123,6 +129,7 @@ impl Options {
             node,
             types: with_trust(&ResourceType::NODE),
             on_demand: false,
+            lookups: false,
             backoff_max: BACKOFF_MAX,
         }
     }
@@ -132,6 +139,8 @@ impl Options {
     pub fn waypoint(node: NodeInfo) -> Self {
         Self {
             types: with_trust(&ResourceType::WAYPOINT),
+            // Who its callers are, it is told of nobody's accord.
+            lookups: true,
             ..Self::new(node)
         }
     }
@@ -165,6 +174,12 @@ enum End {
     Finished,
 }
 
+/// Whether an error of the socket says that nobody answered.
+fn is_nobody(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+    [ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut].contains(&error.kind())
+}
+
 impl End {
     fn reason(&self) -> TerminationReason {
         match self {
@@ -176,6 +191,30 @@ impl End {
 }
 
 impl End {
+    /// How long to wait before the next attempt, where `backoff` is what attempts in general wait.
+    fn wait(&self, backoff: Duration) -> Duration {
+        if self.reached_nobody() {
+            backoff.min(UNREACHED_WAIT_MAX)
+        } else {
+            backoff.max(self.pushback())
+        }
+    }
+
+    /// Whether TCP found nobody: refused, unreachable, or no answer in time.
+    fn reached_nobody(&self) -> bool {
+        let Self::NotOpened(status) = self else {
+            return false;
+        };
+        let mut next: Option<&(dyn StdErrorTrait + 'static)> = Some(status);
+        while let Some(cause) = next {
+            if cause.downcast_ref::<io::Error>().is_some_and(is_nobody) {
+                return true;
+            }
+            next = cause.source();
+        }
+        false
+    }
+
     /// How long the server asks to be left alone, bounded.
     fn pushback(&self) -> Duration {
         let (Self::NotOpened(status) | Self::Broken(status)) = self else {
@@ -200,6 +239,8 @@ impl Client {
         if options.on_demand {
             session = session.on_demand();
             state.ask_on_demand();
+        } else if options.lookups {
+            state.ask_beside();
         }
         state.update_status(|status| status.describe(&session));
         let blocker = |kind: &ResourceType| (*kind, ready.register(format!("xds {kind}")));
@@ -253,7 +294,7 @@ impl Client {
             };
             self.metrics.ended(end.reason());
             self.state.update_status(|status| status.lost(end.to_string()));
-            let wait = self.backoff.next().max(end.pushback());
+            let wait = end.wait(self.backoff.next());
             tracing::warn!(error = %end, retry_in = ?wait, "no stream to the control plane");
             tokio::select! {
                 () = drain.over() => break,
@@ -410,6 +451,20 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_reached_nobody_tries_again_soon_and_whoever_was_refused_waits() {
+        const LONG: Duration = Duration::from_secs(15);
+        let not_opened = |kind: io::ErrorKind| {
+            End::NotOpened(GrpcStatus::from_error(Box::new(io::Error::from(kind)))).wait(LONG)
+        };
+        assert_eq!(not_opened(io::ErrorKind::ConnectionRefused), UNREACHED_WAIT_MAX);
+        assert_eq!(not_opened(io::ErrorKind::TimedOut), UNREACHED_WAIT_MAX);
+        assert_eq!(not_opened(io::ErrorKind::InvalidData), LONG);
+        let refused = End::NotOpened(GrpcStatus::unauthenticated("who?"));
+        assert_eq!(refused.wait(LONG), LONG);
+        assert_eq!(End::Finished.wait(LONG), LONG);
+    }
 
     #[test]
     fn a_server_may_ask_for_a_pause_within_a_bound() {

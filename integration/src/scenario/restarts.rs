@@ -74,12 +74,12 @@ fn f26(scale: Scale) -> Run {
         }
         load.observe(Duration::from_secs(2)).await;
         let killed = load.report(from, Instant::now());
-        let (lost, allowed) = (failed(&killed), allowed as usize);
+        let lost = failed(&killed);
         Figure::new("F26")
             .with("requests", graceful.requests.ok + graceful.connects.ok)
-            .none("failed_quiet", failed(&quiet) as u64)
+            .none("failed_quiet", failed(&quiet))
             .with("restarts", restarts)
-            .none("failed_graceful", failed(&graceful) as u64)
+            .none("failed_graceful", failed(&graceful))
             .with_time("slowest_restart", slowest)
             .with("reopened", load.reopened())
             .with("kills", kills)
@@ -93,8 +93,8 @@ fn f26(scale: Scale) -> Run {
     })
 }
 
-fn failed(report: &Report) -> usize {
-    report.requests.failed + report.connects.failed
+fn failed(report: &Report) -> u64 {
+    (report.requests.failed + report.connects.failed) as u64
 }
 
 /// Says of an instance whether it takes anything new, as readiness does in a cluster. Its identity is placed either way, and

@@ -9,7 +9,7 @@ use tulle_integration::traffic::{Echo, Pinned, assert_echo};
 use tulle_integration::{TestMesh, manifest};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pods_join_and_leave_in_a_storm_without_a_failed_or_broken_connection() {
+async fn f30_pods_join_and_leave_in_a_storm_without_a_failed_or_broken_connection() {
     const CYCLES: usize = 3;
     let mut mesh = TestMesh::new(&["n1", "n2"]).await;
     mesh.apply("namespace", &manifest::namespace(manifest::NAMESPACE, false));

@@ -64,6 +64,8 @@ pub struct Added {
     pub dns: Option<wire::PodDns>,
     /// The listening sockets that follow the network namespace; `None` if the proxy binds itself.
     pub sockets: Option<Sockets>,
+    /// Another generation accepts for it until this one has taken it.
+    pub served: bool,
 }
 
 /// Listening sockets that travel as file descriptors.
@@ -186,6 +188,7 @@ impl Added {
             workload_info: Some(info),
             dns: self.dns.clone().filter(|_| with_dns),
             sockets: self.sockets.as_ref().map(Into::into),
+            served: self.served,
         }
     }
 }
@@ -274,6 +277,7 @@ fn parse_add(add: wire::AddWorkload) -> Result<Added, Flaw> {
         service_account: info.service_account.into(),
         dns: add.dns,
         sockets: add.sockets.map(parse_sockets).transpose()?,
+        served: add.served,
     })
 }
 
@@ -319,6 +323,7 @@ mod tests {
             service_account: "web".into(),
             dns: None,
             sockets: None,
+            served: false,
         }
     }
 
@@ -338,6 +343,7 @@ mod tests {
             Request::Add(Added {
                 sockets: Some(sockets),
                 dns: Some(dns),
+                served: true,
                 ..web()
             }),
             Request::Keep { uid: "u1".into() },

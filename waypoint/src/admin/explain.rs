@@ -149,7 +149,7 @@ impl Ended {
 impl From<Reply> for Ended {
     fn from(reply: Reply) -> Self {
         let own = reply.own.and_then(|own| own.status);
-        let status = own.map_or(reply.reason.answer().status, |status| status.as_u16());
+        let status = own.map_or_else(|| reply.reason.answer().status, |status| status.as_u16());
         Self::refused(status, reply.reason, reply.because)
     }
 }

@@ -88,12 +88,6 @@ impl Filters {
         }
         Ok(filters)
     }
-
-    /// Whether the request goes on as it is.
-    #[must_use]
-    pub fn leaves_request(&self) -> bool {
-        self.request_headers.is_empty() && self.rewrite.is_none()
-    }
 }
 
 #[cfg(test)]

@@ -8,17 +8,21 @@ use std::sync::Arc;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tulle_model::request::Scheme;
+use tulle_model::route::Timeouts;
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{Reason, RequestHead};
 
+use super::aim::{Aim, Draws};
 use super::body::{RequestBody, ResponseBody};
 use super::hygiene::encode::REQUEST_ID;
 use super::hygiene::{self, Admitted, Bounds, Terms};
 use super::pace::Pace;
 use super::record::{Ending, Record};
 use super::respond::{self, Caller, Reply};
-use super::routing::{self, Onward, Way};
-use super::send::{Sending, Tries};
+use super::routing::{self, Drawn, Way};
+use super::send::Sending;
+use super::tries::Tries;
+use crate::clock::Time;
 use crate::context::Waypoint;
 use crate::filter::mirror;
 use crate::listener::arrival::Arrival;
@@ -29,6 +33,7 @@ use crate::snapshot::{FrontState, PortState, Snapshot};
 use crate::telemetry::party::Party;
 use crate::telemetry::request_id::fresh;
 use crate::upstream::backend::{Backend, BackendKey};
+use crate::upstream::timeout::Deadline;
 
 /// Longest id of a request that is kept as the client says it.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -100,13 +105,16 @@ pub struct Place {
 }
 
 /// One request on its way.
-struct Exchange<'a> {
+#[derive(Debug)]
+pub(super) struct Exchange<'a> {
     waypoint: &'a Arc<Waypoint>,
     arrival: &'a Arrival,
     id: HeaderValue,
     grpc: bool,
     /// What it is counted and told by.
     record: &'a Arc<Record>,
+    /// When its head was read.
+    start: Time,
 }
 
 /// Serves one request.
@@ -120,6 +128,7 @@ pub async fn exchange(session: Session, request: Request<Incoming>) -> Response<
         id,
         grpc: record.is_grpc(),
         record: &record,
+        start: session.waypoint().clock.now(),
     };
     // Boxed: the state of a request is large, and idle connections have none.
     let answer = Box::pin(exchange.run(request)).await;
@@ -141,8 +150,8 @@ impl Exchange<'_> {
         self.record.routed(way.name());
         // Answers of our own pass the rule's filters for answers, too.
         match self.take(&place, &way, admitted, body).await {
-            Ok((mut answer, onward)) => {
-                way.finish(onward.as_ref(), answer.headers_mut());
+            Ok((mut answer, drawn)) => {
+                way.finish(drawn.as_ref(), answer.headers_mut());
                 Ok(answer)
             }
             Err(reply) => {
@@ -160,12 +169,14 @@ impl Exchange<'_> {
         way: &Way,
         mut admitted: Admitted,
         body: Incoming,
-    ) -> Result<(Response<ResponseBody>, Option<Onward>), Reply> {
+    ) -> Result<(Response<ResponseBody>, Option<Drawn>), Reply> {
         if let Some(answer) = way.preflight(&admitted.head) {
             return Ok((self.own(answer), None));
         }
         let mut body = RequestBody::of(body, self.record);
-        let mut passed = self.police(place, way, &mut admitted.head, &mut body).await?;
+        let deadline = way.tries().deadline(&admitted.head, self.start);
+        let policing = self.police(place, way, &mut admitted.head, &mut body);
+        let passed = timed(self, &deadline, policing).await?;
         if let Some(policy) = &passed.delayed_by {
             self.record.ended_by(Reason::FaultDelay, Some(policy));
         }
@@ -173,42 +184,47 @@ impl Exchange<'_> {
         if let Some(answer) = way.redirect(&admitted.head, port)? {
             return Ok((self.own(answer), None));
         }
-        let tries = way
-            .rule
-            .as_ref()
-            .map_or_else(|| Tries::plain(), |rule| &rule.tries);
-        let session = tries.session_of(&place.port.backend, &admitted.head);
-        let onward = way.onward(&place.port, &admitted.head, session)?;
-        self.police_backend(
+        let parent = way.parent(&place.port);
+        let draws = Draws {
+            exchange: self,
             place,
-            &onward.backend,
-            (&mut admitted.head, &mut body),
-            &mut passed,
-        )
-        .await?;
-        // Filters see what came; what policies change comes on top of what they make of it.
-        let mut head = onward.head.as_ref().unwrap_or(&admitted.head).clone();
-        passed.change_request(&mut head);
-        let body = self.mirror(place, way, &head, &admitted, body);
-        let sending = self.sending(place, tries, admitted.takes_trailers);
-        let mut answer = sending.run(&head, body, &onward.backend).await?;
-        passed.change_response(answer.headers_mut());
+            way,
+            asked: &admitted.head,
+            passed: &passed,
+            session: way.tries().session_of(parent, &admitted.head),
+        };
+        let mut aim = timed(self, &deadline, Aim::draw(draws, &mut body)).await?;
+        let body = self.mirror(place, way, aim.head(), &admitted, body);
+        let sending = Sending {
+            takes_trailers: admitted.takes_trailers,
+            ..self.sending(place, way.tries(), parent, deadline)
+        };
+        let mut answer = sending.run(&mut aim, body).await?;
+        aim.passed().change_response(answer.headers_mut());
+        let (drawn, passed) = (aim.drawn().clone(), aim.passed().clone());
         let answer = self.watched(answer, place, way, admitted.head, passed);
-        Ok((answer, Some(onward)))
+        Ok((answer, Some(drawn)))
     }
 
-    /// How a request is sent that was read just now.
-    fn sending<'s>(&'s self, place: &'s Place, tries: &'s Tries, takes_trailers: bool) -> Sending<'s> {
+    /// How a request is sent.
+    fn sending<'s>(
+        &'s self,
+        place: &'s Place,
+        tries: &'s Tries,
+        parent: &'s Arc<Backend>,
+        deadline: Deadline,
+    ) -> Sending<'s> {
         Sending {
             waypoint: self.waypoint,
             arrival: self.arrival,
             snapshot: &place.snapshot,
             port: &place.port,
+            parent,
             id: &self.id,
-            takes_trailers,
+            takes_trailers: false,
             tries,
             once: false,
-            start: place.port.backend.now(),
+            deadline,
             record: Some(self.record),
         }
     }
@@ -229,7 +245,7 @@ impl Exchange<'_> {
 
     /// What the security policies of a backend say that is not what was asked for, with the same source. Where this
     /// waypoint does not stand in front of it, they are enforced by whoever does.
-    async fn police_backend(
+    pub(super) async fn police_backend(
         &self,
         place: &Place,
         backend: &Backend,
@@ -386,14 +402,18 @@ impl Exchange<'_> {
                     id,
                     grpc,
                     record: &record,
+                    start: waypoint.clock.now(),
                 };
                 let copying = async {
+                    let (tries, parent) = (Tries::plain(), &place.port.backend);
+                    let deadline = Deadline::new(&Timeouts::default(), None, exchange.start);
                     let sending = Sending {
                         once: true,
                         record: None,
-                        ..exchange.sending(&place, Tries::plain(), takes_trailers)
+                        takes_trailers,
+                        ..exchange.sending(&place, tries, parent, deadline)
                     };
-                    let answer = sending.run(&head, copy, &backend).await?;
+                    let answer = sending.run(&mut Aim::at(backend, head), copy).await?;
                     http_body_util::BodyExt::collect(answer.into_body())
                         .await
                         .map_err(|_| Reason::UpstreamReset)?;
@@ -421,6 +441,20 @@ impl Exchange<'_> {
             detail: self.waypoint.config.reason_detail,
         };
         respond::reply(reply, caller)
+    }
+}
+
+/// What is done before the request is sent counts in its time, too.
+async fn timed<T>(
+    exchange: &Exchange<'_>,
+    deadline: &Deadline,
+    doing: impl Future<Output = Result<T, Reply>>,
+) -> Result<T, Reply> {
+    match deadline.left(exchange.waypoint.clock.now()) {
+        Some(left) => tokio::time::timeout(left, doing)
+            .await
+            .unwrap_or_else(|_| Err(Reason::RequestTimeout.into())),
+        None => doing.await,
     }
 }
 

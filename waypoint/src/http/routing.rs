@@ -11,6 +11,7 @@ use tulle_model::{Reason, RequestHead};
 use super::body::ResponseBody;
 use super::respond::Reply;
 use super::rule::{Rule, Weighted};
+use super::tries::Tries;
 use crate::filter::cors;
 use crate::snapshot::PortState;
 use crate::upstream::backend::{Backend, BackendKey};
@@ -28,15 +29,13 @@ pub struct Way {
     origin: Option<HeaderValue>,
 }
 
-/// Where a request goes, and how it looks there.
-#[derive(Debug)]
-pub struct Onward {
+/// A backend that was drawn.
+#[derive(Debug, Clone)]
+pub struct Drawn {
     /// Who serves it.
     pub backend: Arc<Backend>,
-    /// The request after the filters; `None` if they leave it as it is.
-    pub head: Option<RequestHead>,
-    /// What the backend's filters do to the answer.
-    weighted: Option<usize>,
+    /// Which of the rule's it is; `None` without a rule.
+    pub(super) weighted: Option<usize>,
 }
 
 /// Chooses the rule for a caller of a namespace.
@@ -81,6 +80,21 @@ impl Way {
         self.rule.as_ref().map(|rule| &*rule.name)
     }
 
+    /// What the rule says of tries.
+    #[must_use]
+    pub fn tries(&self) -> &Tries {
+        self.rule
+            .as_ref()
+            .map_or_else(|| Tries::plain(), |rule| &rule.tries)
+    }
+
+    /// What was asked for, by the policies that count for the rule.
+    #[must_use]
+    pub fn parent<'w>(&'w self, port: &'w PortState) -> &'w Arc<Backend> {
+        let own = self.rule.as_ref().and_then(|rule| rule.parent.as_ref());
+        own.unwrap_or(&port.backend)
+    }
+
     /// The answer to a preflight, if it is one.
     #[must_use]
     pub fn preflight(&self, head: &RequestHead) -> Option<Response<ResponseBody>> {
@@ -115,44 +129,47 @@ impl Way {
         Ok(Some(answer))
     }
 
-    /// Draws the backend and lets the rule's and its filters change the request. A session stays with its backend.
+    /// Whether more than one backend can be drawn.
+    #[must_use]
+    pub fn has_choice(&self) -> bool {
+        self.rule.as_ref().is_some_and(|rule| rule.backends().len() > 1)
+    }
+
+    /// Draws the backend. A session stays with its backend.
     ///
     /// # Errors
     /// `backend_invalid` if what was drawn does not exist or may not be used.
-    pub fn onward(
-        &self,
-        port: &PortState,
-        head: &RequestHead,
-        session: Option<u128>,
-    ) -> Result<Onward, Reply> {
+    pub fn draw(&self, port: &PortState, session: Option<u128>) -> Result<Drawn, Reply> {
         let Some(rule) = &self.rule else {
-            return Ok(Onward {
+            return Ok(Drawn {
                 backend: Arc::clone(&port.backend),
-                head: None,
                 weighted: None,
             });
         };
         let invalid = || self.failed(Reason::BackendInvalid);
         let held = session.and_then(|session| rule.holding(session));
         let place = held.or_else(|| rule.draw(rand::random())).ok_or_else(invalid)?;
-        let drawn = &rule.backends()[place];
-        let backend = drawn
-            .backend
-            .as_ref()
-            .filter(|backend| exists(backend))
-            .ok_or_else(invalid)?;
-        let leaves = rule.filters.leaves_request() && drawn.filters.leaves_request();
-        Ok(Onward {
+        let backend = rule.backends()[place].backend.as_ref();
+        let backend = backend.filter(|backend| exists(backend)).ok_or_else(invalid)?;
+        Ok(Drawn {
             backend: Arc::clone(backend),
-            head: (!leaves).then(|| changed(rule, drawn, head, self.prefix)),
             weighted: Some(place),
         })
     }
 
+    /// What the rule's and the backend's filters make of a request.
+    #[must_use]
+    pub fn changed(&self, drawn: &Drawn, mut head: RequestHead) -> RequestHead {
+        if let (Some(rule), Some(place)) = (&self.rule, drawn.weighted) {
+            change(rule, &rule.backends()[place], &mut head, self.prefix);
+        }
+        head
+    }
+
     /// Lets the backend's filters, then the rule's, then CORS change an answer. Answers of our own have no backend.
-    pub fn finish(&self, onward: Option<&Onward>, headers: &mut HeaderMap) {
+    pub fn finish(&self, drawn: Option<&Drawn>, headers: &mut HeaderMap) {
         let Some(rule) = &self.rule else { return };
-        let weighted = onward.and_then(|onward| rule.backends().get(onward.weighted?));
+        let weighted = drawn.and_then(|drawn| rule.backends().get(drawn.weighted?));
         let of_backend = weighted.iter().flat_map(|drawn| &drawn.filters.response_headers);
         for change in of_backend.chain(&rule.filters.response_headers) {
             change.apply(headers);
@@ -172,18 +189,16 @@ impl Way {
     }
 }
 
-fn changed(rule: &Rule, drawn: &Weighted, head: &RequestHead, prefix: Option<usize>) -> RequestHead {
-    let mut head = head.clone();
+fn change(rule: &Rule, drawn: &Weighted, head: &mut RequestHead, prefix: Option<usize>) {
     for change in &rule.filters.request_headers {
         change.apply(&mut head.headers);
     }
     if let Some(rewrite) = &rule.filters.rewrite {
-        rewrite.apply(&mut head, prefix);
+        rewrite.apply(head, prefix);
     }
     for change in &drawn.filters.request_headers {
         change.apply(&mut head.headers);
     }
-    head
 }
 
 /// Whether a backend has arrived, with its port.

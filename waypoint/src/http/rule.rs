@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tulle_model::route::{Action, Backend as Ref, BackendTo, Route, Split};
 use tulle_model::{NamespacedHostname, Str};
 
-use super::send::Tries;
+use super::tries::Tries;
 use crate::filter::Filters;
 use crate::filter::mirror::Share;
 use crate::upstream::backend::Backend;
@@ -25,6 +25,9 @@ pub struct Rule {
     pub mirrors: Vec<Mirror>,
     /// How long requests may take, and when they are tried again.
     pub tries: Tries,
+    /// What was asked for, by the policies of the route, where that has some of its own: whose retries count, and who
+    /// keeps sessions.
+    pub parent: Option<Arc<Backend>>,
     split: Split,
     backends: Vec<Weighted>,
 }
@@ -51,6 +54,7 @@ impl Rule {
     /// Compiles a rule. `find` gives the handle of a backend.
     pub fn compile(
         route: &Arc<Route>,
+        parent: Option<Arc<Backend>>,
         mut find: impl FnMut(&NamespacedHostname, u16) -> Arc<Backend>,
     ) -> Arc<Self> {
         let mut broken = match route.action() {
@@ -82,6 +86,7 @@ impl Rule {
             route: Arc::clone(route),
             name: route.name(),
             tries: Tries::of(route),
+            parent,
             split: Split::new(&route.backends),
             broken,
             filters,

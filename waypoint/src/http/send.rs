@@ -1,6 +1,6 @@
 //! A request on its way to endpoints: *draw → pick → breaker → timer → upstream*, again where that is allowed.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::header::{HeaderName, SET_COOKIE};
@@ -9,17 +9,17 @@ use http_body::Body as _;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout};
 use tulle_model::request::Protocol;
-use tulle_model::route::{Route, Timeouts};
 use tulle_model::service::AppProtocol;
 use tulle_model::{Reason, RequestHead};
 
+use super::aim::Aim;
 use super::body::{RequestBody, ResponseBody};
 use super::hygiene;
-use super::hygiene::encode::{self, Telling};
+use super::hygiene::encode::{self, ClientCert, Telling};
 use super::record::Record;
 use super::respond::{Own, Reply};
-use super::routing;
-use crate::clock::Time;
+use super::routing::{self, Drawn};
+use super::tries::{Tries, unix_now};
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::snapshot::{PortState, Snapshot};
@@ -27,57 +27,20 @@ use crate::upstream::backend::Backend;
 use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf};
-use crate::upstream::endpoint::EndpointState;
+use crate::upstream::endpoint::{Endpoint, EndpointState};
 use crate::upstream::hash;
 use crate::upstream::outcome::{Answer, Outcome, Unsent};
-use crate::upstream::pool::{Key, SendFailed, Version};
+use crate::upstream::pool::{Bounds, Key, LeaseError, SendFailed, Version};
 use crate::upstream::retry::replay::Replay;
-use crate::upstream::retry::{Decision, RetryPolicy, Tried, look_ahead, retry_after};
+use crate::upstream::retry::{Decision, Tried, look_ahead, retry_after};
 use crate::upstream::session::{SessionPolicy, Token};
 use crate::upstream::timeout::{self as limits, Deadline, TryLimit};
 
 /// A waypoint tells its clients when it was its breaker that refused.
 const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 
-/// What a rule says of tries.
-#[derive(Debug, Clone)]
-pub struct Tries {
-    retry: RetryPolicy,
-    timeouts: Timeouts,
-    session: Option<SessionPolicy>,
-}
-
-static PLAIN: LazyLock<Tries> = LazyLock::new(|| Tries {
-    retry: RetryPolicy::new(None),
-    timeouts: Timeouts::default(),
-    session: None,
-});
-
-impl Tries {
-    /// What a route's rule says.
-    #[must_use]
-    pub fn of(route: &Route) -> Self {
-        Self {
-            retry: RetryPolicy::new(route.retry.as_ref()),
-            timeouts: route.timeouts.clone(),
-            session: route.session.as_ref().and_then(SessionPolicy::new),
-        }
-    }
-
-    /// The endpoint that a request's session is with, as far as the rule or the backend that is asked for keeps one.
-    #[must_use]
-    pub fn session_of(&self, backend: &Backend, head: &RequestHead) -> Option<u128> {
-        let policy = self.session.clone().or_else(|| backend.session())?;
-        let token = policy.read(&head.headers, unix_now())?;
-        Some(token.fingerprint)
-    }
-
-    /// What holds where no rule says anything.
-    #[must_use]
-    pub fn plain() -> &'static Self {
-        &PLAIN
-    }
-}
+/// Draws of one retry, until one brings an endpoint that was not tried before.
+const REDRAWS_MAX: usize = 5;
 
 /// What one request is sent by.
 #[derive(Debug, Clone, Copy)]
@@ -86,13 +49,15 @@ pub(super) struct Sending<'a> {
     pub(super) arrival: &'a Arrival,
     pub(super) snapshot: &'a Snapshot,
     pub(super) port: &'a PortState,
+    /// What was asked for: whose retries count, and who keeps sessions.
+    pub(super) parent: &'a Arc<Backend>,
     pub(super) id: &'a HeaderValue,
     pub(super) takes_trailers: bool,
     pub(super) tries: &'a Tries,
     /// Whether another try may be made at all; copies have one.
     pub(super) once: bool,
-    /// When the head of the request was read.
-    pub(super) start: Time,
+    /// When it has to be over.
+    pub(super) deadline: Deadline,
     /// What it is told by; copies have none.
     pub(super) record: Option<&'a Record>,
 }
@@ -108,11 +73,18 @@ struct Brought {
     over: bool,
 }
 
+/// An endpoint for one try.
+struct Picked {
+    drawn: Drawn,
+    pick: Pick,
+    /// What a client is told that has no cookie to be hashed by yet.
+    set_cookie: Option<HeaderValue>,
+}
+
 /// What the tries of one request share.
 struct State {
     replay: Replay<RequestBody>,
     tried: SmallVec<[Arc<EndpointState>; 3]>,
-    deadline: Deadline,
     token: Option<Token>,
     number: u32,
     /// The span of the try.
@@ -124,38 +96,30 @@ struct State {
 }
 
 impl Sending<'_> {
-    /// Sends a request to a backend. Its policies were judged for this one, so that every try goes there.
+    /// Sends a request where `aim` points, and where it points for each further try.
     pub(super) async fn run(
         &self,
-        head: &RequestHead,
+        aim: &mut Aim<'_>,
         body: RequestBody,
-        backend: &Arc<Backend>,
     ) -> Result<Response<ResponseBody>, Reply> {
-        let parent = &self.port.backend;
         if !self.once {
-            parent.count_request();
+            self.parent.count_request();
         }
-        let grpc = head
-            .is_grpc()
-            .then(|| limits::grpc_timeout(&head.headers))
-            .flatten();
-        let session = self.tries.session.clone().or_else(|| parent.session());
+        let session = self.tries.session.clone().or_else(|| self.parent.session());
         let mut state = State {
             replay: Replay::new(body, self.tries.retry.retries() && !self.once),
             tried: SmallVec::new(),
-            deadline: Deadline::new(&self.tries.timeouts, grpc, self.start),
             token: session
                 .as_ref()
-                .and_then(|policy| policy.read(&head.headers, unix_now())),
+                .and_then(|policy| policy.read(&aim.asked().headers, unix_now())),
             number: 1,
             span: 0,
             started: SystemTime::now(),
             retrying: None,
         };
-        self.note(|record| record.sent_to(backend));
         loop {
-            let brought = self.one(&mut state, head, backend, session.as_ref()).await?;
-            let again = self.again(&mut state, head, &brought, backend)?;
+            let brought = self.one(&mut state, aim, session.as_ref()).await?;
+            let again = self.again(&mut state, aim, &brought)?;
             let Some(wait) = again else {
                 state.replay.commit();
                 return match brought.response {
@@ -171,13 +135,7 @@ impl Sending<'_> {
     }
 
     /// How long to wait before another try; `None` if there is none.
-    fn again(
-        &self,
-        state: &mut State,
-        head: &RequestHead,
-        brought: &Brought,
-        backend: &Arc<Backend>,
-    ) -> Result<Option<Duration>, Reply> {
+    fn again(&self, state: &mut State, aim: &Aim<'_>, brought: &Brought) -> Result<Option<Duration>, Reply> {
         state.retrying = None;
         if self.once || brought.over {
             return Ok(None);
@@ -185,9 +143,9 @@ impl Sending<'_> {
         let tried = Tried {
             number: state.number,
             outcome: &brought.outcome,
-            method: &head.method,
+            method: &aim.asked().method,
             replayable: state.replay.is_replayable(),
-            left: state.deadline.left(self.port.backend.now()),
+            left: self.left(),
             random: rand::random(),
         };
         let wait = match self.tries.retry.decide(&tried) {
@@ -199,11 +157,12 @@ impl Sending<'_> {
             Decision::Pass => return Ok(None),
         };
         let metrics = &self.waypoint.metrics;
-        if !self.port.backend.may_retry() {
+        if !self.parent.may_retry() {
             metrics.retried("over_budget");
             return Err(Reason::RetryBudgetSpent.into());
         }
-        let Some(cluster) = backend.cluster() else {
+        // The last answer can still be passed on: that is why the backend counts that gave it.
+        let Some(cluster) = aim.drawn().backend.cluster() else {
             return Ok(None);
         };
         match cluster.state().breaker.retry(cluster.policy().limits) {
@@ -221,41 +180,47 @@ impl Sending<'_> {
     async fn one(
         &self,
         state: &mut State,
-        head: &RequestHead,
-        backend: &Arc<Backend>,
+        aim: &mut Aim<'_>,
         session: Option<&SessionPolicy>,
     ) -> Result<Brought, Reply> {
-        let Some(cluster) = backend.cluster() else {
-            return Err(Reason::BackendInvalid.into());
-        };
-        let hashed = hash::of(cluster.hash_keys(), head, &self.arrival.source, rand::random());
-        let now = backend.now();
-        let ask = Ask {
-            now,
-            hash: hashed.hash,
-            session: state.token.map(|token| token.fingerprint),
-            tried: &state.tried,
-            address: Some(self.arrival.destination.address.ip()),
-        };
-        let Some(mut pick) = backend.pick(&ask) else {
-            return Err(Reason::NoHealthyEndpoint.into());
-        };
-        let breaker = &cluster.state().breaker;
-        let guard = breaker.request(cluster.policy().limits).map_err(|_| overflow())?;
+        let mut body = RequestBody::of_try(state.replay.next_try());
+        let Picked {
+            drawn,
+            mut pick,
+            set_cookie,
+        } = self.pick(state, aim)?;
+        if state.number > 1 {
+            let turning = aim.turn_to(drawn, &mut body);
+            match self.left() {
+                Some(left) => timeout(left, turning)
+                    .await
+                    .map_err(|_| Reason::RequestTimeout)??,
+                None => turning.await?,
+            }
+        }
+        let backend = &aim.drawn().backend;
+        self.note(|record| record.sent_to(backend));
+        let (at, limits) = (backend.now(), pick.cluster().policy().limits);
+        let guard = pick
+            .cluster()
+            .state()
+            .breaker
+            .request(limits)
+            .map_err(|_| overflow())?;
         state.tried.push(Arc::clone(&pick.endpoint().state));
-        let cookies = self.cookies(state, &pick, session, hashed.set_cookie);
-        let limit = limits::of_try(&self.tries.timeouts, &state.deadline, self.port.backend.now());
+        let cookies = self.cookies(state, &pick, session, set_cookie);
+        let limit = limits::of_try(&self.tries.timeouts, &self.deadline, self.waypoint.clock.now());
         let ends = limit.limit().map(|limit| Instant::now() + limit);
         (state.span, state.started) = (rand::random::<u64>().max(1), SystemTime::now());
-        let trying = self.attempt(state, head, backend, &pick);
+        let trying = self.attempt(state, aim, body, &pick);
         let brought = match limit.limit() {
             Some(limit) => timeout(limit, trying).await,
             None => Ok(trying.await),
         };
-        let mut brought = brought.unwrap_or_else(|_| late(limit));
+        let mut brought = brought.unwrap_or_else(|_| Ok(late(limit)))?;
         pick.settle(&brought.outcome, backend.now());
         self.note(|record| brought.tell(record, state));
-        let took = backend.now().since(now);
+        let took = backend.now().since(at);
         if let Some(response) = &mut brought.response {
             self.note(|record| record.answered_after(took));
             for (name, value) in cookies {
@@ -265,6 +230,59 @@ impl Sending<'_> {
             response.body_mut().hold(Box::new(held), ends);
         }
         Ok(brought)
+    }
+
+    /// Draws a backend and picks an endpoint of it that was not tried before, if there is one.
+    fn pick(&self, state: &State, aim: &Aim<'_>) -> Result<Picked, Reply> {
+        let mut last = None;
+        for _ in 0..=REDRAWS_MAX {
+            let drawn = if state.number == 1 {
+                aim.drawn().clone()
+            } else {
+                aim.redraw()?
+            };
+            let Some(cluster) = drawn.backend.cluster() else {
+                return Err(Reason::BackendInvalid.into());
+            };
+            let hashed = hash::of(
+                cluster.hash_keys(),
+                aim.asked(),
+                &self.arrival.source,
+                rand::random(),
+            );
+            let ask = Ask {
+                now: drawn.backend.now(),
+                hash: hashed.hash,
+                session: state.token.map(|token| token.fingerprint),
+                tried: &state.tried,
+                address: Some(self.arrival.destination.address.ip()),
+            };
+            let picked = drawn.backend.pick(&ask);
+            let is_new = |pick: &Pick| {
+                !state
+                    .tried
+                    .iter()
+                    .any(|one| Arc::ptr_eq(one, &pick.endpoint().state))
+            };
+            let is_good = picked.as_ref().is_some_and(is_new);
+            last = picked
+                .map(|pick| Picked {
+                    drawn,
+                    pick,
+                    set_cookie: hashed.set_cookie,
+                })
+                .or(last);
+            // Who hashes wants one endpoint for one key, also when it is tried again.
+            if is_good || hashed.hash.is_some() || state.number == 1 || !aim.varies() {
+                break;
+            }
+        }
+        last.ok_or_else(|| Reason::NoHealthyEndpoint.into())
+    }
+
+    /// What is left of the request's time; `None` is without end.
+    fn left(&self) -> Option<Duration> {
+        self.deadline.left(self.waypoint.clock.now())
     }
 
     fn note(&self, note: impl FnOnce(&Record)) {
@@ -288,22 +306,26 @@ impl Sending<'_> {
         session.into_iter().chain(hashed).collect()
     }
 
+    /// # Errors
+    /// The reply if the backend has as many connections as it may have, and as many requests wait for one.
     async fn attempt(
         &self,
         state: &State,
-        head: &RequestHead,
-        backend: &Arc<Backend>,
+        aim: &Aim<'_>,
+        body: RequestBody,
         pick: &Pick,
-    ) -> Brought {
+    ) -> Result<Brought, Reply> {
+        let (head, backend) = (aim.head(), &aim.drawn().backend);
+        let failed = |outcome, reason| Ok(Brought::failed(outcome, reason));
         let endpoint = pick.endpoint();
         let Some(address) = endpoint.address(self.arrival.destination.address) else {
-            return Brought::failed(Outcome::Unsent(Unsent::Connect), Reason::NoHealthyEndpoint);
+            return failed(Outcome::Unsent(Unsent::Connect), Reason::NoHealthyEndpoint);
         };
         self.note(|record| record.tried(state.number, endpoint, address));
         let version = upstream_version(routing::spoken(backend, self.port.protocol), head);
-        let request = match self.request(state, head, version) {
+        let request = match self.request(state, head, body, (version, endpoint)) {
             Ok(request) => request,
-            Err(reason) => return Brought::failed(Outcome::ClientGone, reason),
+            Err(reason) => return failed(Outcome::ClientGone, reason),
         };
         let key = Key {
             workload: endpoint.workload.uid.clone(),
@@ -312,16 +334,21 @@ impl Sending<'_> {
             source: connect::told_source(self.arrival, self.snapshot),
             version,
         };
+        let bounds = Bounds {
+            breaker: &pick.cluster().state().breaker,
+            limits: pick.cluster().policy().limits,
+        };
         let open = || async {
             let behalf = Behalf::of(self.arrival, self.snapshot);
-            connect::open(self.waypoint, endpoint, address, &behalf).await
+            connect::open(self.waypoint, endpoint, address, &behalf, bounds.limits.connect).await
         };
-        let mut lease = match self.waypoint.upstreams.http.lease(&key, open).await {
+        let mut lease = match self.waypoint.upstreams.http.lease(&key, bounds, open).await {
             Ok(lease) => lease,
-            Err(error) => {
+            Err(LeaseError::Overflow(_)) => return Err(overflow()),
+            Err(LeaseError::Open(error)) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
                 self.note(|record| record.not_reached(&error));
-                return Brought::failed(connect::outcome_of(&error), connect::reason(&error));
+                return failed(connect::outcome_of(&error), connect::reason(&error));
             }
         };
         let error = match lease.send(request).await {
@@ -329,33 +356,39 @@ impl Sending<'_> {
                 let (mut parts, body) = response.into_parts();
                 let connection = match hygiene::answer::clean(&mut parts, false) {
                     Ok(connection) => connection,
-                    Err(reason) => return Brought::failed(Outcome::Malformed, reason),
+                    Err(reason) => return failed(Outcome::Malformed, reason),
                 };
                 parts.extensions.clear();
                 if connection == hygiene::answer::Connection::Close {
                     lease.spoil();
                 }
                 let response = Response::from_parts(parts, ResponseBody::upstream(body, lease));
-                return self.answered(head, response).await;
+                return Ok(self.answered(head, response).await);
             }
             Err(error) => error,
         };
         tracing::debug!(error = %error.error, %address, "no answer");
         let outcome = ended(&error, lease.reused && !state.replay.has_started(), version);
-        Brought::failed(outcome, outcome.reason().unwrap_or(Reason::UpstreamReset))
+        failed(outcome, outcome.reason().unwrap_or(Reason::UpstreamReset))
     }
 
     fn request(
         &self,
         state: &State,
         head: &RequestHead,
-        version: Version,
+        body: RequestBody,
+        (version, endpoint): (Version, &Endpoint),
     ) -> Result<Request<RequestBody>, Reason> {
+        let told = self.snapshot.settings.forward_client_cert;
+        let source = self.arrival.source.identity.as_ref().filter(|_| told);
+        let names = source.map(|source| (source.to_string(), endpoint.workload.identity().to_string()));
         let telling = Telling {
             request_id: self.id,
             source_ip: self.arrival.source.ip,
             attempt: state.number,
-            client_cert: None,
+            client_cert: names
+                .as_ref()
+                .map(|(source, destination)| ClientCert { source, destination }),
             upgrade: None,
             takes_trailers: self.takes_trailers,
         };
@@ -364,18 +397,11 @@ impl Sending<'_> {
             Version::Http2 => http::Version::HTTP_2,
         };
         let mut parts = encode::encode(head, &telling, written).map_err(|_| Reason::BadPath)?;
-        if let Some(left) = state
-            .deadline
-            .left(self.port.backend.now())
-            .filter(|_| head.is_grpc())
-        {
+        if let Some(left) = self.left().filter(|_| head.is_grpc()) {
             parts.headers.insert(limits::GRPC_TIMEOUT, limits::header(left));
         }
         self.note(|record| record.pass_trace(&mut parts.headers, state.span));
-        Ok(Request::from_parts(
-            parts,
-            RequestBody::of_try(state.replay.next_try()),
-        ))
+        Ok(Request::from_parts(parts, body))
     }
 
     /// Reads what the head of an answer says, and where that may decide, its trailers.
@@ -471,11 +497,4 @@ fn upstream_version(declared: AppProtocol, head: &RequestHead) -> Version {
         (AppProtocol::Http2 | AppProtocol::Grpc, _) | (_, Protocol::Http2) => Version::Http2,
         (_, Protocol::Http10 | Protocol::Http11) => Version::Http1,
     }
-}
-
-fn unix_now() -> u32 {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
 }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tulle_identity::{CertificateError, PeerProof, Priority, WorkloadCertificate};
-use tulle_model::Reason;
+use tulle_model::{NetworkAddress, Reason};
 use tulle_runtime::tasks;
 use tulle_transport::hbone::server::{self, Accepted};
 use tulle_transport::hbone::{
@@ -170,6 +170,7 @@ async fn admit(
     };
     let outcome = timeout(waypoint.config.policy_wait, settled).await;
     let found = outcome.unwrap_or_else(|_| look())?;
+    ask_who_called(waypoint, &request, &found);
     let max = waypoint.view.load().settings.limits.streams;
     let place = waypoint.limits.stream(&tunnel.identity, max).ok_or_else(|| {
         Refused::new(
@@ -178,6 +179,18 @@ async fn admit(
         )
     })?;
     Ok((found, place))
+}
+
+/// A caller that is not known is asked for, so that its later streams tell whose they are. This one does not wait.
+fn ask_who_called(waypoint: &Waypoint, request: &ConnectRequest, found: &Found) {
+    if found.arrival.workload.is_some() {
+        return;
+    }
+    let network = &waypoint.view.load().own.network;
+    let told = request.forwarded.as_ref().map(|forwarded| forwarded.client.ip());
+    for ip in told.into_iter().chain([found.arrival.peer_address.ip()]) {
+        waypoint.mesh.want(&NetworkAddress::new(network.clone(), ip));
+    }
 }
 
 fn refuse(waypoint: &Waypoint, incoming: Incoming, tunnel: &Tunnel, refused: &Refused) {

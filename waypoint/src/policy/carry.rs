@@ -7,20 +7,23 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Limited};
+use tulle_identity::RootSource;
 use tulle_model::NamespacedHostname;
 use tulle_transport::Baggage;
 
 use super::ask::{Answer, Ask, AskError, Asked, Over, Question};
 use super::jwt::Fetch;
+use super::jwt::https::Https;
 use super::jwt::jwks::FetchError;
 use super::jwt::keys::JWKS_BYTES_MAX;
-use super::jwt::target::{BadTarget, Target};
+use super::jwt::target::Target;
 use crate::context::Waypoint;
 use crate::http::body::RequestBody;
 use crate::upstream::backend::{Backend, BackendKey};
 use crate::upstream::cluster;
 use crate::upstream::connect::{self, Behalf};
-use crate::upstream::pool::{Key, Version};
+use crate::upstream::metrics::Events;
+use crate::upstream::pool::{Bounds, Key, Version};
 
 impl Ask for Waypoint {
     fn ask<'a>(&'a self, question: Question<'a>) -> BoxFuture<'a, Result<Answer, AskError>> {
@@ -32,7 +35,7 @@ impl Waypoint {
     async fn carry(&self, question: Question<'_>) -> Result<Answer, AskError> {
         let Asked { service, port } = question.to;
         let snapshot = self.view.load();
-        let backend = Backend::new(BackendKey::Service(service.clone(), *port));
+        let backend = Backend::new(BackendKey::Service(service.clone(), *port), Events::default());
         backend.refresh(&snapshot.mesh, &snapshot.own, &snapshot.settings);
         drop(snapshot);
         let nobody = || AskError::NoEndpoint(service.clone());
@@ -62,14 +65,19 @@ impl Waypoint {
                 Over::Http2 => Version::Http2,
             },
         };
+        let cluster = pick.cluster();
+        let bounds = Bounds {
+            breaker: &cluster.state().breaker,
+            limits: cluster.policy().limits,
+        };
         let mut request = question.request.map(RequestBody::text);
         loop {
-            let open = || connect::open(self, endpoint, address, &behalf);
+            let open = || connect::open(self, endpoint, address, &behalf, bounds.limits.connect);
             let broken = |error: &dyn std::fmt::Display| AskError::Connection(error.to_string());
             let mut lease = self
                 .upstreams
                 .http
-                .lease(&key, open)
+                .lease(&key, bounds, open)
                 .await
                 .map_err(|error| broken(&error))?;
             let reused = lease.reused;
@@ -98,7 +106,7 @@ impl Waypoint {
     }
 }
 
-/// Fetches keys of tokens from services of the mesh.
+/// Fetches keys of tokens: from services of the mesh by its tunnels, else by HTTPS.
 #[derive(Debug)]
 pub struct Fetcher(pub Weak<Waypoint>);
 
@@ -113,15 +121,16 @@ impl Fetcher {
         let gone = || FetchError::Connection("the waypoint ends".to_owned());
         let waypoint = self.0.upgrade().ok_or_else(gone)?;
         let Some(service) = in_mesh(&waypoint, target) else {
-            if !target.is_https {
-                return Err(BadTarget::NotHttps(target.host.clone()).into());
-            }
-            // Fails closed: without keys every token is refused.
-            let text = "only services of the mesh can be asked for keys; write them into the policy, or add a service";
-            return Err(FetchError::Connection(text.to_owned()));
+            let https = Https {
+                roots: RootSource::from_setting(&waypoint.config.jwks_roots),
+                network: Arc::clone(&waypoint.upstreams.network),
+            };
+            drop(waypoint);
+            // Without TLS it refuses by itself: that is for services of the mesh.
+            return https.get(target).await;
         };
         let request = Request::get(&*target.path)
-            .header(http::header::HOST, &*target.host)
+            .header(http::header::HOST, target.authority())
             .body(Bytes::new())
             .map_err(|error| FetchError::Connection(error.to_string()))?;
         let to = Asked {

@@ -59,7 +59,7 @@ pub struct Asking<'a> {
 }
 
 /// What passed, with what is to be changed.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Passed {
     /// What its token says.
     pub claims: Option<Arc<Claims>>,

@@ -3,8 +3,10 @@
 //! A request without a token passes without a principal. Any token that stands in a place some rule reads must be
 //! valid for a rule that names its issuer and reads that place; else the request is refused.
 
+pub mod ahead;
 pub mod authenticate;
 pub mod cache;
+pub mod https;
 pub mod jwks;
 pub mod keys;
 pub mod places;

@@ -49,6 +49,8 @@ pub struct PortState {
     pub routes: Vec<Arc<Route>>,
     /// The same, compiled for each class of callers.
     pub rules: PortRoutes<Arc<Rule>>,
+    /// The rules among them, each once: what did not change is taken over by the next snapshot.
+    pub(super) compiled: Vec<Arc<Rule>>,
     pub(super) policies: PortPolicies,
     /// Where requests go that no route sends elsewhere.
     pub backend: Arc<Backend>,
@@ -71,6 +73,16 @@ impl PortState {
     pub fn policies_of(&self, route: Option<&str>) -> &Arc<Rules> {
         let own = route.and_then(|route| self.policies.of_routes.get(route));
         own.unwrap_or(&self.policies.every)
+    }
+
+    /// Everything policies were compiled into.
+    pub fn all_policies(&self) -> impl Iterator<Item = &Arc<Rules>> {
+        let PortPolicies {
+            every,
+            of_routes,
+            as_backend,
+        } = &self.policies;
+        [every, as_backend].into_iter().chain(of_routes.values())
     }
 
     /// The security policies of requests that a route of another service sends here.
@@ -103,6 +115,11 @@ impl FrontState {
     #[must_use]
     pub fn port(&self, port: u16) -> Option<&Arc<PortState>> {
         self.ports.get(&port).or(self.any_port.as_ref())
+    }
+
+    /// The state of every port, that of ports nobody has declared among them.
+    pub fn port_states(&self) -> impl Iterator<Item = &Arc<PortState>> {
+        self.ports.values().chain(&self.any_port)
     }
 
     /// The ports that are declared.

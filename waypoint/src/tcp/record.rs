@@ -12,9 +12,10 @@ use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access::Entry;
+use crate::telemetry::labels::{Spoken, TrafficLabels};
 use crate::telemetry::party::{Party, ServiceLabels};
 use crate::telemetry::request_id::fresh;
-use crate::telemetry::requests::{OpenStream, Spoken, TrafficLabels};
+use crate::telemetry::requests::OpenStream;
 use crate::upstream::backend::Backend;
 use crate::upstream::endpoint::Endpoint;
 

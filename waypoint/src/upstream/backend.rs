@@ -7,6 +7,7 @@ use arc_swap::ArcSwapOption;
 use rand::RngExt;
 use tulle_model::policy::applies::{Object, Passed, Place, winner};
 use tulle_model::policy::{Concern, On, Policy};
+use tulle_model::route::Origin;
 use tulle_model::service::AppProtocol;
 use tulle_model::upstream::Serving;
 use tulle_model::waypoint::{FrontOf, Settings};
@@ -15,6 +16,7 @@ use tulle_model::{NamespacedHostname, Snapshot, WorkloadUid};
 
 use super::budget::{self, Budget};
 use super::cluster::{Ask, Cluster, ClusterPolicy, ClusterState, Pick, Sources, Unit};
+use super::metrics::Events;
 use super::session::SessionPolicy;
 use crate::clock::{Clock, Time};
 
@@ -65,6 +67,8 @@ impl BackendKey {
 pub struct Backend {
     /// What it is.
     pub key: BackendKey,
+    /// The route that sends its requests here, where that has policies of its own.
+    route: Option<Origin>,
     clock: Clock,
     state: Arc<ClusterState>,
     /// What the requests to it, as the one that was asked for, may spend on retries.
@@ -81,16 +85,37 @@ struct Current {
 }
 
 impl Backend {
-    /// A backend nobody serves yet.
+    /// A backend nobody serves yet. What happens to its endpoints is counted in `events`, too.
     #[must_use]
-    pub fn new(key: BackendKey) -> Self {
+    pub fn new(key: BackendKey, events: Events) -> Self {
         Self {
             key,
+            route: None,
             clock: Clock::start(),
-            state: Arc::default(),
+            state: Arc::new(ClusterState::new(events)),
             budget: Budget::default(),
             current: ArcSwapOption::empty(),
         }
+    }
+
+    /// The same backend by the policies of a route. What is remembered of endpoints, and what is counted, is that of the
+    /// backend; retries have a budget of their own.
+    #[must_use]
+    pub fn by_route(&self, route: &Origin) -> Self {
+        Self {
+            key: self.key.clone(),
+            route: Some(route.clone()),
+            clock: self.clock,
+            state: Arc::clone(&self.state),
+            budget: Budget::default(),
+            current: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Whether it is a backend by the policies of a route.
+    #[must_use]
+    pub fn is_of_route(&self) -> bool {
+        self.route.is_some()
     }
 
     /// What time it is for everything that is remembered here.
@@ -110,15 +135,17 @@ impl Backend {
     pub fn refresh(&self, mesh: &Snapshot, own: &Workload, settings: &Settings) {
         let (object, on) = self.key.object();
         let name = settings.name();
-        let places = [
+        let around = [
             on,
             On::Waypoint(name.clone()),
             On::Class(settings.class.clone()),
             On::Mesh,
         ];
-        let attached: Vec<&Arc<Policy>> = places
-            .iter()
-            .flat_map(|on| mesh.waypoint_policies_on(on))
+        let of_route = self.route.iter().map(on_route);
+        let attached: Vec<&Arc<Policy>> = around
+            .into_iter()
+            .chain(of_route)
+            .flat_map(|on| mesh.waypoint_policies_on(&on).collect::<Vec<_>>())
             .collect();
         let place = Place {
             waypoint: Some(Passed {
@@ -126,7 +153,7 @@ impl Backend {
                 class: &settings.class,
             }),
             object,
-            route: None,
+            route: self.route.as_ref(),
         };
         let budget = winner(attached.iter().copied(), &place, |concern| match concern {
             Concern::RetryBudget(budget) => Some(budget),
@@ -224,6 +251,38 @@ impl Backend {
         let settings = current.as_ref().map(|current| current.budget).unwrap_or_default();
         self.budget.ratio(&settings, self.now())
     }
+}
+
+/// What policies of a route are attached to.
+#[must_use]
+pub fn on_route(route: &Origin) -> On {
+    On::Route {
+        kind: route.kind,
+        namespace: route.namespace.clone(),
+        name: route.name.clone(),
+    }
+}
+
+/// Whether a route has policies of its own that say something of tries and endpoints.
+#[must_use]
+pub fn has_own(route: &Origin, mesh: &Snapshot) -> bool {
+    let place = Place {
+        route: Some(route),
+        ..Place::default()
+    };
+    let decides = |policy: &&Arc<Policy>| {
+        let says = matches!(
+            policy.concern,
+            Concern::LoadBalancing(_)
+                | Concern::Outlier(_)
+                | Concern::Circuit(_)
+                | Concern::RetryBudget(_)
+                | Concern::Session(_)
+        );
+        says && policy.rank(&place).is_some()
+    };
+    mesh.waypoint_policies_on(&on_route(route))
+        .any(|policy| decides(&policy))
 }
 
 fn policy(place: &Place<'_>, attached: &[&Arc<Policy>]) -> ClusterPolicy {

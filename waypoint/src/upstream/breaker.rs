@@ -1,11 +1,15 @@
 //! How much goes to one backend at once. What exceeds a bound is refused at once, except for connections: requests
 //! wait for those, up to a bound of their own.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tulle_model::policy::traffic::CircuitBreaker;
+
+use super::{CONNECT_TIMEOUT, CONNECT_TIMEOUT_MAX};
 
 /// Requests that wait for a connection, unless a policy says otherwise.
 pub const PENDING_MAX: u32 = 1_024;
@@ -21,6 +25,12 @@ pub struct Limits {
     pub requests: Option<u32>,
     /// Retries.
     pub retries: Option<u32>,
+    /// Requests of one connection; it drains after the last of them.
+    pub per_connection: Option<u32>,
+    /// Age of a connection at which it drains.
+    pub age_max: Option<Duration>,
+    /// Time in which a connection has to come about.
+    pub connect: Duration,
 }
 
 impl Default for Limits {
@@ -36,6 +46,13 @@ impl From<&CircuitBreaker> for Limits {
             pending: policy.pending.unwrap_or(PENDING_MAX),
             requests: policy.requests,
             retries: policy.retries,
+            per_connection: policy.requests_per_connection.map(|requests| requests.max(1)),
+            age_max: policy.age_max.filter(|age| !age.is_zero()),
+            connect: policy
+                .connect_timeout
+                .filter(|time| !time.is_zero())
+                .unwrap_or(CONNECT_TIMEOUT)
+                .min(CONNECT_TIMEOUT_MAX),
         }
     }
 }
@@ -103,18 +120,44 @@ impl Breaker {
     /// # Errors
     /// Too many wait already.
     pub async fn connection(self: &Arc<Self>, limits: Limits) -> Result<Guard, Overflow> {
-        if let Some(guard) = self.enter(What::Connection, limits.connections) {
-            return Ok(guard);
+        self.when_free(limits, || self.try_connection(limits)).await
+    }
+
+    /// What `look` finds: now, or when something of the backend has become free. Who waits counts as pending.
+    ///
+    /// # Errors
+    /// Too many wait already.
+    pub async fn when_free<T>(
+        self: &Arc<Self>,
+        limits: Limits,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Result<T, Overflow> {
+        if let Some(found) = look() {
+            return Ok(found);
         }
-        let _waiting = self
-            .enter(What::Pending, Some(limits.pending))
-            .ok_or(Overflow::Pending)?;
+        let _waiting = self.pending(limits)?;
         loop {
-            let freed = self.freed.notified();
-            if let Some(guard) = self.enter(What::Connection, limits.connections) {
-                return Ok(guard);
+            // Whatever becomes free after this line wakes us; whatever was free before it is found by looking again.
+            let mut freed = pin!(self.freed.notified());
+            freed.as_mut().enable();
+            if let Some(found) = look() {
+                return Ok(found);
             }
             freed.await;
+        }
+    }
+
+    /// Whether a request waits for a connection.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) > 0
+    }
+
+    /// Something has become free: a connection has ended, or one can take another request.
+    pub fn release(&self) {
+        // All of them look: what is free may be of use to one of them only.
+        if self.is_waited_for() {
+            self.freed.notify_waiters();
         }
     }
 
@@ -142,8 +185,9 @@ impl Breaker {
 
     fn enter(self: &Arc<Self>, what: What, max: Option<u32>) -> Option<Guard> {
         let more = |count: u32| (count < max.unwrap_or(u32::MAX)).then_some(count + 1);
+        // In one order with who releases: one of the two sees the other.
         self.count(what)
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, more)
             .ok()?;
         Some(Guard {
             breaker: Arc::clone(self),
@@ -163,9 +207,9 @@ impl Breaker {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.breaker.count(self.what).fetch_sub(1, Ordering::Relaxed);
+        self.breaker.count(self.what).fetch_sub(1, Ordering::SeqCst);
         if matches!(self.what, What::Connection) {
-            self.breaker.freed.notify_one();
+            self.breaker.release();
         }
     }
 }
@@ -181,6 +225,7 @@ mod tests {
             pending,
             requests: Some(requests),
             retries: Some(1),
+            ..Limits::default()
         }
     }
 

@@ -19,6 +19,7 @@ use super::balance::{Balance, Weighted, peak_ewma};
 use super::breaker::{Breaker, Limits};
 use super::endpoint::{Endpoint, EndpointKey, EndpointState, fingerprint};
 use super::locality::{Places, Spread};
+use super::metrics::Events;
 use super::outlier::{self, Bench, Phase};
 use crate::clock::Time;
 use crate::telemetry::party::{Party, ServiceLabels};
@@ -51,6 +52,15 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// Nothing is remembered yet. What happens is counted there, too.
+    #[must_use]
+    pub fn new(events: Events) -> Self {
+        Self {
+            bench: Bench::new(events),
+            ..Self::default()
+        }
+    }
+
     /// What is remembered of these endpoints; those that are not among them are forgotten.
     fn keep(&self, serving: &[Serving], now: Time) -> Vec<Arc<EndpointState>> {
         let mut known = self.endpoints.lock();

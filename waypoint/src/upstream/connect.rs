@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use tokio::time::timeout;
 use tulle_model::waypoint::SourceIdentity;
@@ -10,10 +11,10 @@ use tulle_model::{Identity, Reason};
 use tulle_transport::hbone::{ConnectRequest, HboneStream, TunnelKey};
 use tulle_transport::{Baggage, Forwarded, OpenError, TraceParent};
 
+use super::Upstreams;
 use super::dial::Socket;
 use super::endpoint::Endpoint;
 use super::outcome::{Outcome, Unsent};
-use super::{CONNECT_TIMEOUT, Upstreams};
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::snapshot::Snapshot;
@@ -63,7 +64,7 @@ pub fn told_source(arrival: &Arrival, snapshot: &Snapshot) -> Option<Identity> {
     arrival.source.identity.clone().filter(|_| told)
 }
 
-/// Opens a stream to `address` of an endpoint.
+/// Opens a stream to `address` of an endpoint within this time: TCP, TLS and CONNECT.
 ///
 /// # Errors
 /// Why there is none. No byte has been sent then.
@@ -72,14 +73,15 @@ pub async fn open(
     endpoint: &Endpoint,
     address: SocketAddr,
     behalf: &Behalf,
+    within: Duration,
 ) -> Result<Opened, OpenError> {
     let Upstreams { tunnels, network, .. } = &waypoint.upstreams;
     if !endpoint.is_tunnelled() {
         let late = |_| OpenError::ConnectTimeout {
             peer: address,
-            after: CONNECT_TIMEOUT,
+            after: within,
         };
-        let connected = timeout(CONNECT_TIMEOUT, network.connect(address)).await;
+        let connected = timeout(within, network.connect(address)).await;
         let socket = connected
             .map_err(late)?
             .map_err(|error| OpenError::connect(address, error))?;
@@ -107,9 +109,9 @@ pub async fn open(
     };
     let late = |_| OpenError::ConnectTimeout {
         peer: destination,
-        after: CONNECT_TIMEOUT,
+        after: within,
     };
-    let opened = timeout(CONNECT_TIMEOUT, tunnels.open(&key, &request)).await;
+    let opened = timeout(within, tunnels.open(&key, &request)).await;
     let (stream, _) = opened.map_err(late)??;
     Ok(Opened::Tunnel(stream))
 }

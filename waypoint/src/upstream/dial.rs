@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -41,10 +41,16 @@ impl Socket {
 /// A socket that is being connected.
 pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Socket>> + Send + 'a>>;
 
-/// Opens sockets.
+/// A name that is being looked up.
+pub type Resolving<'a> = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send + 'a>>;
+
+/// Opens sockets, and knows what names of hosts outside of the mesh stand for.
 pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// Connects. The caller bounds the time.
     fn connect(&self, to: SocketAddr) -> Connecting<'_>;
+
+    /// The addresses of a host. The caller bounds the time, and judges them.
+    fn resolve<'a>(&'a self, host: &'a str) -> Resolving<'a>;
 }
 
 /// The network this process is in.
@@ -62,6 +68,13 @@ impl Network for OwnNetwork {
             // A socket that cannot take its options is already dead; its first use will find out.
             let _ = options.apply(&stream);
             Ok(Socket::Tcp(stream))
+        })
+    }
+
+    fn resolve<'a>(&'a self, host: &'a str) -> Resolving<'a> {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((host, 0)).await?;
+            Ok(found.map(|address| address.ip()).collect())
         })
     }
 }

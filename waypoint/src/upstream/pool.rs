@@ -1,5 +1,10 @@
 //! Connections of HTTP to endpoints, inside of tunnels. Requests of two sources never share one: the endpoint is told
 //! for whom a tunnel's stream was opened, and judges by it.
+//!
+//! A connection counts for the backend that opened it, until it has ended. Where a backend has as many as it may have,
+//! requests wait for one that becomes free; one of it that is idle under another key makes room.
+
+mod handshake;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -9,15 +14,17 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tulle_model::{Identity, WorkloadUid};
 use tulle_runtime::tasks;
 use tulle_transport::OpenError;
 
+use self::handshake::{http1_over, http2_over};
+use super::breaker::{Breaker, Guard, Limits, Overflow};
 use super::connect::Opened;
 use crate::http::body::RequestBody;
+
+pub use self::handshake::Tasks;
 
 /// How long a connection is kept that nobody uses.
 pub const IDLE_MAX: Duration = Duration::from_secs(90);
@@ -25,20 +32,6 @@ pub const IDLE_MAX: Duration = Duration::from_secs(90);
 const IDLE_PER_KEY_MAX: usize = 256;
 /// Requests at once on one connection of HTTP/2; then another one is opened.
 const REQUESTS_PER_CONNECTION_MAX: u32 = 100;
-/// Bytes of the head of an answer.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Header fields of an answer.
-const HEAD_FIELDS_MAX: usize = 100;
-/// Flow control of one request of HTTP/2.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-/// Flow control of a connection of HTTP/2.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Largest frame of HTTP/2.
-const FRAME_MAX: u32 = 16 * 1024;
-/// Silence after which an endpoint is asked whether it lives.
-const PING_AFTER: Duration = Duration::from_secs(30);
-/// How long its answer may take.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Which HTTP is spoken to an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,6 +79,7 @@ struct Peer {
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     since: Instant,
+    usage: Arc<Usage>,
 }
 
 #[derive(Debug, Clone)]
@@ -94,22 +88,95 @@ struct Shared {
     usage: Arc<Usage>,
 }
 
+/// What is remembered of a connection.
 #[derive(Debug)]
 struct Usage {
+    /// Of the backend that opened it.
+    breaker: Arc<Breaker>,
+    opened: Instant,
+    /// Requests so far.
+    served: AtomicU32,
     running: AtomicU32,
     /// When the last request ended.
     ended: parking_lot::Mutex<Instant>,
+    /// Requests and age at which it is closed, as of its last request.
+    bounds: parking_lot::Mutex<(Option<u32>, Option<Duration>)>,
 }
 
-/// A request that runs on a connection of HTTP/2.
+impl Usage {
+    fn new(breaker: &Arc<Breaker>) -> Arc<Self> {
+        Arc::new(Self {
+            breaker: Arc::clone(breaker),
+            opened: Instant::now(),
+            served: AtomicU32::new(0),
+            running: AtomicU32::new(0),
+            ended: parking_lot::Mutex::new(Instant::now()),
+            bounds: parking_lot::Mutex::new((None, None)),
+        })
+    }
+
+    /// Whether it takes no more requests.
+    fn is_spent(&self, limits: Limits) -> bool {
+        self.is_beyond((limits.per_connection, limits.age_max))
+    }
+
+    /// The same by what bounded its last request.
+    fn has_served_all(&self) -> bool {
+        self.is_beyond(*self.bounds.lock())
+    }
+
+    fn is_beyond(&self, (requests, age): (Option<u32>, Option<Duration>)) -> bool {
+        requests.is_some_and(|most| self.served.load(Ordering::Relaxed) >= most)
+            || age.is_some_and(|age| self.opened.elapsed() >= age)
+    }
+
+    /// One more request is on it.
+    fn begin(self: &Arc<Self>, limits: Limits) -> Running {
+        self.served.fetch_add(1, Ordering::Relaxed);
+        self.running.fetch_add(1, Ordering::SeqCst);
+        *self.bounds.lock() = (limits.per_connection, limits.age_max);
+        Running(Arc::clone(self))
+    }
+}
+
+/// A request that runs on a connection.
 #[derive(Debug)]
 struct Running(Arc<Usage>);
 
 impl Drop for Running {
     fn drop(&mut self) {
         *self.0.ended.lock() = Instant::now();
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        self.0.breaker.release();
     }
+}
+
+/// What bounds the connections of a backend.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds<'a> {
+    /// What it counts in.
+    pub breaker: &'a Arc<Breaker>,
+    /// How much.
+    pub limits: Limits,
+}
+
+/// Why there is no place on a connection.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// None could be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The backend has as many as it may have, and as many requests wait.
+    #[error(transparent)]
+    Overflow(#[from] Overflow),
+}
+
+/// What a request found.
+enum Found<C> {
+    /// A connection that takes it.
+    Connection(C),
+    /// Leave to open one.
+    Leave(Guard),
 }
 
 /// A place on a connection for one request.
@@ -128,6 +195,7 @@ enum Kind {
         sender: http1::SendRequest<RequestBody>,
         pool: HttpPool,
         key: Key,
+        running: Running,
     },
     Http2 {
         sender: http2::SendRequest<RequestBody>,
@@ -150,89 +218,161 @@ impl HttpPool {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn lease<F, O>(&self, key: &Key, open: F) -> Result<Lease, OpenError>
+    pub async fn lease<F, O>(&self, key: &Key, bounds: Bounds<'_>, open: F) -> Result<Lease, LeaseError>
     where
         F: FnOnce() -> O,
         O: Future<Output = Result<Opened, OpenError>>,
     {
         match key.version {
-            Version::Http1 => match self.take_idle(key) {
-                Some(sender) => Ok(self.lease_of(key, sender, true)),
-                None => {
-                    let sender = http1_over(open().await?).await?;
-                    Ok(self.lease_of(key, sender, false))
-                }
-            },
-            Version::Http2 => self.lease_shared(key, open).await,
+            Version::Http1 => self.lease_own(key, bounds, open).await,
+            Version::Http2 => self.lease_shared(key, bounds, open).await,
         }
     }
 
-    fn lease_of(&self, key: &Key, sender: http1::SendRequest<RequestBody>, reused: bool) -> Lease {
+    async fn lease_own<F, O>(&self, key: &Key, bounds: Bounds<'_>, open: F) -> Result<Lease, LeaseError>
+    where
+        F: FnOnce() -> O,
+        O: Future<Output = Result<Opened, OpenError>>,
+    {
+        let Bounds { breaker, limits } = bounds;
+        let look = || self.found(bounds, || self.take_idle(key, limits));
+        match breaker.when_free(limits, look).await? {
+            Found::Connection(Idle { sender, usage, .. }) => {
+                Ok(self.lease_of(key, sender, usage.begin(limits), true))
+            }
+            Found::Leave(guard) => {
+                let sender = http1_over(open().await?, guard).await?;
+                let running = Usage::new(breaker).begin(limits);
+                Ok(self.lease_of(key, sender, running, false))
+            }
+        }
+    }
+
+    /// A connection that is there, else leave to open one. Where the backend has as many as it may have, one of them
+    /// that is idle is closed, so that there is leave soon.
+    fn found<C>(&self, bounds: Bounds<'_>, take: impl FnOnce() -> Option<C>) -> Option<Found<C>> {
+        if let Some(connection) = take() {
+            return Some(Found::Connection(connection));
+        }
+        let leave = bounds.breaker.try_connection(bounds.limits);
+        if leave.is_none() {
+            self.close_idle_of(bounds.breaker);
+        }
+        leave.map(Found::Leave)
+    }
+
+    fn lease_of(
+        &self,
+        key: &Key,
+        sender: http1::SendRequest<RequestBody>,
+        running: Running,
+        reused: bool,
+    ) -> Lease {
         Lease {
             kind: Kind::Http1 {
                 sender,
                 pool: self.clone(),
                 key: key.clone(),
+                running,
             },
             reused,
             spoilt: false,
         }
     }
 
-    fn take_idle(&self, key: &Key) -> Option<http1::SendRequest<RequestBody>> {
+    fn take_idle(&self, key: &Key, limits: Limits) -> Option<Idle> {
         let mut peer = self.peers.get_mut(key)?;
-        peer.idle.retain(|idle| !idle.sender.is_closed());
+        peer.idle
+            .retain(|idle| !idle.sender.is_closed() && !idle.usage.is_spent(limits));
         // One that is still busy with the end of its last request is left for later.
         let at = peer.idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(peer.idle.remove(at).sender)
+        Some(peer.idle.remove(at))
     }
 
-    async fn lease_shared<F, O>(&self, key: &Key, open: F) -> Result<Lease, OpenError>
+    /// Closes one connection that a backend opened and that carries nothing. Only who waits for one comes here.
+    fn close_idle_of(&self, breaker: &Arc<Breaker>) {
+        for mut peer in self.peers.iter_mut() {
+            let is_of = |usage: &Usage| Arc::ptr_eq(&usage.breaker, breaker);
+            if let Some(at) = peer.idle.iter().position(|idle| is_of(&idle.usage)) {
+                peer.idle.remove(at);
+                return;
+            }
+            let carries_nothing =
+                |shared: &Shared| is_of(&shared.usage) && shared.usage.running.load(Ordering::SeqCst) == 0;
+            if let Some(at) = peer.shared.iter().position(carries_nothing) {
+                peer.shared.remove(at);
+                return;
+            }
+        }
+    }
+
+    async fn lease_shared<F, O>(&self, key: &Key, bounds: Bounds<'_>, open: F) -> Result<Lease, LeaseError>
     where
         F: FnOnce() -> O,
         O: Future<Output = Result<Opened, OpenError>>,
     {
-        if let Some(shared) = self.take_shared(key) {
-            return Ok(Lease::shared(shared, true));
+        let Bounds { breaker, limits } = bounds;
+        if let Some(lease) = self.take_shared(key, limits) {
+            return Ok(lease);
         }
         let opening = Arc::clone(&self.peers.entry(key.clone()).or_default().opening);
-        let _opening = opening.lock().await;
-        if let Some(shared) = self.take_shared(key) {
-            return Ok(Lease::shared(shared, true));
-        }
-        let usage = Usage {
-            running: AtomicU32::new(0),
-            ended: parking_lot::Mutex::new(Instant::now()),
+        let _opening = match Arc::clone(&opening).try_lock_owned() {
+            Ok(opening) => opening,
+            Err(_) => {
+                let _waiting = breaker.pending(limits)?;
+                opening.lock_owned().await
+            }
+        };
+        let look = || self.found(bounds, || self.take_shared(key, limits));
+        let guard = match breaker.when_free(limits, look).await? {
+            Found::Connection(lease) => return Ok(lease),
+            Found::Leave(guard) => guard,
         };
         let shared = Shared {
-            sender: http2_over(open().await?).await?,
-            usage: Arc::new(usage),
+            sender: http2_over(open().await?, guard).await?,
+            usage: Usage::new(breaker),
         };
-        let mut peer = self.peers.entry(key.clone()).or_default();
-        peer.shared.push(shared.clone());
-        Ok(Lease::shared(shared, false))
+        let lease = Lease::shared(&shared, limits, false);
+        self.peers.entry(key.clone()).or_default().shared.push(shared);
+        Ok(lease)
     }
 
-    /// The connection that has the fewest requests, if it has room.
-    fn take_shared(&self, key: &Key) -> Option<Shared> {
+    /// A place on the connection that has the fewest requests, if it has room. It is taken while nobody else looks.
+    fn take_shared(&self, key: &Key, limits: Limits) -> Option<Lease> {
         let mut peer = self.peers.get_mut(key)?;
-        peer.shared.retain(|shared| !shared.sender.is_closed());
-        let running = |shared: &&Shared| shared.usage.running.load(Ordering::Relaxed);
+        peer.shared
+            .retain(|shared| !shared.sender.is_closed() && !shared.usage.is_spent(limits));
+        let running = |shared: &&Shared| shared.usage.running.load(Ordering::SeqCst);
         let shared = peer.shared.iter().min_by_key(running)?;
         if running(&shared) >= REQUESTS_PER_CONNECTION_MAX {
             return None;
         }
-        Some(shared.clone())
+        Some(Lease::shared(shared, limits, true))
     }
 
-    fn give_back(&self, key: &Key, sender: http1::SendRequest<RequestBody>) {
+    fn give_back(&self, key: &Key, mut sender: http1::SendRequest<RequestBody>, usage: Arc<Usage>) {
         if sender.is_closed() {
             return;
         }
+        if sender.is_ready() || !usage.breaker.is_waited_for() {
+            return self.keep(key, sender, usage);
+        }
+        // Somebody waits for it, and it is not at the end of its last request yet.
+        let (pool, key) = (self.clone(), key.clone());
+        drop(tasks::spawn("upstream-ready", async move {
+            if sender.ready().await.is_ok() {
+                let breaker = Arc::clone(&usage.breaker);
+                pool.keep(&key, sender, usage);
+                breaker.release();
+            }
+        }));
+    }
+
+    fn keep(&self, key: &Key, sender: http1::SendRequest<RequestBody>, usage: Arc<Usage>) {
         let mut peer = self.peers.entry(key.clone()).or_default();
         if peer.idle.len() < IDLE_PER_KEY_MAX {
             let since = Instant::now();
-            peer.idle.push(Idle { sender, since });
+            peer.idle.push(Idle { sender, since, usage });
         }
     }
 
@@ -240,12 +380,15 @@ impl HttpPool {
     pub fn sweep(&self) {
         let now = Instant::now();
         self.peers.retain(|_, peer| {
-            peer.idle
-                .retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < IDLE_MAX);
+            peer.idle.retain(|idle| {
+                let used = now.duration_since(idle.since) < IDLE_MAX;
+                used && !idle.sender.is_closed() && !idle.usage.has_served_all()
+            });
             peer.shared.retain(|shared| {
                 let ended = *shared.usage.ended.lock();
                 let busy = shared.usage.running.load(Ordering::Relaxed) > 0;
-                !shared.sender.is_closed() && (busy || now.duration_since(ended) < IDLE_MAX)
+                let used = busy || now.duration_since(ended) < IDLE_MAX;
+                used && !shared.sender.is_closed() && !shared.usage.has_served_all()
             });
             !peer.idle.is_empty() || !peer.shared.is_empty() || Arc::strong_count(&peer.opening) > 1
         });
@@ -267,12 +410,11 @@ impl HttpPool {
 }
 
 impl Lease {
-    fn shared(shared: Shared, reused: bool) -> Self {
-        shared.usage.running.fetch_add(1, Ordering::Relaxed);
+    fn shared(shared: &Shared, limits: Limits, reused: bool) -> Self {
         Self {
             kind: Kind::Http2 {
-                sender: shared.sender,
-                _running: Running(shared.usage),
+                sender: shared.sender.clone(),
+                _running: shared.usage.begin(limits),
             },
             reused,
             spoilt: false,
@@ -304,84 +446,16 @@ impl Lease {
 
     /// The answer is complete: others may use the connection, unless it is spoilt.
     pub fn finish(self) {
-        if let Kind::Http1 { sender, pool, key } = self.kind
+        if let Kind::Http1 {
+            sender,
+            pool,
+            key,
+            running,
+        } = self.kind
             && !self.spoilt
+            && !running.0.has_served_all()
         {
-            pool.give_back(&key, sender);
+            pool.give_back(&key, sender, Arc::clone(&running.0));
         }
-    }
-}
-
-/// Runs tasks of hyper under supervision.
-#[derive(Debug, Clone, Copy)]
-pub struct Tasks;
-
-impl<F> hyper::rt::Executor<F> for Tasks
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        drop(tasks::spawn("http2", future));
-    }
-}
-
-async fn http1_over(opened: Opened) -> Result<http1::SendRequest<RequestBody>, OpenError> {
-    match opened {
-        Opened::Tunnel(stream) => http1_on(stream).await,
-        Opened::Plain(socket) => http1_on(socket).await,
-    }
-}
-
-async fn http2_over(opened: Opened) -> Result<http2::SendRequest<RequestBody>, OpenError> {
-    match opened {
-        Opened::Tunnel(stream) => http2_on(stream).await,
-        Opened::Plain(socket) => http2_on(socket).await,
-    }
-}
-
-async fn http1_on<S>(stream: S) -> Result<http1::SendRequest<RequestBody>, OpenError>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let handshake = http1::Builder::new()
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEAD_FIELDS_MAX)
-        .handshake(TokioIo::new(stream))
-        .await;
-    let (sender, connection) = handshake.map_err(broken)?;
-    drop(tasks::spawn("upstream-http1", async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "a connection to an endpoint ended");
-        }
-    }));
-    Ok(sender)
-}
-
-async fn http2_on<S>(stream: S) -> Result<http2::SendRequest<RequestBody>, OpenError>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let handshake = http2::Builder::new(Tasks)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME_MAX)
-        .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
-        .keep_alive_interval(PING_AFTER)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .handshake(TokioIo::new(stream))
-        .await;
-    let (sender, connection) = handshake.map_err(broken)?;
-    drop(tasks::spawn("upstream-http2", async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to an endpoint ended");
-        }
-    }));
-    Ok(sender)
-}
-
-fn broken(error: hyper::Error) -> OpenError {
-    OpenError::Http2 {
-        detail: error.to_string().into(),
     }
 }

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tulle_model::policy::{Concern, On, Policy, Target};
-use tulle_model::route::{Kind, Origin};
+use tulle_model::policy::Concern;
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::{service, service_key, workload};
+use tulle_model::testing::{service, workload};
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{MeshUpdate, Reason};
 
-use crate::world::{World, front, web};
+use crate::world::{World, front, told_policy, web};
 
 /// What a CONNECT is refused with: status and reason.
 async fn refused(world: &World, who: &str, authority: &str) -> (u16, Reason) {
@@ -20,25 +19,7 @@ async fn refused(world: &World, who: &str, authority: &str) -> (u16, Reason) {
 }
 
 fn fault(name: &str) -> MeshUpdate {
-    MeshUpdate::WaypointPolicy(Arc::new(Policy {
-        object: "TrafficPolicy".into(),
-        origin: Origin {
-            kind: Kind::Policy,
-            namespace: "shop".into(),
-            name: name.into(),
-            rule_index: 0,
-            rule_name: "".into(),
-            created: None,
-            generation: 1,
-        },
-        targets: vec![Target {
-            on: On::Service(service_key("shop/web")),
-            port: None,
-            section: None,
-        }],
-        dry_run: false,
-        concern: Concern::Fault(Default::default()),
-    }))
+    told_policy(name, Concern::Fault(Default::default()))
 }
 
 #[tokio::test(start_paused = true)]
@@ -92,7 +73,7 @@ async fn a_workload_is_let_in_by_its_address_where_it_is_fronted() {
 async fn a_stream_waits_for_a_required_policy_and_not_for_ever() {
     let world = World::web().await;
     let needing = front("shop/web", |front| {
-        front.required_policies = vec!["TrafficPolicy/shop/slow/fault".into()];
+        front.required_policies = vec!["TestPolicy/shop/slow/fault".into()];
     });
     world.apply(vec![needing]).await;
     let begun = Instant::now();

@@ -4,8 +4,10 @@
 
 mod arrival;
 mod attacks;
+mod backends;
 mod desync;
 mod explain;
+mod hostile;
 mod policies;
 mod requests;
 mod resilience;
@@ -13,4 +15,5 @@ mod routes;
 mod streams;
 mod strict;
 mod telemetry;
+mod tokens;
 mod world;

@@ -4,10 +4,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
@@ -16,53 +12,27 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tulle_model::MeshUpdate;
 use tulle_model::authz::policy::StringMatch;
 use tulle_model::filter::{Ask, ExtAuthz};
-use tulle_model::policy::authz::{Action, Authz, From, PathPattern, Rule, To, Values, When};
-use tulle_model::policy::jwt::{ClaimToHeader, Jwt, JwtRule, Keys};
+use tulle_model::policy::authz::{Action, Authz, From, PathPattern, Rule, To, Values};
 use tulle_model::policy::traffic::{Abort, Descriptor, Entry, Fault, GlobalRateLimit, Key, LocalRateLimit};
-use tulle_model::policy::{Concern, On, Policy, Target};
-use tulle_model::route::{Backend, BackendTo, Kind, Origin};
+use tulle_model::policy::{Concern, On};
+use tulle_model::route::{Backend, BackendTo, Kind};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{http_route, prefix, service, service_key, workload};
 use tulle_model::waypoint::{Provider, ProviderKind, Target as ServicePort, Waypoint as Told};
-use tulle_model::{MeshUpdate, Str};
 use tulle_proto::ext_authz::check_response::HttpResponse;
 use tulle_proto::ext_authz::{CheckRequest, CheckResponse, HeaderValueOption, OkHttpResponse};
 use tulle_proto::rate_limit::{RateLimitRequest, RateLimitResponse};
 
 use tulle_transport::hbone::{ConnectRequest, OpenError};
 
-use crate::world::{Answer, World, application, body, echo, front, get, identity, settings, web};
+use crate::world::{
+    Answer, World, application, body, echo, front, get, identity, policy, settings, told_policy, web,
+};
 
-/// A policy on `shop/web`.
-fn policy(name: &str, concern: Concern) -> Policy {
-    Policy {
-        object: "TestPolicy".into(),
-        origin: Origin {
-            kind: Kind::Policy,
-            namespace: "shop".into(),
-            name: name.into(),
-            rule_index: 0,
-            rule_name: "".into(),
-            created: None,
-            generation: 1,
-        },
-        targets: vec![Target {
-            on: On::Service(service_key("shop/web")),
-            port: None,
-            section: None,
-        }],
-        dry_run: false,
-        concern,
-    }
-}
-
-fn told(name: &str, concern: Concern) -> MeshUpdate {
-    MeshUpdate::WaypointPolicy(Arc::new(policy(name, concern)))
-}
-
-fn authz(action: Action, rules: Vec<Rule>) -> Concern {
+pub(crate) fn authz(action: Action, rules: Vec<Rule>) -> Concern {
     let provider = (action == Action::Custom).then(|| "judge".into());
     Concern::Authz(Authz {
         action,
@@ -71,7 +41,7 @@ fn authz(action: Action, rules: Vec<Rule>) -> Concern {
     })
 }
 
-fn exact(text: &str) -> Values<StringMatch> {
+pub(crate) fn exact(text: &str) -> Values<StringMatch> {
     Values {
         any: vec![StringMatch::Exact(text.into())],
         none: vec![],
@@ -102,13 +72,13 @@ fn from_namespace(name: &str) -> Rule {
     }
 }
 
-async fn status(world: &World, who: &str, request: Request<Full<Bytes>>) -> u16 {
+pub(crate) async fn status(world: &World, who: &str, request: Request<Full<Bytes>>) -> u16 {
     let response = world.http1(who).await.send_request(request).await.unwrap();
     response.status().as_u16()
 }
 
 /// A further service of the mesh, `shop/<name>`, behind which this application answers.
-async fn helper<F, A>(world: &World, name: &str, answer: F)
+pub(crate) async fn helper<F, A>(world: &World, name: &str, answer: F)
 where
     F: Fn(Request<Incoming>) -> A + Send + Sync + 'static,
     A: Future<Output = Answer> + Send + 'static,
@@ -167,7 +137,9 @@ async fn methods_and_paths_decide_who_passes() {
     let world = World::web().await;
     let allow = authz(Action::Allow, vec![to("GET", "/public/")]);
     let deny = authz(Action::Deny, vec![to("GET", "/public/secret")]);
-    world.apply(vec![told("allow", allow), told("deny", deny)]).await;
+    world
+        .apply(vec![told_policy("allow", allow), told_policy("deny", deny)])
+        .await;
     assert_eq!(status(&world, "client", get("/public/a")).await, 200);
     assert_eq!(status(&world, "client", get("/private")).await, 403);
     let mut client = world.http1("client").await;
@@ -185,7 +157,7 @@ async fn methods_and_paths_decide_who_passes() {
 async fn sources_decide_by_the_identity_of_the_tunnel_and_never_by_a_header() {
     let world = World::web().await;
     world
-        .apply(vec![told(
+        .apply(vec![told_policy(
             "allow",
             authz(Action::Allow, vec![from_namespace("shop")]),
         )])
@@ -225,7 +197,7 @@ async fn a_request_over_a_limit_is_told_when_to_come_again() {
         ..LocalRateLimit::default()
     };
     world
-        .apply(vec![told("limit", Concern::LocalRateLimit(limit))])
+        .apply(vec![told_policy("limit", Concern::LocalRateLimit(limit))])
         .await;
     let mut client = world.http1("client").await;
     for _ in 0..2 {
@@ -256,11 +228,11 @@ async fn buckets_outlive_changes_that_do_not_concern_them() {
         ..LocalRateLimit::default()
     };
     world
-        .apply(vec![told("limit", Concern::LocalRateLimit(limit))])
+        .apply(vec![told_policy("limit", Concern::LocalRateLimit(limit))])
         .await;
     assert_eq!(status(&world, "client", get("/")).await, 200);
     world
-        .apply(vec![told("more", authz(Action::Audit, vec![]))])
+        .apply(vec![told_policy("more", authz(Action::Audit, vec![]))])
         .await;
     assert_eq!(status(&world, "client", get("/")).await, 429);
 }
@@ -275,7 +247,9 @@ async fn a_fault_delays_and_then_answers() {
         abort_ppm: 1_000_000,
         ..Fault::default()
     };
-    world.apply(vec![told("fault", Concern::Fault(fault))]).await;
+    world
+        .apply(vec![told_policy("fault", Concern::Fault(fault))])
+        .await;
     let mut client = world.http1("client").await;
     let before = tokio::time::Instant::now();
     let aborted = client.send_request(get("/")).await.unwrap();
@@ -291,133 +265,6 @@ async fn a_fault_delays_and_then_answers() {
     assert_eq!(
         (aborted.status().as_u16(), &aborted.headers()["grpc-status"]),
         (200, &HeaderValue::from_static("2"))
-    );
-}
-
-/// An issuer of tokens.
-struct Issuer(EcdsaKeyPair);
-
-impl Issuer {
-    fn new() -> Self {
-        Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
-    }
-
-    fn jwks(&self) -> String {
-        let point = self.0.public_key().as_ref();
-        let encoded = |part: &[u8]| URL_SAFE_NO_PAD.encode(part);
-        let (x, y) = (encoded(&point[1..33]), encoded(&point[33..]));
-        format!(r#"{{"keys":[{{"kty":"EC","crv":"P-256","kid":"k","x":"{x}","y":"{y}"}}]}}"#)
-    }
-
-    fn token(&self, claims: &str) -> String {
-        let encoded = |text: &str| URL_SAFE_NO_PAD.encode(text);
-        let message = format!("{}.{}", encoded(r#"{"alg":"ES256","kid":"k"}"#), encoded(claims));
-        let signature = self.0.sign(&SystemRandom::new(), message.as_bytes()).unwrap();
-        format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
-    }
-}
-
-fn with_token(token: &str) -> Request<Full<Bytes>> {
-    Request::get("/")
-        .header("host", "web.shop")
-        .header("authorization", format!("Bearer {token}"))
-        .header("x-user", "forged")
-        .body(Full::default())
-        .unwrap()
-}
-
-fn jwt(keys: Keys) -> Concern {
-    Concern::Jwt(Jwt {
-        rules: vec![JwtRule {
-            issuer: "https://issuer".into(),
-            keys,
-            claims_to_headers: vec![ClaimToHeader {
-                header: "x-user".into(),
-                claim: "sub".into(),
-            }],
-            ..JwtRule::default()
-        }],
-    })
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_token_is_verified_used_and_not_passed_on() {
-    let world = World::web().await;
-    let issuer = Issuer::new();
-    let need = Rule {
-        when: vec![When {
-            key: "request.auth.claims[role]".into(),
-            values: exact("admin"),
-            ips: Values::default(),
-        }],
-        ..Rule::default()
-    };
-    let keys = Keys::Inline(issuer.jwks().into());
-    world
-        .apply(vec![
-            told("jwt", jwt(keys)),
-            told("need", authz(Action::Allow, vec![need])),
-        ])
-        .await;
-    let good = issuer.token(r#"{"iss":"https://issuer","sub":"anna","role":"admin"}"#);
-    let mut client = world.http1("client").await;
-    let passed = client.send_request(with_token(&good)).await.unwrap();
-    assert_eq!(passed.status(), 200);
-    let seen = body(passed).await;
-    assert!(
-        seen.contains("x-user: anna\n") && !seen.contains("forged"),
-        "{seen}"
-    );
-    assert!(!seen.contains("authorization"), "{seen}");
-    let weak = issuer.token(r#"{"iss":"https://issuer","sub":"ben","role":"guest"}"#);
-    assert_eq!(status(&world, "client", with_token(&weak)).await, 403);
-    assert_eq!(
-        status(&world, "client", get("/")).await,
-        403,
-        "no token, no claim"
-    );
-    let forged = Issuer::new().token(r#"{"iss":"https://issuer","sub":"eve","role":"admin"}"#);
-    let refused = client.send_request(with_token(&forged)).await.unwrap();
-    assert_eq!(refused.status(), 401);
-    assert_eq!(
-        refused.headers()["www-authenticate"],
-        r#"Bearer error="invalid_token""#
-    );
-    assert!(world.metric(r#"tulle_waypoint_jwt_failures_total{reason="signature"}"#) > 0.0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn keys_come_from_a_service_of_the_mesh_by_a_tunnel() {
-    let world = World::web().await;
-    let issuer = Issuer::new();
-    let keys: Str = "http://keys.shop.svc.cluster.local/jwks".into();
-    world.apply(vec![told("jwt", jwt(Keys::Uri(keys)))]).await;
-    let token = issuer.token(r#"{"iss":"https://issuer","sub":"anna"}"#);
-    assert_eq!(
-        status(&world, "client", with_token(&token)).await,
-        401,
-        "without keys no token is valid"
-    );
-    let jwks = issuer.jwks();
-    helper(&world, "keys", move |request| {
-        let jwks = jwks.clone();
-        async move {
-            assert_eq!(request.uri().path(), "/jwks");
-            crate::world::text(jwks)
-        }
-    })
-    .await;
-    tokio::time::advance(Duration::from_secs(2)).await;
-    assert_eq!(status(&world, "client", with_token(&token)).await, 200);
-    let authorities: Vec<_> = world
-        .connects
-        .lock()
-        .iter()
-        .map(|connect| connect.authority.clone())
-        .collect();
-    assert!(
-        authorities.contains(&"10.0.0.8:8080".to_owned()),
-        "{authorities:?}"
     );
 }
 
@@ -493,7 +340,7 @@ async fn an_authorizer_of_the_mesh_decides_where_a_custom_policy_matches() {
     let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
     let custom = authz(Action::Custom, vec![to("GET", "/admin/"), to("POST", "/admin/")]);
     world.apply(vec![provider("judge", judge)]).await;
-    world.apply(vec![told("ask", custom)]).await;
+    world.apply(vec![told_policy("ask", custom)]).await;
     let mut client = world.http1("client").await;
     let passed = client.send_request(get("/admin/good")).await.unwrap();
     assert_eq!(passed.status(), 200);
@@ -529,7 +376,10 @@ async fn without_its_authorizer_nobody_passes() {
     let world = World::web().await;
     let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
     world
-        .apply(vec![told("ask", authz(Action::Custom, vec![Rule::default()]))])
+        .apply(vec![told_policy(
+            "ask",
+            authz(Action::Custom, vec![Rule::default()]),
+        )])
         .await;
     assert_eq!(
         status(&world, "client", get("/")).await,
@@ -570,7 +420,7 @@ async fn a_service_of_the_mesh_counts_for_all_replicas() {
     });
     world.apply(vec![provider("counter", counter)]).await;
     world
-        .apply(vec![told("count", Concern::GlobalRateLimit(limit))])
+        .apply(vec![told_policy("count", Concern::GlobalRateLimit(limit))])
         .await;
     let user = |name: &str| {
         let request = Request::get("/")
@@ -612,7 +462,10 @@ async fn an_answer_on_its_way_ends_within_a_second_of_a_policy_that_denies_it() 
     }
     let before = tokio::time::Instant::now();
     world
-        .apply(vec![told("deny", authz(Action::Deny, vec![to("GET", "/bad")]))])
+        .apply(vec![told_policy(
+            "deny",
+            authz(Action::Deny, vec![to("GET", "/bad")]),
+        )])
         .await;
     let ended = bad.frame().await.unwrap();
     assert!(ended.is_err(), "reset, not ended well");
@@ -659,7 +512,7 @@ async fn is_reset(world: &World, who: &str) -> bool {
 async fn a_stream_that_is_not_read_is_judged_by_what_is_known_of_it() {
     let (world, mut streams) = tcp().await;
     world
-        .apply(vec![told(
+        .apply(vec![told_policy(
             "allow",
             authz(Action::Allow, vec![from_namespace("shop")]),
         )])
@@ -675,7 +528,10 @@ async fn a_stream_that_is_not_read_is_judged_by_what_is_known_of_it() {
 async fn what_can_only_be_told_of_a_request_refuses_a_stream() {
     let (world, _streams) = tcp().await;
     world
-        .apply(vec![told("deny", authz(Action::Deny, vec![to("GET", "/admin")]))])
+        .apply(vec![told_policy(
+            "deny",
+            authz(Action::Deny, vec![to("GET", "/admin")]),
+        )])
         .await;
     assert!(is_reset(&world, "client").await);
 }
@@ -689,7 +545,7 @@ async fn an_open_stream_ends_when_a_policy_denies_it() {
     assert_eq!(client.read_u8().await.unwrap(), b'x');
     let before = tokio::time::Instant::now();
     world
-        .apply(vec![told(
+        .apply(vec![told_policy(
             "deny",
             authz(Action::Deny, vec![from_namespace("shop")]),
         )])
@@ -770,7 +626,7 @@ async fn a_policy_of_a_route_holds_for_its_requests_and_beats_that_of_the_servic
         .apply(vec![MeshUpdate::WaypointPolicy(Arc::new(near))])
         .await;
     assert_eq!(status(&world, "client", get("/db")).await, 418);
-    world.apply(vec![told("far", abort(500))]).await;
+    world.apply(vec![told_policy("far", abort(500))]).await;
     assert_eq!(status(&world, "client", get("/db")).await, 418);
     world
         .apply(vec![MeshUpdate::RemoveWaypointPolicy(

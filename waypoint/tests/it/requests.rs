@@ -6,12 +6,12 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use tulle_model::MeshUpdate;
-use tulle_model::policy::{Concern, On, Policy, Target};
-use tulle_model::route::{Kind, Origin};
+use tulle_model::policy::Concern;
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::{service_key, workload};
+use tulle_model::testing::workload;
+use tulle_model::waypoint::Waypoint as Told;
 
-use crate::world::{World, application, body, echo, get, identity, text};
+use crate::world::{World, application, body, echo, get, identity, settings, text, told_policy};
 
 #[tokio::test(start_paused = true)]
 async fn a_request_reaches_the_endpoint_and_its_answer_comes_back() {
@@ -155,29 +155,9 @@ async fn an_endpoint_with_another_identity_gets_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_policy_that_cannot_be_judged_lets_nobody_pass() {
     let world = World::web().await;
-    let deny = Policy {
-        object: "AuthorizationPolicy".into(),
-        origin: Origin {
-            kind: Kind::Policy,
-            namespace: "shop".into(),
-            name: "deny".into(),
-            rule_index: 0,
-            rule_name: "".into(),
-            created: None,
-            generation: 1,
-        },
-        targets: vec![Target {
-            on: On::Service(service_key("shop/web")),
-            port: None,
-            section: None,
-        }],
-        dry_run: false,
-        concern: Concern::DenyAll("not readable".into()),
-    };
+    let deny = told_policy("deny", Concern::DenyAll("not readable".into()));
     let mut client = world.http1("client").await;
-    world
-        .apply(vec![MeshUpdate::WaypointPolicy(Arc::new(deny))])
-        .await;
+    world.apply(vec![deny]).await;
     let response = client.send_request(get("/")).await.unwrap();
     assert_eq!(
         response.status(),
@@ -260,4 +240,33 @@ async fn a_connection_in_clear_is_not_used_once_the_endpoint_takes_tunnels() {
     let seen = body(client.send_request(get("/")).await.unwrap()).await;
     assert!(seen.starts_with("GET / HTTP/1.1"), "{seen}");
     answering.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn applications_are_told_the_certificate_where_the_gateway_says_so() {
+    let world = World::web().await;
+    let mut client = world.http1("client").await;
+    let silent = body(client.send_request(get("/")).await.unwrap()).await;
+    assert!(!silent.contains("x-forwarded-client-cert"), "{silent}");
+    let mut settings = settings();
+    settings.forward_client_cert = true;
+    let told = Told::Settings(Box::new(settings));
+    world.apply(vec![MeshUpdate::Waypoint(Arc::new(told))]).await;
+    let mut request = get("/");
+    let forged = "URI=spiffe://cluster.local/ns/shop/sa/root".parse().unwrap();
+    request.headers_mut().insert("x-forwarded-client-cert", forged);
+    let seen = body(client.send_request(request).await.unwrap()).await;
+    let line = seen
+        .lines()
+        .find(|line| line.starts_with("x-forwarded-client-cert: "));
+    let line = line.unwrap_or_else(|| panic!("{seen}"));
+    assert!(
+        line.contains("URI=spiffe://cluster.local/ns/shop/sa/client"),
+        "{line}"
+    );
+    assert!(
+        line.contains("By=spiffe://cluster.local/ns/shop/sa/web"),
+        "{line}"
+    );
+    assert!(!line.contains("root"), "{line}");
 }

@@ -9,36 +9,36 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use tulle_model::MeshUpdate;
+use tulle_model::policy::Concern;
 use tulle_model::policy::traffic::{Algorithm, CircuitBreaker, LoadBalancing, Outlier, RetryBudget};
-use tulle_model::policy::{Concern, On, Policy, Target};
-use tulle_model::route::{Kind, Origin, Retry, Route, Session, SessionBy, Timeouts};
+use tulle_model::route::{Retry, Route, Session, SessionBy, Timeouts};
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::{http_route, service_key, workload};
+use tulle_model::testing::{http_route, workload};
 
-use super::world::{Answer, Application, World, application, body, echo, front, get, text, web};
+use super::world::{Answer, Application, World, application, body, echo, front, get, text, told_policy, web};
 
 /// How often an application was asked.
 #[derive(Debug, Clone, Default)]
-struct Count(Arc<AtomicU32>);
+pub(crate) struct Count(Arc<AtomicU32>);
 
 impl Count {
-    fn get(&self) -> u32 {
+    pub(crate) fn get(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn next(&self) -> u32 {
+    pub(crate) fn next(&self) -> u32 {
         self.0.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
-fn status(status: u16) -> Answer {
+pub(crate) fn status(status: u16) -> Answer {
     let mut answer = text("");
     *answer.status_mut() = StatusCode::from_u16(status).unwrap();
     answer
 }
 
 /// Answers with these statuses, the last one again and again.
-fn statuses(count: &Count, all: &'static [u16]) -> Application {
+pub(crate) fn statuses(count: &Count, all: &'static [u16]) -> Application {
     let count = count.clone();
     application(move |request: Request<Incoming>| {
         let nth = count.next() as usize;
@@ -49,7 +49,7 @@ fn statuses(count: &Count, all: &'static [u16]) -> Application {
     })
 }
 
-fn never(count: &Count) -> Application {
+pub(crate) fn never(count: &Count) -> Application {
     let count = count.clone();
     application(move |_| {
         count.next();
@@ -58,13 +58,13 @@ fn never(count: &Count) -> Application {
 }
 
 /// The service, as routes name it.
-const WEB: &str = "shop/web.shop.svc.cluster.local";
+pub(crate) const WEB: &str = "shop/web.shop.svc.cluster.local";
 
-fn rule() -> Route {
+pub(crate) fn rule() -> Route {
     http_route("shop/web").under(WEB).to(WEB, 80, 1)
 }
 
-fn retrying() -> Route {
+pub(crate) fn retrying() -> Route {
     Route {
         retry: Some(Retry {
             codes: vec![503],
@@ -74,39 +74,21 @@ fn retrying() -> Route {
     }
 }
 
-fn told(route: Route) -> MeshUpdate {
+pub(crate) fn told(route: Route) -> MeshUpdate {
     MeshUpdate::Route(Arc::new(route))
 }
 
-fn policy(concern: Concern) -> MeshUpdate {
-    MeshUpdate::WaypointPolicy(Arc::new(Policy {
-        object: "TrafficPolicy".into(),
-        origin: Origin {
-            kind: Kind::Policy,
-            namespace: "shop".into(),
-            name: "web".into(),
-            rule_index: 0,
-            rule_name: "".into(),
-            created: None,
-            generation: 1,
-        },
-        targets: vec![Target {
-            on: On::Service(service_key("shop/web")),
-            port: None,
-            section: None,
-        }],
-        dry_run: false,
-        concern,
-    }))
+pub(crate) fn policy(concern: Concern) -> MeshUpdate {
+    told_policy("web", concern)
 }
 
-fn endpoint(name: &str, ip: &str) -> MeshUpdate {
+pub(crate) fn endpoint(name: &str, ip: &str) -> MeshUpdate {
     let endpoint = workload(&format!("shop/{name}")).sa("web").ip(ip).hbone();
     endpoint.serves("shop/web").into()
 }
 
 /// The service `shop/web` with one endpoint, which is this application.
-async fn one(application: Application, updates: Vec<MeshUpdate>) -> World {
+pub(crate) async fn one(application: Application, updates: Vec<MeshUpdate>) -> World {
     let world = World::web_with(AppProtocol::Http11, application).await;
     if !updates.is_empty() {
         world.apply(updates).await;
@@ -115,7 +97,7 @@ async fn one(application: Application, updates: Vec<MeshUpdate>) -> World {
 }
 
 /// The service `shop/web` with two endpoints.
-async fn two(first: Application, second: Application, updates: Vec<MeshUpdate>) -> World {
+pub(crate) async fn two(first: Application, second: Application, updates: Vec<MeshUpdate>) -> World {
     let given = vec![
         web(AppProtocol::Http11),
         endpoint("web-1", "10.0.0.7"),
@@ -128,7 +110,7 @@ async fn two(first: Application, second: Application, updates: Vec<MeshUpdate>) 
     world
 }
 
-async fn ask(world: &World) -> Response<Incoming> {
+pub(crate) async fn ask(world: &World) -> Response<Incoming> {
     world.http1("client").await.send_request(get("/")).await.unwrap()
 }
 
@@ -137,7 +119,7 @@ fn post(size: usize) -> Request<Full<Bytes>> {
     Request::post("/").header("host", "web.shop").body(body).unwrap()
 }
 
-fn reason(response: &Response<Incoming>) -> String {
+pub(crate) fn reason(response: &Response<Incoming>) -> String {
     let header = response.headers().get("x-tulle-reason");
     header
         .map(|value| value.to_str().unwrap().to_owned())

@@ -15,9 +15,9 @@ use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_model::MeshUpdate;
 use tulle_model::filter::{Filter, Mirror};
+use tulle_model::policy::Concern;
 use tulle_model::policy::traffic::Fault;
-use tulle_model::policy::{Concern, On, Policy, Target};
-use tulle_model::route::{Backend, BackendTo, Kind, Origin, Retry, Route};
+use tulle_model::route::{Backend, BackendTo, Retry, Route};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{http_route, service, service_key, workload};
 use tulle_model::waypoint::{AccessLog, Provider, ProviderKind, Target as To, Telemetry, Waypoint as Told};
@@ -25,14 +25,16 @@ use tulle_proto::otlp::trace::Traces;
 use tulle_runtime::telemetry::{LogFormat, LogHandle, to_sink};
 use tulle_transport::hbone::ConnectRequest;
 
-use super::world::{Application, World, application, body, echo, front, get, identity, settings, text, web};
+use super::world::{
+    Application, World, application, body, echo, front, get, identity, settings, text, told_policy, web,
+};
 
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 impl World {
     /// The lines of a family whose labels are these.
-    fn series(&self, family: &str, labels: &[&str]) -> Vec<(String, f64)> {
+    pub(crate) fn series(&self, family: &str, labels: &[&str]) -> Vec<(String, f64)> {
         let text = self.registry.encode();
         let start = format!("{family}{{");
         let lines = text.lines().filter(|line| line.starts_with(&start));
@@ -42,12 +44,12 @@ impl World {
             .collect()
     }
 
-    fn sum(&self, family: &str, labels: &[&str]) -> f64 {
+    pub(crate) fn sum(&self, family: &str, labels: &[&str]) -> f64 {
         self.series(family, labels).iter().map(|(_, value)| value).sum()
     }
 
     /// Waits until so many are counted in all, which is when their answers have been dropped.
-    async fn counted(&self, family: &str, number: f64) {
+    pub(crate) async fn counted(&self, family: &str, number: f64) {
         for _ in 0..10_000 {
             if self.sum(family, &[]) >= number {
                 return;
@@ -381,25 +383,7 @@ fn denied() -> MeshUpdate {
 }
 
 fn policy(name: &str, concern: Concern) -> MeshUpdate {
-    MeshUpdate::WaypointPolicy(Arc::new(Policy {
-        object: "AuthorizationPolicy".into(),
-        origin: Origin {
-            kind: Kind::Policy,
-            namespace: "shop".into(),
-            name: name.into(),
-            rule_index: 0,
-            rule_name: "".into(),
-            created: None,
-            generation: 1,
-        },
-        targets: vec![Target {
-            on: On::Service(service_key("shop/web")),
-            port: None,
-            section: None,
-        }],
-        dry_run: false,
-        concern,
-    }))
+    told_policy(name, concern)
 }
 
 #[tokio::test(start_paused = true)]

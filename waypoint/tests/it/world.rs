@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tulle_identity::testing::{Clock, FakeCa, TestCa};
 use tulle_identity::{SecretManager, TrustStore};
+use tulle_model::policy::{Concern, On, Policy, Target};
+use tulle_model::route::{Kind, Origin};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{service, service_key, workload};
 use tulle_model::waypoint::{Front, FrontOf, Settings, Waypoint as Told};
@@ -41,7 +43,7 @@ use tulle_waypoint::Config;
 use tulle_waypoint::context::{Parts, Waypoint};
 use tulle_waypoint::listener::hbone;
 use tulle_waypoint::metrics::Metrics;
-use tulle_waypoint::upstream::dial::{Connecting, Network, Socket};
+use tulle_waypoint::upstream::dial::{Connecting, Network, Resolving, Socket};
 use tulle_waypoint::upstream::pool::Tasks;
 use tulle_xds_client::MeshState;
 
@@ -58,6 +60,8 @@ pub(crate) type Application = Arc<dyn Fn(Request<Incoming>) -> Answering + Send 
 #[derive(Debug, Default)]
 pub(crate) struct Pipes {
     listeners: Mutex<HashMap<SocketAddr, mpsc::UnboundedSender<DuplexStream>>>,
+    /// What names of hosts outside of the mesh stand for.
+    pub(crate) names: Mutex<HashMap<String, Vec<IpAddr>>>,
 }
 
 impl Network for Pipes {
@@ -75,6 +79,11 @@ impl Network for Pipes {
                 Err(io::ErrorKind::ConnectionRefused.into())
             }
         })
+    }
+
+    fn resolve<'a>(&'a self, host: &'a str) -> Resolving<'a> {
+        let found = self.names.lock().get(host).cloned();
+        Box::pin(async move { found.ok_or_else(|| io::ErrorKind::NotFound.into()) })
     }
 }
 
@@ -155,6 +164,39 @@ pub(crate) fn front(service: &str, edit: impl FnOnce(&mut Front)) -> MeshUpdate 
     MeshUpdate::Waypoint(Arc::new(Told::Front(front)))
 }
 
+/// A policy of this name on `shop/web`.
+pub(crate) fn policy(name: &str, concern: Concern) -> Policy {
+    policy_on(name, On::Service(service_key("shop/web")), concern)
+}
+
+/// A policy of this name on this.
+pub(crate) fn policy_on(name: &str, on: On, concern: Concern) -> Policy {
+    Policy {
+        object: "TestPolicy".into(),
+        origin: Origin {
+            kind: Kind::Policy,
+            namespace: "shop".into(),
+            name: name.into(),
+            rule_index: 0,
+            rule_name: "".into(),
+            created: None,
+            generation: 1,
+        },
+        targets: vec![Target {
+            on,
+            port: None,
+            section: None,
+        }],
+        dry_run: false,
+        concern,
+    }
+}
+
+/// A policy of this name on `shop/web`, as the control plane tells it.
+pub(crate) fn told_policy(name: &str, concern: Concern) -> MeshUpdate {
+    MeshUpdate::WaypointPolicy(Arc::new(policy(name, concern)))
+}
+
 /// The service `shop/web` whose port 80 is declared as `protocol`.
 pub(crate) fn web(protocol: AppProtocol) -> MeshUpdate {
     let mut web = service("shop/web").vip("10.96.0.1").port(80, 8080).build();
@@ -171,7 +213,10 @@ impl World {
     /// The same, with access lines that go there.
     pub(crate) async fn logging(updates: Vec<MeshUpdate>, log: Option<LogHandle>) -> Self {
         let ca = Arc::new(TestCa::new());
+        // The authority of the mesh vouches for servers outside of it, too.
+        let root = ca.root_pem();
         let env = MapEnv::from([
+            ("TULLE_JWKS_ROOTS", root.as_str()),
             ("POD_NAMESPACE", "shop"),
             ("SERVICE_ACCOUNT", "way"),
             ("TERMINATION_DRAIN_DURATION", "30s"),

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufRead, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, BufRead, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -43,11 +43,23 @@ pub struct Entry {
 pub struct Issued {
     path: Option<PathBuf>,
     inner: Mutex<Inner>,
+    /// The log of another process, and how far it was read.
+    followed: Option<Mutex<Followed>>,
+}
+
+/// Place in a file that another process writes.
+#[derive(Debug)]
+struct Followed {
+    path: PathBuf,
+    inode: u64,
+    offset: u64,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     file: Option<fs::File>,
+    /// The last line may be cut off: the next one begins on a line of its own.
+    is_torn: bool,
     appended: usize,
     count: usize,
     by_place: BTreeMap<(Str, Identity), Vec<(String, i64)>>,
@@ -62,7 +74,9 @@ impl Issued {
         let path = state_dir.join(FILE);
         let mut inner = Inner::default();
         match fs::File::open(&path) {
-            Ok(file) => read(file, now, &mut inner)?,
+            Ok(file) => {
+                read(file, now, &mut inner)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -70,7 +84,48 @@ impl Issued {
         Ok(Self {
             path: Some(path),
             inner: Mutex::new(inner),
+            followed: None,
         })
+    }
+
+    /// The log that another process writes in this state folder; [`Self::read_on`] takes over what it holds.
+    #[must_use]
+    pub fn follow(state_dir: &Path) -> Self {
+        let followed = Followed {
+            path: state_dir.join(FILE),
+            inode: 0,
+            offset: 0,
+        };
+        Self {
+            followed: Some(Mutex::new(followed)),
+            ..Self::memory()
+        }
+    }
+
+    /// Takes over what the other process has written since this was last asked.
+    ///
+    /// # Errors
+    /// The log cannot be read; what is known stays.
+    pub fn read_on(&self, now: i64) -> io::Result<()> {
+        let Some(followed) = &self.followed else {
+            return Ok(());
+        };
+        let mut followed = followed.lock();
+        let mut file = match fs::File::open(&followed.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let metadata = file.metadata()?;
+        let mut inner = self.inner.lock();
+        if metadata.ino() != followed.inode || metadata.len() < followed.offset {
+            // It was written anew, with all that lives.
+            *inner = Inner::default();
+            (followed.inode, followed.offset) = (metadata.ino(), 0);
+        }
+        file.seek(io::SeekFrom::Start(followed.offset))?;
+        followed.offset += read(file, now, &mut inner)?;
+        Ok(())
     }
 
     /// A log that is forgotten with the process.
@@ -79,6 +134,7 @@ impl Issued {
         Self {
             path: None,
             inner: Mutex::default(),
+            followed: None,
         }
     }
 
@@ -95,8 +151,13 @@ impl Issued {
             }
             let mut line = serde_json::to_vec(entry)?;
             line.push(b'\n');
+            if inner.is_torn {
+                line.insert(0, b'\n');
+            }
             if let Some(file) = &mut inner.file {
-                file.write_all(&line)?;
+                let written = file.write_all(&line);
+                inner.is_torn = written.is_err();
+                written?;
             }
             inner.appended += 1;
         }
@@ -199,15 +260,22 @@ impl Inner {
     }
 }
 
-/// A line cut off by a crash is of a certificate that was never handed out.
-fn read(file: fs::File, now: i64, inner: &mut Inner) -> io::Result<()> {
+/// Reads the whole lines from here on and says how many bytes they have. A line cut off by a crash is of a certificate
+/// that was never handed out.
+fn read(file: fs::File, now: i64, inner: &mut Inner) -> io::Result<u64> {
     let mut reader = io::BufReader::new(file);
     let mut line = Vec::new();
+    let mut bytes = 0;
     loop {
         line.clear();
         let mut limited = io::Read::take(&mut reader, LINE_BYTES_MAX as u64);
-        if limited.read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
+        let length = limited.read_until(b'\n', &mut line)?;
+        if length == 0 || length < LINE_BYTES_MAX && line.last() != Some(&b'\n') {
+            return Ok(bytes);
+        }
+        bytes += length as u64;
+        if line == b"\n" {
+            continue;
         }
         match serde_json::from_slice::<Entry>(&line) {
             Ok(entry) if entry.not_after > now => inner.keep(entry),
@@ -265,6 +333,26 @@ mod tests {
         issued.note(&own, 0).unwrap();
         issued.note(&entry("n1", "web", "0b", 100), 0).unwrap();
         assert_eq!(denied(&issued, &Placement::default(), 50), ["serial:b"]);
+    }
+
+    #[test]
+    fn a_second_process_reads_on_where_it_stopped_and_anew_what_was_written_anew() {
+        let state = tempfile::tempdir().unwrap();
+        let follower = Issued::follow(state.path());
+        follower.read_on(0).unwrap();
+        let owner = Issued::open(state.path(), 0).unwrap();
+        owner.note(&entry("n1", "web", "0a", 100), 0).unwrap();
+        follower.read_on(0).unwrap();
+        owner.note(&entry("n1", "web", "0b", 300), 0).unwrap();
+        follower.read_on(0).unwrap();
+        follower.read_on(0).unwrap();
+        let nowhere = Placement::default();
+        assert_eq!(denied(&follower, &nowhere, 0), denied(&owner, &nowhere, 0));
+        drop(owner);
+        let owner = Issued::open(state.path(), 200).unwrap();
+        owner.note(&entry("n1", "db", "0c", 300), 200).unwrap();
+        follower.read_on(200).unwrap();
+        assert_eq!(denied(&follower, &nowhere, 200), ["serial:c", "serial:b"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tulle_proto::node_ca::{JoinRequest, NodeCertificate, RenewRequest};
 use crate::ca::authorize::Refusal;
 use crate::ca::issue::{Csr, Name};
 use crate::ca::limit::RateLimit;
-use crate::ca::service::status;
+use crate::ca::service::{ON_REPLICA, status};
 use crate::ca::{Authority, Order};
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::serve::authenticate::{Authenticator, Principal};
@@ -25,6 +25,8 @@ pub const NODE_TTL: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone)]
 pub struct JoinService {
     shared: Arc<Shared>,
+    /// Another process signs.
+    is_replica: bool,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,20 @@ impl JoinService {
         };
         Self {
             shared: Arc::new(shared),
+            is_replica: false,
+        }
+    }
+
+    /// Sends everybody to the process that owns the state folder, if this one does not.
+    #[must_use]
+    pub fn on_replica(self, is_replica: bool) -> Self {
+        Self { is_replica, ..self }
+    }
+
+    fn here(&self) -> Result<&Arc<Shared>, Status> {
+        match self.is_replica {
+            true => Err(Status::unavailable(ON_REPLICA)),
+            false => Ok(&self.shared),
         }
     }
 }
@@ -62,12 +78,12 @@ impl JoinService {
 impl NodeJoin for JoinService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<NodeCertificate>, Status> {
         let from = remote(&request);
-        let certificate = self.shared.join(&from, request.into_inner()).await?;
+        let certificate = self.here()?.join(&from, request.into_inner()).await?;
         Ok(Response::new(certificate))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<NodeCertificate>, Status> {
-        let shared = &self.shared;
+        let shared = self.here()?;
         let peer = request.extensions().get::<PeerInfo>();
         // A node's token or account is not enough: only a certificate is followed by another one.
         let shown = peer.is_some_and(|peer| peer.certificate.is_some());

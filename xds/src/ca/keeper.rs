@@ -1,7 +1,7 @@
 //! Keeps the authority and what is believed up to date: rotation, an issuer from outside, deny-list, revocation
 //! lists, the clock. Each round reads everything once and publishes what changed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -55,6 +55,10 @@ pub struct Keeper {
     pub join_tokens: Arc<JoinTokens>,
     /// Who is connected, and what they accepted.
     pub clients: Clients,
+    /// State folder of another process that keeps the roots; then they are only read.
+    pub followed: Option<PathBuf>,
+    /// How the roots of that folder looked when they were read.
+    mark: Mutex<Vec<u8>>,
     roots: Mutex<Roots>,
     trust: watch::Sender<Option<Arc<Trust>>>,
     crl: Mutex<Option<Arc<[u8]>>>,
@@ -118,6 +122,8 @@ impl Keeper {
             waits: Waits::default(),
             join_tokens: Arc::default(),
             clients: Clients::default(),
+            followed: None,
+            mark: Mutex::default(),
             roots: Mutex::new(roots),
             trust: watch::Sender::new(None),
             crl: Mutex::new(None),
@@ -186,14 +192,46 @@ impl Keeper {
         if let Err(error) = self.denied.reload() {
             self.report(&error.to_string());
         }
+        if let Err(error) = self.issued.read_on(now.unix_timestamp()) {
+            self.report(&format!("what was issued cannot be read: {error}"));
+        }
         if snapshot.synced() {
             let placed = self.issued.misplaced(snapshot.placement(), now.unix_timestamp());
             self.denied.set_placed(placed);
         }
-        if let Err(error) = self.advance(snapshot, now) {
+        if let Some(state_dir) = &self.followed {
+            if let Err(error) = self.follow(state_dir, now) {
+                self.report(&format!("the roots stay as they are: {error}"));
+            }
+        } else if let Err(error) = self.advance(snapshot, now) {
             tracing::error!(%error, "the rotation of the root does not go on");
         }
         self.publish();
+    }
+
+    /// Takes over what the process that keeps the roots has done with them.
+    fn follow(&self, state_dir: &Path, now: OffsetDateTime) -> Result<(), RotationError> {
+        let mark = Roots::mark(&state_dir.join("ca"));
+        if *self.mark.lock() == mark {
+            return Ok(());
+        }
+        let material = match &self.outside {
+            Some(folder) => {
+                let read = outside::read(folder, now)?;
+                *self.crl.lock() = read.crl;
+                Some(read.material)
+            }
+            None => None,
+        };
+        let domain = self.authority.trust_domain();
+        let roots = Roots::follow(&state_dir.join("ca"), domain, now, material)?;
+        self.change(|own| {
+            *own = roots;
+            Ok(())
+        })?;
+        *self.mark.lock() = mark;
+        *self.problem.lock() = None;
+        Ok(())
     }
 
     /// Reads the folder of an issuer from outside. What cannot be used leaves the last good one in use.
@@ -201,6 +239,11 @@ impl Keeper {
         let Some(folder) = &self.outside else {
             return;
         };
+        if self.followed.is_some() {
+            // The next round looks at it.
+            self.mark.lock().clear();
+            return;
+        }
         let now = self.authority.now();
         let read = outside::read(folder, now).map_err(RotationError::from);
         let replaced = read.and_then(|read| {

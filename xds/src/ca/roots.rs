@@ -109,17 +109,79 @@ impl Roots {
         roots.state = state;
         roots.kept.clear();
         for number in [Some(roots.state.signs), roots.state.other].into_iter().flatten() {
-            let path = numbered(&folder, number).join(ANCHORS_FILE);
-            let anchors = root::read(&path)?.into();
-            let believed = Material {
-                signer: None,
-                intermediates: Vec::new(),
-                anchors,
-            };
-            roots.kept.insert(number, believed);
+            roots.kept.insert(number, anchors_alone(&folder, number)?);
         }
         roots.resume(material, now)?;
         Ok(roots)
+    }
+
+    /// The roots as the process that owns the folder keeps them; `outside` is the issuer that is given from outside.
+    /// Nothing is made and nothing is written.
+    ///
+    /// # Errors
+    /// The owner has made none yet, or the files are too open or unusable.
+    pub fn follow(
+        folder: &Path,
+        trust_domain: &str,
+        now: OffsetDateTime,
+        outside: Option<Material>,
+    ) -> Result<Self, RootError> {
+        let is_outside = outside.is_some();
+        let folder = match is_outside {
+            true => folder.join("outside"),
+            false => folder.to_owned(),
+        };
+        let state = read_state(&folder)?.unwrap_or_else(|| State::first(now.unix_timestamp()));
+        let mut roots = Self {
+            folder: None,
+            trust_domain: trust_domain.into(),
+            state,
+            kept: BTreeMap::new(),
+            outside: is_outside,
+        };
+        for number in [Some(roots.state.signs), roots.state.other].into_iter().flatten() {
+            let believed = match &outside {
+                None => load(&folder, number)?,
+                Some(_) => anchors_alone(&folder, number)?,
+            };
+            roots.kept.insert(number, believed);
+        }
+        if let Some(material) = outside {
+            roots.sign_with(material, &folder)?;
+        }
+        Ok(roots)
+    }
+
+    /// Signs with what is at hand, if the owner of the folder has taken it over.
+    fn sign_with(&mut self, material: Material, folder: &Path) -> Result<(), RootError> {
+        let known = self
+            .kept
+            .iter()
+            .find(|(_, kept)| kept.anchors == material.anchors);
+        let Some(number) = known.map(|(number, _)| *number) else {
+            return Err(RootError::Unusable {
+                path: folder.to_owned(),
+                cause: "the control plane that owns the state folder has not taken over this issuer"
+                    .to_owned(),
+            });
+        };
+        self.kept.insert(number, material);
+        if number != self.state.signs {
+            self.state.other = Some(std::mem::replace(&mut self.state.signs, number));
+        }
+        Ok(())
+    }
+
+    /// What says that the roots of a folder are others than before: compared, and not understood.
+    #[must_use]
+    pub fn mark(folder: &Path) -> Vec<u8> {
+        let files = [
+            folder.join(STATE_FILE),
+            folder.join(root::CERTIFICATE_FILE),
+            folder.join("outside").join(STATE_FILE),
+        ];
+        let texts = files.iter().map(|path| fs::read(path).unwrap_or_default());
+        texts.collect::<Vec<_>>().join(&b'\n')
     }
 
     fn new(
@@ -359,6 +421,16 @@ fn numbered(folder: &Path, number: u64) -> PathBuf {
         0 if !folder.ends_with("outside") => folder.to_owned(),
         _ => folder.join("roots").join(number.to_string()),
     }
+}
+
+/// What is believed of an issuer whose key is not here.
+fn anchors_alone(folder: &Path, number: u64) -> Result<Material, RootError> {
+    let path = numbered(folder, number).join(ANCHORS_FILE);
+    Ok(Material {
+        signer: None,
+        intermediates: Vec::new(),
+        anchors: root::read(&path)?.into(),
+    })
 }
 
 fn load(folder: &Path, number: u64) -> Result<Material, RootError> {

@@ -35,7 +35,13 @@ const ERROR_DOMAIN: &str = "ca.tulle.dev";
 #[derive(Debug, Clone)]
 pub struct CaService {
     shared: Arc<Shared>,
+    /// Another process signs.
+    is_replica: bool,
 }
+
+/// What a replica says to whoever wants a certificate.
+pub(super) const ON_REPLICA: &str =
+    "this control plane is a read-only replica; certificates come from the one that owns the state folder";
 
 #[derive(Debug)]
 struct Shared {
@@ -74,7 +80,14 @@ impl CaService {
         };
         Self {
             shared: Arc::new(shared),
+            is_replica: false,
         }
+    }
+
+    /// Sends everybody to the process that owns the state folder, if this one does not.
+    #[must_use]
+    pub fn on_replica(self, is_replica: bool) -> Self {
+        Self { is_replica, ..self }
     }
 }
 
@@ -99,13 +112,17 @@ impl CaService {
             .authenticator
             .authenticate(peer, request.metadata())
             .await;
-        caller.map_err(|error| {
+        let caller = caller.map_err(|error| {
             tracing::debug!(%error, "unauthenticated certificate request");
             self.shared.metrics.csr_count.inc();
             self.shared.count(&Refusal::Unauthenticated);
             // Without detail: this caller is nobody we know.
             Status::unauthenticated("credentials are missing or not known")
-        })
+        })?;
+        if self.is_replica {
+            return Err(Status::unavailable(ON_REPLICA));
+        }
+        Ok(caller)
     }
 
     /// The answer to one request of a known caller.

@@ -12,10 +12,7 @@ use tulle_k8s::Kind;
 
 use super::{Pages, describe};
 use crate::snapshot::{ObjectKey, ObjectStatus, Objects, ResourceType};
-use crate::status::acks::{acks, conditions};
-
-/// Objects and clients that are compared on one page; with more, answers are told object by object.
-const COMPARED_MAX: usize = 200_000;
+use crate::status::acks::{COMPARED_MAX, acks, conditions};
 
 /// Names one object.
 #[derive(Debug, Deserialize)]

@@ -9,9 +9,10 @@ use tulle_model::gateway::GatewayDestination;
 use tulle_model::policy::{Concern, On};
 use tulle_model::route::{Backend, BackendTo};
 use tulle_model::waypoint::{FrontOf, ProviderKind, Settings, Waypoint};
-use tulle_model::{NamespacedName, Str};
+use tulle_model::{Identity, NamespacedName, Str};
 
 use super::compute::Emitted;
+use super::replicas::{Outputs, Replicas};
 use super::world::World;
 use crate::snapshot::Fronted;
 use crate::snapshot::fronted::Fronts;
@@ -30,6 +31,7 @@ pub(super) struct Fronting {
     needed_by: BTreeMap<Str, Counts>,
     /// Workloads, by service.
     endpoints: BTreeMap<Str, BTreeSet<Str>>,
+    replicas: Replicas,
     moved: BTreeSet<Str>,
 }
 
@@ -37,8 +39,9 @@ impl Fronting {
     /// Notes that something of a gateway changed which its settings may not show.
     pub(super) fn touch(&mut self, key: &Key) {
         if key.kind == Kind::Gateway {
-            self.moved
-                .insert(format!("{}/{}", key.namespace, key.name).into());
+            let name: Str = format!("{}/{}", key.namespace, key.name).into();
+            self.replicas.look_again(&name);
+            self.moved.insert(name);
         }
     }
 
@@ -49,6 +52,7 @@ impl Fronting {
                 for service in workload.services.keys() {
                     self.endpoint(service.to_string().into(), &workload.uid.0, add);
                 }
+                self.moved.extend(self.replicas.count(workload, add));
             }
             Emitted::Waypoint(waypoint) => match waypoint.as_ref() {
                 Waypoint::Settings(settings) => {
@@ -59,6 +63,7 @@ impl Fronting {
                     } else {
                         self.known.remove(&name);
                     }
+                    self.replicas.look_again(&name);
                     self.moved.insert(name);
                 }
                 Waypoint::Front(front) => {
@@ -122,9 +127,18 @@ impl Fronting {
         }
     }
 
+    /// Whether there is such a waypoint.
+    pub(super) fn is_known(&self, waypoint: &Str) -> bool {
+        self.known.contains(waypoint)
+    }
+
     /// Brings the published waypoints up to date; says whether anything moved.
-    pub(super) fn publish(&mut self, world: &World, fronted: &mut Fronted) -> bool {
+    pub(super) fn publish(&mut self, world: &World, outputs: &Outputs, fronted: &mut Fronted) -> bool {
         let mut changed = false;
+        for name in self.replicas.stale() {
+            let identity = identity(&name, world).filter(|_| self.known.contains(&name));
+            self.replicas.find(&name, identity.as_ref(), world, outputs);
+        }
         for name in std::mem::take(&mut self.moved) {
             let fronts = self.known.contains(&name).then(|| self.fronts(&name, world));
             changed |= fronted.set(&name, fronts.flatten());
@@ -133,15 +147,27 @@ impl Fronting {
     }
 
     fn fronts(&self, name: &Str, world: &World) -> Option<Fronts> {
-        let (namespace, gateway) = name.split_once('/')?;
-        let identity = waypoint::identity(&NamespacedName::new(namespace, gateway), world);
-        let mut addresses: BTreeSet<Str> = BTreeSet::new();
+        let identity = identity(name, world)?;
+        let mut addresses: BTreeSet<Str> = self.replicas.uids(name).cloned().collect();
         for needed in self.needs.get(name).into_iter().flat_map(BTreeMap::keys) {
             addresses.insert(needed.clone());
             addresses.extend(self.endpoints.get(needed).into_iter().flatten().cloned());
         }
-        Some(Fronts { identity, addresses })
+        Some(Fronts {
+            identity,
+            addresses,
+            authorizations: self.replicas.policies(name).collect(),
+        })
     }
+}
+
+/// The identity that the replicas of `<namespace>/<gateway>` carry.
+fn identity(name: &str, world: &World) -> Option<Identity> {
+    let (namespace, gateway) = name.split_once('/')?;
+    Some(waypoint::identity(
+        &NamespacedName::new(namespace, gateway),
+        world,
+    ))
 }
 
 fn step(counts: &mut BTreeMap<Str, Counts>, of: &Str, what: &Str, add: bool) {

@@ -17,6 +17,7 @@ type Nodes = BTreeMap<Str, usize>;
 #[derive(Debug, Default)]
 pub(super) struct Reach {
     by_namespace: BTreeMap<Str, Nodes>,
+    /// Beside nodes the identities of workloads, for proxies of one workload alone.
     by_policy: BTreeMap<Str, Nodes>,
     policies: BTreeMap<Str, (Str, PolicyScope)>,
     namespaces_moved: BTreeSet<Str>,
@@ -48,16 +49,22 @@ impl Reach {
     }
 
     fn count(&mut self, workload: &Workload, add: bool) {
-        if workload.node.is_empty() {
-            return;
-        }
-        if step(&mut self.by_namespace, &workload.namespace, &workload.node, add) {
+        let node = Some(&workload.node).filter(|node| !node.is_empty());
+        if let Some(node) = node
+            && step(&mut self.by_namespace, &workload.namespace, node, add)
+        {
             self.namespaces_moved.insert(workload.namespace.clone());
         }
+        if workload.authorization_policies.is_empty() {
+            return;
+        }
+        let own: Str = workload.identity().to_string().into();
         for policy in &workload.authorization_policies {
             let name: Str = policy.to_string().into();
-            if step(&mut self.by_policy, &name, &workload.node, add) {
-                self.policies_moved.insert(name);
+            for place in node.into_iter().chain([&own]) {
+                if step(&mut self.by_policy, &name, place, add) {
+                    self.policies_moved.insert(name.clone());
+                }
             }
         }
     }

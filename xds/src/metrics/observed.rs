@@ -82,12 +82,10 @@ impl Observed {
         let help = "Objects of which a newer form is refused";
         gauge(encoder, "tulle_xds_config_stale_objects", help, count(stale))?;
         let help = "Whether the sources were read completely";
-        gauge(
-            encoder,
-            "tulle_xds_source_synced",
-            help,
-            i64::from(snapshot.synced()),
-        )?;
+        let name = "tulle_xds_source_synced";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        let synced = ConstGauge::new(i64::from(snapshot.synced()));
+        synced.encode(family.encode_family(&[("kind", "folder")])?)?;
         let help = "Resources served";
         let mut family = encoder.encode_descriptor("tulle_xds_resources", help, None, MetricType::Gauge)?;
         for ty in ResourceType::ALL {

@@ -320,6 +320,13 @@ pub struct Claimed<'a> {
     pub account: Option<(&'a str, &'a str)>,
 }
 
+impl Claimed<'_> {
+    /// What it says it is.
+    fn kind(&self) -> &str {
+        self.id.split('~').next().unwrap_or_default()
+    }
+}
+
 /// The kind of a client and what it may see, given what it claims. Only the credential gives anything.
 ///
 /// # Errors
@@ -341,6 +348,10 @@ pub fn admit(
     }
     let credential = match &caller.principal {
         Principal::Node(node) => node,
+        // A proxy for one workload, under the workload's own credential.
+        Principal::Workload(identity) if claimed.kind() == "ztunnel" => {
+            return Ok((Kind::Ztunnel, Viewer::of_workload(identity.clone())));
+        }
         Principal::Workload(identity) => return as_waypoint(identity, snapshot),
     };
     let node = claimed.node.ok_or(NotAdmitted::NoNodeName)?;
@@ -350,7 +361,7 @@ pub fn admit(
             claimed: cut(node),
         });
     }
-    let kind = match claimed.id.split('~').next().unwrap_or_default() {
+    let kind = match claimed.kind() {
         "ztunnel" => Kind::Ztunnel,
         "agent" => Kind::Agent,
         "waypoint" => return placed_waypoint(credential, claimed, snapshot),
@@ -556,6 +567,30 @@ mod tests {
     }
 
     #[test]
+    fn a_workloads_own_proxy_sees_as_that_workload_whatever_node_it_names() {
+        let identity = Identity::new("cluster.local", "shop", "web");
+        let caller = Caller {
+            principal: Principal::Workload(identity.clone()),
+            serial: None,
+        };
+        for node in [None, Some("n1")] {
+            let claimed = Claimed {
+                id: "ztunnel~1.1.1.1~a.b~b.svc.cluster.local",
+                node,
+                cluster: None,
+                account: Some(("other", "account")),
+            };
+            let admitted = admit(&caller, &claimed, &"Kubernetes".into(), &Snapshot::default());
+            assert_eq!(
+                admitted,
+                Ok((Kind::Ztunnel, Viewer::of_workload(identity.clone())))
+            );
+        }
+        let agent = admitted(&caller, "agent~x", Some("n1"));
+        assert_eq!(agent, Err(NotAdmitted::NotAWaypoint(identity)));
+    }
+
+    #[test]
     fn a_workload_sees_as_the_waypoint_it_is_and_else_nothing() {
         let identity = Identity::new("cluster.local", "shop", "way");
         let caller = Caller {
@@ -574,6 +609,7 @@ mod tests {
         let fronts = crate::snapshot::Fronts {
             identity,
             addresses: BTreeSet::new(),
+            authorizations: BTreeSet::new(),
         };
         snapshot.fronted.set(&"shop/way".into(), Some(fronts));
         let admitted = admit(&caller, &claimed, &"Kubernetes".into(), &snapshot);
@@ -593,6 +629,7 @@ mod tests {
         let fronts = crate::snapshot::Fronts {
             identity: identity.clone(),
             addresses: BTreeSet::new(),
+            authorizations: BTreeSet::new(),
         };
         snapshot.fronted.set(&"shop/way".into(), Some(fronts));
         let admitted =

@@ -186,22 +186,59 @@ impl Queue {
         }
         let (mut taken, mut resources, mut bytes) = (Taken::default(), Vec::new(), 0);
         while resources.len() < RESPONSE_ENTRIES_MAX {
-            let Some((_, name)) = self.additions.first() else {
-                break;
-            };
-            let slot = cut.resource(ty, name).expect("a queue holds names of its cut");
-            bytes += size_of(slot);
-            if bytes > RESPONSE_BYTES_MAX && !resources.is_empty() {
+            let mut together = self.first_together(ty, cut);
+            let needed: usize = together.iter().map(|slot| size_of(slot)).sum();
+            let too_much =
+                |count: usize, more: usize| count > RESPONSE_ENTRIES_MAX || bytes + more > RESPONSE_BYTES_MAX;
+            if too_much(resources.len() + together.len(), needed) {
+                if !resources.is_empty() {
+                    break;
+                }
+                // More than one response holds: it comes in several.
+                let mut sum = 0;
+                let fits = together.iter().take_while(|slot| {
+                    sum += size_of(slot);
+                    sum <= RESPONSE_BYTES_MAX
+                });
+                together.truncate(fits.count().clamp(1, RESPONSE_ENTRIES_MAX));
+            }
+            if together.is_empty() {
                 break;
             }
-            resources.push(slot.clone());
-            self.additions.pop_first();
+            bytes += together.iter().map(|slot| size_of(slot)).sum::<usize>();
+            // They stand first, one after the other.
+            for _ in &together {
+                self.additions.pop_first();
+            }
+            resources.append(&mut together);
         }
         taken.resources = resources.into();
         if self.additions.is_empty() && (removals_too || only_removals) {
             self.take_removals(&mut taken, bytes);
         }
         taken
+    }
+
+    /// The first addition, with all that come of the same object of a user.
+    fn first_together<S: Store>(&self, ty: ResourceType, cut: &S) -> Vec<Arc<Slot>> {
+        let Some((first, name)) = self.additions.first() else {
+            return Vec::new();
+        };
+        let slot = |name: &Str| {
+            cut.resource(ty, name)
+                .expect("a queue holds names of its cut")
+                .clone()
+        };
+        match object_of(ty, name) {
+            None => vec![slot(name)],
+            Some(object) => {
+                let same = self
+                    .additions
+                    .iter()
+                    .take_while(|(order, name)| order == first && object_of(ty, name) == Some(object));
+                same.map(|(_, name)| slot(name)).collect()
+            }
+        }
     }
 
     /// As many buckets as fit, each whole.
@@ -252,6 +289,14 @@ impl Queue {
     }
 }
 
+/// The object of a user that a resource comes of, where several do: names end in the rule, or in the concern.
+fn object_of(ty: ResourceType, name: &str) -> Option<&str> {
+    match ty {
+        ResourceType::Route | ResourceType::Policy => name.rsplit_once('/').map(|(object, _)| object),
+        _ => None,
+    }
+}
+
 /// Bytes that a resource takes in a response, estimated from above.
 #[must_use]
 pub fn size_of(slot: &Slot) -> usize {
@@ -274,7 +319,7 @@ pub fn resumed<S: Store>(
         None => (0..resume::BUCKETS).collect(),
     };
     for name in subscription.names() {
-        asked(ty, cut, viewer, name, queue);
+        asked(ty, cut, viewer, subscription, name, queue);
     }
     queue.buckets.len()
 }
@@ -307,17 +352,22 @@ pub fn initial<S: Store>(
     if subscription.is_wildcard() {
         let covered = cut
             .resources(ty)
-            .filter(|slot| viewer.receives(ty, slot) && cut.covers(viewer, ty, slot));
+            .filter(|slot| cut.lets(viewer, ty, slot) && cut.covers(viewer, ty, slot));
         covered
             .filter(|slot| differs(slot))
             .for_each(|slot| queue.set(slot));
     }
-    // Without a wildcard the held names are among the subscribed ones.
-    let asked: BTreeSet<&Str> = subscription.names().iter().chain(held.keys()).collect();
-    for name in asked {
-        if !subscription.is_wildcard() && !subscription.names().contains(name) {
-            continue;
+    // What is held and wanted no more is gone, as far as this client goes.
+    let wanted = |slot: &&Arc<Slot>| wants(ty, cut, viewer, subscription, slot);
+    if subscription.is_wildcard() {
+        for name in held.keys().filter(|name| !subscription.names().contains(*name)) {
+            if cut.resource(ty, name).filter(wanted).is_none() {
+                queue.remove(name, Order::Service);
+            }
         }
+    }
+    // Without a wildcard the held names are among the subscribed ones.
+    for name in subscription.names() {
         let found = visible(ty, cut, viewer, name);
         if found.is_empty() {
             queue.remove(name, Order::Service);
@@ -345,13 +395,27 @@ pub fn widened<S: Store>(
     added.for_each(|slot| queue.set(slot));
 }
 
-/// Queues the answer to a name asked for: the resources of that name or alias, or that there is none.
-pub fn asked<S: Store>(ty: ResourceType, cut: &S, viewer: &Viewer, name: &Str, queue: &mut Queue) {
+/// Queues the answer to a name asked for or given up: the resources of that name or alias, or that there is none for
+/// this client.
+pub fn asked<S: Store>(
+    ty: ResourceType,
+    cut: &S,
+    viewer: &Viewer,
+    subscription: &Subscription,
+    name: &Str,
+    queue: &mut Queue,
+) {
     let found = visible(ty, cut, viewer, name);
     if found.is_empty() {
         queue.remove(name, Order::Service);
     }
-    found.into_iter().for_each(|slot| queue.set(slot));
+    for slot in found {
+        if wants(ty, cut, viewer, subscription, slot) {
+            queue.set(slot);
+        } else {
+            queue.remove(&slot.name, slot.order);
+        }
+    }
 }
 
 /// Queues what a client that asks by name is to be told along and does not hold as it is.
@@ -365,7 +429,7 @@ pub fn along<'a, S: Store>(
 ) {
     let slots = names.filter_map(|name| cut.resource(ty, name));
     slots
-        .filter(|slot| viewer.receives(ty, slot) && held.get(&slot.name) != Some(&slot.version))
+        .filter(|slot| cut.lets(viewer, ty, slot) && held.get(&slot.name) != Some(&slot.version))
         .for_each(|slot| queue.set(slot));
 }
 
@@ -463,11 +527,11 @@ pub fn wants<S: Store>(
     slot: &Slot,
 ) -> bool {
     let covered = || subscription.is_wildcard() && cut.covers(viewer, ty, slot);
-    viewer.receives(ty, slot) && (subscription.names_it(slot) || covered())
+    cut.lets(viewer, ty, slot) && (subscription.names_it(slot) || covered())
 }
 
 fn visible<'a, S: Store>(ty: ResourceType, cut: &'a S, viewer: &Viewer, name: &str) -> Vec<&'a Arc<Slot>> {
     let mut found = cut.resolve(ty, name);
-    found.retain(|slot| viewer.receives(ty, slot));
+    found.retain(|slot| cut.lets(viewer, ty, slot));
     found
 }

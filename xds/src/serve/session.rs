@@ -61,9 +61,13 @@ pub trait Store: Clone {
         let resources = self.resources(ty);
         resources.filter(|slot| bucket_of(&slot.name) == bucket).collect()
     }
+    /// Whether a viewer may receive this resource at all.
+    fn lets(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
+        viewer.receives(ty, slot)
+    }
     /// What a viewer whose wildcard is up to date would tell of what it holds.
     fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
-        let held = |slot: &&Arc<Slot>| viewer.receives(ty, slot) && self.covers(viewer, ty, slot);
+        let held = |slot: &&Arc<Slot>| self.lets(viewer, ty, slot) && self.covers(viewer, ty, slot);
         let held = self.resources(ty).filter(held);
         Digests::of(held.map(|slot| (&*slot.name, &*slot.version)))
     }
@@ -76,7 +80,7 @@ pub trait Store: Clone {
     fn covers(&self, _viewer: &Viewer, _ty: ResourceType, _slot: &Slot) -> bool {
         true
     }
-    /// Names whose [`Self::covers`] may differ from that of an older cut although they did not change.
+    /// Names whose [`Self::covers`] or [`Self::lets`] may differ from that of an older cut although they did not change.
     fn covered_anew(&self, _old: &Self, _viewer: &Viewer, _ty: ResourceType) -> Vec<Str> {
         Vec::new()
     }
@@ -111,12 +115,23 @@ impl Store for Arc<Snapshot> {
         self.table(ty).bucket(bucket).iter().collect()
     }
 
+    fn lets(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
+        match (viewer.waypoint(), ty) {
+            // A waypoint is judged by what its own replicas name, and gets no other policy of node proxies.
+            (Some(waypoint), ResourceType::Authorization) => {
+                let fronts = self.fronted().of(waypoint);
+                fronts.is_some_and(|fronts| fronts.authorizations.contains(&slot.name))
+            }
+            _ => viewer.receives(ty, slot),
+        }
+    }
+
     fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
         let table = self.table(ty);
         if is_for_all(viewer, ty) {
             return Digests::by_bucket(|bucket| table.digest(bucket));
         }
-        let held = |slot: &&Arc<Slot>| viewer.receives(ty, slot) && self.covers(viewer, ty, slot);
+        let held = |slot: &&Arc<Slot>| self.lets(viewer, ty, slot) && self.covers(viewer, ty, slot);
         Digests::of(
             table
                 .iter()
@@ -149,17 +164,20 @@ impl Store for Arc<Snapshot> {
     }
 
     fn covered_anew(&self, old: &Self, viewer: &Viewer, ty: ResourceType) -> Vec<Str> {
-        let (Some(waypoint), ResourceType::Address | ResourceType::Workload) = (viewer.waypoint(), ty) else {
+        let Some(waypoint) = viewer.waypoint() else {
             return Vec::new();
         };
-        let addresses = |cut: &Self| {
+        let names = |cut: &Self| -> BTreeSet<Str> {
             let fronts = cut.fronted().of(waypoint);
-            fronts.map(|fronts| fronts.addresses.clone()).unwrap_or_default()
+            let names = fronts.map(|fronts| match ty {
+                ResourceType::Address | ResourceType::Workload => fronts.addresses.clone(),
+                ResourceType::Authorization => fronts.authorizations.clone(),
+                _ => BTreeSet::new(),
+            });
+            names.unwrap_or_default()
         };
-        addresses(old)
-            .symmetric_difference(&addresses(self))
-            .cloned()
-            .collect()
+        let (old, new) = (names(old), names(self));
+        old.symmetric_difference(&new).cloned().collect()
     }
 }
 
@@ -510,7 +528,7 @@ impl TypeState {
             self.queue.owe_answer();
         }
         for name in &asked {
-            push::asked(ty, cut, viewer, name, &mut self.queue);
+            push::asked(ty, cut, viewer, &self.subscription, name, &mut self.queue);
         }
         if !request.subscribe.is_empty() {
             // What was sent under an earlier subscription may arrive under this one: the client must know what is gone.

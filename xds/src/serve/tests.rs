@@ -44,11 +44,14 @@ use crate::token::TokenStore;
 use crate::token::join::JoinTokens;
 
 mod certificates;
+mod compromise;
 mod join;
+mod leak;
+mod refusals;
 mod trust;
 
 /// Longer than anything here takes, shorter than a stuck test.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
 struct Server {
@@ -70,6 +73,14 @@ impl Server {
     }
 
     async fn start_with(options: AdsOptions, hold_max: Duration) -> Self {
+        Self::start_believing(options, hold_max, |authenticator| authenticator).await
+    }
+
+    async fn start_believing(
+        options: AdsOptions,
+        hold_max: Duration,
+        believe: impl FnOnce(Authenticator) -> Authenticator,
+    ) -> Self {
         let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
         let root = Root::generate("cluster.local", time::OffsetDateTime::now_utc()).unwrap();
         let authority = Arc::new(Authority::new(root, "cluster.local".into(), TTL_MAX_DEFAULT));
@@ -78,6 +89,7 @@ impl Server {
         let (drain, watcher) = drain::new();
         let denied = DenyList::memory();
         let authenticator = Authenticator::new(tokens.clone()).of("cluster.local".into(), denied.clone());
+        let authenticator = believe(authenticator);
         let ads = Ads::new(
             receiver.clone(),
             authenticator.clone(),
@@ -135,19 +147,20 @@ impl Server {
     }
 
     fn set(&self, ty: ResourceType, name: &str, body: &'static [u8]) {
+        self.set_for(ty, name, body, Scope::Everyone);
+    }
+
+    /// Sets a resource that not everybody may receive.
+    fn set_for(&self, ty: ResourceType, name: &str, body: &'static [u8], scope: Scope) {
         self.publish(|snapshot| {
             let sequence = snapshot.sequence;
-            let table = match ty {
-                ResourceType::Authorization => &mut snapshot.authorizations,
-                ResourceType::Trust => &mut snapshot.trust,
-                _ => &mut snapshot.addresses,
-            };
+            let table = snapshot.table_mut(ty);
             let resource = Resource {
                 name: name.into(),
                 aliases: Vec::new(),
                 body: Bytes::from_static(body),
                 order: Order::Workload,
-                scope: Scope::Everyone,
+                scope,
             };
             assert!(table.set(resource, sequence));
         });

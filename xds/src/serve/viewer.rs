@@ -1,10 +1,10 @@
 //! Whom a stream belongs to, as far as what it may receive goes.
 
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
-use tulle_model::Str;
+use tulle_model::{Identity, Str};
 use tulle_proto::names::{DRY_RUN_FEATURE, TRUST_FEATURE};
 
-use crate::snapshot::{ResourceType, Slot};
+use crate::snapshot::{ResourceType, Scope, Slot};
 
 /// Number of the field `dry_run` in an Authorization.
 const DRY_RUN_FIELD: u32 = 6;
@@ -20,6 +20,8 @@ pub struct Viewer {
 enum Place {
     /// The proxy or agent of a node.
     Node(Str),
+    /// The proxy of one workload.
+    Workload(Identity),
     /// An instance of a waypoint, `<namespace>/<gateway>`.
     Waypoint(Str),
 }
@@ -64,6 +66,16 @@ impl Viewer {
         }
     }
 
+    /// The proxy of one workload, wherever that runs. It gets the addresses of the mesh and the policies that the
+    /// workload is judged by.
+    #[must_use]
+    pub fn of_workload(identity: Identity) -> Self {
+        Self {
+            place: Place::Workload(identity),
+            features: Features::default(),
+        }
+    }
+
     /// The same client with these features.
     #[must_use]
     pub fn with(self, features: Features) -> Self {
@@ -75,7 +87,7 @@ impl Viewer {
     pub fn waypoint(&self) -> Option<&str> {
         match &self.place {
             Place::Waypoint(name) => Some(name),
-            Place::Node(_) => None,
+            Place::Node(_) | Place::Workload(_) => None,
         }
     }
 
@@ -84,7 +96,7 @@ impl Viewer {
     pub fn node_name(&self) -> Option<&str> {
         match &self.place {
             Place::Node(node) => Some(node),
-            Place::Waypoint(_) => None,
+            Place::Workload(_) | Place::Waypoint(_) => None,
         }
     }
 
@@ -103,22 +115,27 @@ impl Viewer {
         self.features
     }
 
-    /// Whether it may receive this resource at all.
+    /// Whether it may receive this resource at all, as far as the resource itself tells.
     #[must_use]
     pub fn receives(&self, ty: ResourceType, slot: &Slot) -> bool {
         match ty {
             ResourceType::Trust => self.features.trust,
             ResourceType::Authorization => match &self.place {
-                Place::Node(node) => {
-                    slot.scope.reaches(node) && (self.features.dry_run || !is_dry_run(&slot.body))
+                Place::Node(_) | Place::Workload(_) => {
+                    self.is_within(&slot.scope) && (self.features.dry_run || !is_dry_run(&slot.body))
                 }
-                // It enforces its own type of policy.
+                // Which policies judge a waypoint's own replicas is not the policy's to say, but the cut's.
                 Place::Waypoint(_) => false,
             },
-            _ => match &self.place {
-                Place::Node(node) => slot.scope.reaches(node),
-                Place::Waypoint(waypoint) => slot.scope.reaches_waypoint(waypoint),
-            },
+            _ => self.is_within(&slot.scope),
+        }
+    }
+
+    fn is_within(&self, scope: &Scope) -> bool {
+        match &self.place {
+            Place::Node(node) => scope.reaches(node),
+            Place::Workload(identity) => scope.reaches_workload(identity),
+            Place::Waypoint(waypoint) => scope.reaches_waypoint(waypoint),
         }
     }
 }
@@ -145,7 +162,7 @@ mod tests {
     use tulle_model::testing::deny;
 
     use super::*;
-    use crate::snapshot::{Order, Scope};
+    use crate::snapshot::Order;
 
     fn slot(body: Bytes, scope: Scope) -> Slot {
         Slot {
@@ -173,6 +190,32 @@ mod tests {
         assert!(plain.receives(ty, &policy(false)) && knowing.receives(ty, &policy(false)));
         assert!(!plain.receives(ty, &policy(true)));
         assert!(knowing.receives(ty, &policy(true)));
+    }
+
+    #[test]
+    fn a_workloads_own_proxy_gets_its_policies_and_not_those_of_others() {
+        let web = Identity::new("cluster.local", "shop", "web");
+        let viewer = Viewer::of_workload(web.clone());
+        let body = policy(false).body;
+        let gets = |scope: Scope| viewer.receives(ResourceType::Authorization, &slot(body.clone(), scope));
+        let nodes = |names: &[&str]| Arc::new(names.iter().map(|name| Str::from(*name)).collect());
+        assert!(gets(Scope::Everyone));
+        for (namespace, own) in [("shop", true), ("other", false)] {
+            let of_namespace = Scope::Namespace {
+                namespace: namespace.into(),
+                nodes: nodes(&["n1"]),
+            };
+            assert_eq!(gets(of_namespace), own, "{namespace}");
+        }
+        for (holders, own) in [(["n1", &*web.to_string()], true), (["n1", "n2"], false)] {
+            let nodes = nodes(&holders);
+            assert_eq!(gets(Scope::Workloads { nodes }), own, "{holders:?}");
+        }
+        let waypoints = Arc::new(BTreeSet::from(["shop/way".into()]));
+        assert!(!viewer.receives(
+            ResourceType::Route,
+            &slot(Bytes::new(), Scope::Waypoints { waypoints })
+        ));
     }
 
     #[test]

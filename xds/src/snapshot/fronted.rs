@@ -11,8 +11,10 @@ use tulle_model::{Identity, Str};
 pub struct Fronts {
     /// The identity its replicas carry.
     pub identity: Identity,
-    /// Names of the Address resources it needs: fronts, backends of its routes, endpoints of both.
+    /// Names of the Address resources it needs: its own replicas, fronts, backends of its routes, endpoints of both.
     pub addresses: BTreeSet<Str>,
+    /// Names of the policies that its own replicas name, which judge who may connect to them.
+    pub authorizations: BTreeSet<Str>,
 }
 
 /// Every waypoint by `<namespace>/<gateway>`.
@@ -95,6 +97,7 @@ mod tests {
         let fronts = |identity: &Identity| Fronts {
             identity: identity.clone(),
             addresses: BTreeSet::new(),
+            authorizations: BTreeSet::new(),
         };
         let mut fronted = Fronted::default();
         assert!(fronted.set(&"shop/way".into(), Some(fronts(&old))));

@@ -1,6 +1,6 @@
 //! The folder source: watches a tree of manifests and turns each settled state of it into one batch.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -9,12 +9,15 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::engine::Batch;
 use crate::history::History;
+use crate::metrics::EngineMetrics;
 use crate::snapshot::Severity;
+use follow::Follower;
 use library::{Library, Settled};
 use scan::{Scan, Scanner};
 use watcher::Watcher;
 
 pub(crate) mod allocate;
+mod follow;
 mod gateways;
 pub(crate) mod library;
 pub(crate) mod parse;
@@ -31,43 +34,68 @@ const RESCAN: Duration = Duration::from_secs(30);
 const WRITING_MAX: Duration = Duration::from_millis(200);
 
 /// Reads the folder until the engine is gone.
-pub async fn run(root: PathBuf, history: Option<History>, batches: mpsc::Sender<Batch>) {
+pub(super) async fn run(
+    root: PathBuf,
+    mut reader: Reader,
+    batches: mpsc::Sender<Batch>,
+    metrics: EngineMetrics,
+) {
+    let mut why = "start";
     let mut watcher = Watcher::new(&root);
-    let mut reader = Reader::new(root, history);
+    let records = reader.follower.as_ref().map(Follower::records);
     loop {
-        let (scan, settled);
+        let (scan, mut settled);
+        metrics.on_relist("folder", why);
         // Files and parsing block; they get a thread of their own.
         (reader, scan, settled) = match spawn_blocking(move || reader.look()).await {
             Ok(looked) => looked,
             Err(error) => return tracing::error!(%error, "the configuration folder is not read any more"),
         };
         // A folder that was not watched while it was scanned may have changed since.
-        let rescan = watcher.watch(scan.directories());
+        let rescan = watcher.watch(&scan.directories().iter().chain(&records).cloned().collect());
         log(&settled);
+        if let Some(batch) = settled.batch.as_mut().filter(|_| why != "start") {
+            // What was there before this process says nothing of how fast it is.
+            batch.written = scan.written(batch);
+        }
         if let Some(batch) = settled.batch
             && batches.send(batch).await.is_err()
         {
             return;
         }
         let now = Instant::now();
-        let next = match (rescan, settled.read_again) {
-            (true, _) => now,
-            (false, true) => now + WRITING_MAX,
-            (false, false) => now + RESCAN,
+        let (next, due) = match (rescan, settled.read_again) {
+            (true, _) => (now, "new_directory"),
+            (false, true) => (now + WRITING_MAX, "unfinished_file"),
+            (false, false) => (now + RESCAN, "periodic"),
         };
-        settle(&mut watcher, next).await;
+        why = if settle(&mut watcher, next).await {
+            "event"
+        } else {
+            due
+        };
     }
 }
 
 /// What looking at the folder needs and remembers.
-struct Reader {
+pub(super) struct Reader {
     scanner: Scanner,
     library: Library,
     history: Option<History>,
+    /// Another process decides.
+    follower: Option<Follower>,
 }
 
 impl Reader {
-    fn new(root: PathBuf, mut history: Option<History>) -> Self {
+    /// Follows the process that owns this state folder.
+    pub(super) fn following(root: PathBuf, state_dir: &Path) -> Self {
+        Self {
+            follower: Some(Follower::new(state_dir)),
+            ..Self::new(root, None)
+        }
+    }
+
+    pub(super) fn new(root: PathBuf, mut history: Option<History>) -> Self {
         let mut library = history.as_mut().and_then(History::load).unwrap_or_default();
         if let Some(history) = &history {
             library.set_allocations(history.allocations(), jiff::Timestamp::now());
@@ -76,12 +104,17 @@ impl Reader {
             scanner: Scanner::new(root),
             library,
             history,
+            follower: None,
         }
     }
 
     /// Looks once.
     fn look(mut self) -> (Self, Scan, Settled) {
         let scan = self.scanner.scan();
+        if let Some(follower) = &mut self.follower {
+            let settled = follower.look(&scan, jiff::Timestamp::now());
+            return (self, scan, settled);
+        }
         let accepted = self.history.as_ref().is_some_and(History::take_accept_empty);
         if accepted || !scan.files.is_empty() {
             self.library.accept_empty(accepted);
@@ -91,7 +124,7 @@ impl Reader {
         if let (Some(history), Some(before), Some(_)) = (&mut self.history, before, &settled.batch) {
             // What cannot be recorded does not come into force, unless nothing is in force yet.
             match history.record(&self.library) {
-                Err(error) if before.is_told() => {
+                Err(error) if before.holds_anything() => {
                     let cause =
                         format!("the generation cannot be recorded: {error}; the last one stays in force");
                     settled = self.library.refuse(before, &cause);
@@ -103,16 +136,17 @@ impl Reader {
     }
 }
 
-/// Waits for something to happen and to be over, or for the next scan that is due anyway.
-async fn settle(watcher: &mut Watcher, next: Instant) {
+/// Waits for something to happen and to be over, or for the next scan that is due anyway; says whether something
+/// happened.
+async fn settle(watcher: &mut Watcher, next: Instant) -> bool {
     tokio::select! {
-        () = sleep_until(next) => return,
+        () = sleep_until(next) => return false,
         () = watcher.event() => {}
     }
     let latest = Instant::now() + QUIET_MAX;
     loop {
         tokio::select! {
-            () = sleep_until(latest.min(Instant::now() + QUIET)) => return,
+            () = sleep_until(latest.min(Instant::now() + QUIET)) => return true,
             () = watcher.event() => {}
         }
     }

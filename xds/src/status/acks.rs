@@ -15,6 +15,9 @@ use std::sync::Arc;
 /// Clients named that rejected an object; more are counted.
 pub const REJECTED_NAMED_MAX: usize = 16;
 
+/// Objects and clients that are compared at once; with more, answers are told object by object.
+pub const COMPARED_MAX: usize = 200_000;
+
 /// The answers of the clients that must have what an object means.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -100,12 +103,15 @@ fn slots<'a>(snapshot: &'a Snapshot, object: &ObjectStatus) -> Vec<(ResourceType
 fn answer(snapshot: &Arc<Snapshot>, client: &ClientStatus, slots: &[(ResourceType, &Arc<Slot>)]) -> Answer {
     let viewer = match client.kind {
         ClientKind::Waypoint => Viewer::of_waypoint(client.node.clone()),
-        ClientKind::Ztunnel | ClientKind::Agent => Viewer::node(client.node.clone()),
+        ClientKind::Ztunnel | ClientKind::Agent => match client.node.parse() {
+            Ok(identity) => Viewer::of_workload(identity),
+            Err(_) => Viewer::node(client.node.clone()),
+        },
     };
     let viewer = viewer.with(client.features);
     let mut concerned = slots
         .iter()
-        .filter(|(ty, slot)| viewer.receives(*ty, slot) && snapshot.covers(&viewer, *ty, slot))
+        .filter(|(ty, slot)| snapshot.lets(&viewer, *ty, slot) && snapshot.covers(&viewer, *ty, slot))
         .filter_map(|(ty, slot)| {
             Some((
                 *ty,

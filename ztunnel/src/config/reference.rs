@@ -1,35 +1,11 @@
 //! The environment variables of the node proxy, as docs/reference/config.md lists them.
 
-/// One environment variable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Variable {
-    /// Its name.
-    pub name: &'static str,
-    /// What holds when it is not set, or empty.
-    pub default: Preset,
-    /// What it sets.
-    pub meaning: &'static str,
-}
-
-/// What holds when a variable is not set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Preset {
-    /// Nothing.
-    Nothing,
-    /// The same as if it were set to this.
-    Value(&'static str),
-    /// What these words say.
-    Depends(&'static str),
-}
+pub use tulle_runtime::config::{Preset, Variable};
 
 use Preset::{Depends, Nothing, Value};
 
 const fn variable(name: &'static str, default: Preset, meaning: &'static str) -> Variable {
-    Variable {
-        name,
-        default,
-        meaning,
-    }
+    Variable::new(name, default, meaning)
 }
 
 /// Every variable under its heading.

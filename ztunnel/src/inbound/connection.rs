@@ -236,7 +236,7 @@ async fn connect_application(
         (asked.target, Some(tunnel.peer_ip()))
     };
     let mut application = connect(pod, to, from).await?;
-    let header = proxy_header(tunnel, request, asked).encode();
+    let header = proxy_header(pod, tunnel, request, asked).encode();
     let written = application.write_all(&header).await;
     written.map_err(|source| Error::Connect { to, source })?;
     Ok(application)
@@ -250,11 +250,13 @@ fn loopback(like: IpAddr) -> IpAddr {
 }
 
 /// The real client, and the address it asked for; for a host name the service's own.
-fn proxy_header(tunnel: &Tunnel, request: &ConnectRequest, asked: &Asked) -> proxy_protocol::Header {
-    let client = request
-        .forwarded
-        .as_ref()
-        .map_or(tunnel.peer, |forwarded| forwarded.client);
+fn proxy_header(
+    pod: &Pod,
+    tunnel: &Tunnel,
+    request: &ConnectRequest,
+    asked: &Asked,
+) -> proxy_protocol::Header {
+    let client = client_told(pod, tunnel, request, asked).unwrap_or(tunnel.peer);
     let destination = match request.authority.parse() {
         Ok(Authority::Ip(address)) => address,
         Ok(Authority::Host { port, .. }) => vip(asked, port),
@@ -270,6 +272,23 @@ fn proxy_header(tunnel: &Tunnel, request: &ConnectRequest, asked: &Asked) -> pro
         Some(service) => header.service(&service.hostname),
         None => header,
     }
+}
+
+/// The client that the peer tells, if it may: one of its own workloads, or anyone where it is the waypoint of this one.
+fn client_told(pod: &Pod, tunnel: &Tunnel, request: &ConnectRequest, asked: &Asked) -> Option<SocketAddr> {
+    let client = request.forwarded.as_ref()?.client;
+    let snapshot = pod.node.mesh.snapshot();
+    // Which network it names makes no difference to whom it may speak for.
+    let network = request
+        .forwarded_network
+        .as_deref()
+        .unwrap_or(&pod.node.config.network);
+    let address = NetworkAddress::new(Arc::from(network), client.ip());
+    let own = snapshot
+        .workload_by_address(&address)
+        .is_some_and(|workload| workload.identity() == tunnel.identity);
+    let may = own || snapshot.is_waypoint_of(&asked.workload, &tunnel.identity, tunnel.peer_ip());
+    may.then_some(client)
 }
 
 fn vip(asked: &Asked, port: u16) -> SocketAddr {

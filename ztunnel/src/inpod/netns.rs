@@ -94,6 +94,8 @@ impl fmt::Debug for NetnsSockets {
 
 #[cfg(test)]
 mod tests {
+    use tulle_transport::socket::{self, SocketOptions, SourcePorts};
+
     use super::*;
 
     #[test]
@@ -109,5 +111,50 @@ mod tests {
         assert!(sockets.v4.lock().is_empty());
         sockets.tcp_v4().unwrap();
         assert_eq!(sockets.v4.lock().len(), BATCH - 1);
+    }
+
+    /// As many ports as there are for local ends, half of which `bind` prefers.
+    const PORTS: usize = 20;
+
+    #[tokio::test]
+    async fn f31_a_crowd_of_one_client_gets_every_port_there_is() {
+        let Ok(netns) = NetNs::create() else {
+            eprintln!("skipped: network namespaces cannot be made here");
+            return;
+        };
+        let prepare = || {
+            let up = std::process::Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status();
+            assert!(up.unwrap().success());
+            let range = format!("40000 {}", 40_000 + PORTS - 1);
+            std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).unwrap();
+            std::net::TcpListener::bind("127.0.0.1:8080").unwrap()
+        };
+        let listener = netns.run(prepare).unwrap();
+        let to = listener.local_addr().unwrap();
+        let (sockets, ports) = (NetnsSockets::new(netns), SourcePorts::default());
+        let connect = async || {
+            let source = ports.of([127, 0, 0, 9].into());
+            socket::connect(&sockets, to, Some(source), &SocketOptions::default()).await
+        };
+        let mut held = Vec::new();
+        for _ in 0..PORTS {
+            held.push(connect().await.unwrap());
+        }
+        let used: std::collections::BTreeSet<_> = held
+            .iter()
+            .map(|stream| stream.local_addr().unwrap().port())
+            .collect();
+        assert_eq!(used.len(), PORTS);
+        let first = held[..PORTS / 2]
+            .iter()
+            .map(|stream| stream.local_addr().unwrap().port() % 2);
+        assert!(
+            first.clone().all(|parity| parity == 1),
+            "first those that connections of its own avoid"
+        );
+        assert!(socket::no_port_left(&connect().await.unwrap_err()));
+        drop(held);
     }
 }

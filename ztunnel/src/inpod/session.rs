@@ -36,6 +36,9 @@ enum Failure {
     /// Only this request failed.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// Another generation serves the pod better than this one could now.
+    #[error("there is no configuration or no certificate for it yet; the generation before serves it on")]
+    NotPrepared,
     /// This proxy drains.
     #[error("this proxy is about to end and takes no pods")]
     Draining,
@@ -147,8 +150,12 @@ impl<'a> Session<'a> {
                 netns,
                 sockets,
                 resolver,
+                served,
             } => {
                 self.mention(&uid);
+                if served && !fleet.prepare_to_take(&uid, &name, &netns).await {
+                    return Err(Failure::NotPrepared);
+                }
                 fleet.add(uid.clone(), name, netns, sockets, resolver).await?;
                 if matches!(self.snapshot, Snapshot::Complete) {
                     fleet.prepare(&uid).await;
@@ -217,7 +224,7 @@ impl<'a> Session<'a> {
                     .await?;
                 match failure {
                     Failure::Violation(violation) => Err(violation.into()),
-                    Failure::Start(_) | Failure::Draining | Failure::Copy(_) => Ok(()),
+                    Failure::Start(_) | Failure::NotPrepared | Failure::Draining | Failure::Copy(_) => Ok(()),
                 }
             }
         }

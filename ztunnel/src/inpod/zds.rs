@@ -31,6 +31,8 @@ pub enum Request {
         sockets: Option<PodSockets>,
         /// Its own resolver settings; without them the node's name servers are asked.
         resolver: Option<ResolvConf>,
+        /// Another generation accepts for it until this one has taken it.
+        served: bool,
     },
     /// The pod is still there, its namespace is just not at hand.
     Keep(PodUid),
@@ -133,6 +135,7 @@ fn parse_add(add: zds::AddWorkload, fds: Vec<OwnedFd>) -> Result<Request, Violat
             .dns
             .as_ref()
             .and_then(|dns| ResolvConf::of_pod(&dns.nameservers, &dns.search)),
+        served: add.served,
     })
 }
 

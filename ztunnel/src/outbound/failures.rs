@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_endpoint_that_swallows_attempts_is_left_alone_for_longer_each_time() {
+    async fn f10_an_endpoint_that_swallows_attempts_is_left_alone_for_longer_each_time() {
         assert_eq!(waits(7), [1, 2, 4, 8, 16, 30, 30]);
     }
 

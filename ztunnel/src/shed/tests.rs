@@ -78,7 +78,7 @@ fn what_is_closest_to_its_limit_decides() {
 }
 
 #[test]
-fn handshakes_get_a_small_part_of_the_memory() {
+fn f18_handshakes_get_a_small_part_of_the_memory() {
     for (limit, expected) in [
         (1 << 20, HANDSHAKES_MIN),
         (42 << 20, 84),
@@ -130,7 +130,7 @@ fn a_workload_that_is_gone_weighs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn accepting_resumes_within_a_second_of_relief() {
+async fn f17_accepting_resumes_within_a_second_of_relief() {
     let shedder = Shedder::default();
     let weight = shedder.enter(name("heavy"));
     let _open = holding(&shedder, &weight, 1);

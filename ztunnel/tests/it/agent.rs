@@ -18,7 +18,7 @@ use tulle_runtime::config::MapEnv;
 use tulle_ztunnel::config::ProcessPorts;
 use tulle_ztunnel::{App, Config};
 
-use crate::world::SOON;
+use crate::world::{SOON, updates};
 
 const PORTS: [u16; 3] = [15001, 15006, 15008];
 
@@ -207,7 +207,7 @@ async fn a_pod_is_served_from_add_to_del() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_namespace_under_a_known_uid_replaces_its_proxy() {
+async fn f11_another_namespace_under_a_known_uid_replaces_its_proxy() {
     let (Some(old), Some(new)) = (namespace(), namespace()) else {
         return;
     };
@@ -272,7 +272,7 @@ async fn a_port_that_the_application_holds_is_an_error_and_is_tried_again() {
             .any(|pending| pending.contains("proxy of a"))
     );
     drop(taken);
-    let again = Duration::from_secs(7);
+    let again = Duration::from_secs(30);
     let started = async {
         while !listens(&netns) {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -359,6 +359,34 @@ async fn a_pod_that_was_handed_over_is_accepted_for_again_when_it_is_added_again
         0,
         "what was open lives on"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f05_a_pod_that_an_earlier_generation_serves_is_taken_once_it_can_be_served() {
+    let Some(netns) = namespace() else { return };
+    let agent = Agent::start().await;
+    let served = || {
+        let Payload::Add(mut add) = add("web", &[]) else {
+            panic!("an add")
+        };
+        add.served = true;
+        Payload::Add(add)
+    };
+    let (error, _, _) = agent.ask(served(), &[netns.fd()]).await;
+    assert!(error.contains("the generation before serves it on"), "{error}");
+    agent.assert_done(snapshot_sent(), &[]).await;
+    assert!(!listens(&netns), "nothing is accepted that would have to wait");
+    assert_eq!(
+        agent.app.ready().pending(),
+        ["configuration and certificate of shop/web/web"],
+        "the earlier one is not told to end"
+    );
+    agent.app.node().mesh.apply(updates(
+        "workloads: [{uid: w, name: web, namespace: shop, serviceAccount: web, protocol: HBONE, workloadIps: [10.0.0.1]}]",
+    ));
+    agent.assert_done(served(), &[netns.fd()]).await;
+    assert!(listens(&netns));
+    assert!(agent.app.ready().is_ready());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

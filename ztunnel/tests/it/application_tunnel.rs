@@ -50,10 +50,14 @@ fn behind(port: u16) -> String {
     )
 }
 
+/// The callers of these tests live here.
+const REVIEWS: &str = "workloads:\n- {uid: reviews, name: reviews, namespace: shop, serviceAccount: reviews, workloadIps: [203.0.113.9]}\n";
+
 async fn header_for(authority: &str, forwarded: Option<&str>) -> (Header, SocketAddr) {
     let world = World::start("").await;
     let (application, mut headers) = told_application().await;
     world.apply(&behind(application.port()));
+    world.apply(REVIEWS);
     let connection = world.connect_as(&identity("shop", "reviews")).await.unwrap();
     let request = ConnectRequest {
         forwarded: forwarded.map(|text| text.parse().unwrap()),
@@ -77,6 +81,23 @@ async fn an_application_is_told_who_calls_and_what_was_asked_for() {
     );
     assert_eq!(header.service.as_deref(), Some("web.mesh"));
     assert!(peer.ip().is_loopback(), "from loopback");
+}
+
+#[tokio::test]
+async fn f34_a_client_that_is_not_the_peers_own_is_not_told() {
+    for claimed in ["for=\"198.51.100.7:1234\"", "for=\"127.0.0.1:1\";host=other.mesh"] {
+        let (header, _) = header_for("198.51.100.1:443", Some(claimed)).await;
+        assert!(
+            header.source.ip().is_loopback() && header.source.port() != 1,
+            "{claimed}: {header:?}"
+        );
+        assert_eq!(
+            header.identity.as_deref(),
+            Some("spiffe://cluster.local/ns/shop/sa/reviews"),
+            "who has proven it"
+        );
+        assert_eq!(header.service, None, "{claimed}");
+    }
 }
 
 #[tokio::test]

@@ -279,7 +279,7 @@ async fn plaintext_passes_until_a_policy_asks_for_an_identity() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deleting_a_pod_resets_its_connections_within_a_second() {
+async fn f11_deleting_a_pod_resets_its_connections_within_a_second() {
     let Some((pods, agent)) = captured().await else {
         return;
     };

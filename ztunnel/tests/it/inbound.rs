@@ -9,7 +9,7 @@ use tulle_ztunnel::shed::{Pressure, Pressures, Resource};
 
 use crate::world::{SOON, World, assert_echoes, code, identity};
 
-const DENY_REVIEWS: &str = "policies:\n\
+pub(crate) const DENY_REVIEWS: &str = "policies:\n\
     - {name: deny-reviews, namespace: shop, scope: Namespace, action: Deny, \
        rules: [[[{principals: [{Exact: cluster.local/ns/shop/sa/reviews}]}]]]}\n";
 
@@ -147,7 +147,7 @@ async fn a_server_with_another_identity_is_not_talked_to() {
 }
 
 #[tokio::test]
-async fn a_changed_policy_ends_an_open_connection() {
+async fn f24_a_changed_policy_ends_an_open_connection() {
     let world = World::start("").await;
     let (mut stream, _) = world.ask_echo().await.unwrap();
     assert_echoes(&mut stream, b"allowed").await;
@@ -171,7 +171,7 @@ async fn a_policy_for_others_leaves_an_open_connection_alone() {
 }
 
 #[tokio::test]
-async fn a_connection_waits_for_a_policy_that_is_named_but_missing() {
+async fn f23_a_connection_waits_for_a_policy_that_is_named_but_missing() {
     let world = World::start("authorizationPolicies: [shop/allow-reviews]").await;
     let asking = world.ask_echo();
     let arriving = async {
@@ -183,7 +183,7 @@ async fn a_connection_waits_for_a_policy_that_is_named_but_missing() {
 }
 
 #[tokio::test]
-async fn a_policy_that_stays_missing_refuses() {
+async fn f23_a_policy_that_stays_missing_refuses() {
     let world = World::start("authorizationPolicies: [shop/allow-reviews]").await;
     let refusal = world.ask_echo().await.unwrap_err();
     assert_eq!((refusal.status, code(&refusal)), (401, "T0414"));
@@ -212,7 +212,7 @@ async fn traffic_is_counted_with_both_identities() {
 }
 
 #[tokio::test]
-async fn while_descriptors_are_scarce_the_heaviest_is_refused_and_what_is_open_lives() {
+async fn f17_while_descriptors_are_scarce_the_heaviest_is_refused_and_what_is_open_lives() {
     let scarce = Pressures {
         descriptors: Pressure {
             of: Resource::Descriptors,

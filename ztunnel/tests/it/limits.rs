@@ -1,15 +1,20 @@
 //! Bounds of one workload, and what a connection may cost.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tulle_model::Reason;
+use tulle_runtime::tasks;
 use tulle_transport::hbone::OpenError;
+use tulle_ztunnel::accept::{Accepting, accept};
 use tulle_ztunnel::carry;
 use tulle_ztunnel::inbound::{listener, passthrough};
 use tulle_ztunnel::metrics::labels::Direction;
 use tulle_ztunnel::outbound::serve_to;
-use tulle_ztunnel::pod::HANDSHAKES_MAX;
+use tulle_ztunnel::pod::{HANDSHAKES_MAX, Pod};
 use tulle_ztunnel::record::Story;
 
 use crate::outbound::{assert_echoes, assert_reset, call};
@@ -90,7 +95,7 @@ async fn a_tunnel_port_that_answers_nothing_is_reported_with_its_hint() {
 }
 
 #[test]
-fn a_lack_of_ports_is_not_taken_for_a_failed_peer() {
+fn f32_a_lack_of_ports_is_not_taken_for_a_failed_peer() {
     let to = "192.0.2.1:80".parse().unwrap();
     for source in [
         std::io::ErrorKind::AddrNotAvailable,
@@ -112,7 +117,7 @@ async fn pair() -> (TcpStream, TcpStream) {
 }
 
 #[tokio::test]
-async fn the_task_of_a_connection_is_small() {
+async fn f31_the_task_of_a_connection_is_small() {
     let world = World::start("").await;
     let (pod, _) = world.app.dedicated().unwrap();
     let peer = world.echo;
@@ -143,4 +148,58 @@ async fn the_task_of_a_connection_is_small() {
         assert!(size > 0 && size <= most, "{task}: {size} of {most}");
         ends.push((near, other.1));
     }
+}
+
+/// Panics when it is told to, else sends back what it gets.
+async fn faulty(_pod: Arc<Pod>, mut stream: TcpStream, _peer: SocketAddr) {
+    let mut byte = [0];
+    while stream.read_exact(&mut byte).await.is_ok() {
+        assert_ne!(byte, *b"!", "a fault, on purpose");
+        stream.write_all(&byte).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_own_connection_is_counted_and_nobody_else_notices() {
+    let world = World::start("").await;
+    let (pod, _) = world.app.dedicated().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_never, handed_over) = watch::channel(false);
+    let accepting = accept(
+        listener,
+        pod,
+        Accepting::new(handed_over, true),
+        "faulty-connection",
+        faulty,
+    );
+    tasks::spawn("faulty-listener", accepting);
+    let beat = async |stream: &mut TcpStream, byte: u8| {
+        stream.write_all(&[byte]).await?;
+        let mut back = [0];
+        stream.read_exact(&mut back).await.map(|_| back[0])
+    };
+    let mut before = TcpStream::connect(address).await.unwrap();
+    assert_eq!(beat(&mut before, b'a').await.unwrap(), b'a');
+    let mut doomed = TcpStream::connect(address).await.unwrap();
+    assert!(beat(&mut doomed, b'!').await.is_err(), "it ends");
+    assert_eq!(
+        beat(&mut before, b'b').await.unwrap(),
+        b'b',
+        "what was open goes on"
+    );
+    let mut after = TcpStream::connect(address).await.unwrap();
+    assert_eq!(
+        beat(&mut after, b'c').await.unwrap(),
+        b'c',
+        "and so does accepting"
+    );
+    let faults = tasks::counts()
+        .into_iter()
+        .find(|count| count.name == "faulty-connection");
+    assert_eq!(faults.unwrap().panicked, 1);
+    let (mut stream, _) = world.ask_echo().await.unwrap();
+    crate::world::assert_echoes(&mut stream, b"the workload is served on").await;
+    let counted = "tulle_task_panics_total{task=\"faulty-connection\"} 1";
+    assert!(world.metrics().contains(counted), "{}", world.metrics());
 }

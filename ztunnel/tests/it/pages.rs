@@ -31,7 +31,7 @@ async fn admin(world: &World, head: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_dump_shows_the_mesh_and_no_key() {
+async fn f35_a_dump_shows_the_mesh_and_no_key() {
     let world = World::start("").await;
     let _open = world.ask_echo().await.unwrap();
     let dump = admin(&world, "GET /config_dump", "").await;

@@ -20,7 +20,7 @@ use tulle_ztunnel::config::{Dns, DnsListen, Ports, ProcessPorts};
 use tulle_ztunnel::{App, Config};
 
 /// How long anything may take in these tests.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
     pub(crate) app: App,

@@ -81,6 +81,33 @@ async fn the_older_hands_over_what_the_newest_accepted_and_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn f05_a_generation_is_told_of_each_pod_that_another_accepts_for_and_takes_it_when_it_can() {
+    let now = Instant::now();
+    let mut book = book_of(&["a"]);
+    book.connect(1, ours("1"));
+    assert!(!book.is_served_beside(1, &uid("a")), "the first is alone");
+    settle(&mut book, 1, now);
+    assert!(!book.is_served_beside(1, &uid("a")), "by nobody but itself");
+    book.connect(2, ours("2"));
+    assert!(book.is_served_beside(2, &uid("a")));
+    let Next::Send(add) = book.next(2, now) else {
+        panic!("a snapshot")
+    };
+    book.answered(2, &add, Some("no certificate yet".into()), now);
+    assert_eq!(settle(&mut book, 2, now), [Step::SnapshotSent]);
+    assert_eq!(settle(&mut book, 1, now), [], "the first serves on");
+    assert!(book.is_served_beside(2, &uid("a")));
+    assert_eq!(settle(&mut book, 2, now + RETRY), [Step::Add(uid("a"), 0)]);
+    assert_eq!(settle(&mut book, 1, now + RETRY), [Step::HandOver(uid("a"))]);
+    assert!(!book.is_served_beside(2, &uid("a")));
+    book.connect(3, lingering("3"));
+    assert!(
+        !book.is_served_beside(2, &uid("a")),
+        "one that lingers accepts for nobody"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_leaves_is_handed_over_to_nobody_and_deleted_once_it_is_withdrawn() {
     let now = Instant::now();
     let mut book = book_of(&["a"]);

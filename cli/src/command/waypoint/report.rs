@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tulle_runtime::exit::Exit;
 
-use super::folder::Folder;
+use super::super::folder::Folder;
 use crate::command::Reading;
 use crate::output::{Form, table};
 use crate::running::Kind;
@@ -48,7 +48,8 @@ async fn objects(reading: &Reading) -> Vec<Value> {
 
 fn rows(folder: &Folder, objects: &[Value]) -> Vec<Row> {
     let waypoints = folder.of_kind("Gateway").filter(|one| one.is_waypoint());
-    let row = |one: &super::folder::Document| row(one.namespace(), one.name(), one.purpose(), objects);
+    let row =
+        |one: &crate::command::folder::Document| row(one.namespace(), one.name(), one.purpose(), objects);
     let mut rows: Vec<_> = waypoints.map(row).collect();
     rows.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     rows

@@ -37,7 +37,7 @@ impl RootSource {
         }
     }
 
-    pub(super) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, ChannelError> {
+    pub(crate) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, ChannelError> {
         let (pem, from) = match self {
             Self::File(path) => (read_file(path)?, path.display().to_string()),
             Self::Pem(pem) => (pem.clone(), "the configured text".to_owned()),

@@ -5,6 +5,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 use tulle_model::identity::Identity;
+use tulle_proto::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tulle_proto::ca::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
@@ -369,6 +370,32 @@ async fn a_server_that_is_away_is_found_when_it_comes_back() {
     });
     client.fetch(&web()).await.unwrap();
     server.abort();
+}
+
+/// Who retries wants to know: see `tulle_xds_client`.
+#[tokio::test]
+async fn that_nobody_answered_is_among_the_causes_of_the_status() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let config = ChannelConfig {
+        address: format!("http://{address}").parse().unwrap(),
+        root: RootSource::Pem(TestCa::new().root_pem()),
+        server_name: None,
+        token: TokenSource::None,
+        headers: Vec::new(),
+        cluster_id: None,
+    };
+    let mut client = IstioCertificateServiceClient::new(channel(&config).unwrap());
+    let request = IstioCertificateRequest::default();
+    let status = client.create_certificate(request).await.unwrap_err();
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&status);
+    let mut found = None;
+    while let Some(cause) = next {
+        found = found.or(cause.downcast_ref::<io::Error>().map(io::Error::kind));
+        next = cause.source();
+    }
+    assert_eq!(found, Some(io::ErrorKind::ConnectionRefused), "{status:?}");
 }
 
 #[tokio::test]

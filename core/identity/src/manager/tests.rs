@@ -108,7 +108,7 @@ async fn a_long_pause_after_refusals_fails_the_waiter_at_once_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_notice_within_two_seconds_that_the_authority_is_back() {
+async fn f03_connections_notice_within_two_seconds_that_the_authority_is_back() {
     let world = world();
     world.ca.set_away(true);
     world.secrets.retain(&id("web"));
@@ -129,7 +129,7 @@ async fn connections_notice_within_two_seconds_that_the_authority_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn retries_slow_down_while_the_authority_is_away() {
+async fn f03_retries_slow_down_while_the_authority_is_away() {
     let world = world();
     world.ca.set_away(true);
     world.secrets.retain(&id("web"));
@@ -176,7 +176,7 @@ async fn certificates_are_renewed_at_half_life() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_valid_certificate_is_used_until_it_expires_and_not_beyond() {
+async fn f02_a_valid_certificate_is_used_until_it_expires_and_not_beyond() {
     let world = world();
     world.secrets.retain(&id("web"));
     settle().await;

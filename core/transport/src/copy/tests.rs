@@ -425,7 +425,7 @@ async fn a_stalled_reader_is_sent_no_more_than_the_window() {
 
 /// Of all connections of this process, those that are idle hold no buffer.
 #[tokio::test]
-async fn an_idle_connection_holds_no_buffer() {
+async fn f31_an_idle_connection_holds_no_buffer() {
     for mut path in both().await {
         let (sent, mut received) = (pattern(300_000, 3), vec![0; 300_000]);
         let (written, read) = tokio::join!(
@@ -454,5 +454,7 @@ async fn keepalive_tightens_on_a_connection_that_stays_half_closed() {
     assert_eq!(probe.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
     assert_eq!(probe.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
     assert_eq!(probe.tcp_keepalive_retries().unwrap(), 3);
+    let found_after = HALF_CLOSED_GRACE + Keepalive::HALF_CLOSED.span();
+    assert!(found_after <= Duration::from_secs(120), "{found_after:?}");
     drop(server);
 }

@@ -100,6 +100,7 @@ pub(super) struct TcpWire {
     /// Held only while there is something to read.
     buffer: Option<Buffer>,
     step: Step,
+    half_closed: Keepalive,
 }
 
 enum Reading {
@@ -113,7 +114,7 @@ enum Reading {
 impl TcpWire {
     /// From here to an orderly close the kernel answers for us: should the process die, the peer gets RST and not a
     /// FIN that looks like the end of what was to be said.
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: TcpStream, half_closed: Keepalive) -> Self {
         // A socket that cannot be set is about to say so itself.
         let _ = set_rst(&stream);
         let (read, write) = stream.into_split();
@@ -122,6 +123,7 @@ impl TcpWire {
             write: Some(write),
             buffer: None,
             step: Step::default(),
+            half_closed,
         }
     }
 
@@ -239,7 +241,7 @@ impl Wire for TcpWire {
     fn half_closed(&mut self) {
         if let Some(write) = &self.write {
             // A socket that cannot be set is about to say so itself.
-            let _ = tighten_keepalive(write.as_ref(), Keepalive::HALF_CLOSED);
+            let _ = tighten_keepalive(write.as_ref(), self.half_closed);
         }
     }
 

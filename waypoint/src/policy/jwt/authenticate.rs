@@ -60,7 +60,7 @@ pub struct Authenticated {
 }
 
 /// Changes of what goes upstream.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {
     remove: Vec<Place>,
     set: Vec<(HeaderName, HeaderValue)>,
@@ -95,6 +95,14 @@ impl Effects {
 }
 
 impl Authentication {
+    /// Where keys come from that are fetched, and how long that may take.
+    pub fn fetched(&self) -> impl Iterator<Item = (&From, Option<Duration>)> {
+        self.rules.iter().filter_map(|rule| match &rule.keys {
+            KeysOf::Fetched(from) => Some((from, rule.timeout)),
+            KeysOf::Inline(_) => None,
+        })
+    }
+
     /// Compiles the rules of the policies of a place, which are given oldest first. Policies of other concerns, and
     /// those that are only tried, are left out.
     #[must_use]

@@ -6,6 +6,7 @@
 //! ```
 //! Without keys every token is refused; nothing ever passes because keys are missing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub const PAUSE: Duration = Duration::from_secs(30);
 pub const PAUSE_WITHOUT: Duration = Duration::from_secs(1);
 /// Age until which old keys are good when no new ones can be had.
 pub const LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often it is looked for keys that are due.
+pub const LOOK: Duration = Duration::from_secs(60);
 /// Most issuers whose keys are held; configuration that names more gets no keys for the rest.
 pub const ISSUERS_MAX: usize = 1_000;
 
@@ -153,6 +156,32 @@ impl Jwks {
         self.sources.retain(|from, _| wanted(from));
     }
 
+    /// Fetches the keys of rules that are new, and forgets those of rules that are gone.
+    pub fn follow(self: &Arc<Self>, wanted: &HashMap<From, Option<Duration>>) {
+        self.keep(|from| wanted.contains_key(from));
+        for (from, timeout) in wanted {
+            if !self.sources.contains_key(from) {
+                self.prepare(from, *timeout);
+            }
+        }
+    }
+
+    /// Fetches again whatever is due, so that no request has to wait for it, and old keys are never older than they
+    /// must be.
+    pub fn refresh(self: &Arc<Self>) {
+        let is_due = |source: &Source| {
+            let step = source.state.lock().step(None, Instant::now());
+            matches!(step, Step::Fetch | Step::UseAndRefresh(_))
+        };
+        let due: Vec<_> = self.sources.iter().filter(|source| is_due(source)).collect();
+        for source in due {
+            let (this, source) = (self.clone(), source.clone());
+            tasks::spawn("jwks_refresh", async move {
+                this.renew(&source, None).await;
+            });
+        }
+    }
+
     /// The keys of a rule, fetched if need be; `None` if there are none. If the key of this name is not among them,
     /// they are fetched again, but not too often.
     pub async fn keys(
@@ -247,7 +276,6 @@ impl Jwks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashMap;
 
     /// An RSA key of RFC 7515, appendix A.2, under this name.
     fn jwks(id: &str) -> String {
@@ -367,6 +395,34 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         tokio::task::yield_now().await;
         assert!(!world.has("a").await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_are_fetched_before_anybody_needs_them() {
+        let world = World::new();
+        world.serves("keys/jwks", &jwks("a"));
+        let wanted = HashMap::from([(From::Uri("https://keys/jwks".into()), None)]);
+        world.jwks.follow(&wanted);
+        while world.asked() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(world.has("a").await);
+        assert_eq!(world.asked(), 1, "no request had to wait");
+        tokio::time::advance(REFRESH - LOOK).await;
+        world.jwks.refresh();
+        tokio::task::yield_now().await;
+        assert_eq!(world.asked(), 1, "not due yet");
+        tokio::time::advance(LOOK).await;
+        world.jwks.refresh();
+        while world.asked() == 1 {
+            tokio::task::yield_now().await;
+        }
+        world.jwks.follow(&HashMap::new());
+        world.fails();
+        assert!(
+            world.keys("a").await.is_none(),
+            "nobody wants them: they were forgotten"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -60,6 +60,19 @@ impl Target {
         })
     }
 
+    /// As a Host header says it.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        let host = match self.host.contains(':') {
+            true => format!("[{}]", self.host),
+            false => self.host.to_string(),
+        };
+        match (self.is_https, self.port) {
+            (true, 443) | (false, 80) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
+
     /// Judges the address that is about to be dialled outside of the mesh. A name may lead anywhere, so this is asked
     /// for the address itself.
     pub fn judge(&self, address: IpAddr) -> Result<(), BadTarget> {

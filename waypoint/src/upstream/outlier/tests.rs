@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 
 use super::super::outcome::Answer;
+use super::machine::TIMES_MAX;
 use super::*;
+use crate::clock::Time;
 
 fn settings() -> Settings {
     Settings::from(&traffic::Outlier::default())

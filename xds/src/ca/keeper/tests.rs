@@ -27,7 +27,7 @@ struct World {
 }
 
 impl World {
-    fn new(state: &std::path::Path) -> Self {
+    fn new(state: &Path) -> Self {
         let now = Arc::new(AtomicI64::new(START));
         let told = now.clone();
         let clock = Clock::from_fn(move || {
@@ -274,4 +274,53 @@ async fn a_change_in_the_folder_of_an_issuer_is_heard_before_the_next_poll() {
     }
     trigger.start(tulle_runtime::drain::DrainMode::Graceful);
     running.await.unwrap();
+}
+
+#[test]
+fn whatever_the_clock_does_no_leaf_is_issued_that_is_not_valid_then() {
+    let state = tempfile::tempdir().unwrap();
+    let mut world = World::new(state.path());
+    let year = 365 * 24 * 3600;
+    let mut issued = 0;
+    // Forwards and backwards, by minutes and by years, beyond both ends of the root.
+    for jump in [
+        0,
+        300,
+        -600,
+        90,
+        -120,
+        9 * year,
+        -year,
+        2 * year,
+        -20 * year,
+        10 * year,
+        1,
+    ] {
+        world.pass(jump);
+        world.serve();
+        let now = world.keeper.authority.now();
+        let root = world.keeper.authority.root();
+        let key = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap();
+        let identity = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+        let order = order(csr.pem().unwrap(), identity, 60);
+        let Ok(signed) = world.keeper.authority.sign_now(&order, now) else {
+            assert!(
+                now < root.not_before() || now >= root.not_after(),
+                "refused at {now}"
+            );
+            continue;
+        };
+        issued += 1;
+        let (der, _) = certificates(&signed.leaf.pem).remove(0);
+        let (_, leaf) = X509Certificate::from_der(&der).unwrap();
+        let validity = leaf.validity();
+        let (begin, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        let now = now.unix_timestamp();
+        assert!(begin <= now && now < end, "{begin} {now} {end}");
+        // A peer whose clock is five minutes behind takes it, too, as far as the root itself had begun.
+        assert_eq!(begin, (now - 300).max(root.not_before().unix_timestamp()));
+        assert!(end <= root.not_after().unix_timestamp());
+    }
+    assert!(issued >= 6, "{issued} issued");
 }

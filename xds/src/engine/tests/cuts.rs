@@ -20,7 +20,7 @@ fn workload(snapshot: &Snapshot, name: &str) -> tulle_model::Workload {
     }
 }
 
-fn conditions(snapshot: &Snapshot, kind: tulle_k8s::Kind, name: &str) -> Vec<String> {
+fn conditions(snapshot: &Snapshot, kind: Kind, name: &str) -> Vec<String> {
     let status = snapshot
         .objects()
         .object(&Key::new(kind, "shop", name))
@@ -124,14 +124,10 @@ fn the_elder_of_two_owners_of_an_address_wins_and_takes_over_the_services() {
     assert_eq!(services, ["shop/api.shop.svc.cluster.local"]);
     assert_eq!(snapshot.resources(ResourceType::Workload).count(), 1);
     assert!(
-        conditions(&snapshot, tulle_k8s::Kind::WorkloadEntry, "api")
+        conditions(&snapshot, Kind::WorkloadEntry, "api")
             .contains(&"tulle.dev/AddressConflict AddressConflict".to_owned())
     );
-    let after = engine.apply(batch(vec![gone(Key::new(
-        tulle_k8s::Kind::WorkloadEntry,
-        "shop",
-        "web",
-    ))]));
+    let after = engine.apply(batch(vec![gone(Key::new(Kind::WorkloadEntry, "shop", "web"))]));
     assert_eq!(after.resolve(ResourceType::Address, "/10.0.0.1").len(), 1);
     assert_eq!(
         &*workload(&after, "Kubernetes/networking.istio.io/WorkloadEntry/shop/api").name,
@@ -145,10 +141,7 @@ fn a_service_beats_a_service_entry_of_the_same_name() {
     let (_, snapshot) = engine(text);
     assert_eq!(snapshot.resolve(ResourceType::Address, "/10.9.0.1").len(), 1);
     assert!(snapshot.resolve(ResourceType::Address, "/10.9.0.2").is_empty());
-    assert!(
-        conditions(&snapshot, tulle_k8s::Kind::ServiceEntry, "api")
-            .contains(&"Conflicted Conflicted".to_owned())
-    );
+    assert!(conditions(&snapshot, Kind::ServiceEntry, "api").contains(&"Conflicted Conflicted".to_owned()));
 }
 
 #[test]
@@ -232,14 +225,10 @@ fn a_policy_that_only_a_waypoint_can_enforce_closes_the_ports_until_there_is_one
         );
         assert_eq!(workload.authorization_policies, [required[0].key()]);
     }
-    let one = engine.apply(batch(vec![gone(Key::new(
-        tulle_k8s::Kind::WorkloadEntry,
-        "shop",
-        "api",
-    ))]));
+    let one = engine.apply(batch(vec![gone(Key::new(Kind::WorkloadEntry, "shop", "api"))]));
     assert_eq!(requirements(&one).len(), 1, "the other workload still needs it");
     let none = engine.apply(batch(vec![gone(Key::new(
-        tulle_k8s::Kind::AuthorizationPolicy,
+        Kind::AuthorizationPolicy,
         "shop",
         "l7",
     ))]));

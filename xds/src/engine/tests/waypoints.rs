@@ -57,8 +57,6 @@ fn reasons(snapshot: &Snapshot, kind: Kind, namespace: &str, name: &str) -> Vec<
         .collect()
 }
 
-use tulle_k8s::Kind;
-
 #[test]
 fn a_bound_service_has_a_front_its_settings_and_the_addresses_the_waypoint_needs() {
     let snapshot = snapshot(&(WAY.to_owned() + WEB + POD));

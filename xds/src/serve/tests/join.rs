@@ -105,3 +105,21 @@ async fn n13_the_certificate_of_one_node_opens_no_stream_of_another() {
         assert_eq!(answer.err().map(|status| status.code()), code, "{node}");
     }
 }
+
+#[tokio::test]
+async fn x29_a_certificate_of_another_root_opens_nothing() {
+    let (server, elsewhere) = (Server::start().await, Server::start().await);
+    let folder = elsewhere.join(&elsewhere.join_token("n1")).await.unwrap();
+    let config = ChannelConfig {
+        root: RootSource::Pem(server.root.clone()),
+        ..server.channel_config(&folder)
+    };
+    let (requests, receiver) = mpsc::channel(1);
+    requests.send(first("n1", ResourceType::Address)).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(authenticated(&config).unwrap());
+    let opened = client
+        .delta_aggregated_resources(ReceiverStream::new(receiver))
+        .await;
+    assert!(opened.is_err());
+    assert!(server.clients.is_empty());
+}

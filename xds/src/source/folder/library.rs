@@ -105,6 +105,7 @@ impl Library {
     pub(crate) fn set_allocations(&mut self, allocations: Allocations, now: Timestamp) {
         self.allocations = allocations;
         self.allocations.assign(&mut self.entries, now);
+        gateways::place(&mut self.entries);
     }
 
     /// Takes an empty folder for meant, until it holds something again.
@@ -112,24 +113,63 @@ impl Library {
         self.accepts_empty = accepts;
     }
 
-    /// Whether anything is in force that the engine knows of.
-    pub(crate) fn is_told(&self) -> bool {
-        self.is_told
+    /// Whether anything is in force, be it that a former process left it.
+    pub(crate) fn holds_anything(&self) -> bool {
+        self.is_told || !self.entries.is_empty()
+    }
+
+    /// Knows already what these files say.
+    pub(super) fn remember_files(&mut self, of: &Self) {
+        self.files.clone_from(&of.files);
+    }
+
+    /// Takes back what was just decided of objects, in favour of this decision.
+    pub(super) fn decide_as(&mut self, of: &Self) {
+        self.entries.clone_from(&of.entries);
+        self.allocations.clone_from(&of.allocations);
+        self.generation = of.generation;
+    }
+
+    /// Puts another decision in force, and says what of it the engine has not been told.
+    pub(super) fn replace(&mut self, next: Self, synced: bool) -> Option<Batch> {
+        let nothing = BTreeMap::new();
+        let old = if self.is_told { &self.entries } else { &nothing };
+        let events = changes(old, &next.entries);
+        let says = |of: &Self| (of.generation, of.problems.clone(), of.degraded.clone());
+        let is_same = self.is_told && events.is_empty() && says(self) == says(&next);
+        *self = Self {
+            is_told: true,
+            ..next
+        };
+        (!is_same).then(|| Batch {
+            generation: self.generation,
+            events,
+            problems: self.problems.clone(),
+            degraded: self.degraded.clone(),
+            synced,
+            written: BTreeMap::new(),
+        })
     }
 
     /// Refuses what was just decided: everything stays as it was, for this reason.
     pub(crate) fn refuse(&mut self, before: Self, cause: &str) -> Settled {
-        let is_news = before.degraded.as_deref() != Some(cause);
+        let is_news = !before.is_told || before.degraded.as_deref() != Some(cause);
+        // After a restart the engine has not heard yet of what a former process left in force.
+        let nothing = BTreeMap::new();
+        let known = if before.is_told { &before.entries } else { &nothing };
+        let events = changes(known, &before.entries);
         *self = Self {
             degraded: Some(cause.into()),
+            is_told: true,
             ..before
         };
         let batch = is_news.then(|| Batch {
             generation: self.generation,
-            events: Vec::new(),
+            events,
             problems: self.problems.clone(),
             degraded: self.degraded.clone(),
             synced: true,
+            written: BTreeMap::new(),
         });
         Settled {
             batch,
@@ -339,6 +379,7 @@ impl Library {
             problems: self.problems.clone(),
             degraded: self.degraded.clone(),
             synced,
+            written: BTreeMap::new(),
         };
         Settled {
             batch: Some(batch),

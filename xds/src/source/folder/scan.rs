@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tulle_k8s::Kind;
 use tulle_k8s::document::FILE_BYTES_MAX;
 use tulle_model::Str;
 
 use super::WRITING_MAX;
+use crate::engine::Batch;
 
 /// Most files that are read.
 const FILES_MAX: usize = 20_000;
@@ -39,6 +41,8 @@ pub(crate) struct File {
     pub(super) text: Result<Arc<str>, String>,
     /// It may still be in the middle of being written.
     pub(super) is_fresh: bool,
+    /// When it was last changed or put in its place.
+    pub(super) changed: Option<SystemTime>,
 }
 
 impl Scan {
@@ -47,6 +51,7 @@ impl Scan {
         let file = |text| File {
             text,
             is_fresh: false,
+            changed: None,
         };
         Self {
             files: texts.into_iter().map(|(path, text)| (path, file(text))).collect(),
@@ -57,6 +62,22 @@ impl Scan {
     /// The text of each file.
     pub(crate) fn texts(&self) -> impl Iterator<Item = (&Str, &Result<Arc<str>, String>)> {
         self.files.iter().map(|(path, file)| (path, &file.text))
+    }
+
+    /// When the newest of the objects that a batch brings was written, by kind.
+    pub(super) fn written(&self, batch: &Batch) -> BTreeMap<Kind, SystemTime> {
+        let mut newest = BTreeMap::new();
+        for event in &batch.events {
+            let file = event
+                .object
+                .as_ref()
+                .and_then(|object| self.files.get(&object.file));
+            if let Some(changed) = file.and_then(|file| file.changed) {
+                let newest = newest.entry(event.key.kind).or_insert(changed);
+                *newest = changed.max(*newest);
+            }
+        }
+        newest
     }
 
     /// Every directory that was read.
@@ -152,6 +173,7 @@ impl Walk<'_> {
             let file = File {
                 text: Err(cause),
                 is_fresh: false,
+                changed: None,
             };
             scan.files.insert(below.into(), file);
         };
@@ -192,6 +214,9 @@ impl Walk<'_> {
         let age = SystemTime::now().duration_since(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH));
         let age = age.unwrap_or(Duration::ZERO);
         let is_fresh = age < WRITING_MAX;
+        let seconds = u64::try_from(metadata.ctime()).unwrap_or_default();
+        let nanoseconds = u32::try_from(metadata.ctime_nsec()).unwrap_or_default();
+        let changed = Some(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds));
         let stamp = Stamp {
             inode: (metadata.dev(), metadata.ino()),
             bytes: metadata.len(),
@@ -205,6 +230,7 @@ impl Walk<'_> {
             return File {
                 text: Ok(text.clone()),
                 is_fresh,
+                changed,
             };
         }
         if metadata.len() > FILE_BYTES_MAX as u64 {
@@ -212,6 +238,7 @@ impl Walk<'_> {
             return File {
                 text: Err(cause),
                 is_fresh,
+                changed,
             };
         }
         let text = fs::read_to_string(path)
@@ -220,7 +247,11 @@ impl Walk<'_> {
         if let Ok(text) = &text {
             self.known.insert(below.into(), (stamp, text.clone()));
         }
-        File { text, is_fresh }
+        File {
+            text,
+            is_fresh,
+            changed,
+        }
     }
 }
 

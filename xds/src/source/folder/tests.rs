@@ -13,6 +13,7 @@ use crate::engine::Engine;
 use crate::metrics::EngineMetrics;
 use crate::snapshot::{ObjectKey, ResourceType, Snapshot};
 use crate::source::{FolderConfig, start};
+use crate::status::Clients;
 
 const UID: &str = "Kubernetes/networking.istio.io/WorkloadEntry/shop/web";
 const ENTRY: &str = "apiVersion: networking.istio.io/v1
@@ -60,12 +61,14 @@ impl Folder {
         let folder = FolderConfig {
             config_dir: config.path().to_owned(),
             state_dir: Some(state.path().to_owned()),
+            follow: false,
         };
         let trust = watch::channel(None).1;
         let snapshots = start(
             folder,
             MeshConfig::default(),
             trust,
+            Clients::default(),
             EngineMetrics::default(),
             &scope,
         );
@@ -447,4 +450,111 @@ fn versions(snapshot: &Snapshot) -> Vec<(tulle_model::Str, tulle_model::Str)> {
     slots
         .map(|slot| (slot.name.clone(), slot.version.clone()))
         .collect()
+}
+
+/// Runs on a thread of its own, in a mount namespace where this folder is a disk of that many bytes. Says whether it
+/// could: only root may mount.
+fn on_a_small_disk(folder: &Path, bytes: usize, what: impl FnOnce() + Send + 'static) -> bool {
+    use nix::mount::{MsFlags, mount};
+    let folder = folder.to_owned();
+    let thread = std::thread::spawn(move || {
+        let none = None::<&str>;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        let size = format!("size={bytes}");
+        let mounted = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(none, "/", none, private, none))
+            .and_then(|()| {
+                mount(
+                    Some("tmpfs"),
+                    &folder,
+                    Some("tmpfs"),
+                    MsFlags::empty(),
+                    Some(&*size),
+                )
+            });
+        if mounted.is_ok() {
+            what();
+        }
+        mounted.is_ok()
+    });
+    thread.join().expect("it holds on a small disk")
+}
+
+/// Fills a disk to the last byte.
+fn fill(folder: &Path) -> PathBuf {
+    use std::io::Write as _;
+    let path = folder.join("filler");
+    let mut file = std::fs::File::create(&path).unwrap();
+    while file.write_all(&[0; 512]).is_ok() {}
+    path
+}
+
+#[test]
+fn a_full_disk_leaves_the_last_good_generation_in_force_and_nothing_broken() {
+    let mut hand = Hand::new();
+    let state = hand.state.path().to_owned();
+    let ran = on_a_small_disk(&state.clone(), 256 << 10, move || {
+        hand.write("a.yaml", &service("a"));
+        hand.look();
+        let filler = fill(&state);
+        hand.write("b.yaml", &service("b"));
+        let degraded = hand.look().batch.expect("it is told").degraded.expect("why");
+        assert!(degraded.contains("cannot be recorded"), "{degraded}");
+        assert_eq!(hand.names(), ["a"]);
+        // Killed, and started anew on the disk that is still full: what was recorded is in force, and told.
+        hand.restart();
+        let batch = hand.look().batch.expect("everything is news to it");
+        assert_eq!((batch.events.len(), batch.degraded.is_some()), (1, true));
+        assert_eq!(hand.names(), ["a"]);
+        std::fs::remove_file(filler).unwrap();
+        let batch = hand.look().batch.expect("it comes into force");
+        assert_eq!((batch.events.len(), batch.degraded), (1, None));
+        for generation in hand.view().list() {
+            let objects = hand.view().show(generation.generation).unwrap();
+            assert_eq!(
+                objects.len(),
+                generation.added.len() + usize::from(generation.generation > 1)
+            );
+        }
+        hand.restart();
+        hand.look();
+        assert_eq!(hand.names(), ["a", "b"]);
+    });
+    assert!(ran || !nix::unistd::geteuid().is_root());
+}
+
+#[test]
+fn a_full_disk_hands_out_no_certificate_and_loses_none_that_follow() {
+    use crate::ca::issued::{Entry, Issued};
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().to_owned();
+    let ran = on_a_small_disk(state.path(), 64 << 10, move || {
+        let entry = |serial: String| Entry {
+            serial,
+            identity: tulle_model::Identity::new("cluster.local", "shop", "web"),
+            node: "n1".into(),
+            not_after: 1_000,
+        };
+        let issued = Issued::open(&path, 0).unwrap();
+        let filler = fill(&path);
+        // Until the last page of the log itself is full.
+        let refused = (0..100_000).find(|number| issued.note(&entry(format!("{number:x}")), 0).is_err());
+        let refused = refused.expect("a full disk refuses");
+        std::fs::remove_file(filler).unwrap();
+        issued.note(&entry("abcdef".to_owned()), 0).unwrap();
+        drop(issued);
+        let again = Issued::open(&path, 0).unwrap();
+        let denied = again.misplaced(&crate::snapshot::Placement::default(), 0);
+        let known: Vec<String> = denied.iter().map(|entry| entry.subject.to_string()).collect();
+        assert!(
+            known.contains(&"serial:abcdef".to_owned()),
+            "{} known",
+            known.len()
+        );
+        assert!(
+            !known.contains(&format!("serial:{refused:x}")),
+            "it was not handed out"
+        );
+    });
+    assert!(ran || !nix::unistd::geteuid().is_root());
 }

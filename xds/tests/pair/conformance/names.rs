@@ -61,6 +61,24 @@ fn x12_unsubscribing_a_name_under_the_wildcard_is_answered() {
     peer.expect_silence();
 }
 
+#[test]
+fn x13_a_missing_name_is_removed_and_sent_once_it_is_created() {
+    let mut peer = peer([set(Address, "other@1")]);
+    peer.subscribe(Address, &["late"], &[]);
+    peer.expect(Address, &[], &["late"]);
+    peer.expect_silence();
+    peer.edit([set(Address, "other@2")]);
+    peer.expect_silence();
+    peer.edit([set(Address, "late@1")]);
+    peer.expect(Address, &["late@1"], &[]);
+    peer.edit([remove(Address, "late")]);
+    peer.expect(Address, &[], &["late"]);
+    // The subscription outlives the resource.
+    peer.edit([set(Address, "late@2")]);
+    peer.expect(Address, &["late@2"], &[]);
+    peer.expect_silence();
+}
+
 fn aliased(name: &str, version: &str, alias: &str) -> Edit {
     let mut slot = slot(name, version);
     slot.aliases = vec![alias.into()];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tulle_xds::snapshot::ResourceType::{Address, Authorization};
+use tulle_xds::snapshot::ResourceType::{Address, Authorization, Route};
 use tulle_xds::snapshot::{Order, Scope};
 
 use crate::peer::{holding, peer, request};
@@ -65,6 +65,43 @@ fn scoped(name: &str, nodes: &[&str]) -> Edit {
         nodes: Arc::new(nodes.iter().map(|node| (*node).into()).collect()),
     };
     Edit::Set(Authorization, slot)
+}
+
+#[test]
+fn x24_the_rules_of_one_object_come_in_one_response() {
+    let rules = || (0..900).map(|rule| format!("HTTPRoute/shop/r/{rule:03}"));
+    let mut peer = peer([]);
+    peer.subscribe(Route, &[], &[]);
+    peer.expect(Route, &[], &[]);
+    peer.edit(rules().map(|rule| set(Route, &format!("{rule}@1"))));
+    let all: Vec<String> = rules().map(|rule| format!("{rule}@1")).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    peer.expect(Route, &all, &[]);
+    // Some change, one goes: one response again, and nothing of what stayed.
+    peer.edit([
+        set(Route, "HTTPRoute/shop/r/000@2"),
+        set(Route, "HTTPRoute/shop/r/899@2"),
+        remove(Route, "HTTPRoute/shop/r/450"),
+    ]);
+    let changed = ["HTTPRoute/shop/r/000@2", "HTTPRoute/shop/r/899@2"];
+    peer.expect(Route, &changed, &["HTTPRoute/shop/r/450"]);
+    peer.expect_silence();
+}
+
+#[test]
+fn x24_the_rules_of_one_object_stay_together_where_a_response_is_full() {
+    let rule = |object: &str, rule: usize| format!("HTTPRoute/shop/{object}/{rule:03}@1");
+    let first: Vec<String> = (0..600).map(|number| rule("a", number)).collect();
+    let second: Vec<String> = (0..600).map(|number| rule("b", number)).collect();
+    let mut peer = peer([]);
+    peer.subscribe(Route, &[], &[]);
+    peer.expect(Route, &[], &[]);
+    peer.edit(first.iter().chain(&second).map(|text| set(Route, text)));
+    for rules in [first, second] {
+        let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
+        peer.expect(Route, &rules, &[]);
+    }
+    peer.expect_silence();
 }
 
 #[test]

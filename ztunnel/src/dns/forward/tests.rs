@@ -71,7 +71,7 @@ async fn a_reply_returns_byte_for_byte_but_for_the_id() {
 }
 
 #[tokio::test]
-async fn replies_to_other_questions_are_ignored() {
+async fn f20_replies_to_other_questions_are_ignored() {
     let hostile = server(|query| {
         let changed = |at: usize| {
             let mut reply = reply_to(query);

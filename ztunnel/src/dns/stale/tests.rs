@@ -91,7 +91,7 @@ impl Server {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_answer_is_served_for_its_time_and_the_cap_and_no_longer() {
+async fn f20_an_old_answer_is_served_for_its_time_and_the_cap_and_no_longer() {
     let (server, stale) = (Server::start().await, Stale::default());
     let (fresh, old) = server.ask(&stale, &question("db.example.com.", 1)).await.unwrap();
     assert_eq!((fresh.answers[0].ttl, old), (TTL, false));
@@ -133,7 +133,7 @@ async fn an_old_answer_is_served_for_its_time_and_the_cap_and_no_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_fails_says_nothing_of_the_name() {
+async fn f20_a_server_that_fails_says_nothing_of_the_name() {
     let (server, stale) = (Server::start().await, Stale::default());
     let asked = question("db.example.com.", 1);
     server.becomes(Mood::Fails);
@@ -155,7 +155,7 @@ async fn a_server_that_fails_says_nothing_of_the_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_answers_has_the_last_word() {
+async fn f20_a_server_that_answers_has_the_last_word() {
     let (server, stale) = (Server::start().await, Stale::default());
     let asked = question("db.example.com.", 1);
     server.ask(&stale, &asked).await.unwrap();

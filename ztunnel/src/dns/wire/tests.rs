@@ -155,7 +155,7 @@ fn what_fits_is_not_touched() {
 }
 
 #[test]
-fn what_does_not_fit_ends_with_a_whole_record_and_tc() {
+fn f20_what_does_not_fit_ends_with_a_whole_record_and_tc() {
     let whole = reply(100, true);
     for max in [512, 513, 514, 527, 528] {
         let short = cut(whole.clone(), max);
@@ -244,7 +244,7 @@ fn done<T>(result: T) {
 }
 
 #[test]
-fn no_message_takes_more_steps_than_it_has_bytes() {
+fn f20_no_message_takes_more_steps_than_it_has_bytes() {
     for (what, message) in hostile() {
         let mut limited = message.clone();
         let works: [(&str, usize); 6] = [

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use tulle_model::authz::policy::{Clause, Match, StringMatch};
 use tulle_model::{Connection, Identity, Mesh, MeshUpdate, NamespacedName, Verdict, Workload};
 
+mod direct;
+
 use super::*;
 use crate::testing::{authorization_policy, workload_entry};
 use crate::translate::condition::Status;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_peer_with_open_streams_is_lost_within_ten_seconds() {
+async fn f10_a_silent_peer_with_open_streams_is_lost_within_ten_seconds() {
     let mut pair = Pair::blackholed().await;
     let (client, _server) = pair.tunnel().await;
     let (mut reader, _writer) = client.split();

@@ -4,6 +4,8 @@ use tulle_k8s::Kind;
 
 use super::*;
 
+mod mutation;
+
 /// A folder on paper.
 struct Paper {
     library: Library,
@@ -22,6 +24,7 @@ impl Paper {
         let file = File {
             text: Ok(text.into()),
             is_fresh: false,
+            changed: None,
         };
         self.scan.files.insert(path.into(), file);
         self

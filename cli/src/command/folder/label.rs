@@ -68,11 +68,11 @@ fn rest(line: &str) -> &str {
 /// Where the block of a key ends.
 fn end(lines: &[&str], at: usize) -> usize {
     let indent = key(lines[at]).map_or(0, |(indent, _)| indent);
-    let out = |line: &&str| {
+    let out = |line: &str| {
         let trimmed = line.trim_start();
         !trimmed.is_empty() && !trimmed.starts_with('#') && line.len() - trimmed.len() <= indent
     };
-    let after = lines[at + 1..].iter().position(|line| out(&line));
+    let after = lines[at + 1..].iter().position(|line| out(line));
     after.map_or(lines.len(), |after| at + 1 + after)
 }
 

@@ -1,26 +1,36 @@
 //! The manifests of the configuration folder, document by document, so that one of them can be changed.
 
+mod label;
+
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
+use tulle_k8s::translate::MeshConfig;
+use tulle_runtime::exit::Exit;
+use tulle_xds::analyze::apply;
+use tulle_xds::history::{View, Writing};
+use tulle_xds::snapshot::Severity;
 
-use super::label::{self, USE_WAYPOINT};
+use self::label::USE_WAYPOINT;
+use super::analyze;
+use super::config::{actor, writing};
+use crate::output::Form;
 
 /// Folders in folders that are looked into.
 const DEPTH_MAX: usize = 16;
 
 /// Everything in the folder.
 #[derive(Debug, Default)]
-pub(super) struct Folder {
+pub(in crate::command) struct Folder {
     documents: Vec<Document>,
 }
 
 /// One document of a file.
 #[derive(Debug)]
-pub(super) struct Document {
+pub(in crate::command) struct Document {
     /// The file, below the folder.
-    pub(super) file: String,
+    pub(in crate::command) file: String,
     /// Its text; documents that cannot be read have no value.
     text: String,
     value: Value,
@@ -28,21 +38,44 @@ pub(super) struct Document {
 
 /// A file as it is to be.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Change {
+pub(in crate::command) struct Change {
     /// The file, below the folder.
-    pub(super) file: String,
+    pub(in crate::command) file: String,
     /// Its text; `None` removes it.
-    pub(super) text: Option<String>,
+    pub(in crate::command) text: Option<String>,
 }
 
 impl Folder {
     /// Reads every manifest.
-    pub(super) fn read(folder: &Path) -> anyhow::Result<Self> {
+    pub(in crate::command) fn read(folder: &Path) -> anyhow::Result<Self> {
         let mut this = Self::default();
         this.walk(folder, "", 0)
             .with_context(|| format!("cannot read the configuration folder {}", folder.display()))?;
         this.documents.sort_by(|a, b| a.file.cmp(&b.file));
         Ok(this)
+    }
+
+    /// The documents of one manifest.
+    pub(in crate::command) fn of_text(text: &str) -> Self {
+        let mut this = Self::default();
+        this.add("", text);
+        this
+    }
+
+    /// What the objects are called; documents of kinds that are not read are left out.
+    pub(in crate::command) fn keys(&self) -> Vec<tulle_k8s::Key> {
+        let kinds = tulle_k8s::Kind::ALL;
+        let keys = self.documents.iter().filter_map(|document| {
+            let name = document.value["kind"].as_str()?;
+            let kind = kinds.iter().copied().find(|kind| kind.as_str() == name)?;
+            let namespace = if kind.is_namespaced() {
+                document.namespace()
+            } else {
+                ""
+            };
+            Some(tulle_k8s::Key::new(kind, namespace, document.name()))
+        });
+        keys.collect()
     }
 
     fn walk(&mut self, folder: &Path, below: &str, depth: usize) -> anyhow::Result<()> {
@@ -86,38 +119,48 @@ impl Folder {
     }
 
     /// The object of this kind and name.
-    pub(super) fn find(&self, kind: &str, namespace: &str, name: &str) -> Option<&Document> {
+    pub(in crate::command) fn find(&self, kind: &str, namespace: &str, name: &str) -> Option<&Document> {
         self.of_kind(kind).find(|document| {
             document.name() == name && (kind == "Namespace" || document.namespace() == namespace)
         })
     }
 
+    /// The object that is called so; the names of kinds are compared without case.
+    pub(in crate::command) fn object(&self, key: &tulle_k8s::Key) -> Option<&Document> {
+        self.documents.iter().find(|document| {
+            let kind = document.value["kind"].as_str().unwrap_or_default();
+            kind == key.kind.as_str()
+                && document.name() == &*key.name
+                && (!key.kind.is_namespaced() || document.namespace() == &*key.namespace)
+        })
+    }
+
     /// Every object of a kind.
-    pub(super) fn of_kind(&self, kind: &str) -> impl Iterator<Item = &Document> {
+    pub(in crate::command) fn of_kind(&self, kind: &str) -> impl Iterator<Item = &Document> {
         self.documents
             .iter()
             .filter(move |document| document.value["kind"] == kind)
     }
 
     /// The waypoint that a namespace goes through.
-    pub(super) fn enrolled(&self, namespace: &str) -> Option<String> {
+    pub(in crate::command) fn enrolled(&self, namespace: &str) -> Option<String> {
         let found = self.find("Namespace", "", namespace)?;
         let label = &found.value["metadata"]["labels"][USE_WAYPOINT];
         label.as_str().map(str::to_owned)
     }
 
     /// The file with one document replaced.
-    pub(super) fn replace(&self, document: &Document, text: &str) -> Change {
+    pub(in crate::command) fn replace(&self, document: &Document, text: &str) -> Change {
         self.rewritten(document, Some(text))
     }
 
     /// The file without one document; no file if it was the only one.
-    pub(super) fn remove(&self, document: &Document) -> Change {
+    pub(in crate::command) fn remove(&self, document: &Document) -> Change {
         self.rewritten(document, None)
     }
 
     /// Labels a namespace, or takes the label away.
-    pub(super) fn label(
+    pub(in crate::command) fn label(
         &self,
         namespace: &str,
         waypoint: Option<&str>,
@@ -167,18 +210,32 @@ impl Folder {
         Ok(())
     }
 
+    /// The files without some of their documents; a file with nothing left goes.
+    pub(in crate::command) fn without(&self, gone: &[&Document]) -> Vec<Change> {
+        let mut files: Vec<&str> = gone.iter().map(|document| &*document.file).collect();
+        files.sort_unstable();
+        files.dedup();
+        let is_gone = |document: &Document| gone.iter().any(|gone| std::ptr::eq(*gone, document));
+        let left = files
+            .into_iter()
+            .map(|file| self.joined(file, |document| (!is_gone(document)).then_some(&*document.text)));
+        left.collect()
+    }
+
     fn rewritten(&self, document: &Document, text: Option<&str>) -> Change {
-        let same_file = self.documents.iter().filter(|other| other.file == document.file);
-        let texts = same_file.filter_map(|other| {
-            if std::ptr::eq(other, document) {
-                text
-            } else {
-                Some(&*other.text)
-            }
-        });
+        self.joined(&document.file, |other| match std::ptr::eq(other, document) {
+            true => text,
+            false => Some(&*other.text),
+        })
+    }
+
+    /// A file with these texts in the place of its documents.
+    fn joined<'a>(&'a self, file: &str, text: impl Fn(&'a Document) -> Option<&'a str>) -> Change {
+        let same_file = self.documents.iter().filter(|other| other.file == file);
+        let texts = same_file.filter_map(text);
         let texts: Vec<_> = texts.map(|text| text.trim_end().to_owned() + "\n").collect();
         Change {
-            file: document.file.clone(),
+            file: file.to_owned(),
             text: (!texts.is_empty()).then(|| texts.join("---\n")),
         }
     }
@@ -186,30 +243,81 @@ impl Folder {
 
 impl Document {
     /// Name of the object.
-    pub(super) fn name(&self) -> &str {
+    pub(in crate::command) fn name(&self) -> &str {
         self.value["metadata"]["name"].as_str().unwrap_or_default()
     }
 
     /// Namespace of the object.
-    pub(super) fn namespace(&self) -> &str {
+    pub(in crate::command) fn namespace(&self) -> &str {
         self.value["metadata"]["namespace"].as_str().unwrap_or("default")
     }
 
     /// Whether it is a waypoint.
-    pub(super) fn is_waypoint(&self) -> bool {
+    pub(in crate::command) fn is_waypoint(&self) -> bool {
         let class = self.value["spec"]["gatewayClassName"].as_str();
         matches!(class, Some("tulle-waypoint" | "istio-waypoint"))
     }
 
     /// Which traffic it takes.
-    pub(super) fn purpose(&self) -> &str {
+    pub(in crate::command) fn purpose(&self) -> &str {
         let label = &self.value["metadata"]["labels"]["istio.io/waypoint-for"];
         label.as_str().unwrap_or("service")
     }
 
     /// Whether it says the same as this text.
-    pub(super) fn says(&self, text: &str) -> bool {
+    pub(in crate::command) fn says(&self, text: &str) -> bool {
         serde_saphyr::from_str::<Value>(text).is_ok_and(|value| value == self.value)
+    }
+}
+
+/// Where changes are written and who is told of them.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::command) struct Target<'a> {
+    /// The configuration folder.
+    pub(in crate::command) config_dir: &'a Path,
+    /// The control plane's state folder.
+    pub(in crate::command) state_dir: &'a Path,
+    /// How findings are printed.
+    pub(in crate::command) form: Form,
+}
+
+impl Target<'_> {
+    /// Checks every changed file, then writes all of them; nothing if one is refused.
+    pub(in crate::command) fn write(
+        self,
+        changes: &[Change],
+        message: &str,
+        dry_run: bool,
+    ) -> anyhow::Result<Exit> {
+        let mesh = MeshConfig::default();
+        let check = |change: &Change, writing| match &change.text {
+            Some(text) => apply(
+                self.config_dir,
+                &change.file.as_str().into(),
+                text,
+                &mesh,
+                writing,
+            ),
+            None => Ok(Vec::new()),
+        };
+        for change in changes {
+            let found = check(change, Writing::Dry)?;
+            if found.iter().any(|finding| finding.severity == Severity::Error) {
+                analyze::print(&found, self.form)?;
+                return Ok(Exit::BadInput);
+            }
+        }
+        if dry_run || changes.is_empty() {
+            return Ok(Exit::Ok);
+        }
+        View::of(self.state_dir).announce(&actor(), message)?;
+        for change in changes {
+            check(change, writing(false))?;
+            if change.text.is_none() {
+                std::fs::remove_file(self.config_dir.join(&change.file))?;
+            }
+        }
+        Ok(Exit::Ok)
     }
 }
 

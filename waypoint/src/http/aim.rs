@@ -1,0 +1,131 @@
+//! Where the tries of a request go: a backend that is drawn and judged, and what the request looks like there. A retry
+//! draws again; what it draws is judged before any byte goes there.
+
+use std::sync::Arc;
+
+use tulle_model::RequestHead;
+
+use super::body::RequestBody;
+use super::exchange::{Exchange, Place};
+use super::respond::Reply;
+use super::routing::{Drawn, Way};
+use crate::policy::engine::Passed;
+use crate::upstream::backend::Backend;
+
+/// What a backend is drawn by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Draws<'a> {
+    pub(super) exchange: &'a Exchange<'a>,
+    pub(super) place: &'a Place,
+    pub(super) way: &'a Way,
+    /// The request as it came: what filters and policies see.
+    pub(super) asked: &'a RequestHead,
+    /// What the policies of what was asked for let pass, with what they change.
+    pub(super) passed: &'a Passed,
+    /// The endpoint of the client's session: it stays with the backend that has it.
+    pub(super) session: Option<u128>,
+}
+
+/// Where tries go now.
+#[derive(Debug)]
+pub(super) struct Aim<'a> {
+    /// `None` where there is nothing to draw.
+    draws: Option<Draws<'a>>,
+    drawn: Drawn,
+    head: RequestHead,
+    passed: Passed,
+}
+
+impl<'a> Aim<'a> {
+    /// At one backend, whatever happens.
+    pub(super) fn at(backend: Arc<Backend>, head: RequestHead) -> Self {
+        Self {
+            draws: None,
+            drawn: Drawn {
+                backend,
+                weighted: None,
+            },
+            head,
+            passed: Passed::default(),
+        }
+    }
+
+    /// At the backend that is drawn first, after its own policies let the request pass.
+    ///
+    /// # Errors
+    /// The reply that it gets instead.
+    pub(super) async fn draw(draws: Draws<'a>, body: &mut RequestBody) -> Result<Self, Reply> {
+        let drawn = draws.way.draw(&draws.place.port, draws.session)?;
+        let (head, passed) = draws.judge(&drawn, body).await?;
+        Ok(Self {
+            draws: Some(draws),
+            drawn,
+            head,
+            passed,
+        })
+    }
+
+    /// What may be turned to for another try; what there is now where nothing is drawn.
+    ///
+    /// # Errors
+    /// If what is drawn cannot be used.
+    pub(super) fn redraw(&self) -> Result<Drawn, Reply> {
+        match &self.draws {
+            Some(draws) => draws.way.draw(&draws.place.port, draws.session),
+            None => Ok(self.drawn.clone()),
+        }
+    }
+
+    /// Whether another draw may bring something else.
+    pub(super) fn varies(&self) -> bool {
+        self.draws
+            .as_ref()
+            .is_some_and(|draws| draws.way.has_choice() && draws.session.is_none())
+    }
+
+    /// Turns to what was drawn. The policies of a backend that was not asked before are asked now.
+    ///
+    /// # Errors
+    /// The reply that the request gets instead.
+    pub(super) async fn turn_to(&mut self, drawn: Drawn, body: &mut RequestBody) -> Result<(), Reply> {
+        if let Some(draws) = self.draws.filter(|_| drawn.weighted != self.drawn.weighted) {
+            (self.head, self.passed) = draws.judge(&drawn, body).await?;
+            self.drawn = drawn;
+        }
+        Ok(())
+    }
+
+    /// What was drawn.
+    pub(super) fn drawn(&self) -> &Drawn {
+        &self.drawn
+    }
+
+    /// The request as it goes there.
+    pub(super) fn head(&self) -> &RequestHead {
+        &self.head
+    }
+
+    /// The request as it came, for what decides by it.
+    pub(super) fn asked(&self) -> &RequestHead {
+        self.draws.map_or(&self.head, |draws| draws.asked)
+    }
+
+    /// What passed, with what changes the answer.
+    pub(super) fn passed(&self) -> &Passed {
+        &self.passed
+    }
+}
+
+impl Draws<'_> {
+    /// Judges the request by the policies of a backend, and makes of it what goes there. Filters see what came; what
+    /// policies change comes on top of what they make of it.
+    async fn judge(&self, drawn: &Drawn, body: &mut RequestBody) -> Result<(RequestHead, Passed), Reply> {
+        let (mut head, mut passed) = (self.asked.clone(), self.passed.clone());
+        self.exchange
+            .police_backend(self.place, &drawn.backend, (&mut head, body), &mut passed)
+            .await?;
+        let mut head = self.way.changed(drawn, head);
+        passed.change_request(&mut head);
+        Ok((head, passed))
+    }
+}

@@ -1,0 +1,117 @@
+//! X4 and X29: only the credential says who a client is, and without a good one nobody is anybody.
+
+use serde_json::{Value as Json, json};
+
+use super::*;
+use crate::token::jwt::tests::{TestIssuer, claims};
+
+fn scoped(node: &str) -> Scope {
+    Scope::Workloads {
+        nodes: Arc::new([node.into()].into()),
+    }
+}
+
+#[tokio::test]
+async fn x4_the_node_is_read_from_the_first_request_only() {
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    server.set_for(ResourceType::Authorization, "mine", b"1", scoped("n1"));
+    server.set_for(ResourceType::Authorization, "theirs", b"1", scoped("n2"));
+    let mut client = server
+        .connect(&token, first("n1", ResourceType::Authorization))
+        .await
+        .unwrap();
+    client.expect(&[("mine", b"1")], &[]).await;
+    // A second node, and a name that only that one may hold; then a type asked for without any node.
+    let mut again = first("n2", ResourceType::Authorization);
+    again.resource_names_subscribe = vec!["theirs".to_owned()];
+    client.requests.send(again).await.unwrap();
+    client.expect(&[], &["theirs"]).await;
+    let mut bare = first("n2", ResourceType::Address);
+    bare.node = None;
+    client.requests.send(bare).await.unwrap();
+    client.expect(&[], &[]).await;
+    let clients = server.clients.list(std::time::Instant::now());
+    assert_eq!((clients.len(), &*clients[0].node), (1, "n1"));
+}
+
+fn claiming(name: &str, value: Json) -> Json {
+    let mut claims = claims(jiff::Timestamp::now().as_second());
+    claims[name] = value;
+    claims
+}
+
+#[tokio::test]
+async fn x29_credentials_that_prove_nothing_open_nothing() {
+    let issuer = TestIssuer::new();
+    let accounts = [("istio-system".into(), "ztunnel".into())].into();
+    let verifier = issuer.verifier();
+    let server = Server::start_believing(AdsOptions::default(), HOLD_MAX_DEFAULT, |authenticator| {
+        authenticator.with_jwt(verifier, accounts)
+    })
+    .await;
+    let now = jiff::Timestamp::now().as_second();
+    let good = issuer.token(&claims(now));
+    assert!(
+        server
+            .connect(&good, first("n1", ResourceType::Address))
+            .await
+            .is_ok()
+    );
+    let (stranger, other_tokens) = (TestIssuer::new(), TokenStore::memory());
+    for (what, token) in [
+        ("no token", String::new()),
+        ("no token of ours", "abc".to_owned()),
+        ("a node token of another mesh", other_tokens.create("n1").unwrap()),
+        ("an audience", issuer.token(&claiming("aud", json!(["vault"])))),
+        (
+            "an issuer",
+            issuer.token(&claiming("iss", json!("https://elsewhere"))),
+        ),
+        ("an end", issuer.token(&claiming("exp", json!(now - 120)))),
+        ("a beginning", issuer.token(&claiming("nbf", json!(now + 120)))),
+        ("a key", stranger.token(&claims(now))),
+        ("a node", issuer.token(&claiming("kubernetes.io", json!({})))),
+    ] {
+        let refused = server.connect(&token, first("n1", ResourceType::Address)).await;
+        let code = refused.err().map(|status| status.code());
+        assert_eq!(code, Some(Code::Unauthenticated), "{what}");
+    }
+    let elsewhere = server.connect(&good, first("n2", ResourceType::Address)).await;
+    let mut elsewhere = elsewhere.unwrap();
+    assert_eq!(
+        elsewhere.receive().await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+}
+
+#[tokio::test]
+async fn x29_a_storm_of_bad_connections_ends_nothing() {
+    use tokio::io::AsyncWriteExt as _;
+    let server = Server::start().await;
+    let token = server.tokens.create("n1").unwrap();
+    let port = server.address.rsplit(':').next().unwrap().to_owned();
+    let mut open = Vec::new();
+    for number in 0..300_usize {
+        let tcp = tokio::net::TcpStream::connect(format!("127.0.0.1:{port}")).await;
+        let Ok(mut tcp) = tcp else { continue };
+        let junk: &[u8] = match number % 3 {
+            0 => b"GET / HTTP/1.1\r\n\r\n",
+            1 => &[22, 3, 1, 255, 255, 1],
+            _ => b"",
+        };
+        // It may have hung up already.
+        let _ = tcp.write_all(junk).await;
+        if number % 2 == 0 {
+            // A reset instead of a farewell.
+            let _ = tcp.set_zero_linger();
+        } else if number % 5 == 0 {
+            open.push(tcp);
+        }
+    }
+    let mut client = server
+        .connect(&token, first("n1", ResourceType::Address))
+        .await
+        .unwrap();
+    client.expect(&[], &[]).await;
+}

@@ -1,0 +1,76 @@
+//! Reading beside the process that owns the state folder: what that one recorded is in force here, with the times of
+//! creation and addresses it gave, so that both serve the same versions. While nobody owns the folder, the files decide
+//! on top of the last record.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::library::{Library, Settled};
+use super::scan::Scan;
+use crate::history::History;
+use crate::state_dir::StateDir;
+
+/// What is read beside the files, and what the engine was told.
+pub(super) struct Follower {
+    state_dir: PathBuf,
+    history: History,
+    /// The newest generation on record, and what it holds.
+    record: Option<(u64, Library)>,
+    told: Library,
+}
+
+impl Follower {
+    /// Follows the owner of this folder.
+    pub(super) fn new(state_dir: &Path) -> Self {
+        Self {
+            state_dir: state_dir.to_owned(),
+            history: History::open(state_dir),
+            record: None,
+            told: Library::default(),
+        }
+    }
+
+    /// The directory that tells of new records.
+    pub(super) fn records(&self) -> PathBuf {
+        self.history.directory().to_owned()
+    }
+
+    /// Looks once.
+    pub(super) fn look(&mut self, scan: &Scan, now: Timestamp) -> Settled {
+        self.read_record(now);
+        // Asked before the files are judged: an owner that comes meanwhile is heard by its record.
+        let is_owned = StateDir::is_owned(&self.state_dir);
+        let nothing = Library::default();
+        let record = self.record.as_ref().map(|(_, record)| record);
+        if record.is_none() && is_owned {
+            // The owner is about to say what is in force.
+            return Settled::default();
+        }
+        let record = record.unwrap_or(&nothing);
+        let mut next = record.clone();
+        next.remember_files(&self.told);
+        let mut settled = next.settle(scan, now);
+        if is_owned {
+            next.decide_as(record);
+            settled.read_again = false;
+        }
+        let synced = scan.no_root.is_none() || !next.entries().is_empty();
+        settled.batch = self.told.replace(next, synced);
+        if settled.batch.is_none() {
+            settled.news.clear();
+        }
+        settled
+    }
+
+    fn read_record(&mut self, now: Timestamp) {
+        let newest = self.history.newest_on_disk();
+        if newest.is_none() || newest == self.record.as_ref().map(|(generation, _)| *generation) {
+            return;
+        }
+        if let Some(mut library) = self.history.load() {
+            library.set_allocations(self.history.allocations(), now);
+            self.record = Some((library.generation(), library));
+        }
+    }
+}
