@@ -14,6 +14,7 @@ pub(crate) mod status;
 mod up;
 mod upgrade;
 mod waypoint;
+mod waypoint_config;
 mod ztunnel_config;
 
 use std::future::Future;
@@ -45,6 +46,29 @@ pub(crate) struct Reading {
     output: Form,
 }
 
+/// The folders of the control plane, for commands that read or write them.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ControlFolders {
+    /// Configuration folder of the control plane
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/etc/tulle/config",
+        env = "TULLE_CONFIG_DIR"
+    )]
+    pub(crate) config_dir: PathBuf,
+    /// State folder of the control plane
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = "/var/lib/tulle",
+        env = "TULLE_STATE_DIR"
+    )]
+    pub(crate) state_dir: PathBuf,
+}
+
 impl Reading {
     pub(crate) fn run_dir(&self) -> RunDir {
         RunDir::new(self.run_dir.clone().unwrap_or_else(default_run_dir))
@@ -63,6 +87,7 @@ enum Command {
     Explain(explain::Explain),
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
     Waypoint(waypoint::Waypoint),
+    WaypointConfig(waypoint_config::WaypointConfig),
     Ca(ca::Ca),
     Node(node::Node),
     Analyze(analyze::Analyze),
@@ -88,6 +113,7 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::ZtunnelConfig(config) => wait_for(ztunnel_config::run(config)),
         Command::Waypoint(waypoint) if waypoint.is_process() => return component::run_waypoint(),
         Command::Waypoint(waypoint) => wait_for(waypoint::run(waypoint)),
+        Command::WaypointConfig(config) => wait_for(waypoint_config::run(config)),
         Command::Ca(ca) => wait_for(ca::run(ca)),
         Command::Node(node) => wait_for(node::run(node)),
         Command::Analyze(command) => analyze::run(&command),

@@ -99,13 +99,18 @@ fn fold(samples: &[Sample]) -> Vec<Edge> {
     edges.into_values().collect()
 }
 
+/// The value of a counter.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "counters are whole and never negative; the text form writes them as floating point"
 )]
+pub(crate) fn whole(sample: &Sample) -> u64 {
+    sample.value as u64
+}
+
 fn count(edge: &mut Edge, sample: &Sample, mtls: bool) {
-    let value = sample.value as u64;
+    let value = whole(sample);
     match sample.name.as_str() {
         "istio_tcp_connections_opened_total" => {
             edge.connections += value;

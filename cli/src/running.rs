@@ -17,7 +17,7 @@ pub(crate) struct RunDir(PathBuf);
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Component {
     pub(crate) kind: Kind,
-    /// The node it serves; empty for the control plane.
+    /// The node it serves; empty for the control plane, `<namespace>.<gateway>` for a waypoint.
     pub(crate) node: String,
     socket: PathBuf,
 }
@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     Control,
     Agent,
     Ztunnel,
+    /// Requests of services.
+    Waypoint,
     /// What runs the generations of a node proxy.
     Supervisor,
 }
@@ -38,6 +40,7 @@ impl Kind {
             Self::Control => "control",
             Self::Agent => "agent",
             Self::Ztunnel => "ztunnel",
+            Self::Waypoint => "waypoint",
             Self::Supervisor => "supervisor",
         }
     }
@@ -111,12 +114,13 @@ impl RunDir {
         nodes
     }
 
-    /// The component of a kind on a node, running or not.
+    /// The component of a kind on a node, or of a gateway, running or not.
     pub(crate) fn component(&self, kind: Kind, node: &str) -> Component {
         let name = match kind {
             Kind::Control => "xds.sock".to_owned(),
             Kind::Agent => format!("agent-{node}.sock"),
             Kind::Ztunnel => format!("ztunnel-{node}.sock"),
+            Kind::Waypoint => format!("waypoint-{node}.sock"),
             Kind::Supervisor => format!("supervisor-{node}.sock"),
         };
         Component {
@@ -128,12 +132,19 @@ impl RunDir {
 }
 
 impl Component {
+    /// Namespace and name of the gateway of a waypoint.
+    pub(crate) fn gateway(&self) -> Option<(&str, &str)> {
+        let named = self.node.split_once('.');
+        named.filter(|_| self.kind == Kind::Waypoint)
+    }
+
     fn of_socket(socket: PathBuf) -> Option<Self> {
         let name = socket.file_name()?.to_str()?.strip_suffix(".sock")?;
         let (kind, node) = match name.split_once('-') {
             None if name == "xds" => (Kind::Control, ""),
             Some(("agent", node)) => (Kind::Agent, node),
             Some(("ztunnel", node)) => (Kind::Ztunnel, node),
+            Some(("waypoint", gateway)) => (Kind::Waypoint, gateway),
             _ => return None,
         };
         Some(Self {

@@ -10,7 +10,7 @@ use tulle_identity::channel::{self, ChannelConfig, RootSource, TokenSource};
 use tulle_identity::{GrpcCa, GrpcCaOptions, KeyExchange, WorkloadCertificate};
 use tulle_linux::NetNs;
 use tulle_model::Identity;
-use tulle_transport::hbone::{ConnectRequest, OpenError, client};
+use tulle_transport::hbone::{ClientConnection, ConnectRequest, HboneStream, OpenError, client};
 
 use crate::TestMesh;
 use crate::manifest::NAMESPACE;
@@ -71,6 +71,24 @@ where
         })
     };
     namespace.run(run).unwrap()
+}
+
+/// Opens a tunnel and a stream in it, with whatever the request says.
+///
+/// # Errors
+/// When the peer is not who it should be, or refuses.
+pub async fn tunnel(
+    from: &NetNs,
+    own: &WorkloadCertificate,
+    expected: &Identity,
+    to: SocketAddr,
+    request: &ConnectRequest,
+) -> Result<(ClientConnection, HboneStream), OpenError> {
+    let socket = connect(from, to).await.unwrap();
+    let tls = own.client_config(std::slice::from_ref(expected));
+    let connection = client::connect(socket, tls, &tulle_transport::hbone::Settings::default()).await?;
+    let (stream, _) = connection.open(request).await?;
+    Ok((connection, stream))
 }
 
 /// Opens a tunnel to a pod's HBONE port and gives the status of the answer with its reason's code; 200 when it opened.

@@ -11,6 +11,7 @@ pub mod binary;
 pub mod containerd;
 pub mod faults;
 pub mod hbone;
+pub mod http;
 pub mod load;
 pub mod manifest;
 pub mod mesh;

@@ -3,6 +3,7 @@
 //! Every sample is timed from the moment it was due, so a stall shows as latency and not as a pause. Nothing is
 //! retried.
 
+pub mod http;
 mod samples;
 mod streams;
 

@@ -55,19 +55,61 @@ pub fn workload_at(
     )
 }
 
-/// A gateway of the waypoint's class, and the pod that serves it.
+/// A gateway of the waypoint's class.
 #[must_use]
-pub fn waypoint(namespace: &str, gateway: &str, pod: &Pod) -> String {
-    let (name, node, ipv4, ipv6) = (pod.name(), pod.node(), pod.ipv4(), pod.ipv6());
+pub fn gateway(namespace: &str, gateway: &str) -> String {
     format!(
         "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: {gateway}\n  \
          namespace: {namespace}\nspec:\n  gatewayClassName: tulle-waypoint\n  listeners:\n  \
-         - {{name: mesh, port: 15008, protocol: HBONE}}\nstatus:\n  addresses:\n  - {{value: {ipv4}}}\n\
-         ---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  \
+         - {{name: mesh, port: 15008, protocol: HBONE}}\n"
+    )
+}
+
+/// A pod that serves a gateway, which is its service account too.
+#[must_use]
+pub fn instance(namespace: &str, gateway: &str, pod: &Pod) -> String {
+    let (name, node, ipv4, ipv6) = (pod.name(), pod.node(), pod.ipv4(), pod.ipv6());
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  \
          namespace: {namespace}\n  annotations:\n    tulle.dev/node: {node}\n    tulle.dev/process: netns:{name}\n    \
          tulle.dev/addresses: \"{ipv4},{ipv6}\"\nspec:\n  address: {ipv4}\n  serviceAccount: {gateway}\n  \
          labels:\n    gateway.networking.k8s.io/gateway-name: {gateway}\n    gateway.istio.io/managed: tulle.dev-waypoint\n    \
          istio.io/dataplane-mode: none\n    networking.istio.io/tunnel: http\n"
+    )
+}
+
+/// A gateway of the waypoint's class with a service of its name, by which its instances are found.
+#[must_use]
+pub fn gateway_with_service(namespace: &str, name: &str, address: IpAddr) -> String {
+    gateway(namespace, name)
+        + &format!(
+            "status:\n  addresses:\n  - {{type: Hostname, value: {name}.{namespace}.svc.cluster.local}}\n\
+             ---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  labels:\n    \
+             gateway.networking.k8s.io/gateway-name: {name}\n    gateway.istio.io/managed: tulle.dev-waypoint\n\
+             spec:\n  clusterIP: \"{address}\"\n  clusterIPs: [\"{address}\"]\n  selector:\n    \
+             gateway.networking.k8s.io/gateway-name: {name}\n  ports:\n  - {{name: mesh, port: 15008, targetPort: 15008}}\n"
+        )
+}
+
+/// A service that speaks HTTP on port 80, served on 8080, behind a waypoint of its namespace.
+#[must_use]
+pub fn fronted(name: &str, address: IpAddr, waypoint: &str) -> String {
+    service(name, &[address], &[(80, 8080)])
+        .replacen(
+            &format!("  name: {name}\n"),
+            &format!("  name: {name}\n  labels:\n    istio.io/use-waypoint: {waypoint}\n"),
+            1,
+        )
+        .replace("name: tcp-80", "name: http")
+}
+
+/// A policy on a service, enforced by its waypoint; `rules` is the YAML of its rules.
+#[must_use]
+pub fn service_policy(name: &str, service: &str, action: &str, rules: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: {name}\n  \
+         namespace: {NAMESPACE}\nspec:\n  targetRefs:\n  - {{kind: Service, group: \"\", name: {service}}}\n  \
+         action: {action}\n  rules:\n{rules}"
     )
 }
 

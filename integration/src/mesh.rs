@@ -82,18 +82,27 @@ impl TestMesh {
     }
 
     /// Adds a pod with the waypoint of a gateway, which is its service account too, and waits until it is ready. The
-    /// gateway is written as a user would write it; where it is, is what a controller would say.
+    /// gateway is written as a user would write it; the pod, as what starts it would.
     pub async fn start_waypoint(&mut self, node: &str, namespace: &str, gateway: &str) -> Pod {
+        self.apply(
+            &format!("gateway-{gateway}"),
+            &manifest::gateway(namespace, gateway),
+        );
+        self.start_instance(node, namespace, gateway).await
+    }
+
+    /// As [`Self::start_waypoint`], for a gateway that is written already.
+    pub async fn start_instance(&mut self, node: &str, namespace: &str, gateway: &str) -> Pod {
         let name = format!("{gateway}-1");
         let pod = self.world.add_pod(node, &name).await.unwrap();
         self.apply(
-            &format!("gateway-{gateway}"),
-            &manifest::waypoint(namespace, gateway, &pod),
+            &format!("instance-{gateway}"),
+            &manifest::instance(namespace, gateway, &pod),
         );
         self.mesh
             .start_waypoint(&self.world, &name, namespace, gateway)
             .unwrap();
-        let component = Component::Waypoint(gateway.to_owned());
+        let component = Component::waypoint(namespace, gateway);
         if let Err(error) = self.mesh.wait_ready(&component).await {
             panic!("{error}\n{}", self.logs());
         }

@@ -1,10 +1,13 @@
 //! Fault scenarios: each runs a load in a real mesh, does one thing to it, and gives one line of figures with its
 //! targets. `cargo xtask scenario NAME|all` runs them.
 
+mod bypass;
 mod certificates;
 mod control;
 mod crypto;
 mod figure;
+mod forged;
+mod front;
 mod isolation;
 mod likeness;
 mod memory;
@@ -12,6 +15,7 @@ mod network;
 mod pods;
 mod pressure;
 mod proxies;
+mod restarts;
 mod stage;
 
 use std::pin::Pin;
@@ -65,9 +69,11 @@ pub struct Scenario {
 #[must_use]
 pub fn all() -> Vec<Scenario> {
     let mut all = [
+        bypass::SCENARIOS,
         certificates::SCENARIOS,
         control::SCENARIOS,
         crypto::SCENARIOS,
+        forged::SCENARIOS,
         isolation::SCENARIOS,
         likeness::SCENARIOS,
         memory::SCENARIOS,
@@ -75,6 +81,7 @@ pub fn all() -> Vec<Scenario> {
         pods::SCENARIOS,
         pressure::SCENARIOS,
         proxies::SCENARIOS,
+        restarts::SCENARIOS,
     ]
     .concat();
     all.sort_by_key(|scenario| scenario.id);

@@ -1,5 +1,7 @@
 //! Pages for operators and for `tulle`: what is known, what is in front of what.
 
+pub mod explain;
+
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -34,6 +36,7 @@ pub struct Pages {
 }
 
 const INDEX: &str = "GET  /config_dump   settings, fronts, routes, policies, backends, certificates\n\
+                     POST /explain       what would become of a request: source, sourceIp, authority, method, path, headers\n\
                      POST /logging       ?level=<filter> or ?reset\n\
                      POST /quitquitquit  drain and end\n";
 
@@ -43,6 +46,7 @@ impl Pages {
         let pages = Router::new()
             .route("/", get(|| async { INDEX }))
             .route("/config_dump", get(config_dump))
+            .route("/explain", post(explain::answer))
             .route("/quitquitquit", post(quit))
             .with_state(self.clone());
         match &self.log {

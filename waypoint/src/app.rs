@@ -351,7 +351,8 @@ async fn serve_pages(
     drain: &DrainWatcher,
 ) -> Result<Vec<JoinHandle<()>>, Error> {
     let mut serving = Vec::new();
-    let name = format!("waypoint-{}.sock", config.gateway);
+    // A namespace has no dot in its name, so the two can be told apart again.
+    let name = format!("waypoint-{}.{}.sock", config.namespace, config.gateway);
     match Listener::bind(&Listen::Unix(config.run_dir.join(name))).await {
         Ok(unix) => {
             let page = admin::serve(unix, pages.local(), drain.clone());

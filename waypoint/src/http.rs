@@ -3,6 +3,7 @@
 mod aim;
 pub mod body;
 pub mod exchange;
+mod farewell;
 pub mod flood;
 pub mod hygiene;
 pub mod idle;

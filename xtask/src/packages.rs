@@ -59,6 +59,31 @@ pub(crate) const FOR_THE_TESTS: &[Program] = &[
         why: "its client",
     },
     Program {
+        program: "h2load",
+        package: "nghttp2-client",
+        why: "load of HTTP/2",
+    },
+    Program {
+        program: "wrk",
+        package: "wrk",
+        why: "load of HTTP/1.1",
+    },
+    Program {
+        program: "/usr/lib/python3/dist-packages/grpc/__init__.py",
+        package: "python3-grpcio",
+        why: "client and server of gRPC",
+    },
+    Program {
+        program: "/usr/lib/python3/dist-packages/websockets/__init__.py",
+        package: "python3-websockets",
+        why: "client and server of WebSocket",
+    },
+    Program {
+        program: "/usr/lib/python3/dist-packages/aiosmtpd/__init__.py",
+        package: "python3-aiosmtpd",
+        why: "server that speaks first",
+    },
+    Program {
         program: "containerd",
         package: "containerd",
         why: "container runtime that starts pods in the tests",

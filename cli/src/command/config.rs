@@ -14,7 +14,7 @@ use tulle_xds::history::{View, Writing};
 use tulle_xds::snapshot::Severity;
 
 use super::folder::Target;
-use super::{Reading, analyze};
+use super::{ControlFolders, Reading, analyze};
 use crate::output::{Form, table};
 use crate::running::Kind;
 
@@ -28,24 +28,8 @@ mod delete;
 pub(crate) struct Config {
     #[command(subcommand)]
     action: Action,
-    /// Configuration folder of the control plane
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "/etc/tulle/config",
-        env = "TULLE_CONFIG_DIR"
-    )]
-    config_dir: PathBuf,
-    /// State folder of the control plane
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "/var/lib/tulle",
-        env = "TULLE_STATE_DIR"
-    )]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    folders: ControlFolders,
     #[command(flatten)]
     reading: Reading,
 }
@@ -119,7 +103,7 @@ enum Action {
 }
 
 pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
-    let view = View::of(&config.state_dir);
+    let view = View::of(&config.folders.state_dir);
     let form = config.reading.output();
     match &config.action {
         Action::History => history(&view, form),
@@ -135,7 +119,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
                 let message = format!("rollback to {generation}: {message}");
                 view.announce(&actor(), &message)?;
             }
-            let done = view.rollback(*generation, &config.config_dir, writing)?;
+            let done = view.rollback(*generation, &config.folders.config_dir, writing)?;
             crate::output::print(form, "config.rollback", std::slice::from_ref(&done), || {
                 let mut table = table(&["FILE", "CHANGE"]);
                 done.written.iter().for_each(|file| {
@@ -152,11 +136,11 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
         Action::Wait { timeout, .. } => wait(&config.reading, Duration::from_secs(*timeout)).await,
         Action::AcceptEmpty { dry_run } => {
             if !dry_run {
-                view.accept_empty(&config.config_dir)?;
+                view.accept_empty(&config.folders.config_dir)?;
             }
             println!(
                 "the empty folder {} is taken as it is",
-                config.config_dir.display()
+                config.folders.config_dir.display()
             );
             Ok(Exit::Ok)
         }
@@ -168,8 +152,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
         } => put(&config, &view, (file, name.as_deref()), message, *dry_run),
         Action::Delete(wanted) => {
             let target = Target {
-                config_dir: &config.config_dir,
-                state_dir: &config.state_dir,
+                config_dir: &config.folders.config_dir,
+                state_dir: &config.folders.state_dir,
                 form,
             };
             delete::run(wanted, target)
@@ -288,13 +272,19 @@ fn put(
         view.announce(&actor(), message)?;
     }
     let mesh = MeshConfig::default();
-    let found = apply(&config.config_dir, &name.into(), &text, &mesh, writing(dry_run))?;
+    let found = apply(
+        &config.folders.config_dir,
+        &name.into(),
+        &text,
+        &mesh,
+        writing(dry_run),
+    )?;
     let refused = found.iter().any(|finding| finding.severity == Severity::Error);
     let form = config.reading.output();
     let exit = analyze::print(&found, form)?;
     if form == Form::Table && !refused {
         let done = if dry_run { "would be written" } else { "written" };
-        println!("{done}: {}", config.config_dir.join(name).display());
+        println!("{done}: {}", config.folders.config_dir.join(name).display());
     }
     Ok(if refused { Exit::BadInput } else { exit })
 }

@@ -1,30 +1,60 @@
-//! `tulle explain`: what would happen to a connection, by the proxies' own decisions on their own state.
+//! `tulle explain`: what would happen to a connection or a request, by the proxies' own decisions on their own state.
+
+mod hop;
+mod page;
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use tulle_model::reason::Reason;
 use tulle_runtime::exit::Exit;
 
 use super::Reading;
 use crate::output::Form;
 use crate::running::{Component, Kind, RunDir};
 
-/// Say what would happen to a connection, and which policy decides
+/// Say what would happen to a connection or a request, and which policy or route decides
+///
+/// Where a waypoint is on the way, it says what becomes of a request there, stage by stage. Without a method, path or
+/// header, that is `GET /`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  tulle explain productpage-v1 details:9080\n  \
+    tulle explain reviews-v2 ratings:9080 --method GET --path /admin --header x-team=blue\n  \
     tulle explain shop/reviews-v2 10.96.0.13:9080 --exit-code")]
 pub(crate) struct Explain {
     /// The calling workload: NAME or NAMESPACE/NAME
     source: String,
     /// Service, workload or address, with a port: NAME:PORT, NAMESPACE/NAME:PORT, IP:PORT, [IPv6]:PORT
     destination: String,
-    /// Exit with 1 when the connection would be refused
+    #[command(flatten)]
+    request: Request,
+    /// Exit with 1 when it would be refused
     #[arg(long)]
     exit_code: bool,
     #[command(flatten)]
     reading: Reading,
+}
+
+/// The request that a waypoint is asked about.
+#[derive(Debug, clap::Args)]
+struct Request {
+    /// Method of the request
+    #[arg(long, value_name = "METHOD")]
+    method: Option<String>,
+    /// Its path, with its query
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
+    /// A header of it; may be given several times
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
+    headers: Vec<(String, String)>,
+    /// A token, sent as `Authorization: Bearer`
+    #[arg(long, value_name = "TOKEN")]
+    jwt: Option<String>,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Everything `explain` found out.
@@ -34,19 +64,22 @@ struct Explained {
     destination: SocketAddr,
     /// What the caller's proxy does.
     outbound: Value,
-    /// What the destination's proxy does; absent if it is not asked.
+    /// What the waypoint on the way does; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waypoint: Option<Value>,
+    /// What the destination's proxy does; absent if it is not asked. With a waypoint, that of its first endpoint.
     inbound: Option<Value>,
     verdict: &'static str,
 }
 
 pub(crate) async fn run(explain: Explain) -> anyhow::Result<Exit> {
     let run_dir = explain.reading.run_dir();
-    let explained = answer(&run_dir, &explain.source, &explain.destination).await?;
+    let explained = answer(&run_dir, &explain).await?;
     match explain.reading.output() {
         Form::Json => {
             crate::output::print(Form::Json, "explain", &[&explained], || crate::output::table(&[]))?
         }
-        Form::Table => print!("{}", page(&explained)),
+        Form::Table => print!("{}", page::write(&explained)),
     }
     Ok(if explain.exit_code && explained.verdict == "deny" {
         Exit::Failed
@@ -55,40 +88,52 @@ pub(crate) async fn run(explain: Explain) -> anyhow::Result<Exit> {
     })
 }
 
-async fn answer(run_dir: &RunDir, source: &str, destination: &str) -> anyhow::Result<Explained> {
+async fn answer(run_dir: &RunDir, explain: &Explain) -> anyhow::Result<Explained> {
     let proxies = run_dir.of_kind(Kind::Ztunnel)?;
     let first = proxies
         .first()
         .context("no node proxy answers; is the mesh running?")?;
     let dump: Value = first.json("/config_dump").await?;
-    let source = find_workload(&dump, source)?;
-    let destination = resolve(&dump, destination)?;
-    let question = |direction: &str, destination: SocketAddr| {
-        let name = json!({
-            "namespace": source["namespace"], "name": source["name"], "service_account": source["serviceAccount"],
-        });
-        json!({"direction": direction, "source": name, "destination": destination})
-    };
-    let caller = proxy_of(&proxies, &source);
-    let outbound: Value = match caller {
+    let source = find_workload(&dump, &explain.source)?;
+    let destination = resolve(&dump, &explain.destination)?;
+    let name = json!({
+        "namespace": source["namespace"], "name": source["name"], "service_account": source["serviceAccount"],
+    });
+    let question = |direction: &str, destination: SocketAddr| json!({"direction": direction, "source": name, "destination": destination});
+    let outbound: Value = match proxy_of(&proxies, &source) {
         Some(proxy) => proxy.ask("/explain", &question("outbound", destination)).await?,
         None => {
             json!({"plan": {"kind": "plain", "next_hop": destination}, "note": "no node proxy serves the caller"})
         }
     };
-    let inbound = match answering(&dump, &proxies, &outbound, destination) {
-        Some((proxy, target)) => Some(proxy.ask("/explain", &question("inbound", target)).await?),
-        None => None,
+    let waypoint = hop::ask(run_dir, &source, &outbound, &explain.request).await?;
+    let inbound = match &waypoint {
+        Some(waypoint) => hop::server(&dump, &proxies, &source, waypoint).await?,
+        None => match answering(&dump, &proxies, &outbound, destination) {
+            Some((proxy, target)) => Some(proxy.ask("/explain", &question("inbound", target)).await?),
+            None => None,
+        },
     };
-    let denied = |answer: &Value| answer["verdict"] == "deny";
-    let refused = denied(&outbound) || inbound.as_ref().is_some_and(denied);
     Ok(Explained {
+        verdict: verdict(&outbound, waypoint.as_ref(), inbound.as_ref()),
         source,
         destination,
         outbound,
+        waypoint,
         inbound,
-        verdict: if refused { "deny" } else { "allow" },
     })
+}
+
+/// `deny` if anybody on the way refuses; `reply` if the waypoint answers as it is told to; else `allow`.
+fn verdict(outbound: &Value, waypoint: Option<&Value>, inbound: Option<&Value>) -> &'static str {
+    let all = [Some(outbound), waypoint, inbound];
+    if all.iter().flatten().any(|answer| answer["verdict"] == "deny") {
+        "deny"
+    } else if waypoint.is_some_and(|answer| answer["verdict"] == "reply") {
+        "reply"
+    } else {
+        "allow"
+    }
 }
 
 /// The proxy that judges the connection, and the address it judges.
@@ -164,60 +209,6 @@ fn resolve(dump: &Value, destination: &str) -> anyhow::Result<SocketAddr> {
     Ok(SocketAddr::new(ip, port))
 }
 
-/// The explanation for people.
-fn page(explained: &Explained) -> String {
-    let source = &explained.source;
-    let plan = &explained.outbound["plan"];
-    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-    let mut lines = vec![format!(
-        "source   spiffe://{}/ns/{}/sa/{}   (node {})",
-        text(&source["trustDomain"]),
-        text(&source["namespace"]),
-        text(&source["serviceAccount"]),
-        text(&source["node"])
-    )];
-    let way = match plan["kind"].as_str() {
-        Some("hbone") => format!(
-            "──HBONE──▶ {} for {}",
-            text(&plan["next_hop"]),
-            text(&plan["authority"])
-        ),
-        Some(_) => format!("──plain──▶ {}", text(&plan["next_hop"])),
-        None => "refused by the caller's proxy".to_owned(),
-    };
-    lines.push(format!("path     {} {way}", explained.destination));
-    for (place, answer) in [
-        ("caller", Some(&explained.outbound)),
-        ("server", explained.inbound.as_ref()),
-    ] {
-        if let Some(answer) = answer {
-            lines.push(verdict_line(place, answer));
-        }
-    }
-    lines.push(format!("verdict  {}", explained.verdict));
-    lines.join("\n") + "\n"
-}
-
-fn verdict_line(place: &str, answer: &Value) -> String {
-    let generation = &answer["generation"];
-    let policy = answer["policy"]
-        .as_str()
-        .map(|policy| format!(" by {policy}"))
-        .unwrap_or_default();
-    match (answer["verdict"].as_str(), answer["reason"].as_str()) {
-        (Some("deny"), Some(reason)) => {
-            let help = reason
-                .split(' ')
-                .next()
-                .and_then(Reason::from_code)
-                .map_or("", Reason::help);
-            format!("{place}   DENY{policy}   {reason}: {help}   (generation {generation})")
-        }
-        (Some("deny"), None) => format!("{place}   DENY{policy}   (generation {generation})"),
-        _ => format!("{place}   ALLOW{policy}   (generation {generation})"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +243,22 @@ mod tests {
             resolve(&dump(), "[fd00::1]:80").unwrap(),
             "[fd00::1]:80".parse().unwrap()
         );
+    }
+
+    #[test]
+    fn whoever_refuses_on_the_way_decides() {
+        let says = |verdict: &str| json!({"verdict": verdict});
+        let (allow, deny, reply) = (says("allow"), says("deny"), says("reply"));
+        assert_eq!(verdict(&allow, None, None), "allow");
+        assert_eq!(verdict(&allow, Some(&allow), Some(&deny)), "deny");
+        assert_eq!(verdict(&allow, Some(&deny), None), "deny");
+        assert_eq!(verdict(&allow, Some(&reply), None), "reply");
+    }
+
+    #[test]
+    fn a_header_is_a_name_and_a_value() {
+        assert_eq!(header("x-team=a=b"), Ok(("x-team".to_owned(), "a=b".to_owned())));
+        assert!(header("x-team").is_err());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The manifests of the configuration folder, document by document, so that one of them can be changed.
 
+mod label;
+
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -10,12 +12,11 @@ use tulle_xds::analyze::apply;
 use tulle_xds::history::{View, Writing};
 use tulle_xds::snapshot::Severity;
 
+use self::label::USE_WAYPOINT;
 use super::analyze;
 use super::config::{actor, writing};
 use crate::output::Form;
 
-/// The label that sends the traffic of a namespace through a waypoint.
-const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// Folders in folders that are looked into.
 const DEPTH_MAX: usize = 16;
 
@@ -188,11 +189,23 @@ impl Folder {
         let labels = &mut value["metadata"]["labels"];
         match (labels.as_object_mut(), waypoint) {
             (Some(labels), Some(waypoint)) => drop(labels.insert(USE_WAYPOINT.to_owned(), json!(waypoint))),
-            (Some(labels), None) => drop(labels.remove(USE_WAYPOINT)),
+            (Some(labels), None) => {
+                labels.remove(USE_WAYPOINT);
+                if labels.is_empty()
+                    && let Some(metadata) = value["metadata"].as_object_mut()
+                {
+                    metadata.remove("labels");
+                }
+            }
             (None, Some(waypoint)) => *labels = json!({USE_WAYPOINT: waypoint}),
             (None, None) => {}
         }
-        let text = serde_saphyr::to_string(&value).context("the Namespace cannot be written")?;
+        let says = |text: &String| serde_saphyr::from_str::<Value>(text).is_ok_and(|said| said == value);
+        let text = match label::set(&found.text, waypoint).filter(says) {
+            Some(text) => text,
+            // In a layout that is not known, what it says matters more than how.
+            None => serde_saphyr::to_string(&value).context("the Namespace cannot be written")?,
+        };
         changes.push(self.replace(found, &text));
         Ok(())
     }

@@ -71,11 +71,13 @@ pub(crate) async fn run(status: Status) -> anyhow::Result<Exit> {
     let mut rows = Vec::new();
     let mut served = Value::Null;
     for component in status.reading.run_dir().components()? {
+        let mut instance = Value::Null;
         let found = match component.kind {
             // The control plane sorts first, so it has been asked when the others are.
             Kind::Control => control(&component, &mut served).await,
             Kind::Agent => agent(&component).await,
             Kind::Ztunnel => ztunnel(&component).await,
+            Kind::Waypoint => waypoint(&component, &mut instance).await,
             // What it runs is shown instead of it.
             Kind::Supervisor => continue,
         };
@@ -84,9 +86,14 @@ pub(crate) async fn run(status: Status) -> anyhow::Result<Exit> {
             findings: vec![format!("{error:#}")],
             ..Row::of(&component)
         });
-        if component.kind != Kind::Control {
-            row.sync = sync(&served, &component.node);
-        }
+        row.sync = match component.kind {
+            Kind::Control => None,
+            Kind::Waypoint => sync(&served, |client| is_instance(client, &instance)),
+            // A waypoint may show the credential of its node; it has a row of its own.
+            _ => sync(&served, |client| {
+                client["node"] == component.node && client["kind"] != "waypoint"
+            }),
+        };
         rows.push(row);
     }
     crate::output::print(status.reading.output(), "status", &rows, || table(&rows))?;
@@ -162,12 +169,20 @@ impl Row {
     }
 }
 
-/// Whether a node's agent and proxy have accepted everything that was sent to them.
-fn sync(served: &Value, node: &str) -> Option<String> {
+/// Whether a client of the control plane is the waypoint at this address.
+fn is_instance(client: &Value, address: &Value) -> bool {
+    let from = client["address"].as_str().unwrap_or_default();
+    let from = from
+        .parse::<std::net::SocketAddr>()
+        .map(|from| from.ip().to_canonical());
+    let own = address.as_str().unwrap_or_default().parse::<std::net::IpAddr>();
+    client["kind"] == "waypoint" && matches!((from, own), (Ok(from), Ok(own)) if from == own)
+}
+
+/// Whether these clients, such as a node's agent and proxy, have accepted everything that was sent to them.
+fn sync(served: &Value, is_it: impl Fn(&Value) -> bool) -> Option<String> {
     let types = |client: &Value| client["types"].as_object().cloned().unwrap_or_default();
-    let clients: Vec<_> = array(&served["clients"])
-        .filter(|client| client["node"] == node)
-        .collect();
+    let clients: Vec<_> = array(&served["clients"]).filter(|client| is_it(client)).collect();
     if served.is_null() {
         return None;
     }
@@ -323,6 +338,29 @@ async fn ztunnel(component: &Component) -> anyhow::Result<Row> {
             text(&certificate["identity"]),
             text(&certificate["lastError"])
         ));
+    }
+    Ok(row.judge(component).await)
+}
+
+/// A waypoint's row; `instance` becomes its address.
+async fn waypoint(component: &Component, instance: &mut Value) -> anyhow::Result<Row> {
+    let mut dump: Value = component.json("/config_dump").await?;
+    *instance = dump["config"]["instanceIp"].take();
+    let mut row = Row::of(component);
+    row.node = component.node.replacen('.', "/", 1);
+    row.version = tulle_runtime::build_info::tag();
+    let certificates: Vec<&Value> = array(&dump["certificates"]).collect();
+    row.certificates = Some(certificates.len());
+    row.next_expiry = certificates
+        .iter()
+        .filter_map(|one| one["notAfter"].as_str())
+        .min()
+        .map(str::to_owned);
+    for front in array(&dump["fronts"]) {
+        for missing in array(&front["missingPolicies"]) {
+            row.findings
+                .push(format!("T0414 nobody passes until {} arrives", text(missing)));
+        }
     }
     Ok(row.judge(component).await)
 }

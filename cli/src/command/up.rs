@@ -10,13 +10,16 @@ use tulle_runtime::exit::Exit;
 use crate::demo::Story;
 
 /// Start a mesh on this machine, without Kubernetes
+///
+/// While it runs, its configuration folder is in force: a Gateway of class tulle-waypoint or istio-waypoint that comes
+/// gets a waypoint, one that goes is drained, and a waypoint that ends by itself is started again.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  tulle up --demo            show the mesh on a sample application; Ctrl-C ends it\n  \
     tulle up --demo --check    the same unattended: verify each claim, tear down, exit 0 or 1"
 )]
 pub(crate) struct Up {
-    /// Run the sample application: two nodes, five services, a client outside of the mesh
+    /// Run the sample application: two nodes, five services, a waypoint, a client outside of the mesh
     #[arg(long, required = true)]
     demo: bool,
     /// Verify every claim of the demo, tear down, and exit 0 or 1
@@ -98,6 +101,7 @@ async fn tell(story: &mut Story, check: bool) -> anyhow::Result<()> {
         story.enrol().await?;
         story.talk().await?;
         story.deny().await?;
+        story.front().await?;
         story.sum_up().await?;
         anyhow::Ok(())
     };
@@ -113,7 +117,11 @@ async fn tell(story: &mut Story, check: bool) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             _ = &mut ended => return Ok(()),
-            _ = beat.tick() => story.check_processes()?,
+            _ = beat.tick() => {
+                for news in story.tend().await? {
+                    println!("   {news}");
+                }
+            }
         }
     }
 }

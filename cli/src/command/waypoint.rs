@@ -2,15 +2,14 @@
 
 mod report;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Subcommand, ValueEnum};
 use tulle_runtime::exit::Exit;
 
-use super::Reading;
 use super::folder::{Change, Folder, Target};
+use super::{ControlFolders, Reading};
 use crate::output::Form;
 
 /// Examples of the verbs, and the variables of an instance.
@@ -52,24 +51,8 @@ Environment of an instance:
 pub(crate) struct Waypoint {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Configuration folder of the control plane
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "/etc/tulle/config",
-        env = "TULLE_CONFIG_DIR"
-    )]
-    config_dir: PathBuf,
-    /// State folder of the control plane
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "/var/lib/tulle",
-        env = "TULLE_STATE_DIR"
-    )]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    folders: ControlFolders,
     /// Namespace of the waypoint
     #[arg(short, long, global = true, default_value = "default")]
     namespace: String,
@@ -84,8 +67,6 @@ enum Verb {
         #[command(flatten)]
         wanted: Wanted,
         /// Send the traffic of its whole namespace through it: labels the Namespace
-        ///
-        /// A Namespace that is in the folder already is written anew, without the comments of its document.
         #[arg(long)]
         enroll_namespace: bool,
         /// Replace a waypoint of this name that is there and differs
@@ -210,9 +191,9 @@ pub(crate) async fn run(command: Waypoint) -> anyhow::Result<Exit> {
             let timeout = Duration::from_secs(*timeout);
             report::wait(&command.reading, &command.namespace, &wanted.name, timeout).await
         }
-        Verb::List => report::list(&command.reading, &Folder::read(&command.config_dir)?).await,
+        Verb::List => report::list(&command.reading, &Folder::read(&command.folders.config_dir)?).await,
         Verb::Status { name } => {
-            let folder = Folder::read(&command.config_dir)?;
+            let folder = Folder::read(&command.folders.config_dir)?;
             report::status(&command.reading, &folder, &command.namespace, name).await
         }
         Verb::Delete { name, dry_run } => command.delete(name, *dry_run),
@@ -226,7 +207,7 @@ impl Waypoint {
     }
 
     fn put(&self, wanted: &Wanted, enroll: bool, overwrite: bool, dry_run: bool) -> anyhow::Result<Exit> {
-        let folder = Folder::read(&self.config_dir)?;
+        let folder = Folder::read(&self.folders.config_dir)?;
         let mut changes = Vec::new();
         let text = manifest(&self.namespace, wanted);
         match folder.find("Gateway", &self.namespace, &wanted.name) {
@@ -266,11 +247,11 @@ impl Waypoint {
     }
 
     fn delete(&self, name: &str, dry_run: bool) -> anyhow::Result<Exit> {
-        let folder = Folder::read(&self.config_dir)?;
+        let folder = Folder::read(&self.folders.config_dir)?;
         let Some(found) = folder.find("Gateway", &self.namespace, name) else {
             bail!(
                 "{} has no waypoint {}/{name}; `tulle waypoint list` shows them",
-                self.config_dir.display(),
+                self.folders.config_dir.display(),
                 self.namespace
             );
         };
@@ -289,8 +270,8 @@ impl Waypoint {
 
     fn write(&self, changes: &[Change], message: &str, dry_run: bool) -> anyhow::Result<Exit> {
         let target = Target {
-            config_dir: &self.config_dir,
-            state_dir: &self.state_dir,
+            config_dir: &self.folders.config_dir,
+            state_dir: &self.folders.state_dir,
             form: self.reading.output(),
         };
         target.write(changes, message, dry_run)

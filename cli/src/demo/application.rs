@@ -136,14 +136,19 @@ pub(crate) fn namespaces_yaml(enrolled: bool) -> String {
     )
 }
 
-/// The services as a manifest.
-pub(crate) fn services_yaml() -> String {
+/// The services as a manifest; one of them goes through a waypoint, if there is one.
+pub(crate) fn services_yaml(waypoint: bool) -> String {
     let mut yaml = String::new();
     for service in SERVICES {
         let address = virtual_address(service);
+        let labels = if waypoint && service == FRONTED {
+            "\n  labels:\n    istio.io/use-waypoint: waypoint"
+        } else {
+            ""
+        };
         let _ = writeln!(
             yaml,
-            "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {service}\n  namespace: {NAMESPACE}\n\
+            "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {service}\n  namespace: {NAMESPACE}{labels}\n\
              spec:\n  clusterIP: {address}\n  clusterIPs: [{address}]\n  selector:\n    app: {service}\n  ports:\n  \
              - name: http\n    port: {PAGE_PORT}\n    targetPort: {PAGE_PORT}\n  \
              - name: tcp-echo\n    port: {ECHO_PORT}\n    targetPort: {ECHO_PORT}"
@@ -188,6 +193,43 @@ spec:
         principals: [cluster.local/ns/shop/sa/productpage]
 ";
 
+/// The service that gets a waypoint.
+pub(crate) const FRONTED: &str = "ratings";
+
+/// A waypoint, as `tulle waypoint apply -n shop` writes it.
+pub(crate) const WAYPOINT: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata:
+  name: waypoint
+  namespace: shop
+  labels:
+    istio.io/waypoint-for: service
+spec:
+  gatewayClassName: tulle-waypoint
+  listeners:
+  - name: mesh
+    port: 15008
+    protocol: HBONE
+";
+
+/// A small fault, planted to be found: one call in five fails.
+pub(crate) const FAULT: &str = "\
+apiVersion: tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata:
+  name: ratings-fail
+  namespace: shop
+spec:
+  targetRefs:
+  - kind: Service
+    name: ratings
+  fault:
+    abort:
+      httpStatus: 500
+      percent: 20
+";
+
 /// The edge that [`DENY_DETAILS`] closes, (caller, callee).
 pub(crate) const DENIED_EDGE: (&str, &str) = ("productpage-v1", "details-v1");
 
@@ -204,7 +246,11 @@ mod tests {
 
     #[test]
     fn manifests_are_yaml() {
-        for text in [namespaces_yaml(true), services_yaml(), DENY_DETAILS.to_owned()] {
+        let fixed = [DENY_DETAILS, WAYPOINT, FAULT].map(str::to_owned);
+        for text in [namespaces_yaml(true), services_yaml(true)]
+            .into_iter()
+            .chain(fixed)
+        {
             for document in text.split("---\n").filter(|document| !document.trim().is_empty()) {
                 let value: serde_json::Value = serde_saphyr::from_str(document).unwrap();
                 assert!(value["metadata"]["name"].is_string(), "{document}");

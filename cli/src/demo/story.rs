@@ -9,6 +9,8 @@ use tulle_world::{Component, Folders, Mesh, Recorded, Recorder, World};
 use super::application::{self, DENIED_EDGE, NODES};
 use super::pods::Application;
 use super::progress::Progress;
+use super::waypoints::Waypoints;
+use super::write;
 use crate::edges::{self, Edge};
 use crate::running::{Kind, RunDir};
 
@@ -18,6 +20,8 @@ const CONNECTIONS_PER_EDGE: u64 = 3;
 const CHECKED_BYTES_MIN: u64 = 100_000;
 /// A policy must be in force within this time.
 const DENIAL_TIME_MAX: Duration = Duration::from_secs(1);
+/// Requests that must have passed the waypoint before its line is shown.
+const REQUESTS_MIN: u64 = 20;
 /// Lasting connections opened through the mesh, per edge; three tries reach the three versions of reviews often enough.
 const PINS: usize = 3;
 
@@ -32,6 +36,7 @@ pub(crate) struct Story {
     process_ids: Vec<u32>,
     recorder: Recorder,
     mesh: Mesh,
+    waypoints: Waypoints,
     run_dir: RunDir,
     /// What the proxies had counted when the last pod was captured: a caller may be captured later than its server.
     edges_before: Vec<Edge>,
@@ -63,6 +68,10 @@ pub(crate) struct Report {
     pub(crate) restarted: usize,
     /// Pages the client outside of the mesh got since enrolment.
     pub(crate) outside_pages: u64,
+    /// Requests that the waypoint answered.
+    pub(crate) requests: u64,
+    /// Those of them that it failed on purpose.
+    pub(crate) faults: u64,
 }
 
 impl Story {
@@ -84,7 +93,7 @@ impl Story {
         )?;
         write(
             &folders.config.join("services.yaml"),
-            &application::services_yaml(),
+            &application::services_yaml(false),
         )?;
         write(
             &folders.config.join("workloads.yaml"),
@@ -115,6 +124,7 @@ impl Story {
         ));
         let mesh = Mesh::new(folders.clone()).with_supervision();
         let run_dir = RunDir::new(run_dir.to_owned());
+        let waypoints = Waypoints::new(run_dir.clone(), folders.config.clone(), NODES[1]);
         Ok(Self {
             started,
             progress,
@@ -124,6 +134,7 @@ impl Story {
             process_ids,
             recorder,
             mesh,
+            waypoints,
             run_dir,
             edges_before: Vec::new(),
             report,
@@ -316,6 +327,67 @@ impl Story {
         }
     }
 
+    /// Puts a waypoint in front of a service, and a fault into it for people to find.
+    pub(crate) async fn front(&mut self) -> anyhow::Result<()> {
+        self.progress.doing("starting a waypoint in front of ratings");
+        let begun = Instant::now();
+        for (file, text) in [
+            ("waypoint.yaml", application::WAYPOINT.to_owned()),
+            ("ratings-fail.yaml", application::FAULT.to_owned()),
+            ("services.yaml", application::services_yaml(true)),
+        ] {
+            write(&self.folders.config.join(file), &text)?;
+        }
+        loop {
+            for news in self.tend().await? {
+                self.progress.note(&news);
+            }
+            (self.report.requests, self.report.faults) = self.fronted().await;
+            let passed = self.report.requests - self.report.faults;
+            if passed >= REQUESTS_MIN && self.report.faults > 0 {
+                break;
+            }
+            let late = begun.elapsed() > Duration::from_secs(20);
+            anyhow::ensure!(
+                !late,
+                "the waypoint answered {} requests within 20 s",
+                self.report.requests
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.progress.done(&format!(
+            "1 waypoint in front of ratings, {} requests through it",
+            self.report.requests
+        ));
+        self.progress.note(
+            "ratings answers 500 to 1 call in 5, on purpose: find it with  tulle explain reviews-v2 ratings:9080 --path /",
+        );
+        Ok(())
+    }
+
+    /// Requests that the waypoint answered, and those of them that its fault took.
+    async fn fronted(&self) -> (u64, u64) {
+        let waypoint = self
+            .run_dir
+            .component(Kind::Waypoint, &format!("{}.waypoint", application::NAMESPACE));
+        let samples = edges::metrics(&waypoint).await.unwrap_or_default();
+        let count = |code: Option<&str>| {
+            let counted = samples.iter().filter(|sample| {
+                sample.name == "istio_requests_total"
+                    && sample.label("destination_service_name") == application::FRONTED
+                    && code.is_none_or(|code| sample.label("response_code") == code)
+            });
+            counted.map(edges::whole).sum()
+        };
+        (count(None), count(Some("500")))
+    }
+
+    /// Looks after what runs: fails if something ended that must not, and starts and ends waypoints as the folder says.
+    pub(crate) async fn tend(&mut self) -> anyhow::Result<Vec<String>> {
+        self.check_processes()?;
+        self.waypoints.look(&mut self.world, &self.mesh).await
+    }
+
     /// Counts what must not have happened, and takes the table.
     pub(crate) async fn sum_up(&mut self) -> anyhow::Result<&Report> {
         self.check_processes()?;
@@ -354,7 +426,8 @@ impl Story {
         format!(
             "Try next, in another terminal:\n  \
              tulle status\n  tulle explain productpage-v1 details:9080\n  tulle ztunnel-config certificates\n  \
-             tulle edges\n  rm {config}/deny-details.yaml      # allow it again; logs are in {}\n\
+             tulle edges\n  tulle waypoint list --config-dir {config}\n  \
+             tulle explain reviews-v2 ratings:9080 --path /\n  rm {config}/deny-details.yaml      # allow it again; logs are in {}\n\
              Stop with Ctrl-C: it removes every namespace, rule, route and process.",
             self.folders.logs.display()
         )
@@ -370,6 +443,7 @@ impl Story {
     pub(crate) async fn end(mut self) -> anyhow::Result<Report> {
         // Without the application the proxies have nothing to drain.
         drop(self.application);
+        self.waypoints.end().await?;
         self.mesh.stop_all().await?;
         Ok(self.report)
     }
@@ -399,14 +473,6 @@ fn reason_of(line: &str) -> String {
         (Some(reason), Some(policy)) => format!("{reason} by {policy}"),
         _ => line.to_owned(),
     }
-}
-
-/// Writes a file in one step, so that nobody reads half of it.
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    let draft = path.with_extension("yaml~");
-    std::fs::write(&draft, text)
-        .and_then(|()| std::fs::rename(&draft, path))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 impl Report {
@@ -469,19 +535,28 @@ impl Report {
             self.outside_pages > 0,
             "the client outside of the mesh got no page".into(),
         );
+        claim(
+            self.requests > self.faults && self.faults > 0,
+            format!(
+                "{} of {} requests through the waypoint failed on purpose",
+                self.faults, self.requests
+            ),
+        );
         broken
     }
 
     /// The one line that scripts read.
     pub(crate) fn line(&self) -> String {
         format!(
-            "demo: edges={} mtls={} denied={} resets={} plaintext_bytes={} checked_bytes={} enrol_ms={} ready_s={:.1}",
+            "demo: edges={} mtls={} denied={} resets={} plaintext_bytes={} checked_bytes={} waypoint_requests={} \
+             enrol_ms={} ready_s={:.1}",
             self.edges.len(),
             self.edges.iter().filter(|edge| edge.all_mtls()).count(),
             self.denied,
             self.resets,
             self.recorded.marked_bytes,
             self.recorded.bytes,
+            self.requests,
             self.enrolment.as_millis(),
             self.ready.as_secs_f64(),
         )

@@ -99,10 +99,24 @@ pub enum Component {
     /// The proxy of a node.
     Ztunnel(String),
     /// A waypoint, by its gateway.
-    Waypoint(String),
+    Waypoint {
+        /// Namespace of the gateway.
+        namespace: String,
+        /// Name of the gateway.
+        gateway: String,
+    },
 }
 
 impl Component {
+    /// The waypoint of a gateway.
+    #[must_use]
+    pub fn waypoint(namespace: &str, gateway: &str) -> Self {
+        Self::Waypoint {
+            namespace: namespace.to_owned(),
+            gateway: gateway.to_owned(),
+        }
+    }
+
     /// Name of its process, log and socket.
     #[must_use]
     pub fn name(&self) -> String {
@@ -110,7 +124,7 @@ impl Component {
             Self::Control => "xds".to_owned(),
             Self::Agent(node) => format!("agent-{node}"),
             Self::Ztunnel(node) => format!("ztunnel-{node}"),
-            Self::Waypoint(gateway) => format!("waypoint-{gateway}"),
+            Self::Waypoint { namespace, gateway } => format!("waypoint-{namespace}.{gateway}"),
         }
     }
 }
@@ -395,10 +409,27 @@ impl Mesh {
         namespace: &str,
         gateway: &str,
     ) -> Result<(), MeshError> {
+        let process = self.spawn_waypoint(world, pod, namespace, gateway, &[])?;
+        self.processes
+            .insert(Component::waypoint(namespace, gateway), process);
+        Ok(())
+    }
+
+    /// As [`Self::start_waypoint`], with variables of its own, for those who look after the process themselves.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_waypoint(
+        &self,
+        world: &World,
+        pod: &str,
+        namespace: &str,
+        gateway: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Process, MeshError> {
         let pod = world.pod(pod)?;
         let place = self.place(world, pod.node())?;
-        let component = Component::Waypoint(gateway.to_owned());
-        let name = component.name();
+        let name = Component::waypoint(namespace, gateway).name();
         let command = self.folders.command(&name, &["waypoint"]);
         let mut command = file_step(format!("log for {name}"), command)?;
         let address = pod.ipv4().to_string();
@@ -417,9 +448,8 @@ impl Mesh {
             ("CA_ROOT_CA", &place.root),
         ]);
         command.envs(&self.environment);
-        let process = pod.spawn(&name, command)?;
-        self.processes.insert(component, process);
-        Ok(())
+        command.envs(environment.iter().copied());
+        Ok(pod.spawn(&name, command)?)
     }
 
     fn start(

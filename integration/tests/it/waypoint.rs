@@ -80,7 +80,7 @@ async fn requests_go_through_the_waypoint_and_never_around_it() {
     mesh.captured(&[&client, &server]).await;
     let _nginx = nginx(&mesh, &server).await;
     mesh.start_waypoint("n2", manifest::NAMESPACE, "way").await;
-    let running = Component::Waypoint("way".to_owned());
+    let running = Component::waypoint(manifest::NAMESPACE, "way");
 
     let url = format!("http://{SERVICE}/page?x=1");
     let mut answer = (String::new(), String::new());

@@ -17,6 +17,7 @@ use tulle_transport::hbone::HboneStream;
 
 use super::body::ResponseBody;
 use super::exchange::{Session, exchange};
+use super::farewell;
 use super::flood::Meter;
 use super::pace::{Overdue, Pace};
 use super::respond;
@@ -59,7 +60,11 @@ pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
     let serving = session.clone();
     let service = service_fn(move |request| {
         let session = serving.clone();
-        async move { Ok::<_, Infallible>(exchange(session, request).await) }
+        async move {
+            let drain = session.waypoint().drain.clone();
+            let answer = exchange(session, request).await;
+            Ok::<_, Infallible>(farewell::mark(drain.is_draining(), answer))
+        }
     });
     let wire = Wire::new(stream, Arc::clone(&pace), Arc::clone(&aside));
     let connection = http1::Builder::new()
@@ -98,7 +103,7 @@ async fn serve_http1<S, F>(
             () = drain.urgent() => return,
             // Its last word has been said, or it does not take it.
             () = std::future::ready(()), if leaving => return,
-            _ = drain.signaled(), if !draining => {
+            () = farewell::due(&drain), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }

@@ -8,6 +8,7 @@ mod backends;
 mod beyond;
 mod classes;
 mod desync;
+mod explain;
 mod hostile;
 mod interim;
 mod policies;

@@ -18,6 +18,7 @@ use watcher::Watcher;
 
 pub(crate) mod allocate;
 mod follow;
+mod gateways;
 pub(crate) mod library;
 pub(crate) mod parse;
 pub(crate) mod scan;

@@ -33,6 +33,9 @@ pub struct Question {
     /// Where it connects from; by default the source's first address.
     #[serde(default)]
     pub source_ip: Option<IpAddr>,
+    /// Whom a waypoint speaks for; believed as on a real tunnel.
+    #[serde(default)]
+    pub original_source: Option<Identity>,
 }
 
 /// Which end decides.
@@ -221,7 +224,7 @@ fn judge(
         .or_else(|| source.and_then(|source| source.addresses.first().copied()));
     let connection = Connection {
         peer: identity.filter(|_| tunnelled),
-        original_source: None,
+        original_source: question.original_source.clone().filter(|_| tunnelled),
         source_ip: source_ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
         destination: target,
     };

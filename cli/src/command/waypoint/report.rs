@@ -26,6 +26,8 @@ struct Row {
     programmed: String,
     /// Why not.
     message: String,
+    /// The process that serves it, if one runs here: `ready` or `not ready`.
+    instance: Option<&'static str>,
     /// Objects that are bound to it, `Kind namespace/name`.
     bound: Vec<String>,
     /// Objects that name it and are not bound, with the reason.
@@ -67,6 +69,7 @@ fn row(namespace: &str, name: &str, purpose: &str, objects: &[Value]) -> Row {
             .map_or("Unknown", |found| text(&found["status"]))
             .to_owned(),
         message: programmed.map_or("", |found| text(&found["message"])).to_owned(),
+        instance: None,
         bound: Vec::new(),
         unbound: Vec::new(),
     };
@@ -107,11 +110,24 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
+/// How the process of a waypoint is, if one runs here.
+async fn instance(reading: &Reading, namespace: &str, name: &str) -> Option<&'static str> {
+    let of_kind = reading.run_dir().of_kind(Kind::Waypoint).ok()?;
+    let own = of_kind
+        .iter()
+        .find(|one| one.gateway() == Some((namespace, name)))?;
+    let ready = own.text("/healthz/ready").await.is_ok();
+    Some(if ready { "ready" } else { "not ready" })
+}
+
 /// Lists waypoints.
 pub(super) async fn list(reading: &Reading, folder: &Folder) -> anyhow::Result<Exit> {
-    let rows = rows(folder, &objects(reading).await);
+    let mut rows = rows(folder, &objects(reading).await);
+    for row in &mut rows {
+        row.instance = instance(reading, &row.namespace, &row.name).await;
+    }
     crate::output::print(reading.output(), "waypoint.list", &rows, || {
-        let mut table = table(&["NAMESPACE", "NAME", "FOR", "PROGRAMMED", "BOUND"]);
+        let mut table = table(&["NAMESPACE", "NAME", "FOR", "PROGRAMMED", "INSTANCE", "BOUND"]);
         for row in &rows {
             let bound = row.bound.len().to_string();
             table.add_row([
@@ -119,6 +135,7 @@ pub(super) async fn list(reading: &Reading, folder: &Folder) -> anyhow::Result<E
                 &*row.name,
                 &*row.purpose,
                 &*row.programmed,
+                row.instance.unwrap_or("-"),
                 &*bound,
             ]);
         }
@@ -141,7 +158,10 @@ pub(super) async fn status(
     let Some(found) = found else {
         anyhow::bail!("no waypoint {namespace}/{name}; `tulle waypoint list` shows them");
     };
-    let row = row(namespace, name, found.purpose(), &objects);
+    let row = Row {
+        instance: instance(reading, namespace, name).await,
+        ..row(namespace, name, found.purpose(), &objects)
+    };
     match reading.output() {
         Form::Json => {
             crate::output::print(Form::Json, "waypoint.status", std::slice::from_ref(&row), || {
@@ -150,6 +170,9 @@ pub(super) async fn status(
         }
         Form::Table => {
             println!("{}", line(&row));
+            if let Some(state) = row.instance {
+                println!("  its process is {state}");
+            }
             row.bound.iter().for_each(|what| println!("  {what}"));
             row.unbound
                 .iter()

@@ -12,6 +12,7 @@ use tulle_k8s::{Key, Object};
 use tulle_model::{Reason, Str};
 
 use super::allocate::Allocations;
+use super::gateways;
 use super::parse::{self, Form, Good, Parsed, Statement};
 use super::scan::{File, Scan};
 use crate::engine::{Batch, Event, InForce};
@@ -104,6 +105,7 @@ impl Library {
     pub(crate) fn set_allocations(&mut self, allocations: Allocations, now: Timestamp) {
         self.allocations = allocations;
         self.allocations.assign(&mut self.entries, now);
+        gateways::place(&mut self.entries);
     }
 
     /// Takes an empty folder for meant, until it holds something again.
@@ -223,6 +225,7 @@ impl Library {
         problems.extend(refused);
         let mut entries = self.decide(&claims, now);
         self.allocations.assign(&mut entries, now);
+        gateways::place(&mut entries);
         problems.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         let mut settled = self.conclude(Some(entries), problems, None, scan);
         settled.read_again = read_again;

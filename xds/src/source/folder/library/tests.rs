@@ -294,3 +294,46 @@ fn an_object_that_moves_to_another_file_stays_in_force() {
     let events = paper.settle().batch.expect("new").events;
     assert!(events.iter().all(|event| event.object.is_some()));
 }
+
+const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: way}\n\
+    spec: {gatewayClassName: tulle-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
+
+fn instance(address: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: way-1}}\nspec: {{address: {address}, \
+         labels: {{gateway.networking.k8s.io/gateway-name: way}}}}\n"
+    )
+}
+
+fn addresses(paper: &Paper) -> Vec<String> {
+    let key = Key::new(Kind::Gateway, "default", "way");
+    let Object::Gateway(gateway) = &*paper.object(&key).unwrap().object else {
+        panic!("a Gateway is one");
+    };
+    let addresses = gateway.status.addresses.iter();
+    addresses.map(|address| address.value.to_string()).collect()
+}
+
+#[test]
+fn a_gateway_is_where_its_instances_are_and_never_nowhere_again() {
+    let mut paper = Paper::new().put("way.yaml", GATEWAY).settled();
+    assert_eq!(addresses(&paper), [""; 0]);
+    paper = paper.put("instance.yaml", &instance("10.0.0.7"));
+    assert!(paper.settle().batch.is_some(), "the engine hears of it");
+    assert_eq!(addresses(&paper), ["10.0.0.7"]);
+    assert!(paper.settle().batch.is_none(), "nothing is new");
+    paper = paper.put("instance.yaml", &instance("10.0.0.8")).settled();
+    assert_eq!(addresses(&paper), ["10.0.0.8"], "they moved");
+    paper = paper.remove("instance.yaml").settled();
+    assert_eq!(addresses(&paper), ["10.0.0.8"], "traffic never goes around it");
+}
+
+#[test]
+fn a_gateway_that_says_where_it_is_is_there() {
+    let told = format!("{GATEWAY}status: {{addresses: [{{value: 10.0.0.1}}]}}\n");
+    let paper = Paper::new()
+        .put("way.yaml", &told)
+        .put("instance.yaml", &instance("10.0.0.7"))
+        .settled();
+    assert_eq!(addresses(&paper), ["10.0.0.1"]);
+}

@@ -1,0 +1,183 @@
+//! Real clients and servers through a waypoint: h2load, wrk, gRPC for Python, redis, and SMTP, whose server speaks first.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use tulle_integration::http::{self, App, get};
+use tulle_integration::mesh::eventually;
+use tulle_integration::{TestMesh, manifest};
+use tulle_world::{Pod, Process};
+
+/// Where the service is: one pod with many ports.
+const SERVICE: &str = "10.96.0.80";
+
+/// The service with every protocol, behind the waypoint.
+fn service() -> String {
+    let address: IpAddr = SERVICE.parse().unwrap();
+    let ports = [(80, 8080), (50051, 50051), (6379, 6379), (25, 2525)];
+    manifest::service("server", &[address], &ports)
+        .replacen(
+            "  name: server\n",
+            "  name: server\n  labels:\n    istio.io/use-waypoint: way\n",
+            1,
+        )
+        .replace("name: tcp-80\n", "name: http\n")
+        .replace("name: tcp-50051\n", "name: grpc\n")
+        .replace("name: tcp-25\n", "name: mail\n")
+}
+
+fn script(name: &str) -> String {
+    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/peers"));
+    folder.join(name).display().to_string()
+}
+
+/// Runs a program in a pod to its end; its output and whether it succeeded.
+fn run(pod: &Pod, program: &str, arguments: &[&str]) -> (bool, String) {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = pod
+        .namespace()
+        .spawn(command)
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    let output = child.wait_with_output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+/// Starts a server in a pod and waits until its port answers inside of the pod.
+async fn serve(pod: &Pod, program: &str, arguments: &[&str], port: u16) -> Process {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let server = pod.spawn(program, command).unwrap();
+    let own = SocketAddr::from(([127, 0, 0, 1], port));
+    let listening = eventually(async || {
+        let attempt = pod
+            .namespace()
+            .run_async(move || std::net::TcpStream::connect(own))
+            .await;
+        attempt.is_ok_and(|connected| connected.is_ok())
+    });
+    assert!(listening.await, "{program} listens on {port}");
+    server
+}
+
+/// Every answer is a good one, whoever asks how.
+fn load(client: &Pod, mesh: &TestMesh) {
+    let url = format!("http://{SERVICE}/");
+    for arguments in [&["-n400", "-c4", "-m10"][..], &["-n400", "-c4", "--h1"]] {
+        let arguments = [arguments, &[url.as_str()]].concat();
+        let (_, said) = run(client, "h2load", &arguments);
+        assert!(
+            said.contains("400 succeeded, 0 failed") && said.contains("status codes: 400 2xx"),
+            "{said}\n{}",
+            mesh.logs()
+        );
+    }
+    let (_, said) = run(client, "wrk", &["-t1", "-c8", "-d2s", &url]);
+    let complains = said.contains("Non-2xx") || said.contains("Socket errors");
+    assert!(
+        said.contains("requests in") && !complains,
+        "{said}\n{}",
+        mesh.logs()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_peers_notice_nothing_of_the_waypoint_between_them() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let client = mesh.pod("n1", "client").await;
+    let server = mesh.pod("n2", "server").await;
+    mesh.apply("server-service", &service());
+    mesh.start().await;
+    mesh.captured(&[&client, &server]).await;
+    mesh.start_waypoint("n2", manifest::NAMESPACE, "way").await;
+    let app = App::start(&server, 8080).await;
+    let to = SocketAddr::new(SERVICE.parse().unwrap(), 80);
+    let through = eventually(async || {
+        let answer = http::ask(client.namespace(), to, get("/")).await;
+        let through = app
+            .seen()
+            .last()
+            .is_some_and(|seen| seen.headers.contains_key("x-request-id"));
+        answer.is_ok_and(|answer| answer.status == 200) && through
+    });
+    assert!(through.await, "{}", mesh.logs());
+    load(&client, &mesh);
+
+    let python = "/usr/bin/python3";
+    let _grpc = serve(&server, python, &[&script("grpc_server.py"), "50051"], 50051).await;
+    let address = format!("{SERVICE}:50051");
+    let (well, said) = run(&client, python, &[&script("grpc_client.py"), &address]);
+    assert!(well && said.contains("ok"), "{said}\n{}", mesh.logs());
+    // A rule that tries again what gRPC calls unavailable: the server really fails the first time.
+    mesh.apply("again", RETRYING);
+    let mut said = String::new();
+    let mut round = 0;
+    let again = eventually(async || {
+        round += 1;
+        let mark = round.to_string();
+        let (well, text) = run(&client, python, &[&script("grpc_client.py"), &address, &mark]);
+        said = text;
+        well
+    });
+    assert!(again.await, "{said}\n{}", mesh.logs());
+
+    let folder = mesh.folder().display().to_string();
+    let arguments = [
+        "--port",
+        "6379",
+        "--save",
+        "",
+        "--dir",
+        &folder,
+        "--protected-mode",
+        "no",
+    ];
+    let _redis = serve(&server, "redis-server", &arguments, 6379).await;
+    for (arguments, expected) in [(&["set", "key", "value"][..], "OK"), (&["get", "key"], "value")] {
+        let (_, said) = run(&client, "redis-cli", &[&["-h", SERVICE], arguments].concat());
+        assert_eq!(said.trim(), expected, "{}", mesh.logs());
+    }
+    let many = [
+        "-h", SERVICE, "-n", "2000", "-c", "10", "-P", "8", "-t", "set,get", "-q",
+    ];
+    let (well, said) = run(&client, "redis-benchmark", &many);
+    assert!(well && said.contains("GET:"), "{said}");
+
+    let _mail = serve(
+        &server,
+        python,
+        &["-m", "aiosmtpd", "-n", "-l", "0.0.0.0:2525"],
+        2525,
+    )
+    .await;
+    let (well, said) = run(&client, python, &[&script("smtp_client.py"), SERVICE, "25"]);
+    assert!(well && said.contains("ok"), "{said}\n{}", mesh.logs());
+}
+
+const RETRYING: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: again
+  namespace: app
+spec:
+  parentRefs:
+  - {kind: Service, group: \"\", name: server, port: 50051}
+  rules:
+  - retry: {attempts: 2, backoff: 10ms}
+    backendRefs:
+    - {name: server, port: 50051}
+";

@@ -1,0 +1,231 @@
+//! What `/explain` says of a request is what happens to it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use tulle_model::MeshUpdate;
+use tulle_model::authz::policy::StringMatch;
+use tulle_model::filter::{Filter, Redirect};
+use tulle_model::policy::authz::{Action, Authz, From, PathPattern, Rule, To, Values};
+use tulle_model::policy::traffic::{Abort, Fault};
+use tulle_model::policy::{Concern, On, Policy, Target};
+use tulle_model::route::{Kind, Origin};
+use tulle_model::testing::{exact, http_route, prefix, service_key};
+use tulle_waypoint::admin::explain::{Explanation, Question, explain};
+
+use crate::world::{World, identity};
+
+fn policy(name: &str, concern: Concern) -> MeshUpdate {
+    let origin = Origin {
+        kind: Kind::Policy,
+        namespace: "shop".into(),
+        name: name.into(),
+        rule_index: 0,
+        rule_name: "".into(),
+        created: None,
+        generation: 1,
+    };
+    let target = Target {
+        on: On::Service(service_key("shop/web")),
+        port: None,
+        section: None,
+    };
+    MeshUpdate::WaypointPolicy(Arc::new(Policy {
+        object: "AuthorizationPolicy".into(),
+        origin,
+        targets: vec![target],
+        dry_run: false,
+        concern,
+    }))
+}
+
+fn authz(action: Action, rules: Vec<Rule>) -> Concern {
+    Concern::Authz(Authz {
+        action,
+        rules,
+        provider: None,
+    })
+}
+
+fn paths(path: &str) -> Rule {
+    let any = vec![PathPattern::Text(StringMatch::Prefix(path.into()))];
+    Rule {
+        to: vec![To {
+            paths: Values { any, none: vec![] },
+            ..To::default()
+        }],
+        ..Rule::default()
+    }
+}
+
+fn methods(method: &str) -> Rule {
+    let any = vec![StringMatch::Exact(method.into())];
+    Rule {
+        to: vec![To {
+            methods: Values { any, none: vec![] },
+            ..To::default()
+        }],
+        ..Rule::default()
+    }
+}
+
+fn namespace(name: &str) -> Rule {
+    let any = vec![StringMatch::Exact(name.into())];
+    Rule {
+        from: vec![From {
+            namespaces: Values { any, none: vec![] },
+            ..From::default()
+        }],
+        ..Rule::default()
+    }
+}
+
+fn route(name: &str, edit: impl FnOnce(&mut tulle_model::route::Route)) -> MeshUpdate {
+    let mut route = http_route(&format!("shop/{name}")).under("shop/web.shop.svc.cluster.local");
+    edit(&mut route);
+    MeshUpdate::Route(Arc::new(route))
+}
+
+/// What may be configured, alone and on top of what stands before it.
+fn settings() -> Vec<Vec<MeshUpdate>> {
+    let to_web = |route: &mut tulle_model::route::Route| {
+        *route = route.clone().to("shop/web.shop.svc.cluster.local", 80, 1);
+    };
+    vec![
+        vec![],
+        vec![policy("no-admin", authz(Action::Deny, vec![paths("/admin")]))],
+        vec![policy("only-get", authz(Action::Allow, vec![methods("GET")]))],
+        vec![policy("no-dev", authz(Action::Deny, vec![namespace("dev")]))],
+        vec![route("v2", |route| {
+            *route = route.clone().on(prefix("/v2")).on(exact("/"));
+            to_web(route);
+        })],
+        vec![route("moved", |route| {
+            *route = route.clone().on(prefix("/old"));
+            route.filters = vec![Filter::Redirect(Redirect {
+                host: Some("new.example".into()),
+                ..Redirect::default()
+            })];
+        })],
+        vec![route("admin", |route| {
+            *route = route.clone().on(prefix("/admin"));
+            to_web(route);
+        })],
+        vec![policy("broken", Concern::DenyAll("it cannot be read".into()))],
+    ]
+}
+
+async fn explained(world: &World, who: &str, method: &str, path: &str) -> Explanation {
+    let question = Question {
+        source: identity(who),
+        source_ip: "10.0.0.1".parse().unwrap(),
+        authority: "10.96.0.1:80".to_owned(),
+        method: Some(method.to_owned()),
+        path: Some(path.to_owned()),
+        headers: Vec::new(),
+    };
+    explain(&world.waypoint, &question).await
+}
+
+async fn status(world: &World, who: &str, method: &str, path: &str) -> u16 {
+    let request = Request::builder().method(method).uri(path).header("host", "web");
+    let request = request.body(Full::<Bytes>::default()).unwrap();
+    let answer = world.http1(who).await.send_request(request).await;
+    answer.unwrap().status().as_u16()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_explained_is_what_happens() {
+    let world = World::web().await;
+    let mut cases = 0;
+    for updates in settings() {
+        world.apply(updates).await;
+        for who in ["client", "dev/tool"] {
+            for method in ["GET", "POST"] {
+                for path in [
+                    "/",
+                    "/v2",
+                    "/v2/a?x=1",
+                    "/admin/x",
+                    "/%61dmin",
+                    "/a/../admin",
+                    "/old/b",
+                    "/../x",
+                ] {
+                    let told = explained(&world, who, method, path).await;
+                    let happened = status(&world, who, method, path).await;
+                    let expected = told.status.unwrap_or(200);
+                    assert_eq!(happened, expected, "{who} {method} {path}: {told:#?}");
+                    assert_eq!(
+                        told.verdict == "allow",
+                        happened == 200,
+                        "{who} {method} {path}: {told:#?}"
+                    );
+                    cases += 1;
+                }
+            }
+        }
+    }
+    assert!(cases >= 200, "{cases}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_policy_that_decides_is_named_and_the_others_are_listed() {
+    let world = World::web().await;
+    let deny = policy(
+        "no-admin",
+        authz(Action::Deny, vec![methods("PUT"), paths("/admin")]),
+    );
+    let fault = Fault {
+        abort: Some(Abort::Http(500)),
+        abort_ppm: 200_000,
+        ..Fault::default()
+    };
+    world
+        .apply(vec![deny, policy("sometimes", Concern::Fault(fault))])
+        .await;
+    let told = explained(&world, "client", "GET", "/admin/users").await;
+    assert_eq!((told.verdict, told.status), ("deny", Some(403)));
+    assert_eq!(told.reason.as_deref(), Some("T0412 policy_denied"));
+    assert_eq!(
+        told.decided_by.as_deref(),
+        Some("AuthorizationPolicy/shop/no-admin/authz")
+    );
+    let last = told.steps.last().unwrap();
+    assert_eq!(
+        last.outcome,
+        "denied by AuthorizationPolicy/shop/no-admin/authz[1]"
+    );
+    let passing = explained(&world, "client", "GET", "/").await;
+    let stages: Vec<_> = passing.steps.iter().map(|step| step.stage).collect();
+    assert_eq!(
+        stages,
+        ["tunnel", "request", "route", "policy", "fault", "backend"]
+    );
+    assert!(
+        passing.steps[4].outcome.starts_with("20 % are answered"),
+        "{passing:?}"
+    );
+    assert_eq!(
+        passing.backends[0].endpoints[0].address,
+        "10.0.0.7:8080".parse().unwrap()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_fronted_is_refused_on_the_tunnel() {
+    let world = World::web().await;
+    let question = Question {
+        source: identity("client"),
+        source_ip: "10.0.0.1".parse().unwrap(),
+        authority: "127.0.0.1:80".to_owned(),
+        method: None,
+        path: None,
+        headers: Vec::new(),
+    };
+    let told = explain(&world.waypoint, &question).await;
+    assert_eq!((told.verdict, told.status), ("deny", Some(400)));
+    assert_eq!(told.steps.len(), 1);
+}
