@@ -1,18 +1,28 @@
 //! Fault scenarios: each runs a load in a real mesh, does one thing to it, and gives one line of figures with its
 //! targets. `cargo xtask scenario NAME|all` runs them.
 
+mod authority;
 mod certificates;
+mod churn;
 mod control;
 mod crypto;
+mod disk;
+mod fed;
 mod figure;
+mod foreign;
 mod isolation;
 mod likeness;
 mod memory;
+mod mutation;
 mod network;
+mod operator;
 mod pods;
 mod pressure;
 mod proxies;
+mod snapshot;
 mod stage;
+mod versions;
+mod volume;
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -65,16 +75,24 @@ pub struct Scenario {
 #[must_use]
 pub fn all() -> Vec<Scenario> {
     let mut all = [
+        authority::SCENARIOS,
         certificates::SCENARIOS,
+        churn::SCENARIOS,
         control::SCENARIOS,
         crypto::SCENARIOS,
+        disk::SCENARIOS,
+        foreign::SCENARIOS,
         isolation::SCENARIOS,
         likeness::SCENARIOS,
         memory::SCENARIOS,
+        mutation::SCENARIOS,
         network::SCENARIOS,
         pods::SCENARIOS,
         pressure::SCENARIOS,
         proxies::SCENARIOS,
+        snapshot::SCENARIOS,
+        versions::SCENARIOS,
+        volume::SCENARIOS,
     ]
     .concat();
     all.sort_by_key(|scenario| scenario.id);
