@@ -6,15 +6,18 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
+pub mod ads;
 pub mod bench;
 pub mod binary;
 pub mod containerd;
 pub mod faults;
 pub mod hbone;
 pub mod http;
+pub mod impostor;
 pub mod load;
 pub mod manifest;
 pub mod mesh;
+pub mod mutants;
 pub mod scenario;
 pub mod storm;
 pub mod traffic;

@@ -1,22 +1,32 @@
 //! Fault scenarios: each runs a load in a real mesh, does one thing to it, and gives one line of figures with its
 //! targets. `cargo xtask scenario NAME|all` runs them.
 
+mod authority;
 mod bypass;
 mod certificates;
+mod churn;
 mod control;
 mod crypto;
+mod disk;
+mod fed;
 mod figure;
+mod foreign;
 mod forged;
 mod front;
 mod isolation;
 mod likeness;
 mod memory;
+mod mutation;
 mod network;
+mod operator;
 mod pods;
 mod pressure;
 mod proxies;
 mod restarts;
+mod snapshot;
 mod stage;
+mod versions;
+mod volume;
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -70,18 +80,26 @@ pub struct Scenario {
 pub fn all() -> Vec<Scenario> {
     let mut all = [
         bypass::SCENARIOS,
+        authority::SCENARIOS,
         certificates::SCENARIOS,
+        churn::SCENARIOS,
         control::SCENARIOS,
         crypto::SCENARIOS,
         forged::SCENARIOS,
+        disk::SCENARIOS,
+        foreign::SCENARIOS,
         isolation::SCENARIOS,
         likeness::SCENARIOS,
         memory::SCENARIOS,
+        mutation::SCENARIOS,
         network::SCENARIOS,
         pods::SCENARIOS,
         pressure::SCENARIOS,
         proxies::SCENARIOS,
         restarts::SCENARIOS,
+        snapshot::SCENARIOS,
+        versions::SCENARIOS,
+        volume::SCENARIOS,
     ]
     .concat();
     all.sort_by_key(|scenario| scenario.id);

@@ -81,6 +81,8 @@ impl HttpLoad {
         Report {
             requests: self.shared.requests.window(from, to),
             connects: self.shared.connects.window(from, to),
+            // Messages of pinned connections are requests here.
+            messages: super::Window::default(),
         }
     }
 

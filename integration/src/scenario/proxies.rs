@@ -10,7 +10,7 @@ use super::stage::{PORT, Stage};
 use super::{Figure, Run, Scale, Scenario, scenario};
 use crate::load::{Load, Plan, Report};
 use crate::mesh::eventually;
-use crate::traffic::{Echo, gets_through};
+use crate::traffic::Echo;
 use crate::upgrade;
 
 /// The longest time that traffic may stand still while a proxy is replaced.
@@ -25,12 +25,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario("F06", 90, "the node proxy is killed and started again", f06),
     scenario("F07", 120, "the agent is killed and started again", f07),
-    scenario(
-        "F36",
-        30,
-        "node proxies are killed while control plane and authority are away",
-        f36,
-    ),
 ];
 
 /// Upgrades that a lasting connection sees: at most three generations of a proxy live, and two nodes are upgraded in turn.
@@ -210,36 +204,6 @@ fn f06(scale: Scale) -> Run {
                 ready + Duration::from_millis(300),
             )
             .noting(stage.load.failures())
-    })
-}
-
-/// How long a new process writes down what it has heard, after it has.
-const KEPT_AFTER: Duration = Duration::from_secs(3);
-/// A generation that has served this long died by chance; the next is started after the shortest pause.
-const HEALTHY: Duration = Duration::from_secs(10);
-
-/// From what the supervisor holds: nobody else is there to ask.
-fn f36(scale: Scale) -> Run {
-    Box::pin(async move {
-        let (mut mesh, web, db) = upgrade::supervised_pair().await;
-        let echo = Echo::start(db.namespace(), db.ipv4(), PORT).await;
-        assert!(gets_through(web.namespace(), echo.address()).await);
-        tokio::time::sleep(KEPT_AFTER).await;
-        mesh.mesh.kill(&Component::Control).unwrap();
-        let mut longest = Duration::ZERO;
-        let crashes = scale.pick(2, 6);
-        for round in 0..crashes {
-            let node = ["n1", "n2"][round % 2];
-            let waited = upgrade::crash_and_recover(&mut mesh, node, &web, echo.address()).await;
-            longest = longest.max(waited);
-            // A process that has served for a while is started again at once.
-            tokio::time::sleep(HEALTHY).await;
-        }
-        Figure::new("F36").with("crashes", crashes).within(
-            "served_after",
-            longest,
-            Duration::from_millis(500),
-        )
     })
 }
 

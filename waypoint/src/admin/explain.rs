@@ -215,7 +215,12 @@ async fn walk_through(
     let (front, arrival) = arrive(snapshot, question, walk)?;
     let number = arrival.destination.address.port();
     let port = front.port(number).ok_or(Reason::NotFronted)?;
-    if matches!(declared(port, number), Declared::Tcp | Declared::Tls) {
+    let namespace = arrival
+        .source
+        .identity
+        .as_ref()
+        .map(|identity| &*identity.namespace);
+    if matches!(declared(port, number, namespace), Declared::Tcp | Declared::Tls) {
         return stream(&front, port, &arrival, walk);
     }
     let head = read(snapshot, question, &arrival, walk)?;

@@ -1,0 +1,372 @@
+//! A client of delta ADS that costs next to nothing, so that thousands of them fit beside a control plane on a small
+//! machine.
+//!
+//! It speaks gRPC over the channel that proxies use, and reads no more of a response than it is told to: of a whole
+//! table it counts the bytes and answers the nonce, which stands in front and is not compressed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::io::Read as _;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame};
+use http_body_util::BodyExt as _;
+use prost::Message as _;
+use prost::encoding::{decode_key, decode_varint};
+use tokio::sync::mpsc;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tulle_identity::channel::authenticated;
+use tulle_identity::{AuthenticatedChannel, ChannelConfig, RootSource, TokenSource};
+use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_xds_client::NodeInfo;
+
+/// Where delta ADS is.
+const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+/// Length and flag in front of a gRPC message.
+const PREFIX: usize = 5;
+/// What is kept of a message that is only counted: enough for the texts in front.
+const HEAD_KEPT: usize = 512;
+/// Bytes of a gzip member before its first block.
+const GZIP_HEADER: usize = 10;
+
+/// A channel with a node's token, as the node's own proxy would make it.
+#[must_use]
+pub fn channel(address: &str, root: &Path, token: &str) -> AuthenticatedChannel {
+    let config = ChannelConfig {
+        address: address.parse().unwrap(),
+        root: RootSource::File(root.to_owned()),
+        server_name: None,
+        token: TokenSource::Literal(token.to_owned()),
+        headers: Vec::new(),
+        cluster_id: None,
+    };
+    authenticated(&config).unwrap()
+}
+
+/// Who a node's proxy says it is.
+#[must_use]
+pub fn node_info(node: &str) -> NodeInfo {
+    NodeInfo {
+        name: format!("ztunnel-{node}"),
+        namespace: "istio-system".to_owned(),
+        node_name: node.to_owned(),
+        ..NodeInfo::default()
+    }
+}
+
+/// The first message of a node's proxy that asks for all of a type.
+#[must_use]
+pub fn first(node: &str, type_url: &str) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        node: Some(node_info(node).to_node()),
+        type_url: type_url.to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+/// Requests as the body of one.
+struct Requests(mpsc::Receiver<Bytes>);
+
+impl HttpBody for Requests {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.0.poll_recv(context);
+        next.map(|message| message.map(|message| Ok(Frame::data(message))))
+    }
+}
+
+/// One stream.
+#[derive(Debug)]
+pub struct Stream {
+    requests: mpsc::Sender<Bytes>,
+    body: Body,
+    waiting: VecDeque<Bytes>,
+    bytes: u64,
+}
+
+/// One response, as much of it as was kept.
+#[derive(Debug, Clone)]
+pub struct Raw {
+    compressed: bool,
+    kept: Bytes,
+    /// Bytes of the whole message as it travelled.
+    pub length: usize,
+}
+
+/// What stands in front of every response.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The type that it is about.
+    pub type_url: String,
+    /// What the answer names.
+    pub nonce: String,
+}
+
+impl Stream {
+    /// Opens a stream that takes gzip, and sends its first message.
+    ///
+    /// # Errors
+    /// When the server cannot be reached or refuses; says how.
+    pub async fn open(
+        mut channel: AuthenticatedChannel,
+        first: &DeltaDiscoveryRequest,
+    ) -> Result<Self, String> {
+        let (requests, receiver) = mpsc::channel(16);
+        requests
+            .send(framed(first))
+            .await
+            .map_err(|error| error.to_string())?;
+        let request = http::Request::post(METHOD)
+            .version(http::Version::HTTP_2)
+            .header("te", "trailers")
+            .header("content-type", "application/grpc")
+            .header("grpc-accept-encoding", "gzip")
+            .body(Body::new(Requests(receiver)))
+            .map_err(|error| error.to_string())?;
+        std::future::poll_fn(|context| GrpcService::<Body>::poll_ready(&mut channel, context))
+            .await
+            .map_err(|error| error.to_string())?;
+        let response = GrpcService::<Body>::call(&mut channel, request).await;
+        let response = response.map_err(|error| error.to_string())?;
+        if let Some(status) = response.headers().get("grpc-status") {
+            return Err(format!(
+                "refused: {status:?} {:?}",
+                response.headers().get("grpc-message")
+            ));
+        }
+        Ok(Self {
+            requests,
+            body: Body::new(response.into_body()),
+            waiting: VecDeque::new(),
+            bytes: 0,
+        })
+    }
+
+    /// Bytes of all responses so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The next response; of one with more than `largest` bytes only the beginning is kept.
+    ///
+    /// # Errors
+    /// When the stream ends; says how.
+    pub async fn next(&mut self, largest: usize) -> Result<Raw, String> {
+        let prefix = self.take(PREFIX, PREFIX).await?;
+        let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+        let keep = if length <= largest {
+            length
+        } else {
+            length.min(HEAD_KEPT)
+        };
+        let kept = self.take(length, keep).await?;
+        self.bytes += (PREFIX + length) as u64;
+        Ok(Raw {
+            compressed: prefix[0] == 1,
+            kept,
+            length: PREFIX + length,
+        })
+    }
+
+    /// Accepts a response.
+    ///
+    /// # Errors
+    /// When the stream has ended.
+    pub async fn accept(&mut self, head: Head) -> Result<(), String> {
+        self.send(&DeltaDiscoveryRequest {
+            type_url: head.type_url,
+            response_nonce: head.nonce,
+            ..DeltaDiscoveryRequest::default()
+        })
+        .await
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// When the stream has ended.
+    pub async fn send(&mut self, message: &DeltaDiscoveryRequest) -> Result<(), String> {
+        let sent = self.requests.send(framed(message)).await;
+        sent.map_err(|_| "the stream has ended".to_owned())
+    }
+
+    /// Takes so many bytes off the stream and gives the first of them.
+    async fn take(&mut self, count: usize, keep: usize) -> Result<Bytes, String> {
+        let mut kept = BytesMut::with_capacity(keep);
+        let mut left = count;
+        while left > 0 {
+            let Some(front) = self.waiting.front_mut() else {
+                self.fill().await?;
+                continue;
+            };
+            let part = front.split_to(left.min(front.len()));
+            if front.is_empty() {
+                self.waiting.pop_front();
+            }
+            left -= part.len();
+            let room = keep - kept.len();
+            kept.put_slice(&part[..room.min(part.len())]);
+        }
+        Ok(kept.freeze())
+    }
+
+    async fn fill(&mut self) -> Result<(), String> {
+        match self.body.frame().await {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if data.is_empty() => Ok(()),
+                Ok(data) => {
+                    self.waiting.push_back(data);
+                    Ok(())
+                }
+                Err(frame) => Err(format!("the server ended the stream: {:?}", frame.trailers_ref())),
+            },
+            Some(Err(error)) => Err(format!("the stream broke: {error}")),
+            None => Err("the server ended the stream".to_owned()),
+        }
+    }
+}
+
+fn framed(message: &DeltaDiscoveryRequest) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(PREFIX + message.encoded_len());
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(message.encoded_len()).expect("requests are short"));
+    message.encode(&mut bytes).expect("the buffer grows");
+    bytes.freeze()
+}
+
+impl Raw {
+    /// What stands in front; empty when this is not how our server writes.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        if self.compressed {
+            // A stored block: 0, the length, its complement, the bytes themselves.
+            let block = self.kept.get(GZIP_HEADER..).unwrap_or_default();
+            let length = block
+                .get(1..3)
+                .map_or(0, |two| usize::from(u16::from_le_bytes([two[0], two[1]])));
+            let stored = block.first() == Some(&0);
+            let head = block.get(5..5 + length).filter(|_| stored);
+            read_head(head.unwrap_or_default())
+        } else {
+            read_head(&self.kept)
+        }
+    }
+
+    /// The whole response, if all of it was kept.
+    #[must_use]
+    pub fn decode(&self) -> DeltaDiscoveryResponse {
+        if !self.compressed {
+            return DeltaDiscoveryResponse::decode(self.kept.clone()).expect("a response is sent");
+        }
+        let mut inflated = Vec::new();
+        let mut decoder = flate2::read::GzDecoder::new(&*self.kept);
+        decoder.read_to_end(&mut inflated).expect("it is compressed well");
+        DeltaDiscoveryResponse::decode(&*inflated).expect("a response is sent")
+    }
+}
+
+/// Reads the texts up to the first field that is none of them.
+fn read_head(mut bytes: &[u8]) -> Head {
+    let mut head = Head::default();
+    while let Ok((field, _)) = decode_key(&mut bytes) {
+        let length = decode_varint(&mut bytes)
+            .map_or(usize::MAX, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        if length > bytes.len() {
+            break;
+        }
+        let text = || String::from_utf8_lossy(&bytes[..length]).into_owned();
+        match field {
+            1 => {}
+            4 => head.type_url = text(),
+            5 => head.nonce = text(),
+            _ => break,
+        }
+        bytes.advance(length);
+    }
+    head
+}
+
+/// Names and versions that a client was told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Version by name.
+    pub held: BTreeMap<String, String>,
+}
+
+impl Table {
+    /// Takes a response.
+    pub fn take(&mut self, response: &DeltaDiscoveryResponse) {
+        for name in &response.removed_resources {
+            self.held.remove(name);
+        }
+        for resource in &response.resources {
+            self.held.insert(resource.name.clone(), resource.version.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response() -> DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
+            system_version_info: "7".to_owned(),
+            type_url: "type".to_owned(),
+            nonce: "e.1.2".to_owned(),
+            removed_resources: vec!["gone".to_owned()],
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+
+    #[test]
+    fn the_head_is_read_without_the_rest() {
+        // The order in which our server writes: the texts first.
+        let mut bytes = vec![10, 1, b'7', 34, 4];
+        bytes.extend(b"type");
+        bytes.extend([42, 5]);
+        bytes.extend(b"e.1.2");
+        bytes.extend([50, 100]);
+        let head = Head {
+            type_url: "type".to_owned(),
+            nonce: "e.1.2".to_owned(),
+        };
+        assert_eq!(read_head(&bytes), head);
+        let mut packed = vec![0; GZIP_HEADER];
+        packed.push(0);
+        let length = u16::try_from(bytes.len()).unwrap();
+        packed.extend(length.to_le_bytes());
+        packed.extend((!length).to_le_bytes());
+        packed.extend(&bytes);
+        let raw = Raw {
+            compressed: true,
+            length: packed.len(),
+            kept: packed.into(),
+        };
+        assert_eq!(raw.head(), head);
+    }
+
+    #[test]
+    fn a_response_is_decoded_and_a_table_follows_it() {
+        let bytes: Bytes = response().encode_to_vec().into();
+        let raw = Raw {
+            compressed: false,
+            length: bytes.len(),
+            kept: bytes,
+        };
+        let mut table = Table::default();
+        table.held.insert("gone".to_owned(), "1".to_owned());
+        table.take(&raw.decode());
+        assert_eq!(table, Table::default());
+    }
+}

@@ -1,0 +1,167 @@
+//! The control plane at its full size: memory, cold start, propagation, returns and certificates.
+//!
+//! A real process on loopback, over a real folder; the streams are ours and share the machine with it.
+
+mod back;
+mod fleet;
+mod plane;
+mod signing;
+
+use std::time::Duration;
+
+use back::Returning;
+use fleet::{Fleet, Pushed};
+use plane::{Plane, Size};
+
+use super::{Figure, Run, Scale, Scenario, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "LOAD",
+        480,
+        "100,000 workloads and 2,000 streams: memory, cold start, returns, certificates",
+        load,
+    ),
+    scenario(
+        "PUSH",
+        240,
+        "10,000 workloads and 2,000 streams: changes at 10, 100 and 1,000 a second",
+        push,
+    ),
+];
+
+/// Memory that 100,000 workloads and 2,000 streams may take.
+const MEMORY_MIB_MAX: f64 = 400.0;
+/// Time until a control plane of 100,000 workloads is ready.
+const COLD_MAX: Duration = Duration::from_secs(10);
+/// The same for a folder of 10,000 objects.
+const COLD_FOLDER_MAX: Duration = Duration::from_secs(2);
+/// Bytes that a node may take to learn that nothing changed.
+const RETURN_BYTES_MAX: u64 = 10_000;
+/// Compressed bytes per workload of a whole table.
+const PACKED_MAX: f64 = 45.0;
+/// Certificates per second and processor.
+const SIGNED_MIN: f64 = 5_000.0;
+
+fn load(scale: Scale) -> Run {
+    Box::pin(async move {
+        let (pods, streams) = scale.pick((10_000, 200), (100_000, 2_000));
+        let mut plane = Plane::prepare(Size { pods, nodes: streams });
+        let cold = plane.start().await;
+        let loaded = plane.memory_mib("VmRSS");
+        let fleet = Fleet::connect(&plane, streams).await;
+        let connected = plane.memory_mib("VmRSS");
+        let edit = fleet
+            .changes(&plane, 1, Duration::from_secs(scale.pick(5, 30)))
+            .await;
+        let (rss, peak) = (plane.memory_mib("VmRSS"), plane.memory_mib("VmHWM"));
+        let differing = fleet.differing(&plane).await as u64;
+        let (broken, how) = fleet.broken();
+        let packed = fleet.table_bytes as f64 / (streams * pods) as f64;
+        let consistent = fleet.consistent;
+        drop(fleet);
+        let returning = Returning::start(&plane).await;
+        let cut = returning.after_a_cut().await;
+        let (restarted, restart) = returning.after_a_restart(&mut plane).await;
+        let share = 100.0 * cut as f64 / returning.full as f64;
+        let full = returning.full;
+        drop(returning);
+        let signed = signing::measure(&plane, scale.pick(20, 120)).await;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Figure::new("LOAD")
+            .with("workloads", pods)
+            .with("streams", streams)
+            .within("cold", cold, COLD_MAX)
+            .with_time("consistent", consistent)
+            .with("loaded_mib", format!("{loaded:.0}"))
+            .with("connected_mib", format!("{connected:.0}"))
+            .with("rss_mib", format!("{rss:.0}"))
+            .expect("peak_mib", format!("{peak:.0}"), peak <= MEMORY_MIB_MAX, "≤ 400")
+            .expect(
+                "packed_bytes_per_workload",
+                format!("{packed:.1}"),
+                packed <= PACKED_MAX,
+                "≤ 45",
+            )
+            .with_time("edit_p50", edit.p50)
+            .with_time("edit_p99", edit.p99)
+            .none("broken", broken as u64)
+            .none("differing", differing)
+            .with("full_bytes", full)
+            .expect("return_bytes", cut, cut <= RETURN_BYTES_MAX, "≤ 10,000")
+            .expect("return_share", format!("{share:.2}%"), share <= 1.0, "≤ 1 %")
+            .expect(
+                "after_restart_bytes",
+                restarted,
+                restarted <= RETURN_BYTES_MAX,
+                "≤ 10,000",
+            )
+            .with_time("restart", restart)
+            .with("certificates", signed.certificates)
+            .none("refused", signed.refused)
+            .with("certificates_per_s", format!("{:.0}", signed.per_second))
+            .expect(
+                "per_processor",
+                format!("{:.0}", signed.per_second / signed.cpu.clamp(0.01, cores as f64)),
+                signed.per_second / signed.cpu.clamp(0.01, cores as f64) >= SIGNED_MIN,
+                "≥ 5,000",
+            )
+            .within("single_p99", signed.single_p99, Duration::from_millis(5))
+            .noting(how.into_iter().collect())
+    })
+}
+
+fn push(scale: Scale) -> Run {
+    Box::pin(async move {
+        let (pods, streams) = scale.pick((1_000, 100), (10_000, 2_000));
+        let mut plane = Plane::prepare(Size { pods, nodes: streams });
+        let cold = plane.start().await;
+        let fleet = Fleet::connect(&plane, streams).await;
+        let seconds = |short, full| Duration::from_secs(scale.pick(short, full));
+        let single = fleet.changes(&plane, 1, seconds(5, 20)).await;
+        let ten = fleet.changes(&plane, 10, seconds(3, 20)).await;
+        let hundred = fleet.changes(&plane, 100, seconds(3, 20)).await;
+        let thousand = fleet.changes(&plane, 1_000, seconds(3, 60)).await;
+        let peak = plane.memory_mib("VmHWM");
+        let differing = fleet.differing(&plane).await as u64;
+        let (broken, how) = fleet.broken();
+        let limit = Duration::from_millis(100);
+        let mut figure = Figure::new("PUSH")
+            .with("workloads", pods)
+            .with("streams", streams)
+            .within("cold", cold, COLD_FOLDER_MAX)
+            .with_time("consistent", fleet.consistent)
+            .with_time("1/s_p50", single.p50)
+            .within("1/s_p99", single.p99, limit)
+            .with_time("10/s_p50", ten.p50)
+            .within("10/s_p99", ten.p99, limit)
+            .with_time("100/s_p50", hundred.p50)
+            .with_time("100/s_p99", hundred.p99)
+            .with_time("1000/s_p50", thousand.p50)
+            .within("1000/s_p99", thousand.p99, Duration::from_secs(1))
+            .with("written_per_s", format!("{:.0}", thousand.rate))
+            .with_time("settled", thousand.settled)
+            .with("peak_mib", format!("{peak:.0}"));
+        for (name, pushed) in [
+            ("1/s", &single),
+            ("10/s", &ten),
+            ("100/s", &hundred),
+            ("1000/s", &thousand),
+        ] {
+            figure = figure
+                .none(&format!("{name}_missed"), pushed.missed)
+                .noting(vec![describe(name, pushed)]);
+        }
+        figure
+            .none("broken", broken as u64)
+            .none("differing", differing)
+            .noting(how.into_iter().collect())
+    })
+}
+
+fn describe(name: &str, pushed: &Pushed) -> String {
+    format!(
+        "{name}: max {:?}, writer late {:?}, {} responses of {} bytes, control plane {:.2} processors",
+        pushed.max, pushed.writer_late, pushed.responses, pushed.bytes, pushed.cpu
+    )
+}
