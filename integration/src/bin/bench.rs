@@ -87,7 +87,11 @@ fn parse(arguments: Vec<String>) -> Result<(Options, Option<PathBuf>), String> {
         None => return Err("name a measurement: tunnel or waypoint".to_owned()),
     }
     while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
+        let mut value = || {
+            arguments
+                .next()
+                .ok_or_else(|| format!("{argument} needs a value"))
+        };
         match argument.as_str() {
             "--peer" => options.peers.push(peer(&value()?)?),
             "--rounds" => options.rounds = count(&value()?)?,
@@ -103,7 +107,7 @@ fn parse(arguments: Vec<String>) -> Result<(Options, Option<PathBuf>), String> {
 fn peer(text: &str) -> Result<(String, PathBuf), String> {
     let (name, path) = text
         .split_once('=')
-        .ok_or(format!("--peer {text:?} is not NAME=PATH"))?;
+        .ok_or_else(|| format!("--peer {text:?} is not NAME=PATH"))?;
     let path = PathBuf::from(path);
     if !path.is_file() {
         return Err(format!("--peer {name}: there is no file {}", path.display()));
