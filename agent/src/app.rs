@@ -267,6 +267,7 @@ fn control_plane(config: &Config, drain: &DrainWatcher) -> Result<AuthenticatedC
         token: TokenSource::in_file(&config.token_file),
         headers: Vec::new(),
         cluster_id: Some(config.cluster_id.clone()),
+        mark: None,
     };
     let authenticated = channel::authenticated(&channel)?;
     if let Some(folder) = channel.token.node_folder() {

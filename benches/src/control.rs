@@ -142,6 +142,7 @@ impl ControlPlane {
             token: TokenSource::Literal(token),
             headers: Vec::new(),
             cluster_id: None,
+            mark: None,
         };
         authenticated(&config).expect("a channel")
     }

@@ -43,6 +43,7 @@ pub fn channel(address: &str, root: &Path, token: &str) -> AuthenticatedChannel 
         token: TokenSource::Literal(token.to_owned()),
         headers: Vec::new(),
         cluster_id: None,
+        mark: None,
     };
     authenticated(&config).unwrap()
 }

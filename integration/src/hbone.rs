@@ -39,6 +39,7 @@ pub fn certificate(
         token: TokenSource::File(mesh.mesh.folders().run.join(format!("{node}.token"))),
         headers: Vec::new(),
         cluster_id: None,
+        mark: None,
     };
     let identity = wanted.clone();
     let issued = inside(mesh.world.node(node).unwrap().namespace(), async move || {

@@ -225,6 +225,7 @@ impl Process {
             token: TokenSource::Literal(token.to_owned()),
             headers: Vec::new(),
             cluster_id: Some("Kubernetes".to_owned()),
+            mark: None,
         };
         authenticated(&config).unwrap()
     }

@@ -377,7 +377,11 @@ fn grpc_authority(config: &Config, server: &ControlPlane) -> Result<GrpcCa, Erro
         },
         ..GrpcCaOptions::default()
     };
-    let channel = channel::authenticated(&server.channel_config(&config.cluster_id))?;
+    let channel = channel::authenticated(
+        &server
+            .channel_config(&config.cluster_id)
+            .marked(config.packet_mark),
+    )?;
     Ok(GrpcCa::new(channel, options))
 }
 
@@ -405,7 +409,11 @@ fn follow_configuration(
         tasks::spawn("local-configuration", local.run(drain.clone()));
     }
     if let Some(server) = &config.xds {
-        let channel = channel::authenticated(&server.channel_config(&config.cluster_id))?;
+        let channel = channel::authenticated(
+            &server
+                .channel_config(&config.cluster_id)
+                .marked(config.packet_mark),
+        )?;
         let metrics = tulle_xds_client::Metrics::register(registry, &node.mesh);
         let client = Client::new(client_options(config), node.mesh.clone(), metrics, ready);
         tasks::spawn("xds-client", held.client(client).run(channel, drain.clone()));

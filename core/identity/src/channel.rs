@@ -8,6 +8,7 @@ mod settings;
 mod source;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore, version};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -57,6 +58,16 @@ pub struct ChannelConfig {
     pub headers: Vec<(String, String)>,
     /// Sent as `clusterid`.
     pub cluster_id: Option<String>,
+    /// SO_MARK of the connection, so that packet rules tell it from the traffic they capture. Needs CAP_NET_ADMIN.
+    pub mark: Option<u32>,
+}
+
+impl ChannelConfig {
+    /// With a mark for its packets.
+    #[must_use]
+    pub fn marked(self, mark: Option<u32>) -> Self {
+        Self { mark, ..self }
+    }
 }
 
 /// Why a channel cannot be made, or cannot connect.
@@ -163,6 +174,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 struct Target {
     /// `host:port`, brackets around IPv6.
     address: String,
+    mark: Option<u32>,
     tls: Option<(ServerName<'static>, RootSource, TokenSource)>,
 }
 
@@ -181,7 +193,11 @@ impl Target {
         };
         let address = format!("{host}:{}", config.address.port_u16().unwrap_or(default_port));
         if !tls {
-            return Ok(Self { address, tls: None });
+            return Ok(Self {
+                address,
+                mark: config.mark,
+                tls: None,
+            });
         }
         if !matches!(config.root, RootSource::File(_) | RootSource::Pin(_)) {
             config.root.certificates()?;
@@ -196,6 +212,7 @@ impl Target {
         let verified = verified.map_err(|error| ChannelError::ServerName { name, error })?;
         Ok(Self {
             address,
+            mark: config.mark,
             tls: Some((verified, config.root.clone(), config.token.clone())),
         })
     }
@@ -205,7 +222,7 @@ impl Target {
             address: self.address.clone(),
             error,
         };
-        let tcp = dial(&self.address).await.map_err(failed)?;
+        let tcp = dial(&self.address, self.mark).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
         let Some((name, root, token)) = &self.tls else {
             return Ok(Box::new(tcp));
@@ -220,14 +237,26 @@ impl Target {
     }
 }
 
+async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    if let Some(mark) = mark {
+        socket2::SockRef::from(&socket).set_mark(mark)?;
+    }
+    socket.connect(address).await
+}
+
 /// Connects to the first of a name's addresses that answers. Those that stay silent are dialled again and again, for as
 /// long as the caller waits.
-async fn dial(address: &str) -> io::Result<TcpStream> {
+async fn dial(address: &str, mark: Option<u32>) -> io::Result<TcpStream> {
     loop {
         let mut silent = false;
         let mut refused = io::ErrorKind::NotFound.into();
         for address in tokio::net::lookup_host(address).await? {
-            match tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(address)).await {
+            match tokio::time::timeout(DIAL_TIMEOUT, connect(address, mark)).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => refused = error,
                 Err(_) => silent = true,

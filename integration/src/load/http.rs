@@ -19,6 +19,7 @@ struct Shared {
     stop: AtomicBool,
     requests: Samples,
     connects: Samples,
+    begun: AtomicU64,
     in_flight: AtomicU64,
     reopened: AtomicU64,
     failures: Mutex<Vec<String>>,
@@ -90,6 +91,12 @@ impl HttpLoad {
     #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were begun so far.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.shared.begun.load(Ordering::Relaxed)
     }
 
     /// Lasting connections that were replaced.
@@ -171,6 +178,7 @@ impl Way {
 
     /// Asks on a connection, or on a new one, and gives it back if it may be used again.
     async fn ask(&self, open: Option<Asker>) -> Result<Option<Asker>, String> {
+        self.shared.begun.fetch_add(1, Ordering::Relaxed);
         self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
         let exchange = async {
             let mut asker = match open {

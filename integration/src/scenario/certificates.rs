@@ -117,6 +117,7 @@ async fn node(
         token: TokenSource::File(mesh.mesh.folders().run.join("n1.token")),
         headers: Vec::new(),
         cluster_id: None,
+        mark: None,
     };
     let namespace = mesh.world.node("n1").unwrap().namespace().clone();
     let (give, take) = tokio::sync::oneshot::channel();

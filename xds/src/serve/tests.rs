@@ -181,6 +181,7 @@ impl Server {
             token: TokenSource::Literal(token.to_owned()),
             headers: Vec::new(),
             cluster_id: None,
+            mark: None,
         };
         authenticated(&config).unwrap()
     }

@@ -144,6 +144,7 @@ pub async fn join(address: Uri, server_name: Option<String>, token: &JoinToken) 
         token: TokenSource::None,
         headers: Vec::new(),
         cluster_id: None,
+        mark: None,
     };
     let (key, csr) = fresh_key()?;
     let request = JoinRequest {

@@ -82,6 +82,7 @@ impl ControlPlane {
             token: self.token.clone(),
             headers: self.headers.to_vec(),
             cluster_id: Some(cluster_id.to_owned()),
+            mark: None,
         }
     }
 }

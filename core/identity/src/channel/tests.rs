@@ -140,6 +140,7 @@ impl World {
             token: TokenSource::Literal("secret-token".to_owned()),
             headers: vec![("X-Extra".to_owned(), "more".to_owned())],
             cluster_id: Some("Kubernetes".to_owned()),
+            mark: None,
         }
     }
 
@@ -330,6 +331,7 @@ async fn plaintext_works_for_tests() {
         token: TokenSource::None,
         headers: Vec::new(),
         cluster_id: None,
+        mark: None,
     };
     client(&config).fetch(&web()).await.unwrap();
     assert_eq!(seen.lock()[0].authorization, None);
@@ -349,6 +351,7 @@ async fn a_server_that_is_away_is_found_when_it_comes_back() {
         token: TokenSource::None,
         headers: Vec::new(),
         cluster_id: None,
+        mark: None,
     };
     let client = client(&config);
     let error = client.fetch(&web()).await.unwrap_err().to_string();
@@ -385,6 +388,7 @@ async fn that_nobody_answered_is_among_the_causes_of_the_status() {
         token: TokenSource::None,
         headers: Vec::new(),
         cluster_id: None,
+        mark: None,
     };
     let mut client = IstioCertificateServiceClient::new(channel(&config).unwrap());
     let request = IstioCertificateRequest::default();

@@ -29,6 +29,7 @@ impl Server {
             token: TokenSource::Certificate(folder.path().join(CERTIFICATE_FILE)),
             headers: Vec::new(),
             cluster_id: None,
+            mark: None,
         }
     }
 }
@@ -84,6 +85,7 @@ async fn only_a_certificate_is_followed_by_another() {
         token: TokenSource::Literal(token),
         headers: Vec::new(),
         cluster_id: None,
+        mark: None,
     };
     let refused = renew(&config).await.unwrap_err().to_string();
     assert!(refused.contains("own certificate"), "{refused}");
