@@ -1,69 +1,16 @@
 //! What a request pays for the policies of its front: authorization, and limits of this replica.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use tulle_benches::l7::rules::policy;
 use tulle_model::Identity;
-use tulle_model::authz::policy::StringMatch;
-use tulle_model::policy::authz::{
-    Action, Attributes, Authorizer, Authz, From, PathPattern, Rule, To, Values,
-};
+use tulle_model::policy::authz::{Attributes, Authorizer};
 use tulle_model::policy::traffic::{Key, LocalRateLimit};
-use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::request::{Destination, Protocol, RequestHead, Scheme, Source};
-use tulle_model::route::{Kind, Origin};
 use tulle_waypoint::policy::limit::key::Keyed;
 use tulle_waypoint::policy::limit::local::{Limiter, take};
-
-/// An ALLOW policy of which no rule matches: the longest way to a refusal.
-fn policy(rules: usize) -> Arc<Policy> {
-    let exact = |text: String| Values {
-        any: vec![StringMatch::Exact(text.into())],
-        none: vec![],
-    };
-    let rule = |n: usize| Rule {
-        from: vec![From {
-            principals: exact(format!("cluster.local/ns/ns-{}/sa/web-{n}", n % 50)),
-            ..From::default()
-        }],
-        to: vec![To {
-            methods: exact("GET".into()),
-            paths: Values {
-                any: vec![PathPattern::Text(StringMatch::Prefix(
-                    format!("/api/v{n}/").into(),
-                ))],
-                none: vec![],
-            },
-            ..To::default()
-        }],
-        ..Rule::default()
-    };
-    Arc::new(Policy {
-        object: "AuthorizationPolicy".into(),
-        origin: Origin {
-            kind: Kind::Policy,
-            namespace: "shop".into(),
-            name: "p".into(),
-            rule_index: 0,
-            rule_name: "".into(),
-            created: None,
-            generation: 0,
-        },
-        targets: vec![Target {
-            on: On::Mesh,
-            port: None,
-            section: None,
-        }],
-        dry_run: false,
-        concern: Concern::Authz(Authz {
-            action: Action::Allow,
-            rules: (0..rules).map(rule).collect(),
-            provider: None,
-        }),
-    })
-}
 
 fn request_policy(c: &mut Criterion) {
     let source = Source {

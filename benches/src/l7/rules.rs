@@ -77,7 +77,8 @@ pub fn measure(rules: usize) -> Measured {
 }
 
 /// An ALLOW policy of which no rule matches: the longest way to a refusal.
-fn policy(rules: usize) -> Arc<Policy> {
+#[must_use]
+pub fn policy(rules: usize) -> Arc<Policy> {
     let exact = |text: String| Values {
         any: vec![StringMatch::Exact(text.into())],
         none: vec![],
