@@ -21,7 +21,7 @@ use crate::ca::issued::Issued;
 use crate::ca::outside;
 use crate::ca::roots::{Roots, RotationError};
 use crate::ca::rotation::{Facts, Phase, Waits};
-use crate::serve::authenticate::Kind;
+use crate::serve::admit::Kind;
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::status::Clients;
 use crate::token::TokenError;
