@@ -43,6 +43,14 @@ fn f13(scale: Scale) -> Run {
     Box::pin(async move {
         let stalled = scale.pick(100, 500);
         let mut stage = Stage::new(scale).await;
+        // All nodes share one kernel here, and its one budget for the buffers of TCP. Those of so many stalled
+        // applications would use it up, and then the kernel starves everybody, with or without a mesh.
+        for pod in [&stage.web, &stage.db] {
+            for buffers in ["tcp_rmem", "tcp_wmem"] {
+                let least_usual_most = format!("net.ipv4.{buffers}=4096 65536 262144");
+                run(pod.namespace(), "sysctl", &["-qw", &least_usual_most]);
+            }
+        }
         let [first, second] = stage.quiet().await;
         let proxies = ["n1", "n2"].map(|node| stage.process(&Component::Ztunnel(node.into())));
         let before = proxies.map(anonymous_bytes);
