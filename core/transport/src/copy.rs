@@ -141,7 +141,7 @@ impl CopyError {
 /// Bytes of all buffers that are lent to copies now, in this process; an idle connection holds none.
 #[must_use]
 pub fn buffer_bytes() -> usize {
-    buffers::lent()
+    buffers::lent() + crate::records::buffer::lent()
 }
 
 /// One end of a copy: a TCP socket or a tunnel.

@@ -166,7 +166,7 @@ impl Heads {
             Head { fragment: true, .. } => Some(Reason::BadPath),
             _ => None,
         };
-        self.fault = self.fault.or(reason.map(|reason| (self.read, reason)));
+        self.fault = self.fault.or_else(|| reason.map(|reason| (self.read, reason)));
         self.at = match head {
             _ if self.fault.is_some() || head.upgrade => At::Lost,
             Head { coding: true, .. } => At::Size(0, false),
