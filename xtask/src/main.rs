@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "what a task prints is its result")]
 
+mod compare;
 mod packages;
 mod suite;
 mod tidy;
@@ -21,6 +22,7 @@ Tasks:
   scenario NAME…|all      run fault scenarios and print their figures; --list names them, --help says more
   bench tunnel [ARGS…]    measure tunnels end to end beside no mesh and other makes; --help says more
   bench waypoint [ARGS…]  measure a waypoint beside a bare proxy, nginx and haproxy; --help says more
+  bench compare BASE      the criterion benches of another commit beside this tree's, in turns; --help says more
   tidy                    check the import arrows and the rules of ARCHITECTURE.md
 
 Options:
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         "demo" => demo(may_install, &arguments),
         "test" => no_more(&arguments).and_then(|()| test(may_install)),
         "scenario" => optimized("scenario", may_install, &arguments),
+        "bench" if arguments.first().is_some_and(|word| word == "compare") => compare(&arguments[1..]),
         "bench" => optimized("bench", may_install, &arguments),
         "tidy" => no_more(&arguments).and_then(|()| tidy::run(&root())),
         "-h" | "--help" | "help" => {
@@ -77,6 +80,15 @@ fn root() -> PathBuf {
     own.parent()
         .expect("xtask is a folder of the workspace")
         .to_owned()
+}
+
+/// Measures another commit and this tree.
+fn compare(arguments: &[String]) -> Result<(), String> {
+    if arguments.iter().any(|word| word == "-h" || word == "--help") {
+        print!("{}", compare::HELP);
+        return Ok(());
+    }
+    compare::run(&root(), &compare::Options::parse(arguments)?)
 }
 
 /// Builds the release binary and runs the main job.
