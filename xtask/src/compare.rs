@@ -57,7 +57,11 @@ impl Options {
         let (mut words, mut benches, mut rounds) = (Vec::new(), Vec::new(), ROUNDS);
         let mut arguments = arguments.iter();
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+            let mut value = || {
+                arguments
+                    .next()
+                    .ok_or_else(|| format!("{argument} needs a value"))
+            };
             match argument.as_str() {
                 "--bench" => benches.push(value()?.clone()),
                 "--rounds" => {

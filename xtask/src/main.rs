@@ -42,9 +42,9 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "demo" => demo(may_install, &arguments),
         "test" => no_more(&arguments).and_then(|()| test(may_install)),
-        "scenario" => optimized("scenario", may_install, &arguments),
+        "scenario" => optimized("scenario", "release", may_install, &arguments),
         "bench" if arguments.first().is_some_and(|word| word == "compare") => compare(&arguments[1..]),
-        "bench" => optimized("bench", may_install, &arguments),
+        "bench" => optimized("bench", "dist", may_install, &arguments),
         "tidy" => no_more(&arguments).and_then(|()| tidy::run(&root())),
         "-h" | "--help" | "help" => {
             print!("{HELP}");
@@ -105,16 +105,23 @@ fn demo(may_install: bool, arguments: &[String]) -> Result<(), String> {
     )
 }
 
-/// Builds release binaries and runs one that needs namespaces: fault scenarios, or measurements.
-fn optimized(task: &str, may_install: bool, arguments: &[String]) -> Result<(), String> {
+/// Builds optimized binaries and runs one that needs namespaces: fault scenarios, or measurements.
+///
+/// `profile` is `release`, or `dist` where figures are published: those are of what users are given.
+fn optimized(task: &str, profile: &str, may_install: bool, arguments: &[String]) -> Result<(), String> {
     packages::ensure(packages::FOR_THE_TESTS, may_install)?;
     let namespaces = packages::Namespaces::find()?;
     let packages = ["--package", "tulle-cli", "--package", "tulle-integration"];
     step(
-        &format!("build tulle and {task} (release)"),
-        cargo(&["build", "--release", "--locked", "--bins"]).args(packages),
+        &format!("build tulle and {task} ({profile})"),
+        cargo(&["build", "--profile", profile, "--locked", "--bins"]).args(packages),
     )?;
-    let program = root().join("target/release").join(task).display().to_string();
+    let program = root()
+        .join("target")
+        .join(profile)
+        .join(task)
+        .display()
+        .to_string();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     step(task, &mut namespaces.inside(&program, &arguments, &root()))
 }

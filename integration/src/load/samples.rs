@@ -72,7 +72,10 @@ impl Samples {
 /// The nearest-rank percentile of sorted values; of none, a time that meets no target.
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100);
-    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(Duration::MAX)
+    sorted
+        .get(rank.saturating_sub(1))
+        .copied()
+        .unwrap_or(Duration::MAX)
 }
 
 #[cfg(test)]
@@ -85,7 +88,11 @@ mod tests {
         assert_eq!(percentile(&values, 50), Duration::from_millis(100));
         assert_eq!(percentile(&values, 99), Duration::from_millis(198));
         assert_eq!(percentile(&values[..1], 99), Duration::from_millis(1));
-        assert_eq!(percentile(&[], 99), Duration::MAX, "an interval without answers is not a fast one");
+        assert_eq!(
+            percentile(&[], 99),
+            Duration::MAX,
+            "an interval without answers is not a fast one"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -123,7 +123,8 @@ impl Figure {
     pub fn unaffected(self, name: &str, quiet: Duration, now: Duration) -> Self {
         // Nothing can be said beside a quiet time without answers.
         let holds = quiet < Duration::MAX
-            && (now <= quiet + UNAFFECTED_EXTRA || now.as_secs_f64() <= quiet.as_secs_f64() * UNAFFECTED_RATIO);
+            && (now <= quiet + UNAFFECTED_EXTRA
+                || now.as_secs_f64() <= quiet.as_secs_f64() * UNAFFECTED_RATIO);
         self.expect(name, milliseconds(now), holds, "≤ 1.25 × quiet or + 2 ms")
     }
 
