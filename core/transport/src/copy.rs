@@ -6,7 +6,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -38,6 +38,7 @@ const HALF_CLOSED_GRACE: Duration = Duration::from_secs(1);
 pub struct Transfer {
     sent: AtomicU64,
     received: AtomicU64,
+    half_closed: AtomicBool,
     aborted: OnceLock<Reason>,
     wake: Notify,
 }
@@ -59,6 +60,12 @@ impl Transfer {
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether one side has finished and the other has not.
+    #[must_use]
+    pub fn is_half_closed(&self) -> bool {
+        self.half_closed.load(Ordering::Relaxed)
     }
 
     /// Resets both ends. The first reason stays. May be called before the copy begins.
@@ -134,7 +141,7 @@ impl CopyError {
 /// Bytes of all buffers that are lent to copies now, in this process; an idle connection holds none.
 #[must_use]
 pub fn buffer_bytes() -> usize {
-    buffers::lent()
+    buffers::lent() + crate::records::buffer::lent()
 }
 
 /// One end of a copy: a TCP socket or a tunnel.
@@ -216,6 +223,7 @@ impl Ends {
             }
             let result = self.poll(cx, &mut directions);
             if result.is_pending() && directions.0.is_finished() != directions.1.is_finished() {
+                transfer.half_closed.store(true, Ordering::Relaxed);
                 let grace = grace.get_or_insert_with(|| Some(Box::pin(sleep(HALF_CLOSED_GRACE))));
                 if grace
                     .as_mut()

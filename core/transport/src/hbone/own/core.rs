@@ -25,11 +25,11 @@ use std::task::Waker;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::budget::Budget;
 use super::fault::Fault;
 use super::hpack::Decoder;
 use super::parser::Parser;
 use super::wire::{self, code};
+use crate::budget::Budget;
 use crate::hbone::connect::{ConnectRequest, MalformedConnect};
 use crate::hbone::settings::Settings;
 
