@@ -156,6 +156,12 @@ impl From<TcpStream> for Endpoint {
 }
 
 impl Endpoint {
+    /// A socket that has [`set_rst`](crate::socket::set_rst) already, or from its listener.
+    #[must_use]
+    pub fn resetting(stream: TcpStream) -> Self {
+        Self(Box::new(TcpWire::resetting(stream, Keepalive::HALF_CLOSED)))
+    }
+
     /// A socket whose peer is asked for in this way, whether it is still there, once the connection stays half-closed.
     #[must_use]
     pub fn watched(stream: TcpStream, half_closed: Keepalive) -> Self {

@@ -123,6 +123,11 @@ impl TcpWire {
     pub(super) fn new(stream: TcpStream, half_closed: Keepalive) -> Self {
         // A socket that cannot be set is about to say so itself.
         let _ = set_rst(&stream);
+        Self::resetting(stream, half_closed)
+    }
+
+    /// The same of a socket that was set before.
+    pub(super) fn resetting(stream: TcpStream, half_closed: Keepalive) -> Self {
         let (read, write) = stream.into_split();
         Self {
             read: Reading::Open(read),
