@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderValue};
 
 use crate::detect::first::{self, First};
 use crate::detect::sni::{self, HELLO_BYTES_MAX, Hello};
+use crate::http::heads::Heads;
 use crate::telemetry::grpc::Messages;
 use crate::telemetry::trace::{Ids, Trace, b3};
 use crate::upstream::retry::retry_after;
@@ -92,6 +93,24 @@ pub fn grpc_messages(data: &[u8]) {
     let mut single = Messages::default();
     data.chunks(1).for_each(|byte| single.feed(byte));
     assert_eq!(whole, single);
+}
+
+/// The same requests are refused, for the same reasons, however their bytes are cut.
+///
+/// # Panics
+/// If that does not hold.
+pub fn request_heads(data: &[u8]) {
+    const REQUESTS: usize = 64;
+    let Some((piece, sent)) = data.split_first() else {
+        return;
+    };
+    let (mut whole, mut cut) = (Heads::default(), Heads::default());
+    whole.see(sent);
+    sent.chunks(usize::from(*piece).max(1))
+        .for_each(|piece| cut.see(piece));
+    for _ in 0..REQUESTS {
+        assert_eq!(whole.serve(), cut.serve());
+    }
 }
 
 /// What is understood does not depend on what follows, a name is one that can be matched, and nothing is waited for

@@ -16,7 +16,7 @@ use tulle_transport::hbone::{HboneStream, ResetCode};
 use self::record::{Carried, Record};
 use crate::context::Waypoint;
 use crate::detect::Greeting;
-use crate::http::idle::STREAM_IDLE_MAX;
+use crate::http::idle::{HALF_CLOSED_MAX, STREAM_IDLE_MAX};
 use crate::http::rule::Rule;
 use crate::listener::arrival::Arrival;
 use crate::policy::live::{Ended, Open};
@@ -206,7 +206,9 @@ async fn carry(
             let moved = (transfer.sent(), transfer.received());
             if moved != known {
                 (known, since) = (moved, Instant::now());
-            } else if since.elapsed() >= idle {
+            } else if since.elapsed() >= idle
+                || (transfer.is_half_closed() && since.elapsed() >= HALF_CLOSED_MAX)
+            {
                 return;
             }
         }

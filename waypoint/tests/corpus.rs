@@ -30,4 +30,5 @@ fn tokens_are_read_as_before() {
 fn first_bytes_keep_their_properties() {
     replay(format!("{CORPUS}/client_hello"), fuzz::client_hello);
     replay(format!("{CORPUS}/first_bytes"), fuzz::first_bytes);
+    replay(format!("{CORPUS}/request_heads"), fuzz::request_heads);
 }

@@ -1,12 +1,13 @@
 //! Both directions of a connection, from socket to tunnel or socket to socket.
 //!
 //! One future moves both directions, so that what ends one side is known to the other at once. Bytes are read into a
-//! buffer whose size follows the traffic and are handed on without being copied; an idle connection holds no buffer.
+//! buffer whose size follows the traffic and are handed on without being copied; an idle connection holds no buffer. What
+//! goes from one socket to another in bulk does not pass through this process at all.
 
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tulle_model::Reason;
 mod backlog;
 pub(crate) mod buffers;
 mod direction;
+mod pipe;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -38,6 +40,7 @@ const HALF_CLOSED_GRACE: Duration = Duration::from_secs(1);
 pub struct Transfer {
     sent: AtomicU64,
     received: AtomicU64,
+    half_closed: AtomicBool,
     aborted: OnceLock<Reason>,
     wake: Notify,
 }
@@ -59,6 +62,12 @@ impl Transfer {
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether one side has finished and the other has not.
+    #[must_use]
+    pub fn is_half_closed(&self) -> bool {
+        self.half_closed.load(Ordering::Relaxed)
     }
 
     /// Resets both ends. The first reason stays. May be called before the copy begins.
@@ -147,6 +156,12 @@ impl From<TcpStream> for Endpoint {
 }
 
 impl Endpoint {
+    /// A socket that has [`set_rst`](crate::socket::set_rst) already, or from its listener.
+    #[must_use]
+    pub fn resetting(stream: TcpStream) -> Self {
+        Self(Box::new(TcpWire::resetting(stream, Keepalive::HALF_CLOSED)))
+    }
+
     /// A socket whose peer is asked for in this way, whether it is still there, once the connection stays half-closed.
     #[must_use]
     pub fn watched(stream: TcpStream, half_closed: Keepalive) -> Self {
@@ -210,6 +225,7 @@ impl Ends {
             }
             let result = self.poll(cx, &mut directions);
             if result.is_pending() && directions.0.is_finished() != directions.1.is_finished() {
+                transfer.half_closed.store(true, Ordering::Relaxed);
                 let grace = grace.get_or_insert_with(|| Some(Box::pin(sleep(HALF_CLOSED_GRACE))));
                 if grace
                     .as_mut()

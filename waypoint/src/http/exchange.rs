@@ -20,6 +20,7 @@ use tulle_model::{Reason, RequestHead};
 
 use super::aim::{Aim, Draws};
 use super::body::{RequestBody, ResponseBody};
+use super::heads::Heads;
 use super::hygiene::encode::REQUEST_ID;
 use super::hygiene::{self, Admitted, Bounds, Terms};
 use super::pace::Pace;
@@ -46,6 +47,15 @@ use crate::upstream::timeout::Deadline;
 /// Longest id of a request that is kept as the client says it.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
+/// The bytes of a connection of HTTP/1, beside what the library makes of them. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Http1Bytes {
+    /// Where clients are told of interim answers.
+    pub aside: Arc<Aside>,
+    /// What heads of requests say that the library drops.
+    pub heads: Arc<Mutex<Heads>>,
+}
+
 /// The connection a request came in by. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Session {
@@ -58,8 +68,8 @@ struct Shared {
     arrival: Arrival,
     source: Arc<Party>,
     pace: Arc<Pace>,
-    /// Where clients of HTTP/1.1 are told of interim answers.
-    aside: Option<Arc<Aside>>,
+    /// What is known of its bytes, if it speaks HTTP/1.
+    bytes: Option<Http1Bytes>,
     /// Requests that became streams of bytes.
     streams: TaskTracker,
     /// What the last request that was refused to become one would have gone on with.
@@ -73,7 +83,7 @@ impl Session {
         waypoint: Arc<Waypoint>,
         arrival: Arrival,
         pace: &Arc<Pace>,
-        aside: Option<&Arc<Aside>>,
+        bytes: Option<Http1Bytes>,
     ) -> Self {
         let identity = arrival.source.identity.as_ref();
         Self {
@@ -82,7 +92,7 @@ impl Session {
                 waypoint,
                 arrival,
                 pace: Arc::clone(pace),
-                aside: aside.cloned(),
+                bytes,
                 streams: TaskTracker::new(),
                 refused: Mutex::default(),
             }),
@@ -160,6 +170,8 @@ pub(super) struct Exchange<'a> {
     aside: Option<&'a Arc<Aside>>,
     /// When its head was read.
     start: Time,
+    /// Why it is refused for what its bytes say.
+    fault: Option<Reason>,
 }
 
 /// Serves one request.
@@ -167,11 +179,13 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
     let client = hyper::upgrade::on(&mut request);
     let by_connect = request.method() == http::Method::CONNECT;
     let asked = request.version() == http::Version::HTTP_11 && request.headers().contains_key(UPGRADE);
-    let aside = session.shared.aside.as_ref();
-    aside.inspect(|aside| aside.begin());
+    let bytes = session.shared.bytes.as_ref();
+    let aside = bytes.map(|bytes| &bytes.aside);
+    let owed = aside.map(Aside::begin);
+    let fault = bytes.and_then(|bytes| bytes.heads.lock().serve());
     let id = request_id(request.headers().get(REQUEST_ID));
     let record = Arc::new(Record::begin(&session, &request, &id, is_grpc(&request)));
-    let mut ending = Ending::new(&record, session.shared.pace.request());
+    let mut ending = Ending::new(&record, session.shared.pace.request(), owed);
     let exchange = Exchange {
         waypoint: session.waypoint(),
         arrival: session.arrival(),
@@ -181,6 +195,7 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
         // HTTP/1.0 knows of none.
         aside: aside.filter(|_| request.version() == http::Version::HTTP_11),
         start: session.waypoint().clock.now(),
+        fault,
     };
     // Boxed: the state of a request is large, and idle connections have none.
     let answer = Box::pin(exchange.run(request)).await;
@@ -211,6 +226,9 @@ impl Exchange<'_> {
         let (parts, body) = request.into_parts();
         let place = self.place()?;
         self.record.placed(&place);
+        if let Some(reason) = self.fault {
+            return Err(closing(reason));
+        }
         let admitted = self.read(parts, &place)?;
         policy::admit(&place.front)?;
         let source = self.arrival.source.identity.as_ref();
@@ -405,16 +423,11 @@ impl Exchange<'_> {
             authority: &authority,
         };
         hygiene::admit(parts, &terms).map_err(|rejection| {
-            let mut reply = Reply::from(rejection.reason);
             if rejection.close && is_http1 {
-                let close = HeaderValue::from_static("close");
-                reply
-                    .own
-                    .get_or_insert_default()
-                    .headers
-                    .insert(http::header::CONNECTION, close);
+                closing(rejection.reason)
+            } else {
+                rejection.reason.into()
             }
-            reply
         })
     }
 
@@ -481,6 +494,7 @@ impl Exchange<'_> {
                     record: &record,
                     aside: None,
                     start: waypoint.clock.now(),
+                    fault: None,
                 };
                 let copying = async {
                     let (tries, parent) = (Tries::plain(), &place.port.backend);
@@ -524,6 +538,14 @@ impl Exchange<'_> {
         };
         respond::reply(reply, caller)
     }
+}
+
+/// A reply after which the connection carries no other request.
+fn closing(reason: Reason) -> Reply {
+    let mut reply = Reply::from(reason);
+    let headers = &mut reply.own.get_or_insert_default().headers;
+    headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    reply
 }
 
 /// What is done before the request is sent counts in its time, too.

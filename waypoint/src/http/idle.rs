@@ -11,6 +11,9 @@ pub const BODY_IDLE_MAX: Duration = Duration::from_secs(5 * 60);
 /// Time between bytes of a WebSocket or a stream of TCP, unless the settings say otherwise.
 pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(60 * 60);
 
+/// The same once one side has finished: the other has nothing to wait for.
+pub const HALF_CLOSED_MAX: Duration = Duration::from_secs(10 * 60);
+
 /// Waits for something that may stand still for so long.
 #[derive(Debug)]
 pub struct Idle {

@@ -17,6 +17,7 @@ use tulle_transport::OpenError;
 use super::body::{BodyError, ResponseBody};
 use super::exchange::{Place, Session};
 use super::pace::Running;
+use super::wire::Owed;
 use crate::clock::Time;
 use crate::telemetry::access::Entry;
 use crate::telemetry::grpc::Messages;
@@ -393,6 +394,8 @@ pub struct Ending {
     outward: Outward,
     /// The connection is not idle until the answer has ended.
     _running: Running,
+    /// The library has not been handed all of it.
+    _owed: Option<Owed>,
 }
 
 /// What has gone to the client.
@@ -428,11 +431,12 @@ impl Outward {
 impl Ending {
     /// Of a request that was begun.
     #[must_use]
-    pub fn new(record: &Arc<Record>, running: Running) -> Self {
+    pub fn new(record: &Arc<Record>, running: Running, owed: Option<Owed>) -> Self {
         Self {
             record: Arc::clone(record),
             outward: Outward::default(),
             _running: running,
+            _owed: owed,
         }
     }
 

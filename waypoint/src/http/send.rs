@@ -1,5 +1,6 @@
 //! A request on its way to endpoints: *draw → pick → breaker → timer → upstream*, again where that is allowed.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -414,6 +415,9 @@ impl Sending<'_> {
         if let Some(reason) = self.record.and_then(Record::body_failure) {
             return Brought::failed(Outcome::ClientGone, reason);
         }
+        if lease.is_malformed() {
+            return broken(Reason::UpstreamProtocol);
+        }
         let outcome = ended(&error, lease.reused && !state.replay.has_started(), version);
         Brought::failed(outcome, outcome.reason().unwrap_or(Reason::UpstreamReset))
     }
@@ -573,7 +577,20 @@ fn ended(failed: &SendFailed, untouched: bool, version: Version) -> Outcome {
         _ if failed.unsent.is_some() => Outcome::Unsent(Unsent::Stale),
         _ if error.is_parse() => Outcome::Malformed,
         Version::Http1 if untouched && closed => Outcome::Unsent(Unsent::Stale),
-        Version::Http1 | Version::Http2 => Outcome::Reset,
+        Version::Http1 => Outcome::Reset,
+        Version::Http2 => unprocessed(error).map_or(Outcome::Reset, Outcome::Unsent),
+    }
+}
+
+/// RFC 9113, 8.7: a stream that was refused, or is above the last that a GOAWAY names, was not processed at all.
+fn unprocessed(error: &hyper::Error) -> Option<Unsent> {
+    let error = error.source()?.downcast_ref::<h2::Error>()?;
+    match error.reason() {
+        _ if !error.is_remote() => None,
+        Some(h2::Reason::REFUSED_STREAM) if error.is_reset() => Some(Unsent::RefusedStream),
+        // Streams below the last one are not told of it.
+        _ if error.is_go_away() => Some(Unsent::GoAway),
+        _ => None,
     }
 }
 

@@ -10,18 +10,20 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::time::{Instant, sleep};
 use tulle_model::Reason;
 use tulle_transport::hbone::HboneStream;
 
 use super::body::ResponseBody;
-use super::exchange::{Session, exchange};
+use super::exchange::{Http1Bytes, Session, exchange};
 use super::farewell;
 use super::flood::Meter;
+use super::heads::Heads;
 use super::pace::{Overdue, Pace};
 use super::respond;
-use super::wire::{Aside, Wire};
+use super::wire::{Aside, Tap, Wire};
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::upstream::pool::Tasks;
@@ -52,11 +54,35 @@ const AGE_JITTER: f64 = 0.2;
 /// What the library reads and writes.
 type Bytes<T> = TokioIo<Wire<HboneStream, T>>;
 
+/// What is seen of the bytes of a connection of HTTP/1.
+#[derive(Debug)]
+struct Seen {
+    pace: Arc<Pace>,
+    heads: Arc<Mutex<Heads>>,
+}
+
+impl Tap for Seen {
+    fn arrived(&mut self, bytes: &[u8]) -> Result<(), bytes::Bytes> {
+        self.heads.lock().see(bytes);
+        self.pace.arrived(bytes)
+    }
+}
+
 /// Serves a connection of HTTP/1 to its end, and to that of a stream of bytes that it may have become.
 pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStream) {
     let limits = waypoint.view.load().settings.limits.clone();
-    let (pace, aside) = (Pace::begin(limits.head_timeout), Aside::new());
-    let session = Session::new(waypoint, arrival, &pace, Some(&aside));
+    let pace = Pace::begin(limits.head_timeout);
+    let aside = Aside::speaking(waypoint.config.reason_detail);
+    let heads = Arc::default();
+    let seen = Seen {
+        pace: Arc::clone(&pace),
+        heads: Arc::clone(&heads),
+    };
+    let known = Http1Bytes {
+        aside: Arc::clone(&aside),
+        heads,
+    };
+    let session = Session::new(waypoint, arrival, &pace, Some(known));
     let serving = session.clone();
     let service = service_fn(move |request| {
         let session = serving.clone();
@@ -66,7 +92,7 @@ pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
             Ok::<_, Infallible>(farewell::mark(drain.is_draining(), answer))
         }
     });
-    let wire = Wire::new(stream, Arc::clone(&pace), Arc::clone(&aside));
+    let wire = Wire::new(stream, seen, Arc::clone(&aside));
     let connection = http1::Builder::new()
         .max_headers(HEAD_FIELDS_MAX)
         .max_buf_size(limits.header_bytes.unwrap_or(HEAD_BYTES_MAX) as usize)
@@ -81,7 +107,7 @@ async fn serve_http1<S, F>(
     session: &Session,
     pace: &Arc<Pace>,
     aside: &Aside,
-    mut connection: Pin<&mut http1::UpgradeableConnection<Bytes<Arc<Pace>>, S>>,
+    mut connection: Pin<&mut http1::UpgradeableConnection<Bytes<Seen>, S>>,
 ) where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible, Future = F>,
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,
@@ -95,7 +121,7 @@ async fn serve_http1<S, F>(
                     tracing::debug!(%error, "a connection of a client ended");
                     // The library has said so already.
                     if error.is_parse() {
-                        session.unread(unreadable(&error));
+                        session.unread(aside.refused().unwrap_or_else(|| unreadable(&error)));
                     }
                 }
                 return;

@@ -1,5 +1,6 @@
 //! The bytes of a client's connection below the HTTP library: what arrives is looked at, and between the library's own
-//! messages something can be said: interim answers, and the last word of a connection.
+//! messages something can be said: interim answers, and the last word of a connection. What the library answers to
+//! what it cannot read is said in our words.
 //!
 //! ```text
 //! client ── Wire (tap sees reads; asides go in between writes) ── library ── requests
@@ -13,6 +14,10 @@ use std::task::{Context, Poll, Waker, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tulle_model::Reason;
+
+use super::respond;
+use crate::config::ReasonDetail;
 
 /// Bytes of interim answers that wait. What is more is dropped: they are hints.
 const ASIDE_BYTES_MAX: usize = 64 * 1024;
@@ -38,7 +43,25 @@ struct State {
     /// A request waits for its answer: interim answers may go out.
     open: bool,
     leaving: bool,
+    /// How much the client is told of a request that the library refuses by itself; `None` leaves its words alone.
+    speaks: Option<ReasonDetail>,
+    /// An answer was not handed over to its end, or has not left.
+    owed: bool,
+    /// The last answer was handed over to its end.
+    handed: bool,
+    /// Why the library has refused what it could not read.
+    refused: Option<Reason>,
     connection: Option<Waker>,
+}
+
+/// An answer that the library has not been handed to its end.
+#[derive(Debug)]
+pub struct Owed(Arc<Aside>);
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.0.0.lock().handed = true;
+    }
 }
 
 impl Aside {
@@ -48,11 +71,31 @@ impl Aside {
         Arc::default()
     }
 
-    /// A request begins. The end of the answer before it may still be with the library.
-    pub fn begin(&self) {
+    /// The same for a connection on which the library refuses what it cannot read: that is said in our words.
+    #[must_use]
+    pub fn speaking(detail: ReasonDetail) -> Arc<Self> {
+        let state = State {
+            speaks: Some(detail),
+            ..State::default()
+        };
+        Arc::new(Self(Mutex::new(state)))
+    }
+
+    /// Why the library has refused what it could not read, if it has.
+    #[must_use]
+    pub fn refused(&self) -> Option<Reason> {
+        self.0.lock().refused
+    }
+
+    /// A request begins. The end of the answer before it may still be with the library. What is given back goes when
+    /// the answer has been handed over.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>) -> Owed {
         let mut state = self.0.lock();
         (state.open, state.between) = (true, false);
+        (state.owed, state.handed) = (true, false);
         state.waiting.clear();
+        Owed(Arc::clone(self))
     }
 
     /// The answer begins: it is too late for interim ones.
@@ -122,6 +165,22 @@ impl<S: AsyncWrite + Unpin, T> Wire<S, T> {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether these are the library's own words about what it could not read: no request waits for an answer then. Ours
+    /// go out in their place.
+    fn is_refusal(&self, bytes: &[u8]) -> bool {
+        let mut state = self.aside.0.lock();
+        let Some(detail) = state.speaks.filter(|_| !state.owed && !state.leaving) else {
+            return false;
+        };
+        let Some(reason) = refusal(bytes) else {
+            return false;
+        };
+        state.refused = Some(reason);
+        state.waiting = respond::last_word(reason, detail)[..].into();
+        state.between = true;
+        true
+    }
+
     /// Says the last word, as far as the client takes it at once: nobody waits for one who is thrown out.
     fn leave(&mut self, cx: &mut Context<'_>) {
         let mut state = self.aside.0.lock();
@@ -166,6 +225,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Tap + Unpin> AsyncRead for Wire<S, T>
 impl<S: AsyncWrite + Unpin, T: Unpin> AsyncWrite for Wire<S, T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.is_refusal(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         ready!(this.interject(cx))?;
         this.aside.0.lock().between = false;
         Pin::new(&mut this.stream).poll_write(cx, bytes)
@@ -178,6 +240,7 @@ impl<S: AsyncWrite + Unpin, T: Unpin> AsyncWrite for Wire<S, T> {
             let mut state = this.aside.0.lock();
             // The library flushes when it has nothing left to write.
             state.between = true;
+            state.owed &= !state.handed;
             match &mut state.connection {
                 Some(known) => known.clone_from(cx.waker()),
                 none => *none = Some(cx.waker().clone()),
@@ -192,6 +255,16 @@ impl<S: AsyncWrite + Unpin, T: Unpin> AsyncWrite for Wire<S, T> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// What the library means by an answer of its own.
+fn refusal(bytes: &[u8]) -> Option<Reason> {
+    match bytes.strip_prefix(b"HTTP/1.1 ")?.first_chunk()? {
+        b"400" => Some(Reason::BadFraming),
+        b"414" => Some(Reason::UriTooLong),
+        b"431" => Some(Reason::HeadersTooLarge),
+        _ => None,
     }
 }
 
@@ -233,7 +306,7 @@ mod tests {
     async fn an_aside_comes_before_the_answer_and_after_the_one_before() {
         let (mut wire, aside, far) = wire(64);
         wire.write_all(b"one ").await.unwrap();
-        aside.begin();
+        let _owed = aside.begin();
         aside.say(b"(hint) ");
         // The rest of the first answer has not left yet.
         wire.write_all(b"end ").await.unwrap();
@@ -252,7 +325,7 @@ mod tests {
     async fn an_aside_that_cannot_go_between_is_dropped() {
         let (mut wire, aside, far) = wire(64);
         wire.write_all(b"one ").await.unwrap();
-        aside.begin();
+        let _owed = aside.begin();
         aside.say(b"(hint) ");
         aside.answered();
         wire.write_all(b"two").await.unwrap();
@@ -272,6 +345,32 @@ mod tests {
         assert!(wire.write_all(b"two").await.is_err());
         drop(wire);
         assert_eq!(heard(far).await, "one bye");
+    }
+
+    #[tokio::test]
+    async fn the_library_s_own_words_are_replaced_and_an_answer_s_are_not() {
+        const REFUSED: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+        let (near, far) = tokio::io::duplex(1_024);
+        let aside = Aside::speaking(ReasonDetail::Full);
+        let mut wire = Wire::new(near, Nothing, Arc::clone(&aside));
+        let owed = aside.begin();
+        wire.write_all(REFUSED).await.unwrap();
+        drop(owed);
+        // It was handed over, and has not left.
+        wire.write_all(REFUSED).await.unwrap();
+        wire.flush().await.unwrap();
+        assert_eq!(aside.refused(), None);
+        wire.write_all(REFUSED).await.unwrap();
+        wire.flush().await.unwrap();
+        drop(wire);
+        assert_eq!(aside.refused(), Some(Reason::BadFraming));
+        let heard = heard(far).await;
+        let ours = heard.strip_prefix(&String::from_utf8_lossy(&REFUSED.repeat(2)).into_owned());
+        let ours = ours.expect("answers are left alone");
+        assert!(
+            ours.contains("\r\nx-tulle-reason: T0614; bad_framing; id="),
+            "{ours}"
+        );
     }
 
     #[tokio::test]

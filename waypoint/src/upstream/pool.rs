@@ -5,6 +5,7 @@
 //! requests wait for one that becomes free; one of it that is idle under another key makes room.
 
 mod handshake;
+mod lines;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use tulle_runtime::tasks;
 use tulle_transport::OpenError;
 
 use self::handshake::{Extended, http1_over, http2_over};
+use self::lines::Answers;
 use super::breaker::{Breaker, Guard, Limits, Overflow};
 use super::connect::Opened;
 use crate::http::body::RequestBody;
@@ -99,14 +101,25 @@ struct Usage {
     running: AtomicU32,
     /// When the last request ended.
     ended: parking_lot::Mutex<Instant>,
-    /// What the endpoint has said of extended CONNECT; `None` for HTTP/1.1.
-    extended: Option<Arc<Extended>>,
+    spoken: Spoken,
+    /// Its place among the connections of its backend: a connection that has become a stream of bytes is none to the
+    /// library any more, and is one to the endpoint.
+    _held: Arc<Guard>,
     /// Requests and age at which it is closed, as of its last request.
     bounds: parking_lot::Mutex<(Option<u32>, Option<Duration>)>,
 }
 
+/// What is known of a connection by what it speaks.
+#[derive(Debug)]
+enum Spoken {
+    /// What was seen of its answers.
+    Http1(Arc<Answers>),
+    /// What the endpoint has said of extended CONNECT.
+    Http2(Arc<Extended>),
+}
+
 impl Usage {
-    fn new(breaker: &Arc<Breaker>, extended: Option<Arc<Extended>>) -> Arc<Self> {
+    fn new(breaker: &Arc<Breaker>, spoken: Spoken, held: Arc<Guard>) -> Arc<Self> {
         Arc::new(Self {
             breaker: Arc::clone(breaker),
             opened: Instant::now(),
@@ -114,7 +127,8 @@ impl Usage {
             running: AtomicU32::new(0),
             ended: parking_lot::Mutex::new(Instant::now()),
             bounds: parking_lot::Mutex::new((None, None)),
-            extended,
+            spoken,
+            _held: held,
         })
     }
 
@@ -244,8 +258,9 @@ impl HttpPool {
                 Ok(self.lease_of(key, sender, usage.begin(limits), true))
             }
             Found::Leave(guard) => {
-                let sender = http1_over(open().await?, guard).await?;
-                let running = Usage::new(breaker, None).begin(limits);
+                let held = Arc::new(guard);
+                let (sender, answers) = http1_over(open().await?, Arc::clone(&held)).await?;
+                let running = Usage::new(breaker, Spoken::Http1(answers), held).begin(limits);
                 Ok(self.lease_of(key, sender, running, false))
             }
         }
@@ -331,10 +346,11 @@ impl HttpPool {
             Found::Connection(lease) => return Ok(lease),
             Found::Leave(guard) => guard,
         };
-        let (sender, extended) = http2_over(open().await?, guard).await?;
+        let held = Arc::new(guard);
+        let (sender, extended) = http2_over(open().await?, Arc::clone(&held)).await?;
         let shared = Shared {
             sender,
-            usage: Usage::new(breaker, Some(extended)),
+            usage: Usage::new(breaker, Spoken::Http2(extended), held),
         };
         let lease = Lease::shared(&shared, limits, false);
         self.peers.entry(key.clone()).or_default().shared.push(shared);
@@ -438,19 +454,36 @@ impl Lease {
             error: error.into_error(),
         };
         match &mut self.kind {
-            Kind::Http1 { sender, .. } => sender.try_send_request(request).await.map_err(failed),
+            Kind::Http1 { sender, running, .. } => {
+                if let Spoken::Http1(answers) = &running.0.spoken {
+                    answers.expect();
+                }
+                sender.try_send_request(request).await.map_err(failed)
+            }
             Kind::Http2 { sender, .. } => sender.try_send_request(request).await.map_err(failed),
         }
     }
 
     /// Whether a request on it may ask to go on as a stream of bytes. What speaks HTTP/2 has to have said so (RFC 8441).
     pub async fn takes_upgrades(&self) -> bool {
+        match &self.usage().spoken {
+            Spoken::Http1(_) => true,
+            Spoken::Http2(extended) => extended.is_said().await,
+        }
+    }
+
+    /// Whether the head of an answer on it was not well-formed.
+    #[must_use]
+    pub fn is_malformed(&self) -> bool {
+        match &self.usage().spoken {
+            Spoken::Http1(answers) => answers.is_malformed(),
+            Spoken::Http2(_) => false,
+        }
+    }
+
+    fn usage(&self) -> &Usage {
         match &self.kind {
-            Kind::Http1 { .. } => true,
-            Kind::Http2 { running, .. } => match &running.0.extended {
-                Some(extended) => extended.is_said().await,
-                None => false,
-            },
+            Kind::Http1 { running, .. } | Kind::Http2 { running, .. } => &running.0,
         }
     }
 

@@ -30,8 +30,6 @@ struct Front {
     name: String,
     send: String,
     reject: Option<u16>,
-    /// What may go upstream instead of a rejection.
-    or: Option<Expected>,
     /// The body breaks off: nothing whole goes upstream, and the answer is no success.
     #[serde(default)]
     broken: bool,
@@ -165,12 +163,7 @@ fn judge(input: &Front, seen: &[Seen], answer: &[u8]) -> Result<(), String> {
     let holds = if input.broken {
         seen.is_empty() && !statuses.contains(&200)
     } else if let Some(status) = input.reject {
-        let rejected = seen.is_empty() && statuses.first() == Some(&status) && !statuses.contains(&200);
-        let instead = input
-            .or
-            .as_ref()
-            .is_some_and(|or| forwarded(std::slice::from_ref(or)) && statuses.contains(&200));
-        rejected || instead
+        seen.is_empty() && statuses.first() == Some(&status) && !statuses.contains(&200)
     } else {
         forwarded(&input.forward) && statuses.iter().filter(|status| **status == 200).count() == seen.len()
     };

@@ -21,5 +21,6 @@ mod strict;
 mod telemetry;
 mod timers;
 mod tokens;
+mod unread;
 mod websocket;
 mod world;

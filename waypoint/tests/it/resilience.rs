@@ -8,12 +8,15 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_model::MeshUpdate;
 use tulle_model::policy::Concern;
 use tulle_model::policy::traffic::{Algorithm, CircuitBreaker, LoadBalancing, Outlier, RetryBudget};
 use tulle_model::route::{Retry, Route, Session, SessionBy, Timeouts};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{http_route, workload};
+use tulle_runtime::tasks;
+use tulle_transport::HboneStream;
 
 use super::world::{Answer, Application, World, application, body, echo, front, get, text, told_policy, web};
 
@@ -479,5 +482,91 @@ async fn a_call_ends_with_the_callers_deadline_and_the_server_is_told_of_it() {
     assert!(
         left.to_str().unwrap().ends_with(['u', 'n']),
         "{left:?}: what is left of two seconds"
+    );
+}
+
+/// Serves one connection of HTTP/2 with 200 to everything.
+async fn serve_http2(stream: HboneStream) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((_, mut respond))) = connection.accept().await {
+        respond.send_response(Response::new(()), true).unwrap();
+    }
+}
+
+fn post_over_http2() -> Request<Full<Bytes>> {
+    Request::post("http://web.shop/a")
+        .body(Full::from("body"))
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_refused_is_tried_again_whatever_its_method() {
+    let (world, mut streams) = World::raw(AppProtocol::Http2).await;
+    drop(tasks::spawn("endpoint", async move {
+        let mut connection = h2::server::handshake(streams.recv().await.unwrap())
+            .await
+            .unwrap();
+        let mut count = 0;
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            count += 1;
+            if count == 1 {
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+            } else {
+                respond.send_response(Response::new(()), true).unwrap();
+            }
+        }
+    }));
+    let mut client = world.http2("client").await;
+    let answer = client.send_request(post_over_http2()).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(
+        world.metric("tulle_waypoint_retries_total{outcome=\"made\"}"),
+        1.0
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_reset_may_have_been_processed() {
+    let (world, mut streams) = World::raw(AppProtocol::Http2).await;
+    drop(tasks::spawn("endpoint", async move {
+        let mut connection = h2::server::handshake(streams.recv().await.unwrap())
+            .await
+            .unwrap();
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            respond.send_reset(h2::Reason::INTERNAL_ERROR);
+        }
+    }));
+    let mut client = world.http2("client").await;
+    let answer = client.send_request(post_over_http2()).await.unwrap();
+    assert_eq!(answer.status(), 503);
+    assert_eq!(
+        world.metric("tulle_waypoint_retries_total{outcome=\"made\"}"),
+        0.0
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_above_the_last_of_a_goaway_is_tried_again() {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    /// NO_ERROR, and no stream was processed.
+    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let (world, mut streams) = World::raw(AppProtocol::Http2).await;
+    drop(tasks::spawn("endpoint", async move {
+        let mut leaving = streams.recv().await.unwrap();
+        leaving.write_all(&SETTINGS).await.unwrap();
+        // The request is on its way once more has arrived than preface and settings.
+        let (mut seen, mut piece) = (0, [0; 4096]);
+        while seen < 150 {
+            seen += leaving.read(&mut piece).await.unwrap();
+        }
+        leaving.write_all(&GOAWAY).await.unwrap();
+        serve_http2(streams.recv().await.unwrap()).await;
+    }));
+    let mut client = world.http2("client").await;
+    let answer = client.send_request(post_over_http2()).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(
+        world.metric("tulle_waypoint_retries_total{outcome=\"made\"}"),
+        1.0
     );
 }

@@ -153,6 +153,26 @@ async fn a_stream_of_bytes_on_which_nothing_moves_ends_after_an_hour() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_bytes_that_one_side_has_finished_may_stand_still_for_ten_minutes() {
+    let (world, mut streams) = World::raw(AppProtocol::Tcp).await;
+    let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
+    let mut server = streams.recv().await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(read_text(&mut server, 1).await, "x");
+    sleep(Duration::from_secs(9 * 60)).await;
+    server.write_all(b"y").await.unwrap();
+    assert_eq!(read_text(&mut client, 1).await, "y");
+    let begun = Instant::now();
+    assert!(client.read_u8().await.is_err());
+    assert!(
+        (590..660).contains(&begun.elapsed().as_secs()),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
 /// The frames of HTTP/2 in what a waypoint sent: kind, stream, payload.
 fn frames(mut bytes: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
     let mut frames = Vec::new();

@@ -13,6 +13,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep, timeout};
 use tulle_model::MeshUpdate;
 use tulle_model::policy::authz::{Action, Authz, Rule};
+use tulle_model::policy::traffic::CircuitBreaker;
 use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::route::{Kind, Origin, Timeouts};
 use tulle_model::service::AppProtocol;
@@ -21,7 +22,7 @@ use tulle_runtime::drain::DrainMode;
 use tulle_runtime::tasks;
 use tulle_transport::HboneStream;
 
-use crate::world::{Application, World, application, body, echo, get, read_head, read_text};
+use crate::world::{Application, World, application, body, echo, get, read_head, read_text, told_policy};
 
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const ASK: &str = "GET /chat?a=b HTTP/1.1\r\nHost: web.shop\r\nConnection: keep-alive, Upgrade\r\n\
@@ -422,4 +423,42 @@ async fn other_requests_follow_a_websocket_on_the_same_pool() {
     assert!(body(answer).await.starts_with("GET /a "));
     client.write_all(b"hello").await.unwrap();
     assert_eq!(read_text(&mut client, 5).await, "hello");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_stream_is_a_connection_and_a_request_of_its_backend() {
+    for limits in [
+        CircuitBreaker {
+            connections: Some(1),
+            pending: Some(0),
+            ..CircuitBreaker::default()
+        },
+        CircuitBreaker {
+            requests: Some(1),
+            ..CircuitBreaker::default()
+        },
+    ] {
+        let (world, mut streams) = World::raw(AppProtocol::Http11).await;
+        let limited = told_policy("limits", Concern::Circuit(limits.clone()));
+        world.apply(vec![limited]).await;
+        let (client, mut server) = agreed(&world, &mut streams).await;
+        let answer = world.http1("client").await.send_request(get("/")).await.unwrap();
+        assert_eq!(answer.status(), 503, "{limits:?}");
+        assert!(answer.headers().contains_key("x-envoy-overloaded"), "{limits:?}");
+        drop(client);
+        gone(&mut server).await;
+        drop(server);
+        sleep(Duration::from_secs(1)).await;
+        let asking = tasks::spawn("client", {
+            let mut client = world.http1("client").await;
+            async move { client.send_request(get("/")).await.unwrap().status() }
+        });
+        let mut server = streams.recv().await.unwrap();
+        read_head(&mut server).await;
+        server
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            .await
+            .unwrap();
+        assert_eq!(asking.await.unwrap(), 200, "{limits:?}");
+    }
 }

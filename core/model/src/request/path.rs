@@ -52,20 +52,6 @@ pub fn normalize(path: &str, how: PathNormalization) -> Result<Cow<'_, str>, Pat
     resolve(&text).map(Cow::Owned)
 }
 
-/// The path as the most lenient application might read it: every escape decoded, slashes merged, dots resolved. For
-/// rules that deny; what it makes of bytes that are no text only has to be the same each time.
-#[must_use]
-pub fn decoded(path: &str) -> Cow<'_, str> {
-    if is_plain(path) {
-        return Cow::Borrowed(path);
-    }
-    let mut bytes = Vec::with_capacity(path.len());
-    each(path, |part| bytes.push(part.byte()));
-    let mut text = String::from_utf8_lossy(&bytes).replace('\\', "/");
-    merge_slashes(&mut text);
-    Cow::Owned(resolve(&text).unwrap_or(text))
-}
-
 /// Whether there is nothing to change: no escape, no backslash, no `//`, no `/.`, and only ASCII.
 fn is_plain(path: &str) -> bool {
     let bytes = path.as_bytes();
@@ -247,13 +233,6 @@ mod tests {
             assert_eq!(refused("/a/%2e%2e/.%2e/b"), PathError::ClimbsAboveRoot);
             assert_eq!(refused("/\\..\\..\\..\\"), PathError::ClimbsAboveRoot);
         }
-    }
-
-    #[test]
-    fn the_lenient_reading_decodes_everything() {
-        assert_eq!(decoded("/a%2Fb//%41"), "/a/b/A");
-        assert_eq!(decoded("/a%5C..%5Cadmin"), "/admin");
-        assert_eq!(decoded("/a"), "/a");
     }
 
     proptest! {

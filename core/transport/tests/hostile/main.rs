@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::time::timeout;
 use tulle_identity::testing::certificate;
 use tulle_model::Identity;
-use tulle_runtime::tasks;
+use tulle_runtime::{tasks, usage};
 use tulle_transport::hbone::raw;
 use tulle_transport::hbone::{
     AcceptError, ClientConnection, ConnectRequest, ConnectResponse, Framing, HboneStream, Incoming,
@@ -233,9 +233,8 @@ async fn echo(incoming: Incoming) {
 
 /// Memory of this process.
 fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
+    let bytes = usage::memory(usage::Process::Own, usage::Memory::Resident).unwrap();
+    usize::try_from(bytes).unwrap()
 }
 
 /// Fails if this process has grown by more than `most` since it was `before`.
@@ -252,10 +251,7 @@ fn grown_at_most(before: usize, most: usize) {
 
 /// CPU time of this process, attacker included.
 fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 10)
+    usage::cpu(usage::Process::Own).unwrap()
 }
 
 /// Sends `bytes` again and again until the other side has had enough, at most `times`; says how often.

@@ -5,18 +5,19 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tulle_model::Reason;
 
 use crate::context::Waypoint;
 use crate::http::body::Held;
-use crate::http::idle::STREAM_IDLE_MAX;
+use crate::http::idle::{HALF_CLOSED_MAX, STREAM_IDLE_MAX};
 use crate::http::record::Ending;
 use crate::upstream::pool::Lease;
 
@@ -95,6 +96,9 @@ struct Moved {
     begun: Instant,
     /// Nanoseconds since it began.
     last: AtomicU64,
+    /// One side has finished.
+    half_closed: AtomicBool,
+    closed: Notify,
 }
 
 impl Moved {
@@ -104,6 +108,8 @@ impl Moved {
             down: AtomicU64::new(0),
             begun: Instant::now(),
             last: AtomicU64::new(0),
+            half_closed: AtomicBool::new(false),
+            closed: Notify::new(),
         }
     }
 
@@ -112,15 +118,29 @@ impl Moved {
         self.last.store(nanos, Ordering::Relaxed);
     }
 
-    /// Waits until nothing has moved for so long.
+    /// One side has finished; that is the last it moves.
+    fn finished(&self) {
+        self.touch();
+        self.half_closed.store(true, Ordering::Relaxed);
+        self.closed.notify_one();
+    }
+
+    /// Waits until nothing has moved for so long, or for as long as it may once one side has finished.
     async fn idle(&self, max: Duration) {
         loop {
             let last = self.begun + Duration::from_nanos(self.last.load(Ordering::Relaxed));
+            let max = match self.half_closed.load(Ordering::Relaxed) {
+                true => max.min(HALF_CLOSED_MAX),
+                false => max,
+            };
             let still = last.elapsed();
             if still >= max {
                 return;
             }
-            sleep(max - still).await;
+            tokio::select! {
+                () = sleep(max - still) => {}
+                () = self.closed.notified() => {}
+            }
         }
     }
 }
@@ -167,6 +187,7 @@ where
     loop {
         let length = from.read(&mut buffer).await.map_err(|_| lost_source)?;
         if length == 0 {
+            moved.finished();
             return to.shutdown().await.map_err(|_| lost_target);
         }
         moved.touch();
@@ -227,5 +248,19 @@ mod tests {
         let (reason, ()) = tokio::join!(relay(near, far, &moved, LONG), talking);
         assert_eq!(reason, Some(Reason::StreamIdle));
         assert!(begun.elapsed() >= LONG + LONG / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_left_alone_has_less_time() {
+        let ((near, mut client), (far, _endpoint)) = (duplex(64), duplex(64));
+        let moved = Moved::new();
+        let talking = async {
+            sleep(LONG).await;
+            client.shutdown().await.unwrap();
+        };
+        let begun = Instant::now();
+        let (reason, ()) = tokio::join!(relay(near, far, &moved, 2 * HALF_CLOSED_MAX), talking);
+        assert_eq!(reason, Some(Reason::StreamIdle));
+        assert!((LONG + HALF_CLOSED_MAX..LONG + HALF_CLOSED_MAX + LONG).contains(&begun.elapsed()));
     }
 }

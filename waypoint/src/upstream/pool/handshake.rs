@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tulle_runtime::tasks;
 use tulle_transport::OpenError;
 
+use super::lines::{Answers, Watched};
 use crate::http::body::RequestBody;
 use crate::upstream::breaker::Guard;
 use crate::upstream::connect::Opened;
@@ -54,6 +55,8 @@ impl Extended {
     }
 }
 
+/// Where requests are sent, and what is seen of their answers.
+type Http1 = (http1::SendRequest<RequestBody>, Arc<Answers>);
 /// Where requests are sent, and whether extended CONNECT may be.
 type Http2 = (http2::SendRequest<RequestBody>, Arc<Extended>);
 
@@ -71,10 +74,7 @@ where
 }
 
 /// Begins HTTP/1.1; `held` lives as long as the connection.
-pub(super) async fn http1_over(
-    opened: Opened,
-    held: Guard,
-) -> Result<http1::SendRequest<RequestBody>, OpenError> {
+pub(super) async fn http1_over(opened: Opened, held: Arc<Guard>) -> Result<Http1, OpenError> {
     match opened {
         Opened::Tunnel(stream) => http1_on(stream, held).await,
         Opened::Plain(socket) => http1_on(socket, held).await,
@@ -82,21 +82,22 @@ pub(super) async fn http1_over(
 }
 
 /// Begins HTTP/2; `held` lives as long as the connection.
-pub(super) async fn http2_over(opened: Opened, held: Guard) -> Result<Http2, OpenError> {
+pub(super) async fn http2_over(opened: Opened, held: Arc<Guard>) -> Result<Http2, OpenError> {
     match opened {
         Opened::Tunnel(stream) => http2_on(stream, held).await,
         Opened::Plain(socket) => http2_on(socket, held).await,
     }
 }
 
-async fn http1_on<S>(stream: S, held: Guard) -> Result<http1::SendRequest<RequestBody>, OpenError>
+async fn http1_on<S>(stream: S, held: Arc<Guard>) -> Result<Http1, OpenError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let answers = Arc::default();
     let handshake = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEAD_FIELDS_MAX)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Watched::new(stream, &answers)))
         .await;
     let (sender, connection) = handshake.map_err(broken)?;
     drop(tasks::spawn("upstream-http1", async move {
@@ -105,10 +106,10 @@ where
             tracing::debug!(%error, "a connection to an endpoint ended");
         }
     }));
-    Ok(sender)
+    Ok((sender, answers))
 }
 
-async fn http2_on<S>(stream: S, held: Guard) -> Result<Http2, OpenError>
+async fn http2_on<S>(stream: S, held: Arc<Guard>) -> Result<Http2, OpenError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -1,0 +1,196 @@
+//! The lines of the heads that an endpoint answers with over HTTP/1.1: each is to end with CR and LF. Who takes a bare LF
+//! for an end, as the library does, may see another answer than who does not.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What is known of the answers on one connection. Shared by its bytes and its requests.
+#[derive(Debug, Default)]
+pub(super) struct Answers(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// A head is being read, or waited for.
+    head: Option<Head>,
+    malformed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Head {
+    /// Bytes of the line so far, and whether the last of them is CR.
+    length: usize,
+    returned: bool,
+    /// The beginning of the first line, as far as its status.
+    first: [u8; STATUS_END],
+    /// Lines that have ended.
+    lines: usize,
+}
+
+/// `HTTP/1.1 200`
+const STATUS_END: usize = 12;
+
+/// A line has ended without a carriage return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a line of the answer's head ends without a carriage return")]
+struct BareLineFeed;
+
+impl Answers {
+    /// A request is sent: the next bytes are the head of its answer.
+    pub(super) fn expect(&self) {
+        self.0.lock().head = Some(Head::default());
+    }
+
+    /// Whether a head was not well-formed.
+    pub(super) fn is_malformed(&self) -> bool {
+        self.0.lock().malformed
+    }
+
+    fn see(&self, bytes: &[u8]) -> Result<(), BareLineFeed> {
+        let mut state = self.0.lock();
+        let state = &mut *state;
+        let Some(head) = &mut state.head else {
+            return Ok(());
+        };
+        for byte in bytes {
+            match head.see(*byte) {
+                Ok(false) => {}
+                // An interim answer: another head follows.
+                Ok(true) if head.is_interim() => *head = Head::default(),
+                Ok(true) => {
+                    state.head = None;
+                    return Ok(());
+                }
+                Err(bare) => {
+                    state.malformed = true;
+                    return Err(bare);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Head {
+    /// One byte; whether the head ends with it.
+    fn see(&mut self, byte: u8) -> Result<bool, BareLineFeed> {
+        let (length, returned) = (self.length, self.returned);
+        if self.lines == 0
+            && let Some(place) = self.first.get_mut(length)
+        {
+            *place = byte;
+        }
+        (self.length, self.returned) = (length.saturating_add(1), byte == b'\r');
+        if byte != b'\n' {
+            return Ok(false);
+        }
+        if !returned {
+            return Err(BareLineFeed);
+        }
+        (self.length, self.lines) = (0, self.lines + 1);
+        // Empty lines before an answer are none of its own.
+        let is_empty = length == 1;
+        if is_empty && self.lines == 1 {
+            self.lines = 0;
+            return Ok(false);
+        }
+        Ok(is_empty)
+    }
+
+    fn is_interim(&self) -> bool {
+        matches!(&self.first[STATUS_END - 3..], [b'1', a, b] if [a, b] != [&b'0', &b'1'])
+    }
+}
+
+/// A connection whose answers are looked at.
+#[derive(Debug)]
+pub(super) struct Watched<S> {
+    stream: S,
+    answers: Arc<Answers>,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, answers: &Arc<Answers>) -> Self {
+        Self {
+            stream,
+            answers: Arc::clone(answers),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let seen = self.answers.see(&buffer.filled()[before..]);
+        Poll::Ready(seen.map_err(|bare| io::Error::new(io::ErrorKind::InvalidData, bare)))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of bytes that arrive in pieces of this size, and whether a head is still expected.
+    fn seen(sent: &str, piece: usize) -> (Result<(), BareLineFeed>, bool) {
+        let answers = Answers::default();
+        answers.expect();
+        let seen = sent
+            .as_bytes()
+            .chunks(piece)
+            .try_for_each(|piece| answers.see(piece));
+        let expected = answers.0.lock().head.is_some();
+        (seen, expected)
+    }
+
+    #[test]
+    fn a_bare_line_feed_in_a_head_is_found_however_it_is_cut() {
+        for sent in [
+            "HTTP/1.1 200 OK\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\n\r\nok",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\nok",
+            "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\n\r\n",
+            "\nHTTP/1.1 200 OK\r\n\r\n",
+        ] {
+            for piece in [1, 5, 1_000] {
+                assert_eq!(seen(sent, piece).0, Err(BareLineFeed), "{sent:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_a_head_is_not_looked_at() {
+        for sent in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n\n\n\n\n",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n\n",
+            "HTTP/1.1 101 Switching Protocols\r\n\r\n\n",
+            "\r\nHTTP/1.1 404 Not Found\r\nA: b\r\n\r\n\n",
+        ] {
+            for piece in [1, 5, 1_000] {
+                assert_eq!(seen(sent, piece), (Ok(()), false), "{sent:?}");
+            }
+        }
+    }
+}
