@@ -4,7 +4,7 @@
 //! learns of it from the first read, as an `io::Error`; [`HandshakeError::from`] explains that one as well.
 
 mod client;
-mod peer;
+pub(crate) mod peer;
 mod provider;
 mod server;
 mod verify;

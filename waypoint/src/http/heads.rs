@@ -166,7 +166,8 @@ impl Heads {
             Head { fragment: true, .. } => Some(Reason::BadPath),
             _ => None,
         };
-        self.fault = self.fault.or(reason.map(|reason| (self.read, reason)));
+        let number = self.read;
+        self.fault = self.fault.or_else(|| reason.map(|reason| (number, reason)));
         self.at = match head {
             _ if self.fault.is_some() || head.upgrade => At::Lost,
             Head { coding: true, .. } => At::Size(0, false),

@@ -167,7 +167,7 @@ impl<S: AsyncWrite + Unpin, T> Wire<S, T> {
 
     /// Whether these are the library's own words about what it could not read: no request waits for an answer then. Ours
     /// go out in their place.
-    fn is_refusal(&mut self, bytes: &[u8]) -> bool {
+    fn is_refusal(&self, bytes: &[u8]) -> bool {
         let mut state = self.aside.0.lock();
         let Some(detail) = state.speaks.filter(|_| !state.owed && !state.leaving) else {
             return false;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::frames::{Frames, PREFACE_LENGTH};
+use super::frames::{Frames, PREFACE_LENGTH, Part};
 use super::liveness::Vitals;
 
 pin_project_lite::pin_project! {
@@ -19,6 +19,8 @@ pin_project_lite::pin_project! {
         inner: S,
         vitals: Arc<Vitals>,
         frames: Frames,
+        // Heads of the peer open streams.
+        server: bool,
         write_failed: bool,
         write_blocked: bool,
         owed: Option<u64>,
@@ -32,6 +34,7 @@ impl<S> Watched<S> {
             inner,
             vitals,
             frames: Frames::new(PREFACE_LENGTH, Instant::now()),
+            server: true,
             write_failed: false,
             write_blocked: false,
             owed: None,
@@ -44,6 +47,7 @@ impl<S> Watched<S> {
             inner,
             vitals,
             frames: Frames::new(0, Instant::now()),
+            server: false,
             write_failed: false,
             write_blocked: false,
             owed: None,
@@ -72,7 +76,20 @@ impl<S: AsyncRead> AsyncRead for Watched<S> {
         if !arrived.is_empty() {
             let now = Instant::now();
             this.vitals.heard(now);
-            this.frames.see(arrived, now).map_err(io::Error::other)?;
+            let (held, server, mut too_much) = (this.vitals.held(), *this.server, Ok(()));
+            let each = |part, stream, length| match part {
+                Part::Head if server => held.head(stream),
+                Part::Head => {}
+                Part::Data => {
+                    let counted = held.arrived(stream, length);
+                    too_much = too_much.and(counted);
+                }
+            };
+            this.frames.see(arrived, now, each).map_err(io::Error::other)?;
+            if let Err(too_much) = too_much {
+                this.vitals.cut(tulle_model::Reason::Overload);
+                return Poll::Ready(Err(io::Error::other(too_much)));
+            }
             let owed = this.frames.owed();
             if std::mem::replace(this.owed, owed) != owed {
                 this.vitals.owes(owed.map(|_| now));
