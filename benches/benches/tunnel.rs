@@ -1,4 +1,4 @@
-//! Both framings of a tunnel beside TLS without HTTP/2, a plain relay and no proxy at all, interleaved in one run.
+//! All framings of a tunnel beside TLS without HTTP/2, a plain relay and no proxy at all, interleaved in one run.
 //!
 //! Each row is a median of rounds in which every contestant has its turn, so that other work on the machine meets all
 //! of them. `cargo bench -p tulle-benches --bench tunnel -- <part of a row's name>` runs some rows.
@@ -22,7 +22,7 @@ const ROUNDS: usize = 7;
 /// Bytes that open the copy buffers to their largest step before anything is measured.
 const WARM_UP: usize = 16 * MIB;
 
-const FRAMINGS: [Framing; 2] = [Framing::H2, Framing::Own];
+const FRAMINGS: [Framing; 3] = [Framing::H2, Framing::Own, Framing::Records];
 
 fn main() {
     let wanted = std::env::args()
@@ -226,7 +226,7 @@ fn connections(runtime: &Runtime) {
         .iter()
         .map(|peers| runtime.block_on(peers.tunnel()))
         .collect();
-    let mut figures = [(); 2].map(|()| [(); 4].map(|()| Vec::new()));
+    let mut figures = [(); FRAMINGS.len()].map(|()| [(); 4].map(|()| Vec::new()));
     for _ in 0..ROUNDS {
         for ((tunnel, peers), [rate, cost, handshakes, cost_of_one]) in
             tunnels.iter_mut().zip(&peers).zip(&mut figures)

@@ -16,26 +16,25 @@ fn build() -> PathBuf {
     if let Some(ready) = ProcessEnv.var("TULLE_BINARY") {
         return ready.into();
     }
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let profile: &[&str] = if cfg!(debug_assertions) {
-        &[]
-    } else {
-        &["--release"]
-    };
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--package", "tulle-cli"])
-        .args(profile)
-        .current_dir(&root)
-        .status()
-        .expect("cargo can be started");
-    assert!(status.success(), "the tulle binary cannot be built");
     // A test runs from <target>/<profile>/deps, a program from <target>/<profile>.
     let own = std::env::current_exe().expect("a test has a path");
     let folder = own.parent().expect("it is in a folder");
-    let profile = if folder.ends_with("deps") {
+    let folder = if folder.ends_with("deps") {
         folder.parent().expect("deps is in <profile>")
     } else {
         folder
     };
-    profile.join("tulle")
+    let profile = match folder.file_name().and_then(|name| name.to_str()) {
+        None | Some("debug") => "dev",
+        Some(profile) => profile,
+    };
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--package", "tulle-cli"])
+        .args(["--profile", profile])
+        .current_dir(&root)
+        .status()
+        .expect("cargo can be started");
+    assert!(status.success(), "the tulle binary cannot be built");
+    folder.join("tulle")
 }

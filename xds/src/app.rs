@@ -85,6 +85,14 @@ pub enum Error {
     /// An operator's page cannot be served.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// What an earlier process wrote cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// A file for other programs cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {
@@ -103,6 +111,7 @@ impl Error {
             Self::State(StateDirError::Locked { .. })
             | Self::Listen { .. }
             | Self::Admin(_)
+            | Self::Read { .. }
             | Self::Write { .. } => Exit::Failed,
             Self::State(_)
             | Self::Root(_)
@@ -317,7 +326,7 @@ fn keeper(config: &Config, clients: Clients) -> Result<Keeper, Error> {
         true => Ok(Issued::follow(&config.state_dir)),
         false => Issued::open(&config.state_dir, now.unix_timestamp()),
     };
-    let issued = issued.map_err(|source| Error::Write {
+    let issued = issued.map_err(|source| Error::Read {
         path: config.state_dir.join(issued::FILE),
         source,
     })?;
@@ -482,8 +491,14 @@ fn keep_authority(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Resul
 fn write_root_copy(config: &Config, authority: &Authority) -> Result<(), Error> {
     let path = config.run_dir.join(ROOT_COPY);
     let new = path.with_extension("new");
+    let issuing = authority.issuing();
+    let bundle = issuing.bundle.as_bytes();
+    if std::fs::read(&path).is_ok_and(|written| written == bundle) {
+        // It says that already; the disk may be full.
+        return Ok(());
+    }
     let written = std::fs::create_dir_all(&config.run_dir)
-        .and_then(|()| std::fs::write(&new, authority.issuing().bundle.as_bytes()))
+        .and_then(|()| std::fs::write(&new, bundle))
         .and_then(|()| std::fs::rename(&new, &path));
     written.map_err(|source| Error::Write { path, source })
 }

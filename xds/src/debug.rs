@@ -328,7 +328,7 @@ fn to_value(value: &impl Serialize) -> Value {
 #[derive(Debug, Serialize)]
 struct SyncLine {
     node: Str,
-    kind: crate::serve::authenticate::Kind,
+    kind: crate::serve::admit::Kind,
     types: BTreeMap<&'static str, Value>,
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tulle_model::Str;
 
-use crate::serve::authenticate::Kind;
+use crate::serve::admit::Kind;
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::status::{ClientStatus, Clients};
 

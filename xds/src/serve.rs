@@ -3,6 +3,7 @@
 //! `session` and `push` decide with values; `ads` and `listen` only move messages.
 
 pub mod admission;
+pub mod admit;
 pub mod ads;
 pub mod authenticate;
 pub mod frame;

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tulle_model::Str;
 
-use crate::serve::authenticate::Kind;
+use crate::serve::admit::Kind;
 use crate::serve::session::{Session, Store};
 use crate::serve::viewer::Features;
 

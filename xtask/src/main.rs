@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "what a task prints is its result")]
 
+mod compare;
 mod packages;
 mod suite;
 mod tidy;
@@ -21,6 +22,7 @@ Tasks:
   scenario NAME…|all      run fault scenarios and print their figures; --list names them, --help says more
   bench tunnel [ARGS…]    measure tunnels end to end beside no mesh and other makes; --help says more
   bench waypoint [ARGS…]  measure a waypoint beside a bare proxy, nginx and haproxy; --help says more
+  bench compare BASE      the criterion benches of another commit beside this tree's, in turns; --help says more
   tidy                    check the import arrows and the rules of ARCHITECTURE.md
 
 Options:
@@ -40,8 +42,9 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "demo" => demo(may_install, &arguments),
         "test" => no_more(&arguments).and_then(|()| test(may_install)),
-        "scenario" => optimized("scenario", may_install, &arguments),
-        "bench" => optimized("bench", may_install, &arguments),
+        "scenario" => optimized("scenario", "release", may_install, &arguments),
+        "bench" if arguments.first().is_some_and(|word| word == "compare") => compare(&arguments[1..]),
+        "bench" => optimized("bench", "dist", may_install, &arguments),
         "tidy" => no_more(&arguments).and_then(|()| tidy::run(&root())),
         "-h" | "--help" | "help" => {
             print!("{HELP}");
@@ -79,6 +82,15 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
+/// Measures another commit and this tree.
+fn compare(arguments: &[String]) -> Result<(), String> {
+    if arguments.iter().any(|word| word == "-h" || word == "--help") {
+        print!("{}", compare::HELP);
+        return Ok(());
+    }
+    compare::run(&root(), &compare::Options::parse(arguments)?)
+}
+
 /// Builds the release binary and runs the main job.
 fn demo(may_install: bool, arguments: &[String]) -> Result<(), String> {
     packages::ensure(packages::FOR_THE_DEMO, may_install)?;
@@ -93,16 +105,23 @@ fn demo(may_install: bool, arguments: &[String]) -> Result<(), String> {
     )
 }
 
-/// Builds release binaries and runs one that needs namespaces: fault scenarios, or measurements.
-fn optimized(task: &str, may_install: bool, arguments: &[String]) -> Result<(), String> {
+/// Builds optimized binaries and runs one that needs namespaces: fault scenarios, or measurements.
+///
+/// `profile` is `release`, or `dist` where figures are published: those are of what users are given.
+fn optimized(task: &str, profile: &str, may_install: bool, arguments: &[String]) -> Result<(), String> {
     packages::ensure(packages::FOR_THE_TESTS, may_install)?;
     let namespaces = packages::Namespaces::find()?;
     let packages = ["--package", "tulle-cli", "--package", "tulle-integration"];
     step(
-        &format!("build tulle and {task} (release)"),
-        cargo(&["build", "--release", "--locked", "--bins"]).args(packages),
+        &format!("build tulle and {task} ({profile})"),
+        cargo(&["build", "--profile", profile, "--locked", "--bins"]).args(packages),
     )?;
-    let program = root().join("target/release").join(task).display().to_string();
+    let program = root()
+        .join("target")
+        .join(profile)
+        .join(task)
+        .display()
+        .to_string();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     step(task, &mut namespaces.inside(&program, &arguments, &root()))
 }

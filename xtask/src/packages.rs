@@ -34,6 +34,11 @@ pub(crate) const FOR_THE_TESTS: &[Program] = &[
         why: "HTTP server",
     },
     Program {
+        program: "openssl",
+        package: "openssl",
+        why: "client and server of TLS",
+    },
+    Program {
         program: "cmake",
         package: "cmake",
         why: "builds BoringSSL, the second TLS library",

@@ -92,7 +92,8 @@ const ANY: &[&str] = &["*"];
 const ONLY: &[(&str, &[&str])] = &[
     ("rustls", &["tulle-identity", "tulle-transport"]),
     ("tokio-rustls", &["tulle-identity", "tulle-transport"]),
-    ("h2", &["tulle-transport"]),
+    // The waypoint reads in hyper's errors whether a request was refused unseen.
+    ("h2", &["tulle-transport", "tulle-waypoint"]),
     ("hyper", &["tulle-runtime", "tulle-waypoint"]),
     ("kube", &[]),
     ("k8s-openapi", &[]),

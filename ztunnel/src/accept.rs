@@ -73,10 +73,13 @@ pub async fn accept<F>(
         let serving = serve(Arc::clone(&pod), stream, tulle_model::network::canonical(peer));
         tasks::spawn_holding(task, guard, serving);
     };
+    let own_queue = accepting.own_queue;
+    // One wait for all: to begin and end it with each connection would cost more than the accept.
+    let mut stopped = std::pin::pin!(accepting.stopped(&pod));
     loop {
         tokio::select! {
             biased;
-            () = accepting.stopped(&pod) => break,
+            () = &mut stopped => break,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => start(accepted),
                 Err(error) if no_descriptor_left(&error) => {
@@ -88,7 +91,7 @@ pub async fn accept<F>(
             },
         }
     }
-    if accepting.own_queue {
+    if own_queue {
         while let Some(Ok(accepted)) = listener.accept().now_or_never() {
             start(accepted);
         }

@@ -38,7 +38,7 @@ use crate::revocation;
 use crate::same_node::Locals;
 use crate::shed::{Pressures, Shedder};
 
-/// How often the bytes of open connections are passed on to their series.
+/// How often the bytes of open connections are passed on to their series, and replaced snapshots freed.
 const PASS_ON: Duration = Duration::from_secs(1);
 
 /// How often series that nobody touches are looked for.
@@ -112,6 +112,8 @@ pub fn run_process(env: &dyn Env) -> Exit {
 /// When something that the process needs cannot be had.
 pub fn run(config: Config, log: LogHandle) -> Result<(), Error> {
     let workers = worker_runtime(config.worker_threads)?;
+    // From here on: the workers have started.
+    limits::give_way_to_traffic();
     let control = Builder::new_current_thread()
         .enable_all()
         .build()
@@ -200,6 +202,7 @@ impl App {
         workers.spawn_named("rejudge", rejudge(&node));
         follow_trust(&node, &watcher, workers);
         tasks::spawn("shed", shed(Arc::clone(&node), watcher.clone()));
+        tasks::spawn("sweep-mesh", sweep(node.mesh.mesh.clone(), watcher.clone()));
         workers.spawn_named("pass-on-bytes", pass_on(Arc::clone(&node), watcher.clone()));
         let serving = serve_pods(&node, &ready, &watcher, workers).await?;
         let quit = Arc::new(Notify::new());
@@ -471,6 +474,17 @@ fn rejudge(node: &Node) -> impl Future<Output = ()> + Send + use<> {
 /// On the control runtime, which traffic does not keep busy.
 async fn shed(node: Arc<Node>, drain: DrainWatcher) {
     node.shedder.run(Pressures::now, drain).await;
+}
+
+/// Frees what was read while it was replaced: on the control runtime, where nothing that is carried waits for it.
+async fn sweep(mesh: Mesh, drain: DrainWatcher) {
+    let mut ticks = tokio::time::interval(PASS_ON);
+    loop {
+        tokio::select! {
+            () = drain.over() => return,
+            _ = ticks.tick() => mesh.sweep(),
+        }
+    }
 }
 
 async fn pass_on(node: Arc<Node>, drain: DrainWatcher) {

@@ -16,11 +16,12 @@ pub fn track(pod: &Pod, story: Story, judged: Option<Judged>) -> Tracked {
     pod.node.connections.open(story, judged, newest)
 }
 
-/// Moves bytes until both ends are done, a policy changes its mind, or the pod must end; then writes the line.
+/// Moves bytes until both ends are done, a policy changes its mind, or the pod must end; then writes the line. The
+/// application's socket resets when it is closed, since before its connection was known to come to anything.
 pub async fn run(pod: &Pod, application: TcpStream, remote: Endpoint, tracked: Tracked) {
     let transfer = tracked.transfer();
     let outcome = tokio::select! {
-        result = copy::bidirectional(application, remote, &transfer) => ended(result, tracked.denial()),
+        result = copy::bidirectional(Endpoint::resetting(application), remote, &transfer) => ended(result, tracked.denial()),
         // Dropping the copy resets both ends.
         () = pod.drain.urgent() => Err(Error::Drained),
     };

@@ -98,9 +98,15 @@ struct Lost {
 }
 
 impl Events {
+    /// Whether anybody watches.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.lines.receiver_count() > 0
+    }
+
     /// Tells an event; it is made only if somebody watches.
     pub fn tell(&self, event: impl FnOnce() -> Event) {
-        if self.lines.receiver_count() == 0 {
+        if !self.is_watched() {
             return;
         }
         let time_ms = SystemTime::now()

@@ -3,6 +3,7 @@
 mod buffers;
 pub mod labels;
 pub mod series;
+pub mod shared;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +17,10 @@ use tulle_model::{Reason, Str};
 
 use self::buffers::Buffers;
 use self::labels::{
-    Direction, DirectionLabel, NameLabels, Party, RefusalLabels, ReporterLabel, TrafficLabels,
+    Described, Direction, DirectionLabel, NameLabels, Party, RefusalLabels, ReporterLabel, TrafficLabels,
 };
 use self::series::SeriesTable;
+use self::shared::Shared;
 use crate::dns::metrics::DnsMetrics;
 use crate::events::Events;
 
@@ -37,6 +39,8 @@ pub struct Metrics {
     pub sent: Family<TrafficLabels, Counter>,
     /// Which of the series above exist.
     pub series: SeriesTable<TrafficLabels>,
+    /// Labels of what the mesh describes.
+    pub described: Described,
     /// `istio_on_demand_dns_total`: host names that were looked up because a connection needed their address.
     pub looked_up: Family<NameLabels, Counter>,
     /// Which series of those exist.
@@ -244,6 +248,10 @@ impl Metrics {
     /// Counts the end of a connection that opened under `opened`.
     pub fn count_closed(&self, opened: &TrafficLabels, flag: ResponseFlag) {
         self.series.close(opened);
+        if flag == opened.flag {
+            self.closed.get_or_create(opened).inc();
+            return;
+        }
         let labels = self.series.touch(TrafficLabels {
             flag,
             ..opened.clone()
@@ -257,7 +265,7 @@ impl Metrics {
     }
 
     /// Counts a host name that was looked up for a connection of `source`.
-    pub fn count_looked_up(&self, source: Party, hostname: &Str) {
+    pub fn count_looked_up(&self, source: Shared<Party>, hostname: &Str) {
         let hostname = Str::clone(hostname);
         let labels = self.names.touch(NameLabels { source, hostname });
         self.looked_up.get_or_create(&labels).inc();
@@ -282,6 +290,7 @@ impl Metrics {
             self.series_expired.inc();
         }
         self.series_expired.inc_by(self.dns.expire(ttl));
+        self.described.sweep();
     }
 
     /// Counts an open tunnel connection until the guard is dropped.
@@ -323,7 +332,6 @@ impl Drop for SocketGuard {
 
 #[cfg(test)]
 mod tests {
-    use super::labels::ServiceLabels;
     use super::*;
     use prometheus_client::encoding::text::encode;
     use tulle_model::Identity;
@@ -340,9 +348,9 @@ mod tests {
     fn what_is_not_known_is_unknown() {
         let labels = TrafficLabels {
             direction: Direction::Outbound,
-            source: Party::default().proven(Some(Identity::new("td", "shop", "web"))),
-            destination: Party::default(),
-            service: ServiceLabels::default(),
+            source: Shared::new(Party::default().proven(Some(Identity::new("td", "shop", "web")))),
+            destination: Shared::default(),
+            service: Shared::default(),
             flag: ResponseFlag::None,
             mutual_tls: false,
         };
@@ -361,7 +369,10 @@ mod tests {
 
     fn traffic(workload: &str) -> TrafficLabels {
         let mut labels = TrafficLabels::overflowed(Direction::Outbound);
-        labels.source.workload = Some(workload.into());
+        labels.source = Shared::new(Party {
+            workload: Some(workload.into()),
+            ..Party::clone(&labels.source)
+        });
         labels
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use tokio::net::{TcpListener, TcpStream};
+use tulle_transport::socket::prepare_accepted;
 
 use crate::accept::{Accepting, accept};
 use crate::dns::sockets::DnsListeners;
@@ -81,6 +82,11 @@ fn carry(
     traffic: Traffic<TcpListener>,
     accepting: &Accepting,
 ) -> io::Result<impl Future<Output = ()> + Send + 'static + use<>> {
+    // Whatever ends a connection before it is carried, this process' death included, is no orderly end. Tunnels are not
+    // set: they end with a goodbye, and have options of their own.
+    for listener in [&traffic.outbound, &traffic.inbound_plain] {
+        prepare_accepted(listener, &pod.node.socket_options())?;
+    }
     let out = accept(
         traffic.outbound,
         Arc::clone(pod),

@@ -5,15 +5,17 @@ pub mod otlp;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tulle_model::reason::ResponseFlag;
-use tulle_model::{NamespacedName, Reason, Service, Str, Workload};
+use tulle_model::{Identity, NamespacedName, Reason, Service, Str, Workload};
 
 use crate::error::Error;
 use crate::events::Event;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{Direction, Party, ServiceLabels, TrafficLabels};
+use crate::metrics::shared::Shared;
 
 /// One access line; the keys and their order are those of istio ztunnel, then ours.
 macro_rules! access {
@@ -82,11 +84,11 @@ pub struct Story {
     /// What the tunnel asks for; `None` without a tunnel.
     pub authority: Option<String>,
     /// The client.
-    pub source: Party,
+    pub source: Shared<Party>,
     /// The server.
-    pub destination: Party,
+    pub destination: Shared<Party>,
     /// The service the client named.
-    pub service: ServiceLabels,
+    pub service: Shared<ServiceLabels>,
     /// Whether both ends were proven by mutual TLS.
     pub mutual_tls: bool,
     /// The policy that let it pass.
@@ -118,9 +120,9 @@ impl Story {
             source_address: source,
             destination_address: destination,
             authority: None,
-            source: Party::default(),
-            destination: Party::default(),
-            service: ServiceLabels::default(),
+            source: Shared::default(),
+            destination: Shared::default(),
+            service: Shared::default(),
             mutual_tls: false,
             policy: None,
             generation: 0,
@@ -128,21 +130,24 @@ impl Story {
         }
     }
 
-    /// Learns the client's workload.
-    pub fn source_is(&mut self, workload: &Workload) {
-        let principal = self.source.principal.take();
-        self.source = Party::of(workload).proven(principal);
+    /// Learns the client's workload, of which nothing is proven yet.
+    pub fn source_is(&mut self, metrics: &Metrics, workload: &Arc<Workload>) {
+        self.source = metrics.described.party(workload, None);
     }
 
-    /// Learns the server's workload.
-    pub fn destination_is(&mut self, workload: &Workload) {
-        let principal = self.destination.principal.take();
-        self.destination = Party::of(workload).proven(principal);
+    /// Learns the server's workload, of which nothing is proven yet.
+    pub fn destination_is(&mut self, metrics: &Metrics, workload: &Arc<Workload>) {
+        self.destination = metrics.described.party(workload, None);
+    }
+
+    /// Learns who the client has proven to be, and nothing else.
+    pub fn source_proved(&mut self, identity: Identity) {
+        self.source = Party::default().proven(Some(identity)).into();
     }
 
     /// Learns the service the client named.
-    pub fn service_is(&mut self, service: &Service) {
-        self.service = ServiceLabels::of(service);
+    pub fn service_is(&mut self, metrics: &Metrics, service: &Arc<Service>) {
+        self.service = metrics.described.service(service);
     }
 
     /// The labels of its series.
@@ -204,7 +209,11 @@ impl Story {
         }
     }
 
+    /// Nothing is made for nobody: most lines of connections that open are kept out by the filter.
     fn line(&self, metrics: &Metrics, line: Line, bytes: Bytes, error: Option<&Error>) {
+        if !line.is_logged() && !metrics.events.is_watched() && !is_exported(metrics, &line) {
+            return;
+        }
         let fields = Fields::of(self, bytes, error);
         metrics.events.tell(|| self.event(&line, &fields));
         #[cfg(feature = "otlp")]
@@ -259,7 +268,28 @@ enum Line {
     Refused,
 }
 
+#[cfg(feature = "otlp")]
+fn is_exported(metrics: &Metrics, line: &Line) -> bool {
+    metrics.exporter.is_some() && line.is_exported()
+}
+
+#[cfg(not(feature = "otlp"))]
+fn is_exported(_: &Metrics, _: &Line) -> bool {
+    false
+}
+
 impl Line {
+    /// Whether the filter lets it through.
+    fn is_logged(&self) -> bool {
+        use tracing::{Level, enabled};
+        match self {
+            Self::Opened => enabled!(target: "access", Level::DEBUG),
+            Self::Complete => enabled!(target: "access", Level::INFO),
+            Self::Failed => enabled!(target: "access", Level::ERROR),
+            Self::Refused => enabled!(target: "access", Level::WARN),
+        }
+    }
+
     fn event(&self) -> &'static str {
         match self {
             Self::Opened => "opened",

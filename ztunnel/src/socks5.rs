@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tulle_model::{Reason, Workload};
+use tulle_transport::socket;
 use tulle_transport::socks5::{self, Malformed, Reply, Target};
 
 use crate::carry;
@@ -68,6 +69,8 @@ pub async fn serve(pod: Arc<Pod>, mut client: TcpStream, peer: SocketAddr) {
     match opened {
         Ok((upstream, _place)) => {
             if client.write_all(&Reply::Succeeded.encode()).await.is_ok() {
+                // From here on what ends it early is no orderly end.
+                let _ = socket::set_rst(&client);
                 let tracked = carry::track(&pod, story, None);
                 carry::run(&pod, client, upstream, tracked).await;
             }

@@ -154,14 +154,13 @@ impl Slot {
             .map(Arc::clone)
     }
 
-    /// Whether so little of the certificate's life is left that a renewal must have failed for long.
-    fn is_overdue(&self, now: SystemTime) -> bool {
-        let (Some(current), Some(since)) = (&self.current, self.since) else {
-            return false;
-        };
+    /// How long until so little of the certificate's life is left that a renewal must have failed for long; zero from
+    /// then on.
+    fn overdue_in(&self, now: SystemTime) -> Option<Duration> {
+        let (current, since) = (self.current.as_ref()?, self.since?);
         let life = current.not_after().duration_since(since).unwrap_or_default();
         let left = current.not_after().duration_since(now).unwrap_or_default();
-        left < life / OVERDUE_SHARE
+        Some(left.saturating_sub(life / OVERDUE_SHARE))
     }
 
     fn missing(&self, identity: &Identity) -> CertificateError {

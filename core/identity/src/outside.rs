@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use crate::channel::{ChannelError, RootSource};
-use crate::tls::{ClientStream, HandshakeError, KeyExchange, crypto, peer};
+use crate::tls::{ClientStream, HandshakeError, KeyExchange, crypto, names};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +161,7 @@ impl OneOf {
 
     fn is_one(&self, leaf: &CertificateDer<'_>, parsed: &ParsedCertificate<'_>) -> bool {
         let proves = |host| verify_server_name(parsed, host).is_ok();
-        let says = |uri: &String| peer::names(leaf).is_ok_and(|names| names.has_uri(uri));
+        let says = |uri: &String| names(leaf).is_ok_and(|names| names.has_uri(uri));
         self.hosts.iter().any(proves) || self.uris.iter().any(says)
     }
 }

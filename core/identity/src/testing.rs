@@ -174,7 +174,16 @@ impl TestCa {
     pub fn server(&self, names: &[&str]) -> (String, String) {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let named = CertificateParams::new(names).expect("names are ASCII");
-        let params = leaf(named.subject_alt_names);
+        self.as_pem(&leaf(named.subject_alt_names))
+    }
+
+    /// Certificate and key, both PEM, of a workload whose TLS is not ours.
+    #[must_use]
+    pub fn workload(&self, identity: &Identity) -> (String, String) {
+        self.as_pem(&leaf([uri(&identity.to_string())]))
+    }
+
+    fn as_pem(&self, params: &CertificateParams) -> (String, String) {
         let key = key();
         let leaf = params
             .signed_by(&key, &self.issuer)

@@ -4,7 +4,8 @@
 //! learns of it from the first read, as an `io::Error`; [`HandshakeError::from`] explains that one as well.
 
 mod client;
-pub(crate) mod peer;
+mod handover;
+mod peer;
 mod provider;
 mod server;
 mod verify;
@@ -22,6 +23,7 @@ use tulle_model::reason::Reason;
 use crate::proof::PeerProof;
 
 pub(crate) use client::mesh_client;
+pub use handover::{Handover, Updates, accept_and_hand_over, connect_and_hand_over, hands_over};
 pub(crate) use peer::names;
 pub use peer::{PeerError, peer_identity};
 #[cfg(test)]

@@ -146,6 +146,23 @@ impl NetNs {
             .map_err(|_| io::Error::other("the thread inside of the network namespace panicked"))?
     }
 
+    /// Runs a closure inside of the namespace, on a thread of its own, and waits for nothing. Where the namespace cannot
+    /// be entered the closure is dropped.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn run_beside(&self, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let namespace = self.clone();
+        let started = std::thread::Builder::new()
+            .name("netns-run".to_owned())
+            .spawn(move || {
+                if namespace.enter().is_ok() {
+                    work();
+                }
+            });
+        started.map(drop)
+    }
+
     /// Starts a process inside of the namespace.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! The read model: what a proxy knows of the mesh, as immutable snapshots that are swapped whole.
 //!
 //! A [`Snapshot`] is made of persistent maps. The next one shares everything with the last one except the paths
-//! to what changed, so a batch costs its own size and not the size of the mesh, and readers never wait.
+//! to what changed, so a batch costs its own size and not the size of the mesh, and readers never wait. Nor do they
+//! clean up: what a batch replaced is freed by who writes, however long a reader looked at it.
 
 mod changes;
 mod cidrs;
@@ -63,7 +64,19 @@ pub struct Mesh {
 struct Shared {
     current: ArcSwap<Snapshot>,
     /// Held while the next snapshot is made, so that no writer loses another's changes.
-    writer: Mutex<()>,
+    writer: Mutex<Replaced>,
+}
+
+/// Snapshots that were replaced and that somebody read at that moment. The last one to let go of a snapshot frees what
+/// only that one held: of a large mesh that takes as long as many connections.
+#[derive(Debug, Default)]
+struct Replaced(Vec<Arc<Snapshot>>);
+
+impl Replaced {
+    /// Frees those that nobody reads any more: they were replaced, so nobody can begin to.
+    fn sweep(&mut self) {
+        self.0.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+    }
 }
 
 /// One change of the mesh.
@@ -113,7 +126,7 @@ impl Mesh {
         Self {
             shared: Arc::new(Shared {
                 current,
-                writer: Mutex::new(()),
+                writer: Mutex::default(),
             }),
         }
     }
@@ -126,7 +139,7 @@ impl Mesh {
 
     /// Applies a batch at once: readers see all of it or nothing. A batch that changes nothing swaps nothing.
     pub fn apply(&self, updates: Vec<MeshUpdate>) -> Changes {
-        let _writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut replaced = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = Snapshot::clone(&self.shared.current.load());
         let mut collector = Collector::default();
         for update in updates {
@@ -140,8 +153,16 @@ impl Mesh {
         }
         next.generation += 1;
         let changes = collector.finish(&next);
-        self.shared.current.store(Arc::new(next));
+        replaced.0.push(self.shared.current.swap(Arc::new(next)));
+        replaced.sweep();
         changes
+    }
+
+    /// Frees what was read while it was replaced, and is not any more. To be called now and then, where time matters
+    /// least; each batch does it, too.
+    pub fn sweep(&self) {
+        let mut replaced = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        replaced.sweep();
     }
 }
 

@@ -44,3 +44,4 @@ pub mod signal;
 pub mod socket_file;
 pub mod tasks;
 pub mod telemetry;
+pub mod usage;

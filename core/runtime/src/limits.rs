@@ -32,6 +32,17 @@ pub fn apply() {
     }
 }
 
+/// How much is given way, in steps of which each is about a fifth less of a busy processor.
+const GIVEN_WAY: i32 = 5;
+
+/// Lets what this thread does give way to what carries traffic, where they want the same processor; and so for every
+/// thread that it starts from now on. Configuration, certificates and rules have seconds; a connection has not.
+pub fn give_way_to_traffic() {
+    if let Err(error) = rustix::process::nice(GIVEN_WAY) {
+        tracing::debug!(%error, "cannot give way to traffic");
+    }
+}
+
 /// File descriptors open now.
 #[must_use]
 pub fn open_descriptors() -> u64 {
@@ -64,6 +75,21 @@ mod tests {
     fn no_core_is_dumped() {
         no_core_dumps().unwrap();
         assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap().0, 0);
+    }
+
+    #[test]
+    fn who_gives_way_does_so_alone() {
+        let own = || rustix::process::nice(0).unwrap();
+        let before = own();
+        let [given, inherited] = std::thread::spawn(move || {
+            give_way_to_traffic();
+            [own(), std::thread::spawn(own).join().unwrap()]
+        })
+        .join()
+        .unwrap();
+        assert_eq!(given, (before + GIVEN_WAY).min(19));
+        assert_eq!(inherited, given, "threads that it starts do as it does");
+        assert_eq!(own(), before, "others do not");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Both directions of a connection, from socket to tunnel or socket to socket.
 //!
 //! One future moves both directions, so that what ends one side is known to the other at once. Bytes are read into a
-//! buffer whose size follows the traffic and are handed on without being copied; an idle connection holds no buffer.
+//! buffer whose size follows the traffic and are handed on without being copied; an idle connection holds no buffer. What
+//! goes from one socket to another in bulk does not pass through this process at all.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -19,6 +20,7 @@ use tulle_model::Reason;
 mod backlog;
 pub(crate) mod buffers;
 mod direction;
+mod pipe;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -147,7 +149,7 @@ impl CopyError {
 /// Bytes of all buffers that are lent to copies now, in this process; an idle connection holds none.
 #[must_use]
 pub fn buffer_bytes() -> usize {
-    buffers::lent()
+    buffers::lent() + crate::records::buffer::lent()
 }
 
 /// One end of a copy: a TCP socket or a tunnel.
@@ -160,6 +162,12 @@ impl From<TcpStream> for Endpoint {
 }
 
 impl Endpoint {
+    /// A socket that has [`set_rst`](crate::socket::set_rst) already, or from its listener.
+    #[must_use]
+    pub fn resetting(stream: TcpStream) -> Self {
+        Self(Box::new(TcpWire::resetting(stream, Keepalive::HALF_CLOSED)))
+    }
+
     /// A socket whose peer is asked for in this way, whether it is still there, once the connection stays half-closed.
     #[must_use]
     pub fn watched(stream: TcpStream, half_closed: Keepalive) -> Self {

@@ -71,6 +71,11 @@ pub fn tunnel_heads(data: &[u8]) {
     own::hpack(data);
 }
 
+/// TLS records of a peer, sealed with the right key or not, after one byte that says how they are cut.
+pub fn records(data: &[u8]) {
+    crate::records::fuzz::records(data);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

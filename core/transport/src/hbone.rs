@@ -33,6 +33,10 @@ pub(crate) mod tests;
 #[cfg(test)]
 #[path = "hbone/tests.rs"]
 mod tests_own;
+#[cfg(test)]
+#[path = "hbone/tests.rs"]
+mod tests_records;
+mod watch;
 mod watched;
 mod window;
 

@@ -46,6 +46,7 @@
 )]
 
 pub mod baggage;
+mod budget;
 pub mod copy;
 pub mod forwarded;
 #[cfg(any(test, feature = "testing"))]
@@ -53,6 +54,7 @@ pub mod fuzz;
 pub mod hbone;
 pub mod proxy_protocol;
 pub mod reason_header;
+mod records;
 pub mod socket;
 pub mod socks5;
 pub mod traceparent;

@@ -93,12 +93,28 @@ impl SocketOptions {
     }
 }
 
-/// Where new sockets come from. In shared mode they must be opened inside the pod's network namespace.
+/// Sets on a listener what every connection accepted from it is to have: Linux hands these on, so that no connection
+/// pays for them. Closing an accepted connection sends RST until [`set_fin`], as after [`set_rst`].
+pub fn prepare_accepted(listener: &TcpListener, options: &SocketOptions) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    // The mark takes a capability to set; a listener that was handed over has it already.
+    let mark = options.mark.filter(|mark| socket.mark().ok() != Some(*mark));
+    SocketOptions { mark, ..*options }.apply_to(&socket)?;
+    socket.set_linger(Some(Duration::ZERO))
+}
+
+/// Where new sockets come from, none of which blocks. In shared mode they must be opened inside the pod's network
+/// namespace.
 pub trait SocketFactory: Send + Sync + std::fmt::Debug {
     /// A new IPv4 TCP socket.
     fn tcp_v4(&self) -> io::Result<Socket>;
     /// A new IPv6 TCP socket.
     fn tcp_v6(&self) -> io::Result<Socket>;
+}
+
+/// A TCP socket of the calling thread's namespace that does not block: told so when it is made, which saves two calls.
+pub fn new_tcp(domain: Domain) -> io::Result<Socket> {
+    Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))
 }
 
 /// Sockets of the network namespace this process runs in.
@@ -107,11 +123,11 @@ pub struct CurrentNamespace;
 
 impl SocketFactory for CurrentNamespace {
     fn tcp_v4(&self) -> io::Result<Socket> {
-        Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))
+        new_tcp(Domain::IPV4)
     }
 
     fn tcp_v6(&self) -> io::Result<Socket> {
-        Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))
+        new_tcp(Domain::IPV6)
     }
 }
 
@@ -155,7 +171,10 @@ pub async fn connect(
     if let Some(source) = source {
         source.bind(&socket, destination)?;
     }
-    into_tokio(socket)?.connect(destination).await
+    // Tokio takes any stream socket, connected or not, from the standard library's type.
+    TcpSocket::from_std_stream(socket.into())
+        .connect(destination)
+        .await
 }
 
 /// Whether an error of [`connect`] says that no local port is free: none for the destination, or none at all for the
@@ -166,12 +185,6 @@ pub fn no_port_left(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse
     )
-}
-
-/// Tokio takes any stream socket, connected or not, from the standard library's type.
-fn into_tokio(socket: Socket) -> io::Result<TcpSocket> {
-    socket.set_nonblocking(true)?;
-    Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
 /// What a listener needs beyond its address.
@@ -312,6 +325,28 @@ mod tests {
         assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(180));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 9);
+    }
+
+    #[tokio::test]
+    async fn an_accepted_connection_has_what_its_listener_was_given() {
+        let listener = listen(&CurrentNamespace, ANY_PORT, ListenOptions::default()).unwrap();
+        prepare_accepted(&listener, &SocketOptions::default()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (far, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut far, (near, _)) = (far.unwrap(), accepted.unwrap());
+        let socket = SockRef::from(&near);
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Keepalive::ORDINARY.idle);
+        assert_eq!(
+            socket.tcp_keepalive_interval().unwrap(),
+            Keepalive::ORDINARY.interval
+        );
+        assert_eq!(
+            socket.tcp_keepalive_retries().unwrap(),
+            Keepalive::ORDINARY.retries
+        );
+        drop(near);
+        assert_eq!(classify(&far.read(&mut [0]).await.unwrap_err()), Closed::Reset);
     }
 
     #[tokio::test]

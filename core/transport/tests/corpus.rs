@@ -32,3 +32,8 @@ fn tunnels_keep_their_properties() {
     replay(format!("{CORPUS}/tunnel_frames"), fuzz::tunnel_frames);
     replay(format!("{CORPUS}/tunnel_heads"), fuzz::tunnel_heads);
 }
+
+#[test]
+fn records_keep_their_properties() {
+    replay(format!("{CORPUS}/records"), fuzz::records);
+}

@@ -94,6 +94,10 @@ impl MeshState {
         timeout: Duration,
         mut search: impl FnMut(&Snapshot) -> Option<T>,
     ) -> Option<T> {
+        // Nearly always it is there; then nothing has to be watched, and no timer is set.
+        if let Some(found) = search(&self.mesh.snapshot()) {
+            return Some(found);
+        }
         let mut moved = self.subscribe();
         let found = async {
             loop {

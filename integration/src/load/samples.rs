@@ -23,7 +23,7 @@ pub struct Window {
     pub ok: usize,
     /// Samples that did not.
     pub failed: usize,
-    /// Half of the good ones took at most this.
+    /// Half of the good ones took at most this; [`Duration::MAX`] if there were none, as for the next two.
     pub p50: Duration,
     /// 99 of 100 good ones took at most this.
     pub p99: Duration,
@@ -64,15 +64,18 @@ impl Samples {
             failed,
             p50: percentile(&good, 50),
             p99: percentile(&good, 99),
-            max: good.last().copied().unwrap_or_default(),
+            max: good.last().copied().unwrap_or(Duration::MAX),
         }
     }
 }
 
-/// The nearest-rank percentile of sorted values; zero of none.
+/// The nearest-rank percentile of sorted values; of none, a time that meets no target.
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100);
-    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+    sorted
+        .get(rank.saturating_sub(1))
+        .copied()
+        .unwrap_or(Duration::MAX)
 }
 
 #[cfg(test)]
@@ -85,7 +88,11 @@ mod tests {
         assert_eq!(percentile(&values, 50), Duration::from_millis(100));
         assert_eq!(percentile(&values, 99), Duration::from_millis(198));
         assert_eq!(percentile(&values[..1], 99), Duration::from_millis(1));
-        assert_eq!(percentile(&[], 99), Duration::ZERO);
+        assert_eq!(
+            percentile(&[], 99),
+            Duration::MAX,
+            "an interval without answers is not a fast one"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tulle_linux::NetNs;
 
 use super::Shared;
+use crate::mesh::PATIENCE;
 use crate::traffic::{call, connect, spawn};
 
 /// Bytes of a request and of its answer.
@@ -28,11 +29,14 @@ pub(super) async fn open(from: &NetNs, to: SocketAddr, shared: &Shared) -> TcpSt
     stream
 }
 
-/// Sends bytes and waits for the same bytes.
+/// Sends bytes and waits for the same bytes; a connection that hangs is one that is lost.
 async fn exchange(stream: &mut TcpStream, bytes: &[u8], shared: &Shared) -> io::Result<()> {
-    stream.write_all(bytes).await?;
     let mut answer = vec![0; bytes.len()];
-    stream.read_exact(&mut answer).await?;
+    let there_and_back = async {
+        stream.write_all(bytes).await?;
+        stream.read_exact(&mut answer).await
+    };
+    tokio::time::timeout(PATIENCE, there_and_back).await??;
     if answer != bytes {
         shared.corrupt.fetch_add(1, Ordering::Relaxed);
         return Err(io::Error::other("the answer differs"));

@@ -121,8 +121,10 @@ impl Figure {
     /// A latency that must be about what it is when nothing happens.
     #[must_use]
     pub fn unaffected(self, name: &str, quiet: Duration, now: Duration) -> Self {
-        let holds =
-            now <= quiet + UNAFFECTED_EXTRA || now.as_secs_f64() <= quiet.as_secs_f64() * UNAFFECTED_RATIO;
+        // Nothing can be said beside a quiet time without answers.
+        let holds = quiet < Duration::MAX
+            && (now <= quiet + UNAFFECTED_EXTRA
+                || now.as_secs_f64() <= quiet.as_secs_f64() * UNAFFECTED_RATIO);
         self.expect(name, milliseconds(now), holds, "≤ 1.25 × quiet or + 2 ms")
     }
 
@@ -184,6 +186,9 @@ impl fmt::Display for Figure {
 }
 
 fn milliseconds(time: Duration) -> String {
+    if time == Duration::MAX {
+        return "never".into();
+    }
     let value = time.as_secs_f64() * 1000.0;
     if value < 10.0 {
         format!("{value:.1}ms")
@@ -205,5 +210,14 @@ mod tests {
         );
         assert_eq!(figure.to_string(), "F05 refused=0 gap_max=70ms");
         assert_eq!(figure.missed(), ["gap_max=70ms, target ≤ 50ms"]);
+    }
+
+    #[test]
+    fn no_answer_at_all_misses_a_latency() {
+        let quiet = Duration::from_millis(5);
+        let missed = |quiet, now| Figure::new("F13").unaffected("p99", quiet, now).missed().len();
+        assert_eq!(missed(quiet, Duration::MAX), 1);
+        assert_eq!(missed(Duration::MAX, Duration::MAX), 1);
+        assert_eq!(missed(quiet, Duration::from_millis(6)), 0);
     }
 }

@@ -43,6 +43,14 @@ fn f13(scale: Scale) -> Run {
     Box::pin(async move {
         let stalled = scale.pick(100, 500);
         let mut stage = Stage::new(scale).await;
+        // All nodes share one kernel here, and its one budget for the buffers of TCP. Those of so many stalled
+        // applications would use it up, and then the kernel starves everybody, with or without a mesh.
+        for pod in [&stage.web, &stage.db] {
+            for buffers in ["tcp_rmem", "tcp_wmem"] {
+                let least_usual_most = format!("net.ipv4.{buffers}=4096 65536 262144");
+                run(pod.namespace(), "sysctl", &["-qw", &least_usual_most]);
+            }
+        }
         let [first, second] = stage.quiet().await;
         let proxies = ["n1", "n2"].map(|node| stage.process(&Component::Ztunnel(node.into())));
         let before = proxies.map(anonymous_bytes);
@@ -160,6 +168,12 @@ fn f31(scale: Scale) -> Run {
         // Both ends of a connection are files of this process, whose hard limit bounds the number.
         let idle = scale.pick(4_000, 8_000);
         let (mut mesh, web, db) = TestMesh::pair().await;
+        // A kernel takes ports of one parity first. Once those are used up, by what is held and by what has just ended,
+        // each further connect searches them all in vain, and the clients of this load take the CPU for that.
+        for pod in [&web, &db] {
+            let range = "net.ipv4.ip_local_port_range=16000 65535";
+            run(pod.namespace(), "sysctl", &["-qw", range]);
+        }
         let echo = Echo::start(db.namespace(), db.ipv4(), PORT).await;
         assert!(gets_through(web.namespace(), echo.address()).await);
         let proxies = ["n1", "n2"].map(|node| {

@@ -171,13 +171,15 @@ impl Lasting {
     }
 }
 
-/// The longest wait of anything that was due since `from`.
+/// The longest wait of anything that was due since `from`; kinds of which nothing was due are left out.
 fn waits(load: &Load, from: Instant) -> Duration {
     let report = load.report(from, Instant::now());
-    [report.connects.max, report.requests.max, report.messages.max]
+    [report.connects, report.requests, report.messages]
         .into_iter()
+        .filter(|window| window.ok > 0)
+        .map(|window| window.max)
         .max()
-        .unwrap_or_default()
+        .unwrap_or(Duration::MAX)
 }
 
 fn f06(scale: Scale) -> Run {

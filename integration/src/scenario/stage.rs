@@ -23,6 +23,8 @@ pub(super) struct Stage {
     pub mesh: TestMesh,
     /// The client's pod, on n1.
     pub web: Pod,
+    /// The server's pod, on n2.
+    pub db: Pod,
     scale: Scale,
 }
 
@@ -52,6 +54,7 @@ impl Stage {
             echo,
             mesh,
             web,
+            db,
             scale,
         }
     }

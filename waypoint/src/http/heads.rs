@@ -166,8 +166,7 @@ impl Heads {
             Head { fragment: true, .. } => Some(Reason::BadPath),
             _ => None,
         };
-        let number = self.read;
-        self.fault = self.fault.or_else(|| reason.map(|reason| (number, reason)));
+        self.fault = self.fault.or_else(|| reason.map(|reason| (self.read, reason)));
         self.at = match head {
             _ if self.fault.is_some() || head.upgrade => At::Lost,
             Head { coding: true, .. } => At::Size(0, false),

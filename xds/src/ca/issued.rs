@@ -66,10 +66,11 @@ struct Inner {
 }
 
 impl Issued {
-    /// The log of a state folder, without what has ended by `now`.
+    /// The log of a state folder, without what has ended by `now`. One that cannot be written, as on a full disk, is no
+    /// reason not to serve: nothing is handed out until it can.
     ///
     /// # Errors
-    /// It cannot be read or written.
+    /// It is there and cannot be read.
     pub fn open(state_dir: &Path, now: i64) -> io::Result<Self> {
         let path = state_dir.join(FILE);
         let mut inner = Inner::default();
@@ -80,12 +81,34 @@ impl Issued {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        inner.rewrite(&path)?;
-        Ok(Self {
+        let issued = Self {
             path: Some(path),
             inner: Mutex::new(inner),
             followed: None,
-        })
+        };
+        if let Some(problem) = issued.try_again() {
+            tracing::error!(problem, "no certificate is handed out");
+        }
+        Ok(issued)
+    }
+
+    /// Opens the log again if it could not be written; says why it still cannot.
+    pub fn try_again(&self) -> Option<String> {
+        let path = self.path.as_ref()?;
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let tried = match (&mut inner.file, inner.is_torn) {
+            (Some(_), false) => return None,
+            // Ends the line that was cut off.
+            (Some(file), true) => file.write_all(b"\n"),
+            (None, _) => inner.rewrite(path),
+        };
+        inner.is_torn &= tried.is_err();
+        let error = tried.err()?;
+        Some(format!(
+            "{} cannot be written: {error}; certificates are not signed until it can",
+            path.display()
+        ))
     }
 
     /// The log that another process writes in this state folder; [`Self::read_on`] takes over what it holds.
@@ -147,6 +170,8 @@ impl Issued {
         if let Some(path) = &self.path {
             if inner.appended >= APPENDED_MAX {
                 inner.forget_ended(now);
+                inner.rewrite(path)?;
+            } else if inner.file.is_none() {
                 inner.rewrite(path)?;
             }
             let mut line = serde_json::to_vec(entry)?;
@@ -233,12 +258,21 @@ impl Inner {
         self.count = self.by_place.values().map(Vec::len).sum();
     }
 
-    /// Writes the living ones to a new file in the place of the old one.
+    /// Writes the living ones to a new file in the place of the old one. If that fails, the old one stays.
     fn rewrite(&mut self, path: &Path) -> io::Result<()> {
         let new = path.with_extension("log.new");
+        let written = self.rewrite_as(&new, path);
+        if written.is_err() {
+            // Half a file takes room that is wanted.
+            let _ = fs::remove_file(&new);
+        }
+        written
+    }
+
+    fn rewrite_as(&mut self, new: &Path, path: &Path) -> io::Result<()> {
         let mut options = fs::OpenOptions::new();
         let options = options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = io::BufWriter::new(options.open(&new)?);
+        let mut file = io::BufWriter::new(options.open(new)?);
         for ((node, identity), issued) in &self.by_place {
             for (serial, not_after) in issued {
                 let entry = Entry {
@@ -253,9 +287,8 @@ impl Inner {
         }
         let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
-        fs::rename(&new, path)?;
-        self.file = Some(file);
-        self.appended = 0;
+        fs::rename(new, path)?;
+        (self.file, self.appended, self.is_torn) = (Some(file), 0, false);
         Ok(())
     }
 }

@@ -21,7 +21,7 @@ use crate::ca::issued::Issued;
 use crate::ca::outside;
 use crate::ca::roots::{Roots, RotationError};
 use crate::ca::rotation::{Facts, Phase, Waits};
-use crate::serve::authenticate::Kind;
+use crate::serve::admit::Kind;
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::status::Clients;
 use crate::token::TokenError;
@@ -63,6 +63,8 @@ pub struct Keeper {
     trust: watch::Sender<Option<Arc<Trust>>>,
     crl: Mutex<Option<Arc<[u8]>>>,
     problem: Mutex<Option<String>>,
+    /// Why what is issued cannot be written down, so that nothing is.
+    unwritten: Mutex<Option<String>>,
     clock_jumps: AtomicU64,
 }
 
@@ -128,6 +130,7 @@ impl Keeper {
             trust: watch::Sender::new(None),
             crl: Mutex::new(None),
             problem: Mutex::new(None),
+            unwritten: Mutex::new(None),
             clock_jumps: AtomicU64::new(0),
         };
         keeper.publish();
@@ -192,6 +195,7 @@ impl Keeper {
         if let Err(error) = self.denied.reload() {
             self.report(&error.to_string());
         }
+        *self.unwritten.lock() = self.issued.try_again();
         if let Err(error) = self.issued.read_on(now.unix_timestamp()) {
             self.report(&format!("what was issued cannot be read: {error}"));
         }
@@ -308,7 +312,11 @@ impl Keeper {
             denied: self.denied.entries().len(),
             suspects: self.join_tokens.suspects(),
             crl_stale: self.crl_is_stale(now),
-            problem: self.problem.lock().clone(),
+            problem: self
+                .unwritten
+                .lock()
+                .clone()
+                .or_else(|| self.problem.lock().clone()),
             clock_jumps: self.clock_jumps.load(Ordering::Relaxed),
         }
     }
@@ -321,6 +329,12 @@ impl Keeper {
         let pin = pin_of(&self.authority.issuing().bundle).ok_or(TokenError::NoRoot)?;
         let now = self.authority.now().unix_timestamp();
         self.join_tokens.create(node, seconds, &pin, now)
+    }
+
+    /// Whether nothing is handed out because what is issued cannot be written down.
+    #[must_use]
+    pub fn is_unwritten(&self) -> bool {
+        self.unwritten.lock().is_some()
     }
 
     /// Every certificate in use.

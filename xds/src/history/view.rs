@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tulle_k8s::Key;
 use tulle_k8s::translate::MeshConfig;
 use tulle_model::Str;
 
-use super::{ACCEPT_EMPTY, FILES, History, Manifest, WORD, Word, write_atomically};
+use super::{ACCEPT_EMPTY, FILES, History, Manifest, Record, WORD, Word, write_atomically};
 use crate::engine::{Batch, Engine, Event};
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::source::folder::library::Library;
+use crate::source::folder::parse::{Form, form_of};
 
 /// Why something cannot be shown or done.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +84,8 @@ pub struct Rollback {
     pub written: Vec<Str>,
     /// Files that are removed.
     pub removed: Vec<Str>,
+    /// Files that differ and stay as they are: they hold secrets, whose texts are not stored.
+    pub kept: Vec<Str>,
 }
 
 /// Whether something is done, or only said.
@@ -118,27 +120,28 @@ impl View {
     #[must_use]
     pub fn list(&self) -> Vec<Generation> {
         let history = self.history();
-        let mut before: Option<BTreeMap<String, Str>> = None;
+        let mut before: Option<Manifest> = None;
         let mut list = Vec::new();
         for number in history.generations() {
             let Ok(manifest) = history.manifest(number) else {
                 continue;
             };
-            let objects = objects(&history, &manifest);
-            let difference = compare(before.as_ref().unwrap_or(&BTreeMap::new()), &objects);
+            let read = difference(&history, before.as_ref(), &manifest)
+                .and_then(|difference| Ok((difference, history.files_of(&manifest)?)));
+            let Ok((difference, files)) = read else { continue };
             list.push(Generation {
                 generation: number,
                 time: manifest.time,
                 parent: manifest.parent,
-                actor: manifest.actor,
-                message: manifest.message,
-                files: manifest.files,
+                actor: manifest.actor.clone(),
+                message: manifest.message.clone(),
+                files,
                 added: difference.added,
                 changed: difference.changed,
                 removed: difference.removed,
-                rejected: manifest.rejected,
+                rejected: manifest.rejected.clone(),
             });
-            before = Some(objects);
+            before = Some(manifest);
         }
         list
     }
@@ -148,11 +151,18 @@ impl View {
     /// # Errors
     /// It is not stored.
     pub fn show(&self, generation: u64) -> Result<BTreeMap<String, String>, ViewError> {
-        let library = self.library(generation)?;
-        let objects = library.entries().iter();
-        Ok(objects
-            .map(|(key, entry)| (key.to_string(), entry.written.to_string()))
+        let records = self.records(generation)?.into_iter();
+        Ok(records
+            .map(|record| (record.name.to_string(), record.written.to_string()))
             .collect())
+    }
+
+    fn records(&self, generation: u64) -> Result<Vec<Record>, ViewError> {
+        let history = self.history();
+        let read = history
+            .manifest(generation)
+            .and_then(|manifest| history.objects(&manifest));
+        read.map_err(|_| ViewError::NoGeneration(generation))
     }
 
     /// What differs between two generations; with `mesh`, also what proxies would see of it.
@@ -160,15 +170,9 @@ impl View {
     /// # Errors
     /// One of them is not stored.
     pub fn diff(&self, from: u64, to: u64, mesh: Option<&MeshConfig>) -> Result<Difference, ViewError> {
-        let (from, to) = (self.library(from)?, self.library(to)?);
-        let written = |library: &Library| -> BTreeMap<String, Str> {
-            let entries = library.entries().iter();
-            entries
-                .map(|(key, entry)| (key.to_string(), Str::from(&*entry.written)))
-                .collect()
-        };
-        let mut difference = compare(&written(&from), &written(&to));
+        let mut difference = compare(&forms(self.records(from)?), &forms(self.records(to)?));
         if let Some(mesh) = mesh {
+            let (from, to) = (self.library(from)?, self.library(to)?);
             difference.effect = effect(&computed(&from, mesh), &computed(&to, mesh));
         }
         Ok(difference)
@@ -188,31 +192,49 @@ impl View {
         let manifest = history
             .manifest(generation)
             .map_err(|_| ViewError::NoGeneration(generation))?;
-        if manifest.files.is_empty() && !manifest.objects.is_empty() {
+        let missing = |generation: u64| move |_| ViewError::NoGeneration(generation);
+        let old = history.files_of(&manifest).map_err(missing(generation))?;
+        if old.is_empty()
+            && !history
+                .objects(&manifest)
+                .map_err(missing(generation))?
+                .is_empty()
+        {
             return Err(ViewError::NoFiles(generation));
         }
         let newest = history.generations().last().copied().unwrap_or(generation);
-        let newest = history
+        let present = history
             .manifest(newest)
-            .map_err(|_| ViewError::NoGeneration(newest))?;
-        let mut texts: Vec<(Str, String)> = Vec::new();
-        for (path, sha256) in &manifest.files {
+            .and_then(|newest| history.files_of(&newest))
+            .map_err(missing(newest))?;
+        let (mut texts, mut kept): (Vec<(Str, String)>, Vec<Str>) = (Vec::new(), Vec::new());
+        for (path, sha256) in &old {
             is_below(path)?;
             let stored = self.state_dir.join("history").join(FILES).join(&**sha256);
-            let text =
-                fs::read_to_string(&stored).map_err(|source| ViewError::Io { path: stored, source })?;
-            if fs::read_to_string(config_dir.join(&**path)).ok().as_ref() != Some(&text) {
-                texts.push((path.clone(), text));
+            let now = fs::read_to_string(config_dir.join(&**path)).ok();
+            if now.is_some_and(|now| super::sha256(now.as_bytes()) == *sha256) {
+                continue;
+            }
+            match fs::read_to_string(&stored) {
+                Ok(text) => texts.push((path.clone(), text)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => kept.push(path.clone()),
+                Err(source) => return Err(ViewError::Io { path: stored, source }),
             }
         }
-        let gone = newest
-            .files
-            .keys()
-            .filter(|path| !manifest.files.contains_key(*path));
-        let gone: Vec<Str> = gone.filter(|path| is_below(path).is_ok()).cloned().collect();
+        let mut gone = Vec::new();
+        for (path, sha256) in present.iter().filter(|(path, _)| !old.contains_key(*path)) {
+            let stored = self.state_dir.join("history").join(FILES).join(&**sha256);
+            match is_below(path).is_ok() {
+                // It could not be had back.
+                true if !stored.exists() => kept.push(path.clone()),
+                true => gone.push(path.clone()),
+                false => {}
+            }
+        }
         let done = Rollback {
             written: texts.iter().map(|(path, _)| path.clone()).collect(),
             removed: gone,
+            kept,
         };
         if writing == Writing::Dry {
             return Ok(done);
@@ -299,35 +321,50 @@ fn is_below(path: &Str) -> Result<(), ViewError> {
     }
 }
 
-/// The objects of a generation with what their form is known by.
-fn objects(history: &History, manifest: &Manifest) -> BTreeMap<String, Str> {
-    let files: BTreeSet<u64> = manifest.objects.iter().map(|recorded| recorded.stored).collect();
-    let mut names: BTreeMap<Str, Key> = BTreeMap::new();
-    for file in files {
-        let text = fs::read_to_string(history.objects_path(file)).unwrap_or_default();
-        for line in text.lines() {
-            if let Some((key, _)) = crate::source::folder::parse::restore(line) {
-                names.insert(super::sha256(line.as_bytes()), key);
+/// What of a generation differs from the one before it. Pages that both have are not read.
+fn difference(history: &History, before: Option<&Manifest>, now: &Manifest) -> io::Result<Difference> {
+    let (mut old, mut new) = (Vec::new(), Vec::new());
+    match (before.map(|before| (before, &before.pages)), &now.pages) {
+        (Some((_, Some(before))), Some(now)) => {
+            let pages: BTreeSet<&u16> = before.objects.keys().chain(now.objects.keys()).collect();
+            for page in pages {
+                let (from, to) = (before.objects.get(page), now.objects.get(page));
+                for (place, records) in [(from, &mut old), (to, &mut new)] {
+                    if let Some(place) = place.filter(|_| from != to) {
+                        records.append(&mut history.objects_at(place)?);
+                    }
+                }
             }
         }
+        (before, _) => {
+            if let Some((before, _)) = before {
+                old = history.objects(before)?;
+            }
+            new = history.objects(now)?;
+        }
     }
-    let objects = manifest.objects.iter();
-    objects
-        .filter_map(|recorded| Some((names.get(&recorded.sha256)?.to_string(), recorded.sha256.clone())))
+    Ok(compare(&forms(old), &forms(new)))
+}
+
+/// Objects by name, with what their form is known by.
+fn forms(records: Vec<Record>) -> BTreeMap<Str, Form> {
+    let records = records.into_iter();
+    records
+        .map(|record| (record.name.clone(), form_of(&record.written)))
         .collect()
 }
 
-fn compare(from: &BTreeMap<String, Str>, to: &BTreeMap<String, Str>) -> Difference {
+fn compare(from: &BTreeMap<Str, Form>, to: &BTreeMap<Str, Form>) -> Difference {
     let mut difference = Difference::default();
     for (name, form) in to {
         match from.get(name) {
-            None => difference.added.push(name.clone()),
-            Some(old) if old != form => difference.changed.push(name.clone()),
+            None => difference.added.push(name.to_string()),
+            Some(old) if old != form => difference.changed.push(name.to_string()),
             Some(_) => {}
         }
     }
     let gone = from.keys().filter(|name| !to.contains_key(*name));
-    difference.removed = gone.cloned().collect();
+    difference.removed = gone.map(ToString::to_string).collect();
     difference
 }
 

@@ -153,6 +153,12 @@ impl Observed {
             "Entries of the deny-list",
             entries,
         )?;
+        gauge(
+            encoder,
+            "tulle_ca_log_unwritable",
+            "Whether what is issued cannot be written down, so that nothing is signed",
+            i64::from(self.keeper.is_unwritten()),
+        )?;
         let jumps = i64::try_from(self.keeper.clock_jumps()).unwrap_or(i64::MAX);
         gauge(
             encoder,

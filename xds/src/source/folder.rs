@@ -18,7 +18,7 @@ use watcher::Watcher;
 
 pub(crate) mod allocate;
 mod follow;
-mod gateways;
+pub(crate) mod gateways;
 pub(crate) mod library;
 pub(crate) mod parse;
 pub(crate) mod scan;
@@ -119,18 +119,19 @@ impl Reader {
         if accepted || !scan.files.is_empty() {
             self.library.accept_empty(accepted);
         }
-        let before = self.history.is_some().then(|| self.library.clone());
         let mut settled = self.library.settle(&scan, jiff::Timestamp::now());
-        if let (Some(history), Some(before), Some(_)) = (&mut self.history, before, &settled.batch) {
+        match self
+            .history
+            .as_mut()
+            .map(|history| history.take(&self.library, &settled))
+        {
             // What cannot be recorded does not come into force, unless nothing is in force yet.
-            match history.record(&self.library) {
-                Err(error) if before.holds_anything() => {
-                    let cause =
-                        format!("the generation cannot be recorded: {error}; the last one stays in force");
-                    settled = self.library.refuse(before, &cause);
-                }
-                _ => {}
+            Some(Err(error)) if settled.step.held_anything() => {
+                let cause =
+                    format!("the generation cannot be recorded: {error}; the last one stays in force");
+                settled = self.library.refuse(settled.step, &cause);
             }
+            _ => self.library.drop_texts(&settled.step),
         }
         (self, scan, settled)
     }

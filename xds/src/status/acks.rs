@@ -5,7 +5,7 @@ use tulle_k8s::Kind;
 use tulle_k8s::translate::condition::{Condition, PROGRAMMED, Status};
 use tulle_model::Str;
 
-use crate::serve::authenticate::Kind as ClientKind;
+use crate::serve::admit::Kind as ClientKind;
 use crate::serve::session::Store as _;
 use crate::serve::viewer::Viewer;
 use crate::snapshot::{ObjectStatus, ResourceType, Slot, Snapshot};

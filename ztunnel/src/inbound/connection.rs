@@ -65,7 +65,7 @@ pub(crate) async fn serve(pod: Arc<Pod>, asking: Asking, tunnel: Tunnel) {
 async fn answer(pod: &Pod, mut asking: Asking, tunnel: Tunnel) -> Option<Answered> {
     let mut story = Story::begin(Direction::Inbound, tunnel.peer, tunnel.local);
     story.mutual_tls = true;
-    story.source.principal = Some(tunnel.identity.clone());
+    story.source_proved(tunnel.identity.clone());
     let request = asking.request();
     let established = tokio::select! {
         established = establish(pod, &tunnel, request, &mut story) => established,
@@ -184,12 +184,16 @@ fn describe(pod: &Pod, tunnel: &Tunnel, request: &ConnectRequest, asked: &Asked,
     let address = NetworkAddress::new(Arc::clone(own_network), tunnel.peer_ip());
     let known = pod.node.mesh.snapshot().workload_by_address(&address);
     let known = known.filter(|workload| !foreign && workload.identity() == tunnel.identity);
-    let source = known.map_or_else(|| claimed(&request.baggage), |workload| Party::of(&workload));
-    story.source = source.proven(Some(tunnel.identity.clone()));
-    story.destination = Party::of(&asked.workload).proven(Some(asked.workload.identity()));
+    let described = &pod.node.metrics.described;
+    let proven = Some(tunnel.identity.clone());
+    story.source = match known {
+        Some(workload) => described.party(&workload, proven),
+        None => claimed(&request.baggage).proven(proven).into(),
+    };
+    story.destination = described.party(&asked.workload, Some(asked.workload.identity()));
     story.destination_address = asked.target;
     if let Some(service) = &asked.service {
-        story.service_is(service);
+        story.service_is(&pod.node.metrics, service);
     }
     story.planned = true;
 }

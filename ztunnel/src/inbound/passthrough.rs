@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tulle_model::NetworkAddress;
+use tulle_transport::copy::Endpoint;
 use tulle_transport::socket;
 
 use super::authorize::{Permitted, authorize, plaintext};
@@ -15,7 +16,7 @@ use crate::metrics::labels::Direction;
 use crate::pod::{Place, Pod};
 use crate::record::Story;
 
-/// Serves one plaintext connection to its end.
+/// Serves one plaintext connection to its end. Its socket has the options of its listener.
 pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
     let _socket = pod.node.metrics.socket(Direction::Inbound);
     let target = identify(&pod, &client);
@@ -40,7 +41,7 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
     });
     match established.await {
         Some((tracked, application, _place)) => {
-            carry::run(&pod, application, client.into(), tracked).await;
+            carry::run(&pod, application, Endpoint::resetting(client), tracked).await;
         }
         None => carry::reset(client),
     }
@@ -48,10 +49,6 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 
 /// What the client wanted to reach.
 fn identify(pod: &Pod, client: &TcpStream) -> Result<SocketAddr, Error> {
-    // A socket that cannot take its options is already dead; the copy will find out.
-    let _ = pod.node.socket_options().apply(client);
-    // Whatever ends it before it is carried, this process' death included, is no orderly end.
-    let _ = socket::set_rst(client);
     let target = socket::original_destination(client).map_err(Error::OriginalDestination)?;
     refuse_own_port(pod, target)?;
     Ok(target)
@@ -65,10 +62,10 @@ async fn establish(
 ) -> Result<(Permitted, TcpStream, Place), Error> {
     let place = pod.place()?;
     let workload = pod.workload().await?;
-    story.destination_is(&workload);
+    story.destination_is(&pod.node.metrics, &workload);
     let address = NetworkAddress::new(Arc::clone(&pod.node.config.network), peer.ip());
     if let Some(source) = pod.node.mesh.snapshot().workload_by_address(&address) {
-        story.source_is(&source);
+        story.source_is(&pod.node.metrics, &source);
     }
     story.planned = true;
     let permitted = authorize(pod, plaintext(peer.ip(), target)).await?;

@@ -9,6 +9,7 @@ use tulle_model::workload::Workload;
 use tulle_model::{Identity, Service, Str};
 
 use super::series::Overflow;
+use super::shared::{Made, Shared};
 
 /// Which end of the connection this proxy is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -130,17 +131,68 @@ impl ServiceLabels {
     }
 }
 
+static NOBODY: LazyLock<Shared<Party>> = LazyLock::new(|| Party::default().into());
+
+static NO_SERVICE: LazyLock<Shared<ServiceLabels>> = LazyLock::new(|| ServiceLabels::default().into());
+
+/// Nothing is known.
+impl Default for Shared<Party> {
+    fn default() -> Self {
+        Self::clone(&NOBODY)
+    }
+}
+
+/// None was named.
+impl Default for Shared<ServiceLabels> {
+    fn default() -> Self {
+        Self::clone(&NO_SERVICE)
+    }
+}
+
+/// The labels of what the mesh describes, made once for each workload and service.
+#[derive(Debug, Clone, Default)]
+pub struct Described {
+    parties: Made<Workload, bool, Party>,
+    services: Made<Service, (), ServiceLabels>,
+}
+
+impl Described {
+    /// A workload, and the identity that was proven of it, if one was.
+    #[must_use]
+    pub fn party(&self, workload: &Arc<Workload>, proven: Option<Identity>) -> Shared<Party> {
+        match proven {
+            None => self.parties.of(workload, false, Party::of),
+            Some(own) if own == workload.identity() => self
+                .parties
+                .of(workload, true, |workload| Party::of(workload).proven(Some(own))),
+            other => Party::of(workload).proven(other).into(),
+        }
+    }
+
+    /// A service.
+    #[must_use]
+    pub fn service(&self, service: &Arc<Service>) -> Shared<ServiceLabels> {
+        self.services.of(service, (), ServiceLabels::of)
+    }
+
+    /// Forgets what the mesh describes otherwise now.
+    pub fn sweep(&self) {
+        self.parties.sweep();
+        self.services.sweep();
+    }
+}
+
 /// Every label of the `istio_tcp_*` families.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TrafficLabels {
     /// Which end reports.
     pub direction: Direction,
     /// The client.
-    pub source: Party,
+    pub source: Shared<Party>,
     /// The server.
-    pub destination: Party,
+    pub destination: Shared<Party>,
     /// The service, if the client named one.
-    pub service: ServiceLabels,
+    pub service: Shared<ServiceLabels>,
     /// How it ended; `-` while nothing is wrong.
     pub flag: ResponseFlag,
     /// Whether both ends were proven by mutual TLS.
@@ -153,13 +205,13 @@ impl TrafficLabels {
     pub fn overflowed(direction: Direction) -> Self {
         Self {
             direction,
-            source: Party::overflow(),
-            destination: Party::overflow(),
-            service: ServiceLabels {
+            source: Party::overflow().into(),
+            destination: Party::overflow().into(),
+            service: Shared::new(ServiceLabels {
                 hostname: overflow(),
                 namespace: overflow(),
                 name: overflow(),
-            },
+            }),
             flag: ResponseFlag::None,
             mutual_tls: false,
         }
@@ -176,7 +228,7 @@ impl Overflow for TrafficLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NameLabels {
     /// The client.
-    pub source: Party,
+    pub source: Shared<Party>,
     /// The name.
     pub hostname: Str,
 }
@@ -184,7 +236,7 @@ pub struct NameLabels {
 impl Overflow for NameLabels {
     fn overflow(&self) -> Self {
         Self {
-            source: Party::overflow(),
+            source: Party::overflow().into(),
             hostname: Str::clone(&OVERFLOW_TEXT),
         }
     }

@@ -25,12 +25,14 @@ pub trait Overflow: Clone + Eq + Hash + Debug {
 #[derive(Debug, Clone)]
 pub struct SeriesTable<L> {
     /// One copy of the labels is shared by all connections of a series.
-    kept: Arc<Mutex<HashMap<Arc<L>, Kept>>>,
+    kept: Arc<Mutex<HashMap<Arc<L>, Kept<L>>>>,
     max: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Kept {
+#[derive(Debug)]
+struct Kept<L> {
+    /// The copy that is shared.
+    labels: Arc<L>,
     /// Open connections that count into it.
     open: usize,
     touched: Instant,
@@ -82,22 +84,33 @@ impl<L: Overflow> SeriesTable<L> {
     }
 
     fn enter(&self, labels: L, open: usize) -> Arc<L> {
+        let now = Instant::now();
         let mut kept = self.kept.lock();
-        let labels = if kept.len() < self.max || kept.contains_key(&labels) {
+        if let Some(kept) = kept.get_mut(&labels) {
+            return kept.enter(open, now);
+        }
+        let labels = if kept.len() < self.max {
             labels
         } else {
             labels.overflow()
         };
-        let known = kept.get_key_value(&labels).map(|(labels, _)| Arc::clone(labels));
-        let labels = known.unwrap_or_else(|| Arc::new(labels));
-        let now = Instant::now();
-        let entry = kept.entry(Arc::clone(&labels)).or_insert(Kept {
+        let labels = Arc::new(labels);
+        let new = || Kept {
+            labels: Arc::clone(&labels),
             open: 0,
             touched: now,
-        });
-        entry.open += open;
-        entry.touched = now;
-        labels
+        };
+        kept.entry(Arc::clone(&labels))
+            .or_insert_with(new)
+            .enter(open, now)
+    }
+}
+
+impl<L> Kept<L> {
+    fn enter(&mut self, open: usize, now: Instant) -> Arc<L> {
+        self.open += open;
+        self.touched = now;
+        Arc::clone(&self.labels)
     }
 }
 
@@ -110,10 +123,11 @@ mod tests {
 
     fn labels(namespace: &str) -> TrafficLabels {
         let mut labels = TrafficLabels::overflowed(Direction::Inbound);
-        labels.source = Party {
+        let source = Party {
             namespace: Some(namespace.into()),
             ..Party::default()
         };
+        labels.source = source.into();
         labels
     }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
-use tulle_model::Workload;
 use tulle_transport::copy::Endpoint as Remote;
 use tulle_transport::hbone::Retry;
 use tulle_transport::{OpenError, socket};
@@ -16,14 +15,14 @@ use super::next_hop::{Caller, only};
 use super::plan::{Plan, plan, refuse_self_call};
 use crate::carry;
 use crate::error::Error;
-use crate::metrics::labels::{Direction, Party};
+use crate::metrics::labels::Direction;
 use crate::on_demand;
 use crate::pod::{Place, Pod};
 use crate::record::Story;
 
-/// Serves one captured connection to its end.
+/// Serves one captured connection to its end. Its socket has the options of its listener.
 pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
-    match identify(&pod, &client) {
+    match socket::original_destination(&client).map_err(Error::OriginalDestination) {
         Ok(destination) => serve_to(pod, client, peer, destination).await,
         Err(error) => {
             let story = Story::begin(Direction::Outbound, peer, peer);
@@ -65,16 +64,6 @@ pub(crate) async fn open(
     Ok((upstream, place))
 }
 
-/// What the application wanted to reach.
-fn identify(pod: &Pod, client: &TcpStream) -> Result<SocketAddr, Error> {
-    // A socket that cannot take its options is already dead; the copy will find out.
-    let _ = pod.node.socket_options().apply(client);
-    // Whatever ends it before it is carried, this process' death included, is no orderly end.
-    let _ = socket::set_rst(client);
-    let destination = socket::original_destination(client).map_err(Error::OriginalDestination)?;
-    Ok(destination)
-}
-
 /// Finds out who calls, then plans and connects until one attempt succeeds.
 async fn establish(
     pod: &Pod,
@@ -84,7 +73,7 @@ async fn establish(
 ) -> Result<Remote, Error> {
     refuse_self_call(destination, &pod.node.config.ports)?;
     let source = pod.workload().await?;
-    story.source_is(&source);
+    story.source_is(&pod.node.metrics, &source);
     on_demand::learn_destination(&pod.node, &source, destination).await;
     pod.refuse_rejected(destination)?;
     let caller = Caller {
@@ -94,11 +83,14 @@ async fn establish(
     };
     let mut attempts = Attempts::new(pod.node.config.connect_retries, pod.failures.list());
     loop {
-        let snapshot = pod.node.mesh.snapshot();
-        let mut random = |bound: u64| rand::random_range(0..bound.max(1));
-        let plan = plan(&snapshot, &source, destination, &mut random, attempts.avoid())?;
+        let plan = {
+            // Not held while it is connected: what is replaced meanwhile can be freed.
+            let snapshot = pod.node.mesh.snapshot();
+            story.generation = snapshot.generation();
+            let mut random = |bound: u64| rand::random_range(0..bound.max(1));
+            plan(&snapshot, &source, destination, &mut random, attempts.avoid())?
+        };
         attempts.begin(&plan)?;
-        story.generation = snapshot.generation();
         let uid = plan.workload().map(|workload| &workload.uid);
         let began = Instant::now();
         let probe = uid.and_then(|uid| pod.failures.begin(uid));
@@ -125,7 +117,7 @@ async fn attempt(
     story: &mut Story,
 ) -> Result<Remote, Error> {
     let plan = caller.resolve(plan).await?;
-    tell(story, caller.source, &plan);
+    tell(story, caller, &plan);
     if let Plan::Tunnel(_) | Plan::Crossing(_) = plan {
         // Before the attempt, so that waiting for it is not taken for a slow peer.
         caller.pod.certificate(caller.source).await?;
@@ -145,12 +137,14 @@ fn late(plan: &Plan) -> Error {
 }
 
 /// Writes what the plan says into the story.
-fn tell(story: &mut Story, source: &Workload, plan: &Plan) {
+fn tell(story: &mut Story, caller: &Caller<'_>, plan: &Plan) {
+    let metrics = &caller.pod.node.metrics;
     story.planned = true;
     story.destination_address = plan.next_hop();
     story.authority = plan.authority();
     story.mutual_tls = story.authority.is_some();
-    story.source.principal = story.mutual_tls.then(|| source.identity());
+    let own = story.mutual_tls.then(|| caller.source.identity());
+    story.source = metrics.described.party(caller.source, own);
     let proven = match plan {
         Plan::Tunnel(endpoint) => Some(endpoint.workload.identity()),
         Plan::Crossing(crossing) => only(&crossing.expected),
@@ -158,8 +152,9 @@ fn tell(story: &mut Story, source: &Workload, plan: &Plan) {
     };
     story.destination = plan
         .workload()
-        .map_or_else(Party::default, |workload| Party::of(workload).proven(proven));
+        .map(|workload| metrics.described.party(workload, proven))
+        .unwrap_or_default();
     if let Some(service) = plan.service() {
-        story.service_is(service);
+        story.service_is(metrics, service);
     }
 }

@@ -26,7 +26,7 @@ use crate::same_node;
 /// The calling end of a connection.
 pub(super) struct Caller<'a> {
     pub(super) pod: &'a Pod,
-    pub(super) source: &'a Workload,
+    pub(super) source: &'a Arc<Workload>,
     pub(super) client: SocketAddr,
 }
 
@@ -38,8 +38,9 @@ impl Caller<'_> {
         };
         let servers = &self.pod.dns.upstream;
         let ipv6 = self.pod.node.config.ipv6;
-        let source = Party::of(self.source).proven(Some(self.source.identity()));
-        self.pod.node.metrics.count_looked_up(source, &lookup.hostname);
+        let metrics = &self.pod.node.metrics;
+        let source = metrics.described.party(self.source, Some(self.source.identity()));
+        metrics.count_looked_up(source, &lookup.hostname);
         let addresses = self.pod.names.lookup(servers, &lookup.hostname, ipv6).await;
         let mut random = |bound: u64| rand::random_range(0..bound.max(1));
         let allows = |address| lookup.allows(address);
@@ -98,7 +99,7 @@ impl Caller<'_> {
         let (stream, response) = session.open(&inner).await?;
         let told = claimed(&response.baggage);
         if told != Party::default() {
-            story.destination = told.proven(only(&crossing.expected));
+            story.destination = told.proven(only(&crossing.expected)).into();
         }
         Ok(stream.into())
     }

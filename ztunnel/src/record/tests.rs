@@ -2,7 +2,6 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tulle_model::Identity;
 use tulle_runtime::telemetry::{self, LogFormat};
 
 use super::*;
@@ -63,22 +62,24 @@ fn logged(format: LogFormat, filter: &str, tell: impl FnOnce(&Metrics)) -> Strin
 
 /// A story with everything in it.
 pub(super) fn story(direction: Direction) -> Story {
-    let party = |name: &str| Party {
-        pod: Some(name.into()),
-        namespace: Some("shop".into()),
-        principal: Some(Identity::new("td", "shop", name)),
-        cluster: Some("west".into()),
-        ..Party::default()
+    let party = |name: &str| {
+        Shared::new(Party {
+            pod: Some(name.into()),
+            namespace: Some("shop".into()),
+            principal: Some(Identity::new("td", "shop", name)),
+            cluster: Some("west".into()),
+            ..Party::default()
+        })
     };
     let address = |text: &str| text.parse().unwrap();
     Story {
         authority: Some("192.0.2.2:80".to_owned()),
         source: party("web"),
         destination: party("db"),
-        service: ServiceLabels {
+        service: Shared::new(ServiceLabels {
             hostname: Some("db.shop.svc.cluster.local".into()),
             ..ServiceLabels::default()
-        },
+        }),
         mutual_tls: true,
         planned: true,
         ..Story::begin(direction, address("192.0.2.1:40000"), address("192.0.2.2:15008"))

@@ -26,9 +26,9 @@ const PORTS: [u16; 3] = [15001, 15006, 15008];
 pub(crate) struct Agent {
     pub(crate) app: App,
     pub(crate) ca: Arc<TestCa>,
-    listener: SeqPacketListener,
-    proxy: SeqPacket,
-    folder: tempfile::TempDir,
+    pub(crate) listener: SeqPacketListener,
+    pub(crate) proxy: SeqPacket,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 /// A new namespace, or none where the kernel or the user has none to give.
@@ -169,12 +169,12 @@ pub(crate) fn snapshot_sent() -> Payload {
 }
 
 /// Whether all ports of the proxy are taken inside of a namespace.
-fn listens(netns: &NetNs) -> bool {
+pub(crate) fn listens(netns: &NetNs) -> bool {
     let free = |port: &u16| TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).is_ok();
     netns.run(move || !PORTS.iter().any(free)).unwrap()
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let reached = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -7,6 +7,7 @@ mod application_tunnel;
 mod captured;
 mod corpus;
 mod dedicated;
+mod foreign_agent;
 mod forged;
 mod gateways;
 mod hostnames;

@@ -46,20 +46,28 @@ fn plan(shared: &Shared) -> (Vec<Identity>, Duration) {
     shared
         .metrics
         .outage_budget(state.schedule.first_expiry(now.wall));
-    shared.metrics.overdue(sound_alarms(&mut state, now.wall));
-    (
-        due,
-        state.schedule.wake_in(now).unwrap_or(SLEEP_MAX).min(SLEEP_MAX),
-    )
+    let (overdue, next_alarm) = sound_alarms(&mut state, now.wall);
+    shared.metrics.overdue(overdue);
+    // An alarm is due at its own time, also while the next attempt is far.
+    let sleep = [state.schedule.wake_in(now), next_alarm]
+        .into_iter()
+        .flatten()
+        .min();
+    (due, sleep.unwrap_or(SLEEP_MAX).min(SLEEP_MAX))
 }
 
-/// Says once of each certificate that it is overdue; how many are.
-fn sound_alarms(state: &mut State, now: SystemTime) -> usize {
+/// Says once of each certificate that it is overdue; how many are, and how long until the next one will be.
+fn sound_alarms(state: &mut State, now: SystemTime) -> (usize, Option<Duration>) {
     let State { schedule, slots } = state;
-    let mut overdue = 0;
+    let (mut overdue, mut next): (_, Option<Duration>) = (0, None);
     for (identity, slot) in slots.iter_mut() {
-        if !schedule.is_retained(identity) || !slot.is_overdue(now) {
+        let Some(left) = slot.overdue_in(now).filter(|_| schedule.is_retained(identity)) else {
             slot.alarmed = false;
+            continue;
+        };
+        if left > Duration::ZERO {
+            slot.alarmed = false;
+            next = Some(next.map_or(left, |next| next.min(left)));
             continue;
         }
         overdue += 1;
@@ -77,7 +85,7 @@ fn sound_alarms(state: &mut State, now: SystemTime) -> usize {
             );
         }
     }
-    overdue
+    (overdue, next)
 }
 
 /// One request, whose end is recorded even if it panics.

@@ -349,3 +349,21 @@ async fn a_certificate_that_is_not_renewed_raises_an_alarm_with_a_third_of_its_l
     settle().await;
     assert_eq!(overdue(), 0, "nobody needs it any more");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_alarm_comes_at_its_time_although_the_next_attempt_is_far() {
+    let world = world();
+    let overdue = || world.registry.encode().contains("tulle_cert_overdue 1");
+    world.secrets.retain(&id("web"));
+    settle().await;
+    let end = world.secrets.current(&id("web")).unwrap().not_after();
+    let life = end
+        .duration_since(world.secrets.shared().options.clock.now())
+        .unwrap();
+    world.ca.set_away(true);
+    // By then attempts are minutes apart.
+    pass(life * 2 / 3 - Duration::from_secs(5)).await;
+    assert!(!overdue());
+    pass(Duration::from_secs(6)).await;
+    assert!(overdue());
+}

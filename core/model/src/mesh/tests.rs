@@ -33,6 +33,28 @@ fn a_snapshot_never_changes() {
 }
 
 #[test]
+fn a_reader_never_frees_what_a_batch_replaced() {
+    let mesh = mesh().with(workload("web")).build();
+    let reading = mesh.snapshot();
+    let replaced = Arc::downgrade(reading.workload(&"default/web".into()).unwrap());
+    mesh.apply(vec![MeshUpdate::RemoveWorkload("default/web".into())]);
+    mesh.sweep();
+    assert_eq!(reading.workloads().count(), 1, "it is read still");
+    drop(reading);
+    assert_ne!(replaced.strong_count(), 0, "the reader left it to others");
+    mesh.sweep();
+    assert_eq!(replaced.strong_count(), 0);
+}
+
+#[test]
+fn what_nobody_reads_is_freed_with_the_batch_that_replaced_it() {
+    let mesh = mesh().with(workload("web")).build();
+    let replaced = Arc::downgrade(mesh.snapshot().workload(&"default/web".into()).unwrap());
+    mesh.apply(vec![MeshUpdate::RemoveWorkload("default/web".into())]);
+    assert_eq!(replaced.strong_count(), 0);
+}
+
+#[test]
 fn clones_of_a_mesh_see_the_same() {
     let mesh = Mesh::new();
     let other = mesh.clone();

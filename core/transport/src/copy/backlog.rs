@@ -12,6 +12,10 @@ const JOINED_BELOW: usize = 512;
 /// A joined chunk is closed at this length.
 const JOINED_MAX: usize = 64 * 1024;
 
+/// Behind so much, longer chunks are copied, too: each is a part of whatever it was read into, and keeps all of that. A
+/// reader that is so far behind is slow, so its bytes wait anyway.
+const COPIED_BEHIND: usize = 256 * 1024;
+
 /// What one direction holds. Its size is bounded by the source: one chunk of a socket, the window of a tunnel.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
@@ -19,6 +23,8 @@ pub(super) struct Backlog {
     front: Bytes,
     rest: VecDeque<Bytes>,
     joined: BytesMut,
+    /// Bytes that are not in front.
+    behind: usize,
 }
 
 impl Backlog {
@@ -30,15 +36,36 @@ impl Backlog {
     pub(super) fn push(&mut self, chunk: Bytes) {
         if self.front.is_empty() {
             self.front = chunk;
-        } else if chunk.len() < JOINED_BELOW {
+            return;
+        }
+        let far_behind = self.behind >= COPIED_BEHIND;
+        self.behind += chunk.len();
+        if chunk.len() < JOINED_BELOW {
             self.joined.extend_from_slice(&chunk);
             if self.joined.len() >= JOINED_MAX {
                 self.close_joined();
             }
+        } else if far_behind {
+            self.copy(&chunk);
         } else {
             self.close_joined();
             self.rest.push_back(chunk);
         }
+    }
+
+    /// Copies a chunk into room of exactly its size, or of exactly one joined chunk's.
+    fn copy(&mut self, chunk: &[u8]) {
+        if self.joined.len() + chunk.len() > JOINED_MAX {
+            self.close_joined();
+        }
+        if chunk.len() > JOINED_MAX {
+            self.rest.push_back(Bytes::copy_from_slice(chunk));
+            return;
+        }
+        if self.joined.is_empty() {
+            self.joined = BytesMut::with_capacity(JOINED_MAX);
+        }
+        self.joined.extend_from_slice(chunk);
     }
 
     /// The chunk in front, to be cut by whoever takes bytes; then call [`Self::settle`].
@@ -90,6 +117,7 @@ impl Backlog {
                 std::mem::take(&mut self.joined).freeze()
             }
         };
+        self.behind -= self.front.len();
     }
 
     fn close_joined(&mut self) {
@@ -107,8 +135,8 @@ mod tests {
     proptest! {
         #[test]
         fn bytes_leave_in_the_order_they_came(
-            chunks in proptest::collection::vec(1usize..2000, 1..40),
-            mut writes in proptest::collection::vec(1usize..5000, 1..80),
+            chunks in proptest::collection::vec(prop_oneof![1usize..2000, 60_000usize..140_000], 1..24),
+            mut writes in proptest::collection::vec(prop_oneof![1usize..5000, 1usize..200_000], 1..80),
         ) {
             let mut backlog = Backlog::default();
             let (mut given, mut taken) = (Vec::<u8>::new(), Vec::new());
@@ -121,9 +149,10 @@ mod tests {
                 }
             }
             while !backlog.is_empty() {
-                take(&mut backlog, 1777, &mut taken);
+                take(&mut backlog, 17_777, &mut taken);
             }
-            prop_assert_eq!(given, taken);
+            prop_assert!(given == taken, "{} bytes given, {} taken", given.len(), taken.len());
+            prop_assert_eq!(backlog.behind, 0);
         }
     }
 
@@ -147,5 +176,35 @@ mod tests {
         }
         assert!(backlog.rest.is_empty());
         assert_eq!(backlog.joined.len(), 9_999);
+    }
+
+    #[test]
+    fn what_waits_far_behind_keeps_nothing_but_itself() {
+        let mut backlog = Backlog::default();
+        let read_into = Bytes::from(vec![7; 16 * 1024]);
+        let part = || read_into.slice(..1000);
+        backlog.push(part());
+        for _ in 0..=COPIED_BEHIND / 1000 {
+            backlog.push(part());
+        }
+        assert!(
+            backlog.rest.iter().all(|chunk| chunk.len() == 1000),
+            "handed on as they are"
+        );
+        let before = backlog.rest.len();
+        for _ in 0..1000 {
+            backlog.push(part());
+        }
+        let copied = backlog.rest.len() - before;
+        assert!(copied <= 1_000_000 / (JOINED_MAX - 1000) + 1, "{copied} chunks");
+        let large = Bytes::from(vec![7; JOINED_MAX + 1]);
+        backlog.push(large.clone());
+        drop(backlog.rest.drain(..before));
+        backlog.front = Bytes::new();
+        assert!(large.is_unique(), "it was copied as well");
+        assert!(
+            read_into.is_unique(),
+            "what is left holds none of what it was read into"
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::{pending, poll_fn};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
@@ -12,7 +13,7 @@ use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tulle_identity::{Clock, HandshakeError, PeerProof};
+use tulle_identity::{Clock, HandshakeError, PeerProof, tls};
 use tulle_model::Reason;
 use tulle_runtime::tasks;
 
@@ -50,16 +51,16 @@ impl fmt::Debug for ClientConnection {
     }
 }
 
-/// TLS, then HTTP/2, over a connected socket. `tls` decides which identities the peer may have.
+/// TLS, then HTTP/2, over a connected socket. `config` decides which identities the peer may have.
 pub async fn connect(
     socket: TcpStream,
-    tls: Arc<ClientConfig>,
+    config: Arc<ClientConfig>,
     settings: &Settings,
 ) -> Result<ClientConnection, OpenError> {
     let broken = |error| tls_failed(HandshakeError::Io(error));
     let peer = socket.peer_addr().map_err(broken)?;
     keep_queue_short(&socket).map_err(broken)?;
-    connect_over(socket, peer, tls, settings).await
+    connect_over(socket, peer, config, settings).await
 }
 
 /// TLS, then HTTP/2, over any byte stream to `peer`: the inner session of a double tunnel runs over an
@@ -67,18 +68,26 @@ pub async fn connect(
 pub async fn connect_over<S>(
     stream: S,
     peer: SocketAddr,
-    tls: Arc<ClientConfig>,
+    config: Arc<ClientConfig>,
     settings: &Settings,
 ) -> Result<ClientConnection, OpenError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let handshake = async {
-        let stream = tulle_identity::tls::connect(tls, stream)
-            .await
-            .map_err(tls_failed)?;
-        let peer = tulle_identity::tls::connected(&stream).map_err(tls_failed)?;
-        let connection = handshake(stream, settings).await?;
+        let (connection, peer) = if settings.framing.takes_keys() {
+            let handover = tls::connect_and_hand_over(config, stream)
+                .await
+                .map_err(tls_failed)?;
+            let (peer, vitals) = (handover.peer.clone(), Vitals::new(settings));
+            let (opener, frames) = own::connect_over_records(handover, settings, &vitals)
+                .map_err(|fault| tls_failed(io::Error::from(fault).into()))?;
+            (begin(Opener::Own(opener), frames, vitals, settings), peer)
+        } else {
+            let stream = tls::connect(config, stream).await.map_err(tls_failed)?;
+            let peer = tls::connected(&stream).map_err(tls_failed)?;
+            (handshake(stream, settings).await?, peer)
+        };
         connection.shared.vitals.proven(peer);
         Ok(connection)
     };
@@ -108,11 +117,21 @@ where
             let (opener, frames) = h2::connect(stream, settings, &vitals).await?;
             (Opener::H2(opener), frames)
         }
-        Framing::Own => {
+        Framing::Own | Framing::Records => {
             let (opener, frames) = own::connect(stream, settings, &vitals);
             (Opener::Own(opener), frames)
         }
     };
+    Ok(begin(opener, frames, vitals, settings))
+}
+
+/// Moves frames in a task of their own.
+fn begin(
+    opener: Opener,
+    frames: Box<dyn ClientFrames>,
+    vitals: Arc<Vitals>,
+    settings: &Settings,
+) -> ClientConnection {
     let shared = Arc::new(Shared {
         opener: Mutex::new(Some(opener)),
         vitals: Arc::clone(&vitals),
@@ -121,7 +140,7 @@ where
         "hbone client",
         drive(frames, vitals, Arc::downgrade(&shared), *settings),
     );
-    Ok(ClientConnection { shared })
+    ClientConnection { shared }
 }
 
 /// Moves frames until the connection ends, and says why it did.

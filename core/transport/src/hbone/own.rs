@@ -3,13 +3,12 @@
 //! ```text
 //!   stream halves ──┐                          ┌── client::Frames, server::Frames
 //!                   ├─▶ conn (lock) ─▶ core ◀──┤         (one driver each)
-//!   opener, answer ─┘                          └── driver ◀─▶ byte stream
+//!   opener, answer ─┘                          └── driver ◀─▶ link ◀─▶ byte stream
 //! ```
 //!
 //! All that decides is in `core`, which sees bytes and nothing else. The driver moves bytes between it and the stream
-//! under the connection; whoever holds a half of a stream calls it under a short lock.
+//! under the connection, as they are or in records that are sealed here; whoever holds a half of a stream calls it under a short lock.
 
-mod budget;
 mod chunks;
 mod client;
 mod conn;
@@ -20,10 +19,12 @@ mod fault;
 pub(crate) mod fuzz;
 mod head;
 mod hpack;
+mod link;
 mod parser;
+mod sealed;
 mod server;
 mod stream;
 mod wire;
 
-pub(super) use client::{Opener, handshake as connect};
-pub(super) use server::handshake as accept;
+pub(super) use client::{Opener, handshake as connect, over_records as connect_over_records};
+pub(super) use server::{handshake as accept, over_records as accept_over_records};

@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tulle_identity::tls;
+
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
 use super::error::{OpenError, StreamError};
 use super::liveness::Slot;
@@ -15,17 +17,27 @@ use super::stream::HboneStream;
 pub enum Framing {
     /// The `h2` crate: the reference.
     H2,
-    /// Our own, which knows CONNECT and nothing else.
+    /// Our own, which knows CONNECT and nothing else, over the TLS library.
     Own,
+    /// Our own, in TLS records that are sealed and opened in our own buffers. Without TLS, or with another library's
+    /// cryptography under it, the same as [`Self::Own`].
+    Records,
 }
 
 impl Framing {
     /// The framing of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::H2, Self::Own]
+        [Self::H2, Self::Own, Self::Records]
             .into_iter()
             .find(|framing| framing.to_string() == name)
+    }
+}
+
+impl Framing {
+    /// Whether a TLS handshake hands over its keys.
+    pub(super) fn takes_keys(self) -> bool {
+        self == Self::Records && tls::hands_over()
     }
 }
 
@@ -34,6 +46,7 @@ impl fmt::Display for Framing {
         f.write_str(match self {
             Self::H2 => "h2",
             Self::Own => "own",
+            Self::Records => "records",
         })
     }
 }

@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tulle_identity::{HandshakeError, PeerProof};
+use tulle_identity::{HandshakeError, PeerProof, tls};
 use tulle_model::Identity;
 
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
@@ -42,31 +42,38 @@ pub struct Accepted {
 /// TLS, then HTTP/2, over an accepted socket.
 pub async fn accept(
     socket: TcpStream,
-    tls: Arc<ServerConfig>,
+    config: Arc<ServerConfig>,
     settings: &Settings,
 ) -> Result<Accepted, AcceptError> {
     let address = canonical(socket.peer_addr().map_err(HandshakeError::Io)?);
     keep_queue_short(&socket).map_err(HandshakeError::Io)?;
-    accept_over(socket, address, tls, settings).await
+    accept_over(socket, address, config, settings).await
 }
 
 /// TLS, then HTTP/2, over any byte stream from `address`, such as the outer tunnel of a double one.
 pub async fn accept_over<S>(
     stream: S,
     address: SocketAddr,
-    tls: Arc<ServerConfig>,
+    config: Arc<ServerConfig>,
     settings: &Settings,
 ) -> Result<Accepted, AcceptError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let handshake = async {
-        let (stream, identity) = tulle_identity::tls::accept(tls, stream).await?;
-        let peer = tulle_identity::tls::accepted(&stream)?;
-        let connection = handshake(stream, settings).await?;
+        let (connection, peer) = if settings.framing.takes_keys() {
+            let handover = tls::accept_and_hand_over(config, stream).await?;
+            let (peer, vitals) = (handover.peer.clone(), Vitals::new(settings));
+            let frames = own::accept_over_records(handover, settings, &vitals).await?;
+            (ServerConnection::new(frames, vitals, settings), peer)
+        } else {
+            let (stream, _) = tls::accept(config, stream).await?;
+            let peer = tls::accepted(&stream)?;
+            (handshake(stream, settings).await?, peer)
+        };
         Ok(Accepted {
             connection,
-            identity,
+            identity: peer.identity().clone(),
             peer,
             address,
         })
@@ -83,19 +90,11 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let vitals = Vitals::new(settings);
-    let mut frames = match settings.framing {
+    let frames = match settings.framing {
         Framing::H2 => h2::accept(stream, settings, &vitals).await?,
-        Framing::Own => own::accept(stream, settings, &vitals).await?,
+        Framing::Own | Framing::Records => own::accept(stream, settings, &vitals).await?,
     };
-    let lost = peer_gone(frames.ping(), Arc::clone(&vitals), *settings);
-    let unused = unused(Arc::clone(&vitals), settings.idle_timeout);
-    Ok(ServerConnection {
-        frames,
-        lost: Box::pin(lost),
-        unused: Some(Box::pin(unused)),
-        handle: ServerHandle { wish: Arc::default() },
-        vitals,
-    })
+    Ok(ServerConnection::new(frames, vitals, settings))
 }
 
 /// Ends, with the reason, when the peer is not to be waited for any longer.
@@ -160,6 +159,18 @@ impl ServerHandle {
 }
 
 impl ServerConnection {
+    fn new(mut frames: Box<dyn ServerFrames>, vitals: Arc<Vitals>, settings: &Settings) -> Self {
+        let lost = peer_gone(frames.ping(), Arc::clone(&vitals), *settings);
+        let unused = unused(Arc::clone(&vitals), settings.idle_timeout);
+        Self {
+            frames,
+            lost: Box::pin(lost),
+            unused: Some(Box::pin(unused)),
+            handle: ServerHandle { wish: Arc::default() },
+            vitals,
+        }
+    }
+
     /// A handle that can end this connection while [`Self::accept`] is awaited.
     #[must_use]
     pub fn handle(&self) -> ServerHandle {

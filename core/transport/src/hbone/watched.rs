@@ -1,4 +1,4 @@
-//! The byte stream under HTTP/2, watched: when the peer was heard, floods, GOAWAY, and what TLS says when it fails.
+//! The byte stream under HTTP/2, watched.
 
 use std::io;
 use std::pin::Pin;
@@ -8,8 +8,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::frames::{Frames, PREFACE_LENGTH, Part};
 use super::liveness::Vitals;
+use super::watch::Watch;
 
 pin_project_lite::pin_project! {
     /// A byte stream that is watched.
@@ -17,13 +17,7 @@ pin_project_lite::pin_project! {
     pub(super) struct Watched<S> {
         #[pin]
         inner: S,
-        vitals: Arc<Vitals>,
-        frames: Frames,
-        // Heads of the peer open streams.
-        server: bool,
-        write_failed: bool,
-        write_blocked: bool,
-        owed: Option<u64>,
+        watch: Watch,
     }
 }
 
@@ -32,12 +26,7 @@ impl<S> Watched<S> {
     pub(super) fn server(inner: S, vitals: Arc<Vitals>) -> Self {
         Self {
             inner,
-            vitals,
-            frames: Frames::new(PREFACE_LENGTH, Instant::now()),
-            server: true,
-            write_failed: false,
-            write_blocked: false,
-            owed: None,
+            watch: Watch::server(vitals),
         }
     }
 
@@ -45,12 +34,7 @@ impl<S> Watched<S> {
     pub(super) fn client(inner: S, vitals: Arc<Vitals>) -> Self {
         Self {
             inner,
-            vitals,
-            frames: Frames::new(0, Instant::now()),
-            server: false,
-            write_failed: false,
-            write_blocked: false,
-            owed: None,
+            watch: Watch::client(vitals),
         }
     }
 }
@@ -62,77 +46,37 @@ impl<S: AsyncRead> AsyncRead for Watched<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.project();
-        if this.frames.rests() {
+        if this.watch.rests() {
             // Whoever reads the streams was woken, and waits for this task to let go.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
         if let Err(error) = ready!(this.inner.poll_read(cx, buffer)) {
-            this.vitals.failed(&error);
+            this.watch.failed(&error);
             return Poll::Ready(Err(error));
         }
-        let arrived = &buffer.filled()[before..];
-        if !arrived.is_empty() {
-            let now = Instant::now();
-            this.vitals.heard(now);
-            let (held, server, mut too_much) = (this.vitals.held(), *this.server, Ok(()));
-            let each = |part, stream, length| match part {
-                Part::Head if server => held.head(stream),
-                Part::Head => {}
-                Part::Data => {
-                    let counted = held.arrived(stream, length);
-                    too_much = too_much.and(counted);
-                }
-            };
-            this.frames.see(arrived, now, each).map_err(io::Error::other)?;
-            if let Err(too_much) = too_much {
-                this.vitals.cut(tulle_model::Reason::Overload);
-                return Poll::Ready(Err(io::Error::other(too_much)));
-            }
-            let owed = this.frames.owed();
-            if std::mem::replace(this.owed, owed) != owed {
-                this.vitals.owes(owed.map(|_| now));
-            }
-            if this.frames.going_away() {
-                // Streams that the peer took go on; no other is to be tried here.
-                this.vitals.retire();
-            }
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(this.watch.arrived(&buffer.filled()[before..], Instant::now()))
     }
 }
 
 impl<S: AsyncRead> Watched<S> {
-    /// Keeps count of how long the peer takes nothing.
-    fn note(self: Pin<&mut Self>, blocked: bool) {
-        let this = self.project();
-        if std::mem::replace(this.write_blocked, blocked) != blocked {
-            let (traffic, now) = (this.vitals.traffic(), Instant::now());
-            if blocked {
-                traffic.write_blocked(now);
-            } else {
-                traffic.write_resumed(now);
-            }
-        }
-    }
-
     /// A peer that refused our certificate has closed by the time we write. What it said still waits to be read, or
     /// will be there in a moment: a failed socket is always readable.
     fn explained<T>(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        self.as_mut().note(result.is_pending());
+        let this = self.project();
+        this.watch.blocked(result.is_pending());
         if !matches!(result, Poll::Ready(Err(_))) {
             return result;
         }
-        let this = self.project();
         let mut byte = [0];
         match this.inner.poll_read(cx, &mut ReadBuf::new(&mut byte)) {
-            Poll::Ready(Err(error)) => this.vitals.failed(&error),
-            Poll::Pending if !std::mem::replace(this.write_failed, true) => return Poll::Pending,
+            Poll::Ready(Err(error)) => this.watch.failed(&error),
+            Poll::Pending if this.watch.waits_for_a_reason() => return Poll::Pending,
             _ => {}
         }
         result

@@ -14,8 +14,6 @@ use tulle_k8s::translate::service;
 use tulle_k8s::{Key, Object};
 use tulle_model::Str;
 
-use super::library::Entry;
-
 /// Addresses are given out of `240.240.0.0/16` …
 const V4: [u8; 2] = [240, 240];
 /// … and the same number below `2001:2::/48`.
@@ -49,36 +47,134 @@ fn addresses(number: u16) -> [IpAddr; 2] {
     [v4.into(), v6.into()]
 }
 
-impl Allocations {
-    /// Gives addresses to whatever needs some, and takes back those that nobody needs any more.
-    pub(super) fn assign(&mut self, entries: &mut BTreeMap<Key, Entry>, now: Timestamp) {
-        let wanted: BTreeSet<Str> = entries
-            .values()
-            .flat_map(|entry| wanted(&entry.in_force.object, self))
-            .collect();
-        self.settle(&wanted, &taken(entries), now);
-        for entry in entries.values_mut() {
-            if let Some(object) = self.complete(&entry.in_force.object) {
-                entry.in_force.object = Arc::new(object);
+/// Who wants addresses and which are taken, kept by counting, so that a change costs what it touches.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Demand {
+    /// Host names, by the object that wants them.
+    wants: BTreeMap<Key, Vec<Str>>,
+    hosts: BTreeMap<Str, usize>,
+    /// Numbers of the range that objects name themselves, and how many do.
+    taken: BTreeMap<u16, usize>,
+    /// Objects with a host that could not be given an address.
+    unserved: BTreeSet<Key>,
+    /// What nobody wants of all that was given has been taken back.
+    is_compared: bool,
+}
+
+/// Host names that are wanted from now on, and those that are not any more.
+#[derive(Debug, Default)]
+struct Moved {
+    gained: BTreeSet<Str>,
+    lost: BTreeSet<Str>,
+}
+
+impl Demand {
+    /// Counts an object in the place of an old one.
+    fn replace(
+        &mut self,
+        key: &Key,
+        old: Option<&Object>,
+        new: Option<&Object>,
+        allocations: &Allocations,
+        moved: &mut Moved,
+    ) {
+        for number in old.into_iter().flat_map(named) {
+            step(&mut self.taken, &number, false);
+        }
+        for number in new.into_iter().flat_map(named) {
+            step(&mut self.taken, &number, true);
+        }
+        let wanted = new.map(|object| wanted(object, allocations)).unwrap_or_default();
+        let before = match wanted.is_empty() {
+            true => self.wants.remove(key),
+            false => self.wants.insert(key.clone(), wanted.clone()),
+        };
+        for host in before.unwrap_or_default() {
+            if step(&mut self.hosts, &host, false) && !moved.gained.remove(&host) {
+                moved.lost.insert(host);
+            }
+        }
+        for host in wanted {
+            if step(&mut self.hosts, &host, true) && !moved.lost.remove(&host) {
+                moved.gained.insert(host);
             }
         }
     }
+}
 
-    fn settle(&mut self, wanted: &BTreeSet<Str>, taken: &BTreeSet<u16>, now: Timestamp) {
-        let gone: Vec<Str> = self
-            .given
-            .keys()
-            .filter(|host| !wanted.contains(*host))
+/// Counts up or down; says whether the first came or the last went.
+fn step<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K, add: bool) -> bool {
+    let count = counts.entry(key.clone()).or_default();
+    *count = if add { *count + 1 } else { count.saturating_sub(1) };
+    let edge = *count == usize::from(add);
+    if *count == 0 {
+        counts.remove(key);
+    }
+    edge
+}
+
+/// An object of which another form may have come into force.
+pub(super) struct Change<'a> {
+    pub(super) key: &'a Key,
+    pub(super) old: Option<&'a Object>,
+    pub(super) new: Option<&'a Object>,
+}
+
+impl Allocations {
+    /// Gives addresses to what needs some of these objects, and takes back those that nobody needs any more. Returns the
+    /// objects that are other ones with their addresses.
+    pub(super) fn assign<'a>(
+        self: &mut Arc<Self>,
+        demand: &mut Demand,
+        changes: impl Iterator<Item = Change<'a>>,
+        object: impl Fn(&Key) -> Option<Arc<Object>>,
+        now: Timestamp,
+    ) -> Vec<(Key, Object)> {
+        let mut moved = Moved::default();
+        let mut looked_at = std::mem::take(&mut demand.unserved);
+        for Change { key, old, new } in changes {
+            demand.replace(key, old, new, self, &mut moved);
+            looked_at.insert(key.clone());
+        }
+        if !std::mem::replace(&mut demand.is_compared, true) {
+            let given = self.given.keys();
+            let unwanted = given.filter(|host| !demand.hosts.contains_key(*host));
+            moved.lost.extend(unwanted.cloned());
+        }
+        let unserved = looked_at.iter().filter_map(|key| demand.wants.get(key)).flatten();
+        let unserved: BTreeSet<Str> = unserved
+            .filter(|host| !self.given.contains_key(*host))
             .cloned()
             .collect();
-        for host in gone {
-            if let Some(number) = self.given.remove(&host) {
-                self.freed.insert(host, Freed { number, at: now });
+        if !moved.lost.is_empty() || !unserved.is_empty() {
+            let taken = demand.taken.keys().copied().collect();
+            Arc::make_mut(self).shift(&moved.lost, &unserved, &taken, now);
+        }
+        let mut completed = Vec::new();
+        for key in looked_at {
+            let Some(wants) = demand.wants.get(&key) else {
+                continue;
+            };
+            if wants.iter().any(|host| !self.given.contains_key(host)) {
+                demand.unserved.insert(key.clone());
+            }
+            if let Some(object) = object(&key).and_then(|object| self.complete(&object)) {
+                completed.push((key, object));
+            }
+        }
+        completed
+    }
+
+    /// Takes back the addresses of hosts that are gone, and gives some to those that have none.
+    fn shift(&mut self, lost: &BTreeSet<Str>, gained: &BTreeSet<Str>, taken: &BTreeSet<u16>, now: Timestamp) {
+        for host in lost {
+            if let Some(number) = self.given.remove(host) {
+                self.freed.insert(host.clone(), Freed { number, at: now });
             }
         }
         let kept = SignedDuration::try_from(FREED_KEPT).unwrap_or_default();
         self.freed.retain(|_, freed| now.duration_since(freed.at) < kept);
-        for host in wanted {
+        for host in gained {
             if self.given.contains_key(host) {
                 continue;
             }
@@ -214,17 +310,19 @@ fn open_hosts(entry: &tulle_k8s::api::ServiceEntry) -> impl Iterator<Item = &Str
     service::hosts(entry).filter(move |host| !closed && !host.starts_with('*') && !has(host))
 }
 
-/// Numbers of the range that objects name themselves.
-fn taken(entries: &BTreeMap<Key, Entry>) -> BTreeSet<u16> {
-    let texts = entries.values().flat_map(|entry| match &*entry.in_force.object {
+/// Numbers of the range that an object names itself.
+fn named(object: &Object) -> Vec<u16> {
+    let texts = match object {
         Object::ServiceEntry(entry) => entry.spec.addresses.clone(),
         Object::Service(service) => vec![service.spec.cluster_ip.clone()],
         _ => Vec::new(),
-    });
-    let numbers = texts.filter_map(|text| match text.parse::<Ipv4Addr>().ok()?.octets() {
-        [first, second, high, low] if [first, second] == V4 => Some(u16::from_be_bytes([high, low])),
-        _ => None,
-    });
+    };
+    let numbers = texts
+        .iter()
+        .filter_map(|text| match text.parse::<Ipv4Addr>().ok()?.octets() {
+            [first, second, high, low] if [first, second] == V4 => Some(u16::from_be_bytes([high, low])),
+            _ => None,
+        });
     numbers.collect()
 }
 
@@ -243,36 +341,36 @@ mod tests {
     #[test]
     fn an_address_depends_on_the_name_and_stays() {
         let mut one = Allocations::default();
-        one.settle(&hosts(&["a/x", "a/y"]), &BTreeSet::new(), at(0));
+        one.shift(&hosts(&[]), &hosts(&["a/x", "a/y"]), &BTreeSet::new(), at(0));
         let mut other = Allocations::default();
-        other.settle(&hosts(&["a/y"]), &BTreeSet::new(), at(0));
+        other.shift(&hosts(&[]), &hosts(&["a/y"]), &BTreeSet::new(), at(0));
         assert_eq!(one.given["a/y"], other.given["a/y"]);
         let before = one.clone();
-        one.settle(&hosts(&["a/x", "a/y"]), &BTreeSet::new(), at(10));
+        one.shift(&hosts(&[]), &hosts(&["a/x", "a/y"]), &BTreeSet::new(), at(10));
         assert_eq!(one, before);
     }
 
     #[test]
     fn a_collision_takes_the_next_free_one_and_names_of_users_go_first() {
         let mut allocations = Allocations::default();
-        allocations.settle(&hosts(&["a/x"]), &BTreeSet::new(), at(0));
+        allocations.shift(&hosts(&[]), &hosts(&["a/x"]), &BTreeSet::new(), at(0));
         let number = allocations.given["a/x"];
         let mut fresh = Allocations::default();
-        fresh.settle(&hosts(&["a/x"]), &BTreeSet::from([number]), at(0));
+        fresh.shift(&hosts(&[]), &hosts(&["a/x"]), &BTreeSet::from([number]), at(0));
         assert_eq!(fresh.given["a/x"], number.wrapping_add(1).max(1));
     }
 
     #[test]
     fn a_freed_address_is_not_reused_for_an_hour_but_comes_back_to_its_host() {
         let mut allocations = Allocations::default();
-        allocations.settle(&hosts(&["a/x"]), &BTreeSet::new(), at(0));
+        allocations.shift(&hosts(&[]), &hosts(&["a/x"]), &BTreeSet::new(), at(0));
         let number = allocations.given["a/x"];
-        allocations.settle(&hosts(&[]), &BTreeSet::new(), at(10));
+        allocations.shift(&hosts(&["a/x"]), &hosts(&[]), &BTreeSet::new(), at(10));
         assert!(allocations.freed.contains_key("a/x"));
         let mut back = allocations.clone();
-        back.settle(&hosts(&["a/x"]), &BTreeSet::new(), at(20));
+        back.shift(&hosts(&[]), &hosts(&["a/x"]), &BTreeSet::new(), at(20));
         assert_eq!(back.given["a/x"], number);
-        allocations.settle(&hosts(&[]), &BTreeSet::new(), at(10 + 3600));
+        allocations.shift(&hosts(&[]), &hosts(&[]), &BTreeSet::new(), at(10 + 3600));
         assert!(allocations.freed.is_empty());
     }
 
@@ -280,32 +378,29 @@ mod tests {
     fn objects_get_their_addresses_and_keep_those_they_have() {
         let text = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [api.example, '*.wild.example'], resolution: DNS, ports: [{number: 80, name: http}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: headless, namespace: a}\nspec: {clusterIP: None, ports: [{port: 80}]}\n";
         let parsed = super::super::parse::parse(&"a.yaml".into(), text);
-        let mut entries = BTreeMap::new();
-        for statement in parsed.statements {
-            let super::super::parse::Form::Good(good) = statement.form else {
-                panic!("good")
-            };
-            let in_force = crate::engine::InForce {
-                object: good.object,
-                file: "a.yaml".into(),
-                generation: 1,
-                stale_since: None,
-            };
-            entries.insert(
-                statement.key,
-                Entry {
-                    in_force,
-                    written: good.written,
-                    first_seen: at(0),
-                },
-            );
-        }
-        let mut allocations = Allocations::default();
-        allocations.assign(&mut entries, at(0));
-        let after: Vec<Arc<Object>> = entries
-            .values()
-            .map(|entry| entry.in_force.object.clone())
+        let statements = parsed.statements.iter();
+        let mut objects: BTreeMap<Key, Arc<Object>> = statements
+            .map(|statement| {
+                let good = statement.good().expect("good");
+                (statement.key.clone(), good.object.clone())
+            })
             .collect();
+        let mut allocations: Arc<Allocations> = Arc::default();
+        let mut demand = Demand::default();
+        let mut assign = |objects: &mut BTreeMap<Key, Arc<Object>>, is_new: bool| {
+            let before = objects.clone();
+            let changes = before.iter().map(|(key, object)| Change {
+                key,
+                old: (!is_new).then_some(object),
+                new: Some(object),
+            });
+            let find = |key: &Key| before.get(key).cloned();
+            for (key, object) in allocations.assign(&mut demand, changes, find, at(0)) {
+                objects.insert(key, Arc::new(object));
+            }
+        };
+        assign(&mut objects, true);
+        let after: Vec<Arc<Object>> = objects.values().cloned().collect();
         let Object::Service(service) = &*after[1] else {
             panic!("service")
         };
@@ -329,11 +424,29 @@ mod tests {
             panic!("service")
         };
         assert!(headless.spec.cluster_ips.is_empty());
-        allocations.assign(&mut entries, at(10));
-        let again: Vec<Arc<Object>> = entries
-            .values()
-            .map(|entry| entry.in_force.object.clone())
-            .collect();
+        assign(&mut objects, false);
+        let again: Vec<Arc<Object>> = objects.values().cloned().collect();
         assert_eq!(after, again);
+    }
+
+    #[test]
+    fn what_goes_and_comes_in_one_change_keeps_its_address() {
+        let mut demand = Demand::default();
+        let text =
+            "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {ports: [{port: 80}]}\n";
+        let parsed = super::super::parse::parse(&"a.yaml".into(), text);
+        let statement = &parsed.statements[0];
+        let object = statement.good().expect("good").object.clone();
+        let (one, other) = (
+            statement.key.clone(),
+            Key::new(tulle_k8s::Kind::Service, "b", "t"),
+        );
+        let (allocations, mut moved) = (Allocations::default(), Moved::default());
+        demand.replace(&one, None, Some(&object), &allocations, &mut moved);
+        assert_eq!((moved.gained.len(), moved.lost.len()), (1, 0));
+        let mut moved = Moved::default();
+        demand.replace(&one, Some(&object), None, &allocations, &mut moved);
+        demand.replace(&other, None, Some(&object), &allocations, &mut moved);
+        assert_eq!((moved.gained.len(), moved.lost.len()), (0, 0));
     }
 }

@@ -1,9 +1,8 @@
 //! Where waypoints are. No controller writes the status of a folder's Gateways, so their instances say it: WorkloadEntries
 //! with the gateway's name in a label.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use tulle_k8s::api::Gateway;
 use tulle_k8s::api::gateway::GatewayStatusAddress;
@@ -16,37 +15,43 @@ use super::library::Entry;
 /// Label of a gateway's instances, with its name.
 const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
-/// Gives every Gateway whose file names no address those of its instances. One that had some keeps them when its
-/// instances go: callers are then told that nobody answers, and never sent around it.
-pub(super) fn place(entries: &mut BTreeMap<Key, Entry>) {
-    let instances = instances(entries);
-    for (key, entry) in entries.iter_mut() {
-        let Object::Gateway(gateway) = entry.in_force.object.as_ref() else {
-            continue;
-        };
-        let found = instances.get(&(key.namespace.clone(), key.name.clone()));
-        let Some(found) = found.filter(|_| !names_addresses(&entry.written)) else {
-            continue;
-        };
-        if let Some(placed) = placed(gateway, found) {
-            entry.in_force.object = Arc::new(Object::Gateway(placed));
-        }
-    }
+/// Namespace and name of a gateway.
+type Named = (Str, Str);
+
+/// The instances of each gateway.
+pub(super) type Instances = BTreeMap<Named, BTreeSet<Key>>;
+
+/// The gateway that an object is an instance of.
+pub(super) fn gateway_of(key: &Key, object: &Object) -> Option<Named> {
+    let Object::WorkloadEntry(workload) = object else {
+        return None;
+    };
+    let labels = entry_labels(workload);
+    let gateway = labels.get(GATEWAY_NAME)?;
+    Some((key.namespace.clone(), gateway.clone()))
 }
 
-/// Addresses of the instances of each gateway, by namespace and name.
-fn instances(entries: &BTreeMap<Key, Entry>) -> BTreeMap<(Str, Str), Vec<IpAddr>> {
-    let mut instances: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
-    for (key, entry) in entries {
-        let Object::WorkloadEntry(workload) = entry.in_force.object.as_ref() else {
-            continue;
-        };
-        if let Some(gateway) = entry_labels(workload).get(GATEWAY_NAME) {
-            let of = instances.entry((key.namespace.clone(), gateway.clone()));
-            of.or_default().extend(entry_addresses(workload));
-        }
-    }
-    instances
+/// Whether an object's own text says where it is.
+pub(crate) fn says_where(object: &Object) -> bool {
+    matches!(object, Object::Gateway(gateway) if !gateway.status.addresses.is_empty())
+}
+
+/// Gives a Gateway whose file names no address those of its instances; `None` if that changes nothing. One that had some
+/// keeps them when its instances go: callers are then told that nobody answers, and never sent around it.
+pub(super) fn place(key: &Key, entries: &BTreeMap<Key, Entry>, instances: &Instances) -> Option<Object> {
+    let entry = entries.get(key).filter(|entry| !entry.says_where)?;
+    let Object::Gateway(gateway) = entry.in_force.object.as_ref() else {
+        return None;
+    };
+    let found = instances.get(&(key.namespace.clone(), key.name.clone()))?;
+    let found = found
+        .iter()
+        .filter_map(|key| match entries.get(key)?.in_force.object.as_ref() {
+            Object::WorkloadEntry(workload) => Some(entry_addresses(workload)),
+            _ => None,
+        });
+    let found: Vec<IpAddr> = found.flatten().collect();
+    placed(gateway, &found).map(Object::Gateway)
 }
 
 /// The gateway with these addresses, if it does not have them already.
@@ -61,11 +66,4 @@ fn placed(gateway: &Gateway, addresses: &[IpAddr]) -> Option<Gateway> {
         gateway.status.addresses = addresses;
         gateway
     })
-}
-
-/// Whether an object's own text says where it is.
-fn names_addresses(written: &str) -> bool {
-    let written: serde_json::Value = serde_json::from_str(written).unwrap_or_default();
-    let addresses = written["status"]["addresses"].as_array();
-    addresses.is_some_and(|addresses| !addresses.is_empty())
 }

@@ -3,7 +3,7 @@
 //! A file that cannot be read keeps every object it had; an object that cannot be used keeps its last good form; a
 //! security object that never had one denies what it selects. Nothing is forgotten because something is broken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -11,12 +11,22 @@ use tulle_k8s::document::node::Place;
 use tulle_k8s::{Key, Object};
 use tulle_model::{Reason, Str};
 
-use super::allocate::Allocations;
+use super::allocate::{Allocations, Change, Demand};
 use super::gateways;
-use super::parse::{self, Form, Good, Parsed, Statement};
-use super::scan::{File, Scan};
+use super::parse::{Form, Parsed};
+use super::scan::Scan;
 use crate::engine::{Batch, Event, InForce};
 use crate::snapshot::{FileProblem, Severity};
+
+mod decide;
+mod index;
+mod known;
+mod step;
+
+use index::Index;
+use known::Known;
+pub(crate) use known::{Text, Texts};
+pub(crate) use step::Step;
 
 /// Objects from which on an empty folder is taken for a mistake.
 const OBJECTS_KEPT_MIN: usize = 10;
@@ -26,10 +36,12 @@ const OBJECTS_KEPT_MIN: usize = 10;
 pub(crate) struct Entry {
     /// What the engine is told.
     pub(crate) in_force: InForce,
-    /// The object as it was written, as JSON.
-    pub(crate) written: Arc<str>,
+    /// What the text that says it is known by.
+    pub(crate) form: Form,
     /// When it was first seen; stands in for its time of creation.
     pub(crate) first_seen: Timestamp,
+    /// A Gateway whose own text says where it is.
+    pub(crate) says_where: bool,
 }
 
 /// Everything in force, and what the files say.
@@ -43,18 +55,12 @@ pub(crate) struct Library {
     /// The engine has been told.
     is_told: bool,
     /// Virtual addresses that were given.
-    allocations: Allocations,
+    allocations: Arc<Allocations>,
     /// An empty folder is meant so.
     accepts_empty: bool,
-}
-
-/// A file as it was parsed last.
-#[derive(Debug, Clone)]
-struct Known {
-    text: Result<Arc<str>, String>,
-    parsed: Arc<Parsed>,
-    /// It was broken and read a second time.
-    read_twice: bool,
+    index: Index,
+    /// The indices say nothing of what is in force: everything is decided once.
+    is_unindexed: bool,
 }
 
 /// What came of looking at the files.
@@ -66,19 +72,8 @@ pub(crate) struct Settled {
     pub(super) news: Vec<FileProblem>,
     /// A file may be in the middle of being written: look again soon.
     pub(super) read_again: bool,
-}
-
-/// What one path says about an object, in the order in which paths win.
-struct Claim<'a> {
-    file: &'a Str,
-    says: Says<'a>,
-}
-
-enum Says<'a> {
-    Good(&'a Good),
-    Bad(Option<&'a Good>),
-    /// The file is broken: whatever it said before.
-    AsBefore,
+    /// What changed, to be recorded or taken back.
+    pub(crate) step: Step,
 }
 
 impl Library {
@@ -87,6 +82,7 @@ impl Library {
         Self {
             generation,
             entries,
+            is_unindexed: true,
             ..Self::default()
         }
     }
@@ -97,15 +93,23 @@ impl Library {
     }
 
     /// The virtual addresses that were given.
-    pub(crate) fn allocations(&self) -> &Allocations {
+    pub(crate) fn allocations(&self) -> &Arc<Allocations> {
         &self.allocations
     }
 
     /// Takes over the virtual addresses that a former process gave.
     pub(crate) fn set_allocations(&mut self, allocations: Allocations, now: Timestamp) {
-        self.allocations = allocations;
-        self.allocations.assign(&mut self.entries, now);
-        gateways::place(&mut self.entries);
+        self.allocations = Arc::new(allocations);
+        self.reindex();
+        let mut step = Step::default();
+        self.assign(true, now, &mut step);
+        let gateways: Vec<Key> = self
+            .entries
+            .keys()
+            .filter(|key| key.kind == tulle_k8s::Kind::Gateway)
+            .cloned()
+            .collect();
+        self.place(gateways.into_iter().collect(), &mut step);
     }
 
     /// Takes an empty folder for meant, until it holds something again.
@@ -113,14 +117,10 @@ impl Library {
         self.accepts_empty = accepts;
     }
 
-    /// Whether anything is in force, be it that a former process left it.
-    pub(crate) fn holds_anything(&self) -> bool {
-        self.is_told || !self.entries.is_empty()
-    }
-
     /// Knows already what these files say.
     pub(super) fn remember_files(&mut self, of: &Self) {
         self.files.clone_from(&of.files);
+        self.is_unindexed = true;
     }
 
     /// Takes back what was just decided of objects, in favour of this decision.
@@ -128,6 +128,7 @@ impl Library {
         self.entries.clone_from(&of.entries);
         self.allocations.clone_from(&of.allocations);
         self.generation = of.generation;
+        self.is_unindexed = true;
     }
 
     /// Puts another decision in force, and says what of it the engine has not been told.
@@ -141,46 +142,34 @@ impl Library {
             is_told: true,
             ..next
         };
-        (!is_same).then(|| Batch {
+        (!is_same).then(|| self.batch(events, synced))
+    }
+
+    /// Refuses what was just decided: everything stays as it was, for this reason.
+    pub(crate) fn refuse(&mut self, step: Step, cause: &str) -> Settled {
+        self.undo(step);
+        let is_news = !self.is_told || self.degraded.as_deref() != Some(cause);
+        // After a restart the engine has not heard yet of what a former process left in force.
+        let events = match self.is_told {
+            true => Vec::new(),
+            false => changes(&BTreeMap::new(), &self.entries),
+        };
+        (self.degraded, self.is_told) = (Some(cause.into()), true);
+        Settled {
+            batch: is_news.then(|| self.batch(events, true)),
+            ..Settled::default()
+        }
+    }
+
+    fn batch(&self, events: Vec<Event>, synced: bool) -> Batch {
+        Batch {
             generation: self.generation,
             events,
             problems: self.problems.clone(),
             degraded: self.degraded.clone(),
             synced,
             written: BTreeMap::new(),
-        })
-    }
-
-    /// Refuses what was just decided: everything stays as it was, for this reason.
-    pub(crate) fn refuse(&mut self, before: Self, cause: &str) -> Settled {
-        let is_news = !before.is_told || before.degraded.as_deref() != Some(cause);
-        // After a restart the engine has not heard yet of what a former process left in force.
-        let nothing = BTreeMap::new();
-        let known = if before.is_told { &before.entries } else { &nothing };
-        let events = changes(known, &before.entries);
-        *self = Self {
-            degraded: Some(cause.into()),
-            is_told: true,
-            ..before
-        };
-        let batch = is_news.then(|| Batch {
-            generation: self.generation,
-            events,
-            problems: self.problems.clone(),
-            degraded: self.degraded.clone(),
-            synced: true,
-            written: BTreeMap::new(),
-        });
-        Settled {
-            batch,
-            ..Settled::default()
         }
-    }
-
-    /// The text of each file that could be read.
-    pub(crate) fn texts(&self) -> impl Iterator<Item = (&Str, &Arc<str>)> {
-        let files = self.files.iter();
-        files.filter_map(|(path, known)| known.text.as_ref().ok().map(|text| (path, text)))
     }
 
     /// Findings that hold now.
@@ -201,35 +190,34 @@ impl Library {
         &self.entries
     }
 
-    /// Decides what is in force now.
+    /// Decides what is in force now. What no file that changed concerns is not looked at.
     pub(crate) fn settle(&mut self, scan: &Scan, now: Timestamp) -> Settled {
-        let degraded = self.degraded_by(scan);
-        if degraded.is_some() {
-            return self.conclude(None, self.problems.as_ref().clone(), degraded, scan);
+        let mut step = Step::of(self);
+        if let Some(degraded) = self.degraded_by(scan) {
+            let problems = self.problems.as_ref().clone();
+            return self.conclude(step, problems, Some(degraded), scan);
         }
-        let read_again = self.read(scan);
-        let mut problems: Vec<FileProblem> = Vec::new();
-        for known in self
-            .files
-            .values()
-            .filter(|known| known.read_twice || !known.parsed.is_broken)
-        {
-            problems.extend(known.parsed.problems.iter().cloned());
+        let mut touched = BTreeSet::new();
+        let read_again = self.read(scan, &mut touched, &mut step);
+        let everything = std::mem::take(&mut self.is_unindexed);
+        if everything {
+            self.reindex();
+            touched.extend(self.index.claimed().cloned());
+            touched.extend(self.entries.keys().cloned());
         }
-        problems.extend(
-            scan.unreadable
-                .iter()
-                .map(|(path, cause)| unreadable_directory(path, cause)),
-        );
-        let (claims, refused) = self.claims(scan);
-        problems.extend(refused);
-        let mut entries = self.decide(&claims, now);
-        self.allocations.assign(&mut entries, now);
-        gateways::place(&mut entries);
-        problems.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-        let mut settled = self.conclude(Some(entries), problems, None, scan);
+        self.touch_unsure(&mut touched);
+        self.decide(&touched, scan, now, &mut step);
+        let gateways = self.gateways_of(&step);
+        self.assign(everything, now, &mut step);
+        self.place(gateways, &mut step);
+        let problems = self.findings(scan);
+        let mut settled = self.conclude(step, problems, None, scan);
         settled.read_again = read_again;
         settled
+    }
+
+    fn reindex(&mut self) {
+        self.index = Index::of(&self.files, &self.entries);
     }
 
     /// Why what the folder says now is rather a mistake than meant.
@@ -244,195 +232,168 @@ impl Library {
         })
     }
 
-    /// Parses what changed; says whether a broken file deserves a second look.
-    fn read(&mut self, scan: &Scan) -> bool {
-        self.files.retain(|path, _| scan.files.contains_key(path));
-        let mut read_again = false;
-        for (path, file) in &scan.files {
-            let known = self.files.get(path);
-            if let Some(known) = known.filter(|known| known.text == file.text) {
-                if known.parsed.is_broken && !known.read_twice {
-                    let parsed = known.parsed.clone();
-                    self.files.insert(
-                        path.clone(),
-                        Known {
-                            text: file.text.clone(),
-                            parsed,
-                            read_twice: true,
-                        },
-                    );
-                }
-                continue;
-            }
-            let was_waited_for = known.is_some_and(|known| known.parsed.is_broken && !known.read_twice);
-            let parsed = parse_file(path, file);
-            let read_twice = was_waited_for || !file.is_fresh;
-            read_again |= parsed.is_broken && !read_twice;
-            let known = Known {
-                text: file.text.clone(),
-                parsed: Arc::new(parsed),
-                read_twice,
-            };
-            self.files.insert(path.clone(), known);
+    /// What hangs on more than the text of a file: broken files, and those that are missing and still hold objects.
+    fn touch_unsure(&self, touched: &mut BTreeSet<Key>) {
+        for path in self.index.broken() {
+            let statements = self.files.get(path).into_iter();
+            let statements = statements.flat_map(|known| &known.parsed.statements);
+            touched.extend(statements.map(|statement| statement.key.clone()));
+            touched.extend(self.index.held(path).cloned());
         }
-        read_again
+        for path in self.index.homeless() {
+            touched.extend(self.index.held(path).cloned());
+        }
     }
 
-    /// What the files say about each object: the first path in byte order wins, the others are refused.
-    fn claims<'a>(&'a self, scan: &'a Scan) -> (BTreeMap<&'a Key, Claim<'a>>, Vec<FileProblem>) {
-        let mut claims: BTreeMap<&Key, Claim<'_>> = BTreeMap::new();
-        let mut refused = Vec::new();
-        let mut held: BTreeMap<&Str, Vec<&Key>> = BTreeMap::new();
-        for (key, entry) in &self.entries {
-            held.entry(&entry.in_force.file).or_default().push(key);
+    /// Gives virtual addresses to what needs some.
+    fn assign(&mut self, everything: bool, now: Timestamp, step: &mut Step) {
+        let entries = &self.entries;
+        let object = |key: &Key| entries.get(key).map(|entry| entry.in_force.object.clone());
+        let demand = &mut self.index.demand;
+        let completed = if everything {
+            *demand = Demand::default();
+            let all = entries.iter().map(|(key, entry)| Change {
+                key,
+                old: None,
+                new: Some(entry.in_force.object.as_ref()),
+            });
+            self.allocations.assign(demand, all, object, now)
+        } else {
+            let changed = step.entries.iter().map(|(key, old)| Change {
+                key,
+                old: old.as_ref().map(|old| old.in_force.object.as_ref()),
+                new: entries.get(key).map(|entry| entry.in_force.object.as_ref()),
+            });
+            self.allocations.assign(demand, changed, object, now)
+        };
+        for (key, object) in completed {
+            self.complete(&key, object, step);
         }
-        for (file, known) in &self.files {
-            for key in held
-                .remove(file)
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|_| known.parsed.is_broken)
-            {
-                claims.entry(key).or_insert(Claim {
-                    file,
-                    says: Says::AsBefore,
-                });
-            }
-            for statement in &known.parsed.statements {
-                let Statement { key, place, form } = statement;
-                if known.parsed.is_broken && (!key.kind.is_security() || self.entries.contains_key(key)) {
-                    continue;
-                }
-                let says = match form {
-                    Form::Good(good) => Says::Good(good),
-                    Form::Bad(stand_in) => Says::Bad(stand_in.as_ref()),
-                };
-                match claims.get(key) {
-                    Some(first) => refused.push(duplicate(file, *place, key, first.file)),
-                    None => {
-                        claims.insert(key, Claim { file, says });
-                    }
-                }
-            }
-        }
-        // Files of a directory that cannot be read are not gone.
-        for (file, keys) in held {
-            if scan.unreadable.keys().any(|directory| is_below(file, directory)) {
-                for key in keys {
-                    claims.entry(key).or_insert(Claim {
-                        file,
-                        says: Says::AsBefore,
-                    });
-                }
-            }
-        }
-        (claims, refused)
     }
 
-    fn decide(&self, claims: &BTreeMap<&Key, Claim<'_>>, now: Timestamp) -> BTreeMap<Key, Entry> {
-        let generation = self.generation + 1;
-        let entries = claims.iter().filter_map(|(key, claim)| {
-            let old = self.entries.get(*key);
-            let entry = match (&claim.says, old) {
-                (Says::Good(good), old) => taken(good, claim.file, old, generation, now),
-                (Says::Bad(_), Some(old)) if !old.in_force.object.is_stand_in() => kept(old, generation),
-                (Says::Bad(Some(stand_in)), old) => taken(stand_in, claim.file, old, generation, now),
-                (Says::AsBefore, Some(old)) => kept(old, generation),
-                (Says::Bad(None) | Says::AsBefore, _) => return None,
-            };
-            Some(((*key).clone(), entry))
-        });
-        entries.collect()
+    /// The gateways that changed, or whose instances did.
+    fn gateways_of(&self, step: &Step) -> BTreeSet<Key> {
+        let mut gateways = BTreeSet::new();
+        for (key, old) in &step.entries {
+            if key.kind == tulle_k8s::Kind::Gateway {
+                gateways.insert(key.clone());
+            }
+            for entry in old.iter().chain(self.entries.get(key)) {
+                if let Some((namespace, name)) = gateways::gateway_of(key, &entry.in_force.object) {
+                    gateways.insert(Key::new(tulle_k8s::Kind::Gateway, namespace, name));
+                }
+            }
+        }
+        gateways
+    }
+
+    /// Gives gateways the addresses of their instances.
+    fn place(&mut self, gateways: BTreeSet<Key>, step: &mut Step) {
+        for key in gateways {
+            if let Some(object) = gateways::place(&key, &self.entries, &self.index.instances) {
+                self.complete(&key, object, step);
+            }
+        }
+    }
+
+    /// Puts an object in the place of what a file says of it.
+    fn complete(&mut self, key: &Key, object: Object, step: &mut Step) {
+        if let Some(mut entry) = self.entries.get(key).cloned() {
+            entry.in_force.object = Arc::new(object);
+            self.set_entry(key, Some(entry), step);
+        }
+    }
+
+    /// Everything that is to be said of the files, by file and line.
+    fn findings(&self, scan: &Scan) -> Vec<FileProblem> {
+        let files = self.index.faulty().filter_map(|path| self.files.get(path));
+        let told = files.filter(|known| known.read_twice || !known.parsed.is_broken);
+        let mut problems: Vec<FileProblem> = told
+            .flat_map(|known| known.parsed.problems.iter().cloned())
+            .collect();
+        problems.extend(
+            scan.unreadable
+                .iter()
+                .map(|(path, cause)| unreadable_directory(path, cause)),
+        );
+        problems.extend(self.index.refused().cloned());
+        problems.sort_by(|a, b| place(a).cmp(&place(b)));
+        problems
     }
 
     /// Takes over the decision and says what of it is new.
     fn conclude(
         &mut self,
-        entries: Option<BTreeMap<Key, Entry>>,
+        step: Step,
         problems: Vec<FileProblem>,
         degraded: Option<Str>,
         scan: &Scan,
     ) -> Settled {
-        let nothing = BTreeMap::new();
-        let old = if self.is_told { &self.entries } else { &nothing };
-        let entries = entries.unwrap_or_else(|| self.entries.clone());
-        let events = changes(old, &entries);
-        let news: Vec<_> = problems
-            .iter()
-            .filter(|problem| !self.problems.contains(problem))
-            .cloned()
-            .collect();
+        // What a former process left behind is the same generation, although the engine has yet to hear of it.
+        let changed = self.changed_by(&step);
+        let differs = !changed.is_empty();
+        let events = match self.is_told {
+            true => changed,
+            false => changes(&BTreeMap::new(), &self.entries),
+        };
+        let news = news(&self.problems, &problems);
         let is_same = events.is_empty() && problems == *self.problems && degraded == self.degraded;
         if is_same && self.is_told {
-            return Settled::default();
+            return Settled {
+                step,
+                ..Settled::default()
+            };
         }
         // Without a root and without a past, nothing is known: that is not an empty mesh.
-        let synced = scan.no_root.is_none() || !entries.is_empty();
-        // What a former process left behind is the same generation, although the engine has yet to hear of it.
-        let differs = !changes(&self.entries, &entries).is_empty();
+        let synced = scan.no_root.is_none() || !self.entries.is_empty();
         self.generation += u64::from(differs || problems != *self.problems || self.generation == 0);
-        (self.entries, self.problems, self.degraded, self.is_told) =
-            (entries, Arc::new(problems), degraded, true);
-        let batch = Batch {
-            generation: self.generation,
-            events,
-            problems: self.problems.clone(),
-            degraded: self.degraded.clone(),
-            synced,
-            written: BTreeMap::new(),
-        };
+        (self.problems, self.degraded, self.is_told) = (Arc::new(problems), degraded, true);
         Settled {
-            batch: Some(batch),
+            batch: Some(self.batch(events, synced)),
             news,
             read_again: false,
+            step,
         }
     }
-}
 
-fn parse_file(path: &Str, file: &File) -> Parsed {
-    match &file.text {
-        Ok(text) => parse::parse(path, text),
-        Err(cause) => parse::unreadable(path, cause),
+    /// The events that what was decided comes to.
+    fn changed_by(&self, step: &Step) -> Vec<Event> {
+        let (mut gone, mut set) = (Vec::new(), Vec::new());
+        for (key, old) in &step.entries {
+            match (old, self.entries.get(key)) {
+                (Some(_), None) => gone.push(Event {
+                    key: key.clone(),
+                    object: None,
+                }),
+                (old, Some(new)) if old.as_ref().is_none_or(|old| old.in_force != new.in_force) => {
+                    set.push(Event {
+                        key: key.clone(),
+                        object: Some(new.in_force.clone()),
+                    });
+                }
+                _ => {}
+            }
+        }
+        gone.append(&mut set);
+        gone
     }
 }
 
-/// An object comes into force, or stays in it unchanged.
-fn taken(good: &Good, file: &Str, old: Option<&Entry>, generation: u64, now: Timestamp) -> Entry {
-    let first_seen = old.map_or(now, |old| old.first_seen);
-    // Most objects are as they were: to see that must not cost a copy.
-    let same = old.filter(|old| old.written == good.written);
-    let (object, generation) = match same {
-        Some(old) => (old.in_force.object.clone(), old.in_force.generation),
-        None => (aged(&good.object, first_seen), generation),
+/// Where a finding belongs.
+fn place(problem: &FileProblem) -> (&Str, u64, u64) {
+    (&problem.file, problem.line, problem.column)
+}
+
+/// The findings that were not there before; both come by file and line.
+fn news(before: &[FileProblem], now: &[FileProblem]) -> Vec<FileProblem> {
+    let is_known = |problem: &&FileProblem| {
+        let from = before.partition_point(|known| place(known) < place(problem));
+        let same = before[from..]
+            .iter()
+            .take_while(|known| place(known) == place(problem));
+        same.clone().any(|known| known == *problem)
     };
-    let in_force = InForce {
-        object,
-        file: file.clone(),
-        generation,
-        stale_since: None,
-    };
-    Entry {
-        in_force,
-        written: good.written.clone(),
-        first_seen,
-    }
-}
-
-/// An object whose new form is refused stays in force.
-fn kept(old: &Entry, generation: u64) -> Entry {
-    let mut entry = old.clone();
-    entry.in_force.stale_since.get_or_insert(generation);
-    entry
-}
-
-/// Gives an object without a time of creation the time it was first seen.
-fn aged(object: &Arc<Object>, first_seen: Timestamp) -> Arc<Object> {
-    if object.meta().creation_timestamp.is_some() {
-        return object.clone();
-    }
-    let mut object = Object::clone(object);
-    object.meta_mut().creation_timestamp = Some(first_seen);
-    Arc::new(object)
+    now.iter().filter(|problem| !is_known(problem)).cloned().collect()
 }
 
 fn changes(old: &BTreeMap<Key, Entry>, new: &BTreeMap<Key, Entry>) -> Vec<Event> {
@@ -450,24 +411,6 @@ fn changes(old: &BTreeMap<Key, Entry>, new: &BTreeMap<Key, Entry>) -> Vec<Event>
     gone.chain(set).collect()
 }
 
-fn duplicate(file: &Str, place: Place, key: &Key, first: &Str) -> FileProblem {
-    let cause = if file == first {
-        "it stands in this file for the second time".to_owned()
-    } else {
-        format!("{first} defines it too, and comes first")
-    };
-    FileProblem {
-        file: file.clone(),
-        line: place.line,
-        column: place.column,
-        severity: Severity::Error,
-        reason: Reason::DuplicateObject,
-        object: Some(key.clone()),
-        cause,
-        fix: "keep one of the two".to_owned(),
-    }
-}
-
 fn unreadable_directory(path: &Str, cause: &str) -> FileProblem {
     FileProblem {
         file: path.clone(),
@@ -479,11 +422,6 @@ fn unreadable_directory(path: &Str, cause: &str) -> FileProblem {
         cause: cause.to_owned(),
         fix: "make it readable for the control plane".to_owned(),
     }
-}
-
-fn is_below(file: &str, directory: &str) -> bool {
-    file.strip_prefix(directory)
-        .is_some_and(|rest| rest.starts_with('/'))
 }
 
 #[cfg(test)]

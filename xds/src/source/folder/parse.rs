@@ -11,6 +11,9 @@ use tulle_model::{Reason, Str};
 
 use crate::snapshot::{FileProblem, Severity};
 
+/// SHA-256 of the text that says an object.
+pub(crate) type Form = [u8; 32];
+
 /// What a file says.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Parsed {
@@ -27,12 +30,12 @@ pub(crate) struct Parsed {
 pub(crate) struct Statement {
     pub(crate) key: Key,
     pub(crate) place: Place,
-    pub(crate) form: Form,
+    pub(crate) says: Says,
 }
 
-/// The form an object has in a file.
+/// What is said of an object.
 #[derive(Debug, Clone)]
-pub(crate) enum Form {
+pub(crate) enum Says {
     /// It can be used.
     Good(Good),
     /// It cannot; what denies in its place.
@@ -43,8 +46,10 @@ pub(crate) enum Form {
 #[derive(Debug, Clone)]
 pub(crate) struct Good {
     pub(crate) object: Arc<Object>,
-    /// As JSON, without places.
-    pub(crate) written: Arc<str>,
+    /// What the text is known by.
+    pub(crate) form: Form,
+    /// The text: JSON without places. It is dropped once it is on record.
+    pub(crate) written: Option<Arc<str>>,
 }
 
 impl Good {
@@ -56,9 +61,36 @@ impl Good {
         };
         Self {
             object,
-            written: written.into(),
+            form: form_of(&written),
+            written: Some(written.into()),
         }
     }
+}
+
+impl Statement {
+    /// The object that is to come into force, if any.
+    pub(crate) fn good(&self) -> Option<&Good> {
+        match &self.says {
+            Says::Good(good) | Says::Bad(Some(good)) => Some(good),
+            Says::Bad(None) => None,
+        }
+    }
+
+    /// The same, to be edited.
+    pub(crate) fn good_mut(&mut self) -> Option<&mut Good> {
+        match &mut self.says {
+            Says::Good(good) | Says::Bad(Some(good)) => Some(good),
+            Says::Bad(None) => None,
+        }
+    }
+}
+
+/// What a text is known by.
+pub(crate) fn form_of(text: &str) -> Form {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    let mut form = Form::default();
+    form.copy_from_slice(digest.as_ref());
+    form
 }
 
 /// A secret as far as it may be kept: its certificates.
@@ -143,7 +175,7 @@ impl Parsed {
                 self.statements.push(Statement {
                     key,
                     place,
-                    form: Form::Good(Good::new(object, node)),
+                    says: Says::Good(Good::new(object, node)),
                 });
             }
             Reading::Bad {
@@ -165,7 +197,7 @@ impl Parsed {
                 self.statements.push(Statement {
                     key,
                     place,
-                    form: Form::Bad(stand_in),
+                    says: Says::Bad(stand_in),
                 });
             }
             Reading::Skipped(fault) => {

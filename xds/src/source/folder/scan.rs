@@ -148,12 +148,15 @@ impl Walk<'_> {
         }
         let mut names = Vec::new();
         for entry in fs::read_dir(path)? {
-            names.push(entry?.file_name());
+            let entry = entry?;
+            // What is no link stays where it is found: asking where it leads costs a call per step of its path.
+            let is_link = entry.file_type().map_or(true, |found| found.is_symlink());
+            names.push((entry.file_name(), is_link));
         }
         names.sort();
         self.scan.directories.insert(path.to_owned());
         self.open.push(real);
-        for name in names {
+        for (name, is_link) in names {
             let Some(name) = name.to_str().filter(|name| !is_skipped(name)) else {
                 continue;
             };
@@ -162,13 +165,13 @@ impl Walk<'_> {
             } else {
                 format!("{below}/{name}")
             };
-            self.entry(&path.join(name), &below);
+            self.entry(&path.join(name), &below, is_link);
         }
         self.open.pop();
         Ok(())
     }
 
-    fn entry(&mut self, path: &Path, below: &str) {
+    fn entry(&mut self, path: &Path, below: &str, is_link: bool) {
         let fail = |scan: &mut Scan, cause: String| {
             let file = File {
                 text: Err(cause),
@@ -178,7 +181,7 @@ impl Walk<'_> {
             scan.files.insert(below.into(), file);
         };
         let is_manifest = is_manifest(below);
-        let metadata = match self.resolve(path) {
+        let metadata = match self.resolve(path, is_link) {
             Ok(metadata) => metadata,
             Err(error) if is_manifest && error.kind() != io::ErrorKind::NotFound => {
                 return fail(self.scan, format!("it cannot be read: {error}"));
@@ -201,7 +204,13 @@ impl Walk<'_> {
     }
 
     /// Follows symlinks, as long as they stay inside of the root.
-    fn resolve(&self, path: &Path) -> io::Result<Metadata> {
+    fn resolve(&self, path: &Path, is_link: bool) -> io::Result<Metadata> {
+        if !is_link {
+            let found = fs::symlink_metadata(path)?;
+            if !found.is_symlink() {
+                return Ok(found);
+            }
+        }
         let real = path.canonicalize()?;
         if !real.starts_with(self.root) {
             let message = "it is a link to something outside of the configuration folder";

@@ -558,3 +558,48 @@ fn a_full_disk_hands_out_no_certificate_and_loses_none_that_follow() {
     });
     assert!(ran || !nix::unistd::geteuid().is_root());
 }
+
+#[test]
+fn a_start_on_a_full_disk_serves_and_signs_as_soon_as_it_can_be_written_down() {
+    use crate::ca::issued::{Entry, Issued};
+    use crate::ca::roots::Roots;
+    use crate::state_dir::StateDir;
+    let mut hand = Hand::new();
+    hand.write("a.yaml", &service("a"));
+    let path = hand.state.path().to_owned();
+    let ran = on_a_small_disk(&path.clone(), 256 << 10, move || {
+        let entry = |serial: &str| Entry {
+            serial: serial.to_owned(),
+            identity: tulle_model::Identity::new("cluster.local", "shop", "web"),
+            node: "n1".into(),
+            not_after: 1_000,
+        };
+        let now = time::OffsetDateTime::now_utc();
+        let start = || {
+            let owned = StateDir::open(&path).expect("the folder is there");
+            let roots = Roots::open(&path.join("ca"), "cluster.local", now).expect("the root is there");
+            let issued = Issued::open(&path, 0).expect("it can be read");
+            (owned, roots, issued)
+        };
+        let first = start();
+        first.2.note(&entry("aa"), 0).unwrap();
+        hand.look();
+        drop(first);
+        let filler = fill(&path);
+        let (_owned, _roots, issued) = start();
+        hand.restart();
+        assert_eq!(hand.look().batch.expect("it is told").events.len(), 1);
+        let problem = issued.try_again().expect("it is still full");
+        assert!(problem.contains("issued.log"), "{problem}");
+        assert!(issued.note(&entry("bb"), 0).is_err(), "nothing is handed out");
+        std::fs::remove_file(filler).unwrap();
+        assert_eq!(issued.try_again(), None);
+        issued.note(&entry("cc"), 0).unwrap();
+        drop(issued);
+        let again = Issued::open(&path, 0).unwrap();
+        let denied = again.misplaced(&crate::snapshot::Placement::default(), 0);
+        let known: Vec<String> = denied.iter().map(|entry| entry.subject.to_string()).collect();
+        assert_eq!(known, ["serial:aa", "serial:cc"]);
+    });
+    assert!(ran || !nix::unistd::geteuid().is_root());
+}

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tulle_identity::tls::Handover;
 
 use super::conn::{Conn, not_opened};
 use super::core::Role;
 use super::driver::{Driver, Question};
 use super::head;
+use super::link::{Link, Plain};
+use super::sealed::Sealed;
 use super::stream::{Handle, join};
 use super::wire::code;
 use crate::hbone::connect::ConnectRequest;
@@ -17,7 +20,9 @@ use crate::hbone::error::OpenError;
 use crate::hbone::liveness::{Slot, Vitals};
 use crate::hbone::seam::{ClientFrames, Connection, Opened, Ping};
 use crate::hbone::settings::Settings;
+use crate::hbone::watch::Watch;
 use crate::hbone::watched::Watched;
+use crate::records::Fault;
 
 /// Opens streams. The connection ends with the last one once this is dropped.
 #[derive(Debug)]
@@ -40,16 +45,34 @@ pub(in crate::hbone) fn handshake<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let conn = Conn::new(Role::Client, settings, vitals);
     let stream = Watched::client(stream, Arc::clone(vitals));
-    let driver = Driver::new(stream, Arc::clone(&conn), settings);
+    begin(Plain::new(stream), settings, vitals)
+}
+
+/// Begins HTTP/2 on a stream whose records are sealed here.
+pub(in crate::hbone) fn over_records<S>(
+    handover: Handover<S>,
+    settings: &Settings,
+    vitals: &Arc<Vitals>,
+) -> Result<(Arc<Opener>, Box<dyn ClientFrames>), Fault>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let link = Sealed::take_over(handover, Watch::client(Arc::clone(vitals)))?;
+    Ok(begin(link, settings, vitals))
+}
+
+fn begin<L: Link + 'static>(
+    link: L,
+    settings: &Settings,
+    vitals: &Arc<Vitals>,
+) -> (Arc<Opener>, Box<dyn ClientFrames>) {
+    let conn = Conn::new(Role::Client, settings, vitals);
+    let driver = Driver::new(link, Arc::clone(&conn), settings);
     (Arc::new(Opener { conn }), Box::new(driver))
 }
 
-impl<S> Connection for Driver<S>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin,
-{
+impl<L: Link> Connection for Driver<L> {
     fn ping(&mut self) -> Box<dyn Ping> {
         Box::new(Question::new(self.conn()))
     }
@@ -58,10 +81,7 @@ where
     fn set_window(&mut self, _: u32) {}
 }
 
-impl<S> ClientFrames for Driver<S>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin,
-{
+impl<L: Link> ClientFrames for Driver<L> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
         self.poll_frames(cx)
     }

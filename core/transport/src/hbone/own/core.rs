@@ -25,11 +25,11 @@ use std::task::Waker;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::budget::Budget;
 use super::fault::Fault;
 use super::hpack::Decoder;
 use super::parser::Parser;
 use super::wire::{self, code};
+use crate::budget::Budget;
 use crate::hbone::connect::{ConnectRequest, MalformedConnect};
 use crate::hbone::settings::Settings;
 
@@ -284,6 +284,11 @@ impl Core {
     /// Payload that waits to be sent.
     pub(super) fn queued(&self) -> usize {
         self.queued
+    }
+
+    /// Bytes that streams hold for their readers.
+    pub(super) fn held(&self) -> usize {
+        self.credit.held
     }
 
     /// Takes in what arrived. An error ends the connection.

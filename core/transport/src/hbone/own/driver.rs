@@ -5,20 +5,18 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use bytes::{Buf, Bytes};
 use tokio::time::Instant;
-use tokio_util::io::poll_read_buf;
 
 use super::conn::Conn;
 use super::core::{Core, End, Next, Outbox};
-use crate::copy::buffers::{Buffer, Size};
+use super::link::Link;
+use super::wire::PREFACE;
 use crate::hbone::seam::Ping;
 use crate::hbone::settings::Settings;
-use crate::hbone::watched::Watched;
 
 /// Bytes that are gathered for one write: as much as TLS takes at once. What comes next waits behind no more than this.
 const GATHERED: usize = 64 * 1024;
@@ -35,28 +33,31 @@ enum Written {
     Some,
 }
 
+/// Places for chunks of one read that are kept for the next one.
+const CHUNKS_KEPT: usize = 4;
+
 /// The task's end of a connection.
 #[derive(Debug)]
-pub(super) struct Driver<S> {
-    stream: Watched<S>,
+pub(super) struct Driver<L> {
+    link: L,
     conn: Arc<Conn>,
     out: Outbox,
-    /// Something was written and not flushed.
-    unflushed: bool,
+    /// What was read and not taken in; empty but for what came behind a preface.
+    chunks: Vec<Bytes>,
+    /// What streams hold for their readers.
+    held: usize,
     streams_max: u32,
     over: Option<Result<(), String>>,
 }
 
-impl<S> Driver<S>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    pub(super) fn new(stream: Watched<S>, conn: Arc<Conn>, settings: &Settings) -> Self {
+impl<L: Link> Driver<L> {
+    pub(super) fn new(link: L, conn: Arc<Conn>, settings: &Settings) -> Self {
         Self {
-            stream,
+            link,
             conn,
             out: Outbox::default(),
-            unflushed: false,
+            chunks: Vec::new(),
+            held: 0,
             streams_max: settings.streams_max,
             over: None,
         }
@@ -66,13 +67,30 @@ where
         &self.conn
     }
 
-    pub(super) fn stream(&mut self) -> &mut Watched<S> {
-        &mut self.stream
-    }
-
     /// Writes what each side begins with.
     pub(super) async fn introduce(&mut self) -> io::Result<()> {
         poll_fn(|cx| self.poll_write(cx)).await.map(|_| ())
+    }
+
+    /// Reads the client's preface; false if something else came.
+    pub(super) async fn read_preface(&mut self) -> io::Result<bool> {
+        let mut expected = &PREFACE[..];
+        while !expected.is_empty() {
+            let read = poll_fn(|cx| self.link.poll_read(cx, 0, &mut self.chunks)).await?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            for chunk in &mut self.chunks {
+                let part = expected.len().min(chunk.len());
+                if chunk[..part] != expected[..part] {
+                    return Ok(false);
+                }
+                chunk.advance(part);
+                expected = &expected[part..];
+            }
+            self.chunks.retain(|chunk| !chunk.is_empty());
+        }
+        Ok(true)
     }
 
     /// Moves what can be moved. Ready when the connection is over, with the reason unless it ended in order.
@@ -130,36 +148,31 @@ where
         } else {
             Written::Some
         };
-        while !self.out.is_empty() {
-            let (slices, count) = self.out.slices();
-            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices[..count]))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.out.advance(written);
-            self.unflushed = true;
-        }
-        if self.unflushed {
-            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-            self.unflushed = false;
-        }
+        ready!(self.link.poll_write(cx, &mut self.out))?;
         Poll::Ready(Ok(written))
     }
 
-    /// Reads once, and takes in what was read; 0 at the end. No buffer is held meanwhile.
+    /// Reads once, and takes in what was read; 0 at the end.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut buffer = Buffer::lend(Size::Medium);
-        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut buffer.room()))?;
-        if read == 0 {
-            return Poll::Ready(Ok(0));
-        }
-        let (bytes, _) = buffer.take();
+        let read = if self.chunks.is_empty() {
+            ready!(self.link.poll_read(cx, self.held, &mut self.chunks))?
+        } else {
+            self.chunks.iter().map(Bytes::len).sum()
+        };
+        let (chunks, held) = (&mut self.chunks, &mut self.held);
         let (limit, failed) = self.conn.drive(|core| {
-            let failed = core.receive(bytes, Instant::now()).err();
+            let now = Instant::now();
+            let mut received = chunks.drain(..).map(|chunk| core.receive(chunk, now));
+            let failed = received.find_map(Result::err);
+            drop(received);
             failed.into_iter().for_each(|fault| core.fail(fault));
+            *held = core.held();
             let changed = std::mem::take(&mut core.limit_changed);
             (changed.then(|| core.peer_streams_max()), failed)
         });
+        if self.chunks.capacity() > CHUNKS_KEPT {
+            self.chunks = Vec::new();
+        }
         if let Some(limit) = limit {
             self.conn.vitals().set_limit(self.streams_max.min(limit));
         }
@@ -176,12 +189,11 @@ where
     /// All is said: closes the stream once it is written.
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while ready!(self.poll_write(cx))? == Written::Some {}
-        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-        Poll::Ready(Ok(()))
+        self.link.poll_close(cx)
     }
 }
 
-impl<S> Drop for Driver<S> {
+impl<L> Drop for Driver<L> {
     fn drop(&mut self) {
         self.conn
             .drive(|core| core.end(End::Lost("this side ended it".into())));

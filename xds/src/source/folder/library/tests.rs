@@ -3,8 +3,10 @@
 use tulle_k8s::Kind;
 
 use super::*;
+use crate::source::folder::scan::File;
 
 mod mutation;
+mod own;
 
 /// A folder on paper.
 struct Paper {

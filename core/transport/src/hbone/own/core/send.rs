@@ -77,6 +77,12 @@ impl Outbox {
         (slices, count)
     }
 
+    /// All of it, in order.
+    pub(in super::super) fn parts(&mut self) -> impl Iterator<Item = &[u8]> {
+        self.seal();
+        self.parts.iter().map(|part| &part[..])
+    }
+
     /// The first part, as a write that takes no more would have it.
     #[cfg(any(test, feature = "testing"))]
     pub(in super::super) fn take(&mut self) -> Bytes {

@@ -1,10 +1,10 @@
-//! How many frames of a kind a peer may send that cost more than they carry: many at once, few for long.
+//! How many messages of a kind a peer may send that cost more than they carry: many at once, few for long.
 
 use tokio::time::Instant;
 
-/// A number of frames that refills with time. Plain data, but for the clock.
+/// A number of messages that refills with time. Plain data, but for the clock.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     left: u32,
     burst: u32,
     per_second: u32,
@@ -12,7 +12,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub(super) fn new(burst: u32, per_second: u32, now: Instant) -> Self {
+    pub(crate) fn new(burst: u32, per_second: u32, now: Instant) -> Self {
         Self {
             left: burst,
             burst,
@@ -23,7 +23,7 @@ impl Budget {
 
     /// Takes one; false if none is left.
     #[must_use]
-    pub(super) fn spend(&mut self, now: Instant) -> bool {
+    pub(crate) fn spend(&mut self, now: Instant) -> bool {
         let seconds = now.duration_since(self.refilled).as_secs();
         if seconds > 0 {
             let refill = u32::try_from(seconds)

@@ -1,0 +1,223 @@
+//! What of the history is kept: so many generations, so long, so many bytes; and nothing that none of them needs. Kept by
+//! counting, so that dropping a generation does not mean reading the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use jiff::{SignedDuration, Timestamp};
+use tulle_model::Str;
+
+use super::pages::{self, Pages};
+use super::{Draft, FILES};
+
+/// Age from which on a generation is dropped; the newest is kept however old it is.
+const AGE_MAX: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// Generations that are kept.
+pub(super) const GENERATIONS_MAX: usize = 100;
+/// Bytes that they may take with all they hold; the newest is kept whatever it takes.
+const BYTES_MAX: u64 = 256 << 20;
+
+/// What lies in the folder of the history.
+#[derive(Debug)]
+pub(super) struct Keep {
+    root: PathBuf,
+    /// Bytes of everything, once they were counted.
+    bytes: Option<u64>,
+    /// Bytes that everything kept may take.
+    pub(super) bytes_max: u64,
+    /// Generations whose pages the newest has none of any more, and the last one that had some.
+    pages_over: BTreeMap<u64, u64>,
+    /// How many files of the newest generation have a text.
+    texts: BTreeMap<Str, usize>,
+    /// Texts that the newest does not have any more, and the last generation that did.
+    texts_over: BTreeMap<Str, u64>,
+}
+
+impl Keep {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self {
+            root,
+            bytes: None,
+            bytes_max: BYTES_MAX,
+            pages_over: BTreeMap::new(),
+            texts: BTreeMap::new(),
+            texts_over: BTreeMap::new(),
+        }
+    }
+
+    /// Begins with what a former process left. Of what the newest generation does not have, it is not known since when: it
+    /// stays for as long as that one.
+    pub(super) fn begin<'a>(&mut self, newest: u64, pages: &Pages, texts: impl Iterator<Item = &'a Str>) {
+        self.texts = BTreeMap::new();
+        for text in texts {
+            *self.texts.entry(text.clone()).or_default() += 1;
+        }
+        let used = pages.stored();
+        let stored = numbered(&self.root, ".pages").into_iter();
+        self.pages_over = stored
+            .filter(|stored| !used.contains(stored))
+            .map(|stored| (stored, newest))
+            .collect();
+        let names = fs::read_dir(self.root.join(FILES))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let names = names.filter_map(|file| Some(Str::from(file.file_name().to_str()?)));
+        self.texts_over = names
+            .filter(|name| !self.texts.contains_key(name))
+            .map(|name| (name, newest))
+            .collect();
+    }
+
+    /// Writes a file as a whole, and counts it.
+    pub(super) fn write(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut file = Draft::of(path)?;
+        file.write_all(bytes)?;
+        self.place(file, path, bytes.len() as u64)
+    }
+
+    /// Puts a file with so many bytes in its place, and counts it.
+    pub(super) fn place(&mut self, file: Draft, path: &Path, bytes: u64) -> io::Result<()> {
+        let before = fs::metadata(path).map_or(0, |file| file.len());
+        file.place(path, true)?;
+        if let Some(all) = &mut self.bytes {
+            *all = (*all + bytes).saturating_sub(before);
+        }
+        Ok(())
+    }
+
+    /// Notes which pages the newest generation has no more, `before` being the last that had them.
+    pub(super) fn over(&mut self, old: &Pages, new: &Pages, before: u64) {
+        let (old, new) = (old.stored(), new.stored());
+        for stored in old.difference(&new) {
+            self.pages_over.insert(*stored, before);
+        }
+        for stored in &new {
+            self.pages_over.remove(stored);
+        }
+    }
+
+    /// Notes that a file has another text.
+    pub(super) fn text(&mut self, old: Option<&Str>, new: Option<&Str>, before: u64) {
+        if let Some(new) = new {
+            *self.texts.entry(new.clone()).or_default() += 1;
+            self.texts_over.remove(new);
+        }
+        let Some(old) = old else { return };
+        if let Some(count) = self.texts.get_mut(old) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.texts.remove(old);
+                self.texts_over.insert(old.clone(), before);
+            }
+        }
+    }
+
+    /// Drops the oldest generations, and what none of the others has.
+    pub(super) fn forget(&mut self, newest: u64) {
+        let mut generations = numbered(&self.root, ".json");
+        // What was left of a generation that could not be read comes after the newest; it is written over.
+        generations.retain(|generation| *generation <= newest);
+        let mut bytes = match self.bytes {
+            Some(bytes) => bytes,
+            None => all_bytes(&self.root),
+        };
+        let mut kept = generations.as_slice();
+        while let [oldest, rest @ ..] = kept {
+            let is_too_much = kept.len() > GENERATIONS_MAX || bytes > self.bytes_max || self.is_old(*oldest);
+            if rest.is_empty() || !is_too_much {
+                break;
+            }
+            bytes = bytes.saturating_sub(self.drop_one(*oldest, rest[0]));
+            kept = rest;
+        }
+        self.bytes = Some(bytes);
+    }
+
+    /// Drops a generation, the next one becoming the oldest; returns the bytes that are free now.
+    fn drop_one(&mut self, generation: u64, next: u64) -> u64 {
+        let mut free = remove(&self.root.join(format!("{generation}.json")));
+        let over: Vec<u64> = self
+            .pages_over
+            .iter()
+            .filter(|(_, last)| **last < next)
+            .map(|(at, _)| *at)
+            .collect();
+        for stored in over {
+            self.pages_over.remove(&stored);
+            free += remove(&pages::path(&self.root, stored));
+        }
+        let over: Vec<Str> = self
+            .texts_over
+            .iter()
+            .filter(|(_, last)| **last < next)
+            .map(|(at, _)| at.clone())
+            .collect();
+        for text in over {
+            self.texts_over.remove(&text);
+            free += remove(&self.root.join(FILES).join(&*text));
+        }
+        // Objects of the older form are shared by generations of that form alone, and go with the last of them.
+        let objects = numbered(&self.root, ".objects");
+        if !objects.is_empty() && !is_older(&self.root, next) {
+            let paths = objects
+                .iter()
+                .map(|stored| self.root.join(format!("{stored}.objects")));
+            free += paths.map(|path| remove(&path)).sum::<u64>();
+        }
+        free
+    }
+
+    /// Whether a generation is older than generations are kept. Its file is as old as it is.
+    fn is_old(&self, generation: u64) -> bool {
+        let modified = fs::metadata(self.root.join(format!("{generation}.json")));
+        let modified = modified.and_then(|file| file.modified());
+        let written = modified.ok().and_then(|time| Timestamp::try_from(time).ok());
+        written.is_some_and(|written| Timestamp::now().duration_since(written) > AGE_MAX)
+    }
+
+    /// Bytes of everything, as they were counted.
+    #[cfg(test)]
+    pub(super) fn counted(&self) -> Option<u64> {
+        self.bytes
+    }
+
+    /// Bytes of everything.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        all_bytes(&self.root)
+    }
+}
+
+/// Whether a generation is of the older form, as far as that can be told.
+fn is_older(root: &Path, generation: u64) -> bool {
+    let text = fs::read_to_string(root.join(format!("{generation}.json"))).unwrap_or_default();
+    let manifest = serde_json::from_str::<super::Manifest>(&text);
+    manifest.map_or(true, |manifest| manifest.pages.is_none())
+}
+
+fn all_bytes(root: &Path) -> u64 {
+    let folders = [root.to_owned(), root.join(FILES)];
+    let files = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+    let sizes = files
+        .filter_map(|file| file.metadata().ok())
+        .filter(fs::Metadata::is_file);
+    sizes.map(|file| file.len()).sum()
+}
+
+fn remove(path: &Path) -> u64 {
+    let bytes = fs::metadata(path).map_or(0, |file| file.len());
+    fs::remove_file(path).map_or(0, |()| bytes)
+}
+
+/// The numbers of the files with this ending, in order.
+pub(super) fn numbered(root: &Path, ending: &str) -> Vec<u64> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(ending)?.parse().ok();
+    let mut numbers: BTreeSet<u64> = entries.filter_map(number).collect();
+    std::mem::take(&mut numbers).into_iter().collect()
+}
