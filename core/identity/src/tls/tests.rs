@@ -8,6 +8,7 @@ use crate::ca::Issued;
 use crate::certificate::{Own, anchors};
 use crate::testing::{TestCa, certificate};
 
+mod handover;
 mod libraries;
 mod odd;
 

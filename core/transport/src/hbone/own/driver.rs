@@ -18,8 +18,8 @@ use super::wire::PREFACE;
 use crate::hbone::seam::Ping;
 use crate::hbone::settings::Settings;
 
-/// Bytes that are gathered for one write: as much as TLS takes at once. What comes next waits behind no more than this.
-const GATHERED: usize = 64 * 1024;
+/// Bytes that are gathered for one write. What comes next waits behind no more than this, and what the kernel has.
+const GATHERED: usize = 128 * 1024;
 
 /// Bytes that are moved before others have a turn, who may run on this very thread.
 const TURN: usize = 128 * 1024;
