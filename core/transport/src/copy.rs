@@ -64,6 +64,12 @@ impl Transfer {
         self.received.load(Ordering::Relaxed)
     }
 
+    /// Counts what somebody else has moved.
+    pub fn moved(&self, sent: usize, received: usize) {
+        self.sent.fetch_add(sent as u64, Ordering::Relaxed);
+        self.received.fetch_add(received as u64, Ordering::Relaxed);
+    }
+
     /// Whether one side has finished and the other has not.
     #[must_use]
     pub fn is_half_closed(&self) -> bool {
