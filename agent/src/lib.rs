@@ -126,6 +126,7 @@ pub fn main(config: Config) -> Exit {
         };
     }
     limits::apply();
+    limits::give_way_to_traffic();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .enable_all()

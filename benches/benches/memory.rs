@@ -44,8 +44,8 @@ fn main() {
     report("idle connection, each proxy", grown / 2, connections);
 }
 
-fn report(what: &str, bytes: usize, of: usize) {
-    let each = bytes / of.max(1);
+fn report(what: &str, bytes: u64, of: usize) {
+    let each = bytes / of.max(1) as u64;
     let _ = writeln!(std::io::stdout(), "{what}: {each} bytes ({of} measured)");
 }
 

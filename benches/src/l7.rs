@@ -249,15 +249,6 @@ fn processes_under(parent: u32) -> Vec<u32> {
     children.collect()
 }
 
-/// Bytes of memory that the process has now.
-#[must_use]
-pub fn resident() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or_default() * 1024
-}
-
 async fn listen() -> TcpListener {
     let bound = TcpListener::bind("127.0.0.1:0").await;
     bound.expect("loopback has ports")

@@ -22,7 +22,7 @@ use tulle_identity::WorkloadCertificate;
 use tulle_identity::testing::certificate;
 use tulle_identity::tls;
 use tulle_model::Identity;
-use tulle_runtime::tasks;
+use tulle_runtime::{tasks, usage};
 use tulle_transport::copy::{Endpoint, bidirectional};
 use tulle_transport::hbone::server::Accepted;
 use tulle_transport::hbone::{
@@ -250,27 +250,14 @@ impl Path {
 
 /// Memory of this process, in bytes.
 #[must_use]
-pub fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
-    let pages = statm
-        .split(' ')
-        .nth(1)
-        .and_then(|pages| pages.parse::<usize>().ok());
-    pages.expect("the second number") * 4096
+pub fn resident() -> u64 {
+    usage::memory(usage::Process::Own, usage::Memory::Resident).expect("Linux tells")
 }
 
 /// CPU time of this process so far, to 10 ms.
 #[must_use]
 pub fn cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux has it");
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-    // utime and stime, counted after the name.
-    let ticks: u64 = fields
-        .skip(11)
-        .take(2)
-        .filter_map(|ticks| ticks.parse::<u64>().ok())
-        .sum();
-    Duration::from_millis(ticks * 10)
+    usage::cpu(usage::Process::Own).expect("Linux tells")
 }
 
 /// Sends `length` bytes in all, over all paths at once, `write` bytes at a time.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tulle_k8s::Object;
 use tulle_k8s::document::documents;
 use tulle_k8s::object::{Reading, read};
+use tulle_runtime::usage;
 use tulle_xds::engine::{Batch, Event, InForce};
 
 /// Pods per service.
@@ -99,8 +100,5 @@ pub fn batch(events: Vec<Event>) -> Batch {
 /// Memory of this process.
 #[must_use]
 pub fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
-        .unwrap_or(0)
+    usage::memory(usage::Process::Own, usage::Memory::Resident).unwrap_or(0) / 1024
 }

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tulle_linux::NetNs;
+use tulle_runtime::usage;
 
 /// Packets that a namespace drops without a word, until the value ends.
 #[derive(Debug)]
@@ -127,13 +128,8 @@ pub fn open_files(process: u32) -> u64 {
     std::fs::read_dir(format!("/proc/{process}/fd")).map_or(0, |entries| entries.count() as u64)
 }
 
-/// Memory of a process that is its own and holds no part of a file, in bytes: pages of its program come and go with what
-/// it happens to run.
+/// Memory of a process that is its own, in bytes.
 #[must_use]
 pub fn anonymous_bytes(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .unwrap_or(0)
-        * 1024
+    usage::memory(usage::Process::Id(process), usage::Memory::Anonymous).unwrap_or(0)
 }

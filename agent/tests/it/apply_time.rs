@@ -12,6 +12,7 @@ use tulle_agent::rules::{Backend, Comparison};
 use tulle_agent::sockets::Listeners;
 use tulle_agent::variant::Existing;
 use tulle_linux::NetNs;
+use tulle_runtime::usage;
 
 const NAMESPACES: usize = 20;
 
@@ -112,7 +113,6 @@ fn processor_time() -> Duration {
 }
 
 fn resident_bytes() -> usize {
-    const PAGE: usize = 4096;
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-    text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * PAGE
+    let bytes = usage::memory(usage::Process::Own, usage::Memory::Resident).unwrap();
+    usize::try_from(bytes).unwrap()
 }

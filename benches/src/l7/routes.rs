@@ -9,8 +9,9 @@ use tulle_model::MeshUpdate;
 use tulle_model::route::Route;
 use tulle_model::testing::{http_route, prefix, service};
 
+use super::Version;
 use super::waypoint::{Fronting, front};
-use super::{Version, resident};
+use crate::resident;
 
 /// Routes in all.
 pub const ROUTES: usize = 5_000;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use back::Returning;
 use fleet::{Fleet, Pushed};
 use plane::{Plane, Size};
+use tulle_runtime::usage::Memory;
 
 use super::{Figure, Run, Scale, Scenario, scenario};
 
@@ -48,13 +49,13 @@ fn load(scale: Scale) -> Run {
         let (pods, streams) = scale.pick((10_000, 200), (100_000, 2_000));
         let mut plane = Plane::prepare(Size { pods, nodes: streams });
         let cold = plane.start().await;
-        let loaded = plane.memory_mib("VmRSS");
+        let loaded = plane.memory_mib(Memory::Resident);
         let fleet = Fleet::connect(&plane, streams).await;
-        let connected = plane.memory_mib("VmRSS");
+        let connected = plane.memory_mib(Memory::Resident);
         let edit = fleet
             .changes(&plane, 1, Duration::from_secs(scale.pick(5, 30)))
             .await;
-        let (rss, peak) = (plane.memory_mib("VmRSS"), plane.memory_mib("VmHWM"));
+        let (rss, peak) = (plane.memory_mib(Memory::Resident), plane.memory_mib(Memory::Peak));
         let differing = fleet.differing(&plane).await as u64;
         let (broken, how) = fleet.broken();
         let packed = fleet.table_bytes as f64 / (streams * pods) as f64;
@@ -122,7 +123,7 @@ fn push(scale: Scale) -> Run {
         let ten = fleet.changes(&plane, 10, seconds(3, 20)).await;
         let hundred = fleet.changes(&plane, 100, seconds(3, 20)).await;
         let thousand = fleet.changes(&plane, 1_000, seconds(3, 60)).await;
-        let peak = plane.memory_mib("VmHWM");
+        let peak = plane.memory_mib(Memory::Peak);
         let differing = fleet.differing(&plane).await as u64;
         let (broken, how) = fleet.broken();
         let limit = Duration::from_millis(100);

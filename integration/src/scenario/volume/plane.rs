@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tulle_identity::AuthenticatedChannel;
 use tulle_model::Identity;
 use tulle_runtime::http_client;
+use tulle_runtime::usage::{self, Memory, Process};
 use tulle_world::{Component, Folders};
 
 use crate::ads;
@@ -206,29 +207,19 @@ impl Plane {
         ))
     }
 
-    /// A line of the process's memory, such as `VmHWM`, in MiB.
-    pub(super) fn memory_mib(&self, line: &str) -> f64 {
-        let process = self.child.as_ref().expect("it runs").id();
-        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-        let found = status
-            .lines()
-            .find_map(|text| text.strip_prefix(line)?.strip_prefix(':'));
-        let kib = found.and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok());
-        kib.unwrap_or(f64::NAN) / 1024.0
+    /// Memory of the process, in MiB.
+    pub(super) fn memory_mib(&self, which: Memory) -> f64 {
+        let bytes = usage::memory(self.process(), which);
+        bytes.map_or(f64::NAN, |bytes| bytes as f64 / f64::from(1 << 20))
     }
 
     /// Processor time that the process has used.
     pub(super) fn cpu(&self) -> Duration {
-        let process = self.child.as_ref().expect("it runs").id();
-        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-        let after = stat.rsplit_once(')').map_or("", |(_, after)| after);
-        let ticks: u64 = after
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .filter_map(|part| part.parse::<u64>().ok())
-            .sum();
-        Duration::from_millis(ticks * 10)
+        usage::cpu(self.process()).unwrap_or_default()
+    }
+
+    fn process(&self) -> Process {
+        Process::Id(self.child.as_ref().expect("it runs").id())
     }
 
     /// Where it listens.
