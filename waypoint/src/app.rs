@@ -22,6 +22,7 @@ use tulle_runtime::{limits, signal, tasks};
 use tulle_xds_client::{Client, MeshState, NodeInfo, NodeKind, Options};
 
 use crate::admin::Pages;
+use crate::buffers;
 use crate::config::Config;
 use crate::context::{Parts, Waypoint};
 use crate::listener;
@@ -137,6 +138,7 @@ impl App {
         ca: Option<Arc<dyn CaClient>>,
     ) -> Result<Self, Error> {
         log_effective(&config);
+        buffers::limit(&config);
         let registry = Registry::for_process("waypoint");
         let (ready, (drain, watcher)) = (Ready::new(), drain::new());
         let ca = ca.map_or_else(|| authority(&config), Ok)?;

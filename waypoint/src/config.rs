@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use tulle_identity::ControlPlane;
@@ -63,6 +64,10 @@ pub struct Config {
     pub policy_wait: Duration,
     /// How much of a reason a peer is told.
     pub reason_detail: ReasonDetail,
+    /// Bytes that may wait in this process for slow readers, as configured; a memory limit may lower it.
+    pub buffers: u64,
+    /// Networks that names outside of the mesh may lead to although they are near, such as the machine's own.
+    pub egress_allow: Vec<IpNet>,
     /// Who vouches for servers outside of the mesh that keys of tokens are fetched from: `SYSTEM`, PEM text, or a path.
     pub jwks_roots: String,
     /// Listeners of the process.
@@ -123,6 +128,11 @@ pub struct Ports {
 const DEFAULT_RUN_DIR: &str = "/run/tulle";
 /// Time for what is running when the process ends.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+/// Bytes that may wait for slow readers.
+const DEFAULT_BUFFERS: u64 = 256 * MEBIBYTE;
+const MEBIBYTE: u64 = 1024 * 1024;
+/// Of a memory limit, this part may wait for slow readers: one of four.
+const BUFFERS_SHARE: u64 = 4;
 /// Fewest threads when nothing is set.
 const THREADS_MIN: usize = 2;
 
@@ -185,6 +195,8 @@ impl Config {
             drain: read.duration("TERMINATION_DRAIN_DURATION", DEFAULT_DRAIN),
             policy_wait: read.duration("TULLE_POLICY_WAIT", Duration::from_secs(2)),
             reason_detail: read.value("TULLE_REASON_DETAIL", ReasonDetail::Full, reason_detail),
+            buffers: read.size("TULLE_WAYPOINT_BUFFERS", DEFAULT_BUFFERS),
+            egress_allow: read.value("TULLE_WAYPOINT_EGRESS_ALLOW", Vec::new(), networks),
             jwks_roots: read.string("TULLE_JWKS_ROOTS", "SYSTEM"),
             ports: Ports {
                 admin: read.value("TULLE_ADMIN_PORT", Some(15000), port),
@@ -195,6 +207,22 @@ impl Config {
             log_filter: read.string("RUST_LOG", "info"),
             log_json: format == "json",
         }
+    }
+
+    /// Whether an address is that of the control plane, where it is configured by address.
+    #[must_use]
+    pub fn is_control_plane(&self, address: IpAddr) -> bool {
+        let of = |server: &ControlPlane| {
+            let host = server.address.host().unwrap_or_default().trim_matches(['[', ']']);
+            host.parse() == Ok(address)
+        };
+        of(&self.xds) || of(&self.ca)
+    }
+
+    /// Bytes that may wait in this process for slow readers, where memory is limited to so much.
+    #[must_use]
+    pub fn buffers_within(&self, memory: Option<u64>) -> u64 {
+        memory.map_or(self.buffers, |limit| self.buffers.min(limit / BUFFERS_SHARE))
     }
 
     /// The identity that peers see.
@@ -232,6 +260,16 @@ fn reason_detail(text: &str) -> Result<ReasonDetail, &'static str> {
         "none" => Ok(ReasonDetail::None),
         _ => Err("must be full, code or none"),
     }
+}
+
+fn networks(text: &str) -> Result<Vec<IpNet>, &'static str> {
+    let list = text.split(',').map(str::trim).filter(|one| !one.is_empty());
+    let network = |one: &str| {
+        let address = || one.parse::<IpAddr>().map(IpNet::from);
+        one.parse::<IpNet>().or_else(|_| address())
+    };
+    list.map(|one| network(one).map_err(|_| "must be a list of networks, such as 10.0.0.0/8,192.0.2.7"))
+        .collect()
 }
 
 fn port(text: &str) -> Result<Option<u16>, &'static str> {
@@ -287,15 +325,27 @@ mod tests {
     }
 
     #[test]
+    fn a_memory_limit_lowers_what_may_wait() {
+        let config = Config::from_env(&MapEnv::from(NEEDED)).unwrap();
+        assert_eq!(config.buffers_within(None), 256 * MEBIBYTE);
+        assert_eq!(config.buffers_within(Some(128 * MEBIBYTE)), 32 * MEBIBYTE);
+        let env = MapEnv::from(NEEDED).with("TULLE_WAYPOINT_BUFFERS", "8MiB");
+        let config = Config::from_env(&env).unwrap();
+        assert_eq!(config.buffers_within(Some(128 * MEBIBYTE)), 8 * MEBIBYTE);
+    }
+
+    #[test]
     fn every_bad_value_is_told() {
         let env = MapEnv::from(NEEDED)
             .with("TULLE_CREDENTIAL", "stolen")
             .with("TULLE_ADMIN_PORT", "x")
+            .with("TULLE_WAYPOINT_BUFFERS", "much")
             .with("TERMINATION_DRAIN_DURATION", "soon");
         let error = Config::from_env(&env).unwrap_err().to_string();
         for name in [
             "TULLE_CREDENTIAL",
             "TULLE_ADMIN_PORT",
+            "TULLE_WAYPOINT_BUFFERS",
             "TERMINATION_DRAIN_DURATION",
         ] {
             assert!(error.contains(name), "{error}");

@@ -5,6 +5,7 @@ pub mod body;
 pub mod exchange;
 mod farewell;
 pub mod flood;
+pub mod frames;
 pub mod heads;
 pub mod hygiene;
 pub mod idle;

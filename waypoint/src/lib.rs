@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod buffers;
 pub mod clock;
 pub mod config;
 pub mod context;

@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use tulle_model::Reason;
 use tulle_runtime::metrics::Registry;
 
+use crate::buffers::Shown;
 use crate::policy::metrics::PolicyMetrics;
 use crate::telemetry::requests::Traffic;
 use crate::telemetry::spans::Spans;
@@ -73,6 +74,7 @@ impl Metrics {
     /// Metrics that `registry` exports.
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
+        registry.with(|inner| inner.register_collector(Box::new(Shown)));
         let replies = "Answers of the waypoint itself, and streams it refused, by reason";
         let plaintext = "Connections to endpoints that were opened without mutual TLS";
         Self {

@@ -1,5 +1,6 @@
 //! Streams that are not read: bytes, and TLS that is not opened. One endpoint is drawn, and bytes are copied.
 
+mod counting;
 mod record;
 mod way;
 
@@ -13,6 +14,7 @@ use tulle_transport::Transfer;
 use tulle_transport::copy;
 use tulle_transport::hbone::{HboneStream, ResetCode};
 
+use self::counting::Counting;
 use self::record::{Carried, Record};
 use crate::context::Waypoint;
 use crate::detect::Greeting;
@@ -24,9 +26,10 @@ use crate::snapshot::{PortState, Snapshot};
 use crate::upstream::backend::Backend;
 use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
-use crate::upstream::connect::{self, Behalf, Opened};
+use crate::upstream::connect::{self, Behalf, Opened, To};
 use crate::upstream::dial::Socket;
 use crate::upstream::outcome::Outcome;
+use crate::upstream::outside;
 
 /// Endpoints that are tried: one, and two more if no connection is had.
 const ENDPOINTS_MAX: usize = 3;
@@ -151,14 +154,25 @@ async fn open(
             break;
         }
         tried.push(Arc::clone(&endpoint.state));
-        let Some(address) = endpoint.address(arrival.destination.address) else {
-            continue;
+        let asked = arrival.destination.address;
+        let address = match outside::address(waypoint, snapshot, endpoint, server_name, asked).await {
+            Ok(address) => address,
+            Err(reason) => {
+                last = reason;
+                continue;
+            }
         };
         let (breaker, limits) = (&pick.cluster().state().breaker, pick.cluster().policy().limits);
         let Ok(guard) = breaker.connection(limits).await else {
             return Err((Reason::Overflow, None));
         };
-        let connected = connect::open(waypoint, endpoint, address, &behalf, limits.connect).await;
+        let to = To {
+            endpoint,
+            address,
+            tls: pick.cluster().tls_to(endpoint),
+            speaks: None,
+        };
+        let connected = connect::open(waypoint, to, &behalf, limits.connect).await;
         pick.settle(&connect::outcome(&connected), backend.now());
         match connected {
             Ok(opened) => return Ok((Arc::clone(backend), opened, (pick, guard))),
@@ -190,9 +204,14 @@ async fn carry(
             Opened::Plain(Socket::Tcp(upstream)) => {
                 copy::bidirectional(stream, upstream, &transfer).await.error
             }
+            Opened::Secured(mut upstream) => {
+                let mut stream = Counting::new(stream, &transfer);
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+                None
+            }
             #[cfg(any(test, feature = "testing"))]
             Opened::Plain(Socket::Memory(mut upstream)) => {
-                let mut stream = stream;
+                let mut stream = Counting::new(stream, &transfer);
                 let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
                 None
             }

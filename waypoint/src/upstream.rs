@@ -11,8 +11,10 @@ pub mod endpoint;
 pub mod hash;
 pub mod locality;
 pub mod metrics;
+pub mod origination;
 pub mod outcome;
 pub mod outlier;
+pub mod outside;
 pub mod pool;
 pub mod retry;
 pub mod session;
@@ -26,6 +28,7 @@ use tulle_runtime::drain::DrainWatcher;
 use tulle_transport::hbone::{HbonePool, PoolConfig};
 
 use dial::{Dialer, Network};
+use outside::Names;
 use pool::HttpPool;
 
 /// How often connections that nobody uses are looked for.
@@ -44,6 +47,8 @@ pub struct Upstreams {
     pub http: HttpPool,
     /// Sockets, for endpoints without tunnels.
     pub network: Arc<dyn Network>,
+    /// What names outside of the mesh stand for.
+    pub names: Arc<Names>,
 }
 
 impl Upstreams {
@@ -59,6 +64,7 @@ impl Upstreams {
             tunnels: HbonePool::new(config, dialer),
             http: HttpPool::default(),
             network,
+            names: Arc::default(),
         };
         let (ending, drain) = (this.clone(), drain.clone());
         drop(tulle_runtime::tasks::spawn("upstream-drain", async move {

@@ -381,7 +381,7 @@ impl Engine {
         objects.problems = batch.problems.clone();
         for key in told {
             let Some(source) = self.sources.get(&key) else {
-                objects.objects.remove_mut(&key);
+                objects.set(&key, None);
                 continue;
             };
             let outputs = self.owned.get(&key).into_iter().flatten();
@@ -403,7 +403,7 @@ impl Engine {
                 resources,
             };
             if objects.objects.get(&key).is_none_or(|old| **old != status) {
-                objects.objects.insert_mut(key, Arc::new(status));
+                objects.set(&key, Some(Arc::new(status)));
             }
         }
     }

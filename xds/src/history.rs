@@ -19,7 +19,7 @@ use tulle_k8s::document::documents;
 use tulle_model::Str;
 
 use crate::source::folder::allocate::Allocations;
-use crate::source::folder::library::{Library, Settled, Step, Texts};
+use crate::source::folder::library::{Library, Settled, Step, Text, Texts};
 
 mod author;
 mod keep;
@@ -289,9 +289,12 @@ impl History {
             };
             let stored = self.root.join(FILES).join(&**sha256);
             let known = self.files.get(&(pages::page_of_file(path), path.clone()));
-            if known != Some(sha256) && !stored.exists() {
-                self.keep.write(&stored, text.as_bytes())?;
-                self.work.texts += 1;
+            match text {
+                Text::Open(text) if known != Some(sha256) && !stored.exists() => {
+                    self.keep.write(&stored, text.as_bytes())?;
+                    self.work.texts += 1;
+                }
+                _ => {}
             }
             files.insert(path.clone(), sha256.clone());
         }

@@ -3,8 +3,6 @@
 //! Existing connections live, other workloads are served on, and what was refused is served again within a second of
 //! relief. Who is refused is decided by [`heaviest`]; the rest of this file counts and asks.
 
-mod memory;
-
 use std::cmp::{Ordering as Order, Reverse};
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -18,8 +16,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::limits;
+use tulle_runtime::memory::{self, MemoryLimits};
 
-pub use self::memory::MemoryLimits;
 use crate::config::WorkloadName;
 use crate::error::Error;
 
@@ -86,6 +84,16 @@ impl Pressure {
         }
     }
 
+    /// Of memory, as it was read.
+    #[must_use]
+    pub fn of_memory(memory: memory::Usage) -> Self {
+        Self {
+            of: Resource::Memory,
+            used: memory.used,
+            limit: memory.limit,
+        }
+    }
+
     /// Which is closer to its limit.
     fn compare(a: &Self, b: &Self) -> Order {
         let share = |one: &Self, other: &Self| u128::from(one.used) * u128::from(other.limit);
@@ -112,7 +120,7 @@ impl Pressures {
     pub fn now() -> Self {
         Self {
             descriptors: Pressure::of_descriptors(),
-            memory: MemoryLimits::of_process().pressure(),
+            memory: MemoryLimits::of_process().usage().map(Pressure::of_memory),
         }
     }
 

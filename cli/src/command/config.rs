@@ -128,6 +128,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
                 done.removed.iter().for_each(|file| {
                     table.add_row([&**file, "removed"]);
                 });
+                done.kept.iter().for_each(|file| {
+                    table.add_row([&**file, "left as it is: it holds a secret"]);
+                });
                 table
             })?;
             Ok(Exit::Ok)

@@ -36,6 +36,7 @@ pub mod drain;
 pub mod exit;
 pub mod http_client;
 pub mod limits;
+pub mod memory;
 pub mod metrics;
 pub mod parent;
 pub mod ready;

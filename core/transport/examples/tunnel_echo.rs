@@ -13,7 +13,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let port: u16 = arguments.next().ok_or("which port?")?.parse()?;
     let name = arguments.next().unwrap_or_else(|| "own".to_owned());
-    let framing = Framing::from_name(&name).ok_or("own or h2")?;
+    let framing = Framing::from_name(&name).ok_or("records, own or h2")?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
     loop {
         let (socket, _) = listener.accept().await?;

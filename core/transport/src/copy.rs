@@ -1,7 +1,8 @@
 //! Both directions of a connection, from socket to tunnel or socket to socket.
 //!
 //! One future moves both directions, so that what ends one side is known to the other at once. Bytes are read into a
-//! buffer whose size follows the traffic and are handed on without being copied; an idle connection holds no buffer.
+//! buffer whose size follows the traffic and are handed on without being copied; an idle connection holds no buffer. What
+//! goes from one socket to another in bulk does not pass through this process at all.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -19,6 +20,7 @@ use tulle_model::Reason;
 mod backlog;
 pub(crate) mod buffers;
 mod direction;
+mod pipe;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -60,6 +62,12 @@ impl Transfer {
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
+    }
+
+    /// Counts what somebody else has moved.
+    pub fn moved(&self, sent: usize, received: usize) {
+        self.sent.fetch_add(sent as u64, Ordering::Relaxed);
+        self.received.fetch_add(received as u64, Ordering::Relaxed);
     }
 
     /// Whether one side has finished and the other has not.

@@ -16,6 +16,7 @@ pub mod error;
 mod expiry;
 mod frames;
 mod h2;
+pub mod held;
 mod liveness;
 mod load;
 pub mod local;

@@ -90,6 +90,7 @@ pub async fn run(options: &Options, progress: impl Fn(&str)) -> Table {
         Kind::Direct,
         Kind::Framing("h2"),
         Kind::Framing("own"),
+        Kind::Framing("records"),
         Kind::SameNode,
     ]);
     let mut table = Table::new(kinds.iter().map(Kind::name));

@@ -110,8 +110,8 @@ pub struct Share {
 pub struct End {
     /// Uid of the workload.
     pub workload: String,
-    /// Where connections go.
-    pub address: SocketAddr,
+    /// Where connections go: address and port, or the name that is looked up and the port.
+    pub address: String,
     /// Whether by a tunnel.
     pub tunnelled: bool,
     /// How it stands with it.
@@ -590,12 +590,16 @@ fn share(backend: &Backend, weight: u32, asked: u16) -> Share {
     let cluster = backend.cluster();
     let endpoints = cluster.iter().flat_map(|cluster| {
         let ends = cluster.endpoints().iter().filter_map(move |endpoint| {
-            let address = *endpoint.workload.addresses.first()?;
             // A workload is reached on the port that is asked for.
             let port = endpoint.target_port.unwrap_or(asked);
+            let address = match endpoint.workload.addresses.first() {
+                Some(address) => SocketAddr::new(*address, port).to_string(),
+                None if endpoint.is_named() => format!("{}:{port}", endpoint.workload.hostname),
+                None => return None,
+            };
             Some(End {
                 workload: endpoint.workload.uid.to_string(),
-                address: SocketAddr::new(address, port),
+                address,
                 tunnelled: endpoint.is_tunnelled(),
                 state: cluster.state_of(endpoint, now).as_str(),
             })

@@ -130,6 +130,16 @@ const TRAFFIC: &[Variable] = &[
         "Threads that carry requests",
     ),
     Variable::new(
+        "TULLE_WAYPOINT_BUFFERS",
+        Value("256MiB"),
+        "How much may wait for slow readers, in all; a quarter of the memory limit, if that is less; `0` is no bound",
+    ),
+    Variable::new(
+        "TULLE_WAYPOINT_EGRESS_ALLOW",
+        Nothing,
+        "Networks that names outside of the mesh may lead to although nobody may be sent there, such as `127.0.0.0/8`",
+    ),
+    Variable::new(
         "TERMINATION_DRAIN_DURATION",
         Value("30s"),
         "How long a drain waits for requests and streams to end; the settings of the Gateway win",

@@ -484,6 +484,9 @@ impl ResponseBody {
             }
             Source::Upstream(upstream) => {
                 let frame = ready!(Pin::new(&mut upstream.incoming).poll_frame(cx));
+                if let (Some(Ok(frame)), Some(lease)) = (&frame, &upstream.lease) {
+                    lease.handed_on(frame.data_ref().map_or(0, Bytes::len));
+                }
                 if frame.is_none() {
                     upstream.finish();
                 }

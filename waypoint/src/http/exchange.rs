@@ -31,6 +31,7 @@ use super::send::{Sending, Wants};
 use super::tries::Tries;
 use super::upgrade::{self, Switched};
 use super::wire::Aside;
+use crate::buffers::{self, Carried};
 use crate::clock::Time;
 use crate::context::Waypoint;
 use crate::filter::mirror;
@@ -103,6 +104,12 @@ impl Session {
     #[must_use]
     pub fn waypoint(&self) -> &Arc<Waypoint> {
         &self.shared.waypoint
+    }
+
+    /// What the library holds of it.
+    #[must_use]
+    pub fn carried(&self) -> &Carried {
+        self.shared.pace.carried()
     }
 
     /// The stream it came in by.
@@ -230,6 +237,9 @@ impl Exchange<'_> {
             return Err(closing(reason));
         }
         let admitted = self.read(parts, &place)?;
+        if buffers::is_short() {
+            return Err(Reason::Overload.into());
+        }
         policy::admit(&place.front)?;
         let source = self.arrival.source.identity.as_ref();
         let namespace = source.map(|identity| &*identity.namespace);

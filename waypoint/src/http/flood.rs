@@ -6,11 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::wire::Tap;
+use super::frames::{DATA, Frames, HEADERS, Header, PING, PRIORITY, RST_STREAM, SETTINGS};
 
 /// Bytes before the first frame of a client.
 const PREFACE: usize = 24;
-const HEADER: usize = 9;
 /// How long what was counted counts.
 const WINDOW: Duration = Duration::from_secs(10);
 /// PING, SETTINGS, PRIORITY and empty DATA in a window, beside one for each DATA that carries something.
@@ -32,9 +31,12 @@ pub enum Flood {
 /// What was seen of a connection.
 #[derive(Debug)]
 pub struct Meter {
-    skip: usize,
-    header: [u8; HEADER],
-    have: usize,
+    frames: Frames,
+    count: Count,
+}
+
+#[derive(Debug)]
+struct Count {
     begun: Instant,
     control: u32,
     opened: u32,
@@ -48,66 +50,52 @@ impl Meter {
     #[must_use]
     pub fn new(now: Instant) -> Self {
         Self {
-            skip: PREFACE,
-            header: [0; HEADER],
-            have: 0,
-            begun: now,
-            control: 0,
-            opened: 0,
-            resets: 0,
-            last: 0,
+            frames: Frames::after(PREFACE),
+            count: Count {
+                begun: now,
+                control: 0,
+                opened: 0,
+                resets: 0,
+                last: 0,
+            },
         }
     }
 
     /// GOAWAY with ENHANCE_YOUR_CALM, RFC 9113, 6.8.
-    fn goodbye(&self) -> Bytes {
+    pub(super) fn goodbye(&self) -> Bytes {
         const GOAWAY: u8 = 7;
         const ENHANCE_YOUR_CALM: u32 = 0xb;
         let mut frame = vec![0, 0, 8, GOAWAY, 0, 0, 0, 0, 0];
-        frame.extend(self.last.to_be_bytes());
+        frame.extend(self.count.last.to_be_bytes());
         frame.extend(ENHANCE_YOUR_CALM.to_be_bytes());
         frame.into()
     }
 
-    /// Looks at what arrived.
+    /// Looks at what arrived, and says how many bytes of it are DATA.
     ///
     /// # Errors
     /// If it is too much.
-    pub fn see(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
-        while !bytes.is_empty() {
-            let passed = self.skip.min(bytes.len());
-            self.skip -= passed;
-            bytes = &bytes[passed..];
-            let part = (HEADER - self.have).min(bytes.len());
-            self.header[self.have..self.have + part].copy_from_slice(&bytes[..part]);
-            self.have += part;
-            bytes = &bytes[part..];
-            if self.have == HEADER {
-                self.have = 0;
-                self.frame(now)?;
-            }
-        }
-        Ok(())
+    pub fn see(&mut self, bytes: &[u8], now: Instant) -> Result<usize, Flood> {
+        let (count, mut data) = (&mut self.count, 0);
+        self.frames.see(bytes, |frame| {
+            data += if frame.kind == DATA { frame.length } else { 0 };
+            count.frame(frame, now)
+        })?;
+        Ok(data)
     }
+}
 
-    fn frame(&mut self, now: Instant) -> Result<(), Flood> {
-        const DATA: u8 = 0;
-        const HEADERS: u8 = 1;
-        const PRIORITY: u8 = 2;
-        const RST_STREAM: u8 = 3;
-        const SETTINGS: u8 = 4;
-        const PING: u8 = 6;
+impl Count {
+    fn frame(&mut self, frame: Header, now: Instant) -> Result<(), Flood> {
         if now.duration_since(self.begun) >= WINDOW {
             (self.begun, self.control, self.opened, self.resets) = (now, 0, 0, 0);
         }
-        let [a, b, c, kind, _, stream @ ..] = self.header;
-        self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
-        match kind {
-            DATA if self.skip > 0 => self.control = self.control.saturating_sub(1),
+        match frame.kind {
+            DATA if frame.length > 0 => self.control = self.control.saturating_sub(1),
             DATA | PRIORITY | SETTINGS | PING => self.control += 1,
             HEADERS => {
                 self.opened += 1;
-                self.last = self.last.max(u32::from_be_bytes(stream) & 0x7fff_ffff);
+                self.last = self.last.max(frame.stream);
             }
             RST_STREAM => self.resets += 1,
             _ => {}
@@ -119,15 +107,6 @@ impl Meter {
             return Err(Flood::Resets);
         }
         Ok(())
-    }
-}
-
-impl Tap for Meter {
-    fn arrived(&mut self, bytes: &[u8]) -> Result<(), Bytes> {
-        self.see(bytes, Instant::now()).map_err(|flood| {
-            tracing::info!(%flood, "a client is sent away");
-            self.goodbye()
-        })
     }
 }
 
@@ -145,8 +124,10 @@ mod tests {
     fn seen(parts: &[Vec<u8>]) -> Result<(), Flood> {
         let mut meter = Meter::new(Instant::now());
         let bytes = [vec![b'P'; PREFACE], parts.concat()].concat();
-        let now = meter.begun;
-        bytes.chunks(7).try_for_each(|piece| meter.see(piece, now))
+        let now = meter.count.begun;
+        bytes
+            .chunks(7)
+            .try_for_each(|piece| meter.see(piece, now).map(|_| ()))
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::wire::Tap;
+use crate::buffers::Carried;
 
 /// Time for the head of a request, from its first byte.
 pub const HEAD_MAX: Duration = Duration::from_secs(10);
@@ -21,6 +22,7 @@ pub struct Pace {
     state: Mutex<State>,
     moved: Notify,
     head_max: Duration,
+    carried: Carried,
 }
 
 #[derive(Debug)]
@@ -58,7 +60,14 @@ impl Pace {
             }),
             moved: Notify::new(),
             head_max: head_max.unwrap_or(HEAD_MAX),
+            carried: Carried::default(),
         })
+    }
+
+    /// What the library holds of it.
+    #[must_use]
+    pub fn carried(&self) -> &Carried {
+        &self.carried
     }
 
     /// A head is complete.
@@ -117,6 +126,7 @@ impl Drop for Running {
         if state.running == 0 {
             state.idle_since = Instant::now();
             drop(state);
+            self.0.carried.clear();
             self.0.moved.notify_one();
         }
     }

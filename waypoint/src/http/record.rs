@@ -144,6 +144,7 @@ impl Record {
     pub fn received(&self, bytes: usize, messages: &Messages) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
         self.received_messages.store(messages.count(), Ordering::Relaxed);
+        self.session.carried().handed_on(bytes);
     }
 
     /// Its body is read.

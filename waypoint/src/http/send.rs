@@ -10,7 +10,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout};
-use tulle_model::request::Protocol;
+use tulle_model::request::{Protocol, host};
 use tulle_model::service::AppProtocol;
 use tulle_model::{Reason, RequestHead};
 
@@ -32,10 +32,11 @@ use crate::snapshot::{PortState, Snapshot};
 use crate::upstream::backend::Backend;
 use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
-use crate::upstream::connect::{self, Behalf};
+use crate::upstream::connect::{self, Behalf, To};
 use crate::upstream::endpoint::{Endpoint, EndpointState};
 use crate::upstream::hash;
 use crate::upstream::outcome::{Answer, Outcome, Unsent};
+use crate::upstream::outside;
 use crate::upstream::pool::{Bounds, Key, Lease, LeaseError, SendFailed, Version};
 use crate::upstream::retry::replay::Replay;
 use crate::upstream::retry::{Decision, Tried, look_ahead, retry_after};
@@ -337,8 +338,17 @@ impl Sending<'_> {
         let (head, backend) = (aim.head(), &aim.drawn().backend);
         let failed = |outcome, reason| Ok(Brought::failed(outcome, reason));
         let endpoint = pick.endpoint();
-        let Some(address) = endpoint.address(self.arrival.destination.address) else {
-            return failed(Outcome::Unsent(Unsent::Connect), Reason::NoHealthyEndpoint);
+        let (host, asked) = (
+            host::without_port(&head.authority),
+            self.arrival.destination.address,
+        );
+        let found = outside::address(self.waypoint, self.snapshot, endpoint, Some(host), asked).await;
+        let address = match found {
+            Ok(address) => address,
+            Err(reason @ Reason::NoHealthyEndpoint) => {
+                return failed(Outcome::Unsent(Unsent::Connect), reason);
+            }
+            Err(reason) => return Err(reason.into()),
         };
         self.note(|record| record.tried(state.number, endpoint, address));
         let version = upstream_version(
@@ -351,12 +361,14 @@ impl Sending<'_> {
             Ok(request) => request,
             Err(reason) => return failed(Outcome::ClientGone, reason),
         };
+        let tls = pick.cluster().tls_to(endpoint);
         let key = Key {
             workload: endpoint.workload.uid.clone(),
             address,
             expected: endpoint.proven(),
             source: connect::told_source(self.arrival, self.snapshot),
             version,
+            tls: tls.map(|tls| Arc::clone(tls.policy())),
         };
         let bounds = Bounds {
             breaker: &pick.cluster().state().breaker,
@@ -364,7 +376,13 @@ impl Sending<'_> {
         };
         let open = || async {
             let behalf = Behalf::of(self.arrival, self.snapshot);
-            connect::open(self.waypoint, endpoint, address, &behalf, bounds.limits.connect).await
+            let to = To {
+                endpoint,
+                address,
+                tls,
+                speaks: Some(version),
+            };
+            connect::open(self.waypoint, to, &behalf, bounds.limits.connect).await
         };
         let lease = match self.waypoint.upstreams.http.lease(&key, bounds, open).await {
             Ok(lease) => lease,

@@ -24,6 +24,7 @@ use super::heads::Heads;
 use super::pace::{Overdue, Pace};
 use super::respond;
 use super::wire::{Aside, Tap, Wire};
+use crate::buffers;
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::upstream::pool::Tasks;
@@ -64,7 +65,30 @@ struct Seen {
 impl Tap for Seen {
     fn arrived(&mut self, bytes: &[u8]) -> Result<(), bytes::Bytes> {
         self.heads.lock().see(bytes);
+        // The library reads no more than a head, or what a body has room for.
+        let _ = self.pace.carried().arrived(bytes.len());
         self.pace.arrived(bytes)
+    }
+}
+
+/// What is seen of the bytes of a connection of HTTP/2.
+#[derive(Debug)]
+struct SeenFrames {
+    pace: Arc<Pace>,
+    meter: Meter,
+}
+
+impl Tap for SeenFrames {
+    fn arrived(&mut self, bytes: &[u8]) -> Result<(), bytes::Bytes> {
+        let seen = self.meter.see(bytes, Instant::now());
+        let data = seen.map_err(|flood| {
+            tracing::info!(%flood, "a client is sent away");
+            self.meter.goodbye()
+        })?;
+        self.pace.carried().arrived(data).map_err(|no_room| {
+            tracing::info!(%no_room, "a client is sent away");
+            self.meter.goodbye()
+        })
     }
 }
 
@@ -167,11 +191,15 @@ pub async fn http2(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
         let session = serving.clone();
         async move { Ok::<_, Infallible>(exchange(session, request).await) }
     });
-    let wire = Wire::new(stream, Meter::new(Instant::now()), Aside::new());
+    let seen = SeenFrames {
+        pace: Arc::clone(&pace),
+        meter: Meter::new(Instant::now()),
+    };
+    let wire = Wire::new(stream, seen, Aside::new());
     let connection = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(buffers::window(CONNECTION_WINDOW))
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(limits.header_bytes.unwrap_or(HEAD_BYTES_MAX))
         .max_frame_size(FRAME_MAX)
@@ -187,7 +215,7 @@ pub async fn http2(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
 async fn serve_http2<S, F>(
     session: &Session,
     pace: &Arc<Pace>,
-    mut connection: Pin<&mut http2::Connection<Bytes<Meter>, S, Tasks>>,
+    mut connection: Pin<&mut http2::Connection<Bytes<SeenFrames>, S, Tasks>>,
 ) where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible, Future = F>,
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,

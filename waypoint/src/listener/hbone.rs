@@ -17,6 +17,7 @@ use tulle_transport::{Baggage, ReasonHeader, socket};
 
 use super::arrival::{Found, Refused, Tunnel, judge};
 use super::limits::{StreamPlace, TunnelPlace};
+use crate::buffers;
 use crate::config::ReasonDetail;
 use crate::context::Waypoint;
 use crate::detect;
@@ -78,7 +79,7 @@ where
         .secrets
         .fetch(&waypoint.identity, Priority::Waiting)
         .await?;
-    let settings = Settings::server();
+    let settings = buffers::tunnel(Settings::server());
     let accepted = server::accept_over(stream, peer, own.server_config(), &settings).await?;
     waypoint.trust.judge(&accepted.peer, None)?;
     Ok((accepted, own, place))
@@ -171,6 +172,10 @@ async fn admit(
     let outcome = timeout(waypoint.config.policy_wait, settled).await;
     let found = outcome.unwrap_or_else(|_| look())?;
     ask_who_called(waypoint, &request, &found);
+    if buffers::is_short() {
+        let why = "too much waits for slow readers";
+        return Err(Refused::new(Reason::Overload, why));
+    }
     let max = waypoint.view.load().settings.limits.streams;
     let place = waypoint.limits.stream(&tunnel.identity, max).ok_or_else(|| {
         Refused::new(

@@ -21,8 +21,10 @@ use crate::context::Waypoint;
 use crate::http::body::RequestBody;
 use crate::upstream::backend::{Backend, BackendKey};
 use crate::upstream::cluster;
-use crate::upstream::connect::{self, Behalf};
+use crate::upstream::connect::{self, Behalf, To};
+use crate::upstream::endpoint::Endpoint;
 use crate::upstream::metrics::Events;
+use crate::upstream::origination::Origination;
 use crate::upstream::pool::{Bounds, Key, Version};
 
 impl Ask for Waypoint {
@@ -55,15 +57,13 @@ impl Waypoint {
             host: Some(service.hostname.to_string()),
             hops: 1,
         };
-        let key = Key {
-            workload: endpoint.workload.uid.clone(),
+        let tls = pick.cluster().tls_to(endpoint);
+        let key = key(question.over, endpoint, address, tls);
+        let to = To {
+            endpoint,
             address,
-            expected: endpoint.proven(),
-            source: None,
-            version: match question.over {
-                Over::Http1 => Version::Http1,
-                Over::Http2 => Version::Http2,
-            },
+            tls,
+            speaks: Some(key.version),
         };
         let cluster = pick.cluster();
         let bounds = Bounds {
@@ -72,7 +72,7 @@ impl Waypoint {
         };
         let mut request = question.request.map(RequestBody::text);
         loop {
-            let open = || connect::open(self, endpoint, address, &behalf, bounds.limits.connect);
+            let open = || connect::open(self, to, &behalf, bounds.limits.connect);
             let broken = |error: &dyn std::fmt::Display| AskError::Connection(error.to_string());
             let mut lease = self
                 .upstreams
@@ -161,4 +161,19 @@ fn in_mesh(waypoint: &Arc<Waypoint>, target: &Target) -> Option<NamespacedHostna
     let service = snapshot.mesh.service_by_hostname(namespace, &target.host)?;
     // An address of HTTPS is spoken to with TLS of its own, which is not what the mesh's tunnels carry.
     (!target.is_https && service.ports.contains_key(&target.port)).then(|| service.key())
+}
+
+/// What a connection for a question may be shared by.
+fn key(over: Over, endpoint: &Endpoint, address: SocketAddr, tls: Option<&Origination>) -> Key {
+    Key {
+        workload: endpoint.workload.uid.clone(),
+        address,
+        expected: endpoint.proven(),
+        source: None,
+        version: match over {
+            Over::Http1 => Version::Http1,
+            Over::Http2 => Version::Http2,
+        },
+        tls: tls.map(|tls| Arc::clone(tls.policy())),
+    }
 }

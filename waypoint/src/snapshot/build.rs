@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 use tulle_model::policy::On;
+use tulle_model::route::BackendTo;
 use tulle_model::waypoint::{Front, FrontOf};
 use tulle_model::{Changes, NamespacedHostname, Snapshot as MeshSnapshot};
 use tulle_xds_client::MeshState;
@@ -16,6 +17,7 @@ use super::me::{self, Me};
 use super::{Fronts, Snapshot, View};
 use crate::config::Config;
 use crate::metrics::{Metrics, Seconds};
+use crate::upstream::backend::on_route;
 
 /// Keeps the newest snapshot what configuration says.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ impl Builder {
 impl Affected {
     /// Walks from what changed to the fronts and backends it concerns, as they were and as they are.
     fn add(&mut self, changes: &Changes, before: &MeshSnapshot, after: &MeshSnapshot) {
-        let broad = |on: &On| !matches!(on, On::Service(_) | On::Workload(_));
+        let broad = |on: &On| matches!(on, On::Waypoint(_) | On::Class(_) | On::Mesh);
         self.everything |= changes.everything || changes.settings || changes.policies_on.iter().any(broad);
         self.services.extend(changes.services.iter().cloned());
         for uid in &changes.workloads {
@@ -106,7 +108,8 @@ impl Affected {
             match on {
                 On::Service(service) => drop(self.objects.insert(FrontOf::Service(service.clone()))),
                 On::Workload(uid) => drop(self.objects.insert(FrontOf::Workload(uid.clone()))),
-                _ => {}
+                On::Route { .. } => self.add_route(on, [before, after]),
+                On::Waypoint(_) | On::Class(_) | On::Mesh => {}
             }
         }
         if !changes.waypoint_policies.is_empty() {
@@ -116,6 +119,29 @@ impl Affected {
             };
             let waiting = after.fronts().filter(named);
             self.objects.extend(waiting.map(|front| front.object.clone()));
+        }
+    }
+
+    /// A policy of a route concerns the services that the route is for, and those it sends requests to.
+    fn add_route(&mut self, on: &On, meshes: [&MeshSnapshot; 2]) {
+        let services = meshes.into_iter().flat_map(|mesh| {
+            mesh.fronts().filter_map(move |front| match &front.object {
+                FrontOf::Service(service) => Some((mesh, service)),
+                FrontOf::Workload(_) => None,
+            })
+        });
+        for (mesh, service) in services {
+            for route in mesh
+                .routes_of(service)
+                .filter(|route| on_route(&route.origin) == *on)
+            {
+                self.objects.insert(FrontOf::Service(service.clone()));
+                self.services
+                    .extend(route.backends.iter().filter_map(|backend| match &backend.to {
+                        BackendTo::Service { service, .. } => Some(service.clone()),
+                        BackendTo::Invalid(_) => None,
+                    }));
+            }
         }
     }
 

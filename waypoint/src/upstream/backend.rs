@@ -18,6 +18,7 @@ use tulle_model::{NamespacedHostname, Snapshot, WorkloadUid};
 use super::budget::{self, Budget};
 use super::cluster::{Ask, Cluster, ClusterPolicy, ClusterState, Pick, Sources, Unit};
 use super::metrics::Events;
+use super::origination::Origination;
 use super::session::SessionPolicy;
 use super::via;
 use crate::clock::{Clock, Time};
@@ -294,6 +295,7 @@ pub fn has_own(route: &Origin, mesh: &Snapshot) -> bool {
                 | Concern::Circuit(_)
                 | Concern::RetryBudget(_)
                 | Concern::Session(_)
+                | Concern::BackendTls(_)
         );
         says && policy.rank(&place).is_some()
     };
@@ -314,11 +316,16 @@ fn policy(place: &Place<'_>, attached: &[&Arc<Policy>]) -> ClusterPolicy {
         Concern::Circuit(circuit) => Some(circuit),
         _ => None,
     });
+    let tls = winner(attached.iter().copied(), place, |concern| match concern {
+        Concern::BackendTls(tls) => Some(tls),
+        _ => None,
+    });
     ClusterPolicy {
         balancing: balancing
             .map(|(_, balancing)| balancing.clone())
             .unwrap_or_default(),
         outlier: outlier.map(|(_, outlier)| outlier.into()),
         limits: circuit.map(|(_, circuit)| circuit.into()).unwrap_or_default(),
+        tls: tls.map(|(_, tls)| Arc::new(Origination::new(tls))),
     }
 }

@@ -20,6 +20,7 @@ use super::breaker::{Breaker, Limits};
 use super::endpoint::{Endpoint, EndpointKey, EndpointState, fingerprint};
 use super::locality::{Places, Spread};
 use super::metrics::Events;
+use super::origination::Origination;
 use super::outlier::{self, Bench, Phase};
 use super::via::Via;
 use crate::clock::Time;
@@ -112,6 +113,8 @@ pub struct ClusterPolicy {
     pub outlier: Option<outlier::Settings>,
     /// How much at once.
     pub limits: Limits,
+    /// TLS to endpoints without tunnels; without it they are spoken to in clear.
+    pub tls: Option<Arc<Origination>>,
 }
 
 /// What is spoken to a backend: it decides how endpoints are chosen by default.
@@ -283,6 +286,12 @@ impl Cluster {
     #[must_use]
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// TLS to an endpoint: never inside of a tunnel.
+    #[must_use]
+    pub fn tls_to(&self, endpoint: &Endpoint) -> Option<&Origination> {
+        self.policy.tls.as_deref().filter(|_| !endpoint.is_tunnelled())
     }
 
     /// What policies say.

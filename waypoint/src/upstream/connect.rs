@@ -14,7 +14,9 @@ use tulle_transport::{Baggage, Forwarded, OpenError, TraceParent};
 use super::Upstreams;
 use super::dial::Socket;
 use super::endpoint::Endpoint;
+use super::origination::{Origination, Secured};
 use super::outcome::{Outcome, Unsent};
+use super::pool::Version;
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::snapshot::Snapshot;
@@ -26,6 +28,8 @@ pub enum Opened {
     Tunnel(HboneStream),
     /// A socket of its own.
     Plain(Socket),
+    /// TLS over one, to who is outside of the mesh.
+    Secured(Box<Secured>),
 }
 
 /// On whose behalf a stream is opened, as far as the endpoint is told.
@@ -64,17 +68,32 @@ pub fn told_source(arrival: &Arrival, snapshot: &Snapshot) -> Option<Identity> {
     arrival.source.identity.clone().filter(|_| told)
 }
 
-/// Opens a stream to `address` of an endpoint within this time: TCP, TLS and CONNECT.
+/// Where a stream is opened to.
+#[derive(Debug, Clone, Copy)]
+pub struct To<'a> {
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// Its address.
+    pub address: SocketAddr,
+    /// TLS, if it has no tunnels and a policy wants it.
+    pub tls: Option<&'a Origination>,
+    /// What will be spoken; `None` is bytes.
+    pub speaks: Option<Version>,
+}
+
+/// Opens a stream to an endpoint within this time: TCP, TLS and CONNECT.
 ///
 /// # Errors
 /// Why there is none. No byte has been sent then.
 pub async fn open(
     waypoint: &Waypoint,
-    endpoint: &Endpoint,
-    address: SocketAddr,
+    to: To<'_>,
     behalf: &Behalf,
     within: Duration,
 ) -> Result<Opened, OpenError> {
+    let To {
+        endpoint, address, ..
+    } = to;
     if let Some(via) = &endpoint.via {
         let late = |_| OpenError::ConnectTimeout {
             peer: address,
@@ -89,12 +108,23 @@ pub async fn open(
             peer: address,
             after: within,
         };
-        let connected = timeout(within, network.connect(address)).await;
-        let socket = connected
-            .map_err(late)?
-            .map_err(|error| OpenError::connect(address, error))?;
-        waypoint.metrics.plaintext_upstream.inc();
-        return Ok(Opened::Plain(socket));
+        let connecting = async {
+            let connected = network.connect(address).await;
+            let socket = connected.map_err(|error| OpenError::connect(address, error))?;
+            match to.tls {
+                Some(tls) => tls
+                    .secure(to.speaks, socket)
+                    .await
+                    .map(Box::new)
+                    .map(Opened::Secured),
+                None => Ok(Opened::Plain(socket)),
+            }
+        };
+        let opened = timeout(within, connecting).await.map_err(late)??;
+        if to.tls.is_none() {
+            waypoint.metrics.plaintext_upstream.inc();
+        }
+        return Ok(opened);
     }
     let destination = SocketAddr::new(address.ip(), tulle_transport::hbone::PORT);
     let key = TunnelKey {

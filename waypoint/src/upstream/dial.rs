@@ -17,6 +17,8 @@ use tulle_transport::hbone::pool::DialFuture;
 use tulle_transport::hbone::{ClientConnection, Dial, Settings, TunnelKey, client};
 use tulle_transport::socket::{self, SocketOptions};
 
+use crate::buffers;
+
 /// A connected socket, or what stands for one where there is no network.
 #[derive(Debug)]
 pub enum Socket {
@@ -146,12 +148,13 @@ impl Dial for Dialer {
 
 /// HTTP/2 of tunnels to endpoints.
 pub(super) fn settings() -> Settings {
-    Settings {
+    let usual = Settings {
         ping_after: std::time::Duration::from_secs(10),
         ping_timeout: std::time::Duration::from_secs(20),
         idle_timeout: super::pool::IDLE_MAX,
         ..Settings::client()
-    }
+    };
+    buffers::tunnel(usual)
 }
 
 impl AsyncRead for Socket {

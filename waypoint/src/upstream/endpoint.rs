@@ -118,6 +118,12 @@ impl Endpoint {
         Some(SocketAddr::new(*ip, port))
     }
 
+    /// Whether it is known by a name alone, which has to be looked up.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.via.is_none() && self.workload.addresses.is_empty() && !self.workload.hostname.is_empty()
+    }
+
     /// Whom it must have proven to be on a connection that is shared; `None` without tunnels.
     #[must_use]
     pub fn proven(&self) -> Option<Arc<BTreeSet<Identity>>> {

@@ -6,6 +6,7 @@
 
 mod handshake;
 mod lines;
+mod watched;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use hyper::client::conn::{http1, http2};
 use tokio::time::Instant;
+use tulle_model::policy::BackendTls;
 use tulle_model::{Identity, WorkloadUid};
 use tulle_runtime::tasks;
 use tulle_transport::OpenError;
@@ -24,6 +26,7 @@ use self::handshake::{Extended, http1_over, http2_over};
 use self::lines::Answers;
 use super::breaker::{Breaker, Guard, Limits, Overflow};
 use super::connect::Opened;
+use crate::buffers::Carried;
 use crate::http::body::RequestBody;
 
 pub use self::handshake::Tasks;
@@ -58,6 +61,8 @@ pub struct Key {
     pub source: Option<Identity>,
     /// What is spoken.
     pub version: Version,
+    /// TLS to who is outside of the mesh.
+    pub tls: Option<Arc<BackendTls>>,
 }
 
 /// The connections. Clones share them.
@@ -102,6 +107,8 @@ struct Usage {
     /// When the last request ended.
     ended: parking_lot::Mutex<Instant>,
     spoken: Spoken,
+    /// What the library holds of its answers.
+    carried: Arc<Carried>,
     /// Its place among the connections of its backend: a connection that has become a stream of bytes is none to the
     /// library any more, and is one to the endpoint.
     _held: Arc<Guard>,
@@ -119,7 +126,7 @@ enum Spoken {
 }
 
 impl Usage {
-    fn new(breaker: &Arc<Breaker>, spoken: Spoken, held: Arc<Guard>) -> Arc<Self> {
+    fn new(breaker: &Arc<Breaker>, spoken: Spoken, carried: Arc<Carried>, held: Arc<Guard>) -> Arc<Self> {
         Arc::new(Self {
             breaker: Arc::clone(breaker),
             opened: Instant::now(),
@@ -128,6 +135,7 @@ impl Usage {
             ended: parking_lot::Mutex::new(Instant::now()),
             bounds: parking_lot::Mutex::new((None, None)),
             spoken,
+            carried,
             _held: held,
         })
     }
@@ -163,7 +171,9 @@ struct Running(Arc<Usage>);
 impl Drop for Running {
     fn drop(&mut self) {
         *self.0.ended.lock() = Instant::now();
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        if self.0.running.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.carried.clear();
+        }
         self.0.breaker.release();
     }
 }
@@ -258,9 +268,9 @@ impl HttpPool {
                 Ok(self.lease_of(key, sender, usage.begin(limits), true))
             }
             Found::Leave(guard) => {
-                let held = Arc::new(guard);
-                let (sender, answers) = http1_over(open().await?, Arc::clone(&held)).await?;
-                let running = Usage::new(breaker, Spoken::Http1(answers), held).begin(limits);
+                let (held, carried) = (Arc::new(guard), Arc::default());
+                let (sender, answers) = http1_over(open().await?, Arc::clone(&held), &carried).await?;
+                let running = Usage::new(breaker, Spoken::Http1(answers), carried, held).begin(limits);
                 Ok(self.lease_of(key, sender, running, false))
             }
         }
@@ -346,11 +356,11 @@ impl HttpPool {
             Found::Connection(lease) => return Ok(lease),
             Found::Leave(guard) => guard,
         };
-        let held = Arc::new(guard);
-        let (sender, extended) = http2_over(open().await?, Arc::clone(&held)).await?;
+        let (held, carried) = (Arc::new(guard), Arc::default());
+        let (sender, extended) = http2_over(open().await?, Arc::clone(&held), &carried).await?;
         let shared = Shared {
             sender,
-            usage: Usage::new(breaker, Spoken::Http2(extended), held),
+            usage: Usage::new(breaker, Spoken::Http2(extended), carried, held),
         };
         let lease = Lease::shared(&shared, limits, false);
         self.peers.entry(key.clone()).or_default().shared.push(shared);
@@ -479,6 +489,11 @@ impl Lease {
             Spoken::Http1(answers) => answers.is_malformed(),
             Spoken::Http2(_) => false,
         }
+    }
+
+    /// So many bytes of its answer were handed on.
+    pub fn handed_on(&self, bytes: usize) {
+        self.usage().carried.handed_on(bytes);
     }
 
     fn usage(&self) -> &Usage {

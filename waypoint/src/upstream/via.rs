@@ -3,17 +3,17 @@
 //!
 //! What cannot be reached in this way is no endpoint: nobody is reached past a waypoint or past a gateway.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use tulle_identity::Priority;
 use tulle_model::gateway::{GatewayAddress, GatewayDestination};
-use tulle_model::service::Service;
+use tulle_model::service::{LoadBalancingMode, Service};
 use tulle_model::upstream::Serving;
 use tulle_model::waypoint::FrontOf;
-use tulle_model::workload::{HealthStatus, Workload};
-use tulle_model::{Identity, Snapshot};
+use tulle_model::workload::{HealthStatus, TunnelProtocol, Workload};
+use tulle_model::{Identity, Snapshot, WorkloadUid};
 use tulle_transport::hbone::{ConnectRequest, HboneStream, TunnelKey, client};
 use tulle_transport::{Forwarded, OpenError, TraceParent};
 
@@ -60,11 +60,47 @@ pub fn ways(mesh: &Snapshot, own: &Workload, service: &Service, port: u16) -> Wa
             ways.is_elsewhere = true;
             let via = across(mesh, own, service, port, &one.workload);
             ways.all.extend(via.map(|via| (one, Some(Arc::new(via)))));
-        } else if !one.workload.addresses.is_empty() {
+        } else if !one.workload.addresses.is_empty() || !one.workload.hostname.is_empty() {
             ways.all.push((one, None));
         }
     }
+    if ways.all.is_empty() && service.hostname.starts_with("*.") && !is_passthrough(service) {
+        ways.all
+            .extend(any_host(own, service, port).map(|any| (any, None)));
+    }
     ways
+}
+
+fn is_passthrough(service: &Service) -> bool {
+    let balancing = service.load_balancing.as_ref();
+    balancing.is_some_and(|balancing| balancing.mode == LoadBalancingMode::Passthrough)
+}
+
+/// Stands for every host that a wildcard takes and that nobody has written down: which one is meant, each request says.
+fn any_host(own: &Workload, service: &Service, port: u16) -> Option<Serving> {
+    let declared = service.ports.get(&port)?;
+    let workload = Workload {
+        uid: WorkloadUid(format!("outside/{}", service.key()).into()),
+        name: service.name.clone(),
+        namespace: service.namespace.clone(),
+        service_account: "default".into(),
+        addresses: Vec::new(),
+        hostname: service.hostname.clone(),
+        tunnel_protocol: TunnelProtocol::None,
+        native_tunnel: false,
+        waypoint: None,
+        authorization_policies: Vec::new(),
+        services: BTreeMap::new(),
+        workload_name: service.name.clone(),
+        canonical_name: service.name.clone(),
+        ..own.clone()
+    };
+    Some(Serving {
+        workload: Arc::new(workload),
+        target_port: declared.target_port.unwrap_or(port),
+        rank: 0,
+        healthy: true,
+    })
 }
 
 /// The waypoint in front of a service, unless that is this one.

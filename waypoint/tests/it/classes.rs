@@ -10,42 +10,19 @@ use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tulle_model::authz::policy::StringMatch;
-use tulle_model::policy::authz::{Action, Authz, PathPattern, Rule, To, Values, When};
-use tulle_model::policy::{Concern, On, Policy, Target};
-use tulle_model::route::{Kind, Origin};
+use tulle_model::policy::authz::{Action, PathPattern, Rule, To, Values, When};
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::{service_key, workload};
+use tulle_model::testing::workload;
 use tulle_model::{MeshUpdate, Reason};
 use tulle_runtime::tasks;
 use tulle_transport::HboneStream;
 use tulle_waypoint::listener::hbone;
 
-use crate::world::{World, application, body, echo, front, get, read_head, read_text, web};
+use crate::policies::authz;
+use crate::world::{World, application, body, echo, front, get, read_head, read_text, told_policy, web};
 
 fn deny(rule: Rule) -> MeshUpdate {
-    MeshUpdate::WaypointPolicy(Arc::new(Policy {
-        object: "AuthorizationPolicy".into(),
-        origin: Origin {
-            kind: Kind::Policy,
-            namespace: "shop".into(),
-            name: "deny".into(),
-            rule_index: 0,
-            rule_name: "".into(),
-            created: None,
-            generation: 1,
-        },
-        targets: vec![Target {
-            on: On::Service(service_key("shop/web")),
-            port: None,
-            section: None,
-        }],
-        dry_run: false,
-        concern: Concern::Authz(Authz {
-            action: Action::Deny,
-            rules: vec![rule],
-            provider: None,
-        }),
-    }))
+    told_policy("deny", authz(Action::Deny, vec![rule]))
 }
 
 async fn to_end(stream: &mut HboneStream) -> String {
@@ -255,7 +232,7 @@ async fn r404_nobody_passes_before_the_policies_are_there() {
     let refused = world.ask("client", "10.96.0.1:80").await.map(drop).unwrap_err();
     assert_eq!((refused.status, refused.reason()), (400, Reason::NotFronted));
     let needing = front("shop/web", |front| {
-        front.required_policies = vec!["AuthorizationPolicy/shop/deny/authz".into()];
+        front.required_policies = vec!["TestPolicy/shop/deny/authz".into()];
     });
     let endpoint: MeshUpdate = workload("shop/web-1")
         .sa("web")

@@ -3,15 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod arrival;
+mod asked;
 mod attacks;
 mod backends;
 mod beyond;
 mod classes;
 mod desync;
+mod egress;
 mod explain;
 mod hostile;
 mod interim;
 mod policies;
+mod rebuilds;
 mod requests;
 mod resilience;
 mod routes;

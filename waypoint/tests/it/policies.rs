@@ -5,32 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
-use parking_lot::Mutex;
-use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_model::MeshUpdate;
 use tulle_model::authz::policy::StringMatch;
-use tulle_model::filter::{Ask, ExtAuthz};
 use tulle_model::policy::authz::{Action, Authz, From, PathPattern, Rule, To, Values};
-use tulle_model::policy::traffic::{Abort, Descriptor, Entry, Fault, GlobalRateLimit, Key, LocalRateLimit};
+use tulle_model::policy::traffic::{Abort, Fault, Key, LocalRateLimit};
 use tulle_model::policy::{Concern, On};
-use tulle_model::route::{Backend, BackendTo, Kind};
+use tulle_model::route::Kind;
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{http_route, prefix, service, service_key, workload};
-use tulle_model::waypoint::{Provider, ProviderKind, Target as ServicePort, Waypoint as Told};
-use tulle_proto::ext_authz::check_response::HttpResponse;
-use tulle_proto::ext_authz::{CheckRequest, CheckResponse, HeaderValueOption, OkHttpResponse};
-use tulle_proto::rate_limit::{RateLimitRequest, RateLimitResponse};
-
 use tulle_transport::hbone::{ConnectRequest, OpenError};
 
-use crate::world::{
-    Answer, World, application, body, echo, front, get, identity, policy, settings, told_policy, web,
-};
+use crate::world::{Answer, World, application, body, echo, front, get, identity, policy, told_policy, web};
 
 pub(crate) fn authz(action: Action, rules: Vec<Rule>) -> Concern {
     let provider = (action == Action::Custom).then(|| "judge".into());
@@ -48,7 +38,7 @@ pub(crate) fn exact(text: &str) -> Values<StringMatch> {
     }
 }
 
-fn to(method: &str, prefix: &str) -> Rule {
+pub(crate) fn to(method: &str, prefix: &str) -> Rule {
     Rule {
         to: vec![To {
             methods: exact(method),
@@ -97,39 +87,6 @@ where
         ])
         .await;
     world.serve("10.0.0.8", name, application(answer));
-}
-
-fn backend(name: &str) -> Backend {
-    Backend {
-        to: BackendTo::Service {
-            service: service_key(&format!("shop/{name}")),
-            port: 80,
-        },
-        weight: 1,
-        filters: vec![],
-    }
-}
-
-/// One message of gRPC, and a good end.
-fn grpc(message: &impl Message) -> Answer {
-    let mut bytes = vec![0];
-    bytes.extend(u32::try_from(message.encoded_len()).unwrap().to_be_bytes());
-    bytes.extend(message.encode_to_vec());
-    let trailers = HeaderMap::from_iter([(
-        http::HeaderName::from_static("grpc-status"),
-        HeaderValue::from_static("0"),
-    )]);
-    let frames = [Frame::data(Bytes::from(bytes)), Frame::trailers(trailers)];
-    let frames = futures_util::stream::iter(frames.map(Ok::<_, Infallible>));
-    let mut response = Response::new(StreamBody::new(frames).boxed());
-    let kind = HeaderValue::from_static("application/grpc");
-    response.headers_mut().insert("content-type", kind);
-    response
-}
-
-async fn asked<M: Message + Default>(request: Request<Incoming>) -> M {
-    let bytes = request.into_body().collect().await.unwrap().to_bytes();
-    M::decode(&bytes[5..]).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,175 +225,6 @@ async fn a_fault_delays_and_then_answers() {
     );
 }
 
-fn asks(ask: Ask) -> ExtAuthz {
-    ExtAuthz {
-        ask,
-        headers: vec![],
-        response_headers: vec![],
-        body_bytes_max: 8,
-        allow_partial: false,
-        timeout: None,
-        fail_open: false,
-        status_on_error: None,
-    }
-}
-
-fn provider(name: &str, kind: ProviderKind) -> MeshUpdate {
-    let mut settings = settings();
-    settings.providers = vec![Provider {
-        name: name.into(),
-        kind,
-    }];
-    MeshUpdate::Waypoint(Arc::new(Told::Settings(Box::new(settings))))
-}
-
-/// The service `shop/judge`, which lets pass what asks for `/admin/good` and keeps its questions.
-async fn judge(world: &World, questions: &Arc<Mutex<Vec<CheckRequest>>>) {
-    let keep = Arc::clone(questions);
-    helper(world, "judge", move |request| {
-        let keep = Arc::clone(&keep);
-        async move {
-            let question: CheckRequest = asked(request).await;
-            let http = question
-                .attributes
-                .clone()
-                .unwrap()
-                .request
-                .unwrap()
-                .http
-                .unwrap();
-            keep.lock().push(question);
-            let is_good = http.path == "/admin/good";
-            let user = HeaderValueOption {
-                header: Some(tulle_proto::ext_authz::HeaderValue {
-                    key: "x-judged".into(),
-                    value: "yes".into(),
-                    raw_value: vec![],
-                }),
-                append: None,
-                append_action: 0,
-            };
-            let ok = OkHttpResponse {
-                headers: vec![user],
-                ..OkHttpResponse::default()
-            };
-            grpc(&CheckResponse {
-                status: Some(tulle_proto::rpc_status::Status {
-                    code: if is_good { 0 } else { 7 },
-                    ..Default::default()
-                }),
-                http_response: is_good.then_some(HttpResponse::OkResponse(ok)),
-            })
-        }
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_authorizer_of_the_mesh_decides_where_a_custom_policy_matches() {
-    let world = World::web().await;
-    let questions: Arc<Mutex<Vec<CheckRequest>>> = Arc::default();
-    judge(&world, &questions).await;
-    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
-    let custom = authz(Action::Custom, vec![to("GET", "/admin/"), to("POST", "/admin/")]);
-    world.apply(vec![provider("judge", judge)]).await;
-    world.apply(vec![told_policy("ask", custom)]).await;
-    let mut client = world.http1("client").await;
-    let passed = client.send_request(get("/admin/good")).await.unwrap();
-    assert_eq!(passed.status(), 200);
-    assert!(body(passed).await.contains("x-judged: yes\n"));
-    assert_eq!(status(&world, "client", get("/admin/bad")).await, 403);
-    assert_eq!(
-        status(&world, "client", get("/other")).await,
-        200,
-        "nobody is asked about that"
-    );
-    let post = |text: &'static str| {
-        let body = Full::new(Bytes::from_static(text.as_bytes()));
-        Request::post("/admin/good")
-            .header("host", "web.shop")
-            .body(body)
-            .unwrap()
-    };
-    let passed = client.send_request(post("tiny")).await.unwrap();
-    assert!(
-        body(passed).await.ends_with("\n\ntiny"),
-        "what was read still goes on"
-    );
-    assert_eq!(status(&world, "client", post("far too long")).await, 413);
-    let first = questions.lock()[0].attributes.clone().unwrap();
-    assert_eq!(
-        first.source.unwrap().principal,
-        "spiffe://cluster.local/ns/shop/sa/client"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn without_its_authorizer_nobody_passes() {
-    let world = World::web().await;
-    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
-    world
-        .apply(vec![told_policy(
-            "ask",
-            authz(Action::Custom, vec![Rule::default()]),
-        )])
-        .await;
-    assert_eq!(
-        status(&world, "client", get("/")).await,
-        403,
-        "the provider is not known"
-    );
-    world.apply(vec![provider("judge", judge)]).await;
-    assert_eq!(status(&world, "client", get("/")).await, 403, "nobody serves it");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_service_of_the_mesh_counts_for_all_replicas() {
-    let world = World::web().await;
-    helper(&world, "counter", |request| async move {
-        let question: RateLimitRequest = asked(request).await;
-        let over = question.descriptors[0].entries[0].value == "heavy";
-        grpc(&RateLimitResponse {
-            overall_code: if over { 2 } else { 1 },
-            ..RateLimitResponse::default()
-        })
-    })
-    .await;
-    let limit = GlobalRateLimit {
-        provider: "counter".into(),
-        domain: "shop".into(),
-        descriptors: vec![Descriptor {
-            entries: vec![Entry {
-                name: "user".into(),
-                key: Key::Header("x-user".into()),
-            }],
-        }],
-        timeout: Some(Duration::from_secs(5)),
-        fail_open: false,
-    };
-    let counter = ProviderKind::RateLimit(ServicePort {
-        service: service_key("shop/counter"),
-        port: 80,
-    });
-    world.apply(vec![provider("counter", counter)]).await;
-    world
-        .apply(vec![told_policy("count", Concern::GlobalRateLimit(limit))])
-        .await;
-    let user = |name: &str| {
-        let request = Request::get("/")
-            .header("host", "web.shop")
-            .header("x-user", name);
-        request.body(Full::default()).unwrap()
-    };
-    assert_eq!(status(&world, "client", user("light")).await, 200);
-    assert_eq!(status(&world, "client", user("heavy")).await, 429);
-    assert_eq!(
-        status(&world, "client", get("/")).await,
-        200,
-        "nothing to count, nobody asked"
-    );
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_answer_on_its_way_ends_within_a_second_of_a_policy_that_denies_it() {
     let world = World::web_with(
@@ -525,7 +313,7 @@ async fn a_stream_that_is_not_read_is_judged_by_what_is_known_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_can_only_be_told_of_a_request_refuses_a_stream() {
+async fn r312_what_can_only_be_told_of_a_request_refuses_a_stream() {
     let (world, _streams) = tcp().await;
     world
         .apply(vec![told_policy(

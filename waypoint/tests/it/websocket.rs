@@ -12,16 +12,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep, timeout};
 use tulle_model::MeshUpdate;
-use tulle_model::policy::authz::{Action, Authz, Rule};
+use tulle_model::policy::Concern;
+use tulle_model::policy::authz::{Action, Rule};
 use tulle_model::policy::traffic::CircuitBreaker;
-use tulle_model::policy::{Concern, On, Policy, Target};
-use tulle_model::route::{Kind, Origin, Timeouts};
+use tulle_model::route::Timeouts;
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::{http_route, service_key};
+use tulle_model::testing::http_route;
 use tulle_runtime::drain::DrainMode;
 use tulle_runtime::tasks;
 use tulle_transport::HboneStream;
 
+use crate::policies::authz;
 use crate::world::{Application, World, application, body, echo, get, read_head, read_text, told_policy};
 
 const WEB: &str = "shop/web.shop.svc.cluster.local";
@@ -44,29 +45,7 @@ async fn agreed(world: &World, streams: &mut UnboundedReceiver<HboneStream>) -> 
 }
 
 fn denying(name: &str) -> MeshUpdate {
-    MeshUpdate::WaypointPolicy(Arc::new(Policy {
-        object: "AuthorizationPolicy".into(),
-        origin: Origin {
-            kind: Kind::Policy,
-            namespace: "shop".into(),
-            name: name.into(),
-            rule_index: 0,
-            rule_name: "".into(),
-            created: None,
-            generation: 1,
-        },
-        targets: vec![Target {
-            on: On::Service(service_key("shop/web")),
-            port: None,
-            section: None,
-        }],
-        dry_run: false,
-        concern: Concern::Authz(Authz {
-            action: Action::Deny,
-            rules: vec![Rule::default()],
-            provider: None,
-        }),
-    }))
+    told_policy(name, authz(Action::Deny, vec![Rule::default()]))
 }
 
 async fn gone(stream: &mut HboneStream) {

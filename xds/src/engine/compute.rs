@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use prost::Message as _;
+use prost::encoding::{WireType, decode_key, decode_varint};
 use tulle_k8s::translate::condition::Condition;
 use tulle_k8s::{Key, Kind};
 use tulle_model::authz::policy::Authorization;
@@ -235,11 +236,39 @@ fn address(resource: &Wire) -> bytes::Bytes {
         .into()
 }
 
-/// A bare workload, as the older resource type carries it.
+/// A bare workload, as the older resource type carries it: what stands inside of the address, and is not held twice.
 #[must_use]
 pub fn bare_workload(workload: &Workload, of: &Resource) -> Resource {
-    let body = tulle_proto::workload::Workload::from(workload)
-        .encode_to_vec()
-        .into();
+    let body = inside(&of.body).unwrap_or_else(|| {
+        tulle_proto::workload::Workload::from(workload)
+            .encode_to_vec()
+            .into()
+    });
     Resource { body, ..of.clone() }
+}
+
+/// The message that is the only field of another one.
+fn inside(body: &bytes::Bytes) -> Option<bytes::Bytes> {
+    let mut rest = &**body;
+    let (_, WireType::LengthDelimited) = decode_key(&mut rest).ok()? else {
+        return None;
+    };
+    let length = decode_varint(&mut rest).ok()?;
+    (length == rest.len() as u64).then(|| body.slice(body.len() - rest.len()..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_workload_is_a_part_of_its_address() {
+        let workload = tulle_model::testing::workload("shop/web").ip("10.0.0.1").build();
+        let resource = Emitted::Workload(Arc::new(workload.clone()), false).encode(Scope::Everyone);
+        let bare = bare_workload(&workload, &resource);
+        let expected = tulle_proto::workload::Workload::from(&workload).encode_to_vec();
+        assert_eq!(bare.body, expected);
+        let whole = resource.body.as_ptr_range();
+        assert!(whole.contains(&bare.body.as_ptr()), "it is not held twice");
+    }
 }

@@ -297,3 +297,57 @@ fn generations_of_the_version_before_are_read_shown_compared_and_gone_back_to() 
     );
     assert_eq!(names(&paper.loaded()), ["d"]);
 }
+
+#[test]
+fn secrets_are_not_kept_and_their_files_are_left_alone() {
+    let secret = |planted: &str| -> Arc<str> {
+        let text = format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: tls}}\nstringData: {{ca.crt: c, tls.key: {planted}}}\n---\n"
+        );
+        (text + &service("a")).into()
+    };
+    let mut paper = Paper::new();
+    paper.put("b.yaml", &["b"]);
+    paper.look().unwrap();
+    let config = TempDir::new().unwrap();
+    for (number, text) in [
+        secret("planted-1"),
+        secret("planted-2"),
+        format!("{}{{broken", secret("planted-3")).into(),
+        "kind: ConfigMap\nmetadata: {name: k}\ndata: {k: '-----BEGIN PRIVATE KEY----- planted-4'}\n".into(),
+        "kind: ConfigMap\nmetadata: {name: k}\ndata: {k: LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tplanted-5}\n"
+            .into(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        paper.files.insert("secret.yaml".into(), Ok(text.clone()));
+        paper.put("b.yaml", &["b", &format!("c{number}")]);
+        paper.look().unwrap();
+        fs::write(config.path().join("secret.yaml"), &*text).unwrap();
+    }
+    let newest = *paper.numbered(".json").last().unwrap();
+    let done = paper.view().rollback(2, config.path(), Writing::Real).unwrap();
+    assert_eq!(
+        (done.written, done.kept),
+        (vec!["b.yaml".into()], vec!["secret.yaml".into()])
+    );
+    let done = paper.view().rollback(1, config.path(), Writing::Dry).unwrap();
+    assert_eq!((done.removed, done.kept), (vec![], vec!["secret.yaml".into()]));
+    assert!(newest > 2);
+    let mut read = 0;
+    for folder in [paper.history.root.clone(), paper.history.root.join(FILES)] {
+        for file in fs::read_dir(folder).unwrap().flatten() {
+            let text = fs::read_to_string(file.path()).unwrap_or_default();
+            // What a ConfigMap says is no secret to those who read objects.
+            assert!(
+                !["planted-1", "planted-2", "planted-3"]
+                    .iter()
+                    .any(|planted| text.contains(planted)),
+                "{file:?}"
+            );
+            read += text.len();
+        }
+    }
+    assert!(read > 0);
+}

@@ -84,6 +84,8 @@ pub struct Rollback {
     pub written: Vec<Str>,
     /// Files that are removed.
     pub removed: Vec<Str>,
+    /// Files that differ and stay as they are: they hold secrets, whose texts are not stored.
+    pub kept: Vec<Str>,
 }
 
 /// Whether something is done, or only said.
@@ -205,21 +207,34 @@ impl View {
             .manifest(newest)
             .and_then(|newest| history.files_of(&newest))
             .map_err(missing(newest))?;
-        let mut texts: Vec<(Str, String)> = Vec::new();
+        let (mut texts, mut kept): (Vec<(Str, String)>, Vec<Str>) = (Vec::new(), Vec::new());
         for (path, sha256) in &old {
             is_below(path)?;
             let stored = self.state_dir.join("history").join(FILES).join(&**sha256);
-            let text =
-                fs::read_to_string(&stored).map_err(|source| ViewError::Io { path: stored, source })?;
-            if fs::read_to_string(config_dir.join(&**path)).ok().as_ref() != Some(&text) {
-                texts.push((path.clone(), text));
+            let now = fs::read_to_string(config_dir.join(&**path)).ok();
+            if now.is_some_and(|now| super::sha256(now.as_bytes()) == *sha256) {
+                continue;
+            }
+            match fs::read_to_string(&stored) {
+                Ok(text) => texts.push((path.clone(), text)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => kept.push(path.clone()),
+                Err(source) => return Err(ViewError::Io { path: stored, source }),
             }
         }
-        let gone = present.keys().filter(|path| !old.contains_key(*path));
-        let gone: Vec<Str> = gone.filter(|path| is_below(path).is_ok()).cloned().collect();
+        let mut gone = Vec::new();
+        for (path, sha256) in present.iter().filter(|(path, _)| !old.contains_key(*path)) {
+            let stored = self.state_dir.join("history").join(FILES).join(&**sha256);
+            match is_below(path).is_ok() {
+                // It could not be had back.
+                true if !stored.exists() => kept.push(path.clone()),
+                true => gone.push(path.clone()),
+                false => {}
+            }
+        }
         let done = Rollback {
             written: texts.iter().map(|(path, _)| path.clone()).collect(),
             removed: gone,
+            kept,
         };
         if writing == Writing::Dry {
             return Ok(done);

@@ -101,7 +101,16 @@ pub struct Objects {
     /// Every object in force, by key.
     #[serde(serialize_with = "values")]
     pub objects: RedBlackTreeMapSync<ObjectKey, Arc<ObjectStatus>>,
+    /// Objects whose state changed, in the order in which they did.
+    #[serde(skip)]
+    log: RedBlackTreeMapSync<u64, ObjectKey>,
+    /// Changes counted so far.
+    #[serde(skip)]
+    changes: u64,
 }
+
+/// Changes remembered; who is further behind looks at every object.
+const LOG_ENTRIES_MAX: usize = 10_000;
 
 fn values<S: Serializer>(
     objects: &RedBlackTreeMapSync<ObjectKey, Arc<ObjectStatus>>,
@@ -111,6 +120,35 @@ fn values<S: Serializer>(
 }
 
 impl Objects {
+    /// Puts a state in the place of the one there was; `None` forgets the object.
+    pub(crate) fn set(&mut self, key: &ObjectKey, status: Option<Arc<ObjectStatus>>) {
+        match status {
+            Some(status) => self.objects.insert_mut(key.clone(), status),
+            None if !self.objects.remove_mut(key) => return,
+            None => {}
+        }
+        self.changes += 1;
+        self.log.insert_mut(self.changes, key.clone());
+        if self.log.size() > LOG_ENTRIES_MAX
+            && let Some(oldest) = self.log.first().map(|(change, _)| *change)
+        {
+            self.log.remove_mut(&oldest);
+        }
+    }
+
+    /// Changes counted so far.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The objects whose state changed after so many changes; `None` if that is too long ago to be known.
+    #[must_use]
+    pub fn changed_since(&self, changes: u64) -> Option<impl Iterator<Item = &ObjectKey> + use<'_>> {
+        let known = self.changes.checked_sub(changes)? <= self.log.size() as u64;
+        known.then(|| self.log.range(changes + 1..).map(|(_, key)| key))
+    }
+
     /// The state of one object.
     #[must_use]
     pub fn object(&self, key: &ObjectKey) -> Option<&ObjectStatus> {
@@ -122,5 +160,49 @@ impl Objects {
         self.problems
             .iter()
             .filter(|problem| problem.severity == Severity::Error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tulle_k8s::Kind;
+
+    use super::*;
+
+    fn key(number: usize) -> ObjectKey {
+        ObjectKey::new(Kind::Service, "shop", format!("s{number}"))
+    }
+
+    fn status(number: usize) -> Option<Arc<ObjectStatus>> {
+        Some(Arc::new(ObjectStatus {
+            key: key(number),
+            file: "a.yaml".into(),
+            generation: 1,
+            stale_since: None,
+            conditions: Vec::new(),
+            resources: Vec::new(),
+        }))
+    }
+
+    #[test]
+    fn what_changed_is_known_for_a_while() {
+        let mut objects = Objects::default();
+        objects.set(&key(0), status(0));
+        let before = objects.changes();
+        objects.set(&key(1), status(1));
+        objects.set(&key(0), None);
+        objects.set(&key(2), None);
+        let changed: Vec<ObjectKey> = objects.changed_since(before).unwrap().cloned().collect();
+        assert_eq!(changed, [key(1), key(0)], "what was not there did not go");
+        assert_eq!(objects.changed_since(objects.changes()).unwrap().count(), 0);
+        for number in 0..LOG_ENTRIES_MAX {
+            objects.set(&key(number), status(number));
+        }
+        assert!(objects.changed_since(before).is_none());
+        assert!(objects.changed_since(before + 2).is_some());
+        assert!(
+            objects.changed_since(objects.changes() + 1).is_none(),
+            "another count"
+        );
     }
 }

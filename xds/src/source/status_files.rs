@@ -1,7 +1,7 @@
 //! What became of each object and who has accepted it, as a file of its own:
 //! `<state dir>/status/<kind>/<namespace>/<name>.yaml`; and what is wrong with a file of the folder: `<state dir>/status/_files/<path>.yaml`, for as long as something is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +27,11 @@ const FILES: &str = "_files";
 /// Time between two looks at what clients answered; changes of objects are written at once.
 const ANSWERS_EVERY: Duration = Duration::from_secs(1);
 
+/// Looking at every object again takes at most this part of the time; one over it …
+const EVERYTHING_SHARE: u32 = 20;
+/// … and never waits longer than this.
+const EVERYTHING_WAITS_MAX: Duration = Duration::from_secs(30);
+
 /// Keeps the files as the newest cut and the answers to it say, until the engine is gone.
 pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<Snapshot>>, clients: Clients) {
     let mut files = Files::new(state_dir.join("status"));
@@ -35,7 +40,8 @@ pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<S
         let answered = clients.changes();
         if snapshot.synced() {
             let clients = clients.list(Instant::now());
-            files = match spawn_blocking(move || files.update(&snapshot, &clients)).await {
+            let updated = spawn_blocking(move || files.update(&snapshot, &clients, answered)).await;
+            files = match updated {
                 Ok(files) => files,
                 Err(error) => return tracing::error!(%error, "the status of objects is not written any more"),
             };
@@ -47,7 +53,7 @@ pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<S
                     Err(_) => return,
                 },
                 () = tokio::time::sleep(ANSWERS_EVERY) => {
-                    if clients.changes() != answered {
+                    if files.wants(clients.changes(), Instant::now()) {
                         break;
                     }
                 }
@@ -65,6 +71,22 @@ struct Files {
     is_clean: bool,
     /// Why files could not be written last time; it is told once.
     failure: Option<String>,
+    seen: Option<Seen>,
+    /// When every object may be looked at again because of answers.
+    everything_from: Option<Instant>,
+    /// Objects looked at in the last round.
+    looked_at: usize,
+}
+
+/// What the files say already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    /// Changes of objects.
+    changes: u64,
+    /// Changes of what clients answered.
+    answered: u64,
+    /// Answers are told of every object, and not of gateways alone.
+    compared: bool,
 }
 
 impl Files {
@@ -75,10 +97,49 @@ impl Files {
             faulty: BTreeMap::new(),
             is_clean: false,
             failure: None,
+            seen: None,
+            everything_from: None,
+            looked_at: 0,
         }
     }
 
-    fn update(mut self, snapshot: &Arc<Snapshot>, clients: &[ClientStatus]) -> Self {
+    /// Whether there are answers to write, and it is time to.
+    fn wants(&self, answered: u64, now: Instant) -> bool {
+        self.failure.is_some()
+            || self.seen.is_none_or(|seen| seen.answered != answered)
+                && self.everything_from.is_none_or(|from| now >= from)
+    }
+
+    /// The objects whose files may have to be written anew; all of them after answers, where those are told of all.
+    fn due(&self, objects: &Objects, now: &mut Seen) -> Vec<ObjectKey> {
+        let everything = || {
+            let keys: BTreeSet<&ObjectKey> = objects.objects.keys().chain(self.written.keys()).collect();
+            keys.into_iter().cloned().collect()
+        };
+        let Some(seen) = self
+            .seen
+            .filter(|seen| seen.compared == now.compared && self.failure.is_none())
+        else {
+            return everything();
+        };
+        if now.compared && now.answered != seen.answered {
+            if self.wants(now.answered, Instant::now()) {
+                return everything();
+            }
+            // What changed is written, the rest later.
+            now.answered = seen.answered;
+        }
+        let Some(changed) = objects.changed_since(seen.changes) else {
+            return everything();
+        };
+        let gateways = objects.objects.range(ObjectKey::new(Kind::Gateway, "", "")..);
+        let gateways = gateways.take_while(|(key, _)| key.kind == Kind::Gateway);
+        let keys: BTreeSet<&ObjectKey> = changed.chain(gateways.map(|(key, _)| key)).collect();
+        keys.into_iter().cloned().collect()
+    }
+
+    fn update(mut self, snapshot: &Arc<Snapshot>, clients: &[ClientStatus], answered: u64) -> Self {
+        let begin = Instant::now();
         let objects = snapshot.objects();
         if !self.is_clean {
             // What an earlier process wrote about objects that are gone would stay for ever.
@@ -86,34 +147,20 @@ impl Files {
             self.is_clean =
                 removed.is_ok() || removed.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         }
-        let mut failed = None;
-        let gone: Vec<_> = self
-            .written
-            .keys()
-            .filter(|key| objects.object(key).is_none())
-            .cloned()
-            .collect();
-        for key in gone {
-            let _ = std::fs::remove_file(path(&self.root, &key));
-            self.written.remove(&key);
-        }
         let compared = objects.objects.size().saturating_mul(clients.len()) <= COMPARED_MAX;
-        for (key, status) in objects.objects.iter() {
-            // What is said of a gateway hangs on the answers, however many there are.
-            let answers = match compared || key.kind == Kind::Gateway {
-                true => acks(snapshot, clients, status),
-                false => Acks::default(),
-            };
-            let same = |(written, before): &(Arc<ObjectStatus>, Acks)| {
-                Arc::ptr_eq(written, status) && *before == answers
-            };
-            if self.written.get(key).is_some_and(same) {
-                continue;
-            }
-            match write(&self.root, key, status, &answers) {
-                Ok(()) => drop(self.written.insert(key.clone(), (status.clone(), answers))),
-                Err(error) => failed = Some(error),
-            }
+        let mut seen = Seen {
+            changes: objects.changes(),
+            answered,
+            compared,
+        };
+        let due = self.due(objects, &mut seen);
+        let mut failed = None;
+        self.looked_at = due.len();
+        for key in due {
+            failed = self
+                .update_one(&key, snapshot, clients, compared)
+                .err()
+                .or(failed);
         }
         failed = self.update_faulty(objects).err().or(failed);
         let failure = failed.map(|error| error.to_string());
@@ -121,7 +168,41 @@ impl Files {
             tracing::warn!(error, path = %self.root.display(), "cannot write the status of objects");
         }
         self.failure = failure;
+        if self.seen.is_none_or(|before| before.answered != seen.answered) {
+            self.everything_from =
+                Some(Instant::now() + (begin.elapsed() * EVERYTHING_SHARE).min(EVERYTHING_WAITS_MAX));
+        }
+        self.seen = Some(seen);
         self
+    }
+
+    fn update_one(
+        &mut self,
+        key: &ObjectKey,
+        snapshot: &Arc<Snapshot>,
+        clients: &[ClientStatus],
+        compared: bool,
+    ) -> io::Result<()> {
+        let Some(status) = snapshot.objects().objects.get(key) else {
+            if self.written.remove(key).is_some() {
+                let _ = std::fs::remove_file(path(&self.root, key));
+            }
+            return Ok(());
+        };
+        // What is said of a gateway hangs on the answers, however many there are.
+        let answers = match compared || key.kind == Kind::Gateway {
+            true => acks(snapshot, clients, status),
+            false => Acks::default(),
+        };
+        let same = |(written, before): &(Arc<ObjectStatus>, Acks)| {
+            Arc::ptr_eq(written, status) && *before == answers
+        };
+        if self.written.get(key).is_some_and(same) {
+            return Ok(());
+        }
+        write(&self.root, key, status, &answers)?;
+        self.written.insert(key.clone(), (status.clone(), answers));
+        Ok(())
     }
 }
 
@@ -222,4 +303,68 @@ fn write(root: &Path, key: &ObjectKey, status: &ObjectStatus, answers: &Acks) ->
     };
     let text = serde_saphyr::to_string(&whole).map_err(io::Error::other)?;
     write_atomically(&path(root, key), text.as_bytes(), false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Batch, Engine, Event, InForce};
+
+    fn event(name: &str, label: &str) -> Event {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, labels: {{v: '{label}'}}}}\nspec: {{clusterIP: 10.9.0.1}}\n"
+        );
+        let parsed = crate::source::folder::parse::parse(&"a.yaml".into(), &text);
+        let statement = &parsed.statements[0];
+        Event {
+            key: statement.key.clone(),
+            object: Some(InForce {
+                object: statement.good().expect("a service").object.clone(),
+                file: "a.yaml".into(),
+                generation: label.parse().expect("a number"),
+                stale_since: None,
+            }),
+        }
+    }
+
+    fn batch(events: Vec<Event>) -> Batch {
+        Batch {
+            events,
+            synced: true,
+            ..Batch::default()
+        }
+    }
+
+    #[test]
+    fn a_change_looks_at_its_own_objects_and_an_answer_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut engine = Engine::new(tulle_k8s::translate::MeshConfig::default());
+        let all = (0..200).map(|number| event(&format!("s{number}"), "1")).collect();
+        let files = Files::new(folder.path().join("status"));
+        let files = files.update(&Arc::new(engine.apply(batch(all))), &[], 0);
+        assert_eq!((files.looked_at, files.written.len()), (200, 200));
+        let changed = engine.apply(batch(vec![event("s7", "2")]));
+        let mut files = files.update(&Arc::new(changed), &[], 0);
+        assert_eq!(files.looked_at, 1);
+        let written = std::fs::read_to_string(path(&files.root, &event("s7", "2").key)).unwrap();
+        assert!(written.contains("generation: 2"), "{written}");
+        let gone = Event {
+            object: None,
+            ..event("s9", "1")
+        };
+        let snapshot = Arc::new(engine.apply(batch(vec![gone.clone()])));
+        // Answers came, and every object was looked at a moment ago: that waits.
+        files.everything_from = Some(Instant::now() + Duration::from_secs(3600));
+        let mut files = files.update(&snapshot, &[], 1);
+        assert_eq!(
+            (files.looked_at, path(&files.root, &gone.key).exists()),
+            (1, false)
+        );
+        assert!(!files.wants(1, Instant::now()));
+        files.everything_from = None;
+        assert!(files.wants(1, Instant::now()));
+        let files = files.update(&snapshot, &[], 1);
+        assert_eq!(files.looked_at, 199);
+        assert!(!files.wants(1, Instant::now()));
+    }
 }

@@ -272,8 +272,9 @@ const TRAFFIC: &[Variable] = &[
     ),
     variable(
         "TULLE_HBONE",
-        Value("h2"),
-        "Who makes the HTTP/2 frames of tunnels: `own` is made for tunnels, `h2` is the crate of that name",
+        Value("records"),
+        "Who makes the HTTP/2 frames of tunnels and their TLS records: `records` makes both by itself, `own` the \
+         frames only, `h2` leaves them to the crate of that name",
     ),
     variable("KEEPALIVE_ENABLED", Value("true"), "TCP keepalive"),
     variable(

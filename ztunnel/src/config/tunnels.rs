@@ -79,7 +79,7 @@ pub(super) fn read_http2(read: &mut Collector<'_>) -> Http2 {
         connection_window: size("HTTP2_CONNECTION_WINDOW_SIZE", 16 * MIB, 65_535..=WINDOW_MAX),
         frame: size("HTTP2_FRAME_SIZE", MIB, 16_384..=(1 << 24) - 1),
         framing: read.value("TULLE_HBONE", Settings::client().framing, |text| {
-            Framing::from_name(text).ok_or("must be h2 or own")
+            Framing::from_name(text).ok_or("must be records, own or h2")
         }),
     }
 }

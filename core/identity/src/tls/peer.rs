@@ -152,6 +152,11 @@ impl Names {
         }
     }
 
+    /// Whether it is among the URI names.
+    pub(crate) fn has_uri(&self, uri: &str) -> bool {
+        self.uris.iter().any(|one| one == uri)
+    }
+
     /// The single URI name, which must be a workload identity.
     pub(crate) fn identity(&self) -> Result<Identity, PeerError> {
         let uri = self.uri()?;

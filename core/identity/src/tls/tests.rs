@@ -8,6 +8,7 @@ use crate::ca::Issued;
 use crate::certificate::{Own, anchors};
 use crate::testing::{TestCa, certificate};
 
+mod handover;
 mod libraries;
 mod odd;
 
@@ -100,7 +101,7 @@ async fn two_workloads_meet_over_tls13_and_post_quantum_keys() {
 }
 
 #[tokio::test]
-async fn no_second_connection_is_resumed() {
+async fn r305_no_second_connection_is_resumed() {
     let (web, reviews) = (certificate(&id(WEB)), certificate(&id(REVIEWS)));
     for _ in 0..3 {
         let (client, server) = meet(web.client_config(&[id(REVIEWS)]), reviews.server_config()).await;
@@ -111,7 +112,7 @@ async fn no_second_connection_is_resumed() {
 }
 
 #[tokio::test]
-async fn a_client_that_would_resume_gets_no_ticket() {
+async fn r305_a_client_that_would_resume_gets_no_ticket() {
     let (web, reviews) = (certificate(&id(WEB)), certificate(&id(REVIEWS)));
     let mut eager = ClientConfig::clone(&web.client_config(&[id(REVIEWS)]));
     eager.resumption = rustls::client::Resumption::in_memory_sessions(16);

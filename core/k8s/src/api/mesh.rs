@@ -16,8 +16,8 @@ use super::traffic::ExternalAuth;
 pub struct Mesh {
     /// Only a name.
     pub metadata: Meta,
-    /// The settings.
-    pub settings: MeshSettings,
+    /// The settings; apart, so that they do not make objects of every other kind as large as they are.
+    pub settings: Box<MeshSettings>,
     /// Why they cannot be read, if so.
     #[serde(skip)]
     pub unreadable: Option<Unreadable>,

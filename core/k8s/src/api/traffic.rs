@@ -16,8 +16,8 @@ use super::security::{Provider, Unreadable};
 pub struct TrafficPolicy {
     /// Metadata.
     pub metadata: Meta,
-    /// Wanted state.
-    pub spec: TrafficPolicySpec,
+    /// Wanted state; apart, so that it does not make objects of every other kind as large as it is.
+    pub spec: Box<TrafficPolicySpec>,
     /// Why the spec cannot be read, if so.
     #[serde(skip)]
     pub unreadable: Option<Unreadable>,

@@ -94,3 +94,9 @@ fn a_selector_that_cannot_be_honoured_is_unreadable() {
     };
     assert!(policy.unreadable.as_ref().expect("unreadable").selector);
 }
+
+#[test]
+fn a_rare_kind_does_not_make_the_common_ones_large() {
+    let (object, pod) = (size_of::<Object>(), size_of::<Pod>());
+    assert!(object <= pod + 64, "{object} bytes for a pod of {pod}");
+}

@@ -263,7 +263,7 @@ pub struct RetryBudget {
 }
 
 /// How a backend outside of the mesh is spoken to.
-#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BackendTls {
     /// Name asked for, and checked unless there are others.
@@ -275,7 +275,7 @@ pub struct BackendTls {
 }
 
 /// A name in a certificate.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum SubjectAltName {
     /// A host name.

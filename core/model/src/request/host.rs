@@ -67,6 +67,15 @@ pub fn parse(text: &[u8]) -> Result<Str, HostError> {
     Ok(text.into())
 }
 
+/// The host of an authority that was read, without its port and without brackets.
+#[must_use]
+pub fn without_port(authority: &str) -> &str {
+    match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    }
+}
+
 /// RFC 3986 lets a name have more characters; no name that resolves needs them, and each is a way to be misread.
 fn name(host: &str) -> Result<(), HostError> {
     if host.is_empty() {
@@ -83,6 +92,17 @@ fn name(host: &str) -> Result<(), HostError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_has_no_port_and_no_brackets() {
+        for (authority, host) in [
+            ("web.shop:80", "web.shop"),
+            ("web.shop", "web.shop"),
+            ("[::1]:80", "::1"),
+        ] {
+            assert_eq!(without_port(authority), host);
+        }
+    }
 
     #[test]
     fn hosts_are_names_or_addresses_with_or_without_a_port() {

@@ -209,7 +209,7 @@ mod tests {
         let stuck = || queue.state.lock().writing;
         push(&queue, true);
         while !stuck() {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         for _ in 0..QUEUE_LINES_MAX {
             push(&queue, false);

@@ -15,6 +15,7 @@ use tokio_util::io::poll_read_buf;
 use super::backlog::Backlog;
 use super::buffers::{Buffer, Size};
 use super::direction::Fault;
+use super::pipe::Pipe;
 use crate::hbone::{HboneReader, HboneStream, HboneWriter, ResetCode, StreamError};
 use crate::socket::{Keepalive, classify, set_fin, set_rst, tighten_keepalive};
 
@@ -25,6 +26,11 @@ const SLICES_MAX: usize = 16;
 pub(super) trait Wire: Send {
     /// Whether to read on while what was read cannot be written yet. Only for ends whose peer is bounded by credit.
     fn reads_ahead(&self) -> bool;
+
+    /// This end, if it is a socket.
+    fn socket(&mut self) -> Option<&mut TcpWire> {
+        None
+    }
 
     /// The next chunk, `None` once the peer has finished.
     fn poll_pull(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>>;
@@ -132,6 +138,54 @@ impl TcpWire {
         }
     }
 
+    /// Whether it has brought so much without a pause that the next bytes are worth a pipe.
+    pub(super) fn brings_bulk(&self) -> bool {
+        self.step.moved >= Step::SECOND_AFTER
+    }
+
+    /// The next bytes, into an empty pipe; 0 once the peer has finished.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<usize, Fault>> {
+        self.buffer = None;
+        let Reading::Open(half) = &self.read else {
+            return Poll::Ready(Ok(0));
+        };
+        let socket = half.as_ref();
+        let filled = loop {
+            match socket.poll_read_ready(cx) {
+                Poll::Ready(result) => result.map_err(|error| socket_fault(&error))?,
+                Poll::Pending => {
+                    self.step.idle();
+                    return Poll::Pending;
+                }
+            }
+            match socket.try_io(Interest::READABLE, || pipe.fill(socket)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break result.map_err(|error| socket_fault(&error))?,
+            }
+        };
+        self.step.busy();
+        self.step.moved(filled);
+        if filled == 0 {
+            self.end_reading();
+        }
+        Poll::Ready(Ok(filled))
+    }
+
+    /// Takes bytes, at least one, out of a pipe that is not empty.
+    pub(super) fn poll_empty(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<usize, Fault>> {
+        let Some(write) = &self.write else {
+            return Poll::Ready(Err(Fault::Finished));
+        };
+        let socket = write.as_ref();
+        loop {
+            ready!(socket.poll_write_ready(cx)).map_err(|error| socket_fault(&error))?;
+            match socket.try_io(Interest::WRITABLE, || pipe.empty(socket)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result.map_err(|error| socket_fault(&error))),
+            }
+        }
+    }
+
     /// What the kernel sends then is decided before.
     fn drop_halves(&mut self) {
         self.read = Reading::Over;
@@ -170,6 +224,10 @@ fn socket_fault(error: &io::Error) -> Fault {
 }
 
 impl Wire for TcpWire {
+    fn socket(&mut self) -> Option<&mut TcpWire> {
+        Some(self)
+    }
+
     fn reads_ahead(&self) -> bool {
         false
     }

@@ -37,6 +37,18 @@ const CONTROL_PER_SECOND: u32 = 1000;
 #[error("too many HTTP/2 control frames")]
 pub(super) struct Flood;
 
+/// The bits of a stream's number.
+const STREAM: u32 = 0x7fff_ffff;
+
+/// A part of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The first frame of a head, or of trailers.
+    Head,
+    /// DATA.
+    Data,
+}
+
 /// Where in the stream of frames we are.
 #[derive(Debug)]
 pub(super) struct Frames {
@@ -95,8 +107,14 @@ impl Frames {
         (inside || self.head_open || self.begun == 0).then_some(self.begun)
     }
 
-    /// Looks at what arrived.
-    pub(super) fn see(&mut self, mut bytes: &[u8], now: Instant) -> Result<(), Flood> {
+    /// Looks at what arrived; `each` is told of heads that open streams or end them, and of DATA, with the stream and the
+    /// length.
+    pub(super) fn see(
+        &mut self,
+        mut bytes: &[u8],
+        now: Instant,
+        mut each: impl FnMut(Part, u32, usize),
+    ) -> Result<(), Flood> {
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let passed = self.skip.min(bytes.len());
@@ -111,6 +129,13 @@ impl Frames {
             if self.have == HEADER_LENGTH {
                 self.have = 0;
                 self.frame(now)?;
+                let [.., a, b, c, d] = self.header;
+                let stream = u32::from_be_bytes([a, b, c, d]) & STREAM;
+                match self.kind {
+                    HEADERS => each(Part::Head, stream, self.skip),
+                    DATA => each(Part::Data, stream, self.skip),
+                    _ => {}
+                }
             }
         }
         Ok(())
@@ -167,6 +192,30 @@ mod tests {
         bytes
     }
 
+    fn see(frames: &mut Frames, bytes: &[u8], now: Instant) -> Result<(), Flood> {
+        frames.see(bytes, now, |_, _, _| {})
+    }
+
+    #[test]
+    fn parts_of_streams_are_told_of() {
+        let now = Instant::now();
+        let (mut frames, mut told) = (Frames::new(0, now), Vec::new());
+        let bytes = [
+            &[0, 0, 1, HEADERS, END_HEADERS, 0, 0, 0, 5, 7][..],
+            &[0, 0, 2, DATA, 0, 0x80, 0, 0, 5, 7, 7],
+            &frame(PING, 8),
+        ]
+        .concat();
+        for byte in bytes {
+            frames
+                .see(&[byte], now, |part, stream, length| {
+                    told.push((part, stream, length))
+                })
+                .unwrap();
+        }
+        assert_eq!(told, [(Part::Head, 5, 1), (Part::Data, 5, 2)]);
+    }
+
     proptest! {
         #[test]
         fn frames_are_found_however_they_are_cut(
@@ -179,14 +228,14 @@ mod tests {
             let (mut frames, mut rest) = (Frames::new(PREFACE_LENGTH, now), &bytes[..]);
             for cut in cuts.into_iter().cycle() {
                 let part = cut.min(rest.len());
-                frames.see(&rest[..part], now).unwrap();
+                see(&mut frames, &rest[..part], now).unwrap();
                 rest = &rest[part..];
                 if rest.is_empty() {
                     break;
                 }
             }
             prop_assert!(!frames.going_away(), "payloads are no frames");
-            frames.see(&frame(GOAWAY, 8), now).unwrap();
+            see(&mut frames, &frame(GOAWAY, 8), now).unwrap();
             prop_assert!(frames.going_away());
         }
     }
@@ -195,43 +244,44 @@ mod tests {
     fn what_was_begun_is_owed_until_it_is_finished() {
         let now = Instant::now();
         let mut frames = Frames::new(PREFACE_LENGTH, now);
-        let mut see = |bytes: &[u8]| {
-            frames.see(bytes, now).unwrap();
+        let mut owed = |bytes: &[u8]| {
+            see(&mut frames, bytes, now).unwrap();
             frames.owed()
         };
         assert_eq!(
-            see(&[0; PREFACE_LENGTH]),
+            owed(&[0; PREFACE_LENGTH]),
             Some(0),
             "SETTINGS belong to the preface"
         );
-        assert_eq!(see(&frame(SETTINGS, 6)), None);
-        assert_eq!(see(&frame(DATA, 100)[..50]), None, "DATA may take its time");
-        assert_eq!(see(&[0; 59]), None);
+        assert_eq!(owed(&frame(SETTINGS, 6)), None);
+        assert_eq!(owed(&frame(DATA, 100)[..50]), None, "DATA may take its time");
+        assert_eq!(owed(&[0; 59]), None);
         assert_eq!(
-            see(&frame(HEADERS, 9)[..4]),
+            owed(&frame(HEADERS, 9)[..4]),
             None,
             "no more than an idle connection"
         );
-        assert_eq!(see(&frame(HEADERS, 9)[4..]), Some(3), "END_HEADERS was not set");
-        assert_eq!(see(&frame(CONTINUATION, 9)), Some(3), "still the same head");
-        assert_eq!(see(&[0, 0, 2, CONTINUATION, END_HEADERS, 0, 0, 0, 1, 7]), Some(3));
-        assert_eq!(see(&[7]), None);
-        assert_eq!(see(&[0, 0, 1, HEADERS, END_HEADERS, 0, 0, 0, 3]), Some(4));
-        assert_eq!(see(&[7]), None);
+        assert_eq!(owed(&frame(HEADERS, 9)[4..]), Some(3), "END_HEADERS was not set");
+        assert_eq!(owed(&frame(CONTINUATION, 9)), Some(3), "still the same head");
+        assert_eq!(
+            owed(&[0, 0, 2, CONTINUATION, END_HEADERS, 0, 0, 0, 1, 7]),
+            Some(3)
+        );
+        assert_eq!(owed(&[7]), None);
+        assert_eq!(owed(&[0, 0, 1, HEADERS, END_HEADERS, 0, 0, 0, 3]), Some(4));
+        assert_eq!(owed(&[7]), None);
     }
 
     #[test]
     fn a_flood_is_cut_and_a_trickle_is_not() {
         let now = Instant::now();
         let mut flooded = Frames::new(0, now);
-        let floods = (0..200_000).position(|_| flooded.see(&frame(PING, 8), now).is_err());
+        let floods = (0..200_000).position(|_| see(&mut flooded, &frame(PING, 8), now).is_err());
         assert_eq!(floods, Some(CONTROL_BURST as usize));
         let mut frames = Frames::new(0, now);
         for second in 0..100 {
             for _ in 0..CONTROL_PER_SECOND {
-                frames
-                    .see(&frame(PING, 8), now + Duration::from_secs(second))
-                    .unwrap();
+                see(&mut frames, &frame(PING, 8), now + Duration::from_secs(second)).unwrap();
             }
         }
     }
@@ -242,7 +292,7 @@ mod tests {
         let mut frames = Frames::new(0, now);
         for _ in 0..TINY_BURST {
             assert!(!frames.rests());
-            frames.see(&frame(DATA, 1), now).unwrap();
+            see(&mut frames, &frame(DATA, 1), now).unwrap();
         }
         assert!(frames.rests());
         assert!(!frames.rests());
@@ -254,7 +304,7 @@ mod tests {
         let mut frames = Frames::new(0, now);
         for kind in [DATA, HEADERS, RST_STREAM, WINDOW_UPDATE] {
             for _ in 0..10_000 {
-                frames.see(&frame(kind, 4), now).unwrap();
+                see(&mut frames, &frame(kind, 4), now).unwrap();
             }
         }
     }

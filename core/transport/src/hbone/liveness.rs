@@ -20,6 +20,7 @@ use tulle_identity::{HandshakeError, PeerProof};
 use tulle_model::Reason;
 
 use super::error::StreamError;
+use super::held::Held;
 use super::load::{BULK_AFTER, Traffic};
 use super::seam::Ping;
 use super::settings::Settings;
@@ -50,6 +51,7 @@ pub(super) struct Vitals {
     peer: OnceLock<PeerProof>,
     refused: OnceLock<Arc<HandshakeError>>,
     window: Window,
+    held: Held,
     traffic: Traffic,
 }
 
@@ -79,6 +81,7 @@ impl Vitals {
             peer: OnceLock::new(),
             refused: OnceLock::new(),
             window: Window::new(settings.connection_window),
+            held: Held::default(),
             traffic: Traffic::new(now),
         })
     }
@@ -104,6 +107,7 @@ impl Vitals {
         Slot {
             vitals: Arc::clone(self),
             moved: AtomicU64::new(0),
+            stream: AtomicU32::new(0),
         }
     }
 
@@ -205,6 +209,10 @@ impl Vitals {
         &self.window
     }
 
+    pub(super) fn held(&self) -> &Held {
+        &self.held
+    }
+
     pub(super) fn traffic(&self) -> &Traffic {
         &self.traffic
     }
@@ -242,6 +250,8 @@ pub(super) struct Slot {
     vitals: Arc<Vitals>,
     /// Payload of both directions.
     moved: AtomicU64,
+    /// The number of the stream, where what it holds is counted.
+    stream: AtomicU32,
 }
 
 impl Slot {
@@ -251,6 +261,17 @@ impl Slot {
 
     pub(super) fn vitals(&self) -> &Arc<Vitals> {
         &self.vitals
+    }
+
+    /// It is the place of a stream that the peer has opened.
+    pub(super) fn is_of(&self, stream: u32) {
+        self.stream.store(stream, Ordering::Relaxed);
+    }
+
+    /// It is the place of a stream that we open.
+    pub(super) fn opens(&self, stream: u32) {
+        self.is_of(stream);
+        self.vitals.held.opened(stream);
     }
 
     /// The stream has moved `bytes` more.
@@ -277,6 +298,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.vitals.held.closed(self.stream.load(Ordering::Relaxed));
         if *self.moved.get_mut() >= BULK_AFTER {
             self.vitals.traffic.bulk_ended();
         }

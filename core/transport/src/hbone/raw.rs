@@ -108,7 +108,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
 
     /// Sends what the other side may no longer want to hear.
     pub async fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all(bytes).await
+        self.0.write_all(bytes).await?;
+        self.0.flush().await
     }
 
     /// The next frame, or that there is none any more.

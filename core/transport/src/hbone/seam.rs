@@ -105,6 +105,11 @@ pub(super) struct Asked {
 
 /// Answers one stream. Dropping it unanswered resets the stream.
 pub(super) trait Answer: Send {
+    /// The number of the stream, where what streams hold is counted; 0 elsewhere.
+    fn stream(&self) -> u32 {
+        0
+    }
+
     /// 200.
     fn accept(self: Box<Self>, response: &ConnectResponse, slot: Slot) -> Result<HboneStream, StreamError>;
 

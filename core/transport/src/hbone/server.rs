@@ -200,6 +200,7 @@ impl ServerConnection {
         match ready!(self.frames.poll_accept(cx)) {
             Some(Ok(asked)) => {
                 let slot = self.vitals.occupy();
+                slot.is_of(asked.answer.stream());
                 Poll::Ready(Some(Incoming::new(asked, slot)))
             }
             Some(Err(error)) => {

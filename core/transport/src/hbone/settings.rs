@@ -7,7 +7,7 @@ use super::seam::Framing;
 /// HTTP/2 settings and deadlines of a tunnel connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// Who turns tunnels into frames [h2].
+    /// Who turns tunnels into frames [records].
     pub framing: Framing,
     /// Bytes a peer may send on one stream before we took them [4 MiB].
     pub stream_window: u32,
@@ -36,7 +36,7 @@ impl Settings {
     #[must_use]
     pub const fn client() -> Self {
         Self {
-            framing: Framing::H2,
+            framing: Framing::Records,
             stream_window: 4 * 1024 * 1024,
             connection_window: 16 * 1024 * 1024,
             frame_size: 1024 * 1024,

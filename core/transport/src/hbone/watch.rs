@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::frames::{Frames, PREFACE_LENGTH};
+use super::frames::{Frames, PREFACE_LENGTH, Part};
 use super::liveness::Vitals;
 
 /// Watches one connection.
@@ -13,6 +13,8 @@ use super::liveness::Vitals;
 pub(super) struct Watch {
     vitals: Arc<Vitals>,
     frames: Frames,
+    /// Heads of the peer open streams.
+    server: bool,
     write_failed: bool,
     write_blocked: bool,
     owed: Option<u64>,
@@ -33,6 +35,7 @@ impl Watch {
         Self {
             vitals,
             frames: Frames::new(preface, Instant::now()),
+            server: preface > 0,
             write_failed: false,
             write_blocked: false,
             owed: None,
@@ -50,7 +53,20 @@ impl Watch {
             return Ok(());
         }
         self.vitals.heard(now);
-        self.frames.see(bytes, now).map_err(io::Error::other)?;
+        let (held, server, mut too_much) = (self.vitals.held(), self.server, Ok(()));
+        let each = |part, stream, length| match part {
+            Part::Head if server => held.head(stream),
+            Part::Head => {}
+            Part::Data => {
+                let counted = held.arrived(stream, length);
+                too_much = too_much.and(counted);
+            }
+        };
+        self.frames.see(bytes, now, each).map_err(io::Error::other)?;
+        if let Err(too_much) = too_much {
+            self.vitals.cut(tulle_model::Reason::Overload);
+            return Err(io::Error::other(too_much));
+        }
         let owed = self.frames.owed();
         if std::mem::replace(&mut self.owed, owed) != owed {
             self.vitals.owes(owed.map(|_| now));

@@ -2,6 +2,7 @@
 //!
 //! They stay written from end to end, so that lending one costs nothing however large it is.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -62,6 +63,18 @@ const _: () = assert!(RECORD_MAX <= 18 * 1024, "a buffer holds any record");
 pub(crate) struct Buffer {
     pub(crate) bytes: Box<[u8]>,
     size: Size,
+    /// Who counts it while it is shared.
+    pinned: Option<Pinned>,
+}
+
+/// Bytes of the buffers of one connection that are shared, however little of each is still needed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pinned(Arc<AtomicUsize>);
+
+impl Pinned {
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Buffer {
@@ -72,6 +85,7 @@ impl Buffer {
         Self {
             bytes: kept.unwrap_or_else(|| vec![0; shelf.size].into()),
             size,
+            pinned: None,
         }
     }
 
@@ -80,7 +94,9 @@ impl Buffer {
     }
 
     /// The bytes as they are now, to be shared in slices; the buffer comes back with the last of these.
-    pub(crate) fn share(self) -> Bytes {
+    pub(crate) fn share(mut self, pinned: &Pinned) -> Bytes {
+        pinned.0.fetch_add(self.size.bytes(), Ordering::Relaxed);
+        self.pinned = Some(pinned.clone());
         Bytes::from_owner(self)
     }
 }
@@ -95,6 +111,9 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let shelf = self.size.shelf();
         LENT.fetch_sub(shelf.size, Ordering::Relaxed);
+        if let Some(pinned) = &self.pinned {
+            pinned.0.fetch_sub(shelf.size, Ordering::Relaxed);
+        }
         let mut kept = shelf.kept.lock();
         if kept.len() < shelf.kept_max {
             kept.push(std::mem::take(&mut self.bytes));
@@ -111,10 +130,13 @@ mod tests {
         let mut buffer = Buffer::lend(Size::Many);
         buffer.bytes[1000] = 7;
         let address = buffer.bytes.as_ptr();
-        let slice = buffer.share().slice(1000..1001);
+        let pinned = Pinned::default();
+        let slice = buffer.share(&pinned).slice(1000..1001);
+        assert_eq!(pinned.bytes(), Size::Many.bytes(), "all of it, for a byte");
         assert_eq!(slice.as_ptr(), address.wrapping_add(1000), "nothing was copied");
         assert_eq!(slice[0], 7);
         drop(slice);
+        assert_eq!(pinned.bytes(), 0);
         let kept = Size::Many.shelf().kept.lock();
         assert!(kept.iter().any(|bytes| bytes.as_ptr() == address) || kept.len() == 8);
         assert!(kept.iter().all(|bytes| bytes.len() == Size::Many.bytes()));

@@ -64,11 +64,8 @@ async fn f13_stalled_streams_hold_their_window_and_their_neighbour_goes_on() {
         TcpStream::connect(listener.local_addr().unwrap()),
         listener.accept()
     );
-    let (client, connection) = tokio::join!(
-        client::handshake(near.unwrap(), &const { client_settings() }),
-        server::handshake(far.unwrap().0, &settings),
-    );
-    let (client, mut connection) = (client.unwrap(), connection.unwrap());
+    let (client, connection) = tokio::join!(client_on(near.unwrap()), server_on(far.unwrap().0, &settings),);
+    let mut connection = connection.unwrap();
     let (sender, mut applications) = mpsc::channel(256);
     tasks::spawn("server", async move {
         while let Some(incoming) = connection.accept().await {

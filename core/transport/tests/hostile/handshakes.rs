@@ -3,9 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tulle_identity::testing::certificate;
-use tulle_model::Identity;
-
 use super::*;
 
 const SLOW: usize = 300;
@@ -17,10 +14,6 @@ fn hasty() -> Settings {
         handshake_timeout: Duration::from_millis(500),
         ..server_settings()
     }
-}
-
-fn id(name: &str) -> Identity {
-    Identity::new("cluster.local", "shop", name)
 }
 
 /// A server with TLS that counts what it holds.
@@ -81,8 +74,11 @@ impl TlsTarget {
     /// All that slow peers held is given back soon after the deadline, and good ones were served meanwhile.
     async fn outlives(&self, slow: Vec<TcpStream>) {
         let started = Instant::now();
-        // The listener and the acceptor's task hold one each.
-        while Arc::strong_count(&self.held) < 2 + slow.len() / 2 {
+        // The listener and the acceptor's task hold one each. On a busy machine the first are sent away before the last
+        // have come.
+        while Arc::strong_count(&self.held) < 2 + slow.len() / 2
+            && started.elapsed() < hasty().handshake_timeout
+        {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert!(self.good_client().await < Duration::from_secs(3));
@@ -138,8 +134,9 @@ async fn slow_http2(mut target: Target, beginning: &[u8]) {
     let started = Instant::now();
     let mut slow = Vec::new();
     for _ in 0..SLOW {
-        let mut socket = TcpStream::connect(target.address).await.unwrap();
+        let mut socket = dial(target.address).await;
         socket.write_all(beginning).await.unwrap();
+        socket.flush().await.unwrap();
         slow.push(socket);
     }
     target.neighbour_is_served().await;

@@ -14,24 +14,67 @@ mod resets;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::time::timeout;
+use tulle_identity::testing::certificate;
+use tulle_model::Identity;
 use tulle_runtime::{tasks, usage};
 use tulle_transport::hbone::raw;
 use tulle_transport::hbone::{
-    ClientConnection, ConnectRequest, ConnectResponse, Framing, HboneStream, Incoming, Settings, client,
-    server,
+    AcceptError, ClientConnection, ConnectRequest, ConnectResponse, Framing, HboneStream, Incoming,
+    ServerConnection, Settings, client, server,
 };
 use tulle_transport::reason_header::ReasonHeader;
 
-/// The tests stand in two programs, one for each framing.
-const FRAMING: Framing = if module_path!().len() == "hostile".len() {
-    Framing::H2
-} else {
-    Framing::Own
+/// The tests stand in three programs, one for each framing.
+const FRAMING: Framing = match module_path!().as_bytes() {
+    b"hostile" => Framing::H2,
+    b"hostile_own::hostile" => Framing::Own,
+    _ => Framing::Records,
 };
+
+/// A socket, or TLS over one.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Connects to a target as its peers do: there are no records without TLS.
+async fn dial(address: SocketAddr) -> Box<dyn Stream> {
+    let socket = TcpStream::connect(address).await.unwrap();
+    socket.set_nodelay(true).unwrap();
+    if FRAMING != Framing::Records {
+        return Box::new(socket);
+    }
+    let config = certificate(&id("web")).client_config(&[id("reviews")]);
+    Box::new(tulle_identity::tls::connect(config, socket).await.unwrap())
+}
+
+/// A good client on a socket.
+async fn client_on(socket: TcpStream) -> ClientConnection {
+    let connection = if FRAMING == Framing::Records {
+        let config = certificate(&id("web")).client_config(&[id("reviews")]);
+        client::connect(socket, config, &client_settings()).await
+    } else {
+        client::handshake(socket, &client_settings()).await
+    };
+    connection.unwrap()
+}
+
+/// The server's end of a socket.
+async fn server_on(socket: TcpStream, settings: &Settings) -> Result<ServerConnection, AcceptError> {
+    if FRAMING == Framing::Records {
+        let config = certificate(&id("reviews")).server_config();
+        Ok(server::accept(socket, config, settings).await?.connection)
+    } else {
+        server::handshake(socket, settings).await
+    }
+}
+
+fn id(name: &str) -> Identity {
+    Identity::new("cluster.local", "shop", name)
+}
 
 const fn client_settings() -> Settings {
     Settings {
@@ -92,9 +135,7 @@ impl Target {
             "neighbour's server",
             serve(far.unwrap().0, Manner::Echo, settings),
         );
-        let neighbour = client::handshake(near.unwrap(), &const { client_settings() })
-            .await
-            .unwrap();
+        let neighbour = client_on(near.unwrap()).await;
         tasks::spawn("target", async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let ended = sender.clone();
@@ -115,10 +156,8 @@ impl Target {
     }
 
     /// An attacker's connection.
-    async fn attacker(&self) -> raw::Peer<TcpStream> {
-        let socket = TcpStream::connect(self.address).await.unwrap();
-        socket.set_nodelay(true).unwrap();
-        raw::Peer::client(socket).await
+    async fn attacker(&self) -> raw::Peer<Box<dyn Stream>> {
+        raw::Peer::client(dial(self.address).await).await
     }
 
     /// Others get what they ask for.
@@ -152,7 +191,7 @@ impl Target {
 /// Serves one connection to its end.
 async fn serve(socket: TcpStream, manner: Manner, settings: Settings) {
     socket.set_nodelay(true).unwrap();
-    let Ok(mut connection) = server::handshake(socket, &settings).await else {
+    let Ok(mut connection) = server_on(socket, &settings).await else {
         return;
     };
     let mut held = Vec::new();
@@ -216,7 +255,7 @@ fn cpu() -> Duration {
 }
 
 /// Sends `bytes` again and again until the other side has had enough, at most `times`; says how often.
-async fn repeat(attacker: &mut raw::Peer<TcpStream>, bytes: &[u8], times: usize) -> usize {
+async fn repeat(attacker: &mut raw::Peer<Box<dyn Stream>>, bytes: &[u8], times: usize) -> usize {
     let sending = async {
         for sent in 0..times {
             if attacker.try_send(bytes).await.is_err() {

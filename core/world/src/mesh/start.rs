@@ -187,7 +187,8 @@ impl Mesh {
     fn place(&self, world: &World, node: &str) -> Result<Place, MeshError> {
         Ok(Place {
             url: format!("https://{}:15012", world.node(CONTROL)?.ipv4()),
-            root: self.folders.state.join("ca/root-cert.pem").display().to_string(),
+            // Also there when the issuer is given from outside.
+            root: self.folders.run.join("xds-root-cert.pem").display().to_string(),
             token: self.token_file(node).display().to_string(),
             cri: self.cri_socket(node).display().to_string(),
             cni: self.cni_socket(node).display().to_string(),

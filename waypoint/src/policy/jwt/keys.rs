@@ -240,6 +240,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn r109_keys_of_any_depth_are_refused_on_a_small_stack() {
+        let reading = || {
+            for level in ["[", r#"{"keys":["#, r#"{"a":"#] {
+                assert!(
+                    KeySet::parse(level.repeat(100_000).as_bytes()).is_err(),
+                    "{level}"
+                );
+            }
+        };
+        let thread = std::thread::Builder::new().stack_size(256 * 1024);
+        thread.spawn(reading).unwrap().join().unwrap();
+    }
+
+    #[test]
     fn what_is_no_set_of_usable_keys_says_why() {
         let parse = |text: &str| KeySet::parse(text.as_bytes()).unwrap_err();
         assert!(matches!(parse("{}"), KeysError::NotJwks(_)));

@@ -9,7 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tulle_runtime::tasks;
 use tulle_transport::OpenError;
 
-use super::lines::{Answers, Watched};
+use super::lines::{Answers, Lines};
+use super::watched::{Data, Watched};
+use crate::buffers::{self, Carried};
 use crate::http::body::RequestBody;
 use crate::upstream::breaker::Guard;
 use crate::upstream::connect::Opened;
@@ -74,30 +76,44 @@ where
 }
 
 /// Begins HTTP/1.1; `held` lives as long as the connection.
-pub(super) async fn http1_over(opened: Opened, held: Arc<Guard>) -> Result<Http1, OpenError> {
+pub(super) async fn http1_over(
+    opened: Opened,
+    held: Arc<Guard>,
+    carried: &Arc<Carried>,
+) -> Result<Http1, OpenError> {
     match opened {
-        Opened::Tunnel(stream) => http1_on(stream, held).await,
-        Opened::Plain(socket) => http1_on(socket, held).await,
+        Opened::Tunnel(stream) => http1_on(stream, held, carried).await,
+        Opened::Plain(socket) => http1_on(socket, held, carried).await,
+        Opened::Secured(stream) => http1_on(stream, held, carried).await,
     }
 }
 
 /// Begins HTTP/2; `held` lives as long as the connection.
-pub(super) async fn http2_over(opened: Opened, held: Arc<Guard>) -> Result<Http2, OpenError> {
+pub(super) async fn http2_over(
+    opened: Opened,
+    held: Arc<Guard>,
+    carried: &Arc<Carried>,
+) -> Result<Http2, OpenError> {
     match opened {
-        Opened::Tunnel(stream) => http2_on(stream, held).await,
-        Opened::Plain(socket) => http2_on(socket, held).await,
+        Opened::Tunnel(stream) => http2_on(stream, held, carried).await,
+        Opened::Plain(socket) => http2_on(socket, held, carried).await,
+        Opened::Secured(stream) => http2_on(stream, held, carried).await,
     }
 }
 
-async fn http1_on<S>(stream: S, held: Arc<Guard>) -> Result<Http1, OpenError>
+async fn http1_on<S>(stream: S, held: Arc<Guard>, carried: &Arc<Carried>) -> Result<Http1, OpenError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let answers = Arc::default();
+    let look = Lines {
+        answers: Arc::clone(&answers),
+        carried: Arc::clone(carried),
+    };
     let handshake = http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(HEAD_FIELDS_MAX)
-        .handshake(TokioIo::new(Watched::new(stream, &answers)))
+        .handshake(TokioIo::new(Watched { stream, look }))
         .await;
     let (sender, connection) = handshake.map_err(broken)?;
     drop(tasks::spawn("upstream-http1", async move {
@@ -109,19 +125,20 @@ where
     Ok((sender, answers))
 }
 
-async fn http2_on<S>(stream: S, held: Arc<Guard>) -> Result<Http2, OpenError>
+async fn http2_on<S>(stream: S, held: Arc<Guard>, carried: &Arc<Carried>) -> Result<Http2, OpenError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let look = Data::new(carried);
     let handshake = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(buffers::window(CONNECTION_WINDOW))
         .max_frame_size(FRAME_MAX)
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Watched { stream, look }))
         .await;
     let (sender, mut connection) = handshake.map_err(broken)?;
     let extended = Arc::new(Extended::default());

@@ -2,12 +2,12 @@
 //! for an end, as the library does, may see another answer than who does not.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::watched::Look;
+use crate::buffers::Carried;
 
 /// What is known of the answers on one connection. Shared by its bytes and its requests.
 #[derive(Debug, Default)]
@@ -106,46 +106,19 @@ impl Head {
     }
 }
 
-/// A connection whose answers are looked at.
+/// Looks at the answers on a connection.
 #[derive(Debug)]
-pub(super) struct Watched<S> {
-    stream: S,
-    answers: Arc<Answers>,
+pub(super) struct Lines {
+    pub(super) answers: Arc<Answers>,
+    pub(super) carried: Arc<Carried>,
 }
 
-impl<S> Watched<S> {
-    pub(super) fn new(stream: S, answers: &Arc<Answers>) -> Self {
-        Self {
-            stream,
-            answers: Arc::clone(answers),
-        }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let seen = self.answers.see(&buffer.filled()[before..]);
-        Poll::Ready(seen.map_err(|bare| io::Error::new(io::ErrorKind::InvalidData, bare)))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+impl Look for Lines {
+    fn look(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // The library reads no more than a head, or what a body has room for.
+        let _ = self.carried.arrived(bytes.len());
+        let seen = self.answers.see(bytes);
+        seen.map_err(|bare| io::Error::new(io::ErrorKind::InvalidData, bare))
     }
 }
 

@@ -25,7 +25,7 @@ mod step;
 
 use index::Index;
 use known::Known;
-pub(crate) use known::Texts;
+pub(crate) use known::{Text, Texts};
 pub(crate) use step::Step;
 
 /// Objects from which on an empty folder is taken for a mistake.

@@ -233,7 +233,7 @@ fn check(case: &Case, by: &str, result: Result<(), HandshakeError>) {
 }
 
 #[tokio::test]
-async fn odd_certificates_are_judged_alike_in_both_directions() {
+async fn r303_odd_certificates_are_judged_alike_in_both_directions() {
     let cases = [accepted(), wrong_number_or_form(), no_identities(), broken()];
     for case in cases.into_iter().flatten() {
         let issued = shared().issue_as(case.params.clone());
@@ -255,7 +255,7 @@ fn refused_for(result: Result<(), HandshakeError>, expected: CertificateError) {
 }
 
 #[tokio::test]
-async fn a_usage_for_one_direction_does_not_serve_the_other() {
+async fn r304_a_usage_for_one_direction_does_not_serve_the_other() {
     let only = |usage| shared().issue_as(with(|params| params.extended_key_usages = vec![usage]));
     let client_only = only(ExtendedKeyUsagePurpose::ClientAuth);
     judged_by_server(&client_only).await.unwrap();
@@ -300,7 +300,7 @@ async fn intermediates_are_sent_and_followed() {
 }
 
 #[tokio::test]
-async fn what_an_intermediate_may_not_do_it_cannot() {
+async fn r304_what_an_intermediate_may_not_do_it_cannot() {
     let expired = shared().intermediate(|params| {
         params.not_after = (SystemTime::now() - Duration::from_secs(1)).into();
     });

@@ -91,6 +91,7 @@ impl Opener {
         let peer_max = u32::try_from(sender.current_max_send_streams()).unwrap_or(u32::MAX);
         vitals.set_limit(self.streams_max.min(peer_max));
         drop(sender);
+        slot.opens(response.stream_id().into());
         let response = response.await.map_err(|error| explain(&vitals, &error))?;
         match ConnectResponse::from_http(&response) {
             Ok(answer) => Ok((join(send, response.into_body(), slot), answer)),

@@ -98,6 +98,10 @@ struct H2Answer {
 }
 
 impl Answer for H2Answer {
+    fn stream(&self) -> u32 {
+        self.body.stream_id().into()
+    }
+
     fn accept(
         mut self: Box<Self>,
         response: &ConnectResponse,

@@ -48,6 +48,12 @@ struct H2Reader {
     slot: Arc<Slot>,
 }
 
+impl H2Reader {
+    fn stream(&self) -> u32 {
+        self.receive.stream_id().into()
+    }
+}
+
 impl ReadChunks for H2Reader {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
         while !self.ended {
@@ -74,6 +80,7 @@ impl ReadChunks for H2Reader {
         let bytes = bytes.min(self.held);
         self.held -= bytes;
         self.slot.window().let_go(bytes);
+        self.slot.vitals().held().taken(self.stream(), bytes);
         // Fails only if more is released than was received, or the stream is gone; then there is nothing to credit.
         let _ = self.receive.flow_control().release_capacity(bytes);
     }
@@ -83,6 +90,7 @@ impl Drop for H2Reader {
     /// h2 gives the connection back what a dropped stream held.
     fn drop(&mut self) {
         self.slot.window().let_go(self.held);
+        self.slot.vitals().held().closed(self.stream());
     }
 }
 

@@ -286,6 +286,11 @@ impl Core {
         self.queued
     }
 
+    /// Bytes that streams hold for their readers.
+    pub(super) fn held(&self) -> usize {
+        self.credit.held
+    }
+
     /// Takes in what arrived. An error ends the connection.
     pub(super) fn receive(&mut self, mut input: Bytes, now: Instant) -> Result<(), Fault> {
         while let Some(item) = self.parser.next(&mut input)? {

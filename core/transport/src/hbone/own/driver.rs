@@ -18,8 +18,8 @@ use super::wire::PREFACE;
 use crate::hbone::seam::Ping;
 use crate::hbone::settings::Settings;
 
-/// Bytes that are gathered for one write: as much as TLS takes at once. What comes next waits behind no more than this.
-const GATHERED: usize = 64 * 1024;
+/// Bytes that are gathered for one write. What comes next waits behind no more than this, and what the kernel has.
+const GATHERED: usize = 128 * 1024;
 
 /// Bytes that are moved before others have a turn, who may run on this very thread.
 const TURN: usize = 128 * 1024;
@@ -44,6 +44,8 @@ pub(super) struct Driver<L> {
     out: Outbox,
     /// What was read and not taken in; empty but for what came behind a preface.
     chunks: Vec<Bytes>,
+    /// What streams hold for their readers.
+    held: usize,
     streams_max: u32,
     over: Option<Result<(), String>>,
 }
@@ -55,6 +57,7 @@ impl<L: Link> Driver<L> {
             conn,
             out: Outbox::default(),
             chunks: Vec::new(),
+            held: 0,
             streams_max: settings.streams_max,
             over: None,
         }
@@ -73,7 +76,7 @@ impl<L: Link> Driver<L> {
     pub(super) async fn read_preface(&mut self) -> io::Result<bool> {
         let mut expected = &PREFACE[..];
         while !expected.is_empty() {
-            let read = poll_fn(|cx| self.link.poll_read(cx, &mut self.chunks)).await?;
+            let read = poll_fn(|cx| self.link.poll_read(cx, 0, &mut self.chunks)).await?;
             if read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -152,17 +155,18 @@ impl<L: Link> Driver<L> {
     /// Reads once, and takes in what was read; 0 at the end.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let read = if self.chunks.is_empty() {
-            ready!(self.link.poll_read(cx, &mut self.chunks))?
+            ready!(self.link.poll_read(cx, self.held, &mut self.chunks))?
         } else {
             self.chunks.iter().map(Bytes::len).sum()
         };
-        let chunks = &mut self.chunks;
+        let (chunks, held) = (&mut self.chunks, &mut self.held);
         let (limit, failed) = self.conn.drive(|core| {
             let now = Instant::now();
             let mut received = chunks.drain(..).map(|chunk| core.receive(chunk, now));
             let failed = received.find_map(Result::err);
             drop(received);
             failed.into_iter().for_each(|fault| core.fail(fault));
+            *held = core.held();
             let changed = std::mem::take(&mut core.limit_changed);
             (changed.then(|| core.peer_streams_max()), failed)
         });

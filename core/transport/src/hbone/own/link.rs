@@ -17,8 +17,14 @@ pub(super) trait Link: Send {
     /// Writes all of a batch, and flushes it. What was taken off the batch before this is ready is on its way.
     fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<io::Result<()>>;
 
-    /// Reads once, and appends what has come to `chunks`; 0 at the end. No buffer is held while nothing comes.
-    fn poll_read(&mut self, cx: &mut Context<'_>, chunks: &mut Vec<Bytes>) -> Poll<io::Result<usize>>;
+    /// Reads once, and appends what has come to `chunks`; 0 at the end. No buffer is held while nothing comes. `held`
+    /// bytes of what was read before are still needed.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        held: usize,
+        chunks: &mut Vec<Bytes>,
+    ) -> Poll<io::Result<usize>>;
 
     /// Ends this side's direction, all being written.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -62,7 +68,12 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, chunks: &mut Vec<Bytes>) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        _: usize,
+        chunks: &mut Vec<Bytes>,
+    ) -> Poll<io::Result<usize>> {
         let mut buffer = Buffer::lend(Size::Medium);
         let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut buffer.room()))?;
         if read > 0 {

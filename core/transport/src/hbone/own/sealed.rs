@@ -17,7 +17,7 @@ use tulle_identity::tls::Handover;
 use super::core::Outbox;
 use super::link::Link;
 use crate::hbone::watch::Watch;
-use crate::records::buffer::{Buffer, Size};
+use crate::records::buffer::{Buffer, Pinned, Size};
 use crate::records::{Fault, Session};
 
 /// Batches of up to this length go out in a buffer for one record.
@@ -28,6 +28,10 @@ const LITTLE: usize = 32 * 1024;
 
 /// Reads in a row that bring little before buffers are small again.
 const LITTLE_MAX: u8 = 4;
+
+/// Bytes of shared buffers that a connection may have, however little of them is still needed. Beyond, they are at most
+/// twice what is needed.
+const PINNED_FREELY: usize = 1024 * 1024;
 
 /// Records on their way out.
 #[derive(Debug)]
@@ -101,6 +105,7 @@ pub(super) struct Sealed<S> {
     /// What a handshake left was not looked at yet.
     left: bool,
     step: Step,
+    pinned: Pinned,
 }
 
 impl<S> Sealed<S>
@@ -119,6 +124,7 @@ where
             rest: Incoming::keep(&received),
             left: !received.is_empty(),
             step: Step::default(),
+            pinned: Pinned::default(),
         })
     }
 
@@ -201,7 +207,7 @@ where
     }
 
     /// Opens what is whole, keeps the rest, and hands on what was found.
-    fn open(&mut self, incoming: Incoming, chunks: &mut Vec<Bytes>) -> io::Result<()> {
+    fn open(&mut self, incoming: Incoming, held: usize, chunks: &mut Vec<Bytes>) -> io::Result<()> {
         let Incoming { mut buffer, filled } = incoming;
         let (now, mut found) = (Instant::now(), Vec::new());
         let opened = self
@@ -216,7 +222,8 @@ where
             self.rest = Incoming::keep(&buffer.bytes[opened..filled]);
         }
         let first = chunks.len();
-        share(buffer, &found, chunks);
+        let frugal = self.pinned.bytes() > PINNED_FREELY && self.pinned.bytes() / 2 > held;
+        share(buffer, &found, (!frugal).then_some(&self.pinned), chunks);
         chunks[first..]
             .iter()
             .try_for_each(|chunk| self.watch.arrived(chunk, now))
@@ -235,8 +242,9 @@ where
     }
 }
 
-/// Slices of the buffer; little data is copied out, so that it does not keep all of it.
-fn share(buffer: Buffer, found: &[Range<usize>], chunks: &mut Vec<Bytes>) {
+/// Slices of the buffer. Little data is copied out, so that it does not keep all of it; and all data, each record's by
+/// itself, if nothing more is to be pinned.
+fn share(buffer: Buffer, found: &[Range<usize>], pinned: Option<&Pinned>, chunks: &mut Vec<Bytes>) {
     let data: usize = found.iter().map(Range::len).sum();
     if data <= buffer.size().bytes() / 16 {
         let mut copied = Vec::with_capacity(data);
@@ -246,10 +254,13 @@ fn share(buffer: Buffer, found: &[Range<usize>], chunks: &mut Vec<Bytes>) {
         if data > 0 {
             chunks.push(copied.into());
         }
-        return;
+    } else if let Some(pinned) = pinned {
+        let shared = buffer.share(pinned);
+        chunks.extend(found.iter().map(|range| shared.slice(range.clone())));
+    } else {
+        let copy = |range: &Range<usize>| Bytes::copy_from_slice(&buffer.bytes[range.clone()]);
+        chunks.extend(found.iter().map(copy));
     }
-    let shared = buffer.share();
-    chunks.extend(found.iter().map(|range| shared.slice(range.clone())));
 }
 
 impl<S> Link for Sealed<S>
@@ -266,7 +277,7 @@ where
         // will be there in a moment: a failed socket is always readable.
         let mut lost = Vec::new();
         loop {
-            match self.poll_read(cx, &mut lost) {
+            match self.poll_read(cx, 0, &mut lost) {
                 Poll::Ready(Ok(1..)) => lost.clear(),
                 Poll::Pending if self.watch.waits_for_a_reason() => return Poll::Pending,
                 _ => return result,
@@ -274,7 +285,12 @@ where
         }
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, chunks: &mut Vec<Bytes>) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        held: usize,
+        chunks: &mut Vec<Bytes>,
+    ) -> Poll<io::Result<usize>> {
         if let Some(end) = self.ended(cx) {
             return Poll::Ready(end);
         }
@@ -294,7 +310,7 @@ where
             self.session.cut();
             return Poll::Ready(self.ended(cx).unwrap_or(Ok(0)));
         }
-        self.open(incoming, chunks)?;
+        self.open(incoming, held, chunks)?;
         match self.ended(cx) {
             Some(end) if chunks.is_empty() => Poll::Ready(end),
             _ => Poll::Ready(Ok(came)),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
-use tulle_k8s::Key;
+use tulle_k8s::{Key, Kind};
 use tulle_model::Str;
 
 use super::{Library, Parsed, Step};
@@ -22,6 +22,26 @@ pub(super) struct Known {
     /// It was broken and read a second time.
     pub(super) read_twice: bool,
 }
+
+/// The text of a file, as far as it may be kept.
+pub(crate) enum Text<'a> {
+    /// It may.
+    Open(&'a str),
+    /// It holds keys or the like, which are kept nowhere else.
+    Secret,
+}
+
+/// Whether a text holds what may not be kept, as far as can be told: a Secret, or a key, also in base64.
+fn holds_secret(parsed: &Parsed, text: &str) -> bool {
+    let is_secret = |statement: &parse::Statement| statement.key.kind == Kind::Secret;
+    parsed.statements.iter().any(is_secret)
+        || parsed.is_broken && text.contains("Secret")
+        || text.contains("PRIVATE KEY")
+        || text.contains(PEM_IN_BASE64)
+}
+
+/// How `-----BEGIN` begins in base64.
+const PEM_IN_BASE64: &str = "LS0tLS1CRUdJT";
 
 /// How objects were written, by form.
 pub(crate) type Texts = BTreeMap<Form, Arc<str>>;
@@ -109,9 +129,15 @@ impl Library {
     }
 
     /// The text of a file and its SHA-256, if it could be read.
-    pub(crate) fn text(&self, path: &Str) -> Option<(&Arc<str>, &Str)> {
+    pub(crate) fn text(&self, path: &Str) -> Option<(Text<'_>, &Str)> {
         let known = self.files.get(path)?;
-        Some((known.text.as_ref().ok()?, known.sha256.as_ref()?))
+        let text = known.text.as_ref().ok()?;
+        let text = if holds_secret(&known.parsed, text) {
+            Text::Secret
+        } else {
+            Text::Open(text)
+        };
+        Some((text, known.sha256.as_ref()?))
     }
 
     /// Every file.

@@ -15,8 +15,8 @@ use super::calls::RESUME_AT;
 /// Bytes of one turn while others wait: as much as one TLS record holds.
 const TURN: usize = 16 * 1024 - wire::HEADER_LENGTH;
 
-/// Bytes of one turn when nobody waits.
-const TURN_ALONE: usize = 64 * 1024;
+/// Bytes of one turn when nobody waits: four records, with room for the head that follows in the last one.
+const TURN_ALONE: usize = 64 * 1024 - wire::HEADER_LENGTH;
 
 /// Fresh streams that come before the next one that is not.
 const FRESH_RUN_MAX: u32 = 8;

@@ -3,10 +3,9 @@
 //! Both versions of control groups are read. A limit counts wherever it stands on the way from the process to the
 //! root; the tightest one decides. File pages that nobody uses are not counted, as they are given back when needed.
 
+use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-use super::{Pressure, Resource};
 
 /// Where control groups are mounted.
 const MOUNTED: &str = "/sys/fs/cgroup";
@@ -19,6 +18,23 @@ const DEPTH_MAX: usize = 32;
 
 /// Version 1 says so many bytes, or a few less, where there is no limit.
 const UNLIMITED: u64 = 1 << 62;
+
+/// How much of a limit is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// In use.
+    pub used: u64,
+    /// All there is.
+    pub limit: u64,
+}
+
+impl Usage {
+    /// Which is closer to its limit.
+    fn compare(a: &Self, b: &Self) -> Ordering {
+        let share = |one: &Self, other: &Self| u128::from(one.used) * u128::from(other.limit);
+        share(a, b).cmp(&share(b, a))
+    }
+}
 
 /// The groups whose memory limits hold for this process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,11 +94,14 @@ impl MemoryLimits {
 
     /// The group that is closest to its limit; `None` without a limit.
     #[must_use]
-    pub fn pressure(&self) -> Option<Pressure> {
-        self.0
-            .iter()
-            .filter_map(Group::pressure)
-            .max_by(Pressure::compare)
+    pub fn usage(&self) -> Option<Usage> {
+        self.0.iter().filter_map(Group::usage).max_by(Usage::compare)
+    }
+
+    /// The tightest limit; `None` without one.
+    #[must_use]
+    pub fn tightest(&self) -> Option<u64> {
+        self.0.iter().map(|group| group.limit).min()
     }
 }
 
@@ -100,14 +119,13 @@ fn upwards(root: &Path, path: &str, files: &'static Files) -> Vec<Group> {
 }
 
 impl Group {
-    fn pressure(&self) -> Option<Pressure> {
+    fn usage(&self) -> Option<Usage> {
         let used = number(&self.folder.join(self.files.used))?;
         let stat = fs::read_to_string(self.folder.join("memory.stat")).unwrap_or_default();
         let reclaimable = stat
             .lines()
             .find_map(|line| line.strip_prefix(self.files.reclaimable)?.trim().parse().ok());
-        Some(Pressure {
-            of: Resource::Memory,
+        Some(Usage {
             used: used.saturating_sub(reclaimable.unwrap_or(0)),
             limit: self.limit,
         })
@@ -134,7 +152,7 @@ mod tests {
     fn pressure(files: &[(&str, &str)], own: &str) -> Option<(u64, u64)> {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), files);
-        let found = MemoryLimits::find(root.path(), own).pressure();
+        let found = MemoryLimits::find(root.path(), own).usage();
         found.map(|pressure| (pressure.used, pressure.limit))
     }
 

@@ -1,0 +1,196 @@
+//! What tunnels of this process hold for slow readers, in all: bytes that arrived in them and were not taken. Windows
+//! bound each tunnel; with many tunnels that bounds nothing, so a process may set itself a budget.
+//!
+//! ```text
+//! 0 ──── 1/2 ──────────── 9/10 ───────────── budget
+//!   ample │ new windows small │ nothing new       │ who holds more than a little is cut
+//! ```
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+/// One connection may hold this much, however little room is left.
+const LITTLE: usize = 1024 * 1024;
+
+/// Bytes that may be held; 0 is without a bound, and nothing is counted.
+static BUDGET: AtomicUsize = AtomicUsize::new(0);
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// How much room there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// Enough.
+    Ample,
+    /// More than half of the budget is used: what is new gets less.
+    Scarce,
+    /// More than nine tenths are used: nothing new is taken.
+    Short,
+    /// All of it is used: who holds more than a little is cut.
+    None,
+}
+
+/// Sets how many bytes this process may hold. To be called before there are tunnels.
+pub fn set_budget(bytes: usize) {
+    BUDGET.store(bytes, Ordering::Relaxed);
+}
+
+/// Bytes that are held now, in this process.
+#[must_use]
+pub fn bytes() -> usize {
+    HELD.load(Ordering::Relaxed)
+}
+
+/// How much room there is now.
+#[must_use]
+pub fn room() -> Room {
+    room_of(bytes(), BUDGET.load(Ordering::Relaxed))
+}
+
+/// How much room is left of a budget, 0 being none.
+fn room_of(held: usize, budget: usize) -> Room {
+    if budget == 0 || held <= budget / 2 {
+        Room::Ample
+    } else if held <= budget / 10 * 9 {
+        Room::Scarce
+    } else if held < budget {
+        Room::Short
+    } else {
+        Room::None
+    }
+}
+
+/// A part of what is held, given back when dropped: buffers of those who carry what came in tunnels.
+#[derive(Debug, Default)]
+pub struct Part(usize);
+
+impl Part {
+    /// Nothing yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(0)
+    }
+
+    /// Holds so much now, instead of what it held before.
+    pub fn set(&mut self, bytes: usize) {
+        HELD.fetch_add(bytes, Ordering::Relaxed);
+        HELD.fetch_sub(self.0, Ordering::Relaxed);
+        self.0 = bytes;
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn get(&self) -> usize {
+        self.0
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// What the streams of one connection hold, by their numbers. What arrives for a stream that nobody reads any more is
+/// thrown away by the library, and is held by nobody.
+#[derive(Debug, Default)]
+pub(super) struct Held(Mutex<Streams>);
+
+#[derive(Debug, Default)]
+struct Streams {
+    of: HashMap<u32, usize>,
+    all: Part,
+    /// The last that the peer opened: what comes for a lower number opens nothing.
+    last: u32,
+}
+
+/// The process holds all it may, and this connection more than a little of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this process holds as much for slow readers as it may")]
+pub(super) struct TooMuch;
+
+impl Held {
+    /// A stream was opened by us.
+    pub(super) fn opened(&self, stream: u32) {
+        if BUDGET.load(Ordering::Relaxed) > 0 {
+            self.0.lock().of.insert(stream, 0);
+        }
+    }
+
+    /// The peer has sent a head: it opens a stream, or ends one that was opened before.
+    pub(super) fn head(&self, stream: u32) {
+        if BUDGET.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut streams = self.0.lock();
+        if stream > streams.last {
+            streams.last = stream;
+            streams.of.insert(stream, 0);
+        }
+    }
+
+    /// Bytes of a stream have arrived.
+    pub(super) fn arrived(&self, stream: u32, bytes: usize) -> Result<(), TooMuch> {
+        if BUDGET.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let mut streams = self.0.lock();
+        let Some(held) = streams.of.get_mut(&stream) else {
+            return Ok(());
+        };
+        *held += bytes;
+        let all = streams.all.get() + bytes;
+        streams.all.set(all);
+        if all > LITTLE && room() == Room::None {
+            return Err(TooMuch);
+        }
+        Ok(())
+    }
+
+    /// Bytes of a stream were taken.
+    pub(super) fn taken(&self, stream: u32, bytes: usize) {
+        if BUDGET.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut streams = self.0.lock();
+        if let Some(held) = streams.of.get_mut(&stream) {
+            let bytes = bytes.min(*held);
+            *held -= bytes;
+            let all = streams.all.get() - bytes;
+            streams.all.set(all);
+        }
+    }
+
+    /// Nobody reads a stream any more.
+    pub(super) fn closed(&self, stream: u32) {
+        if BUDGET.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut streams = self.0.lock();
+        if let Some(held) = streams.of.remove(&stream) {
+            let all = streams.all.get() - held;
+            streams.all.set(all);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_gets_less_in_three_steps() {
+        for (held, room) in [
+            (500, Room::Ample),
+            (501, Room::Scarce),
+            (900, Room::Scarce),
+            (901, Room::Short),
+            (999, Room::Short),
+            (1_000, Room::None),
+        ] {
+            assert_eq!(room_of(held, 1_000), room, "{held}");
+        }
+        assert_eq!(room_of(usize::MAX, 0), Room::Ample, "without a budget");
+    }
+}

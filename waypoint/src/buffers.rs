@@ -1,0 +1,133 @@
+//! What waits in this process for slow readers, in all, and what follows when that is much: windows of new connections
+//! get smaller, then nothing new is taken, then whoever holds more than a little is cut.
+//!
+//! Tunnels count what they hold by themselves. What the HTTP libraries hold is counted here, by connection: what arrived
+//! in it, less what was handed on. What is counted that is held no more, because its request was given up, is forgotten
+//! when the connection carries no request.
+
+use std::fmt;
+
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use tulle_runtime::memory::MemoryLimits;
+use tulle_transport::copy;
+use tulle_transport::hbone::Settings;
+use tulle_transport::hbone::held::{self, Part, Room};
+
+use crate::config::Config;
+
+/// Windows of new connections once there is little room.
+const SMALL_WINDOW: u32 = 1024 * 1024;
+/// A connection may hold this much, however little room is left.
+const LITTLE: usize = 1024 * 1024;
+
+/// Sets the budget of this process. To be called before there are tunnels.
+pub fn limit(config: &Config) {
+    let bytes = config.buffers_within(MemoryLimits::of_process().tightest());
+    held::set_budget(usize::try_from(bytes).unwrap_or(usize::MAX));
+}
+
+/// Whether nothing new is to be taken.
+#[must_use]
+pub fn is_short() -> bool {
+    held::room() >= Room::Short
+}
+
+/// A window of a new connection.
+#[must_use]
+pub fn window(usual: u32) -> u32 {
+    match held::room() {
+        Room::Ample => usual,
+        _ => usual.min(SMALL_WINDOW),
+    }
+}
+
+/// The settings of a new tunnel.
+#[must_use]
+pub fn tunnel(usual: Settings) -> Settings {
+    Settings {
+        stream_window: window(usual.stream_window),
+        connection_window: window(usual.connection_window),
+        ..usual
+    }
+}
+
+/// What an HTTP library holds of one connection.
+#[derive(Debug, Default)]
+pub struct Carried(Mutex<Part>);
+
+impl Carried {
+    /// Bytes have arrived that wait for a reader.
+    ///
+    /// # Errors
+    /// There is no room at all, and this connection holds more than a little.
+    pub fn arrived(&self, bytes: usize) -> Result<(), NoRoom> {
+        let mut part = self.0.lock();
+        let all = part.get().saturating_add(bytes);
+        part.set(all);
+        if all > LITTLE && held::room() == Room::None {
+            return Err(NoRoom);
+        }
+        Ok(())
+    }
+
+    /// Bytes were handed on.
+    pub fn handed_on(&self, bytes: usize) {
+        let mut part = self.0.lock();
+        let left = part.get().saturating_sub(bytes);
+        part.set(left);
+    }
+
+    /// It carries no request.
+    pub fn clear(&self) {
+        self.0.lock().set(0);
+    }
+}
+
+/// A connection holds more than a little, and there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("as much waits for slow readers as may, and this connection holds more than a little of it")]
+pub struct NoRoom;
+
+/// Shows what is held, at the moment of a scrape.
+#[derive(Debug)]
+pub(crate) struct Shown;
+
+impl Collector for Shown {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let shown = encoder.encode_descriptor(
+            "tulle_waypoint_buffer_bytes",
+            "Bytes that wait for slow readers, and of buffers that are in use",
+            None,
+            MetricType::Gauge,
+        )?;
+        let bytes = held::bytes() + copy::buffer_bytes();
+        ConstGauge::new(i64::try_from(bytes).unwrap_or(i64::MAX)).encode(shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_holds_what_arrived_and_was_not_handed_on() {
+        let carried = Carried::default();
+        carried.arrived(10).unwrap();
+        carried.handed_on(4);
+        assert_eq!(carried.0.lock().get(), 6);
+        carried.handed_on(100);
+        assert_eq!(carried.0.lock().get(), 0);
+        carried.arrived(10).unwrap();
+        carried.clear();
+        assert_eq!(carried.0.lock().get(), 0);
+    }
+
+    #[test]
+    fn windows_are_as_usual_while_there_is_room() {
+        assert_eq!(tunnel(Settings::server()), Settings::server());
+    }
+}

@@ -1,0 +1,274 @@
+//! Endpoints outside of the mesh that are known by name: looked up, judged, remembered for a while.
+//!
+//! A name may lead anywhere, and whoever answers for it may be anybody. So every address is judged before it is dialled,
+//! and it is the address that was judged that is dialled: a second look-up cannot lead elsewhere.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
+use tulle_model::{NetworkAddress, Reason, Str};
+
+use super::dial::Network;
+use super::endpoint::Endpoint;
+use crate::context::Waypoint;
+use crate::policy::jwt::target::is_forbidden;
+use crate::snapshot::Snapshot;
+
+/// Names that are remembered. With more, the one that was asked for longest ago is forgotten.
+pub const NAMES_MAX: usize = 1_024;
+/// How long the addresses of a name are used without another look.
+pub const FRESH: Duration = Duration::from_secs(30);
+/// The same after a look that failed, while there are addresses from before.
+const FRESH_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How long one look may take.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+/// Addresses of one name that are remembered.
+const ADDRESSES_MAX: usize = 64;
+
+/// What names stand for.
+#[derive(Debug, Default)]
+pub struct Names {
+    known: Mutex<HashMap<Str, Arc<Name>>>,
+}
+
+#[derive(Debug)]
+struct Name {
+    /// When it was asked for.
+    used: Mutex<Instant>,
+    /// Held while somebody looks: all who want the same name wait for one look.
+    found: tokio::sync::Mutex<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    addresses: Vec<IpAddr>,
+    fresh_until: Option<Instant>,
+}
+
+/// A name leads nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name} cannot be looked up: {why}")]
+pub struct NotFound {
+    /// The name.
+    pub name: Str,
+    /// What went wrong.
+    pub why: String,
+}
+
+impl Names {
+    /// The addresses of a host. Those from before are used when nobody can say it now.
+    ///
+    /// # Errors
+    /// There are none, and there were none.
+    pub async fn look_up(&self, host: &Str, network: &dyn Network) -> Result<Vec<IpAddr>, NotFound> {
+        let name = self.name(host);
+        let mut found = name.found.lock().await;
+        if found.fresh_until.is_some_and(|until| Instant::now() < until) {
+            return Ok(found.addresses.clone());
+        }
+        let looked = timeout(LOOK_MAX, network.resolve(host)).await;
+        let looked = looked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let (addresses, fresh) = match looked {
+            Ok(mut addresses) if !addresses.is_empty() => {
+                addresses.truncate(ADDRESSES_MAX);
+                (addresses, FRESH)
+            }
+            nothing if found.addresses.is_empty() => {
+                let why = nothing.map_or_else(|error| error.to_string(), |_| "it has no address".to_owned());
+                let name = host.clone();
+                return Err(NotFound { name, why });
+            }
+            _ => (std::mem::take(&mut found.addresses), FRESH_AFTER_FAILURE),
+        };
+        found.addresses.clone_from(&addresses);
+        found.fresh_until = Some(Instant::now() + fresh);
+        Ok(addresses)
+    }
+
+    fn name(&self, host: &Str) -> Arc<Name> {
+        let mut known = self.known.lock();
+        if let Some(name) = known.get(host) {
+            *name.used.lock() = Instant::now();
+            return Arc::clone(name);
+        }
+        if known.len() >= NAMES_MAX
+            && let Some(oldest) = known
+                .iter()
+                .min_by_key(|(_, name)| *name.used.lock())
+                .map(|(host, _)| host.clone())
+        {
+            known.remove(&oldest);
+        }
+        let name = Arc::new(Name {
+            used: Mutex::new(Instant::now()),
+            found: tokio::sync::Mutex::default(),
+        });
+        known.insert(host.clone(), Arc::clone(&name));
+        name
+    }
+}
+
+/// The host that an endpoint stands for, for who asks for `asked`: its own, or any that its wildcard takes.
+///
+/// # Errors
+/// `route_not_found` for a host that the wildcard does not take.
+pub fn host_of(endpoint: &Endpoint, asked: Option<&str>) -> Result<Str, Reason> {
+    let own = &endpoint.workload.hostname;
+    let Some(suffix) = own.strip_prefix('*') else {
+        return Ok(own.clone());
+    };
+    let asked = asked.map(|asked| asked.trim_end_matches('.').to_ascii_lowercase());
+    let taken = |asked: &String| asked.len() > suffix.len() && asked.ends_with(suffix);
+    asked.filter(taken).map(Str::from).ok_or(Reason::RouteNotFound)
+}
+
+/// Where an endpoint is: at its own address, or where its name leads.
+///
+/// # Errors
+/// It is not reached, see [`find`], or it has neither.
+pub async fn address(
+    waypoint: &Waypoint,
+    snapshot: &Snapshot,
+    endpoint: &Endpoint,
+    host: Option<&str>,
+    asked: SocketAddr,
+) -> Result<SocketAddr, Reason> {
+    match endpoint.address(asked) {
+        Some(address) => Ok(address),
+        None if endpoint.is_named() => find(waypoint, snapshot, endpoint, host, asked.port()).await,
+        None => Err(Reason::NoHealthyEndpoint),
+    }
+}
+
+/// Where an endpoint is that is known by name.
+///
+/// # Errors
+/// Why it is not reached: nobody asked for it by a name that it takes, the name leads nowhere, or to where nobody may
+/// be sent.
+pub async fn find(
+    waypoint: &Waypoint,
+    snapshot: &Snapshot,
+    endpoint: &Endpoint,
+    asked: Option<&str>,
+    port: u16,
+) -> Result<SocketAddr, Reason> {
+    let host = host_of(endpoint, asked)?;
+    let upstreams = &waypoint.upstreams;
+    let addresses = upstreams
+        .names
+        .look_up(&host, &*upstreams.network)
+        .await
+        .map_err(|error| {
+            tracing::info!(%error, "an endpoint outside of the mesh is not reached");
+            Reason::NoHealthyEndpoint
+        })?;
+    let start = rand::random_range(0..addresses.len().max(1));
+    let address = *addresses.get(start).ok_or(Reason::NoHealthyEndpoint)?;
+    if !may_dial(waypoint, snapshot, address) {
+        tracing::warn!(%host, %address, "a name outside of the mesh leads to where nobody may be sent");
+        return Err(Reason::EgressAddressRefused);
+    }
+    Ok(SocketAddr::new(address, endpoint.target_port.unwrap_or(port)))
+}
+
+/// Whether a name outside of the mesh may lead to an address: not to this machine, not to a link or to what clouds hand
+/// out secrets at, not to the control plane, and not to what the mesh knows by itself.
+fn may_dial(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> bool {
+    let config = &waypoint.config;
+    let address = address.to_canonical();
+    if config.egress_allow.iter().any(|net| net.contains(&address)) {
+        return true;
+    }
+    let at = NetworkAddress::new(snapshot.own.network.clone(), address);
+    let is_known =
+        snapshot.mesh.workload_by_address(&at).is_some() || snapshot.mesh.services_at(&at).next().is_some();
+    !is_forbidden(address)
+        && !is_known
+        && config.instance_ip != Some(address)
+        && !snapshot.own.addresses.contains(&address)
+        && !config.is_control_plane(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::dial::{Connecting, Resolving};
+    use tokio::time::advance;
+
+    /// Answers in turn; the last answer again and again.
+    #[derive(Debug)]
+    struct Fake(Mutex<Vec<Option<&'static str>>>);
+
+    impl Network for Fake {
+        fn connect(&self, _: SocketAddr) -> Connecting<'_> {
+            Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+        }
+
+        fn resolve<'a>(&'a self, _: &'a str) -> Resolving<'a> {
+            let mut answers = self.0.lock();
+            let answer = if answers.len() > 1 {
+                answers.remove(0)
+            } else {
+                answers[0]
+            };
+            Box::pin(async move {
+                let address = answer.ok_or(io::ErrorKind::NotFound)?;
+                Ok(vec![address.parse().unwrap()])
+            })
+        }
+    }
+
+    async fn found(names: &Names, network: &Fake) -> Option<String> {
+        let found = names.look_up(&"api.example".into(), network).await.ok()?;
+        Some(found[0].to_string())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_looked_up_again_after_a_while_and_the_last_good_answer_stays() {
+        let network = Fake(Mutex::new(vec![
+            None,
+            Some("1.1.1.1"),
+            Some("2.2.2.2"),
+            None,
+            Some("3.3.3.3"),
+        ]));
+        let names = Names::default();
+        assert_eq!(found(&names, &network).await, None);
+        assert_eq!(found(&names, &network).await.as_deref(), Some("1.1.1.1"));
+        assert_eq!(
+            found(&names, &network).await.as_deref(),
+            Some("1.1.1.1"),
+            "it is fresh"
+        );
+        advance(FRESH).await;
+        assert_eq!(found(&names, &network).await.as_deref(), Some("2.2.2.2"));
+        advance(FRESH).await;
+        assert_eq!(
+            found(&names, &network).await.as_deref(),
+            Some("2.2.2.2"),
+            "nobody says it now"
+        );
+        advance(FRESH_AFTER_FAILURE).await;
+        assert_eq!(found(&names, &network).await.as_deref(), Some("3.3.3.3"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_are_bounded() {
+        let (names, network) = (Names::default(), Fake(Mutex::new(vec![Some("1.1.1.1")])));
+        for n in 0..NAMES_MAX + 10 {
+            advance(Duration::from_millis(1)).await;
+            names
+                .look_up(&format!("{n}.example").into(), &network)
+                .await
+                .unwrap();
+        }
+        let known = names.known.lock();
+        assert_eq!(known.len(), NAMES_MAX);
+        assert!(!known.contains_key("0.example") && known.contains_key("1033.example"));
+    }
+}

@@ -1,0 +1,238 @@
+//! Endpoints outside of the mesh: looked up by name, judged before they are dialled, spoken to over TLS where a policy
+//! says so, and told nothing of who asks.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::advance;
+use tulle_identity::testing::TlsServer;
+use tulle_model::policy::traffic::SubjectAltName;
+use tulle_model::policy::{BackendTls, Concern};
+use tulle_model::service::AppProtocol;
+use tulle_model::testing::{service, workload};
+use tulle_model::waypoint::FrontOf;
+use tulle_model::{MeshUpdate, NamespacedHostname};
+use tulle_runtime::tasks;
+use tulle_transport::hbone::ConnectRequest;
+
+use super::world::{World, body, echo, front, get, identity, read_text, told_policy, web};
+
+const OUTSIDE: &str = "203.0.113.7:8080";
+
+/// What says something over a connection: HTTP/1.1 as [`echo`] does.
+async fn answer(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+    let service = service_fn(|request| async { Ok::<_, Infallible>(echo(request).await) });
+    let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let _ = serving.await;
+}
+
+/// A server outside of the mesh, with TLS if it has a certificate.
+fn serve(world: &World, at: &str, tls: Option<TlsServer>) {
+    let mut sockets = world.pipes.listen(at);
+    drop(tasks::spawn("outside", async move {
+        while let Some(socket) = sockets.recv().await {
+            let tls = tls.clone();
+            drop(tasks::spawn("outside-connection", async move {
+                match tls {
+                    Some(tls) => {
+                        if let Some(stream) = tls.accept(socket).await {
+                            answer(stream).await;
+                        }
+                    }
+                    None => answer(socket).await,
+                }
+            }));
+        }
+    }));
+}
+
+fn known(world: &World, name: &str, address: &str) {
+    let addresses: Vec<IpAddr> = vec![address.parse().unwrap()];
+    world.pipes.names.lock().insert(name.to_owned(), addresses);
+}
+
+/// The service `shop/web`, which stands for `api.example` outside of the mesh.
+async fn named(protocol: AppProtocol) -> World {
+    let mut api = workload("shop/api").serves("shop/web").build();
+    api.addresses.clear();
+    api.hostname = "api.example".into();
+    let world = World::start(vec![
+        web(protocol),
+        MeshUpdate::Workload(Arc::new(api)),
+        workload("shop/pod").ip("198.51.100.9").into(),
+        front("shop/web", |_| {}),
+    ])
+    .await;
+    known(&world, "api.example", "203.0.113.7");
+    world
+}
+
+async fn ask(world: &World, request: Request<Full<Bytes>>) -> (u16, String, String) {
+    let answer = world.http1("client").await.send_request(request).await.unwrap();
+    let reason = answer.headers().get("x-tulle-reason");
+    let reason = reason.map_or("", |reason| reason.to_str().unwrap()).to_owned();
+    (answer.status().as_u16(), reason, body(answer).await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_outside_is_looked_up_and_no_identity_goes_there() {
+    let world = named(AppProtocol::Http11).await;
+    serve(&world, OUTSIDE, None);
+    let (status, _, seen) = ask(&world, get("/a")).await;
+    assert_eq!(status, 200);
+    assert!(seen.starts_with("GET /a HTTP/1.1\n"), "{seen}");
+    assert!(!seen.contains("spiffe:") && !seen.contains("x-tulle"), "{seen}");
+    assert_eq!(world.metric("tulle_waypoint_plaintext_upstream_total"), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_leads_to_no_address_that_nobody_may_be_sent_to() {
+    let world = named(AppProtocol::Http11).await;
+    for address in [
+        "127.0.0.1",
+        "::1",
+        "169.254.169.254",
+        "0.0.0.0",
+        "224.0.0.1",
+        "fe80::1",
+        "::ffff:127.0.0.1",
+        // Of the mesh: a workload, and a service.
+        "198.51.100.9",
+        "10.96.0.1",
+    ] {
+        let ip: IpAddr = address.parse().unwrap();
+        serve(&world, &SocketAddr::new(ip, 8080).to_string(), None);
+        known(&world, "api.example", address);
+        // What was found before is fresh for a while.
+        advance(Duration::from_secs(60)).await;
+        let (status, reason, _) = ask(&world, get("/a")).await;
+        assert_eq!(status, 403, "{address}");
+        assert!(reason.contains("egress_address_refused"), "{address}: {reason}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_leads_nowhere_is_no_endpoint() {
+    let world = named(AppProtocol::Http11).await;
+    world.pipes.names.lock().clear();
+    let (status, reason, _) = ask(&world, get("/a")).await;
+    assert_eq!(status, 503);
+    assert!(
+        reason.contains("no_healthy_endpoint") || reason.contains("retries"),
+        "{reason}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_go_outside_by_name_too() {
+    let world = named(AppProtocol::Tcp).await;
+    let mut sockets = world.pipes.listen(OUTSIDE);
+    let mut stream = world.ask("client", "10.96.0.1:80").await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    let mut socket = sockets.recv().await.unwrap();
+    assert_eq!(read_text(&mut socket, 4).await, "ping");
+    known(&world, "api.example", "127.0.0.1");
+    advance(Duration::from_secs(60)).await;
+    let tunnel = world.tunnel(&identity("client")).await.unwrap();
+    // The reset may come before the answer to the CONNECT was read.
+    if let Ok((mut refused, _)) = tunnel.open(&ConnectRequest::new("10.96.0.1:80")).await {
+        assert!(refused.read_u8().await.is_err());
+    }
+    let counted = world.metric("tulle_waypoint_local_replies_total{reason=\"egress_address_refused\"}");
+    assert_eq!(counted, 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wildcard_takes_the_names_it_covers_and_no_other() {
+    let mut wild = service("shop/wild").vip("10.96.0.1").port(80, 8080).build();
+    wild.hostname = "*.wild.example".into();
+    wild.ports.get_mut(&80).unwrap().app_protocol = AppProtocol::Http11;
+    let key = NamespacedHostname::new("shop", "*.wild.example");
+    let world = World::start(vec![
+        MeshUpdate::Service(Arc::new(wild)),
+        front("shop/web", |front| front.object = FrontOf::Service(key)),
+    ])
+    .await;
+    serve(&world, OUTSIDE, None);
+    known(&world, "a.wild.example", "203.0.113.7");
+    known(&world, "wild.example", "203.0.113.7");
+    known(&world, "evilwild.example", "203.0.113.7");
+    for (host, expect) in [
+        ("a.wild.example", 200),
+        ("A.Wild.Example:80", 200),
+        ("b.wild.example", 503),
+        ("wild.example", 404),
+        ("evilwild.example", 404),
+        ("other.example", 404),
+    ] {
+        let mut request = get("/a");
+        request.headers_mut().insert("host", host.parse().unwrap());
+        let (status, reason, _) = ask(&world, request).await;
+        assert_eq!(status, expect, "{host}: {reason}");
+    }
+}
+
+fn tls(world: &World, hostname: &str, names: Vec<SubjectAltName>) -> MeshUpdate {
+    let policy = BackendTls {
+        hostname: hostname.into(),
+        subject_alt_names: names,
+        roots: vec![world.ca.root_pem().into()],
+    };
+    told_policy("tls", Concern::BackendTls(policy))
+}
+
+#[tokio::test(start_paused = true)]
+async fn tls_begins_where_a_policy_says_so_and_the_server_has_to_prove_its_name() {
+    let other = || vec![SubjectAltName::Hostname("other.example".into())];
+    let both = || {
+        let uri = SubjectAltName::Uri("spiffe://elsewhere".into());
+        other().into_iter().chain([uri]).collect()
+    };
+    for (proves, asks, names, expect) in [
+        ("api.example", "api.example", vec![], 200),
+        ("evil.example", "api.example", vec![], 503),
+        ("other.example", "api.example", other(), 200),
+        ("other.example", "api.example", both(), 200),
+        ("api.example", "api.example", other(), 503),
+    ] {
+        let world = named(AppProtocol::Http11).await;
+        serve(&world, OUTSIDE, Some(world.ca.tls_server(&[proves])));
+        world.apply(vec![tls(&world, asks, names.clone())]).await;
+        let (status, _, seen) = ask(&world, get("/a")).await;
+        assert_eq!(status, expect, "{proves} {asks} {names:?}: {seen}");
+        assert_eq!(world.metric("tulle_waypoint_plaintext_upstream_total"), 0.0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_speaks_no_tls_is_not_spoken_to_in_clear() {
+    let world = named(AppProtocol::Http11).await;
+    serve(&world, OUTSIDE, None);
+    world.apply(vec![tls(&world, "api.example", vec![])]).await;
+    let (status, ..) = ask(&world, get("/a")).await;
+    assert_eq!(status, 503);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_go_outside_over_tls_too() {
+    let world = named(AppProtocol::Tcp).await;
+    let server = world.ca.tls_server(&["api.example"]);
+    world.apply(vec![tls(&world, "api.example", vec![])]).await;
+    let mut sockets = world.pipes.listen(OUTSIDE);
+    let mut stream = world.ask("client", "10.96.0.1:80").await.unwrap();
+    let mut secured = server.accept(sockets.recv().await.unwrap()).await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    assert_eq!(read_text(&mut secured, 4).await, "ping");
+    secured.write_all(b"pong").await.unwrap();
+    secured.flush().await.unwrap();
+    assert_eq!(read_text(&mut stream, 4).await, "pong");
+}
