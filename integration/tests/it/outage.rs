@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tulle_integration::faults::{Blackhole, Direction};
 use tulle_integration::mesh::{PATIENCE, eventually};
 use tulle_integration::storm::Storm;
 use tulle_integration::traffic::{Echo, Pinned, assert_echo, connect, gets_through, spawn};
 use tulle_integration::{TestMesh, manifest};
-use tulle_world::{Component, Pod};
+use tulle_world::{CONTROL, Component, Pod};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f01_a_killed_control_plane_costs_no_connection_and_comes_back() {
@@ -182,4 +183,82 @@ async fn f06_no_application_takes_a_killed_node_proxy_for_an_orderly_end() {
         Err(ErrorKind::ConnectionReset),
         "half-closed"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f09_a_node_that_is_cut_off_goes_on_as_it_knows_and_hears_of_the_rest_afterwards() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let web = mesh.pod("n1", "web").await;
+    let db = mesh.pod("n2", "db").await;
+    mesh.start().await;
+    mesh.captured(&[&web, &db]).await;
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    let (from, to) = (web.namespace(), echo.address());
+    assert_echo(from, to).await;
+    let (mut near, mut far) = conversation(&web, &db, 8081).await;
+    let (control, node) = (mesh.world.node(CONTROL).unwrap(), mesh.world.node("n2").unwrap());
+    let cut = Blackhole::new(
+        control.namespace(),
+        &[node.ipv4().into(), node.ipv6().into()],
+        Direction::Both,
+    );
+    let denied = |name, of, whom| manifest::policy(name, of, "DENY", &manifest::from_account(whom));
+    mesh.apply(
+        "deny",
+        &[denied("no-web", "db", "web"), denied("no-db", "web", "db")].concat(),
+    );
+    // n1 has heard of its part and refuses; n2 cannot have.
+    let at_web = Echo::start(web.namespace(), web.ipv4(), 8080).await;
+    let heard = async || !gets_through(db.namespace(), at_web.address()).await;
+    assert!(eventually(heard).await, "{}", mesh.logs());
+    for _ in 0..20 {
+        assert_echo(from, to).await;
+    }
+    near.write_all(b">").await.unwrap();
+    far.read_exact(&mut [0]).await.unwrap();
+    drop(cut);
+    let refused = eventually(async || !gets_through(from, to).await).await;
+    assert!(refused, "what was missed is in force\n{}", mesh.logs());
+    let ended = timeout(PATIENCE, near.read(&mut [0])).await;
+    assert_eq!(
+        ended
+            .expect("open connections, too")
+            .map_err(|error| error.kind()),
+        Err(ErrorKind::ConnectionReset)
+    );
+    mesh.remove("deny");
+    assert!(
+        eventually(async || gets_through(from, to).await).await,
+        "{}",
+        mesh.logs()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f09_nodes_that_are_cut_off_from_each_other_cost_nobody_else_anything() {
+    let mut mesh = TestMesh::new(&["n1", "n2", "n3"]).await;
+    let web = mesh.pod("n1", "web").await;
+    let near = mesh.pod("n2", "near").await;
+    let far = mesh.pod("n3", "far").await;
+    mesh.start().await;
+    mesh.captured(&[&web, &near, &far]).await;
+    let lost = Echo::start(near.namespace(), near.ipv4(), 8080).await;
+    let kept = Echo::start(far.namespace(), far.ipv4(), 8080).await;
+    assert_echo(web.namespace(), lost.address()).await;
+    assert_echo(web.namespace(), kept.address()).await;
+    let (mut pinned, mut other) = conversation(&web, &far, 8081).await;
+    let node = mesh.world.node("n2").unwrap();
+    let cut = Blackhole::new(node.namespace(), &[web.ipv4().into()], Direction::Both);
+    // Somebody waits for the node that is gone, while others go on.
+    let (namespace, address) = (web.namespace().clone(), lost.address());
+    let waiting = spawn(async move { gets_through(&namespace, address).await });
+    for _ in 0..20 {
+        assert_echo(web.namespace(), kept.address()).await;
+    }
+    pinned.write_all(b">").await.unwrap();
+    other.read_exact(&mut [0]).await.unwrap();
+    drop(cut);
+    let healed = eventually(async || gets_through(web.namespace(), lost.address()).await).await;
+    assert!(healed, "{}", mesh.logs());
+    waiting.await.unwrap();
 }

@@ -1,57 +1,11 @@
 //! Real clients and servers through the mesh: curl, nginx, redis, iperf3.
 
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 
-use tulle_integration::mesh::eventually;
+use tulle_integration::programs::{output_of, serve};
 use tulle_integration::traffic::gets_through;
 use tulle_integration::{TestMesh, manifest};
-use tulle_world::{Pod, Process};
-
-/// Runs a program in a pod to its end and gives its output, which must be a success.
-fn run(pod: &Pod, program: &str, arguments: &[&str]) -> String {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let child = pod
-        .namespace()
-        .spawn(command)
-        .unwrap_or_else(|error| panic!("{program}: {error}"));
-    let output = child.wait_with_output().unwrap();
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}\n{stdout}\n{stderr}",
-        output.status
-    );
-    stdout.into_owned()
-}
-
-/// Starts a server in a pod and waits until its port answers inside of the pod.
-async fn serve(pod: &Pod, program: &str, arguments: &[&str], port: u16) -> Process {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let server = pod.spawn(program, command).unwrap();
-    let own = std::net::SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port);
-    let listening = eventually(async || {
-        let attempt = pod
-            .namespace()
-            .run_async(move || std::net::TcpStream::connect(own))
-            .await;
-        attempt.is_ok_and(|connected| connected.is_ok())
-    });
-    assert!(listening.await, "{program} listens on {port}");
-    server
-}
+use tulle_world::Pod;
 
 async fn pair() -> (TestMesh, Pod, Pod) {
     let mut mesh = TestMesh::new(&["n1", "n2"]).await;
@@ -84,7 +38,7 @@ async fn curl_reads_from_nginx() {
     let prefix = root.to_string();
     let _nginx = serve(&server, "nginx", &["-p", &prefix, "-c", &conf], 8080).await;
     let url = "http://10.96.0.60/body.txt";
-    let answer = run(
+    let answer = output_of(
         &client,
         "curl",
         &["--silent", "--show-error", "--fail", "--max-time", "20", url, url],
@@ -113,11 +67,11 @@ async fn redis_keeps_a_connection_and_pipelines() {
     ];
     let _redis = serve(&server, "redis-server", &arguments, 6379).await;
     assert_eq!(
-        run(&client, "redis-cli", &["-h", "10.96.0.60", "set", "key", "value"]).trim(),
+        output_of(&client, "redis-cli", &["-h", "10.96.0.60", "set", "key", "value"]).trim(),
         "OK"
     );
     assert_eq!(
-        run(&client, "redis-cli", &["-h", "10.96.0.60", "get", "key"]).trim(),
+        output_of(&client, "redis-cli", &["-h", "10.96.0.60", "get", "key"]).trim(),
         "value"
     );
     let load = [
@@ -133,7 +87,7 @@ async fn redis_keeps_a_connection_and_pipelines() {
         "set,get",
         "-q",
     ];
-    let report = run(&client, "redis-benchmark", &load);
+    let report = output_of(&client, "redis-benchmark", &load);
     assert!(report.contains("SET:") && report.contains("GET:"), "{report}");
 }
 
@@ -152,7 +106,8 @@ async fn iperf3_moves_bulk_both_ways() {
             "--json",
         ];
         let arguments: Vec<&str> = base.iter().chain(direction).copied().collect();
-        let report: serde_json::Value = serde_json::from_str(&run(&client, "iperf3", &arguments)).unwrap();
+        let report: serde_json::Value =
+            serde_json::from_str(&output_of(&client, "iperf3", &arguments)).unwrap();
         let sent = report["end"]["sum_sent"]["bytes"].as_u64().unwrap();
         let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
         assert!(sent >= 64 * 1024 * 1024, "{sent} bytes sent");

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use tulle_integration::mesh::eventually;
+use tulle_integration::programs::serve;
 use tulle_integration::{TestMesh, manifest};
 use tulle_world::{Component, Pod, Process};
 
@@ -40,23 +41,8 @@ async fn nginx(mesh: &TestMesh, pod: &Pod) -> Process {
     );
     std::fs::write(folder.join("nginx.conf"), configuration).unwrap();
     let conf = folder.join("nginx.conf").display().to_string();
-    let mut command = Command::new("nginx");
-    command
-        .args(["-p", &folder.display().to_string(), "-c", &conf])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let server = pod.spawn("nginx", command).unwrap();
-    let own = std::net::SocketAddr::from(([127, 0, 0, 1], 8080));
-    let listening = eventually(async || {
-        let attempt = pod
-            .namespace()
-            .run_async(move || std::net::TcpStream::connect(own))
-            .await;
-        attempt.is_ok_and(|connected| connected.is_ok())
-    });
-    assert!(listening.await, "nginx listens");
-    server
+    let prefix = folder.display().to_string();
+    serve(pod, "nginx", &["-p", &prefix, "-c", &conf], 8080).await
 }
 
 /// The service `server`, bound to the waypoint `way`.

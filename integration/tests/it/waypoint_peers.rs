@@ -2,12 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use tulle_integration::http::{self, App, get};
 use tulle_integration::mesh::eventually;
+use tulle_integration::programs::{run, serve};
 use tulle_integration::{TestMesh, manifest};
-use tulle_world::{Pod, Process};
+use tulle_world::Pod;
 
 /// Where the service is: one pod with many ports.
 const SERVICE: &str = "10.96.0.80";
@@ -30,47 +30,6 @@ fn service() -> String {
 fn script(name: &str) -> String {
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/peers"));
     folder.join(name).display().to_string()
-}
-
-/// Runs a program in a pod to its end; its output and whether it succeeded.
-fn run(pod: &Pod, program: &str, arguments: &[&str]) -> (bool, String) {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let child = pod
-        .namespace()
-        .spawn(command)
-        .unwrap_or_else(|error| panic!("{program}: {error}"));
-    let output = child.wait_with_output().unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (
-        output.status.success(),
-        String::from_utf8_lossy(&text).into_owned(),
-    )
-}
-
-/// Starts a server in a pod and waits until its port answers inside of the pod.
-async fn serve(pod: &Pod, program: &str, arguments: &[&str], port: u16) -> Process {
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let server = pod.spawn(program, command).unwrap();
-    let own = SocketAddr::from(([127, 0, 0, 1], port));
-    let listening = eventually(async || {
-        let attempt = pod
-            .namespace()
-            .run_async(move || std::net::TcpStream::connect(own))
-            .await;
-        attempt.is_ok_and(|connected| connected.is_ok())
-    });
-    assert!(listening.await, "{program} listens on {port}");
-    server
 }
 
 /// Every answer is a good one, whoever asks how.

@@ -1,0 +1,62 @@
+//! Real clients and servers as processes in pods.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Command, Output, Stdio};
+
+use tulle_world::{Pod, Process};
+
+use crate::mesh::eventually;
+
+/// Runs a program in a pod to its end; what it printed on either way out, and whether it succeeded.
+#[must_use]
+pub fn run(pod: &Pod, program: &str, arguments: &[&str]) -> (bool, String) {
+    let output = finish(pod, program, arguments);
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    (output.status.success(), text)
+}
+
+/// Runs a program in a pod to its end and gives what it printed; it must succeed.
+#[must_use]
+pub fn output_of(pod: &Pod, program: &str, arguments: &[&str]) -> String {
+    let output = finish(pod, program, arguments);
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    let status = output.status;
+    assert!(
+        status.success(),
+        "{program} {arguments:?}: {status}\n{stdout}\n{stderr}"
+    );
+    stdout.into_owned()
+}
+
+fn finish(pod: &Pod, program: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let child = pod
+        .namespace()
+        .spawn(command)
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    child.wait_with_output().unwrap()
+}
+
+/// Starts a server in a pod and waits until its port answers inside of the pod.
+pub async fn serve(pod: &Pod, program: &str, arguments: &[&str], port: u16) -> Process {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let server = pod.spawn(program, command).unwrap();
+    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let listening = eventually(async || {
+        let attempt = pod.namespace().run_async(move || TcpStream::connect(own)).await;
+        attempt.is_ok_and(|connected| connected.is_ok())
+    });
+    assert!(listening.await, "{program} listens on {port}");
+    server
+}
