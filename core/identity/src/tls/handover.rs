@@ -199,7 +199,8 @@ impl Waiting {
                     None => return Ok(Turn::More),
                 },
                 Err(error) => {
-                    while let Ok(Did::Sent) = self.step(connection) {}
+                    // What waits to be said comes first: nothing is looked at again.
+                    while connection.has_more_to_say() && self.step(connection).is_ok() {}
                     return Err(error);
                 }
             }
@@ -275,6 +276,9 @@ trait Unbuffered {
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
 
+    /// Whether records wait to be sent.
+    fn has_more_to_say(&self) -> bool;
+
     /// The chain that the peer has shown.
     fn presented(&self) -> &[CertificateDer<'static>];
 
@@ -286,6 +290,10 @@ impl Unbuffered for UnbufferedClientConnection {
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
+    }
+
+    fn has_more_to_say(&self) -> bool {
+        self.wants_write()
     }
 
     fn presented(&self) -> &[CertificateDer<'static>] {
@@ -303,6 +311,10 @@ impl Unbuffered for UnbufferedServerConnection {
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
+    }
+
+    fn has_more_to_say(&self) -> bool {
+        self.wants_write()
     }
 
     fn presented(&self) -> &[CertificateDer<'static>] {
