@@ -1,4 +1,5 @@
-//! All framings of a tunnel beside TLS without HTTP/2, a plain relay and no proxy at all, interleaved in one run.
+//! All framings of a tunnel beside TLS without HTTP/2, a plain relay, the least that records can cost, and no proxy at
+//! all, interleaved in one run.
 //!
 //! Each row is a median of rounds in which every contestant has its turn, so that other work on the machine meets all
 //! of them. `cargo bench -p tulle-benches --bench tunnel -- <part of a row's name>` runs some rows.
@@ -9,6 +10,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
+use tulle_benches::bound::bound;
 use tulle_benches::{Path, Peers, Tunnel, cpu, direct, relayed, runtime, transfer_all};
 use tulle_runtime::tasks;
 use tulle_transport::hbone::{Framing, raw};
@@ -82,9 +84,11 @@ async fn contestants(streams: usize) -> Vec<(String, Vec<Path>)> {
         ("direct".to_owned(), Vec::new()),
         ("relay".to_owned(), Vec::new()),
     ];
+    all.push(("bound".to_owned(), Vec::new()));
     for _ in 0..streams {
         all[0].1.push(direct().await);
         all[1].1.push(relayed().await);
+        all[2].1.push(bound().await);
     }
     let mut tls = Vec::new();
     for _ in 0..streams {

@@ -6,6 +6,7 @@
 //!
 //! All parts share the cores, so the ratio of two rows of one run is what to read, not either of them.
 
+pub mod bound;
 pub mod control;
 pub mod l7;
 pub mod mesh;
