@@ -68,8 +68,8 @@ fn what_waits_for_an_application_that_does_not_read_is_seen_and_given_back() {
         let (stream, server) = tokio::join!(upload(stream, 8 * MEBIBYTE), streams.recv());
         let held = shown(&world);
         assert!(
-            (4e6..20e6).contains(&held),
-            "{held}: about one window at each end of the waypoint"
+            (4e6..40e6).contains(&held),
+            "{held}: a few windows of both ends"
         );
         drop((stream, server));
         sleep(Duration::from_secs(5)).await;

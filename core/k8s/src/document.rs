@@ -161,9 +161,22 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_bounded() {
+    fn r109_depth_is_bounded() {
         let deep = "[".repeat(65) + &"]".repeat(65);
         assert!(documents(&deep)[0].is_err());
+    }
+
+    #[test]
+    fn r109_any_depth_is_read_on_a_small_stack() {
+        const LEVELS: usize = 100_000;
+        let reading = || {
+            for level in ["[", "{a: ", "- ", r#"{"a":"#, "? "] {
+                let read = documents(&level.repeat(LEVELS));
+                assert!(read.iter().any(Result::is_err), "{level}");
+            }
+        };
+        let thread = std::thread::Builder::new().stack_size(256 * 1024);
+        thread.spawn(reading).unwrap().join().unwrap();
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn an_allow_policy_without_a_rule_left_stays_and_allows_nothing() {
 }
 
 #[test]
-fn a_deny_rule_counts_what_cannot_be_evaluated_as_true() {
+fn r312_a_deny_rule_counts_what_cannot_be_evaluated_as_true() {
     let spec = "{action: DENY, rules: [{from: [{source: {namespaces: [a], requestPrincipals: ['*']}}], to: [{operation: {methods: [GET]}}]}]}";
     let (policy, condition) = translated(spec);
     let rules = policy.expect("emitted").rules;

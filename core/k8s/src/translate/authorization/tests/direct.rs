@@ -276,7 +276,7 @@ proptest! {
     }
 
     #[test]
-    fn a_value_that_means_nothing_never_lets_more_through(
+    fn r312_a_value_that_means_nothing_never_lets_more_through(
         rules in prop::collection::vec(rule(), 1..3),
         denies: bool,
         bad in prop::sample::select(vec![("ipBlocks", "10.0.0.0/99"), ("namespaces", ""), ("serviceAccounts", "a/b/c"), ("principals", "")]),
