@@ -14,8 +14,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tulle_runtime::memory::MemoryLimits;
 use tulle_transport::copy;
+use tulle_transport::hbone::Settings;
 use tulle_transport::hbone::held::{self, Part, Room};
-use tulle_transport::hbone::{Framing, Settings};
 
 use crate::config::Config;
 
@@ -45,11 +45,10 @@ pub fn window(usual: u32) -> u32 {
     }
 }
 
-/// The settings of a new tunnel. Only the framing of the `h2` crate counts what its streams hold.
+/// The settings of a new tunnel.
 #[must_use]
 pub fn tunnel(usual: Settings) -> Settings {
     Settings {
-        framing: Framing::H2,
         stream_window: window(usual.stream_window),
         connection_window: window(usual.connection_window),
         ..usual
@@ -129,10 +128,7 @@ mod tests {
 
     #[test]
     fn windows_are_as_usual_while_there_is_room() {
-        let usual = Settings {
-            framing: Framing::H2,
-            ..Settings::server()
-        };
+        let usual = Settings { ..Settings::server() };
         assert_eq!(tunnel(Settings::server()), usual);
     }
 }

@@ -67,10 +67,7 @@ fn what_waits_for_an_application_that_does_not_read_is_seen_and_given_back() {
         assert_eq!(shown(&world), 0.0);
         let (stream, server) = tokio::join!(upload(stream, 8 * MEBIBYTE), streams.recv());
         let held = shown(&world);
-        assert!(
-            (4e6..40e6).contains(&held),
-            "{held}: a few windows of both ends"
-        );
+        assert!((4e6..40e6).contains(&held), "{held}: a few windows of both ends");
         drop((stream, server));
         sleep(Duration::from_secs(5)).await;
         assert!(shown(&world) < 1e6, "{}", shown(&world));

@@ -7,7 +7,7 @@
 //! ```
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -92,10 +92,15 @@ impl Drop for Part {
     }
 }
 
-/// What the streams of one connection hold, by their numbers. What arrives for a stream that nobody reads any more is
-/// thrown away by the library, and is held by nobody.
+/// What the streams of one connection hold.
+///
+/// Our own framing knows and tells it. Under the `h2` crate it is counted by the numbers of streams, as frames go by: what
+/// arrives for a stream that nobody reads any more is thrown away by the library, and is held by nobody.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<Streams>);
+pub(super) struct Held {
+    streams: Mutex<Streams>,
+    told: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Streams {
@@ -111,19 +116,43 @@ struct Streams {
 pub(super) struct TooMuch;
 
 impl Held {
+    /// The framing tells what is held; frames that go by are not counted.
+    pub(super) fn is_told(&self) {
+        self.told.store(true, Ordering::Relaxed);
+    }
+
+    /// All streams together hold so much now.
+    pub(super) fn tell(&self, all: usize) {
+        if BUDGET.load(Ordering::Relaxed) > 0 {
+            self.streams.lock().all.set(all);
+        }
+    }
+
+    /// More has arrived; all streams together hold so much now.
+    pub(super) fn judge(all: usize) -> Result<(), TooMuch> {
+        if all > LITTLE && room() == Room::None {
+            return Err(TooMuch);
+        }
+        Ok(())
+    }
+
+    fn counts(&self) -> bool {
+        BUDGET.load(Ordering::Relaxed) > 0 && !self.told.load(Ordering::Relaxed)
+    }
+
     /// A stream was opened by us.
     pub(super) fn opened(&self, stream: u32) {
-        if BUDGET.load(Ordering::Relaxed) > 0 {
-            self.0.lock().of.insert(stream, 0);
+        if self.counts() {
+            self.streams.lock().of.insert(stream, 0);
         }
     }
 
     /// The peer has sent a head: it opens a stream, or ends one that was opened before.
     pub(super) fn head(&self, stream: u32) {
-        if BUDGET.load(Ordering::Relaxed) == 0 {
+        if !self.counts() {
             return;
         }
-        let mut streams = self.0.lock();
+        let mut streams = self.streams.lock();
         if stream > streams.last {
             streams.last = stream;
             streams.of.insert(stream, 0);
@@ -132,28 +161,25 @@ impl Held {
 
     /// Bytes of a stream have arrived.
     pub(super) fn arrived(&self, stream: u32, bytes: usize) -> Result<(), TooMuch> {
-        if BUDGET.load(Ordering::Relaxed) == 0 {
+        if !self.counts() {
             return Ok(());
         }
-        let mut streams = self.0.lock();
+        let mut streams = self.streams.lock();
         let Some(held) = streams.of.get_mut(&stream) else {
             return Ok(());
         };
         *held += bytes;
         let all = streams.all.get() + bytes;
         streams.all.set(all);
-        if all > LITTLE && room() == Room::None {
-            return Err(TooMuch);
-        }
-        Ok(())
+        Self::judge(all)
     }
 
     /// Bytes of a stream were taken.
     pub(super) fn taken(&self, stream: u32, bytes: usize) {
-        if BUDGET.load(Ordering::Relaxed) == 0 {
+        if !self.counts() {
             return;
         }
-        let mut streams = self.0.lock();
+        let mut streams = self.streams.lock();
         if let Some(held) = streams.of.get_mut(&stream) {
             let bytes = bytes.min(*held);
             *held -= bytes;
@@ -164,10 +190,10 @@ impl Held {
 
     /// Nobody reads a stream any more.
     pub(super) fn closed(&self, stream: u32) {
-        if BUDGET.load(Ordering::Relaxed) == 0 {
+        if !self.counts() {
             return;
         }
-        let mut streams = self.0.lock();
+        let mut streams = self.streams.lock();
         if let Some(held) = streams.of.remove(&stream) {
             let all = streams.all.get() - held;
             streams.all.set(all);
@@ -178,6 +204,21 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_told_is_not_counted_as_well() {
+        let held = Held::default();
+        held.is_told();
+        held.opened(1);
+        held.arrived(1, 500).unwrap();
+        assert_eq!(held.streams.lock().all.get(), 0);
+        held.tell(LITTLE);
+        assert_eq!(
+            held.streams.lock().all.get(),
+            0,
+            "without a budget nothing is counted"
+        );
+    }
 
     #[test]
     fn room_gets_less_in_three_steps() {

@@ -22,6 +22,7 @@ pub(super) struct Conn {
 
 impl Conn {
     pub(super) fn new(role: Role, settings: &Settings, vitals: &Arc<Vitals>) -> Arc<Self> {
+        vitals.held().is_told();
         Arc::new(Self {
             core: Mutex::new(Core::new(role, settings, Instant::now())),
             driver: AtomicWaker::new(),
@@ -40,6 +41,7 @@ impl Conn {
         let woken = std::mem::take(&mut core.woken);
         let dirty = std::mem::take(&mut core.dirty);
         self.vitals.traffic().set_unsent(core.queued());
+        self.vitals.held().tell(core.held());
         // Those who are woken want the lock as well.
         drop(core);
         if dirty {
@@ -58,6 +60,7 @@ impl Conn {
         let woken = std::mem::take(&mut core.woken);
         core.dirty = false;
         self.vitals.traffic().set_unsent(core.queued());
+        self.vitals.held().tell(core.held());
         drop(core);
         for waker in woken {
             waker.wake();

@@ -10,11 +10,13 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::time::Instant;
+use tulle_model::Reason;
 
 use super::conn::Conn;
 use super::core::{Core, End, Next, Outbox};
 use super::link::Link;
 use super::wire::PREFACE;
+use crate::hbone::held::Held;
 use crate::hbone::seam::Ping;
 use crate::hbone::settings::Settings;
 
@@ -177,7 +179,13 @@ impl<L: Link> Driver<L> {
             self.conn.vitals().set_limit(self.streams_max.min(limit));
         }
         match failed {
-            None => Poll::Ready(Ok(read)),
+            None => {
+                if let Err(too_much) = Held::judge(self.held) {
+                    self.conn.vitals().cut(Reason::Overload);
+                    return Poll::Ready(Err(io::Error::other(too_much)));
+                }
+                Poll::Ready(Ok(read))
+            }
             Some(fault) => {
                 // It is told if that can be done at once; it has no claim to more.
                 while matches!(self.poll_write(cx), Poll::Ready(Ok(Written::Some))) {}
