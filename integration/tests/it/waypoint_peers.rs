@@ -1,9 +1,10 @@
-//! Real clients and servers through a waypoint: h2load, wrk, gRPC for Python, redis, and SMTP, whose server speaks first.
+//! Real clients and servers through a waypoint: h2load, wrk, gRPC and WebSockets for Python, redis, SMTP, whose server
+//! speaks first, and servers that fail.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use tulle_integration::http::{self, App, get};
+use tulle_integration::http::{self, Answer, App, get};
 use tulle_integration::mesh::eventually;
 use tulle_integration::programs::{run, serve};
 use tulle_integration::{TestMesh, manifest};
@@ -15,7 +16,14 @@ const SERVICE: &str = "10.96.0.80";
 /// The service with every protocol, behind the waypoint.
 fn service() -> String {
     let address: IpAddr = SERVICE.parse().unwrap();
-    let ports = [(80, 8080), (50051, 50051), (6379, 6379), (25, 2525)];
+    let ports = [
+        (80, 8080),
+        (50051, 50051),
+        (6379, 6379),
+        (25, 2525),
+        (81, 8081),
+        (82, 8082),
+    ];
     manifest::service("server", &[address], &ports)
         .replacen(
             "  name: server\n",
@@ -25,6 +33,8 @@ fn service() -> String {
         .replace("name: tcp-80\n", "name: http\n")
         .replace("name: tcp-50051\n", "name: grpc\n")
         .replace("name: tcp-25\n", "name: mail\n")
+        .replace("name: tcp-81\n", "name: http-chat\n")
+        .replace("name: tcp-82\n", "name: http-failing\n")
 }
 
 fn script(name: &str) -> String {
@@ -93,6 +103,12 @@ async fn real_peers_notice_nothing_of_the_waypoint_between_them() {
     });
     assert!(again.await, "{said}\n{}", mesh.logs());
 
+    let chat = [&script("websocket_server.py"), "8081"];
+    let _chat = serve(&server, python, &chat, 8081).await;
+    let url = format!("ws://{SERVICE}:81/chat");
+    let (well, said) = run(&client, python, &[&script("websocket_client.py"), &url]);
+    assert!(well && said.contains("ok"), "{said}\n{}", mesh.logs());
+
     let folder = mesh.folder().display().to_string();
     let arguments = [
         "--port",
@@ -125,6 +141,70 @@ async fn real_peers_notice_nothing_of_the_waypoint_between_them() {
     let (well, said) = run(&client, python, &[&script("smtp_client.py"), SERVICE, "25"]);
     assert!(well && said.contains("ok"), "{said}\n{}", mesh.logs());
 }
+
+/// Asks the server that fails.
+async fn failing(client: &Pod, path: &str) -> Answer {
+    let to = SocketAddr::new(SERVICE.parse().unwrap(), 82);
+    let answer = http::ask(client.namespace(), to, get(path)).await;
+    answer.unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_fail_are_waited_for_and_tried_again_as_routes_say() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    let client = mesh.pod("n1", "client").await;
+    let server = mesh.pod("n2", "server").await;
+    mesh.apply("server-service", &service());
+    mesh.apply("failing", FAILING);
+    mesh.start().await;
+    mesh.captured(&[&client, &server]).await;
+    mesh.start_waypoint("n2", manifest::NAMESPACE, "way").await;
+    let python = "/usr/bin/python3";
+    let _server = serve(&server, python, &[&script("failing_server.py"), "8082"], 8082).await;
+    let ready = eventually(async || {
+        let to = SocketAddr::new(SERVICE.parse().unwrap(), 82);
+        let answer = http::ask(client.namespace(), to, get("/ready")).await;
+        answer.is_ok_and(|answer| answer.status == 200 && answer.headers.contains_key("x-through"))
+    });
+    assert!(ready.await, "{}", mesh.logs());
+    let slow = failing(&client, "/slow").await;
+    assert_eq!(slow.status, 504, "{}", mesh.logs());
+    let reason = |answer: &Answer| format!("{:?}", answer.headers.get("x-tulle-reason"));
+    assert!(reason(&slow).contains("request_timeout"), "{}", reason(&slow));
+    assert_eq!(failing(&client, "/flaky/a").await.status, 200, "{}", mesh.logs());
+    assert_eq!(failing(&client, "/hits/flaky/a").await.body, "2");
+    let dead = failing(&client, "/dead/a").await;
+    assert_eq!(dead.status, 503, "{}", mesh.logs());
+    assert_eq!(
+        failing(&client, "/hits/dead/a").await.body,
+        "3",
+        "the first try and two more"
+    );
+}
+
+/// What is slow is given up, what fails is tried again, and every answer says that a route was taken.
+const FAILING: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: failing
+  namespace: app
+spec:
+  parentRefs:
+  - {kind: Service, group: \"\", name: server, port: 82}
+  rules:
+  - matches: [{path: {value: /slow}}]
+    timeouts: {request: 1s}
+    backendRefs:
+    - {name: server, port: 82}
+  - retry: {attempts: 2, backoff: 10ms, codes: [503]}
+    filters:
+    - type: ResponseHeaderModifier
+      responseHeaderModifier:
+        set: [{name: x-through, value: \"yes\"}]
+    backendRefs:
+    - {name: server, port: 82}
+";
 
 const RETRYING: &str = "\
 apiVersion: gateway.networking.k8s.io/v1
