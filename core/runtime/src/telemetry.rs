@@ -109,6 +109,10 @@ pub fn to_sink(
     filter: &str,
     sink: impl std::io::Write + Send + 'static,
 ) -> Result<(tracing::Dispatch, LogHandle), TelemetryError> {
+    // While there is one subscriber only, a place that logs and is first reached on a thread without any counts as
+    // switched off for all threads; tests run beside each other. So two more stay, which nobody uses.
+    static OTHERS: std::sync::OnceLock<[tracing::Dispatch; 2]> = std::sync::OnceLock::new();
+    OTHERS.get_or_init(|| [(); 2].map(|()| tracing::Dispatch::new(tracing_subscriber::registry())));
     let (subscriber, handle) = logger(format, false, filter, sink)?;
     Ok((tracing::Dispatch::new(subscriber), handle))
 }
