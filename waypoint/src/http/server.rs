@@ -232,6 +232,7 @@ async fn serve_http2<S, F>(
             }
         };
         tokio::select! {
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection of a client ended");
