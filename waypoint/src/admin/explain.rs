@@ -143,18 +143,15 @@ async fn walk_through(
     let way = route(port, &arrival, &head, walk)?;
     if way.preflight(&head).is_some() {
         walk.step("cors", "a preflight is answered here");
-        return Err(Ended::replied(204, way.name().map(Str::from)));
+        return Err(Ended::replied(204, way.name().cloned()));
     }
-    let rules = port.policies_of(way.name());
+    let rules = port.policies_of(way.name().map(|name| &**name));
     judge(waypoint, snapshot, rules, &arrival, &head, walk).await?;
     if let Some(redirect) = way.redirect(&head, number)? {
         let to = redirect.headers().get(http::header::LOCATION);
         let to = to.and_then(|to| to.to_str().ok()).unwrap_or_default();
         walk.step("filters", format!("redirect to {to}"));
-        return Err(Ended::replied(
-            redirect.status().as_u16(),
-            way.name().map(Str::from),
-        ));
+        return Err(Ended::replied(redirect.status().as_u16(), way.name().cloned()));
     }
     onward(snapshot, port, &way, &arrival, &head, walk)
 }
@@ -262,7 +259,7 @@ fn route(port: &PortState, arrival: &Arrival, head: &RequestHead, walk: &mut Wal
     match routing::choose(&port.rules, namespace, head) {
         Ok(way) => {
             let outcome = match way.name() {
-                Some(name) => name.to_owned(),
+                Some(name) => name.to_string(),
                 None => "no route; on to the endpoints of the service".to_owned(),
             };
             walk.detailed("route", outcome, details);

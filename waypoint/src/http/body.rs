@@ -142,6 +142,9 @@ impl RequestBody {
     /// What the client sends. It is counted on this record, and may stand still for so long.
     #[must_use]
     pub fn of(incoming: Incoming, record: &Arc<Record>, idle: Option<Duration>) -> Self {
+        if incoming.is_end_stream() {
+            return Self::default();
+        }
         let client = Client {
             incoming: Some(incoming),
             messages: Messages::default(),
@@ -180,6 +183,9 @@ impl RequestBody {
     /// The body of one try.
     #[must_use]
     pub fn of_try(body: TryBody<Self>) -> Self {
+        if body.is_end_stream() {
+            return Self::default();
+        }
         Self {
             source: RequestSource::Try(Box::new(body)),
             ..Self::default()

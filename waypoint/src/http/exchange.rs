@@ -37,6 +37,9 @@ use crate::telemetry::request_id::fresh;
 use crate::upstream::backend::{Backend, BackendKey};
 use crate::upstream::timeout::Deadline;
 
+/// Bytes of a request's state while it waits for its answer: what a stream of HTTP/2 costs most.
+const STATE_MAX: usize = 8 * 1024;
+
 /// Longest id of a request that is kept as the client says it.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -91,8 +94,10 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
         start: session.waypoint().clock.now(),
         fault,
     };
+    let running = exchange.run(request);
+    debug_assert!(size_of_val(&running) <= STATE_MAX, "{}", size_of_val(&running));
     // Boxed: the state of a request is large, and idle connections have none.
-    let answer = Box::pin(exchange.run(request)).await;
+    let answer = Box::pin(running).await;
     let mut response = answer.unwrap_or_else(|reply| exchange.reply(reply));
     aside.inspect(|aside| aside.answered());
     let switched = response.body_mut().take_switched();
@@ -228,32 +233,37 @@ impl Exchange<'_> {
         head: &mut RequestHead,
         body: &mut RequestBody,
     ) -> Result<Passed, Reply> {
-        let rules = place.port.policies_of(way.name());
-        let of = self.asking(way.name());
+        let route = way.name().map(|name| &**name);
+        let (rules, of) = (place.port.policies_of(route), self.asking(route));
         let engine = &self.waypoint.policies;
         engine.judge(rules, &**self.waypoint, head, body, of).await
     }
 
-    /// What the security policies of a backend say that is not what was asked for, with the same source. Where this
-    /// waypoint does not stand in front of it, they are enforced by whoever does.
-    pub(super) async fn police_backend(
+    /// Whose security policies guard a backend that is not what was asked for. Where this waypoint does not stand in front
+    /// of it, they are enforced by whoever does.
+    pub(super) fn guarding<'p>(
         &self,
-        place: &Place,
+        place: &'p Place,
         backend: &Backend,
-        (head, body): (&mut RequestHead, &mut RequestBody),
-        passed: &mut Passed,
-    ) -> Result<(), Reply> {
+    ) -> Result<Option<&'p PortState>, Reply> {
         let BackendKey::Service(service, port) = &backend.key else {
-            return Ok(());
+            return Ok(None);
         };
         let of = FrontOf::Service(service.clone());
         let Some(front) = place.snapshot.front(&of).filter(|_| of != self.arrival.front) else {
-            return Ok(());
+            return Ok(None);
         };
         policy::admit(front)?;
-        let Some(port) = front.port(*port) else {
-            return Ok(());
-        };
+        Ok(front.port(*port).map(|port| &**port))
+    }
+
+    /// What the security policies say that guard a backend, with the same source.
+    pub(super) async fn police_backend(
+        &self,
+        port: &PortState,
+        (head, body): (&mut RequestHead, &mut RequestBody),
+        passed: &mut Passed,
+    ) -> Result<(), Reply> {
         let engine = &self.waypoint.policies;
         let (rules, ask) = (port.policies_as_backend(), &**self.waypoint);
         engine
@@ -281,13 +291,13 @@ impl Exchange<'_> {
     ) -> Response<ResponseBody> {
         let open = Open {
             front: self.arrival.front.clone(),
-            route: way.rule.as_ref().map(|rule| rule.name.clone()),
+            route: way.name().cloned(),
             source: self.arrival.source.clone(),
             destination: self.arrival.destination,
             head: Some(head),
             claims: passed.claims,
             sni: None,
-            rules: Arc::clone(place.port.policies_of(way.name())),
+            rules: Arc::clone(place.port.policies_of(way.name().map(|name| &**name))),
         };
         let (waypoint, id) = (Arc::clone(self.waypoint), self.id.clone());
         let cut = async move {

@@ -248,8 +248,8 @@ impl Record {
     }
 
     /// Its rule was found.
-    pub fn routed(&self, route: Option<&str>) {
-        self.course.lock().route = route.map(Str::from);
+    pub fn routed(&self, route: Option<&Str>) {
+        self.course.lock().route = route.cloned();
     }
 
     /// It goes to this backend.

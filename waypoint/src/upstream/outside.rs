@@ -147,7 +147,7 @@ pub async fn address(
 ) -> Result<SocketAddr, Reason> {
     match endpoint.address(asked) {
         Some(address) => Ok(address),
-        None if endpoint.is_named() => find(waypoint, snapshot, endpoint, host, asked.port()).await,
+        None if endpoint.is_named() => Box::pin(find(waypoint, snapshot, endpoint, host, asked.port())).await,
         None => Err(Reason::NoHealthyEndpoint),
     }
 }

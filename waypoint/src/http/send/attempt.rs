@@ -81,15 +81,18 @@ impl Sending<'_> {
             breaker: &pick.cluster().state().breaker,
             limits: pick.cluster().policy().limits,
         };
-        let open = || async {
-            let behalf = Behalf::of(self.arrival, self.snapshot);
-            let to = To {
-                endpoint,
-                address,
-                tls,
-                speaks: Some(version),
-            };
-            connect::open(self.waypoint, to, &behalf, bounds.limits.connect).await
+        // Boxed: most requests find a connection that is there.
+        let open = || {
+            Box::pin(async {
+                let behalf = Behalf::of(self.arrival, self.snapshot);
+                let to = To {
+                    endpoint,
+                    address,
+                    tls,
+                    speaks: Some(version),
+                };
+                connect::open(self.waypoint, to, &behalf, bounds.limits.connect).await
+            })
         };
         let lease = match self.waypoint.upstreams.http.lease(&key, bounds, open).await {
             Ok(lease) => lease,
