@@ -15,8 +15,9 @@ use tulle_model::{Reason, Str};
 use tulle_transport::OpenError;
 
 use super::body::{BodyError, ResponseBody};
-use super::exchange::{Place, Session};
+use super::exchange::Place;
 use super::pace::Running;
+use super::session::Session;
 use super::wire::Owed;
 use crate::clock::Time;
 use crate::telemetry::access::Entry;
