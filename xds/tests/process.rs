@@ -290,6 +290,7 @@ async fn pages_hold_what_is_served(process: &Process) {
         .expect("an explanation");
     assert!(explained.contains("\"summary\":\"acked 1/1\""), "{explained}");
     assert!(explained.contains("\"file\":\"service.yaml\""), "{explained}");
+    assert!(explained.contains("\"rule\":\"waypoint\""), "{explained}");
     for (page, holds) in [
         ("/debug/ambientz", "10.96.0.1"),
         ("/debug/authorizationz", "shop/deny-all"),

@@ -20,6 +20,7 @@ pub(crate) mod allocate;
 mod follow;
 pub(crate) mod gateways;
 pub(crate) mod library;
+mod packed;
 pub(crate) mod parse;
 pub(crate) mod scan;
 pub(crate) mod watcher;
