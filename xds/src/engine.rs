@@ -48,6 +48,9 @@ use world::World;
 /// Changes from which computing everything is cheaper than asking each what it touches.
 const CHANGES_INCREMENTAL_MAX: usize = 1_000;
 
+/// Outputs that are computed before the first of them is kept: what comes of them is much larger until then.
+const OUTPUTS_TOGETHER: usize = 4_096;
+
 /// Outputs from which on they are computed on every core.
 const OUTPUTS_ALONE_MAX: usize = 1_000;
 
@@ -253,9 +256,14 @@ impl Engine {
         let sequence = self.snapshot.sequence + 1;
         let mut told: BTreeSet<Key> = batch.events.iter().map(|event| event.key.clone()).collect();
         let mut changed = false;
-        for (out, parts) in self.compute(affected) {
-            told.extend(parts.iter().map(|part| part.owner.clone()));
-            changed |= self.replace(out, parts, sequence, &mut told);
+        let mut affected: Vec<OutKey> = affected.into_iter().collect();
+        while !affected.is_empty() {
+            // The last ones of a list are taken off cheaply; in which order outputs are computed means nothing.
+            let some = affected.split_off(affected.len().saturating_sub(OUTPUTS_TOGETHER));
+            for (out, parts) in self.compute(some) {
+                told.extend(parts.iter().map(|part| part.owner.clone()));
+                changed |= self.replace(out, parts, sequence, &mut told);
+            }
         }
         changed |= self.keep_draining(sequence);
         changed |= self.publish_trust(sequence);
@@ -276,7 +284,7 @@ impl Engine {
     }
 
     /// Computes outputs, on every core where there are many: the world is only read.
-    fn compute(&self, affected: Affected) -> Vec<(OutKey, Vec<Part>)> {
+    fn compute(&self, affected: Vec<OutKey>) -> Vec<(OutKey, Vec<Part>)> {
         let one = |out: OutKey| {
             let parts = compute(&out, &self.world, &mut NoTrace);
             (out, parts)
@@ -284,8 +292,7 @@ impl Engine {
         if affected.len() < OUTPUTS_ALONE_MAX {
             affected.into_iter().map(one).collect()
         } else {
-            let all: Vec<OutKey> = affected.into_iter().collect();
-            all.into_par_iter().map(one).collect()
+            affected.into_par_iter().map(one).collect()
         }
     }
 

@@ -30,6 +30,8 @@ use tulle_xds_client::stream::{Client, Options};
 
 #[path = "process/replica.rs"]
 mod replica;
+#[path = "process/secrets.rs"]
+mod secrets;
 
 /// Longer than anything here takes, shorter than a stuck test.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -64,6 +64,8 @@ pub(super) async fn run(
         {
             return;
         }
+        // The first step holds every object; until the next look nobody needs any.
+        drop(settled.step);
         let now = Instant::now();
         let (next, due) = match (rescan, settled.read_again) {
             (true, _) => (now, "new_directory"),
