@@ -123,78 +123,45 @@ fn pem(planted: &str) -> String {
     format!("-----BEGIN PRIVATE KEY-----\n    {body}\n    -----END PRIVATE KEY-----\n")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn r506_no_secret_is_logged_shown_or_recorded() {
-    // "planted-encoded" in base64, as Kubernetes writes it.
-    let encoded = "cGxhbnRlZC1lbmNvZGVk";
-    let process = Traced::start(&[
+/// `planted-encoded` in base64, as Kubernetes writes it.
+const ENCODED: &str = "cGxhbnRlZC1lbmNvZGVk";
+/// A credential of somebody's, although not one that is believed here.
+const JWT: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.cGxhbnRlZC1zaWduYXR1cmU";
+const WRONG_TOKEN: &str = "tulle-planted-wrong-token";
+
+/// What is planted beside credentials.
+const PLANTED: [&str; 8] = [
+    ENCODED,
+    "planted-encoded",
+    "planted-plain",
+    "plantedPasted",
+    "planted-broken",
+    WRONG_TOKEN,
+    JWT,
+    "cGxhbnRlZC1zaWduYXR1cmU",
+];
+
+fn files() -> [(&'static str, String); 6] {
+    let secret = format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: tls, namespace: shop}}\ndata: {{tls.key: {ENCODED}}}\nstringData: {{password: planted-plain, ca.crt: public}}\n"
+    );
+    let pasted = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: pasted, namespace: shop}}\ndata:\n  key: |\n    {}",
+        pem("plantedPasted")
+    );
+    let broken = "apiVersion: v1\nkind: Secret\nmetadata: {name: b}\nstringData: {password: planted-broken\n";
+    [
         ("namespace.yaml", NAMESPACE.to_owned()),
         ("service.yaml", SERVICE.to_owned()),
         ("web.yaml", entry("web", "n1", "10.0.0.1")),
-        (
-            "secret.yaml",
-            format!(
-                "apiVersion: v1\nkind: Secret\nmetadata: {{name: tls, namespace: shop}}\ndata: {{tls.key: {encoded}}}\nstringData: {{password: planted-plain, ca.crt: public}}\n"
-            ),
-        ),
-        (
-            "pasted.yaml",
-            format!(
-                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: pasted, namespace: shop}}\ndata:\n  key: |\n    {}",
-                pem("plantedPasted")
-            ),
-        ),
-        (
-            "broken.yaml",
-            "apiVersion: v1\nkind: Secret\nmetadata: {name: b}\nstringData: {password: planted-broken\n"
-                .to_owned(),
-        ),
-    ]);
-    until(async || {
-        process
-            .get("/healthz/ready")
-            .await
-            .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
-    })
-    .await;
-    let token = tulle_xds::token::create(&process.path("state"), "n1").unwrap();
-    let (state, _client) = follow_over(process.channel(&token), "n1", false);
-    until(async || state.synced() && state.snapshot().workloads().count() == 1).await;
-    // Credentials that are refused are secrets of somebody's all the same.
-    let jwt = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.cGxhbnRlZC1zaWduYXR1cmU";
-    for refused in ["tulle-planted-wrong-token", jwt] {
-        let ca = GrpcCa::new(process.channel(refused), GrpcCaOptions::default());
-        let identity = tulle_model::Identity::new("cluster.local", "shop", "web");
-        assert!(ca.fetch(&identity).await.is_err());
-    }
-    let ca = GrpcCa::new(process.channel(&token), GrpcCaOptions::default());
-    let identity = tulle_model::Identity::new("cluster.local", "shop", "web");
-    ca.fetch(&identity).await.unwrap();
-    until(async || process.path("state/status/WorkloadEntry/shop/web.yaml").exists()).await;
+        ("secret.yaml", secret),
+        ("pasted.yaml", pasted),
+        ("broken.yaml", broken.to_owned()),
+    ]
+}
 
-    let key = fs::read_to_string(process.path("state/ca/root-key.pem")).unwrap();
-    let lines = key.lines().filter(|line| !line.starts_with("-----"));
-    let mut planted: Vec<String> = lines.map(ToOwned::to_owned).collect();
-    assert!(!planted.is_empty());
-    planted.extend(
-        token
-            .split('.')
-            .filter(|part| part.len() > 16)
-            .map(ToOwned::to_owned),
-    );
-    for secret in [
-        token.as_str(),
-        encoded,
-        "planted-encoded",
-        "planted-plain",
-        "plantedPasted",
-        "planted-broken",
-        "tulle-planted-wrong-token",
-        jwt,
-        "cGxhbnRlZC1zaWduYXR1cmU",
-    ] {
-        planted.push(secret.to_owned());
-    }
+/// Everything that the process says.
+async fn said(process: &Traced) -> Vec<(String, String)> {
     let mut said = Vec::new();
     for page in PAGES {
         let answer = process.get(page).await.expect("a page");
@@ -207,9 +174,40 @@ async fn r506_no_secret_is_logged_shown_or_recorded() {
     let log = fs::read_to_string(process.path("log")).unwrap();
     assert!(log.contains("DEBUG"), "the log tells everything it can");
     said.push(("log".to_owned(), log));
-    for secret in &planted {
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r506_no_secret_is_logged_shown_or_recorded() {
+    let process = Traced::start(&files());
+    let ready = async || process.get("/healthz/ready").await;
+    until(async || {
+        ready()
+            .await
+            .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    })
+    .await;
+    let token = tulle_xds::token::create(&process.path("state"), "n1").unwrap();
+    let (state, _client) = follow_over(process.channel(&token), "n1", false);
+    until(async || state.synced() && state.snapshot().workloads().count() == 1).await;
+    let identity = tulle_model::Identity::new("cluster.local", "shop", "web");
+    for refused in [WRONG_TOKEN, JWT] {
+        let ca = GrpcCa::new(process.channel(refused), GrpcCaOptions::default());
+        assert!(ca.fetch(&identity).await.is_err());
+    }
+    let ca = GrpcCa::new(process.channel(&token), GrpcCaOptions::default());
+    ca.fetch(&identity).await.unwrap();
+    until(async || process.path("state/status/WorkloadEntry/shop/web.yaml").exists()).await;
+
+    let key = fs::read_to_string(process.path("state/ca/root-key.pem")).unwrap();
+    let lines = key.lines().filter(|line| !line.starts_with("-----"));
+    let parts = token.split('.').filter(|part| part.len() > 16);
+    let own: Vec<&str> = lines.chain(parts).chain([token.as_str()]).collect();
+    assert!(own.len() > 2, "a key and a token");
+    let said = said(&process).await;
+    for secret in own.into_iter().chain(PLANTED) {
         for (place, text) in &said {
-            assert!(!text.contains(secret.as_str()), "{secret} is found in {place}");
+            assert!(!text.contains(secret), "{secret} is found in {place}");
         }
     }
 }
