@@ -12,6 +12,7 @@ use tulle_runtime::http_client;
 use tulle_world::{Component, Folders, Mesh, Pod, World};
 
 use crate::manifest::{self, NAMESPACE};
+use crate::programs::output_of;
 
 /// How long anything may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -203,6 +204,23 @@ impl TestMesh {
         let written = manifest::annotated_workload(NAMESPACE, pod, pod.name(), annotations);
         self.workloads.insert(pod.name().to_owned(), written);
         self.write_workloads();
+    }
+
+    /// Has the rules of a captured pod replaced, by rules that capture names or by rules that do not, and waits until the
+    /// kernel has them.
+    pub async fn replace_rules(&mut self, pod: &Pod, names: bool) {
+        let without: &[_] = &[("ambient.istio.io/dns-capture", "false")];
+        self.annotate(pod, if names { &[] } else { without });
+        let replaced = eventually(async || {
+            let rules = output_of(pod, "/usr/sbin/nft", &["list", "table", "inet", "tulle"]);
+            rules.contains("redirect to :15006") && rules.contains("redirect to :15053") == names
+        });
+        assert!(
+            replaced.await,
+            "the rules of {} stay\n{}",
+            pod.name(),
+            self.logs()
+        );
     }
 
     /// Takes a pod out of the configuration; its world stays.

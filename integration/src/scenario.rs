@@ -1,12 +1,14 @@
 //! Fault scenarios: each runs a load in a real mesh, does one thing to it, and gives one line of figures with its
 //! targets. `cargo xtask scenario NAME|all` runs them.
 
+mod agents;
 mod authority;
 mod bypass;
 mod certificates;
 mod churn;
 mod control;
 mod crypto;
+mod dead;
 mod disk;
 mod fed;
 mod figure;
@@ -79,12 +81,14 @@ pub struct Scenario {
 #[must_use]
 pub fn all() -> Vec<Scenario> {
     let mut all = [
+        agents::SCENARIOS,
         bypass::SCENARIOS,
         authority::SCENARIOS,
         certificates::SCENARIOS,
         churn::SCENARIOS,
         control::SCENARIOS,
         crypto::SCENARIOS,
+        dead::SCENARIOS,
         forged::SCENARIOS,
         disk::SCENARIOS,
         foreign::SCENARIOS,

@@ -21,6 +21,6 @@ pub use generations::Generation;
 pub use mesh::{Component, Folders, Mesh, MeshError};
 pub use pod::Pod;
 pub use process::{Process, ProcessError};
-pub use recorder::{Recorded, Recorder};
+pub use recorder::{Recorded, Recorder, Sought};
 pub use services::{Backend, VirtualService};
 pub use topology::{CONTROL, Node, World, WorldError};

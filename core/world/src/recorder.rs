@@ -1,6 +1,10 @@
-//! The wire recorder: reads every frame that crosses the wire between the nodes and looks for a marker in it.
+//! The wire recorder: reads every frame that crosses the wire between the nodes, or any interface of a node, and looks for
+//! something in it.
+
+mod frame;
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +24,33 @@ const RECEIVE_BUFFER_BYTES: usize = 64 * 1024 * 1024;
 /// `PACKET_OUTGOING` of linux/if_packet.h: a frame that leaves; it was counted when it came in.
 const PACKET_OUTGOING: u8 = 4;
 
-/// Records the frames of a wire until it is dropped.
+/// What a recorder looks for in frames.
+#[derive(Debug, Clone)]
+pub enum Sought {
+    /// These bytes.
+    Marker(Vec<u8>),
+    /// TCP from or to one of these addresses, with another port than this at both ends.
+    Streams {
+        /// The addresses.
+        of: Vec<IpAddr>,
+        /// The port.
+        but: u16,
+    },
+}
+
+/// Which frames are read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Frames {
+    /// Those that enter by an interface, but for this one: each frame that crosses a wire once.
+    Entering {
+        /// Index of the wire itself, whose frames are those of its ports again.
+        except: u32,
+    },
+    /// Those that enter and those that leave by any interface.
+    All,
+}
+
+/// Records the frames of a wire or a node until it is dropped.
 #[derive(Debug)]
 pub struct Recorder {
     shared: Arc<Shared>,
@@ -43,7 +73,7 @@ pub struct Recorded {
     pub bytes: u64,
     /// Frames looked through.
     pub frames: u64,
-    /// Frames that hold the marker.
+    /// Frames in which it was found.
     pub marked_frames: u64,
     /// Bytes of those frames.
     pub marked_bytes: u64,
@@ -63,15 +93,14 @@ impl Recorded {
 }
 
 impl Recorder {
-    /// Starts to record in the namespace of a wire. `bridge` is the interface index of the wire itself, whose
-    /// frames are those of its ports again.
-    pub(crate) fn start(wire: &NetNs, bridge: u32, marker: &[u8]) -> io::Result<Self> {
-        let socket = wire.run(open)??;
+    /// Starts to record in a namespace.
+    pub(crate) fn start(place: &NetNs, frames: Frames, sought: &Sought) -> io::Result<Self> {
+        let socket = place.run(open)??;
         let shared = Arc::new(Shared::default());
-        let (seen, marker) = (Arc::clone(&shared), marker.to_vec());
+        let (seen, finds) = (Arc::clone(&shared), finder(sought.clone()));
         let thread = std::thread::Builder::new()
             .name("wire-recorder".to_owned())
-            .spawn(move || record(&socket, bridge as usize, &marker, &seen))?;
+            .spawn(move || record(&socket, frames, finds, &seen))?;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -113,14 +142,37 @@ fn open() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn record(socket: &OwnedFd, bridge: usize, marker: &[u8], seen: &Shared) {
-    let finder = memchr::memmem::Finder::new(marker);
+/// Whether a frame is what is sought.
+type Finds = Box<dyn Fn(&[u8]) -> bool + Send>;
+
+fn finder(sought: Sought) -> Finds {
+    match sought {
+        Sought::Marker(marker) => {
+            let finder = memchr::memmem::Finder::new(&marker).into_owned();
+            Box::new(move |frame| finder.find(frame).is_some())
+        }
+        Sought::Streams { of, but } => Box::new(move |frame| frame::is_stream(frame, &of, but)),
+    }
+}
+
+impl Frames {
+    fn read(self, from: &LinkAddr) -> bool {
+        match self {
+            Self::Entering { except } => {
+                from.pkttype() != PACKET_OUTGOING && from.ifindex() != except as usize
+            }
+            Self::All => true,
+        }
+    }
+}
+
+fn record(socket: &OwnedFd, frames: Frames, finds: Finds, seen: &Shared) {
     let mut frame = vec![0; FRAME_BYTES_MAX];
     while !seen.stop.load(Ordering::Relaxed) {
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut frame) {
-            Ok((_, Some(from))) if from.pkttype() == PACKET_OUTGOING || from.ifindex() == bridge => {}
+            Ok((_, Some(from))) if !frames.read(&from) => {}
             Ok((len, _)) => {
-                if finder.find(&frame[..len]).is_some() {
+                if finds(&frame[..len]) {
                     seen.marked.fetch_add(1, Ordering::Relaxed);
                     seen.marked_bytes.fetch_add(len as u64, Ordering::Relaxed);
                 }

@@ -12,7 +12,7 @@ use tulle_linux::NetNs;
 use crate::links::Links;
 use crate::pod::Pod;
 use crate::process::{Process, ProcessError};
-use crate::recorder::Recorder;
+use crate::recorder::{Frames, Recorder, Sought};
 use crate::services::{self, VirtualService};
 
 /// Name of the node that runs no pods but the control plane.
@@ -289,7 +289,24 @@ impl World {
     /// When a packet socket is refused.
     pub async fn record(&self, marker: &[u8]) -> Result<Recorder, WorldError> {
         let bridge = link_step("find the wire", self.wire_links.index(BRIDGE).await)?;
-        io_step("record the wire", Recorder::start(&self.wire, bridge, marker))
+        let (frames, sought) = (
+            Frames::Entering { except: bridge },
+            Sought::Marker(marker.to_vec()),
+        );
+        io_step("record the wire", Recorder::start(&self.wire, frames, &sought))
+    }
+
+    /// Starts to look through every frame on every interface of a node, its ends of the links of its pods among them. What
+    /// passes through is read more than once.
+    ///
+    /// # Errors
+    /// When there is no such node, or a packet socket is refused.
+    pub fn record_node(&self, node: &str, sought: &Sought) -> Result<Recorder, WorldError> {
+        let namespace = &self.node(node)?.namespace;
+        io_step(
+            format!("record node {node}"),
+            Recorder::start(namespace, Frames::All, sought),
+        )
     }
 
     /// Cuts a node off the wire, or lets it back.

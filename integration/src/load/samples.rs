@@ -29,6 +29,8 @@ pub struct Window {
     pub p99: Duration,
     /// The longest of the good ones.
     pub max: Duration,
+    /// When that one was due.
+    pub max_due: Option<Instant>,
 }
 
 impl Samples {
@@ -51,9 +53,13 @@ impl Samples {
             .iter()
             .filter(|sample| sample.due >= from && sample.due < to);
         let (mut good, mut failed) = (Vec::new(), 0);
+        let mut longest: Option<(Duration, Instant)> = None;
         for sample in inside {
             match sample.took {
-                Some(took) => good.push(took),
+                Some(took) => {
+                    good.push(took);
+                    longest = longest.max(Some((took, sample.due)));
+                }
                 None => failed += 1,
             }
         }
@@ -65,6 +71,7 @@ impl Samples {
             p50: percentile(&good, 50),
             p99: percentile(&good, 99),
             max: good.last().copied().unwrap_or(Duration::MAX),
+            max_due: longest.map(|(_, due)| due),
         }
     }
 }
@@ -106,5 +113,6 @@ mod tests {
         let window = samples.window(start + Duration::from_millis(500), start + Duration::from_secs(2));
         assert_eq!((window.ok, window.failed), (1, 1));
         assert_eq!(window.max, Duration::from_millis(100));
+        assert_eq!(window.max_due, Some(start + Duration::from_millis(900)));
     }
 }

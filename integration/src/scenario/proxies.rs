@@ -1,14 +1,13 @@
-//! Node proxies and agents are killed and replaced under load.
+//! Node proxies are replaced under load.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tulle_world::Component;
 
-use super::stage::{PORT, Stage};
+use super::stage::PORT;
 use super::{Figure, Run, Scale, Scenario, scenario};
-use crate::load::{Load, Plan, Report};
+use crate::load::{Load, Plan};
 use crate::mesh::eventually;
 use crate::traffic::Echo;
 use crate::upgrade;
@@ -16,16 +15,12 @@ use crate::upgrade;
 /// The longest time that traffic may stand still while a proxy is replaced.
 const GAP_MAX: Duration = Duration::from_millis(50);
 
-pub(super) const SCENARIOS: &[Scenario] = &[
-    scenario(
-        "F05",
-        150,
-        "node proxies are replaced 20 times, in turn on two nodes",
-        f05,
-    ),
-    scenario("F06", 90, "the node proxy is killed and started again", f06),
-    scenario("F07", 120, "the agent is killed and started again", f07),
-];
+pub(super) const SCENARIOS: &[Scenario] = &[scenario(
+    "F05",
+    150,
+    "node proxies are replaced 20 times, in turn on two nodes",
+    f05,
+)];
 
 /// Upgrades that a lasting connection sees: at most three generations of a proxy live, and two nodes are upgraded in turn.
 const UPGRADES_SEEN: usize = 3;
@@ -47,7 +42,7 @@ fn f05(scale: Scale) -> Run {
         tokio::time::sleep(scale.window()).await;
         let quiet_longest = held.longest().max(waits(&connects, from));
         from = held.begin();
-        let mut slowest = Duration::ZERO;
+        let (mut slowest, mut notes) = (Duration::ZERO, Vec::new());
         for round in 0..upgrades {
             held.renew(Load::start(web.namespace(), &to, lasting).await);
             let node = ["n1", "n2"][round % 2];
@@ -55,9 +50,14 @@ fn f05(scale: Scale) -> Run {
             assert!(room, "a generation without connections ends\n{}", mesh.logs());
             let started = Instant::now();
             mesh.mesh.upgrade_ztunnel(node).await.unwrap();
-            slowest = slowest.max(started.elapsed());
+            let ready = started.elapsed();
+            slowest = slowest.max(ready);
             // The older generation is told to end meanwhile, and a message of each pinned connection is due.
             tokio::time::sleep(scale.pick(Duration::from_secs(1), Duration::from_secs(5))).await;
+            let waits = held.slowest(started).max(slowest_of(&connects, started));
+            notes.push(format!(
+                "upgrade {round} of {node}: ready after {ready:?}, {waits}"
+            ));
         }
         let new = connects.report(from, Instant::now()).connects;
         let longest_lasting = held.longest();
@@ -83,6 +83,7 @@ fn f05(scale: Scale) -> Run {
             .with_time("slowest_upgrade", slowest)
             .noting(connects.failures())
             .noting(held.failures())
+            .noting(notes)
     })
 }
 
@@ -156,6 +157,12 @@ impl Lasting {
         open.max().unwrap_or_default().max(self.longest)
     }
 
+    /// What is open and had to wait longest for something that was due since a moment.
+    fn slowest(&self, from: Instant) -> Slowest {
+        let open = self.open.iter().map(|load| slowest_of(load, from));
+        open.max().unwrap_or_default()
+    }
+
     /// Connections that were opened, and that were lost.
     fn established(&self) -> (u64, u64) {
         let open = self.open.iter().map(Load::established);
@@ -171,6 +178,9 @@ impl Lasting {
     }
 }
 
+/// In less time than this it may be that nothing was due.
+const DUE_WITHIN: Duration = Duration::from_secs(1);
+
 /// The longest wait of anything that was due since `from`; kinds of which nothing was due are left out.
 fn waits(load: &Load, from: Instant) -> Duration {
     let report = load.report(from, Instant::now());
@@ -179,53 +189,41 @@ fn waits(load: &Load, from: Instant) -> Duration {
         .filter(|window| window.ok > 0)
         .map(|window| window.max)
         .max()
-        .unwrap_or(Duration::MAX)
+        .unwrap_or(if from.elapsed() < DUE_WITHIN {
+            Duration::ZERO
+        } else {
+            Duration::MAX
+        })
 }
 
-fn f06(scale: Scale) -> Run {
-    Box::pin(async move {
-        let mut stage = Stage::new(scale).await;
-        let [first, second] = stage.quiet().await;
-        let proxy = Component::Ztunnel("n1".into());
-        let from = Instant::now();
-        stage.mesh.mesh.kill(&proxy).unwrap();
-        stage.mesh.mesh.start_ztunnel(&stage.mesh.world, "n1").unwrap();
-        stage.mesh.mesh.wait_ready(&proxy).await.unwrap();
-        let ready = from.elapsed();
-        stage.after().await;
-        let after = stage.load.report(from, Instant::now());
-        let (established, lost) = stage.load.established();
-        let failed = first.connects.failed + second.connects.failed + after.connects.failed;
-        Figure::new("F06")
-            .with("established_ended", format!("{lost}/{established}"))
-            .none("refused_new", failed as u64)
-            .within("ready_again", ready, Duration::from_secs(1))
-            .within(
-                "longest_wait",
-                after.connects.max,
-                ready + Duration::from_millis(300),
-            )
-            .noting(stage.load.failures())
-    })
+/// The longest wait of one kind, and how long after something else it began.
+#[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Slowest {
+    took: Duration,
+    after: Duration,
+    kind: &'static str,
 }
 
-fn f07(scale: Scale) -> Run {
-    Box::pin(async move {
-        let mut stage = Stage::new(scale).await;
-        let [first, second] = stage.quiet().await;
-        let agent = Component::Agent("n2".into());
-        let from = Instant::now();
-        let times = scale.pick(3, 20);
-        for _ in 0..times {
-            stage.mesh.mesh.kill(&agent).unwrap();
-            stage.mesh.mesh.start_agent(&stage.mesh.world, "n2").unwrap();
-            stage.mesh.mesh.wait_ready(&agent).await.unwrap();
-        }
-        let during: Report = stage.load.report(from, Instant::now());
-        let after = stage.after().await;
-        Figure::new("F07")
-            .with("restarts", times)
-            .losses(&stage.load, &[&first, &second, &during, &after])
-            .latency([&first, &second], &during)
-    })
+impl std::fmt::Display for Slowest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { took, after, kind } = self;
+        write!(f, "{kind} due {after:?} after it began waited {took:?}")
+    }
+}
+
+fn slowest_of(load: &Load, from: Instant) -> Slowest {
+    let report = load.report(from, Instant::now());
+    let kinds = [
+        ("a new connection", report.connects),
+        ("a request", report.requests),
+        ("a message", report.messages),
+    ];
+    let slowest = kinds.into_iter().filter_map(|(kind, window)| {
+        Some(Slowest {
+            took: window.max,
+            after: window.max_due? - from,
+            kind,
+        })
+    });
+    slowest.max().unwrap_or_default()
 }

@@ -4,6 +4,7 @@
 
 mod capture;
 mod certificates;
+mod clear;
 mod cni;
 mod configuration;
 mod conformance;
@@ -12,6 +13,7 @@ mod families;
 mod half_closed;
 mod hostile;
 mod interop;
+mod matrix;
 mod names;
 mod node;
 mod outage;

@@ -22,10 +22,14 @@ use crate::world::{SOON, updates};
 
 const PORTS: [u16; 3] = [15001, 15006, 15008];
 
+/// What they are for.
+pub(crate) const KINDS: [Kind; 3] = [Kind::Outbound, Kind::InboundPlain, Kind::InboundHbone];
+
 /// A proxy in shared mode and the agent it follows.
 pub(crate) struct Agent {
     pub(crate) app: App,
     pub(crate) ca: Arc<TestCa>,
+    pub(crate) authority: FakeCa,
     pub(crate) listener: SeqPacketListener,
     pub(crate) proxy: SeqPacket,
     pub(crate) folder: tempfile::TempDir,
@@ -69,14 +73,20 @@ impl Agent {
             ..Config::from_env(&env).unwrap()
         };
         let ca = Arc::new(TestCa::new());
-        let authority = Arc::new(FakeCa::new(Arc::clone(&ca), Clock::system()));
-        let app = App::start(config, None, Some(authority), &Handle::current())
-            .await
-            .unwrap();
+        let authority = FakeCa::new(Arc::clone(&ca), Clock::system());
+        let app = App::start(
+            config,
+            None,
+            Some(Arc::new(authority.clone())),
+            &Handle::current(),
+        )
+        .await
+        .unwrap();
         let proxy = accept(&listener).await;
         Self {
             app,
             ca,
+            authority,
             listener,
             proxy,
             folder,
@@ -89,15 +99,22 @@ impl Agent {
         payload: Payload,
         fds: &[BorrowedFd<'_>],
     ) -> (String, Vec<Kind>, Vec<OwnedFd>) {
+        self.send(payload, fds).await;
+        timeout(SOON, self.answer()).await.unwrap()
+    }
+
+    /// Sends a request.
+    pub(crate) async fn send(&self, payload: Payload, fds: &[BorrowedFd<'_>]) {
         let request = zds::WorkloadRequest {
             payload: Some(payload),
         };
         self.proxy.send(&request.encode_to_vec(), fds).await.unwrap();
+    }
+
+    /// Waits for the answer: the error of the Ack, and its sockets.
+    pub(crate) async fn answer(&self) -> (String, Vec<Kind>, Vec<OwnedFd>) {
         let mut buffer = [0; 1024];
-        let received = timeout(SOON, self.proxy.recv(&mut buffer))
-            .await
-            .unwrap()
-            .unwrap();
+        let received = self.proxy.recv(&mut buffer).await.unwrap();
         let response = zds::WorkloadResponse::decode(&buffer[..received.len]).unwrap();
         let Some(zds::workload_response::Payload::Ack(ack)) = response.payload else {
             panic!("an Ack")
@@ -166,6 +183,20 @@ fn keep(uid: &str) -> Payload {
 
 pub(crate) fn snapshot_sent() -> Payload {
     Payload::SnapshotSent(zds::SnapshotSent::default())
+}
+
+/// The listeners of an agent that opens them itself.
+pub(crate) fn listeners(netns: &NetNs) -> [TcpListener; 3] {
+    netns
+        .run(|| PORTS.map(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()))
+        .unwrap()
+}
+
+/// The descriptors that go with such an agent's request.
+pub(crate) fn with_listeners<'a>(netns: &'a NetNs, opened: &'a [TcpListener; 3]) -> Vec<BorrowedFd<'a>> {
+    std::iter::once(netns.fd())
+        .chain(opened.iter().map(AsFd::as_fd))
+        .collect()
 }
 
 /// Whether all ports of the proxy are taken inside of a namespace.
@@ -285,13 +316,9 @@ async fn a_port_that_the_application_holds_is_an_error_and_is_tried_again() {
 async fn listeners_of_the_agent_are_used_given_back_and_handed_over() {
     let Some(netns) = namespace() else { return };
     let agent = Agent::start().await;
-    let opened = netns.run(|| PORTS.map(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()));
-    let opened = opened.unwrap();
-    let kinds = [Kind::Outbound, Kind::InboundPlain, Kind::InboundHbone];
-    let fds: Vec<_> = std::iter::once(netns.fd())
-        .chain(opened.iter().map(AsFd::as_fd))
-        .collect();
-    agent.assert_done(add("a", &kinds), &fds).await;
+    let opened = listeners(&netns);
+    let fds = with_listeners(&netns, &opened);
+    agent.assert_done(add("a", &KINDS), &fds).await;
     let uid = "a".to_owned();
     let (error, returned, copies) = agent
         .ask(
@@ -299,7 +326,7 @@ async fn listeners_of_the_agent_are_used_given_back_and_handed_over() {
             &[],
         )
         .await;
-    assert_eq!((error.as_str(), &returned[..], copies.len()), ("", &kinds[..], 3));
+    assert_eq!((error.as_str(), &returned[..], copies.len()), ("", &KINDS[..], 3));
     drop((opened, copies));
     assert!(listens(&netns), "the proxy's copies hold the ports");
     agent
@@ -337,13 +364,9 @@ async fn another_account_under_a_known_uid_gets_a_proxy_of_its_own_on_the_same_l
 async fn a_pod_that_was_handed_over_is_accepted_for_again_when_it_is_added_again() {
     let Some(netns) = namespace() else { return };
     let agent = Agent::start().await;
-    let opened = netns.run(|| PORTS.map(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()));
-    let opened = opened.unwrap();
-    let kinds = [Kind::Outbound, Kind::InboundPlain, Kind::InboundHbone];
-    let fds: Vec<_> = std::iter::once(netns.fd())
-        .chain(opened.iter().map(AsFd::as_fd))
-        .collect();
-    agent.assert_done(add("a", &kinds), &fds).await;
+    let opened = listeners(&netns);
+    let fds = with_listeners(&netns, &opened);
+    agent.assert_done(add("a", &KINDS), &fds).await;
     agent.assert_done(snapshot_sent(), &[]).await;
     let uid = "a".to_owned();
     let back = || Payload::ReturnSockets(zds::ReturnSockets { uid: uid.clone() });
@@ -351,9 +374,9 @@ async fn a_pod_that_was_handed_over_is_accepted_for_again_when_it_is_added_again
     agent.assert_done(over, &[]).await;
     let (_, none, _) = agent.ask(back(), &[]).await;
     assert!(none.is_empty(), "its copies are closed");
-    agent.assert_done(add("a", &kinds), &fds).await;
+    agent.assert_done(add("a", &KINDS), &fds).await;
     let (_, all, _) = agent.ask(back(), &[]).await;
-    assert_eq!(all, kinds);
+    assert_eq!(all, KINDS);
     assert_eq!(
         series(&agent, "workload_manager_proxies_stopped_total"),
         0,
@@ -409,13 +432,9 @@ async fn a_proxy_that_carries_nothing_turns_away_what_the_agents_listeners_caugh
     let Some(netns) = namespace() else { return };
     crate::captured::run(&netns, "ip link set lo up").unwrap();
     let agent = Agent::start_with(&[("ENABLE_PROXY", "false")]).await;
-    let opened = netns.run(|| PORTS.map(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()));
-    let opened = opened.unwrap();
-    let kinds = [Kind::Outbound, Kind::InboundPlain, Kind::InboundHbone];
-    let fds: Vec<_> = std::iter::once(netns.fd())
-        .chain(opened.iter().map(AsFd::as_fd))
-        .collect();
-    agent.assert_done(add("a", &kinds), &fds).await;
+    let opened = listeners(&netns);
+    let fds = with_listeners(&netns, &opened);
+    agent.assert_done(add("a", &KINDS), &fds).await;
     for port in PORTS {
         let outcome = netns.run(move || {
             let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
