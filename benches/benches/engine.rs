@@ -27,7 +27,7 @@ fn main() {
     let before = resident_kib();
     let mut engine = Engine::new(MeshConfig::default());
     let (first, computed) = timed(|| engine.apply(batch(events)));
-    let workloads = first.resources(ResourceType::Workload).count();
+    let workloads = first.count(ResourceType::Workload);
     println!("cold: {objects} objects read in {read:?}, computed in {computed:?}; {workloads} workloads");
     println!(
         "memory: {} KiB for the tables of {workloads} workloads and the world",

@@ -35,6 +35,7 @@ fn cluster(algorithm: Algorithm, endpoints: usize) -> Arc<Cluster> {
         service: Some(&Arc::new(service("web").port(80, 8080).build())),
         serving: &serving,
         via: &[],
+        shares: &[],
         policy: ClusterPolicy {
             balancing: LoadBalancing {
                 algorithm: Some(algorithm),

@@ -10,7 +10,7 @@ use tulle_benches::mesh::{batch, manifests, parse};
 use tulle_k8s::translate::MeshConfig;
 use tulle_proto::resume::{DIGEST_NAME, Digests};
 use tulle_xds::engine::Engine;
-use tulle_xds::serve::frame::{Payload, Shared};
+use tulle_xds::serve::frame::{Encoding, Payload, Shared};
 use tulle_xds::serve::session::{Request, Session};
 use tulle_xds::serve::viewer::Viewer;
 use tulle_xds::snapshot::{ResourceType, Snapshot};
@@ -25,7 +25,7 @@ fn first() -> Request {
 }
 
 /// Everything that a stream is sent after this request; bytes as they are written.
-fn drain(head: &Arc<Snapshot>, request: &Request, shared: Option<&Shared>, compress: bool) -> usize {
+fn drain(head: &Arc<Snapshot>, request: &Request, shared: Option<&Shared>, best: Encoding) -> usize {
     let mut session = Session::new(1, Viewer::node("n1"), head.clone());
     session.on_request(request, head).expect("it goes on");
     let mut bytes = 0;
@@ -39,7 +39,7 @@ fn drain(head: &Arc<Snapshot>, request: &Request, shared: Option<&Shared>, compr
             )),
         };
         bytes += payload
-            .message(&response.type_url, response.cut, &response.nonce, compress)
+            .message(&response.type_url, response.cut, &response.nonce, best)
             .len();
         let answer = Request {
             type_url: response.type_url,
@@ -57,28 +57,24 @@ fn push(criterion: &mut Criterion) {
     let shared = Shared::default();
     let mut group = criterion.benchmark_group("push 10k workloads");
     group.sample_size(20);
-    group.bench_function("alone, raw", |bencher| {
-        bencher.iter(|| black_box(drain(&head, &first(), None, false)))
-    });
-    group.bench_function("alone, gzip", |bencher| {
-        bencher.iter(|| black_box(drain(&head, &first(), None, true)))
-    });
-    group.bench_function("shared, raw", |bencher| {
-        bencher.iter(|| black_box(drain(&head, &first(), Some(&shared), false)));
-    });
-    group.bench_function("shared, gzip", |bencher| {
-        bencher.iter(|| black_box(drain(&head, &first(), Some(&shared), true)));
-    });
-    let held = head
-        .resources(ResourceType::Address)
-        .map(|slot| (&*slot.name, &*slot.version));
+    for best in [Encoding::Raw, Encoding::Gzip, Encoding::Zstd] {
+        let name = best.as_str();
+        group.bench_function(format!("alone, {name}"), |bencher| {
+            bencher.iter(|| black_box(drain(&head, &first(), None, best)))
+        });
+        group.bench_function(format!("shared, {name}"), |bencher| {
+            bencher.iter(|| black_box(drain(&head, &first(), Some(&shared), best)));
+        });
+    }
+    let held = head.by_name(ResourceType::Address).into_iter();
+    let held = held.map(|slot| (&*slot.name, &*slot.version));
     let digests = Digests::of(held).to_text();
     let back = Request {
         initial_versions: [(DIGEST_NAME.into(), digests.into())].into(),
         ..first()
     };
     group.bench_function("back with digests", |bencher| {
-        bencher.iter(|| black_box(drain(&head, &back, Some(&shared), true)));
+        bencher.iter(|| black_box(drain(&head, &back, Some(&shared), Encoding::Gzip)));
     });
     group.finish();
 }

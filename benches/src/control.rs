@@ -172,7 +172,10 @@ impl ControlPlane {
     #[must_use]
     pub fn sent(&self) -> u64 {
         let of = |encoding: Encoding| self.metrics.response_bytes.get_or_create(&encoding.into()).get();
-        of(Encoding::Raw) + of(Encoding::Gzip)
+        [Encoding::Raw, Encoding::Gzip, Encoding::Zstd]
+            .into_iter()
+            .map(of)
+            .sum()
     }
 }
 

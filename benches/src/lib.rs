@@ -10,6 +10,7 @@ pub mod bound;
 pub mod control;
 pub mod l7;
 pub mod mesh;
+pub mod pace;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

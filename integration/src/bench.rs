@@ -12,4 +12,4 @@ mod tunnel;
 pub mod waypoint;
 
 pub use self::table::{Better, Row, Table};
-pub use self::tunnel::{Options, run as tunnel};
+pub use self::tunnel::{Options, Part, run as tunnel};

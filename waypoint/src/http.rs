@@ -18,6 +18,7 @@ pub mod routing;
 pub mod rule;
 pub mod send;
 pub mod server;
+pub mod session;
 pub mod tries;
 pub mod upgrade;
 pub mod wire;

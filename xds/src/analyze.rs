@@ -85,7 +85,7 @@ pub fn analyze(paths: &[PathBuf], mesh: &MeshConfig) -> io::Result<Vec<Finding>>
                 } else {
                     path.join(&**below).display().to_string()
                 };
-                texts.insert(name.into(), text.clone());
+                texts.insert(name.into(), text);
             }
         } else {
             let text = fs::read_to_string(path)
@@ -298,10 +298,8 @@ pub fn apply(
     writing: Writing,
 ) -> Result<Vec<Finding>, ViewError> {
     let scan = Scanner::new(config_dir.to_owned()).scan();
-    let mut texts: BTreeMap<Str, Result<Arc<str>, String>> = scan
-        .texts()
-        .map(|(path, text)| (path.clone(), text.clone()))
-        .collect();
+    let mut texts: BTreeMap<Str, Result<Arc<str>, String>> =
+        scan.texts().map(|(path, text)| (path.clone(), text)).collect();
     let before = findings(&texts, mesh);
     texts.insert(name.clone(), Ok(text.into()));
     let mut news = findings(&texts, mesh);

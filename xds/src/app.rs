@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tulle_identity::Clock;
 use tulle_k8s::translate::MeshConfig;
 use tulle_runtime::admin::{self, AdminError, Listen, Listener};
@@ -35,6 +35,7 @@ use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::config::{Action, Config};
 use crate::debug::remote::{self, Readers};
 use crate::debug::{MeshSettings, Pages};
+use crate::engine::{EngineHandle, Question};
 use crate::history::View;
 use crate::metrics::{EngineMetrics, Metrics, Observed};
 use crate::serve::ads::{Ads, AdsOptions};
@@ -50,6 +51,8 @@ use crate::token::{self, TokenStore};
 
 /// How long open streams may take to end once the process is asked to.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// How long threads that read or write files may take to end after everything else has.
+const THREADS_END_MAX: Duration = Duration::from_secs(1);
 /// The root certificate beside the admin socket, for programs that may not read the state folder.
 const ROOT_COPY: &str = "xds-root-cert.pem";
 
@@ -163,7 +166,10 @@ fn run_process(config: Config) -> Exit {
         Ok(runtime) => runtime,
         Err(error) => return fail(Exit::Failed, &error),
     };
-    match runtime.block_on(run(config, signal::shutdown())) {
+    let ended = runtime.block_on(run(config, signal::shutdown()));
+    // A thread may be in the middle of reading a large folder. Nothing on disk minds being cut short.
+    runtime.shutdown_timeout(THREADS_END_MAX);
+    match ended {
         Ok(()) => Exit::Ok,
         Err(error) => {
             tracing::error!(%error, "the control plane cannot run");
@@ -207,6 +213,7 @@ pub async fn run<R: Display>(config: Config, shutdown: impl Future<Output = R>) 
 /// What every server reads.
 struct Parts {
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    questions: mpsc::Sender<Question>,
     clients: Clients,
     metrics: Metrics,
     registry: Registry,
@@ -222,10 +229,14 @@ impl Parts {
         let metrics = Metrics::default();
         let keeper = Arc::new(keeper(config, clients.clone())?);
         keeper.read_outside();
-        let snapshots = source(config, &keeper, clients.clone(), metrics.engine.clone(), &scope);
-        scope.spawn("sync", synced(snapshots.clone(), ready.register("configuration")));
+        let engine = source(config, &keeper, clients.clone(), metrics.engine.clone(), &scope);
+        scope.spawn(
+            "sync",
+            synced(engine.snapshots.clone(), ready.register("configuration")),
+        );
         let parts = Self {
-            snapshots,
+            snapshots: engine.snapshots,
+            questions: engine.questions,
             clients,
             metrics,
             registry: Registry::for_process("xds"),
@@ -370,7 +381,7 @@ fn source(
     clients: Clients,
     metrics: EngineMetrics,
     scope: &Scope,
-) -> watch::Receiver<Arc<Snapshot>> {
+) -> EngineHandle {
     let mesh = MeshConfig {
         cluster_id: config.cluster_id.as_str().into(),
         trust_domain: config.trust_domain.as_str().into(),
@@ -427,6 +438,7 @@ async fn synced(mut snapshots: watch::Receiver<Arc<Snapshot>>, reading: BlockRea
 fn pages(config: &Config, parts: &Parts) -> Pages {
     Pages {
         snapshots: parts.snapshots.clone(),
+        questions: parts.questions.clone(),
         clients: parts.clients.clone(),
         authority: parts.authority.clone(),
         keeper: parts.keeper.clone(),

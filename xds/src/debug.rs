@@ -11,14 +11,16 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tulle_model::{Str, Workload};
 use tulle_proto::convert::{self, Resource};
+use tulle_runtime::admin::profile;
 use tulle_runtime::build_info;
 use tulle_runtime::ready::Ready;
 
 use crate::ca::Authority;
 use crate::ca::keeper::{CaStatus, Keeper};
+use crate::engine::Question;
 use crate::history::{Generation, View};
 use crate::snapshot::{Objects, ResourceType, Scope, Slot, Snapshot};
 use crate::status::{ClientStatus, Clients, TypeStatus};
@@ -34,6 +36,8 @@ pub const DUMP_RESOURCES_MAX: usize = 100_000;
 pub struct Pages {
     /// What is served.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Asks how objects became what they are.
+    pub questions: mpsc::Sender<Question>,
     /// Who is connected.
     pub clients: Clients,
     /// Who signs.
@@ -109,6 +113,7 @@ impl Pages {
             .route("/debug/syncz", get(syncz))
             .route("/debug/world", get(objects::world))
             .with_state(self)
+            .merge(profile::pages(String::new))
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -124,9 +129,7 @@ impl Pages {
             pending: self.ready.pending(),
             synced: snapshot.synced(),
             head: snapshot.sequence(),
-            resources: types
-                .map(|ty| (ty.type_url(), snapshot.resources(ty).count()))
-                .collect(),
+            resources: types.map(|ty| (ty.type_url(), snapshot.count(ty))).collect(),
             issuer: self.issuer(),
             ca: self.keeper.status(&snapshot),
             source: self.objects(),
@@ -192,11 +195,15 @@ async fn authorizationz(State(pages): State<Pages>, Query(query): Query<DumpQuer
 async fn resources(State(pages): State<Pages>) -> Json<Value> {
     let snapshot = pages.snapshot();
     let of = |ty: ResourceType| {
-        let slots = snapshot.resources(ty).take(DUMP_RESOURCES_MAX);
+        let slots = snapshot.by_name(ty).into_iter().take(DUMP_RESOURCES_MAX);
         let versions: BTreeMap<&str, &str> = slots.map(|slot| (&*slot.name, &*slot.version)).collect();
         (ty.type_url(), versions)
     };
-    let all: BTreeMap<&str, BTreeMap<&str, &str>> = ResourceType::ALL.into_iter().map(of).collect();
+    // Bare workloads say nothing that addresses do not, and are made only for those who ask.
+    let types = ResourceType::ALL
+        .into_iter()
+        .filter(|ty| *ty != ResourceType::Workload);
+    let all: BTreeMap<&str, BTreeMap<&str, &str>> = types.map(of).collect();
     Json(json!({ "head": snapshot.sequence(), "resources": all }))
 }
 
@@ -217,7 +224,9 @@ async fn config_dump(State(pages): State<Pages>, Query(query): Query<DumpQuery>)
         query
             .r#type
             .as_ref()
-            .is_none_or(|part| ty.type_url().contains(part.as_str()))
+            .map_or(*ty != ResourceType::Workload, |part| {
+                ty.type_url().contains(part.as_str())
+            })
     };
     let types = ResourceType::ALL.into_iter().filter(wanted);
     let dumps = types.map(|ty| (ty.type_url().to_owned(), dump(&snapshot, ty, &query)));
@@ -229,7 +238,11 @@ fn dump(snapshot: &Snapshot, ty: ResourceType, query: &DumpQuery) -> Value {
     let reaches = |slot: &&Arc<Slot>| query.node.as_ref().is_none_or(|node| slot.scope.reaches(node));
     let slots: Vec<&Arc<Slot>> = match &query.name {
         Some(name) => snapshot.resolve(ty, name),
-        None => snapshot.resources(ty).take(DUMP_RESOURCES_MAX).collect(),
+        None => snapshot
+            .by_name(ty)
+            .into_iter()
+            .take(DUMP_RESOURCES_MAX)
+            .collect(),
     };
     slots
         .into_iter()

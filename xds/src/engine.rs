@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tulle_k8s::translate::MeshConfig;
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::{Str, Trust};
@@ -24,25 +24,32 @@ pub mod compute;
 mod draining;
 mod fronting;
 pub mod index;
+mod kept;
 mod placement;
 mod reach;
 mod replicas;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 pub mod world;
 
 use affected::{Affected, affected, differs, everything};
 use compute::{Emitted, OutKey, Part, compute};
 use draining::Draining;
 use fronting::Fronting;
+use kept::Outputs;
 use placement::Placed;
 use reach::{Reach, Shares};
 use table::Table;
+use trace::{NoTrace, Step};
 use world::World;
 
 /// Changes from which computing everything is cheaper than asking each what it touches.
 const CHANGES_INCREMENTAL_MAX: usize = 1_000;
+
+/// Outputs that are computed before the first of them is kept: what comes of them is much larger until then.
+const OUTPUTS_TOGETHER: usize = 4_096;
 
 /// Outputs from which on they are computed on every core.
 const OUTPUTS_ALONE_MAX: usize = 1_000;
@@ -90,18 +97,27 @@ pub struct Batch {
 #[derive(Debug)]
 pub struct Engine {
     world: World,
-    outputs: BTreeMap<OutKey, Vec<Part>>,
-    /// Outputs that say something of an object.
-    owned: BTreeMap<Key, BTreeSet<OutKey>>,
+    outputs: Outputs,
     reach: Reach,
     shares: Shares,
     placed: Placed,
     fronting: Fronting,
     draining: Draining,
-    sources: BTreeMap<Key, InForce>,
     /// What the certificate authority says; aliases are the mesh's own to say.
     trust: Option<Arc<Trust>>,
     snapshot: Snapshot,
+}
+
+/// Questions that wait for the engine; who asks more waits.
+const QUESTIONS_WAITING_MAX: usize = 16;
+
+/// Asks how an object became what it is.
+#[derive(Debug)]
+pub struct Question {
+    /// The object.
+    pub key: Key,
+    /// Where the steps go; none of them if there is no such object.
+    pub answer: oneshot::Sender<Vec<Step>>,
 }
 
 /// The way to a running engine.
@@ -111,6 +127,8 @@ pub struct EngineHandle {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Ends the draining of a waypoint.
     pub releases: mpsc::Sender<Release>,
+    /// Asks how objects became what they are.
+    pub questions: mpsc::Sender<Question>,
 }
 
 impl Engine {
@@ -119,14 +137,12 @@ impl Engine {
     pub fn new(mesh: MeshConfig) -> Self {
         Self {
             world: World::new(mesh),
-            outputs: BTreeMap::new(),
-            owned: BTreeMap::new(),
+            outputs: Outputs::default(),
             reach: Reach::default(),
             shares: Shares::default(),
             placed: Placed::default(),
             fronting: Fronting::default(),
             draining: Draining::default(),
-            sources: BTreeMap::new(),
             trust: None,
             snapshot: Snapshot::default(),
         }
@@ -144,6 +160,7 @@ impl Engine {
         let mut engine = Self::new(mesh);
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
         let (releases, mut released) = mpsc::channel(RELEASES_WAITING_MAX);
+        let (questions, mut asked) = mpsc::channel::<Question>(QUESTIONS_WAITING_MAX);
         scope.spawn("engine", async move {
             trust.mark_changed();
             loop {
@@ -165,6 +182,11 @@ impl Engine {
                         engine.trust(trust)
                     }
                     Some((waypoint, since)) = released.recv() => engine.release(&waypoint, since),
+                    Some(question) = asked.recv() => {
+                        // Who asked may have given up.
+                        let _ = question.answer.send(engine.explain(&question.key));
+                        continue;
+                    }
                 };
                 if snapshot.sequence > before {
                     metrics.cuts.inc();
@@ -175,13 +197,27 @@ impl Engine {
             // Readers keep the last cut until the process ends.
             publish.closed().await;
         });
-        EngineHandle { snapshots, releases }
+        EngineHandle {
+            snapshots,
+            releases,
+            questions,
+        }
     }
 
     /// Applies a batch as one turn and returns the new cut.
     pub fn apply(&mut self, batch: Batch) -> Snapshot {
         let one_by_one = batch.events.len() <= CHANGES_INCREMENTAL_MAX;
         self.turn(&batch, one_by_one)
+    }
+
+    /// How an object became what it is, as computed now.
+    #[must_use]
+    pub fn explain(&self, key: &Key) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for out in self.outputs.of(key) {
+            drop(compute(&out, &self.world, &mut steps));
+        }
+        steps
     }
 
     /// Takes what is trusted as one turn and returns the new cut.
@@ -216,20 +252,30 @@ impl Engine {
     /// One turn: asks each change what it touches, or computes everything.
     fn turn(&mut self, batch: &Batch, one_by_one: bool) -> Snapshot {
         let affected = self.take(&batch.events, one_by_one);
+        self.snapshot.workloads = self.snapshot.workloads.next();
         let sequence = self.snapshot.sequence + 1;
         let mut told: BTreeSet<Key> = batch.events.iter().map(|event| event.key.clone()).collect();
         let mut changed = false;
-        for (out, parts) in self.compute(affected) {
-            told.extend(parts.iter().map(|part| part.owner.clone()));
-            changed |= self.replace(out, parts, sequence, &mut told);
+        let mut affected: Vec<OutKey> = affected.into_iter().collect();
+        while !affected.is_empty() {
+            // The last ones of a list are taken off cheaply; in which order outputs are computed means nothing.
+            let some = affected.split_off(affected.len().saturating_sub(OUTPUTS_TOGETHER));
+            for (out, parts) in self.compute(some) {
+                told.extend(parts.iter().map(|part| part.owner.clone()));
+                changed |= self.replace(out, parts, sequence, &mut told);
+            }
         }
         changed |= self.keep_draining(sequence);
         changed |= self.publish_trust(sequence);
         changed |= self.rescope(sequence);
         changed |= self.placed.publish(&mut self.snapshot.placement);
         let fronted = &mut self.snapshot.fronted;
-        changed |= self.fronting.publish(&self.world, &self.outputs, fronted);
+        changed |= self
+            .fronting
+            .publish(&self.world, (&self.outputs, &self.snapshot.addresses), fronted);
         self.tell(batch, told);
+        self.outputs.pack();
+        self.world.pack();
         if changed || batch.synced != self.snapshot.synced {
             self.snapshot.sequence = sequence;
         }
@@ -238,16 +284,15 @@ impl Engine {
     }
 
     /// Computes outputs, on every core where there are many: the world is only read.
-    fn compute(&self, affected: Affected) -> Vec<(OutKey, Vec<Part>)> {
+    fn compute(&self, affected: Vec<OutKey>) -> Vec<(OutKey, Vec<Part>)> {
         let one = |out: OutKey| {
-            let parts = compute(&out, &self.world);
+            let parts = compute(&out, &self.world, &mut NoTrace);
             (out, parts)
         };
         if affected.len() < OUTPUTS_ALONE_MAX {
             affected.into_iter().map(one).collect()
         } else {
-            let all: Vec<OutKey> = affected.into_iter().collect();
-            all.into_par_iter().map(one).collect()
+            affected.into_par_iter().map(one).collect()
         }
     }
 
@@ -256,10 +301,6 @@ impl Engine {
         let mut out = Affected::new();
         for Event { key, object } in events {
             let new = object.as_ref().map(|in_force| in_force.object.clone());
-            match object.clone() {
-                Some(in_force) => self.sources.insert(key.clone(), in_force),
-                None => self.sources.remove(key),
-            };
             if !differs(self.world.get(key), new.as_deref()) {
                 continue;
             }
@@ -276,20 +317,15 @@ impl Engine {
         }
         if !one_by_one {
             everything(&self.world, &mut out);
-            out.extend(self.outputs.keys().cloned());
+            out.extend(self.outputs.keys());
         }
         out
     }
 
     /// Puts the new parts of an output in the place of the old ones.
     fn replace(&mut self, out: OutKey, parts: Vec<Part>, sequence: u64, told: &mut BTreeSet<Key>) -> bool {
-        let old = self.outputs.remove(&out).unwrap_or_default();
+        let old = self.outputs.take(&out, &self.snapshot.addresses);
         told.extend(old.iter().map(|part| part.owner.clone()));
-        for part in &old {
-            if let Some(outputs) = self.owned.get_mut(&part.owner) {
-                outputs.remove(&out);
-            }
-        }
         let mut changed = false;
         let mut gone: BTreeMap<Str, &Emitted> = BTreeMap::new();
         for emitted in emitted(&old) {
@@ -313,15 +349,7 @@ impl Engine {
                 changed |= self.remove(emitted, sequence);
             }
         }
-        for part in &parts {
-            self.owned
-                .entry(part.owner.clone())
-                .or_default()
-                .insert(out.clone());
-        }
-        if !parts.is_empty() {
-            self.outputs.insert(out, parts);
-        }
+        self.outputs.put(out, parts);
         changed
     }
 
@@ -341,9 +369,10 @@ impl Engine {
             let before = self.snapshot.table(new.resource_type()).get(&resource.name);
             self.draining.narrow(new, before.map(|slot| &slot.scope));
         }
-        if let Emitted::Workload(workload, _) = new {
-            let bare = compute::bare_workload(workload, &resource);
-            changed |= self.snapshot.workloads.set(bare, sequence);
+        if let Some(workloads) = self.snapshot.workloads.asked()
+            && let Some(bare) = resource.bare()
+        {
+            changed |= workloads.set(bare, sequence);
         }
         let table = self.snapshot.table_mut(new.resource_type());
         table.set(resource, sequence) | changed
@@ -353,8 +382,10 @@ impl Engine {
         let name = gone.name();
         let mut changed = false;
         self.forget_kept(gone.resource_type(), &name);
-        if let Emitted::Workload(..) = gone {
-            changed |= self.snapshot.workloads.remove(&name, sequence);
+        if let Emitted::Workload(..) = gone
+            && let Some(workloads) = self.snapshot.workloads.asked()
+        {
+            changed |= workloads.remove(&name, sequence);
         }
         let table = self.snapshot.table_mut(gone.resource_type());
         table.remove(&name, sequence) | changed
@@ -379,30 +410,31 @@ impl Engine {
         objects.generation = batch.generation;
         objects.degraded.clone_from(&batch.degraded);
         objects.problems = batch.problems.clone();
+        let news: BTreeMap<&Key, Option<&InForce>> = batch
+            .events
+            .iter()
+            .map(|event| (&event.key, event.object.as_ref()))
+            .collect();
         for key in told {
-            let Some(source) = self.sources.get(&key) else {
-                objects.set(&key, None);
-                continue;
+            let before = objects.objects.get(&key);
+            let (file, generation, stale_since) = match (news.get(&key), before) {
+                (Some(Some(new)), _) => (&new.file, new.generation, new.stale_since),
+                (None, Some(before)) => (&before.file, before.generation, before.stale_since),
+                (Some(None), _) | (None, None) => {
+                    objects.set(&key, None);
+                    continue;
+                }
             };
-            let outputs = self.owned.get(&key).into_iter().flatten();
-            let parts = outputs
-                .filter_map(|out| self.outputs.get(out))
-                .flatten()
-                .filter(|part| part.owner == key);
-            let (mut conditions, mut resources) = (Vec::new(), Vec::new());
-            for part in parts {
-                conditions.extend(part.conditions.iter().cloned());
-                resources.extend(part.emitted.iter().map(Emitted::name));
-            }
+            let (conditions, resources) = self.outputs.tell(&key);
             let status = ObjectStatus {
                 key: key.clone(),
-                file: source.file.clone(),
-                generation: source.generation,
-                stale_since: source.stale_since,
+                file: file.clone(),
+                generation,
+                stale_since,
                 conditions,
                 resources,
             };
-            if objects.objects.get(&key).is_none_or(|old| **old != status) {
+            if before.is_none_or(|old| **old != status) {
                 objects.set(&key, Some(Arc::new(status)));
             }
         }

@@ -25,6 +25,7 @@ pub mod config;
 pub mod debug;
 pub mod drains;
 pub mod engine;
+mod few;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 pub mod history;

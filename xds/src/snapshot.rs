@@ -11,6 +11,7 @@ use rpds::RedBlackTreeMapSync;
 use tulle_model::{Identity, Str};
 
 pub mod around;
+mod bare;
 pub mod chunk;
 pub mod fronted;
 pub mod objects;
@@ -20,6 +21,8 @@ pub use chunk::Chunk;
 pub use fronted::Fronted;
 pub use fronted::Fronts;
 pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
+
+use bare::Bare;
 
 use crate::engine::table::Table;
 
@@ -193,7 +196,8 @@ impl Change {
 /// Which identities run on which node: what a node may ask certificates for.
 #[derive(Debug, Clone, Default)]
 pub struct Placement {
-    nodes: RedBlackTreeMapSync<Str, Arc<BTreeSet<Identity>>>,
+    /// In order.
+    nodes: RedBlackTreeMapSync<Str, Arc<[Identity]>>,
 }
 
 impl Placement {
@@ -202,7 +206,7 @@ impl Placement {
     pub fn holds(&self, node: &str, identity: &Identity) -> bool {
         self.nodes
             .get(node)
-            .is_some_and(|identities| identities.contains(identity))
+            .is_some_and(|identities| identities.binary_search(identity).is_ok())
     }
 
     /// The identities placed on a node, in order.
@@ -223,7 +227,7 @@ impl Placement {
         if identities.is_empty() {
             self.nodes.remove_mut(&node);
         } else {
-            self.nodes.insert_mut(node, Arc::new(identities));
+            self.nodes.insert_mut(node, identities.into_iter().collect());
         }
     }
 }
@@ -234,7 +238,7 @@ pub struct Snapshot {
     pub(crate) sequence: u64,
     pub(crate) synced: bool,
     pub(crate) addresses: Table,
-    pub(crate) workloads: Table,
+    pub(crate) workloads: Bare,
     pub(crate) authorizations: Table,
     pub(crate) trust: Table,
     pub(crate) waypoints: Table,
@@ -274,15 +278,32 @@ impl Snapshot {
         self.table(ty).get(name)
     }
 
+    /// Number of resources of a type.
+    #[must_use]
+    pub fn count(&self, ty: ResourceType) -> usize {
+        match ty {
+            ResourceType::Workload => self.addresses.count(&[Order::WaypointWorkload, Order::Workload]),
+            _ => self.table(ty).len(),
+        }
+    }
+
     /// The resources that have this name or this alias.
     #[must_use]
     pub fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>> {
         self.table(ty).resolve(name_or_alias)
     }
 
-    /// Every resource of a type, by name.
+    /// Every resource of a type, in an order that means nothing.
     pub fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
         self.table(ty).iter()
+    }
+
+    /// Every resource of a type, by name.
+    #[must_use]
+    pub fn by_name(&self, ty: ResourceType) -> Vec<&Arc<Slot>> {
+        let mut slots: Vec<_> = self.resources(ty).collect();
+        slots.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        slots
     }
 
     /// What changed after the cut `sequence`, each name once at its newest state.
@@ -303,9 +324,11 @@ impl Snapshot {
     /// Whether the log of any type has forgotten changes after the cut `sequence`.
     #[must_use]
     pub fn has_forgotten(&self, sequence: u64) -> bool {
-        ResourceType::ALL
+        // Bare workloads change with their addresses.
+        let own = ResourceType::ALL
             .into_iter()
-            .any(|ty| self.table(ty).has_forgotten(sequence))
+            .filter(|ty| *ty != ResourceType::Workload);
+        own.into_iter().any(|ty| self.table(ty).has_forgotten(sequence))
     }
 
     /// Which identities run on which node.
@@ -350,7 +373,7 @@ impl Snapshot {
     pub(crate) fn table(&self, ty: ResourceType) -> &Table {
         match ty {
             ResourceType::Address => &self.addresses,
-            ResourceType::Workload => &self.workloads,
+            ResourceType::Workload => self.workloads.table(&self.addresses, self.sequence),
             ResourceType::Authorization => &self.authorizations,
             ResourceType::Trust => &self.trust,
             ResourceType::Waypoint => &self.waypoints,
@@ -359,11 +382,10 @@ impl Snapshot {
         }
     }
 
-    /// The table of a type, to be edited.
+    /// The table of a type, to be edited. Bare workloads are made of the addresses.
     pub(crate) fn table_mut(&mut self, ty: ResourceType) -> &mut Table {
         match ty {
-            ResourceType::Address => &mut self.addresses,
-            ResourceType::Workload => &mut self.workloads,
+            ResourceType::Address | ResourceType::Workload => &mut self.addresses,
             ResourceType::Authorization => &mut self.authorizations,
             ResourceType::Trust => &mut self.trust,
             ResourceType::Waypoint => &mut self.waypoints,

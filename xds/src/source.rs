@@ -9,10 +9,9 @@ use tulle_model::Trust;
 use tulle_runtime::tasks::Scope;
 
 use crate::drains;
-use crate::engine::Engine;
+use crate::engine::{Engine, EngineHandle};
 use crate::history::History;
 use crate::metrics::EngineMetrics;
-use crate::snapshot::Snapshot;
 use crate::status::Clients;
 use folder::Reader;
 
@@ -33,7 +32,7 @@ pub struct FolderConfig {
     pub follow: bool,
 }
 
-/// Reads a folder, for as long as the scope lives, and returns the cuts that its objects mean. What the clients answer
+/// Reads a folder, for as long as the scope lives, and returns the engine with the cuts that its objects mean. What the clients answer
 /// stands in the files of objects.
 #[must_use]
 pub fn start(
@@ -43,10 +42,10 @@ pub fn start(
     clients: Clients,
     metrics: EngineMetrics,
     scope: &Scope,
-) -> watch::Receiver<Arc<Snapshot>> {
+) -> EngineHandle {
     let (batches, waiting) = mpsc::channel(BATCHES_WAITING_MAX);
     let engine = Engine::spawn(mesh, waiting, trust, metrics.clone(), scope);
-    let draining = drains::run(engine.snapshots.clone(), clients.clone(), engine.releases);
+    let draining = drains::run(engine.snapshots.clone(), clients.clone(), engine.releases.clone());
     scope.spawn("draining waypoints", draining);
     let reader = match config.state_dir.as_deref() {
         Some(state_dir) if config.follow => Reader::following(config.config_dir.clone(), state_dir),
@@ -63,5 +62,5 @@ pub fn start(
             status_files::run(state_dir, engine.snapshots.clone(), clients),
         );
     }
-    engine.snapshots
+    engine
 }

@@ -30,6 +30,8 @@ use tulle_xds_client::stream::{Client, Options};
 
 #[path = "process/replica.rs"]
 mod replica;
+#[path = "process/secrets.rs"]
+mod secrets;
 
 /// Longer than anything here takes, shorter than a stuck test.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -290,6 +292,7 @@ async fn pages_hold_what_is_served(process: &Process) {
         .expect("an explanation");
     assert!(explained.contains("\"summary\":\"acked 1/1\""), "{explained}");
     assert!(explained.contains("\"file\":\"service.yaml\""), "{explained}");
+    assert!(explained.contains("\"rule\":\"waypoint\""), "{explained}");
     for (page, holds) in [
         ("/debug/ambientz", "10.96.0.1"),
         ("/debug/authorizationz", "shop/deny-all"),

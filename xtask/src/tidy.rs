@@ -113,6 +113,8 @@ const ONLY: &[(&str, &[&str])] = &[
         "prost",
         &[
             "tulle-proto",
+            // The format of profiles is one of messages.
+            "tulle-runtime",
             "tulle-xds-client",
             "tulle-xds",
             "tulle-ztunnel",

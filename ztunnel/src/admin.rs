@@ -2,7 +2,6 @@
 
 mod dump;
 pub mod explain;
-mod profile;
 
 use std::sync::Arc;
 
@@ -62,7 +61,10 @@ impl Pages {
             .route("/explain", post(explain::answer))
             .route("/quitquitquit", post(quit))
             .with_state(self.clone())
-            .merge(profile::pages());
+            .merge(admin::profile::pages(|| {
+                let buffers = tulle_transport::copy::buffer_bytes();
+                format!("buffers of connections: {buffers} bytes\n")
+            }));
         match &self.log {
             Some(log) => pages.merge(admin::logging(log)),
             None => pages,

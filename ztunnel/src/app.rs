@@ -44,6 +44,9 @@ const PASS_ON: Duration = Duration::from_secs(1);
 /// How often series that nobody touches are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
 
+/// How often buffers are looked for that nobody needed meanwhile.
+const TRIM: Duration = Duration::from_secs(10);
+
 /// How long the last pages and log lines may take at the end.
 const END_WAIT: Duration = Duration::from_secs(1);
 
@@ -490,11 +493,13 @@ async fn sweep(mesh: Mesh, drain: DrainWatcher) {
 async fn pass_on(node: Arc<Node>, drain: DrainWatcher) {
     let mut ticks = tokio::time::interval(PASS_ON);
     let mut sweeps = tokio::time::interval(SWEEP);
+    let mut trims = tokio::time::interval(TRIM);
     loop {
         tokio::select! {
             () = drain.over() => return,
             _ = ticks.tick() => node.connections.pass_on(),
             _ = sweeps.tick() => node.metrics.expire(node.config.metric_ttl),
+            _ = trims.tick() => tulle_transport::copy::trim_buffers(),
         }
         if drain.is_draining() {
             let open = i64::try_from(node.connections.len()).unwrap_or(i64::MAX);

@@ -10,12 +10,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 use tulle_identity::testing::TlsClient;
 use tulle_model::Identity;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::{ClientConnection, ConnectRequest, Settings, client};
 
 use super::{ANSWER, Device, KIND, Reached, SERVER, Site, Version, waypoint};
+use crate::pace;
 
 type Body = Empty<Bytes>;
 
@@ -171,15 +173,14 @@ impl Load {
         let (before, started) = (device.cpu(), Instant::now());
         let until = started + length;
         let senders = std::mem::take(&mut self.senders);
-        let count = u32::try_from(senders.len()).unwrap_or(1);
+        let mut clocks = every
+            .map(|every| pace::ticks(senders.len(), started, every))
+            .unwrap_or_default()
+            .into_iter();
         let (senders, mut times) = runtime.block_on(async {
             let running: Vec<_> = senders
                 .into_iter()
-                .zip(0u32..)
-                .map(|(sender, nth)| {
-                    let first = started + every.unwrap_or_default() * nth / count;
-                    tasks::spawn("bench-client-load", asks(sender, first, until, every))
-                })
+                .map(|sender| tasks::spawn("bench-client-load", asks(sender, until, clocks.next())))
                 .collect();
             let (mut senders, mut times) = (Vec::new(), Vec::new());
             for one in running {
@@ -209,22 +210,17 @@ impl Load {
 /// Times in microseconds.
 async fn asks(
     mut sender: Sender,
-    first: Instant,
     until: Instant,
-    every: Option<Duration>,
+    mut clock: Option<mpsc::Receiver<Instant>>,
 ) -> (Sender, Vec<u32>) {
-    let (mut times, mut due) = (Vec::new(), first);
+    let mut times = Vec::new();
     while Instant::now() < until {
-        if let Some(every) = every {
-            tokio::time::sleep_until(due.into()).await;
-            sender.ask().await;
-            times.push(micros(due.elapsed()));
-            due += every;
-        } else {
-            let begun = Instant::now();
-            sender.ask().await;
-            times.push(micros(begun.elapsed()));
-        }
+        let due = match &mut clock {
+            Some(clock) => clock.recv().await.expect("the clock outlives who it ticks for"),
+            None => Instant::now(),
+        };
+        sender.ask().await;
+        times.push(micros(due.elapsed()));
     }
     (sender, times)
 }

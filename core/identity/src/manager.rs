@@ -28,6 +28,9 @@ pub use summary::{CertificateState, CertificateSummary};
 
 /// A certificate of which less than this share of its life is left is overdue: it should have been renewed at half.
 const OVERDUE_SHARE: u32 = 3;
+/// So much earlier it is told: it may have been under way to us for a part of its life, and whoever looks does so from
+/// time to time.
+const OVERDUE_EARLIER: Duration = Duration::from_secs(1);
 
 /// How the store behaves.
 #[derive(Debug, Clone)]
@@ -160,7 +163,7 @@ impl Slot {
         let (current, since) = (self.current.as_ref()?, self.since?);
         let life = current.not_after().duration_since(since).unwrap_or_default();
         let left = current.not_after().duration_since(now).unwrap_or_default();
-        Some(left.saturating_sub(life / OVERDUE_SHARE))
+        Some(left.saturating_sub(life / OVERDUE_SHARE + OVERDUE_EARLIER))
     }
 
     fn missing(&self, identity: &Identity) -> CertificateError {

@@ -3,6 +3,7 @@
 pub mod core;
 pub mod duration;
 pub mod gateway;
+pub mod labels;
 pub mod mesh;
 pub mod meta;
 pub mod networking;

@@ -14,12 +14,14 @@ use crate::document::Fault;
 use crate::document::node::{Node as Document, Place};
 
 mod read;
+mod shared;
 mod stand_in;
 #[cfg(test)]
 mod tests;
 mod validate;
 
 pub use read::{read, read_mesh};
+pub use shared::Pool;
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";

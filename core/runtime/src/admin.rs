@@ -7,6 +7,7 @@
 mod guard;
 mod listen;
 mod pages;
+pub mod profile;
 
 use std::time::Duration;
 

@@ -152,6 +152,13 @@ pub fn buffer_bytes() -> usize {
     buffers::lent() + crate::records::buffer::lent()
 }
 
+/// Frees the buffers that are kept for the next one who needs some, as far as nobody did since the last call. To be
+/// called every few seconds: a busy hour is not to be remembered.
+pub fn trim_buffers() {
+    buffers::trim();
+    crate::records::buffer::trim();
+}
+
 /// One end of a copy: a TCP socket or a tunnel.
 pub struct Endpoint(Box<dyn Wire>);
 

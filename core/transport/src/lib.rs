@@ -55,6 +55,7 @@ pub mod hbone;
 pub mod proxy_protocol;
 pub mod reason_header;
 mod records;
+mod shelf;
 pub mod socket;
 pub mod socks5;
 pub mod traceparent;

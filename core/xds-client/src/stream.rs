@@ -317,7 +317,9 @@ impl Client {
         let (answers, outgoing) = mpsc::channel(REQUESTS_MAX);
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_BYTES_MAX);
-        client = client.accept_compressed(CompressionEncoding::Gzip);
+        client = client
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
         let opening = client.delta_aggregated_resources(ReceiverStream::new(outgoing));
         let mut opening = std::pin::pin!(opening);
         // A server of ours says at once what it understands; others wait for the first message.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
+use tulle_benches::pace::ticks;
 use tulle_linux::NetNs;
 
 use super::arena::Contestant;
@@ -117,17 +118,17 @@ impl Latencies {
 /// Requests at a steady pace on lasting connections.
 pub(super) async fn paced(of: &Contestant, time: Duration) -> Latencies {
     let every = Duration::from_secs(1) * PACED_CONNECTIONS / PACED_PER_SECOND;
+    let mut streams = Vec::new();
+    for _ in 0..PACED_CONNECTIONS {
+        streams.push(open(of.client.namespace(), of.echo()).await);
+    }
+    let clocks = ticks(streams.len(), std::time::Instant::now(), every);
     let mut tasks = Vec::new();
-    for index in 0..PACED_CONNECTIONS {
-        let mut stream = open(of.client.namespace(), of.echo()).await;
-        let offset = every * index / PACED_CONNECTIONS;
+    for (mut stream, mut clock) in streams.into_iter().zip(clocks) {
         tasks.push(spawn(async move {
-            let mut ticks = interval(every);
-            ticks.reset_after(offset);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             let (began, mut latencies) = (Instant::now(), Vec::new());
             while began.elapsed() < time {
-                let due = ticks.tick().await;
+                let due = clock.recv().await.unwrap();
                 exchange(&mut stream).await;
                 latencies.push(due.elapsed());
             }

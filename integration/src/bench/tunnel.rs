@@ -11,9 +11,58 @@ use super::plot;
 use super::process::resident_mib;
 use super::table::{Better, Row, Table};
 
+/// A part of a turn, with rows of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Bytes per second, both directions.
+    Bulk,
+    /// Requests at a steady pace.
+    Paced,
+    /// Requests as fast as they go.
+    Requests,
+    /// New connections.
+    Connections,
+    /// Requests at a steady pace beside bulk.
+    Beside,
+    /// Memory of connections that stay, and after many that went.
+    Memory,
+}
+
+impl Part {
+    const ALL: [Self; 6] = [
+        Self::Bulk,
+        Self::Paced,
+        Self::Requests,
+        Self::Connections,
+        Self::Beside,
+        Self::Memory,
+    ];
+
+    /// The part of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| part.name() == name)
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Bulk => "bulk",
+            Self::Paced => "paced",
+            Self::Requests => "requests",
+            Self::Connections => "connections",
+            Self::Beside => "beside",
+            Self::Memory => "memory",
+        }
+    }
+}
+
 /// How the run is made.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// What is measured; all of it if there is none.
+    pub parts: Vec<Part>,
+    /// Who is measured, by the table's name; all if there is none.
+    pub contestants: Vec<String>,
     /// Rounds; each contestant has one turn in each.
     pub rounds: u32,
     /// Seconds of each part of a turn.
@@ -33,6 +82,15 @@ const fn row(name: &'static str, better: Better) -> Row {
 
 const ELEPHANT_P50: Row = row("… 1,000/s beside bulk, p50, µs", LESS);
 const ELEPHANT_P99: Row = row("… 1,000/s beside bulk, p99, µs", LESS);
+const PACED: [Row; 3] = [
+    row("200 bytes there and back at 1,000/s, p50, µs", LESS),
+    row("… at 1,000/s, p99, µs", LESS),
+    row("… at 1,000/s, CPU s per 1,000, all proxies", LESS),
+];
+const FRESH: [Row; 2] = [
+    row("new connections with one request, per second", MORE),
+    row("… CPU s per 1,000 connections, all proxies", LESS),
+];
 const BULK: [(u32, bool, [Row; 3]); 3] = [
     (
         1,
@@ -93,6 +151,8 @@ pub async fn run(options: &Options, progress: impl Fn(&str)) -> Table {
         Kind::Framing("records"),
         Kind::SameNode,
     ]);
+    let wanted = |kind: &Kind| options.contestants.is_empty() || options.contestants.contains(&kind.name());
+    kinds.retain(wanted);
     let mut table = Table::new(kinds.iter().map(Kind::name));
     let mut contestants = Vec::new();
     for kind in &kinds {
@@ -107,10 +167,11 @@ pub async fn run(options: &Options, progress: impl Fn(&str)) -> Table {
                 "round {round} of {}: {}",
                 options.rounds, contestant.name
             ));
-            turn(contestant, options.seconds, &mut table).await;
+            turn(contestant, options, &mut table).await;
         }
     }
-    for contestant in contestants.iter().filter(|one| !one.proxies.is_empty()) {
+    let proxied = contestants.iter().filter(|one| !one.proxies.is_empty());
+    for contestant in proxied.filter(|_| options.wants(Part::Memory)) {
         progress(&format!("memory of {}", contestant.name));
         memory(contestant, &mut table).await;
     }
@@ -120,57 +181,53 @@ pub async fn run(options: &Options, progress: impl Fn(&str)) -> Table {
     table
 }
 
+impl Options {
+    fn wants(&self, part: Part) -> bool {
+        self.parts.is_empty() || self.parts.contains(&part)
+    }
+}
+
 /// One contestant's turn.
-async fn turn(of: &Contestant, seconds: u64, table: &mut Table) {
-    let time = Duration::from_secs(seconds);
-    for (streams, reverse, rows) in BULK {
-        let Took { done, cpu } = took(of, bulk(of, seconds, streams, reverse)).await;
-        table.add(rows[0], &of.name, done.gbit_per_second);
-        let per_gigabyte = cpu.iter().map(|cpu| cpu / done.gigabytes);
-        for (row, value) in rows[1..].iter().zip(per_gigabyte) {
-            table.add(*row, &of.name, value);
+async fn turn(of: &Contestant, options: &Options, table: &mut Table) {
+    let time = Duration::from_secs(options.seconds);
+    if options.wants(Part::Bulk) {
+        for (streams, reverse, rows) in BULK {
+            let Took { done, cpu } = took(of, bulk(of, options.seconds, streams, reverse)).await;
+            table.add(rows[0], &of.name, done.gbit_per_second);
+            let per_gigabyte = cpu.iter().map(|cpu| cpu / done.gigabytes);
+            for (row, value) in rows[1..].iter().zip(per_gigabyte) {
+                table.add(*row, &of.name, value);
+            }
         }
     }
-    let Took { done, cpu } = took(of, paced(of, time)).await;
-    table.add(
-        row("200 bytes there and back at 1,000/s, p50, µs", LESS),
-        &of.name,
-        done.micros(50),
-    );
-    table.add(row("… at 1,000/s, p99, µs", LESS), &of.name, done.micros(99));
-    per_thousand(
-        of,
-        row("… at 1,000/s, CPU s per 1,000, all proxies", LESS),
-        &cpu,
-        done.count() as u64,
-        table,
-    );
-    for (connections, rows) in CLOSED {
-        let Took { done, cpu } = took(of, closed_loop(of, time, connections)).await;
-        table.add(rows[0], &of.name, done as f64 / time.as_secs_f64());
-        per_thousand(of, rows[1], &cpu, done, table);
+    if options.wants(Part::Paced) {
+        let Took { done, cpu } = took(of, paced(of, time)).await;
+        table.add(PACED[0], &of.name, done.micros(50));
+        table.add(PACED[1], &of.name, done.micros(99));
+        per_thousand(of, PACED[2], &cpu, done.count() as u64, table);
     }
-    let Took { done, cpu } = took(of, new_connections(of, time, u64::MAX)).await;
-    table.add(
-        row("new connections with one request, per second", MORE),
-        &of.name,
-        done as f64 / time.as_secs_f64(),
-    );
-    per_thousand(
-        of,
-        row("… CPU s per 1,000 connections, all proxies", LESS),
-        &cpu,
-        done,
-        table,
-    );
-    // The elephant is under way before the mice are counted, and until they are done.
-    let mice = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        paced(of, time).await
-    };
-    let (_, mice) = tokio::join!(bulk(of, seconds + 1, 1, false), mice);
-    table.add(ELEPHANT_P50, &of.name, mice.micros(50));
-    table.add(ELEPHANT_P99, &of.name, mice.micros(99));
+    if options.wants(Part::Requests) {
+        for (connections, rows) in CLOSED {
+            let Took { done, cpu } = took(of, closed_loop(of, time, connections)).await;
+            table.add(rows[0], &of.name, done as f64 / time.as_secs_f64());
+            per_thousand(of, rows[1], &cpu, done, table);
+        }
+    }
+    if options.wants(Part::Connections) {
+        let Took { done, cpu } = took(of, new_connections(of, time, u64::MAX)).await;
+        table.add(FRESH[0], &of.name, done as f64 / time.as_secs_f64());
+        per_thousand(of, FRESH[1], &cpu, done, table);
+    }
+    if options.wants(Part::Beside) {
+        // The elephant is under way before the mice are counted, and until they are done.
+        let mice = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            paced(of, time).await
+        };
+        let (_, mice) = tokio::join!(bulk(of, options.seconds + 1, 1, false), mice);
+        table.add(ELEPHANT_P50, &of.name, mice.micros(50));
+        table.add(ELEPHANT_P99, &of.name, mice.micros(99));
+    }
 }
 
 fn per_thousand(of: &Contestant, row: Row, cpu: &[f64], done: u64, table: &mut Table) {

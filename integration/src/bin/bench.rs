@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use tulle_integration::bench::{Options, tunnel};
+use tulle_integration::bench::{Options, Part, tunnel};
 
 const HELP: &str = "\
 End-to-end measurements in real network namespaces, each contestant in turn in every round of one run.
@@ -15,6 +15,8 @@ Usage: cargo xtask bench tunnel [OPTIONS]
 
 Options:
   --peer NAME=PATH   also measure this node proxy, a ready binary that takes istio ztunnel's environment; may be repeated
+  --part NAME        measure this part only: bulk, paced, requests, connections, beside, memory; may be repeated
+  --contestant NAME  measure this one only, as the table calls it: tulle records, say; may be repeated
   --rounds N         turns of each contestant (default 5)
   --seconds N        of each part of a turn (default 2)
   --json FILE        write every value
@@ -70,6 +72,8 @@ fn main() -> ExitCode {
 
 fn parse(arguments: Vec<String>) -> Result<(Options, Option<PathBuf>), String> {
     let mut options = Options {
+        parts: Vec::new(),
+        contestants: Vec::new(),
         rounds: 5,
         seconds: 2,
         peers: Vec::new(),
@@ -94,6 +98,8 @@ fn parse(arguments: Vec<String>) -> Result<(Options, Option<PathBuf>), String> {
         };
         match argument.as_str() {
             "--peer" => options.peers.push(peer(&value()?)?),
+            "--part" => options.parts.push(part(&value()?)?),
+            "--contestant" => options.contestants.push(value()?),
             "--rounds" => options.rounds = count(&value()?)?,
             "--seconds" => options.seconds = u64::from(count(&value()?)?),
             "--json" => json = Some(value()?.into()),
@@ -102,6 +108,12 @@ fn parse(arguments: Vec<String>) -> Result<(Options, Option<PathBuf>), String> {
         }
     }
     Ok((options, json))
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    Part::from_name(text).ok_or_else(|| {
+        format!("there is no part {text:?}; there are bulk, paced, requests, connections, beside and memory")
+    })
 }
 
 fn peer(text: &str) -> Result<(String, PathBuf), String> {

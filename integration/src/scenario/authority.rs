@@ -23,8 +23,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "F27",
-        180,
-        "the root is rotated and an identity is refused, under load",
+        280,
+        "the root is rotated, an issuer from outside is replaced and an identity is refused, under load",
         f27,
     ),
 ];
@@ -39,6 +39,8 @@ const AFTER_THE_END: Duration = Duration::from_secs(10);
 const RECOVERY: Duration = Duration::from_secs(2);
 /// A refused identity loses its connections within this time.
 const CLOSED_WITHIN: Duration = Duration::from_secs(2);
+/// A new issuer in the folder signs within this time.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(2);
 /// What a rotation may take: both waits, the life of a certificate, and time to tell everybody.
 const ROTATION_MAX: Duration = Duration::from_secs(200);
 
@@ -156,7 +158,7 @@ fn f27(scale: Scale) -> Run {
         let closed = within(PATIENCE, async || denied.lost() == 20).await;
         let refused = !gets_through(job.namespace(), stage.echo.address()).await;
         let revoking = stage.load.report(said, Instant::now());
-        Figure::new("F27")
+        let figure = Figure::new("F27")
             .expect(
                 "phases",
                 phases.join(">"),
@@ -167,8 +169,114 @@ fn f27(scale: Scale) -> Run {
             .losses(&stage.load, &[&quiet[0], &quiet[1], &during, &revoking])
             .latency([&quiet[0], &quiet[1]], &during)
             .within("revoked_closed", closed.unwrap_or(Duration::MAX), CLOSED_WITHIN)
-            .expect("revoked_refused", refused, refused, "true")
+            .expect("revoked_refused", refused, refused, "true");
+        drop(stage);
+        let swap = swap(scale).await;
+        figure
+            .within(
+                "swap_taken_over",
+                swap.taken_over.unwrap_or(Duration::MAX),
+                TAKEN_OVER_WITHIN,
+            )
+            .expect(
+                "swap_renewed",
+                format!("{}/2", swap.renewed),
+                swap.renewed == 2,
+                "certificates of the new issuer on both nodes",
+            )
+            .none("swap_failed", swap.failed)
+            .none("swap_lost", swap.lost)
     })
+}
+
+/// What replacing an issuer from outside came to.
+struct Swap {
+    /// Until the control plane signs with the new one.
+    taken_over: Option<Duration>,
+    /// Nodes whose pod has a certificate that was issued afterwards.
+    renewed: u64,
+    /// New connections and requests that failed.
+    failed: u64,
+    /// Lasting connections that ended.
+    lost: u64,
+}
+
+/// Replaces the intermediate that the control plane signs with by another one of the same root.
+async fn swap(scale: Scale) -> Swap {
+    let above = Above::new();
+    let folder = tempfile::tempdir().unwrap();
+    above.issue_into(folder.path(), "first");
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    mesh.environment("SECRET_TTL", "60s");
+    let ca_dir = folder.path().display().to_string();
+    mesh.mesh
+        .set_control_arguments(&["--ca-dir", &ca_dir, "--max-certificate-ttl", "60s"]);
+    let stage = Stage::of(mesh, scale, scale.pick(Plan::light(), Plan::l1())).await;
+    let issuer = async |mesh: &TestMesh| page(mesh, "/ca").await["certificates"][0]["serial"].clone();
+    let before = issuer(&stage.mesh).await;
+    let begun = Instant::now();
+    above.issue_into(folder.path(), "second");
+    let taken_over = within(PATIENCE, async || issuer(&stage.mesh).await != before).await;
+    let swapped = now();
+    // Renewed at half life at the latest.
+    tokio::time::sleep(LIFETIME / 2 + AFTER_THE_END).await;
+    let mut renewed = 0;
+    for (node, account) in [("n1", "web"), ("n2", "db")] {
+        let issued = end(&stage.mesh, node, account).await - LIFETIME.as_secs_f64();
+        renewed += u64::from(issued >= swapped);
+    }
+    let report = stage.load.report(begun, Instant::now());
+    Swap {
+        taken_over,
+        renewed,
+        failed: (report.connects.failed + report.requests.failed) as u64,
+        lost: stage.load.established().1 as u64,
+    }
+}
+
+/// A root that is nowhere in the mesh, and signs issuers.
+struct Above {
+    certificate: String,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Above {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = authority("root", rcgen::BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Self {
+            certificate,
+            issuer: rcgen::Issuer::new(params, key),
+        }
+    }
+
+    /// Writes a new issuer as Kubernetes mounts one.
+    fn issue_into(&self, folder: &std::path::Path, name: &str) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = authority(name, rcgen::BasicConstraints::Constrained(0));
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        for (file, text) in [
+            ("tls.key", key.serialize_pem()),
+            ("tls.crt", certificate),
+            ("ca.crt", self.certificate.clone()),
+        ] {
+            let draft = folder.join(format!("{file}.new"));
+            std::fs::write(&draft, text).unwrap();
+            std::fs::rename(draft, folder.join(file)).unwrap();
+        }
+    }
+}
+
+fn authority(name: &str, constraints: rcgen::BasicConstraints) -> rcgen::CertificateParams {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = rcgen::IsCa::Ca(constraints);
+    params.key_usages = vec![
+        rcgen::KeyUsagePurpose::KeyCertSign,
+        rcgen::KeyUsagePurpose::CrlSign,
+    ];
+    params
 }
 
 /// Begins a rotation and follows it to its end; gives the phases in the order in which they were seen.

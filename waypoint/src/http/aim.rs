@@ -1,6 +1,7 @@
 //! Where the tries of a request go: a backend that is drawn and judged, and what the request looks like there. A retry
 //! draws again; what it draws is judged before any byte goes there.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use tulle_model::RequestHead;
@@ -32,7 +33,8 @@ pub(super) struct Aim<'a> {
     /// `None` where there is nothing to draw.
     draws: Option<Draws<'a>>,
     drawn: Drawn,
-    head: RequestHead,
+    /// What came, unless something makes another request of it.
+    head: Cow<'a, RequestHead>,
     passed: Passed,
 }
 
@@ -45,7 +47,7 @@ impl<'a> Aim<'a> {
                 backend,
                 weighted: None,
             },
-            head,
+            head: Cow::Owned(head),
             passed: Passed::default(),
         }
     }
@@ -116,16 +118,27 @@ impl<'a> Aim<'a> {
     }
 }
 
-impl Draws<'_> {
+impl<'a> Draws<'a> {
     /// Judges the request by the policies of a backend, and makes of it what goes there. Filters see what came; what
     /// policies change comes on top of what they make of it.
-    async fn judge(&self, drawn: &Drawn, body: &mut RequestBody) -> Result<(RequestHead, Passed), Reply> {
-        let (mut head, mut passed) = (self.asked.clone(), self.passed.clone());
-        self.exchange
-            .police_backend(self.place, &drawn.backend, (&mut head, body), &mut passed)
-            .await?;
+    async fn judge(
+        &self,
+        drawn: &Drawn,
+        body: &mut RequestBody,
+    ) -> Result<(Cow<'a, RequestHead>, Passed), Reply> {
+        let (exchange, mut passed) = (self.exchange, self.passed.clone());
+        let guarding = exchange.guarding(self.place, &drawn.backend)?;
+        if guarding.is_none() && !self.way.changes(drawn) && passed.leaves_request() {
+            return Ok((Cow::Borrowed(self.asked), passed));
+        }
+        let mut head = self.asked.clone();
+        if let Some(port) = guarding {
+            exchange
+                .police_backend(port, (&mut head, body), &mut passed)
+                .await?;
+        }
         let mut head = self.way.changed(drawn, head);
         passed.change_request(&mut head);
-        Ok((head, passed))
+        Ok((Cow::Owned(head), passed))
     }
 }

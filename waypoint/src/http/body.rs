@@ -142,6 +142,9 @@ impl RequestBody {
     /// What the client sends. It is counted on this record, and may stand still for so long.
     #[must_use]
     pub fn of(incoming: Incoming, record: &Arc<Record>, idle: Option<Duration>) -> Self {
+        if incoming.is_end_stream() {
+            return Self::default();
+        }
         let client = Client {
             incoming: Some(incoming),
             messages: Messages::default(),
@@ -180,6 +183,9 @@ impl RequestBody {
     /// The body of one try.
     #[must_use]
     pub fn of_try(body: TryBody<Self>) -> Self {
+        if body.is_end_stream() {
+            return Self::default();
+        }
         Self {
             source: RequestSource::Try(Box::new(body)),
             ..Self::default()
@@ -300,8 +306,12 @@ pub type Held = (Pick, Guard, Option<Guard>);
 #[derive(Debug, Default)]
 pub struct ResponseBody {
     source: Source,
+    /// It was asked for a part before.
+    begun: bool,
     /// When it has to be over.
-    ends: Option<Pin<Box<Sleep>>>,
+    ends: Option<Instant>,
+    /// The same as a timer, once it has to be waited for.
+    timer: Option<Pin<Box<Sleep>>>,
     held: Option<Box<Held>>,
     /// Ends the answer before its end.
     cut: Option<Cutter>,
@@ -388,7 +398,7 @@ impl ResponseBody {
     /// Holds this until the answer has ended, and breaks it off when its time is over.
     pub fn hold(&mut self, held: Box<Held>, ends: Option<Instant>) {
         self.held = Some(held);
-        self.ends = ends.map(|at| Box::pin(sleep_until(at)));
+        self.ends = ends;
     }
 
     /// Ends the answer, unless it is over, when `cut` is done. One allocation per answer: the only thing that can reach
@@ -460,21 +470,42 @@ impl fmt::Debug for Upstream {
 }
 
 impl ResponseBody {
+    /// What is there at once goes at once: an answer of one part, as most are, needs neither timer nor watch.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(ends) = &mut self.ends
-            && ends.as_mut().poll(cx).is_ready()
-        {
-            // What is left of it, and its connection, go at once.
-            (self.source, self.ends) = (Source::Empty, None);
-            return Poll::Ready(Some(Err(BodyError::TimedOut)));
+        let is_first = !std::mem::replace(&mut self.begun, true);
+        if is_first && let Poll::Ready(part) = self.poll_part(cx) {
+            return Poll::Ready(part);
         }
-        if let Some(Cutter(cut)) = &mut self.cut
-            && cut.as_mut().poll(cx).is_ready()
-        {
-            self.cut = None;
-            self.source = Source::Empty;
-            return Poll::Ready(Some(Err(BodyError::PolicyChanged)));
+        match self.poll_ended(cx) {
+            Some(ended) => Poll::Ready(Some(Err(ended))),
+            None if is_first => Poll::Pending,
+            None => self.poll_part(cx),
         }
+    }
+
+    /// Why it ends before its end, if it does.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
+        let error = if self.poll_late(cx) {
+            BodyError::TimedOut
+        } else {
+            let Cutter(cut) = self.cut.as_mut()?;
+            cut.as_mut()
+                .poll(cx)
+                .is_ready()
+                .then_some(BodyError::PolicyChanged)?
+        };
+        // What is left of it, and its connection, go at once.
+        (self.source, self.ends, self.cut) = (Source::Empty, None, None);
+        Some(error)
+    }
+
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(ends) = self.ends else { return false };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(ends)));
+        timer.as_mut().poll(cx).is_ready()
+    }
+
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.source {
             Source::Empty | Source::Switched(_) => Poll::Ready(None),
             Source::Text(text) => {

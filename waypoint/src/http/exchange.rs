@@ -3,155 +3,45 @@
 //! The order is fixed, whatever the order of what users wrote. Each phase is one call: it takes values, and either goes
 //! on or ends the request with a [`Reply`].
 
+mod copies;
+
 use std::sync::Arc;
 
 use http::header::UPGRADE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
-use tokio::io::AsyncWriteExt;
-use tokio_util::task::TaskTracker;
 use tulle_model::request::Scheme;
-use tulle_model::route::Timeouts;
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{Reason, RequestHead};
 
 use super::aim::{Aim, Draws};
 use super::body::{RequestBody, ResponseBody};
-use super::heads::Heads;
 use super::hygiene::encode::REQUEST_ID;
 use super::hygiene::{self, Admitted, Bounds, Terms};
-use super::pace::Pace;
 use super::record::{Ending, Record};
 use super::respond::{self, Caller, Reply};
 use super::routing::{self, Drawn, Way};
 use super::send::{Sending, Wants};
+use super::session::Session;
 use super::tries::Tries;
-use super::upgrade::{self, Switched};
 use super::wire::Aside;
-use crate::buffers::{self, Carried};
+use crate::buffers;
 use crate::clock::Time;
 use crate::context::Waypoint;
-use crate::filter::mirror;
 use crate::listener::arrival::Arrival;
 use crate::policy;
 use crate::policy::engine::{Asking, Passed};
 use crate::policy::live::Open;
 use crate::snapshot::{FrontState, PortState, Snapshot};
-use crate::telemetry::party::Party;
 use crate::telemetry::request_id::fresh;
 use crate::upstream::backend::{Backend, BackendKey};
 use crate::upstream::timeout::Deadline;
 
+/// Bytes of a request's state while it waits for its answer: what a stream of HTTP/2 costs most.
+const STATE_MAX: usize = 8 * 1024;
+
 /// Longest id of a request that is kept as the client says it.
 const REQUEST_ID_BYTES_MAX: usize = 128;
-
-/// The bytes of a connection of HTTP/1, beside what the library makes of them. Clones share them.
-#[derive(Debug, Clone)]
-pub struct Http1Bytes {
-    /// Where clients are told of interim answers.
-    pub aside: Arc<Aside>,
-    /// What heads of requests say that the library drops.
-    pub heads: Arc<Mutex<Heads>>,
-}
-
-/// The connection a request came in by. Clones share it.
-#[derive(Debug, Clone)]
-pub struct Session {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    waypoint: Arc<Waypoint>,
-    arrival: Arrival,
-    source: Arc<Party>,
-    pace: Arc<Pace>,
-    /// What is known of its bytes, if it speaks HTTP/1.
-    bytes: Option<Http1Bytes>,
-    /// Requests that became streams of bytes.
-    streams: TaskTracker,
-    /// What the last request that was refused to become one would have gone on with.
-    refused: Mutex<Option<OnUpgrade>>,
-}
-
-impl Session {
-    /// A connection inside of a stream that was let in.
-    #[must_use]
-    pub fn new(
-        waypoint: Arc<Waypoint>,
-        arrival: Arrival,
-        pace: &Arc<Pace>,
-        bytes: Option<Http1Bytes>,
-    ) -> Self {
-        let identity = arrival.source.identity.as_ref();
-        Self {
-            shared: Arc::new(Shared {
-                source: Arc::new(Party::new(arrival.workload.as_deref(), identity)),
-                waypoint,
-                arrival,
-                pace: Arc::clone(pace),
-                bytes,
-                streams: TaskTracker::new(),
-                refused: Mutex::default(),
-            }),
-        }
-    }
-
-    /// What everything shares.
-    #[must_use]
-    pub fn waypoint(&self) -> &Arc<Waypoint> {
-        &self.shared.waypoint
-    }
-
-    /// What the library holds of it.
-    #[must_use]
-    pub fn carried(&self) -> &Carried {
-        self.shared.pace.carried()
-    }
-
-    /// The stream it came in by.
-    #[must_use]
-    pub fn arrival(&self) -> &Arrival {
-        &self.shared.arrival
-    }
-
-    /// How metrics know who asks.
-    #[must_use]
-    pub fn source(&self) -> &Arc<Party> {
-        &self.shared.source
-    }
-
-    /// Waits for requests that became streams of bytes, once there is no other.
-    pub async fn ended(&self) {
-        // The library leaves a connection that somebody might have gone on with to him, its end included.
-        let refused = self.shared.refused.lock().take();
-        if let Some(refused) = refused
-            && let Ok(rest) = refused.await
-        {
-            let _ = TokioIo::new(rest).shutdown().await;
-        }
-        self.shared.streams.close();
-        self.shared.streams.wait().await;
-    }
-
-    /// Lets a request go on as a stream of bytes.
-    fn switch(&self, client: OnUpgrade, switched: Switched, ending: Ending) {
-        let waypoint = Arc::clone(self.waypoint());
-        let carrying = upgrade::relay::carry(waypoint, client, switched, ending);
-        let carrying = self.shared.streams.track_future(carrying);
-        drop(tulle_runtime::tasks::spawn("websocket", carrying));
-    }
-
-    /// Notes why no request could be read.
-    pub fn unread(&self, reason: Reason) {
-        self.waypoint().metrics.replied(reason);
-        let (source, token) = (&self.arrival().peer, reason.token());
-        tracing::info!(%source, code = reason.code(), token, "no request could be read");
-    }
-}
 
 /// Where a request stands: the newest snapshot, and the front and port in it that its connection asked for.
 #[derive(Debug)]
@@ -186,13 +76,13 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
     let client = hyper::upgrade::on(&mut request);
     let by_connect = request.method() == http::Method::CONNECT;
     let asked = request.version() == http::Version::HTTP_11 && request.headers().contains_key(UPGRADE);
-    let bytes = session.shared.bytes.as_ref();
+    let bytes = session.bytes();
     let aside = bytes.map(|bytes| &bytes.aside);
     let owed = aside.map(Aside::begin);
     let fault = bytes.and_then(|bytes| bytes.heads.lock().serve());
     let id = request_id(request.headers().get(REQUEST_ID));
     let record = Arc::new(Record::begin(&session, &request, &id, is_grpc(&request)));
-    let mut ending = Ending::new(&record, session.shared.pace.request(), owed);
+    let mut ending = Ending::new(&record, session.pace().request(), owed);
     let exchange = Exchange {
         waypoint: session.waypoint(),
         arrival: session.arrival(),
@@ -204,8 +94,10 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
         start: session.waypoint().clock.now(),
         fault,
     };
+    let running = exchange.run(request);
+    debug_assert!(size_of_val(&running) <= STATE_MAX, "{}", size_of_val(&running));
     // Boxed: the state of a request is large, and idle connections have none.
-    let answer = Box::pin(exchange.run(request)).await;
+    let answer = Box::pin(running).await;
     let mut response = answer.unwrap_or_else(|reply| exchange.reply(reply));
     aside.inspect(|aside| aside.answered());
     let switched = response.body_mut().take_switched();
@@ -221,7 +113,7 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
         }
         None => {
             if asked {
-                *session.shared.refused.lock() = Some(client);
+                session.refuse(client);
             }
             response.map(|body| body.ending_with(ending))
         }
@@ -341,32 +233,37 @@ impl Exchange<'_> {
         head: &mut RequestHead,
         body: &mut RequestBody,
     ) -> Result<Passed, Reply> {
-        let rules = place.port.policies_of(way.name());
-        let of = self.asking(way.name());
+        let route = way.name().map(|name| &**name);
+        let (rules, of) = (place.port.policies_of(route), self.asking(route));
         let engine = &self.waypoint.policies;
         engine.judge(rules, &**self.waypoint, head, body, of).await
     }
 
-    /// What the security policies of a backend say that is not what was asked for, with the same source. Where this
-    /// waypoint does not stand in front of it, they are enforced by whoever does.
-    pub(super) async fn police_backend(
+    /// Whose security policies guard a backend that is not what was asked for. Where this waypoint does not stand in front
+    /// of it, they are enforced by whoever does.
+    pub(super) fn guarding<'p>(
         &self,
-        place: &Place,
+        place: &'p Place,
         backend: &Backend,
-        (head, body): (&mut RequestHead, &mut RequestBody),
-        passed: &mut Passed,
-    ) -> Result<(), Reply> {
+    ) -> Result<Option<&'p PortState>, Reply> {
         let BackendKey::Service(service, port) = &backend.key else {
-            return Ok(());
+            return Ok(None);
         };
         let of = FrontOf::Service(service.clone());
         let Some(front) = place.snapshot.front(&of).filter(|_| of != self.arrival.front) else {
-            return Ok(());
+            return Ok(None);
         };
         policy::admit(front)?;
-        let Some(port) = front.port(*port) else {
-            return Ok(());
-        };
+        Ok(front.port(*port).map(|port| &**port))
+    }
+
+    /// What the security policies say that guard a backend, with the same source.
+    pub(super) async fn police_backend(
+        &self,
+        port: &PortState,
+        (head, body): (&mut RequestHead, &mut RequestBody),
+        passed: &mut Passed,
+    ) -> Result<(), Reply> {
         let engine = &self.waypoint.policies;
         let (rules, ask) = (port.policies_as_backend(), &**self.waypoint);
         engine
@@ -394,13 +291,13 @@ impl Exchange<'_> {
     ) -> Response<ResponseBody> {
         let open = Open {
             front: self.arrival.front.clone(),
-            route: way.rule.as_ref().map(|rule| rule.name.clone()),
+            route: way.name().cloned(),
             source: self.arrival.source.clone(),
             destination: self.arrival.destination,
             head: Some(head),
             claims: passed.claims,
             sni: None,
-            rules: Arc::clone(place.port.policies_of(way.name())),
+            rules: Arc::clone(place.port.policies_of(way.name().map(|name| &**name))),
         };
         let (waypoint, id) = (Arc::clone(self.waypoint), self.id.clone());
         let cut = async move {
@@ -424,7 +321,10 @@ impl Exchange<'_> {
             ..Bounds::default()
         };
         let is_http1 = parts.version < http::Version::HTTP_2;
-        let authority = self.arrival.destination.address.to_string();
+        // Stands in for a host; nearly every request has one.
+        let has_host = parts.uri.authority().is_some() || parts.headers.contains_key(http::header::HOST);
+        let asked = Some(self.arrival.destination.address).filter(|_| !has_host);
+        let authority = asked.map(|asked| asked.to_string()).unwrap_or_default();
         let terms = Terms {
             bounds,
             paths: settings.path_normalization,
@@ -458,82 +358,6 @@ impl Exchange<'_> {
             front,
             port,
         })
-    }
-
-    /// Sends copies where the rule says, and hands the body back that feeds them. Nobody waits for a copy.
-    fn mirror(
-        &self,
-        place: &Place,
-        way: &Way,
-        head: &RequestHead,
-        admitted: &Admitted,
-        incoming: RequestBody,
-    ) -> RequestBody {
-        let mirrors = way.rule.iter().flat_map(|rule| &rule.mirrors);
-        let drawn = mirrors.filter(|mirror| mirror.share.draws(rand::random()));
-        let wanted: Vec<_> = drawn.filter_map(|mirror| mirror.backend.clone()).collect();
-        // A stream of bytes has two ends and no copies.
-        if wanted.is_empty() || admitted.upgrade.is_some() {
-            return incoming;
-        }
-        let (body, copies) = incoming.teed(wanted.len());
-        for (backend, copy) in wanted.into_iter().zip(copies) {
-            let Ok(permit) = Arc::clone(&self.waypoint.mirrors).try_acquire_owned() else {
-                self.waypoint.metrics.mirrored("dropped");
-                continue;
-            };
-            let head = RequestHead {
-                authority: mirror::shadow(&head.authority),
-                ..head.clone()
-            };
-            let place = Place {
-                snapshot: Arc::clone(&place.snapshot),
-                front: Arc::clone(&place.front),
-                port: Arc::clone(&place.port),
-            };
-            let (waypoint, arrival) = (Arc::clone(self.waypoint), self.arrival.clone());
-            let record = Arc::clone(self.record);
-            let (id, grpc, takes_trailers) = (self.id.clone(), self.grpc, admitted.takes_trailers);
-            tulle_runtime::tasks::spawn("mirror", async move {
-                let _permit = permit;
-                let exchange = Exchange {
-                    waypoint: &waypoint,
-                    arrival: &arrival,
-                    id,
-                    grpc,
-                    record: &record,
-                    aside: None,
-                    start: waypoint.clock.now(),
-                    fault: None,
-                };
-                let copying = async {
-                    let (tries, parent) = (Tries::plain(), &place.port.backend);
-                    let deadline = Deadline::new(&Timeouts::default(), None, exchange.start);
-                    let wants = Wants {
-                        trailers: takes_trailers,
-                        ..Wants::default()
-                    };
-                    let sending = Sending {
-                        once: true,
-                        record: None,
-                        wants,
-                        ..exchange.sending(&place, tries, parent, deadline)
-                    };
-                    let answer = sending.run(&mut Aim::at(backend, head), copy).await?;
-                    http_body_util::BodyExt::collect(answer.into_body())
-                        .await
-                        .map_err(|_| Reason::UpstreamReset)?;
-                    Ok::<_, Reply>(())
-                };
-                let outcome = match tokio::time::timeout(mirror::LIFE_MAX, copying).await {
-                    Ok(Ok(())) => "sent",
-                    Ok(Err(_)) => "failed",
-                    Err(_) => "timeout",
-                };
-                waypoint.metrics.mirrored(outcome);
-            });
-        }
-        body
     }
 
     fn reply(&self, reply: Reply) -> Response<ResponseBody> {

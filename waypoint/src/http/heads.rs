@@ -11,6 +11,7 @@
 //! Heads are counted as the library serves them, one after the other, so that what was seen is told with its own
 //! request. Nothing is decided here about where a body ends: what this reads otherwise than the library is refused by it.
 
+use memchr::memchr;
 use tulle_model::Reason;
 
 /// Bytes of a field's line that are kept. Those that say where a body ends are shorter.
@@ -21,7 +22,7 @@ const FIELD_MAX: usize = 256;
 pub struct Heads {
     at: At,
     head: Head,
-    /// The line of a field, as far as it has arrived.
+    /// The line of a field that has arrived in part.
     line: Vec<u8>,
     /// Heads that were read to their end.
     read: u64,
@@ -85,45 +86,52 @@ impl Heads {
                 At::Lost => return,
                 At::Body(left) => self.at = skip(&mut bytes, left).map_or(At::Line, At::Body),
                 At::Chunk(left) => self.at = skip(&mut bytes, left).map_or(At::ChunkEnd, At::Chunk),
-                _ => {
-                    let (byte, rest) = (bytes[0], &bytes[1..]);
-                    bytes = rest;
-                    self.byte(byte);
+                At::Line => self.first_line(&mut bytes),
+                At::Field | At::Trailer => self.line(&mut bytes),
+                At::Size(size, ended) => self.at = sized(size, ended, next(&mut bytes)),
+                At::ChunkEnd => {
+                    if next(&mut bytes) == b'\n' {
+                        self.at = At::Size(0, false);
+                    }
                 }
             }
         }
     }
 
-    fn byte(&mut self, byte: u8) {
-        match self.at {
-            At::Line => self.first_line(byte),
-            At::Field | At::Trailer => self.field(byte),
-            At::Size(size, ended) => self.at = sized(size, ended, byte),
-            At::ChunkEnd if byte == b'\n' => self.at = At::Size(0, false),
-            At::ChunkEnd | At::Body(_) | At::Chunk(_) | At::Lost => {}
-        }
-    }
-
-    fn first_line(&mut self, byte: u8) {
-        match byte {
-            // RFC 9112, 2.2: empty lines before a request are ignored.
-            b'\r' | b'\n' if !self.head.begun => {}
-            b'\n' => self.at = At::Field,
-            b' ' => self.head.spaces = self.head.spaces.saturating_add(1),
-            b'#' if self.head.spaces == 1 => self.head.fragment = true,
-            _ => self.head.begun = true,
-        }
-    }
-
-    fn field(&mut self, byte: u8) {
-        if byte != b'\n' {
-            if self.line.len() <= FIELD_MAX {
-                self.line.push(byte);
+    /// As much as there is of the first line.
+    fn first_line(&mut self, bytes: &mut &[u8]) {
+        let (part, has_ended) = up_to_line_feed(bytes);
+        for byte in part {
+            match byte {
+                b'\r' if !self.head.begun => {}
+                b' ' => self.head.spaces = self.head.spaces.saturating_add(1),
+                b'#' if self.head.spaces == 1 => self.head.fragment = true,
+                _ => self.head.begun = true,
             }
-            return;
         }
-        let line = std::mem::take(&mut self.line);
-        let line = line.strip_suffix(b"\r").unwrap_or(&line);
+        // RFC 9112, 2.2: empty lines before a request are ignored.
+        if has_ended && self.head.begun {
+            self.at = At::Field;
+        }
+    }
+
+    /// As much as there is of the line of a field. One that is there whole is read where it lies.
+    fn line(&mut self, bytes: &mut &[u8]) {
+        let (part, has_ended) = up_to_line_feed(bytes);
+        let room = (FIELD_MAX + 1).saturating_sub(self.line.len());
+        let part = &part[..part.len().min(room)];
+        if has_ended && self.line.is_empty() {
+            return self.field(part);
+        }
+        self.line.extend_from_slice(part);
+        if has_ended {
+            let line = std::mem::take(&mut self.line);
+            self.field(&line);
+        }
+    }
+
+    fn field(&mut self, line: &[u8]) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
         match (line.is_empty(), self.at) {
             (true, At::Field) => self.end_of_head(),
             (true, _) => self.at = At::Line,
@@ -177,6 +185,24 @@ impl Heads {
             _ => At::Line,
         };
     }
+}
+
+/// What comes before the next line feed, and whether that is there; both are passed over.
+fn up_to_line_feed<'b>(bytes: &mut &'b [u8]) -> (&'b [u8], bool) {
+    let all = *bytes;
+    let Some(end) = memchr(b'\n', all) else {
+        *bytes = &[];
+        return (all, false);
+    };
+    *bytes = &all[end + 1..];
+    (&all[..end], true)
+}
+
+/// The next byte, which is there.
+fn next(bytes: &mut &[u8]) -> u8 {
+    let byte = bytes[0];
+    *bytes = &bytes[1..];
+    byte
 }
 
 /// Passes over as much as there is of so many bytes, at least one; what is left of them then, if anything is.

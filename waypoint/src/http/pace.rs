@@ -1,12 +1,14 @@
 //! How long a connection of a client may take for the head of a request, and how long it may be idle.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::wire::Tap;
 use crate::buffers::Carried;
@@ -20,7 +22,6 @@ pub const IDLE_MAX: Duration = Duration::from_secs(5 * 60);
 #[derive(Debug)]
 pub struct Pace {
     state: Mutex<State>,
-    moved: Notify,
     head_max: Duration,
     carried: Carried,
 }
@@ -58,7 +59,6 @@ impl Pace {
                 head_since: None,
                 idle_since: Instant::now(),
             }),
-            moved: Notify::new(),
             head_max: head_max.unwrap_or(HEAD_MAX),
             carried: Carried::default(),
         })
@@ -80,24 +80,27 @@ impl Pace {
         Running(Arc::clone(self))
     }
 
-    /// Waits until something takes too long.
+    /// Waits until something takes too long. To be polled after what reads, by the same task.
+    ///
+    /// One timer is always set, no later than anything can be due, and is looked at when it fires: a request that comes
+    /// and goes sets none and wakes nobody.
     pub async fn overdue(&self) -> Overdue {
-        loop {
-            let moved = self.moved.notified();
-            let Some((deadline, overdue)) = self.deadline() else {
-                moved.await;
-                continue;
-            };
-            tokio::select! {
-                () = sleep_until(deadline) => {
-                    // It may have been put off meanwhile.
-                    if self.deadline().is_some_and(|(deadline, _)| deadline <= Instant::now()) {
-                        return overdue;
-                    }
+        let mut timer = pin!(sleep(IDLE_MAX));
+        poll_fn(|cx| {
+            loop {
+                let (now, due) = (Instant::now(), self.deadline());
+                match due {
+                    Some((deadline, overdue)) if deadline <= now => return Poll::Ready(overdue),
+                    Some((deadline, _)) if deadline < timer.deadline() => timer.as_mut().reset(deadline),
+                    _ => {}
                 }
-                () = moved => {}
+                ready!(timer.as_mut().poll(cx));
+                // What has been put off meanwhile; a request that still runs cannot be overdue before this.
+                let next = due.map_or(now + IDLE_MAX, |(deadline, _)| deadline);
+                timer.as_mut().reset(next);
             }
-        }
+        })
+        .await
     }
 
     fn deadline(&self) -> Option<(Instant, Overdue)> {
@@ -113,8 +116,6 @@ impl Pace {
         let mut state = self.state.lock();
         if state.running == 0 && state.head_since.is_none() {
             state.head_since = Some(Instant::now());
-            drop(state);
-            self.moved.notify_one();
         }
     }
 }
@@ -127,7 +128,6 @@ impl Drop for Running {
             state.idle_since = Instant::now();
             drop(state);
             self.0.carried.clear();
-            self.0.moved.notify_one();
         }
     }
 }

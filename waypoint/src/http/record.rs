@@ -15,8 +15,9 @@ use tulle_model::{Reason, Str};
 use tulle_transport::OpenError;
 
 use super::body::{BodyError, ResponseBody};
-use super::exchange::{Place, Session};
+use super::exchange::Place;
 use super::pace::Running;
+use super::session::Session;
 use super::wire::Owed;
 use crate::clock::Time;
 use crate::telemetry::access::Entry;
@@ -247,8 +248,8 @@ impl Record {
     }
 
     /// Its rule was found.
-    pub fn routed(&self, route: Option<&str>) {
-        self.course.lock().route = route.map(Str::from);
+    pub fn routed(&self, route: Option<&Str>) {
+        self.course.lock().route = route.cloned();
     }
 
     /// It goes to this backend.

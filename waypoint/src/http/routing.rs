@@ -6,7 +6,7 @@ use http::header::{LOCATION, ORIGIN};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tulle_model::route::{PortRoutes, Routes, Selection};
 use tulle_model::service::AppProtocol;
-use tulle_model::{Reason, RequestHead};
+use tulle_model::{Reason, RequestHead, Str};
 
 use super::body::ResponseBody;
 use super::respond::Reply;
@@ -76,8 +76,8 @@ pub fn choose(
 impl Way {
     /// Name of the rule.
     #[must_use]
-    pub fn name(&self) -> Option<&str> {
-        self.rule.as_ref().map(|rule| &*rule.name)
+    pub fn name(&self) -> Option<&Str> {
+        self.rule.as_ref().map(|rule| &rule.name)
     }
 
     /// What the rule says of tries.
@@ -155,6 +155,17 @@ impl Way {
             backend: Arc::clone(backend),
             weighted: Some(place),
         })
+    }
+
+    /// Whether the rule's or the backend's filters make anything else of a request.
+    #[must_use]
+    pub fn changes(&self, drawn: &Drawn) -> bool {
+        let (Some(rule), Some(place)) = (&self.rule, drawn.weighted) else {
+            return false;
+        };
+        let of_backend = &rule.backends()[place].filters.request_headers;
+        let filters = &rule.filters;
+        !filters.request_headers.is_empty() || filters.rewrite.is_some() || !of_backend.is_empty()
     }
 
     /// What the rule's and the backend's filters make of a request.

@@ -17,12 +17,13 @@ use tulle_model::Reason;
 use tulle_transport::hbone::HboneStream;
 
 use super::body::ResponseBody;
-use super::exchange::{Http1Bytes, Session, exchange};
+use super::exchange::exchange;
 use super::farewell;
 use super::flood::Meter;
 use super::heads::Heads;
 use super::pace::{Overdue, Pace};
 use super::respond;
+use super::session::{Http1Bytes, Session};
 use super::wire::{Aside, Tap, Wire};
 use crate::buffers;
 use crate::context::Waypoint;
@@ -231,6 +232,7 @@ async fn serve_http2<S, F>(
             }
         };
         tokio::select! {
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection of a client ended");

@@ -72,6 +72,12 @@ pub struct Passed {
 }
 
 impl Passed {
+    /// Whether what goes upstream is what came.
+    #[must_use]
+    pub fn leaves_request(&self) -> bool {
+        self.effects.is_empty() && self.changes.leave_request() && self.request.is_empty()
+    }
+
     /// Changes what goes upstream. Policies and routes have seen what came.
     pub fn change_request(&self, head: &mut RequestHead) {
         for effects in &self.effects {
@@ -106,7 +112,8 @@ impl Engine {
         }
     }
 
-    /// Judges a request by everything that applies to what it asks for.
+    /// Judges a request by everything that applies to what it asks for. What few requests meet has its state in a box, so
+    /// that those that do not meet it carry none of it.
     ///
     /// # Errors
     /// The reply that it gets instead.
@@ -122,8 +129,12 @@ impl Engine {
         let mut passed = Passed::default();
         self.judge_security(rules, ask, head, body, of, &mut passed)
             .await?;
-        self.count(rules, ask, head, of, &mut passed).await?;
-        self.fault(rules, head, of, &mut passed).await?;
+        if rules.global.is_some() {
+            Box::pin(self.count(rules, ask, head, of, &mut passed)).await?;
+        }
+        if rules.fault.is_some() {
+            Box::pin(self.fault(rules, head, of, &mut passed)).await?;
+        }
         Ok(passed)
     }
 
@@ -140,17 +151,18 @@ impl Engine {
         of: Asking<'_>,
         passed: &mut Passed,
     ) -> Result<(), Reply> {
-        self.authenticate(rules, head, passed).await?;
+        if !rules.authentication.is_empty() {
+            Box::pin(self.authenticate(rules, head, passed)).await?;
+        }
         let claims = passed.claims.clone();
         let token = claims.as_deref().map(|claims| &claims.token);
         let attributes = Attributes::of_request(of.source, of.destination, head, token);
         for (matched, provider) in rules.authorizer.asks(&attributes) {
             let decider = rules.provider(provider);
-            self.decide(&matched.policy, &decider, ask, head, body, of, passed)
-                .await?;
+            Box::pin(self.decide(&matched.policy, &decider, ask, head, body, of, passed)).await?;
         }
         for (policy, decider) in &rules.asked {
-            self.decide(policy, decider, ask, head, body, of, passed).await?;
+            Box::pin(self.decide(policy, decider, ask, head, body, of, passed)).await?;
         }
         self.authorize(rules, &attributes)
             .map_err(|denial| denied(&denial))
@@ -198,9 +210,6 @@ impl Engine {
         head: &mut RequestHead,
         passed: &mut Passed,
     ) -> Result<(), Reply> {
-        if rules.authentication.is_empty() {
-            return Ok(());
-        }
         rules.authentication.strip(&mut head.headers);
         let judged = rules
             .authentication

@@ -198,7 +198,7 @@ impl Backend {
                 };
                 let ways = via::Ways {
                     all: vec![(serving, None)],
-                    is_elsewhere: false,
+                    ..via::Ways::default()
                 };
                 (uid.0.clone(), None, ways)
             }
@@ -226,6 +226,7 @@ impl Backend {
             service,
             serving: &serving,
             via: &via,
+            shares: &ways.shares,
             policy,
             unit,
         };

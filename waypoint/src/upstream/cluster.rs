@@ -202,6 +202,9 @@ pub struct Sources<'a> {
     pub serving: &'a [Serving],
     /// How each of them is reached, as far as that is not at its own address.
     pub via: &'a [Option<Arc<Via>>],
+    /// How the waypoints in front of it share its requests, if there are several: how many of `serving` are of each, and
+    /// its weight.
+    pub shares: &'a [(usize, u32)],
     /// What policies say.
     pub policy: ClusterPolicy,
     /// What is spoken.
@@ -220,7 +223,10 @@ impl Cluster {
         } = sources;
         let states = state.keep(serving, now);
         let policy = sources.policy;
-        let places = Places::new(sources.here, policy.balancing.locality.as_ref(), serving);
+        let places = match sources.shares {
+            [] | [_] => Places::new(sources.here, policy.balancing.locality.as_ref(), serving),
+            shares => Places::of_shares(shares),
+        };
         let algorithm = policy.balancing.algorithm.unwrap_or(match sources.unit {
             Unit::Requests => Algorithm::PeakEwma,
             Unit::Connections => Algorithm::LeastRequest,

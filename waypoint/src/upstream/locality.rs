@@ -58,6 +58,21 @@ impl Places {
         }
     }
 
+    /// One place for each share: so many endpoints, one after the other, and what they get.
+    #[must_use]
+    pub fn of_shares(shares: &[(usize, u32)]) -> Self {
+        let mut start = 0;
+        let members = shares.iter().map(|(count, _)| {
+            let members = (start..start + count).collect();
+            start += count;
+            members
+        });
+        Self {
+            members: members.collect(),
+            spread: Spread::Shares(shares.iter().map(|(_, weight)| *weight).collect()),
+        }
+    }
+
     fn failing_over(here: &Workload, failover: &BTreeMap<Str, Vec<Str>>, serving: &[Serving]) -> Self {
         let own = &here.locality.region;
         let next = failover.get(own).map(Vec::as_slice).unwrap_or_default();

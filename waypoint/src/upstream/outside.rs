@@ -25,6 +25,8 @@ pub const NAMES_MAX: usize = 1_024;
 pub const FRESH: Duration = Duration::from_secs(30);
 /// The same after a look that failed, while there are addresses from before.
 const FRESH_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// How long the addresses of a name are used while nobody can say them: after that they may long be somebody else's.
+pub const STALE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long one look may take.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 /// Addresses of one name that are remembered.
@@ -48,6 +50,8 @@ struct Name {
 struct Found {
     addresses: Vec<IpAddr>,
     fresh_until: Option<Instant>,
+    /// When somebody said them.
+    said: Option<Instant>,
 }
 
 /// A name leads nowhere.
@@ -61,10 +65,10 @@ pub struct NotFound {
 }
 
 impl Names {
-    /// The addresses of a host. Those from before are used when nobody can say it now.
+    /// The addresses of a host. Those from before are used when nobody can say it now, for [`STALE_MAX`].
     ///
     /// # Errors
-    /// There are none, and there were none.
+    /// There are none, and there were none, or not lately.
     pub async fn look_up(&self, host: &Str, network: &dyn Network) -> Result<Vec<IpAddr>, NotFound> {
         let name = self.name(host);
         let mut found = name.found.lock().await;
@@ -73,12 +77,15 @@ impl Names {
         }
         let looked = timeout(LOOK_MAX, network.resolve(host)).await;
         let looked = looked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let is_stale = found.said.is_none_or(|said| said.elapsed() >= STALE_MAX);
         let (addresses, fresh) = match looked {
             Ok(mut addresses) if !addresses.is_empty() => {
                 addresses.truncate(ADDRESSES_MAX);
+                found.said = Some(Instant::now());
                 (addresses, FRESH)
             }
-            nothing if found.addresses.is_empty() => {
+            nothing if is_stale => {
+                *found = Found::default();
                 let why = nothing.map_or_else(|error| error.to_string(), |_| "it has no address".to_owned());
                 let name = host.clone();
                 return Err(NotFound { name, why });
@@ -140,7 +147,7 @@ pub async fn address(
 ) -> Result<SocketAddr, Reason> {
     match endpoint.address(asked) {
         Some(address) => Ok(address),
-        None if endpoint.is_named() => find(waypoint, snapshot, endpoint, host, asked.port()).await,
+        None if endpoint.is_named() => Box::pin(find(waypoint, snapshot, endpoint, host, asked.port())).await,
         None => Err(Reason::NoHealthyEndpoint),
     }
 }
@@ -255,6 +262,17 @@ mod tests {
         );
         advance(FRESH_AFTER_FAILURE).await;
         assert_eq!(found(&names, &network).await.as_deref(), Some("3.3.3.3"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_good_answer_stays_for_a_day_and_no_longer() {
+        let network = Fake(Mutex::new(vec![Some("1.1.1.1"), None]));
+        let names = Names::default();
+        assert_eq!(found(&names, &network).await.as_deref(), Some("1.1.1.1"));
+        advance(STALE_MAX - Duration::from_secs(1)).await;
+        assert_eq!(found(&names, &network).await.as_deref(), Some("1.1.1.1"));
+        advance(FRESH_AFTER_FAILURE).await;
+        assert_eq!(found(&names, &network).await, None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,6 +41,9 @@ pub struct Via {
 pub struct Ways {
     /// Endpoints, each with how it is reached; `None` is at its own address.
     pub all: Vec<(Serving, Option<Arc<Via>>)>,
+    /// How the waypoints in front of it share its requests, if there are several: how many of the endpoints are of each,
+    /// and its weight.
+    pub shares: Vec<(usize, u32)>,
     /// It hangs on more than the service and its own workloads.
     pub is_elsewhere: bool,
 }
@@ -48,13 +51,17 @@ pub struct Ways {
 /// Who serves a port of a service, and how they are reached from here.
 #[must_use]
 pub fn ways(mesh: &Snapshot, own: &Workload, service: &Service, port: u16) -> Ways {
-    if let Some(waypoint) = own_waypoint(mesh, own, service) {
-        return Ways {
-            all: through_waypoint(mesh, own, service, port, waypoint),
-            is_elsewhere: true,
-        };
-    }
     let mut ways = Ways::default();
+    let waypoints = waypoints(mesh, own, service);
+    if !waypoints.is_empty() {
+        for (waypoint, weight) in waypoints {
+            let through = through_waypoint(mesh, own, service, port, waypoint);
+            ways.shares.push((through.len(), weight));
+            ways.all.extend(through);
+        }
+        ways.is_elsewhere = true;
+        return ways;
+    }
     for one in mesh.serving(own, service, port) {
         if one.workload.network != own.network {
             ways.is_elsewhere = true;
@@ -103,17 +110,24 @@ fn any_host(own: &Workload, service: &Service, port: u16) -> Option<Serving> {
     })
 }
 
-/// The waypoint in front of a service, unless that is this one.
-fn own_waypoint<'s>(mesh: &Snapshot, own: &Workload, service: &'s Service) -> Option<&'s GatewayAddress> {
+/// The waypoints in front of a service, with their weights; none if this is one of them, since all of them decide alike.
+fn waypoints<'s>(mesh: &Snapshot, own: &Workload, service: &'s Service) -> Vec<(&'s GatewayAddress, u32)> {
     let weighted = || service.weighted_waypoints.iter().map(|one| &one.destination);
     let is_here = mesh.fronts_of(&FrontOf::Service(service.key())).next().is_some()
         || weighted()
             .chain(&service.waypoint)
             .any(|one| mesh.is_instance(own, one));
     if is_here {
-        return None;
+        return Vec::new();
     }
-    service.waypoint.as_ref().or_else(|| weighted().next())
+    let sharing = service.weighted_waypoints.iter().filter(|one| one.weight > 0);
+    let sharing: Vec<_> = sharing.map(|one| (&one.destination, one.weight)).collect();
+    if !sharing.is_empty() {
+        return sharing;
+    }
+    // Without weights, the primary.
+    let one = service.waypoint.as_ref().or_else(|| weighted().next());
+    one.map(|one| (one, 1)).into_iter().collect()
 }
 
 fn through_waypoint(
@@ -299,6 +313,39 @@ mod tests {
             .snapshot();
         let via = ("10.96.0.3:80".to_owned(), "10.0.0.4:15008".to_owned());
         assert_eq!(found(&whole), [("way2-1".to_owned(), Some(via))]);
+    }
+
+    #[test]
+    fn several_waypoints_share_a_backend_by_their_weights() {
+        let behind = |weights: [u32; 2]| {
+            let behind = service("shop/db")
+                .vip("10.96.0.3")
+                .port(PORT, 5432)
+                .waypoint("shop/way2");
+            behind
+                .weighted_waypoint("shop/way2", weights[0])
+                .weighted_waypoint("shop/way3", weights[1])
+        };
+        let shares = |weights| {
+            let mut mesh = mesh().with(behind(weights));
+            for (name, vip, instances) in [("way2", "10.96.0.4", 2), ("way3", "10.96.0.5", 1)] {
+                let service_name = format!("shop/{name}");
+                mesh = mesh.with(service(&service_name).vip(vip).port(15008, 15008));
+                for n in 0..instances {
+                    let ip = format!("10.0.{n}.{}", &vip[8..]);
+                    let instance = workload(&format!("{service_name}-{n}")).ip(&ip).hbone();
+                    mesh = mesh.with(instance.serves(&service_name));
+                }
+            }
+            let mesh = mesh.snapshot();
+            let own = workload("shop/way").ip("10.0.0.9").build();
+            let service = mesh.service(&service_key("shop/db")).unwrap();
+            let ways = ways(&mesh, &own, service, PORT);
+            (ways.all.len(), ways.shares)
+        };
+        assert_eq!(shares([90, 10]), (3, vec![(2, 90), (1, 10)]));
+        assert_eq!(shares([0, 1]), (1, vec![(1, 1)]));
+        assert_eq!(shares([0, 0]), (2, vec![(2, 1)]), "the primary");
     }
 
     #[test]

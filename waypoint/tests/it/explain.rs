@@ -9,12 +9,14 @@ use tulle_model::MeshUpdate;
 use tulle_model::authz::policy::StringMatch;
 use tulle_model::filter::{Filter, Redirect};
 use tulle_model::policy::authz::{Action, Authz, From, PathPattern, Rule, To, Values};
-use tulle_model::policy::traffic::{Abort, Fault};
+use tulle_model::policy::jwt::Keys;
+use tulle_model::policy::traffic::{Abort, Fault, LocalRateLimit};
 use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::route::{Kind, Origin};
 use tulle_model::testing::{exact, http_route, prefix, service_key};
 use tulle_waypoint::admin::explain::{Explanation, Question, explain};
 
+use crate::tokens::{Issuer, jwt};
 use crate::world::{World, identity};
 
 fn policy(name: &str, concern: Concern) -> MeshUpdate {
@@ -209,6 +211,58 @@ async fn the_policy_that_decides_is_named_and_the_others_are_listed() {
         "{passing:?}"
     );
     assert_eq!(passing.backends[0].endpoints[0].address, "10.0.0.7:8080");
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_and_tokens_are_explained() {
+    let world = World::web().await;
+    let limit = LocalRateLimit {
+        requests: 1,
+        per: std::time::Duration::from_secs(3600),
+        ..LocalRateLimit::default()
+    };
+    let issuer = Issuer::new();
+    let keys = Keys::Inline(issuer.jwks().into());
+    world
+        .apply(vec![
+            policy("few", Concern::LocalRateLimit(limit)),
+            policy("jwt", jwt(keys)),
+        ])
+        .await;
+    let asked = |token: Option<String>| Question {
+        source: identity("client"),
+        source_ip: "10.0.0.1".parse().unwrap(),
+        authority: "10.96.0.1:80".to_owned(),
+        method: None,
+        path: None,
+        headers: token
+            .map(|token| ("authorization".to_owned(), format!("Bearer {token}")))
+            .into_iter()
+            .collect(),
+    };
+    let said = |told: &Explanation, stage: &str| {
+        let said = told.steps.iter().filter(|step| step.stage == stage);
+        said.map(|step| step.outcome.clone()).collect::<Vec<_>>()
+    };
+    // To explain takes nothing from the limit, however often it is done.
+    for _ in 0..3 {
+        let plain = explain(&world.waypoint, &asked(None)).await;
+        assert_eq!(plain.verdict, "allow", "{plain:#?}");
+        assert_eq!(
+            said(&plain, "limit"),
+            ["counted by AuthorizationPolicy/shop/few/local_rate_limit"]
+        );
+        assert_eq!(said(&plain, "token"), ["no token"]);
+    }
+    assert_eq!(status(&world, "client", "GET", "/").await, 200);
+    let good = issuer.token(r#"{"iss":"https://issuer","sub":"anna"}"#);
+    let told = explain(&world.waypoint, &asked(Some(good))).await;
+    assert_eq!(said(&told, "token"), ["the token is valid"], "{told:#?}");
+    let forged = Issuer::new().token(r#"{"iss":"https://issuer","sub":"eve"}"#);
+    let told = explain(&world.waypoint, &asked(Some(forged))).await;
+    assert_eq!((told.verdict, told.status), ("deny", Some(401)), "{told:#?}");
+    assert_eq!(told.reason.as_deref(), Some("T0603 jwt_invalid"));
+    assert_eq!(told.steps.last().unwrap().stage, "token");
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,9 +8,12 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 use tulle_k8s::Kind;
 
 use super::{Pages, describe};
+use crate::engine::Question;
+use crate::engine::trace::Step;
 use crate::snapshot::{ObjectKey, ObjectStatus, Objects, ResourceType};
 use crate::status::acks::{COMPARED_MAX, acks, conditions};
 
@@ -58,7 +61,20 @@ impl Pages {
             .collect()
     }
 
-    fn explain(&self, key: &ObjectKey) -> Option<Value> {
+    /// How an object became what it is; nothing where nobody answers any more.
+    async fn steps(&self, key: &ObjectKey) -> Vec<Step> {
+        let (answer, steps) = oneshot::channel();
+        let question = Question {
+            key: key.clone(),
+            answer,
+        };
+        match self.questions.send(question).await {
+            Ok(()) => steps.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn explain(&self, key: &ObjectKey, steps: &[Step]) -> Option<Value> {
         let snapshot = self.snapshot();
         let object = snapshot.objects().object(key)?;
         let acks = acks(&snapshot, &self.clients.list(Instant::now()), object);
@@ -78,6 +94,7 @@ impl Pages {
             "resources": resources,
             "answers": acks,
             "summary": acks.to_string(),
+            "steps": steps,
         }))
     }
 }
@@ -96,7 +113,7 @@ pub(super) async fn explain(
         let text = "name an object as KIND/NAMESPACE/NAME".to_owned();
         return Err((StatusCode::BAD_REQUEST, text));
     };
-    let explained = pages.explain(&key);
+    let explained = pages.explain(&key, &pages.steps(&key).await);
     explained
         .map(Json)
         .ok_or_else(|| (StatusCode::NOT_FOUND, format!("there is no {key}")))

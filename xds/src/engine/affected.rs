@@ -14,7 +14,7 @@ use tulle_model::Str;
 
 use super::compute::OutKey;
 use super::index::{self, IndexKey, SERVICE_NAME};
-use super::world::World;
+use super::world::{SOURCES, World};
 
 /// Label of the parts of a gateway, with its name.
 const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
@@ -358,13 +358,7 @@ fn peer_authentication_policy(key: &Key, policy: &PeerAuthentication, world: &Wo
 
 /// The namespaces that hold a source of workloads.
 fn workload_namespaces(world: &World) -> BTreeSet<Str> {
-    let sources = [
-        Kind::Pod,
-        Kind::WorkloadEntry,
-        Kind::ServiceEntry,
-        Kind::EndpointSlice,
-    ];
-    sources
+    SOURCES
         .into_iter()
         .flat_map(|kind| world.of_kind(kind))
         .map(|(key, _)| key.namespace.clone())

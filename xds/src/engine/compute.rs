@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use prost::Message as _;
-use prost::encoding::{WireType, decode_key, decode_varint};
 use tulle_k8s::translate::condition::Condition;
 use tulle_k8s::{Key, Kind};
 use tulle_model::authz::policy::Authorization;
@@ -18,6 +16,7 @@ use tulle_proto::convert::{Resource as Wire, encode_address, encode_authorizatio
 use tulle_proto::{encode_policy, encode_route, encode_waypoint};
 
 use super::table::Resource;
+use super::trace::{Step, Trace};
 use super::world::World;
 use crate::snapshot::around::Relations;
 use crate::snapshot::{Order, ResourceType, Scope};
@@ -78,18 +77,52 @@ pub struct Part {
     pub conditions: Vec<Condition>,
 }
 
-/// Computes an output. No clock, no I/O, no history.
+/// Computes an output, and tells how. No clock, no I/O, no history.
 #[must_use]
-pub fn compute(out: &OutKey, world: &World) -> Vec<Part> {
+pub fn compute(out: &OutKey, world: &World, trace: &mut impl Trace) -> Vec<Part> {
+    let parts = parts(out, world, trace);
+    for part in &parts {
+        for condition in &part.conditions {
+            trace.step(|| said(&part.owner, condition));
+        }
+        for emitted in &part.emitted {
+            trace.step(|| {
+                let ty = emitted.resource_type().type_url();
+                Step::of("resource", "", &*emitted.name())
+                    .by(&part.owner)
+                    .saying(ty)
+            });
+        }
+    }
+    parts
+}
+
+/// A condition as a step.
+fn said(owner: &Key, condition: &Condition) -> Step {
+    let of = condition
+        .of
+        .as_ref()
+        .map(|of| format!(" of {of}"))
+        .unwrap_or_default();
+    let outcome = format!(
+        "{} {:?}: {}{of}",
+        condition.kind, condition.status, condition.reason
+    );
+    Step::of("condition", "", outcome)
+        .by(owner)
+        .saying(&condition.message)
+}
+
+fn parts(out: &OutKey, world: &World, trace: &mut impl Trace) -> Vec<Part> {
     match out {
         OutKey::Workloads(key) => match key.kind {
-            Kind::Pod => workloads::pod(key, world),
-            Kind::WorkloadEntry => workloads::entry(key, world),
+            Kind::Pod => workloads::pod(key, world, trace),
+            Kind::WorkloadEntry => workloads::entry(key, world, trace),
             Kind::ServiceEntry => endpoints::inline(key, world),
             Kind::EndpointSlice => endpoints::slice(key, world),
             _ => Vec::new(),
         },
-        OutKey::Services(hostname) => services::services(hostname, world),
+        OutKey::Services(hostname) => services::services(hostname, world, trace),
         OutKey::Policies(key) => policies::policies(key, world),
         OutKey::Routes(key) => routes::routes(key, world),
         OutKey::Gateways(key) => fronts::gateways(key, world),
@@ -236,36 +269,17 @@ fn address(resource: &Wire) -> bytes::Bytes {
         .into()
 }
 
-/// A bare workload, as the older resource type carries it: what stands inside of the address, and is not held twice.
-#[must_use]
-pub fn bare_workload(workload: &Workload, of: &Resource) -> Resource {
-    let body = inside(&of.body).unwrap_or_else(|| {
-        tulle_proto::workload::Workload::from(workload)
-            .encode_to_vec()
-            .into()
-    });
-    Resource { body, ..of.clone() }
-}
-
-/// The message that is the only field of another one.
-fn inside(body: &bytes::Bytes) -> Option<bytes::Bytes> {
-    let mut rest = &**body;
-    let (_, WireType::LengthDelimited) = decode_key(&mut rest).ok()? else {
-        return None;
-    };
-    let length = decode_varint(&mut rest).ok()?;
-    (length == rest.len() as u64).then(|| body.slice(body.len() - rest.len()..))
-}
-
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
 
     #[test]
     fn a_bare_workload_is_a_part_of_its_address() {
         let workload = tulle_model::testing::workload("shop/web").ip("10.0.0.1").build();
         let resource = Emitted::Workload(Arc::new(workload.clone()), false).encode(Scope::Everyone);
-        let bare = bare_workload(&workload, &resource);
+        let bare = resource.bare().expect("a workload");
         let expected = tulle_proto::workload::Workload::from(&workload).encode_to_vec();
         assert_eq!(bare.body, expected);
         let whole = resource.body.as_ptr_range();

@@ -199,7 +199,8 @@ impl Engine {
             }
         }
         let fronted = &mut self.snapshot.fronted;
-        self.fronting.publish(&self.world, &self.outputs, fronted);
+        self.fronting
+            .publish(&self.world, (&self.outputs, &self.snapshot.addresses), fronted);
         self.snapshot.draining = Arc::new(self.draining.list());
         self.snapshot.sequence = sequence;
         self.snapshot.clone()

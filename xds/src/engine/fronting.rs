@@ -12,8 +12,11 @@ use tulle_model::waypoint::{FrontOf, ProviderKind, Settings, Waypoint};
 use tulle_model::{Identity, NamespacedName, Str};
 
 use super::compute::Emitted;
-use super::replicas::{Outputs, Replicas};
+use super::kept::Outputs;
+use super::replicas::Replicas;
+use super::table::Table;
 use super::world::World;
+use crate::few::Few;
 use crate::snapshot::Fronted;
 use crate::snapshot::fronted::Fronts;
 
@@ -30,7 +33,7 @@ pub(super) struct Fronting {
     /// Waypoints, by service.
     needed_by: BTreeMap<Str, Counts>,
     /// Workloads, by service.
-    endpoints: BTreeMap<Str, BTreeSet<Str>>,
+    endpoints: BTreeMap<Str, Few<Str>>,
     replicas: Replicas,
     moved: BTreeSet<Str>,
 }
@@ -133,11 +136,16 @@ impl Fronting {
     }
 
     /// Brings the published waypoints up to date; says whether anything moved.
-    pub(super) fn publish(&mut self, world: &World, outputs: &Outputs, fronted: &mut Fronted) -> bool {
+    pub(super) fn publish(
+        &mut self,
+        world: &World,
+        computed: (&Outputs, &Table),
+        fronted: &mut Fronted,
+    ) -> bool {
         let mut changed = false;
         for name in self.replicas.stale() {
             let identity = identity(&name, world).filter(|_| self.known.contains(&name));
-            self.replicas.find(&name, identity.as_ref(), world, outputs);
+            self.replicas.find(&name, identity.as_ref(), world, computed);
         }
         for name in std::mem::take(&mut self.moved) {
             let fronts = self.known.contains(&name).then(|| self.fronts(&name, world));
@@ -151,7 +159,13 @@ impl Fronting {
         let mut addresses: BTreeSet<Str> = self.replicas.uids(name).cloned().collect();
         for needed in self.needs.get(name).into_iter().flat_map(BTreeMap::keys) {
             addresses.insert(needed.clone());
-            addresses.extend(self.endpoints.get(needed).into_iter().flatten().cloned());
+            addresses.extend(
+                self.endpoints
+                    .get(needed)
+                    .into_iter()
+                    .flat_map(Few::iter)
+                    .cloned(),
+            );
         }
         Some(Fronts {
             identity,

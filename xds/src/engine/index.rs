@@ -30,8 +30,6 @@ pub enum IndexKey {
     SlicesOf(Str, Str),
     /// Slices with an endpoint that is this pod.
     SlicesWith(Str, Str),
-    /// Sources of workloads in a namespace.
-    Workloads(Str),
     /// Objects that ask a waypoint to protect this: kind, namespace, name.
     Protecting(Str, Str, Str),
     /// Routes and policies that are attached to this, and may compete for it: kind, namespace, name.
@@ -97,13 +95,11 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
     match object {
         Object::Pod(pod) => {
             keys.extend(labelled(&pod.metadata.labels));
-            keys.push(IndexKey::Workloads(namespace.clone()));
             keys.push(IndexKey::Node(pod.spec.node_name.clone()));
             keys.extend(pod_addresses(pod).into_iter().map(IndexKey::Address));
         }
         Object::WorkloadEntry(entry) => {
             keys.extend(labelled(&entry_labels(entry)));
-            keys.push(IndexKey::Workloads(namespace.clone()));
             keys.extend(node_of(&entry.metadata).map(IndexKey::Node));
             keys.extend(
                 tulle_k8s::translate::workload::entry_addresses(entry)
@@ -112,7 +108,6 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
             );
         }
         Object::ServiceEntry(entry) => {
-            keys.push(IndexKey::Workloads(namespace.clone()));
             keys.extend(entry.spec.hosts.iter().cloned().map(IndexKey::Hostname));
             for endpoint in &entry.spec.endpoints {
                 keys.extend(labelled(&endpoint.labels));
@@ -121,7 +116,6 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
         }
         Object::Service(object) => keys.push(IndexKey::Hostname(service::hostname(&object.metadata, mesh))),
         Object::EndpointSlice(slice) => {
-            keys.push(IndexKey::Workloads(namespace.clone()));
             if let Some(service) = slice.metadata.labels.get(SERVICE_NAME) {
                 keys.push(IndexKey::SlicesOf(namespace.clone(), service.clone()));
             }

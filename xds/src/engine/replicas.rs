@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tulle_model::{Identity, NamespacedName, Str, Workload};
 
-use super::compute::{Emitted, OutKey, Part};
+use super::compute::OutKey;
+use super::kept::Outputs;
+use super::table::Table;
 use super::world::World;
 
-/// What the engine has computed.
-pub(super) type Outputs = BTreeMap<OutKey, Vec<Part>>;
 /// Namespace and service account.
 type Account = (Str, Str);
 
@@ -60,7 +60,7 @@ impl Replicas {
         waypoint: &Str,
         identity: Option<&Identity>,
         world: &World,
-        outputs: &Outputs,
+        (outputs, addresses): (&Outputs, &Table),
     ) {
         if let Some(before) = self.account_of.remove(waypoint)
             && let Some(waypoints) = self.accounts.get_mut(&before)
@@ -74,15 +74,7 @@ impl Replicas {
         let Some(identity) = identity else { return };
         let wanted = (identity.namespace.clone(), identity.service_account.clone());
         let sources = world.workloads_in(&identity.namespace);
-        let parts = sources
-            .filter_map(|key| outputs.get(&OutKey::Workloads(key.clone())))
-            .flatten();
-        let workloads = parts
-            .flat_map(|part| &part.emitted)
-            .filter_map(|emitted| match emitted {
-                Emitted::Workload(workload, _) => Some(workload),
-                _ => None,
-            });
+        let workloads = sources.flat_map(|key| outputs.workloads(&OutKey::Workloads(key.clone()), addresses));
         let replicas = workloads.filter(|workload| account(workload) == wanted);
         let replicas =
             replicas.map(|workload| (workload.uid.0.clone(), workload.authorization_policies.clone()));

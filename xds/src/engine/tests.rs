@@ -13,6 +13,7 @@ use super::*;
 use crate::snapshot::{Change, ResourceType, Scope, Slot};
 
 mod cuts;
+mod explain;
 mod modes;
 mod told;
 mod unbinding;
@@ -217,7 +218,8 @@ fn content(snapshot: &Snapshot) -> impl PartialEq + std::fmt::Debug + use<> {
         .into_iter()
         .map(|ty| {
             snapshot
-                .resources(ty)
+                .by_name(ty)
+                .into_iter()
                 .map(|slot| Slot {
                     sequence: 0,
                     ..Slot::clone(slot)
@@ -279,7 +281,15 @@ struct Replay {
 
 impl Replay {
     fn catch_up(&mut self, snapshot: &Snapshot, ty: ResourceType) {
-        for change in snapshot.changed_since(ty, self.at).expect("the log reaches back") {
+        let Some(changes) = snapshot.changed_since(ty, self.at) else {
+            // Bare workloads are made when somebody asks: what was before is not known.
+            assert_eq!(ty, ResourceType::Workload, "the log reaches back");
+            let all = snapshot.resources(ty);
+            let all = all.map(|slot| (slot.name.clone(), (slot.version.clone(), slot.scope.clone())));
+            (self.held, self.at) = (all.collect(), snapshot.sequence());
+            return;
+        };
+        for change in changes {
             match change {
                 Change::Set(slot) => drop(
                     self.held

@@ -1,6 +1,6 @@
 //! Every object in force, and the reverse indices by which a change finds what it touches.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tulle_k8s::api::meta::{Labels, selects};
@@ -17,9 +17,20 @@ use tulle_k8s::{Key, Kind, Object};
 use tulle_model::Str;
 
 use super::index::{self, IndexKey};
+use crate::few::Few;
 
 /// Name of the ConfigMap with settings of the mesh, in the root namespace.
 const SETTINGS: &str = "tulle";
+
+/// Objects from which on a map that was filled in order is packed.
+const PACKED_MIN: usize = 1_000;
+/// The kinds that workloads come from.
+pub(super) const SOURCES: [Kind; 4] = [
+    Kind::Pod,
+    Kind::EndpointSlice,
+    Kind::ServiceEntry,
+    Kind::WorkloadEntry,
+];
 
 /// The objects and their indices. Owned by the one writer.
 #[derive(Debug, Clone)]
@@ -29,7 +40,9 @@ pub struct World {
     /// With what objects say.
     mesh: MeshConfig,
     objects: BTreeMap<Key, Arc<Object>>,
-    index: BTreeMap<IndexKey, BTreeSet<Key>>,
+    index: BTreeMap<IndexKey, Few<Key>>,
+    /// Objects that came since the maps were packed.
+    fresh: usize,
 }
 
 /// Defines a getter that knows its kind.
@@ -61,6 +74,7 @@ impl World {
             mesh,
             objects: BTreeMap::new(),
             index: BTreeMap::new(),
+            fresh: 0,
         }
     }
 
@@ -110,6 +124,7 @@ impl World {
         for entry in object.iter().flat_map(|new| index::keys(new, &self.mesh)) {
             self.index.entry(entry).or_default().insert(key.clone());
         }
+        self.fresh += usize::from(object.is_some());
         if self.is_settings(key) {
             // Nothing that indices hang on can be changed by settings.
             self.mesh = self.settled().0;
@@ -181,7 +196,7 @@ impl World {
 
     /// The keys found under an index entry.
     pub fn lookup<'a>(&'a self, entry: &IndexKey) -> impl Iterator<Item = &'a Key> + use<'a> {
-        self.index.get(entry).into_iter().flatten()
+        self.index.get(entry).into_iter().flat_map(Few::iter)
     }
 
     /// The objects of a kind.
@@ -264,11 +279,22 @@ impl World {
         entry
             .and_then(|entry| self.index.get(&entry))
             .into_iter()
-            .flatten()
+            .flat_map(Few::iter)
     }
 
     /// The sources of workloads in a namespace.
-    pub fn workloads_in(&self, namespace: &str) -> impl Iterator<Item = &Key> {
-        self.lookup(&IndexKey::Workloads(namespace.into()))
+    pub fn workloads_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Key> {
+        SOURCES
+            .into_iter()
+            .flat_map(move |kind| self.of_kind_in(kind, namespace))
+            .map(|(key, _)| key)
+    }
+
+    /// Gives back what maps take that were filled in order, once that is much: their nodes are only half full.
+    pub(super) fn pack(&mut self) {
+        if std::mem::take(&mut self.fresh) >= PACKED_MIN {
+            self.objects = std::mem::take(&mut self.objects).into_iter().collect();
+            self.index = std::mem::take(&mut self.index).into_iter().collect();
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tulle_k8s::object::Pool;
 use tulle_model::Str;
 
 use super::pages::Record;
@@ -39,7 +40,7 @@ impl History {
         }
         let records = manifest.objects.iter().map(|recorded| {
             let written = written.get(&recorded.sha256).ok_or(io::ErrorKind::InvalidData)?;
-            let (key, _) = parse::restore(written).ok_or(io::ErrorKind::InvalidData)?;
+            let (key, _) = parse::restore(written, &mut Pool::default()).ok_or(io::ErrorKind::InvalidData)?;
             Ok(Record {
                 name: key.to_string().into(),
                 file: recorded.file.clone(),

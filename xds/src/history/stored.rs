@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
+use rayon::iter::ParallelIterator as _;
+use rayon::slice::ParallelSlice as _;
 use tulle_k8s::Key;
+use tulle_k8s::object::Pool;
 use tulle_model::Str;
 
 use super::pages::page_of_file;
@@ -14,6 +16,9 @@ use crate::engine::InForce;
 use crate::source::folder::gateways::says_where;
 use crate::source::folder::library::Entry;
 use crate::source::folder::parse;
+
+/// Records that are read back together.
+const TOGETHER: usize = 10_000;
 
 impl History {
     /// The newest generation that can be read.
@@ -30,8 +35,10 @@ impl History {
     pub(super) fn load_one(&mut self, generation: u64) -> io::Result<Library> {
         let manifest = self.manifest(generation)?;
         let records = self.objects(&manifest)?;
-        let restored: Option<Vec<(Key, Entry)>> = records.par_iter().map(restore).collect();
-        let entries: BTreeMap<Key, Entry> = restored.ok_or(io::ErrorKind::InvalidData)?.into_iter().collect();
+        let restored: Option<Vec<Vec<(Key, Entry)>>> =
+            records.par_chunks(TOGETHER).map(restore_all).collect();
+        let restored = restored.ok_or(io::ErrorKind::InvalidData)?;
+        let entries: BTreeMap<Key, Entry> = restored.into_iter().flatten().collect();
         let files = self.files_of(&manifest)?.into_iter();
         self.files = files
             .map(|(path, sha256)| ((page_of_file(&path), path), sha256))
@@ -76,17 +83,24 @@ impl History {
     }
 }
 
-/// Reads an object back; `None` if it is none any more.
-fn restore(record: &Record) -> Option<(Key, Entry)> {
-    let (key, good) = parse::restore(&record.written)?;
+/// Reads objects back, with what they have in common held once; `None` if one is none any more.
+fn restore_all(records: &[Record]) -> Option<Vec<(Key, Entry)>> {
+    let mut pool = Pool::default();
+    records.iter().map(|record| restore(record, &mut pool)).collect()
+}
+
+fn restore(record: &Record, pool: &mut Pool) -> Option<(Key, Entry)> {
+    let (key, good) = parse::restore(&record.written, pool)?;
     let says_where = says_where(&good.object);
     let mut object = good.object;
     if object.meta().creation_timestamp.is_none() {
         Arc::make_mut(&mut object).meta_mut().creation_timestamp = Some(record.first_seen);
     }
+    let mut file = record.file.clone();
+    pool.text(&mut file);
     let in_force = InForce {
         object,
-        file: record.file.clone(),
+        file,
         generation: record.generation,
         stale_since: record.stale_since,
     };

@@ -389,16 +389,15 @@ fn effect(from: &Snapshot, to: &Snapshot) -> Vec<String> {
         .filter(|ty| *ty != ResourceType::Workload);
     for ty in types {
         let short = ty.type_url().rsplit('.').next().unwrap_or_default();
-        for slot in to.resources(ty) {
+        for slot in to.by_name(ty) {
             match from.resource(ty, &slot.name) {
                 None => effect.push(format!("+ {short} {}", slot.name)),
                 Some(old) if old.version != slot.version => effect.push(format!("~ {short} {}", slot.name)),
                 Some(_) => {}
             }
         }
-        let gone = from
-            .resources(ty)
-            .filter(|slot| to.resource(ty, &slot.name).is_none());
+        let gone = from.by_name(ty).into_iter();
+        let gone = gone.filter(|slot| to.resource(ty, &slot.name).is_none());
         effect.extend(gone.map(|slot| format!("- {short} {}", slot.name)));
     }
     effect

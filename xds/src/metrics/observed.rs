@@ -89,7 +89,7 @@ impl Observed {
         let help = "Resources served";
         let mut family = encoder.encode_descriptor("tulle_xds_resources", help, None, MetricType::Gauge)?;
         for ty in ResourceType::ALL {
-            let value = ConstGauge::new(count(snapshot.resources(ty).count()));
+            let value = ConstGauge::new(count(snapshot.count(ty)));
             value.encode(family.encode_family(&TypeLabel::from(ty))?)?;
         }
         Ok(())

@@ -15,7 +15,7 @@ use crate::ca::limit::Holds;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::serve::admission::Admission;
 use crate::serve::authenticate::Authenticator;
-use crate::serve::frame::{self, Message};
+use crate::serve::frame::{self, Encoding, Message};
 use crate::serve::viewer::Features;
 use crate::snapshot::Snapshot;
 use crate::status::Clients;
@@ -119,7 +119,7 @@ impl Ads {
     async fn open(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
-        compress: bool,
+        best: Encoding,
     ) -> Result<mpsc::Receiver<Result<Message, Status>>, Status> {
         let shared = &self.shared;
         let caller = shared
@@ -147,7 +147,7 @@ impl Ads {
             shared: shared.clone(),
             caller,
             address,
-            compress,
+            best,
             requests: request.into_inner(),
             responses,
         };

@@ -5,6 +5,8 @@
 //! raw:   prefix | type URL, cut, nonce         | resources and removals
 //! gzip:  prefix | gzip header | stored block   | deflated blocks         | checksum, length
 //!                 of this stream                 shared
+//! zstd:  prefix | frame of one raw block       | frame
+//!                 of this stream                 shared
 //! ```
 
 use std::collections::VecDeque;
@@ -27,6 +29,10 @@ pub const COMPRESS_MIN: usize = 1024;
 pub const SHARED_MAX: usize = 64;
 /// Header of a gzip member: magic, deflate, no flags, no time, unknown system.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+/// Begins a frame of zstd: magic, then that it is one segment whose length of four bytes follows, without a checksum.
+const ZSTD_HEADER: [u8; 5] = [0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+/// The quickest level that is not a compromise.
+const ZSTD_LEVEL: i32 = 1;
 /// Longest text of one field of the head; URLs and nonces are far below.
 const HEAD_TEXT_MAX: usize = 16 << 10;
 
@@ -60,6 +66,8 @@ pub enum Encoding {
     Raw,
     /// As a gzip member.
     Gzip,
+    /// As two frames of zstd.
+    Zstd,
 }
 
 impl Encoding {
@@ -69,7 +77,18 @@ impl Encoding {
         match self {
             Self::Raw => "identity",
             Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
         }
+    }
+
+    /// The best of those whose words stand in a list: less to send, then nothing to do.
+    #[must_use]
+    pub fn best<'a>(words: impl Iterator<Item = &'a str>) -> Self {
+        words.fold(Self::Raw, |best, word| match (word.trim(), best) {
+            ("zstd", _) => Self::Zstd,
+            ("gzip", Self::Raw) => Self::Gzip,
+            _ => best,
+        })
     }
 }
 
@@ -77,7 +96,8 @@ impl Encoding {
 #[derive(Debug)]
 pub struct Payload {
     raw: Bytes,
-    packed: OnceLock<Packed>,
+    gzip: OnceLock<Packed>,
+    zstd: OnceLock<Bytes>,
 }
 
 #[derive(Debug)]
@@ -124,7 +144,8 @@ impl Payload {
         }
         Self {
             raw: raw.freeze(),
-            packed: OnceLock::new(),
+            gzip: OnceLock::new(),
+            zstd: OnceLock::new(),
         }
     }
 
@@ -140,35 +161,52 @@ impl Payload {
         self.raw.is_empty()
     }
 
-    /// Bytes after compression, which happens at the first call for all that follow.
+    /// Bytes as they are written, without what is the stream's own. Compression happens at the first call for all that follow.
     #[must_use]
-    pub fn packed_len(&self) -> usize {
-        self.packed().deflated.len()
+    pub fn packed_len(&self, encoding: Encoding) -> usize {
+        match encoding {
+            Encoding::Raw => self.raw.len(),
+            Encoding::Gzip => self.gzip().deflated.len(),
+            Encoding::Zstd => self.zstd().len(),
+        }
     }
 
     /// The response of one stream.
     #[must_use]
-    pub fn message(&self, type_url: &str, cut: u64, nonce: &str, compress: bool) -> Message {
+    pub fn message(&self, type_url: &str, cut: u64, nonce: &str, best: Encoding) -> Message {
         let mut head = BytesMut::with_capacity(64 + type_url.len() + nonce.len());
         put_text(&mut head, response_field::SYSTEM_VERSION_INFO, &cut.to_string());
         put_text(&mut head, response_field::TYPE_URL, bounded(type_url));
         put_text(&mut head, response_field::NONCE, bounded(nonce));
-        if compress && self.raw.len() >= COMPRESS_MIN {
-            self.packed().message(&head)
-        } else {
-            let mut first = prefix(false, head.len() + self.raw.len());
-            first.put_slice(&head);
-            let parts = [first.freeze(), self.raw.clone()];
-            let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
-            Message {
-                parts,
-                encoding: Encoding::Raw,
+        let encoding = match self.raw.len() >= COMPRESS_MIN {
+            true => best,
+            false => Encoding::Raw,
+        };
+        match encoding {
+            Encoding::Gzip => self.gzip().message(&head),
+            Encoding::Zstd => zstd_message(&head, self.zstd().clone()),
+            Encoding::Raw => {
+                let mut first = prefix(false, head.len() + self.raw.len());
+                first.put_slice(&head);
+                let parts = [first.freeze(), self.raw.clone()];
+                let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
+                Message {
+                    parts,
+                    encoding: Encoding::Raw,
+                }
             }
         }
     }
 
-    fn packed(&self) -> &Packed {
-        self.packed.get_or_init(|| {
+    fn zstd(&self) -> &Bytes {
+        self.zstd.get_or_init(|| {
+            let packed = zstd::bulk::compress(&self.raw, ZSTD_LEVEL);
+            packed.expect("compressing into memory does not fail").into()
+        })
+    }
+
+    fn gzip(&self) -> &Packed {
+        self.gzip.get_or_init(|| {
             let mut encoder =
                 DeflateEncoder::new(Vec::with_capacity(self.raw.len() / 4), Compression::fast());
             let deflated = encoder.write_all(&self.raw).and_then(|()| encoder.finish());
@@ -203,6 +241,21 @@ impl Packed {
             parts: [first.freeze(), self.deflated.clone(), last.freeze()].into(),
             encoding: Encoding::Gzip,
         }
+    }
+}
+
+/// The stream's own part is a frame by itself, of one block that is not compressed; frames follow each other.
+fn zstd_message(head: &[u8], packed: Bytes) -> Message {
+    let stored = u32::try_from(head.len()).expect("the head's texts are bounded");
+    let mut first = prefix(true, ZSTD_HEADER.len() + 4 + 3 + head.len() + packed.len());
+    first.put_slice(&ZSTD_HEADER);
+    first.put_u32_le(stored);
+    // The last block of its frame, as it is, and its length.
+    first.put_uint_le(u64::from(stored) << 3 | 1, 3);
+    first.put_slice(head);
+    Message {
+        parts: [first.freeze(), packed].into(),
+        encoding: Encoding::Zstd,
     }
 }
 

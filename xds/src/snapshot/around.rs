@@ -2,12 +2,68 @@
 //! asks for addresses by name is told these along.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
 use tulle_model::Str;
 
 /// Names by name.
-type Index = RedBlackTreeMapSync<Str, RedBlackTreeSetSync<Str>>;
+type Index = RedBlackTreeMapSync<Str, Names>;
+
+/// Names up to which a list is copied for each change of it.
+const LISTED_MAX: usize = 64;
+
+/// Some names, in order. Clones share them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Names {
+    /// Up to [`LISTED_MAX`].
+    Listed(Arc<[Str]>),
+    /// More than that.
+    Many(RedBlackTreeSetSync<Str>),
+}
+
+impl Names {
+    fn iter(&self) -> impl Iterator<Item = &Str> {
+        let (list, tree) = match self {
+            Self::Listed(list) => (&list[..], None),
+            Self::Many(tree) => (&[][..], Some(tree)),
+        };
+        list.iter().chain(tree.into_iter().flatten())
+    }
+
+    fn with(&self, name: &Str) -> Self {
+        match self {
+            Self::Listed(list) => match list.binary_search(name) {
+                Ok(_) => self.clone(),
+                Err(_) if list.len() >= LISTED_MAX => {
+                    Self::Many(list.iter().chain([name]).cloned().collect())
+                }
+                Err(at) => {
+                    let (before, after) = list.split_at(at);
+                    Self::Listed(before.iter().chain([name]).chain(after).cloned().collect())
+                }
+            },
+            Self::Many(tree) => Self::Many(tree.insert(name.clone())),
+        }
+    }
+
+    /// Without a name; `None` if that leaves nothing.
+    fn without(&self, name: &Str) -> Option<Self> {
+        match self {
+            Self::Listed(list) => {
+                let left: Arc<[Str]> = list.iter().filter(|one| *one != name).cloned().collect();
+                (!left.is_empty()).then_some(Self::Listed(left))
+            }
+            Self::Many(tree) => {
+                let left = tree.remove(name);
+                Some(match left.size() <= LISTED_MAX {
+                    true => Self::Listed(left.iter().cloned().collect()),
+                    false => Self::Many(left),
+                })
+            }
+        }
+    }
+}
 
 /// The relations of all addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,20 +128,18 @@ impl Around {
 }
 
 fn of<'a>(index: &'a Index, key: &str) -> impl Iterator<Item = &'a Str> + use<'a> {
-    index.get(key).into_iter().flat_map(|names| names.iter())
+    index.get(key).into_iter().flat_map(Names::iter)
 }
 
 fn step(index: &mut Index, key: &Str, name: &Str, add: bool) {
-    let mut names = index.get(key).cloned().unwrap_or_default();
-    if add {
-        names.insert_mut(name.clone());
-    } else {
-        names.remove_mut(name);
-    }
-    if names.is_empty() {
-        index.remove_mut(key);
-    } else {
-        index.insert_mut(key.clone(), names);
+    let names = index.get(key);
+    let names = match add {
+        true => Some(names.map_or_else(|| Names::Listed([name.clone()].into()), |names| names.with(name))),
+        false => names.and_then(|names| names.without(name)),
+    };
+    match names {
+        Some(names) => index.insert_mut(key.clone(), names),
+        None => drop(index.remove_mut(key)),
     }
 }
 
@@ -95,6 +149,29 @@ mod tests {
 
     fn names(names: &[&str]) -> Vec<Str> {
         names.iter().map(|name| (*name).into()).collect()
+    }
+
+    #[test]
+    fn names_are_the_same_however_they_came_about() {
+        let all: Vec<Str> = (0..200).map(|number| format!("{number:03}").into()).collect();
+        let mut index = Index::default();
+        for (number, name) in all.iter().rev().enumerate() {
+            step(&mut index, &"n".into(), name, true);
+            step(&mut index, &"n".into(), name, true);
+            assert_eq!(of(&index, "n").count(), number + 1);
+        }
+        assert!(of(&index, "n").eq(&all));
+        for left in (1..200).rev() {
+            step(&mut index, &"n".into(), &all[left], false);
+            step(&mut index, &"n".into(), &all[left], false);
+            let mut anew = Index::default();
+            all[..left]
+                .iter()
+                .for_each(|name| step(&mut anew, &"n".into(), name, true));
+            assert_eq!(index, anew, "{left} left");
+        }
+        step(&mut index, &"n".into(), &all[0], false);
+        assert_eq!(index, Index::default());
     }
 
     #[test]

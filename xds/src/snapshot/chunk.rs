@@ -116,6 +116,28 @@ impl Buckets {
         }
     }
 
+    /// The resource of this name.
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<Slot>> {
+        let of = self.resources(bucket_of(name));
+        let at = of.binary_search_by(|slot| (*slot.name).cmp(name)).ok()?;
+        of.get(at)
+    }
+
+    /// Every resource, by bucket and name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        self.buckets.values().flat_map(|bucket| &bucket.resources)
+    }
+
+    /// Number of resources.
+    pub(crate) fn len(&self) -> usize {
+        self.counts.values().sum()
+    }
+
+    /// Number of resources of these places.
+    pub(crate) fn count(&self, orders: &[Order]) -> usize {
+        orders.iter().filter_map(|order| self.counts.get(order)).sum()
+    }
+
     /// Bytes of everything, as far as they count for what is sent.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes

@@ -20,6 +20,7 @@ pub(crate) mod allocate;
 mod follow;
 pub(crate) mod gateways;
 pub(crate) mod library;
+mod packed;
 pub(crate) mod parse;
 pub(crate) mod scan;
 pub(crate) mod watcher;
@@ -63,6 +64,8 @@ pub(super) async fn run(
         {
             return;
         }
+        // The first step holds every object; until the next look nobody needs any.
+        drop(settled.step);
         let now = Instant::now();
         let (next, due) = match (rescan, settled.read_again) {
             (true, _) => (now, "new_directory"),

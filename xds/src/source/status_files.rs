@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -32,15 +33,21 @@ const EVERYTHING_SHARE: u32 = 20;
 /// … and never waits longer than this.
 const EVERYTHING_WAITS_MAX: Duration = Duration::from_secs(30);
 
+/// Objects from which on a map that was filled in order is packed.
+const PACKED_MIN: usize = 1_000;
+
 /// Keeps the files as the newest cut and the answers to it say, until the engine is gone.
 pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<Snapshot>>, clients: Clients) {
     let mut files = Files::new(state_dir.join("status"));
+    let ending = Ending::default();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let answered = clients.changes();
         if snapshot.synced() {
             let clients = clients.list(Instant::now());
-            let updated = spawn_blocking(move || files.update(&snapshot, &clients, answered)).await;
+            let is_over = ending.0.clone();
+            let update = move || files.update(&snapshot, &clients, answered, &is_over);
+            let updated = spawn_blocking(update).await;
             files = match updated {
                 Ok(files) => files,
                 Err(error) => return tracing::error!(%error, "the status of objects is not written any more"),
@@ -62,9 +69,22 @@ pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<S
     }
 }
 
+/// Tells the thread that writes files that nobody waits for it any more: the process would wait for the last of them.
+#[derive(Default)]
+struct Ending(Arc<AtomicBool>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 struct Files {
     root: PathBuf,
-    written: BTreeMap<ObjectKey, (Arc<ObjectStatus>, Acks)>,
+    /// What was written of each object; most objects are nobody's to answer.
+    written: BTreeMap<ObjectKey, (Arc<ObjectStatus>, Option<Box<Acks>>)>,
+    /// Objects that came since the map was packed.
+    fresh: usize,
     /// Findings written, by file of the folder.
     faulty: BTreeMap<Str, Vec<FileProblem>>,
     /// What a former process left behind has been looked at.
@@ -94,6 +114,7 @@ impl Files {
         Self {
             root,
             written: BTreeMap::new(),
+            fresh: 0,
             faulty: BTreeMap::new(),
             is_clean: false,
             failure: None,
@@ -138,7 +159,13 @@ impl Files {
         keys.into_iter().cloned().collect()
     }
 
-    fn update(mut self, snapshot: &Arc<Snapshot>, clients: &[ClientStatus], answered: u64) -> Self {
+    fn update(
+        mut self,
+        snapshot: &Arc<Snapshot>,
+        clients: &[ClientStatus],
+        answered: u64,
+        is_over: &AtomicBool,
+    ) -> Self {
         let begin = Instant::now();
         let objects = snapshot.objects();
         if !self.is_clean {
@@ -157,10 +184,17 @@ impl Files {
         let mut failed = None;
         self.looked_at = due.len();
         for key in due {
+            if is_over.load(Ordering::Relaxed) {
+                return self;
+            }
             failed = self
                 .update_one(&key, snapshot, clients, compared)
                 .err()
                 .or(failed);
+        }
+        if std::mem::take(&mut self.fresh) >= PACKED_MIN {
+            // Filled in order, its nodes are only half full.
+            self.written = std::mem::take(&mut self.written).into_iter().collect();
         }
         failed = self.update_faulty(objects).err().or(failed);
         let failure = failed.map(|error| error.to_string());
@@ -194,14 +228,19 @@ impl Files {
             true => acks(snapshot, clients, status),
             false => Acks::default(),
         };
-        let same = |(written, before): &(Arc<ObjectStatus>, Acks)| {
-            Arc::ptr_eq(written, status) && *before == answers
+        let same = |(written, before): &(Arc<ObjectStatus>, Option<Box<Acks>>)| {
+            Arc::ptr_eq(written, status)
+                && before
+                    .as_deref()
+                    .map_or(answers == Acks::default(), |before| *before == answers)
         };
         if self.written.get(key).is_some_and(same) {
             return Ok(());
         }
         write(&self.root, key, status, &answers)?;
-        self.written.insert(key.clone(), (status.clone(), answers));
+        let answers = (answers != Acks::default()).then(|| Box::new(answers));
+        let old = self.written.insert(key.clone(), (status.clone(), answers));
+        self.fresh += usize::from(old.is_none());
         Ok(())
     }
 }
@@ -335,16 +374,34 @@ mod tests {
         }
     }
 
+    fn never() -> AtomicBool {
+        AtomicBool::new(false)
+    }
+
+    #[test]
+    fn the_end_of_the_process_ends_writing_between_two_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut engine = Engine::new(tulle_k8s::translate::MeshConfig::default());
+        let all = (0..200).map(|number| event(&format!("s{number}"), "1")).collect();
+        let snapshot = Arc::new(engine.apply(batch(all)));
+        let ending = Ending::default();
+        let is_over = ending.0.clone();
+        drop(ending);
+        let files = Files::new(folder.path().join("status")).update(&snapshot, &[], 0, &is_over);
+        assert_eq!((files.looked_at, files.written.len()), (200, 0));
+        assert!(files.seen.is_none(), "nothing counts as written");
+    }
+
     #[test]
     fn a_change_looks_at_its_own_objects_and_an_answer_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let mut engine = Engine::new(tulle_k8s::translate::MeshConfig::default());
         let all = (0..200).map(|number| event(&format!("s{number}"), "1")).collect();
         let files = Files::new(folder.path().join("status"));
-        let files = files.update(&Arc::new(engine.apply(batch(all))), &[], 0);
+        let files = files.update(&Arc::new(engine.apply(batch(all))), &[], 0, &never());
         assert_eq!((files.looked_at, files.written.len()), (200, 200));
         let changed = engine.apply(batch(vec![event("s7", "2")]));
-        let mut files = files.update(&Arc::new(changed), &[], 0);
+        let mut files = files.update(&Arc::new(changed), &[], 0, &never());
         assert_eq!(files.looked_at, 1);
         let written = std::fs::read_to_string(path(&files.root, &event("s7", "2").key)).unwrap();
         assert!(written.contains("generation: 2"), "{written}");
@@ -355,7 +412,7 @@ mod tests {
         let snapshot = Arc::new(engine.apply(batch(vec![gone.clone()])));
         // Answers came, and every object was looked at a moment ago: that waits.
         files.everything_from = Some(Instant::now() + Duration::from_secs(3600));
-        let mut files = files.update(&snapshot, &[], 1);
+        let mut files = files.update(&snapshot, &[], 1, &never());
         assert_eq!(
             (files.looked_at, path(&files.root, &gone.key).exists()),
             (1, false)
@@ -363,7 +420,7 @@ mod tests {
         assert!(!files.wants(1, Instant::now()));
         files.everything_from = None;
         assert!(files.wants(1, Instant::now()));
-        let files = files.update(&snapshot, &[], 1);
+        let files = files.update(&snapshot, &[], 1, &never());
         assert_eq!(files.looked_at, 199);
         assert!(!files.wants(1, Instant::now()));
     }

@@ -1,12 +1,9 @@
 //! What every object carries: name, labels, annotations, age.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 use tulle_model::{NamespacedName, Str};
 
-/// Labels or annotations.
-pub type Labels = BTreeMap<Str, Str>;
+pub use super::labels::Labels;
 
 /// Metadata of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]

@@ -229,6 +229,8 @@ pub(super) fn typed(node: &Node, key: &Key) -> Result<Object, Fault> {
     if let Object::Secret(secret) = &mut object {
         secret.certificates = certificates(node);
     }
-    object.meta_mut().namespace = key.namespace.clone();
+    // The same texts as in the key, held once.
+    let meta = object.meta_mut();
+    (meta.namespace, meta.name) = (key.namespace.clone(), key.name.clone());
     Ok(object)
 }

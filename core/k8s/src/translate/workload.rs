@@ -169,15 +169,7 @@ pub fn workload_entry(entry: &WorkloadEntry, around: &Around<'_>) -> (Option<Wor
 /// The labels a workload entry is selected by: those of its spec, then those of the object.
 #[must_use]
 pub fn entry_labels(entry: &WorkloadEntry) -> Labels {
-    let mut labels = entry.metadata.labels.clone();
-    labels.extend(
-        entry
-            .spec
-            .labels
-            .iter()
-            .map(|(name, value)| (name.clone(), value.clone())),
-    );
-    labels
+    entry.spec.labels.over(&entry.metadata.labels)
 }
 
 /// The addresses of a workload entry.

@@ -5,31 +5,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::shelf::Shelf;
 use bytes::{BufMut, Bytes};
-use parking_lot::Mutex;
 
 /// Reads of at most this many bytes are copied out, so that a short message does not keep a large buffer.
 const COPIED_MAX: usize = 1024;
 
-/// One size of buffers, and those of it that nobody uses.
-struct Shelf {
-    size: usize,
-    kept_max: usize,
-    kept: Mutex<Vec<Vec<u8>>>,
-}
-
-impl Shelf {
-    const fn new(size: usize, kept_max: usize) -> Self {
-        Self {
-            size,
-            kept_max,
-            kept: Mutex::new(Vec::new()),
-        }
-    }
-}
-
 /// 2.6 MiB are kept at most.
-static SHELVES: [Shelf; 3] = [
+static SHELVES: [Shelf<Vec<u8>>; 3] = [
     Shelf::new(1024, 64),
     Shelf::new(16 * 1024, 32),
     Shelf::new(256 * 1024, 8),
@@ -40,6 +23,11 @@ static LENT: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of all buffers that are lent now, in this process.
 pub(super) fn lent() -> usize {
     LENT.load(Ordering::Relaxed)
+}
+
+/// Frees what was not needed since the last call.
+pub(super) fn trim() {
+    SHELVES.iter().for_each(Shelf::trim);
 }
 
 /// A step of buffer sizes.
@@ -54,7 +42,7 @@ pub(crate) enum Size {
 }
 
 impl Size {
-    fn shelf(self) -> &'static Shelf {
+    fn shelf(self) -> &'static Shelf<Vec<u8>> {
         &SHELVES[self as usize]
     }
 }
@@ -70,7 +58,7 @@ impl Buffer {
     /// An empty buffer.
     pub(crate) fn lend(size: Size) -> Self {
         let shelf = size.shelf();
-        let kept = shelf.kept.lock().pop();
+        let kept = shelf.take();
         LENT.fetch_add(shelf.size, Ordering::Relaxed);
         Self {
             bytes: kept.unwrap_or_else(|| Vec::with_capacity(shelf.size)),
@@ -111,10 +99,7 @@ impl Drop for Buffer {
         LENT.fetch_sub(shelf.size, Ordering::Relaxed);
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
-        let mut kept = shelf.kept.lock();
-        if kept.len() < shelf.kept_max {
-            kept.push(bytes);
-        }
+        shelf.give(bytes);
     }
 }
 
@@ -133,12 +118,13 @@ mod tests {
         drop(chunk);
         assert_eq!(part.as_ptr(), address.wrapping_add(10), "nothing was copied");
         drop(part);
-        let kept = SHELVES[2].kept.lock();
-        assert!(kept.iter().any(|bytes| bytes.as_ptr() == address) || kept.len() == 8);
-        assert!(
-            kept.iter()
-                .all(|bytes| bytes.is_empty() && bytes.capacity() == 256 * 1024)
-        );
+        SHELVES[2].kept(|kept| {
+            assert!(kept.iter().any(|bytes| bytes.as_ptr() == address) || kept.len() == 8);
+            assert!(
+                kept.iter()
+                    .all(|bytes| bytes.is_empty() && bytes.capacity() == 256 * 1024)
+            );
+        });
     }
 
     #[test]

@@ -6,35 +6,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use super::format::RECORD_MAX;
-
-/// One size of buffers, and those of it that nobody uses.
-struct Shelf {
-    size: usize,
-    kept_max: usize,
-    kept: Mutex<Vec<Box<[u8]>>>,
-}
-
-impl Shelf {
-    const fn new(size: usize, kept_max: usize) -> Self {
-        Self {
-            size,
-            kept_max,
-            kept: Mutex::new(Vec::new()),
-        }
-    }
-}
+use crate::shelf::Shelf;
 
 /// 2.6 MiB are kept at most.
-static SHELVES: [Shelf; 2] = [Shelf::new(18 * 1024, 32), Shelf::new(264 * 1024, 8)];
+static SHELVES: [Shelf<Box<[u8]>>; 2] = [Shelf::new(18 * 1024, 32), Shelf::new(264 * 1024, 8)];
 
 static LENT: AtomicUsize = AtomicUsize::new(0);
 
 /// Bytes of all buffers that are lent now, in this process.
 pub(crate) fn lent() -> usize {
     LENT.load(Ordering::Relaxed)
+}
+
+/// Frees what was not needed since the last call.
+pub(crate) fn trim() {
+    SHELVES.iter().for_each(Shelf::trim);
 }
 
 /// A step of buffer sizes.
@@ -47,7 +35,7 @@ pub(crate) enum Size {
 }
 
 impl Size {
-    fn shelf(self) -> &'static Shelf {
+    fn shelf(self) -> &'static Shelf<Box<[u8]>> {
         &SHELVES[self as usize]
     }
 
@@ -80,7 +68,7 @@ impl Pinned {
 impl Buffer {
     pub(crate) fn lend(size: Size) -> Self {
         let shelf = size.shelf();
-        let kept = shelf.kept.lock().pop();
+        let kept = shelf.take();
         LENT.fetch_add(shelf.size, Ordering::Relaxed);
         Self {
             bytes: kept.unwrap_or_else(|| vec![0; shelf.size].into()),
@@ -114,10 +102,7 @@ impl Drop for Buffer {
         if let Some(pinned) = &self.pinned {
             pinned.0.fetch_sub(shelf.size, Ordering::Relaxed);
         }
-        let mut kept = shelf.kept.lock();
-        if kept.len() < shelf.kept_max {
-            kept.push(std::mem::take(&mut self.bytes));
-        }
+        shelf.give(std::mem::take(&mut self.bytes));
     }
 }
 
@@ -137,8 +122,9 @@ mod tests {
         assert_eq!(slice[0], 7);
         drop(slice);
         assert_eq!(pinned.bytes(), 0);
-        let kept = Size::Many.shelf().kept.lock();
-        assert!(kept.iter().any(|bytes| bytes.as_ptr() == address) || kept.len() == 8);
-        assert!(kept.iter().all(|bytes| bytes.len() == Size::Many.bytes()));
+        Size::Many.shelf().kept(|kept| {
+            assert!(kept.iter().any(|bytes| bytes.as_ptr() == address) || kept.len() == 8);
+            assert!(kept.iter().all(|bytes| bytes.len() == Size::Many.bytes()));
+        });
     }
 }

@@ -1,10 +1,14 @@
 //! Writes the one request that goes upstream, from the canonical form alone.
 
+use std::io::Write;
 use std::net::IpAddr;
 
+use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, UPGRADE};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use smallvec::SmallVec;
 use tulle_model::request::{RequestHead, Scheme};
 
 use super::Upgrade;
@@ -15,6 +19,9 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// The longest text of an address.
+const IP_TEXT_MAX: usize = 45;
 
 /// Longest request id that is taken from a client.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -64,7 +71,7 @@ pub fn encode(head: &RequestHead, telling: &Telling<'_>, version: Version) -> Re
     if version == Version::HTTP_2 {
         parts.uri = absolute(head)?;
     } else {
-        parts.uri = target(head).parse().map_err(|_| NoTarget)?;
+        parts.uri = Uri::from_maybe_shared(target(head)).map_err(|_| NoTarget)?;
         let host = HeaderValue::from_str(&head.authority).map_err(|_| NoTarget)?;
         // RFC 9110, 7.2: host goes first.
         parts.headers.insert(HOST, host);
@@ -95,26 +102,30 @@ pub fn encode(head: &RequestHead, telling: &Telling<'_>, version: Version) -> Re
     Ok(parts)
 }
 
-/// Path and query.
-fn target(head: &RequestHead) -> String {
-    match &head.query {
-        Some(query) => format!("{}?{query}", head.path),
-        None => head.path.to_string(),
+/// Path and query, written once: what is parsed of them shares it.
+fn target(head: &RequestHead) -> Bytes {
+    let query = head.query.as_deref().map_or(0, |query| 1 + query.len());
+    let mut target = Vec::with_capacity(head.path.len() + query);
+    target.extend_from_slice(head.path.as_bytes());
+    if let Some(query) = &head.query {
+        target.push(b'?');
+        target.extend_from_slice(query.as_bytes());
     }
+    target.into()
 }
 
 fn absolute(head: &RequestHead) -> Result<Uri, NoTarget> {
     Uri::builder()
         .scheme(head.scheme.as_str())
         .authority(&*head.authority)
-        .path_and_query(target(head))
+        .path_and_query(PathAndQuery::from_maybe_shared(target(head)).map_err(|_| NoTarget)?)
         .build()
         .map_err(|_| NoTarget)
 }
 
 fn tell(headers: &mut HeaderMap, scheme: Scheme, telling: &Telling<'_>) {
     headers.insert(REQUEST_ID, telling.request_id.clone());
-    headers.insert(ATTEMPT_COUNT, telling.attempt.into());
+    headers.insert(ATTEMPT_COUNT, attempt(telling.attempt));
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme.as_str()));
     }
@@ -130,13 +141,26 @@ fn tell(headers: &mut HeaderMap, scheme: Scheme, telling: &Telling<'_>) {
 
 /// The addresses that a gateway named, and then the caller's.
 fn appended(headers: &HeaderMap, source_ip: IpAddr) -> Option<HeaderValue> {
-    let mut passed: Vec<u8> = Vec::new();
+    let mut passed: SmallVec<[u8; 64]> = SmallVec::new();
     for value in headers.get_all(FORWARDED_FOR) {
         passed.extend_from_slice(value.as_bytes());
         passed.extend_from_slice(b", ");
     }
-    passed.extend_from_slice(source_ip.to_string().as_bytes());
+    let mut text = [0; IP_TEXT_MAX];
+    let mut rest = &mut text[..];
+    write!(rest, "{source_ip}").ok()?;
+    let length = IP_TEXT_MAX - rest.len();
+    passed.extend_from_slice(&text[..length]);
     HeaderValue::from_bytes(&passed).ok()
+}
+
+/// The number of a try. Most requests have one.
+fn attempt(number: u32) -> HeaderValue {
+    if number == 1 {
+        HeaderValue::from_static("1")
+    } else {
+        number.into()
+    }
 }
 
 /// RFC 8441 towards HTTP/2, `upgrade` towards HTTP/1.1.

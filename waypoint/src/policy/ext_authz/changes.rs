@@ -55,6 +55,12 @@ impl Changes {
         }
     }
 
+    /// Whether nothing of the request is changed.
+    #[must_use]
+    pub fn leave_request(&self) -> bool {
+        self.request.is_empty()
+    }
+
     /// Changes what goes upstream.
     pub fn apply_to_request(&self, headers: &mut HeaderMap) {
         apply(&self.request, headers);

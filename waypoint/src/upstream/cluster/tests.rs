@@ -59,12 +59,17 @@ impl Given {
     }
 
     fn of(&self, serving: &[Serving]) -> Arc<Cluster> {
+        self.shared(serving, &[])
+    }
+
+    fn shared(&self, serving: &[Serving], shares: &[(usize, u32)]) -> Arc<Cluster> {
         let sources = Sources {
             here: &workload("way").build(),
             name: "default/web.default.svc.cluster.local:80".into(),
             service: Some(&self.service),
             serving,
             via: &[],
+            shares,
             policy: self.policy.clone(),
             unit: Unit::Requests,
         };
@@ -385,6 +390,31 @@ fn unhealthy_endpoints_make_a_place_smaller() {
     let counts = given.run(&cluster, 1_000, |_| (ok(), 1));
     assert!((200..400).contains(&counts["far"]), "{counts:?}");
     assert!(!counts.contains_key("near-2"));
+}
+
+#[test]
+fn waypoints_share_requests_by_weight_while_each_has_an_instance() {
+    let mut given = Given::plain();
+    let instance = |given: &Given, name: &str, healthy: bool| Serving {
+        healthy,
+        ..given.serving(workload(name), 0)
+    };
+    let names = ["primary-1", "primary-2", "canary"];
+    let all = names.map(|name| instance(&given, name, true));
+    let cluster = given.shared(&all, &[(2, 90), (1, 10)]);
+    let counts = given.run(&cluster, 1_000, |_| (ok(), 1));
+    assert!((60..140).contains(&counts["canary"]), "{counts:?}");
+    assert!(
+        counts["primary-1"] > 300 && counts["primary-2"] > 300,
+        "{counts:?}"
+    );
+    let all = names.map(|name| instance(&given, name, name != "canary"));
+    let cluster = given.shared(&all, &[(2, 90), (1, 10)]);
+    let counts = given.run(&cluster, 100, |_| (ok(), 1));
+    assert!(
+        !counts.contains_key("canary"),
+        "whoever is left takes all: {counts:?}"
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
+use memchr::memchr;
 use parking_lot::Mutex;
 
 use super::watched::Look;
@@ -50,14 +51,14 @@ impl Answers {
         self.0.lock().malformed
     }
 
-    fn see(&self, bytes: &[u8]) -> Result<(), BareLineFeed> {
+    fn see(&self, mut bytes: &[u8]) -> Result<(), BareLineFeed> {
         let mut state = self.0.lock();
         let state = &mut *state;
         let Some(head) = &mut state.head else {
             return Ok(());
         };
-        for byte in bytes {
-            match head.see(*byte) {
+        while !bytes.is_empty() {
+            match head.see(&mut bytes) {
                 Ok(false) => {}
                 // An interim answer: another head follows.
                 Ok(true) if head.is_interim() => *head = Head::default(),
@@ -76,24 +77,28 @@ impl Answers {
 }
 
 impl Head {
-    /// One byte; whether the head ends with it.
-    fn see(&mut self, byte: u8) -> Result<bool, BareLineFeed> {
-        let (length, returned) = (self.length, self.returned);
-        if self.lines == 0
-            && let Some(place) = self.first.get_mut(length)
-        {
-            *place = byte;
+    /// As much as there is of the next line, which is passed over; whether the head ends with it.
+    fn see(&mut self, bytes: &mut &[u8]) -> Result<bool, BareLineFeed> {
+        let end = memchr(b'\n', bytes);
+        let part = &bytes[..end.unwrap_or(bytes.len())];
+        *bytes = end.map_or(&[], |end| &bytes[end + 1..]);
+        if self.lines == 0 {
+            let places = self.first.iter_mut().skip(self.length);
+            places.zip(part).for_each(|(place, byte)| *place = *byte);
         }
-        (self.length, self.returned) = (length.saturating_add(1), byte == b'\r');
-        if byte != b'\n' {
+        if let Some(last) = part.last() {
+            self.returned = *last == b'\r';
+        }
+        self.length = self.length.saturating_add(part.len());
+        if end.is_none() {
             return Ok(false);
         }
-        if !returned {
+        if !self.returned {
             return Err(BareLineFeed);
         }
-        (self.length, self.lines) = (0, self.lines + 1);
         // Empty lines before an answer are none of its own.
-        let is_empty = length == 1;
+        let is_empty = self.length == 1;
+        (self.length, self.returned, self.lines) = (0, false, self.lines + 1);
         if is_empty && self.lines == 1 {
             self.lines = 0;
             return Ok(false);

@@ -14,9 +14,9 @@ pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
 /// Frames that are kept at most: tiny ones cost more than their bytes.
 const FRAMES_MAX: usize = 4_096;
 
-/// A body between its tries.
+/// A body between its tries; `None` is one that is over before it begins, as those of most requests are.
 #[derive(Debug)]
-pub struct Replay<B: Body>(Arc<Mutex<Shared<B>>>);
+pub struct Replay<B: Body>(Option<Arc<Mutex<Shared<B>>>>);
 
 #[derive(Debug)]
 struct Shared<B: Body> {
@@ -49,7 +49,7 @@ impl Kept {
 /// The body of one try.
 #[derive(Debug)]
 pub struct TryBody<B: Body> {
-    shared: Arc<Mutex<Shared<B>>>,
+    shared: Option<Arc<Mutex<Shared<B>>>>,
     number: u32,
     position: usize,
 }
@@ -69,15 +69,17 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
     /// Takes a body. `keep` says whether another try may come at all.
     #[must_use]
     pub fn new(body: B, keep: bool) -> Self {
-        let ended = body.is_end_stream();
-        Self(Arc::new(Mutex::new(Shared {
+        if body.is_end_stream() {
+            return Self(None);
+        }
+        Self(Some(Arc::new(Mutex::new(Shared {
             rest: body,
             kept: keep.then(VecDeque::new),
             bytes: 0,
-            ended,
+            ended: false,
             current: 0,
             started: false,
-        })))
+        }))))
     }
 
     /// The body for the next try, from its first byte on. Earlier tries get no more of it.
@@ -85,11 +87,14 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
     /// It is whole only if [`Self::is_replayable`], or if this is the first try.
     #[must_use]
     pub fn next_try(&self) -> TryBody<B> {
-        let mut shared = self.0.lock();
-        shared.current += 1;
+        let number = self.0.as_ref().map_or(0, |shared| {
+            let mut shared = shared.lock();
+            shared.current += 1;
+            shared.current
+        });
         TryBody {
-            number: shared.current,
-            shared: Arc::clone(&self.0),
+            number,
+            shared: self.0.clone(),
             position: 0,
         }
     }
@@ -97,26 +102,32 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
     /// Whether all that was read is still there.
     #[must_use]
     pub fn is_replayable(&self) -> bool {
-        let shared = self.0.lock();
-        shared.kept.is_some() || !shared.started
+        self.0.as_ref().is_none_or(|shared| {
+            let shared = shared.lock();
+            shared.kept.is_some() || !shared.started
+        })
     }
 
     /// Whether any byte was read.
     #[must_use]
     pub fn has_started(&self) -> bool {
-        self.0.lock().started
+        self.0.as_ref().is_some_and(|shared| shared.lock().started)
     }
 
     /// Whether its end was read.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        let shared = self.0.lock();
-        shared.ended || shared.rest.is_end_stream()
+        self.0.as_ref().is_none_or(|shared| {
+            let shared = shared.lock();
+            shared.ended || shared.rest.is_end_stream()
+        })
     }
 
     /// Nothing more is kept: no other try will come. What a try has not read yet of what is kept it still gets.
     pub fn commit(&self) {
-        self.0.lock().bytes = REPLAY_BYTES_MAX + 1;
+        if let Some(shared) = &self.0 {
+            shared.lock().bytes = REPLAY_BYTES_MAX + 1;
+        }
     }
 }
 
@@ -151,7 +162,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for TryBody<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
-        let mut shared = this.shared.lock();
+        let Some(shared) = &this.shared else {
+            return Poll::Ready(None);
+        };
+        let mut shared = shared.lock();
         if shared.current != this.number {
             return Poll::Ready(Some(Err(ReplayError::TakenOver)));
         }
@@ -180,7 +194,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for TryBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        let shared = self.shared.lock();
+        let Some(shared) = &self.shared else { return true };
+        let shared = shared.lock();
         let replayed = shared
             .kept
             .as_ref()
@@ -189,7 +204,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for TryBody<B> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let shared = self.shared.lock();
+        let Some(shared) = &self.shared else {
+            return SizeHint::with_exact(0);
+        };
+        let shared = shared.lock();
         let unread: usize = match &shared.kept {
             Some(kept) => kept.iter().skip(self.position).map(Kept::len).sum(),
             None => 0,

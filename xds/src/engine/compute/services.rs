@@ -14,7 +14,9 @@ use tulle_model::waypoint::FrontOf;
 use tulle_model::{NamespacedName, Service, Str};
 
 use super::super::index::IndexKey;
+use super::super::trace::{Step, Trace};
 use super::super::world::World;
+use super::workloads::bound;
 use super::{Emitted, Part, fronts};
 
 /// The better definition is the smaller one: Kubernetes services first, then age, then name.
@@ -61,7 +63,7 @@ pub(in crate::engine) fn canonical<'a>(hostname: &Str, world: &'a World) -> Opti
 }
 
 /// Computes every service of a host name.
-pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
+pub(super) fn services(hostname: &Str, world: &World, trace: &mut impl Trace) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut emitted: BTreeMap<Precedence<'_>, usize> = BTreeMap::new();
     for key in world.lookup(&IndexKey::Hostname(hostname.clone())) {
@@ -77,10 +79,10 @@ pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
                 if found.visibility == Visibility::Public {
                     emitted.insert(precedence(key, object), parts.len());
                 }
-                emit(key, object, found, &mut part, world);
+                emit(key, object, found, &mut part, world, trace);
             }
             (Some(_), Some(winner)) => part.conditions.push(conflicted(hostname, winner)),
-            _ => {}
+            _ => trace.step(|| Step::of("service", "spec.type", format!("{hostname} is not sent")).by(key)),
         }
         parts.push(part);
     }
@@ -90,13 +92,30 @@ pub(super) fn services(hostname: &Str, world: &World) -> Vec<Part> {
         .and_then(|index| parts[*index].emitted.first_mut())
     {
         Arc::make_mut(canonical).canonical = true;
+        trace.step(|| {
+            let text = "it is the one that callers in other namespaces mean by this name";
+            Step::of(
+                "canonical",
+                "metadata.creationTimestamp",
+                canonical.key().to_string(),
+            )
+            .saying(text)
+        });
     }
     parts
 }
 
 /// A service with its waypoint, and what the waypoint is told of it.
-fn emit(key: &Key, object: &Object, mut found: Service, part: &mut Part, world: &World) {
+fn emit(
+    key: &Key,
+    object: &Object,
+    mut found: Service,
+    part: &mut Part,
+    world: &World,
+    trace: &mut impl Trace,
+) {
     let binding = binding(key, object, world);
+    trace.step(|| bound(&binding));
     let is_protected = protection(key, object, &binding, world);
     found.waypoint = binding.address(is_protected, world.mesh());
     found.weighted_waypoints = binding.weighted();

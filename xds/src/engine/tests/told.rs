@@ -49,7 +49,8 @@ fn world() -> String {
 fn told(snapshot: &Arc<Snapshot>, viewer: &Viewer) -> Vec<String> {
     let ty = ResourceType::Authorization;
     let slots = snapshot
-        .resources(ty)
+        .by_name(ty)
+        .into_iter()
         .filter(|slot| snapshot.lets(viewer, ty, slot));
     slots.map(|slot| slot.name.to_string()).collect()
 }

@@ -67,14 +67,14 @@ impl Ads {
         if !request.headers().get(ENCODING).is_none_or(plain) {
             return Err(Status::unimplemented("requests are taken uncompressed"));
         }
-        let compress = takes_gzip(request.headers());
+        let best = best_of(request.headers());
         let (parts, body) = request.into_parts();
         let decoder = ProstDecoder::<DeltaDiscoveryRequest>::new(BufferSettings::default());
         let requests = Streaming::new_request(decoder, body, None, Some(REQUEST_BYTES_MAX));
         let responses = self
             .open(
                 Request::from_http(http::Request::from_parts(parts, requests)),
-                compress,
+                best,
             )
             .await?;
         let mut response = http::Response::new(Body::new(Responses::new(responses)));
@@ -82,20 +82,20 @@ impl Ads {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(RESUME_HEADER, HeaderValue::from_static(RESUME_VERSION));
         headers.insert(FEATURES_HEADER, HeaderValue::from_static(FEATURES));
-        if compress {
-            headers.insert(ENCODING, HeaderValue::from_static(Encoding::Gzip.as_str()));
+        if best != Encoding::Raw {
+            headers.insert(ENCODING, HeaderValue::from_static(best.as_str()));
         }
         Ok(response)
     }
 }
 
-/// Whether the client reads gzip; one that does not say so gets everything as it is.
-fn takes_gzip(headers: &HeaderMap) -> bool {
+/// The best that the client says it reads; one that says nothing gets everything as it is.
+fn best_of(headers: &HeaderMap) -> Encoding {
     let lists = headers.get_all(ACCEPT_ENCODING).into_iter();
-    let mut words = lists
+    let words = lists
         .filter_map(|list| list.to_str().ok())
         .flat_map(|list| list.split(','));
-    words.any(|word| word.trim() == Encoding::Gzip.as_str())
+    Encoding::best(words)
 }
 
 /// The body of a response: the parts of each message, then the status.
@@ -154,15 +154,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gzip_is_for_those_who_say_so() {
+    fn responses_are_compressed_as_the_client_says_it_reads_them() {
         let headers = |list: &'static str| {
             HeaderMap::from_iter([(
                 HeaderName::from_static(ACCEPT_ENCODING),
                 HeaderValue::from_static(list),
             )])
         };
-        assert!(takes_gzip(&headers("identity, gzip")));
-        assert!(!takes_gzip(&headers("zstd,identity")));
-        assert!(!takes_gzip(&HeaderMap::new()));
+        assert_eq!(best_of(&headers("identity, gzip")), Encoding::Gzip);
+        for both in ["zstd,identity", "gzip, zstd", "zstd,gzip"] {
+            assert_eq!(best_of(&headers(both)), Encoding::Zstd);
+        }
+        assert_eq!(best_of(&headers("deflate,br,identity")), Encoding::Raw);
+        assert_eq!(best_of(&HeaderMap::new()), Encoding::Raw);
     }
 }

@@ -17,7 +17,7 @@ use crate::metrics::OutcomeLabel;
 use crate::serve::admission::TooMany;
 use crate::serve::admit::{Claimed, NotAdmitted, admit};
 use crate::serve::authenticate::Caller;
-use crate::serve::frame::Message;
+use crate::serve::frame::{Encoding, Message};
 use crate::serve::pace::Pace;
 use crate::serve::session::{End, Session};
 use crate::serve::viewer::Viewer;
@@ -28,8 +28,8 @@ pub(super) struct Stream {
     pub(super) shared: Arc<Shared>,
     pub(super) caller: Caller,
     pub(super) address: Option<SocketAddr>,
-    /// Whether the client reads gzip.
-    pub(super) compress: bool,
+    /// How what is large is compressed for this client.
+    pub(super) best: Encoding,
     pub(super) requests: Streaming<DeltaDiscoveryRequest>,
     pub(super) responses: mpsc::Sender<Result<Message, Status>>,
 }
@@ -129,7 +129,7 @@ impl Stream {
             made: Instant::now(),
             began: Instant::now(),
             pace: Pace::default(),
-            compress: self.compress,
+            best: self.best,
             gate: None,
             node: self.caller.name(),
         }
@@ -221,7 +221,7 @@ struct Conversation {
     /// When the stream began.
     began: Instant,
     pace: Pace,
-    compress: bool,
+    best: Encoding,
     /// What waits is part of a whole table: it goes out once there is room for it.
     gate: Option<Gate>,
     node: Str,
@@ -334,7 +334,7 @@ impl Conversation {
         }
         self.pace.on_sent(Instant::now().into_std());
         let payload = shared.frames.payload(&response);
-        let message = payload.message(&response.type_url, response.cut, &response.nonce, self.compress);
+        let message = payload.message(&response.type_url, response.cut, &response.nonce, self.best);
         if response.chunk.is_some() {
             shared
                 .metrics

@@ -10,7 +10,7 @@ use tulle_proto::names::FEATURES_KEY;
 
 use super::NodeFacts;
 #[cfg(test)]
-use crate::serve::frame::Payload;
+use crate::serve::frame::{Encoding, Payload};
 #[cfg(test)]
 use crate::serve::session::Response;
 use crate::serve::session::{Nack, Request};
@@ -65,7 +65,7 @@ pub(super) fn node_facts(node: &Node) -> NodeFacts {
 pub(super) fn response(response: &Response) -> DeltaDiscoveryResponse {
     use prost::Message as _;
     let payload = Payload::encode(&response.type_url, &response.resources, &response.removed);
-    let message = payload.message(&response.type_url, response.cut, &response.nonce, false);
+    let message = payload.message(&response.type_url, response.cut, &response.nonce, Encoding::Raw);
     let all: Vec<u8> = message.parts.into_iter().flatten().collect();
     DeltaDiscoveryResponse::decode(&all[5..]).expect("what is written can be read")
 }

@@ -40,7 +40,9 @@ fn read(message: &Message) -> DeltaDiscoveryResponse {
     let length = u32::from_be_bytes(prefix[1..].try_into().unwrap());
     assert_eq!(usize::try_from(length).unwrap(), body.len());
     let mut plain = body.to_vec();
-    if prefix[0] == 1 {
+    if prefix[0] == 1 && message.encoding == Encoding::Zstd {
+        plain = zstd::stream::decode_all(body).unwrap();
+    } else if prefix[0] == 1 {
         plain.clear();
         let mut decoder = GzDecoder::new(body);
         decoder.read_to_end(&mut plain).unwrap();
@@ -49,9 +51,9 @@ fn read(message: &Message) -> DeltaDiscoveryResponse {
     DeltaDiscoveryResponse::decode(plain.as_slice()).unwrap()
 }
 
-fn message(response: &Response, compress: bool) -> Message {
+fn message(response: &Response, best: Encoding) -> Message {
     let payload = Payload::encode(&response.type_url, &response.resources, &response.removed);
-    payload.message(&response.type_url, response.cut, &response.nonce, compress)
+    payload.message(&response.type_url, response.cut, &response.nonce, best)
 }
 
 proptest! {
@@ -59,12 +61,12 @@ proptest! {
     fn a_message_reads_as_what_was_to_be_said(
         entries in prop::collection::vec(("[a-z/]{0,20}", prop::collection::vec(any::<u8>(), 0..600)), 0..20),
         removed in prop::collection::vec("[a-z/]{1,200}", 0..20),
-        compress in any::<bool>(),
+        best in prop::sample::select(vec![Encoding::Raw, Encoding::Gzip, Encoding::Zstd]),
     ) {
         let slots: Vec<_> = entries.iter().map(|(name, body)| slot(name, &["net/10.0.0.1", ""], body.clone())).collect();
         let names: Vec<&str> = removed.iter().map(String::as_str).collect();
         let response = response(&slots, &names);
-        let said = read(&message(&response, compress));
+        let said = read(&message(&response, best));
         prop_assert_eq!(&*said.type_url, &*response.type_url);
         prop_assert_eq!((&*said.nonce, &*said.system_version_info), ("7.12.3", "12"));
         prop_assert_eq!(&said.removed_resources, &removed);
@@ -81,12 +83,14 @@ proptest! {
 #[test]
 fn small_messages_are_not_compressed_and_large_ones_shrink() {
     let small = response(&[slot("a", &[], vec![1; 100])], &[]);
-    assert_eq!(message(&small, true).encoding, Encoding::Raw);
     let large = response(&[slot("a", &[], vec![1; 100_000])], &[]);
-    let packed = message(&large, true);
-    assert_eq!(packed.encoding, Encoding::Gzip);
-    assert!(packed.len() < 2000, "{}", packed.len());
-    assert_eq!(message(&large, false).encoding, Encoding::Raw);
+    for encoding in [Encoding::Gzip, Encoding::Zstd] {
+        assert_eq!(message(&small, encoding).encoding, Encoding::Raw);
+        let packed = message(&large, encoding);
+        assert_eq!(packed.encoding, encoding);
+        assert!(packed.len() < 2000, "{}", packed.len());
+    }
+    assert_eq!(message(&large, Encoding::Raw).encoding, Encoding::Raw);
 }
 
 #[test]

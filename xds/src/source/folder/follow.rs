@@ -18,6 +18,8 @@ pub(super) struct Follower {
     /// The newest generation on record, and what it holds.
     record: Option<(u64, Library)>,
     told: Library,
+    /// What was decided on last: the files, and whether somebody owned the folder.
+    seen: Option<(Scan, bool)>,
 }
 
 impl Follower {
@@ -28,6 +30,7 @@ impl Follower {
             history: History::open(state_dir),
             record: None,
             told: Library::default(),
+            seen: None,
         }
     }
 
@@ -38,9 +41,13 @@ impl Follower {
 
     /// Looks once.
     pub(super) fn look(&mut self, scan: &Scan, now: Timestamp) -> Settled {
-        self.read_record(now);
+        let is_news = self.read_record(now);
         // Asked before the files are judged: an owner that comes meanwhile is heard by its record.
         let is_owned = StateDir::is_owned(&self.state_dir);
+        let is_as_before = |(seen, was_owned): &(Scan, bool)| *was_owned == is_owned && seen.says(scan);
+        if !is_news && self.seen.as_ref().is_some_and(is_as_before) {
+            return Settled::default();
+        }
         let nothing = Library::default();
         let record = self.record.as_ref().map(|(_, record)| record);
         if record.is_none() && is_owned {
@@ -55,6 +62,7 @@ impl Follower {
             next.decide_as(record);
             settled.read_again = false;
         }
+        self.seen = (!settled.read_again).then(|| (scan.clone(), is_owned));
         let synced = scan.no_root.is_none() || !next.entries().is_empty();
         settled.batch = self.told.replace(next, synced);
         if settled.batch.is_none() {
@@ -63,14 +71,17 @@ impl Follower {
         settled
     }
 
-    fn read_record(&mut self, now: Timestamp) {
+    /// Reads a newer record, and says whether there was one.
+    fn read_record(&mut self, now: Timestamp) -> bool {
         let newest = self.history.newest_on_disk();
         if newest.is_none() || newest == self.record.as_ref().map(|(generation, _)| *generation) {
-            return;
+            return false;
         }
-        if let Some(mut library) = self.history.load() {
-            library.set_allocations(self.history.allocations(), now);
-            self.record = Some((library.generation(), library));
-        }
+        let Some(mut library) = self.history.load() else {
+            return false;
+        };
+        library.set_allocations(self.history.allocations(), now);
+        self.record = Some((library.generation(), library));
+        true
     }
 }

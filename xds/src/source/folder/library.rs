@@ -31,6 +31,9 @@ pub(crate) use step::Step;
 /// Objects from which on an empty folder is taken for a mistake.
 const OBJECTS_KEPT_MIN: usize = 10;
 
+/// Objects that change at once from which on maps are packed.
+const PACKED_MIN: usize = 1_000;
+
 /// An object in force, with what is needed to keep it over a restart.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Entry {
@@ -211,9 +214,18 @@ impl Library {
         self.assign(everything, now, &mut step);
         self.place(gateways, &mut step);
         let problems = self.findings(scan);
+        if step.objects().len() >= PACKED_MIN {
+            self.pack();
+        }
         let mut settled = self.conclude(step, problems, None, scan);
         settled.read_again = read_again;
         settled
+    }
+
+    /// Gives back what maps take that were filled in order: their nodes are only half full.
+    fn pack(&mut self) {
+        self.entries = std::mem::take(&mut self.entries).into_iter().collect();
+        self.index.pack();
     }
 
     fn reindex(&mut self) {

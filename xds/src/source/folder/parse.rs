@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use base64::Engine as _;
 use tulle_k8s::api::Secret;
 use tulle_k8s::document::node::{Node, Place};
 use tulle_k8s::document::{Fault, documents};
-use tulle_k8s::object::{Reading, read, read_mesh};
+use tulle_k8s::object::{Pool, Reading, read, read_mesh};
 use tulle_k8s::{Key, Object};
 use tulle_model::{Reason, Str};
 
@@ -57,7 +58,7 @@ impl Good {
         let written = if let Object::Secret(secret) = &*object {
             redacted(secret)
         } else {
-            serde_json::to_string(node).unwrap_or_default()
+            without_keys(serde_json::to_string(node).unwrap_or_default())
         };
         Self {
             object,
@@ -105,8 +106,55 @@ fn redacted(secret: &Secret) -> String {
     value.to_string()
 }
 
+/// A text without the private keys that somebody pasted into it, as they are or in base64.
+fn without_keys(text: String) -> String {
+    let mut kept = String::new();
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once(KEY_MARK) {
+        // The key stands between two marks; one that is cut off ends with its value.
+        let quote = after.find('"').unwrap_or(after.len());
+        let value = after[..quote].trim_end_matches('\\').len();
+        let end = after[..value].find(KEY_END).unwrap_or(value);
+        kept.push_str(before);
+        kept.push_str(KEY_MARK);
+        rest = &after[end..];
+        // The word in the closing mark opens nothing.
+        if let Some(closed) = rest.strip_prefix(KEY_END) {
+            kept.push_str(KEY_END);
+            let until = closed.find(DASHES).map_or(0, |at| at + DASHES.len());
+            kept.push_str(&closed[..until]);
+            rest = &closed[until..];
+        }
+    }
+    kept.push_str(rest);
+    let mut all = String::new();
+    let mut rest = kept.as_str();
+    while let Some(at) = rest.find(PEM_IN_BASE64) {
+        let end = rest[at..].find(|c: char| !c.is_ascii_alphanumeric() && !"+/=".contains(c));
+        let end = end.map_or(rest.len(), |end| at + end);
+        let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(rest[at..end].trim_end_matches('='));
+        all.push_str(&rest[..at]);
+        // What cannot be read may be one.
+        if bytes.is_ok_and(|bytes| !String::from_utf8_lossy(&bytes).contains(KEY_MARK)) {
+            all.push_str(&rest[at..end]);
+        }
+        rest = &rest[end..];
+    }
+    all.push_str(rest);
+    all
+}
+
+/// Stands in both marks of a private key, in whatever form.
+const KEY_MARK: &str = "PRIVATE KEY-----";
+/// Begins the mark behind one.
+const KEY_END: &str = "-----END ";
+/// End a mark.
+const DASHES: &str = "-----";
+/// How `-----BEGIN` begins in base64.
+pub(crate) const PEM_IN_BASE64: &str = "LS0tLS1CRUdJT";
+
 /// Reads back what [`Good::written`] holds.
-pub(crate) fn restore(written: &str) -> Option<(Key, Good)> {
+pub(crate) fn restore(written: &str, pool: &mut Pool) -> Option<(Key, Good)> {
     let node = documents(written).pop()?.ok()?;
     let reading = if node.field("kind").is_none() {
         read_mesh(&node)
@@ -114,7 +162,12 @@ pub(crate) fn restore(written: &str) -> Option<(Key, Good)> {
         read(&node)
     };
     match reading {
-        Reading::Good { key, object, .. } => Some((key, Good::new(object, &node))),
+        Reading::Good {
+            mut key, mut object, ..
+        } => {
+            pool.share(&mut key, &mut object);
+            Some((key, Good::new(object, &node)))
+        }
         Reading::Bad { key, stand_in, .. } => Some((key, Good::new(stand_in?, &node))),
         Reading::Skipped(_) | Reading::Unknown(_) => None,
     }
@@ -122,16 +175,25 @@ pub(crate) fn restore(written: &str) -> Option<(Key, Good)> {
 
 /// Reads a file's text.
 pub(crate) fn parse(file: &Str, text: &str) -> Parsed {
-    let mut parsed = Parsed::default();
+    let (mut parsed, mut pool) = (Parsed::default(), Pool::default());
     let settings = &**file == "mesh.yaml";
     for document in documents(text) {
         match document {
             // An object in that file is one like any other.
-            Ok(node) if settings && node.field("kind").is_none() => parsed.say(file, &node, read_mesh(&node)),
-            Ok(node) => parsed.take(file, &node),
+            Ok(node) if settings && node.field("kind").is_none() => {
+                parsed.say(file, &node, read_mesh(&node));
+            }
+            Ok(node) => {
+                let mut reading = read(&node);
+                if let Reading::Good { key, object, .. } = &mut reading {
+                    pool.share(key, object);
+                }
+                parsed.say(file, &node, reading);
+            }
             Err(fault) => parsed.broken(file, fault),
         }
     }
+    parsed.statements.shrink_to_fit();
     parsed
 }
 
@@ -151,10 +213,6 @@ pub(crate) fn unreadable(file: &Str, cause: &str) -> Parsed {
 }
 
 impl Parsed {
-    fn take(&mut self, file: &Str, node: &Node) {
-        self.say(file, node, read(node));
-    }
-
     fn say(&mut self, file: &Str, node: &Node, reading: Reading) {
         match reading {
             Reading::Good {
@@ -239,4 +297,28 @@ fn printable(text: &str) -> String {
         }
     }
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pasted_key_is_left_out_and_nothing_else() {
+        let pem = "-----BEGIN EC PRIVATE KEY-----\\nplanted\\n-----END EC PRIVATE KEY-----\\n";
+        let certificate = "-----BEGIN CERTIFICATE-----\\npublic\\n-----END CERTIFICATE-----";
+        let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text.replace("\\n", "\n"));
+        let text = format!(
+            r#"{{"a":"{pem}","b":"{certificate}","c":"{}","d":"{}","e":"-----BEGIN PRIVATE KEY-----\nplanted","f":1}}"#,
+            encoded(pem),
+            encoded(certificate),
+        );
+        let kept = without_keys(text);
+        assert!(!kept.contains("planted") && !kept.contains(&encoded(pem)), "{kept}");
+        assert!(kept.contains("public") && kept.contains(&encoded(certificate)), "{kept}");
+        let value: serde_json::Value = serde_json::from_str(&kept).expect("it is still JSON");
+        assert_eq!((&value["f"], &value["c"]), (&1.into(), &"".into()));
+        let twice = without_keys(kept.clone());
+        assert_eq!(twice, kept, "what was written is read back as it is");
+    }
 }

@@ -13,6 +13,7 @@ use tulle_k8s::document::FILE_BYTES_MAX;
 use tulle_model::Str;
 
 use super::WRITING_MAX;
+use super::packed::Packed;
 use crate::engine::Batch;
 
 /// Most files that are read.
@@ -38,7 +39,7 @@ pub(crate) struct Scan {
 #[derive(Debug, Clone)]
 pub(crate) struct File {
     /// Its text, or why there is none.
-    pub(super) text: Result<Arc<str>, String>,
+    pub(super) text: Result<Arc<Packed>, String>,
     /// It may still be in the middle of being written.
     pub(super) is_fresh: bool,
     /// When it was last changed or put in its place.
@@ -54,14 +55,38 @@ impl Scan {
             changed: None,
         };
         Self {
-            files: texts.into_iter().map(|(path, text)| (path, file(text))).collect(),
+            files: texts
+                .into_iter()
+                .map(|(path, text)| (path, file(text.map(|text| Arc::new(Packed::of(&text))))))
+                .collect(),
             ..Self::default()
         }
     }
 
     /// The text of each file.
-    pub(crate) fn texts(&self) -> impl Iterator<Item = (&Str, &Result<Arc<str>, String>)> {
-        self.files.iter().map(|(path, file)| (path, &file.text))
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (&Str, Result<Arc<str>, String>)> {
+        let text = |file: &File| {
+            file.text
+                .as_ref()
+                .map(|text| text.text().into())
+                .map_err(Clone::clone)
+        };
+        self.files.iter().map(move |(path, file)| (path, text(file)))
+    }
+
+    /// Whether another look found the same: the same files with the same texts, and the same that cannot be read.
+    pub(super) fn says(&self, other: &Self) -> bool {
+        let same = |((path, one), (other_path, other)): ((&Str, &File), (&Str, &File))| {
+            path == other_path
+                && match (&one.text, &other.text) {
+                    (Ok(one), Ok(other)) => Arc::ptr_eq(one, other) || one == other,
+                    (one, other) => one == other,
+                }
+        };
+        self.no_root == other.no_root
+            && self.unreadable == other.unreadable
+            && self.files.len() == other.files.len()
+            && self.files.iter().zip(&other.files).all(same)
     }
 
     /// When the newest of the objects that a batch brings was written, by kind.
@@ -98,7 +123,7 @@ struct Stamp {
 #[derive(Debug)]
 pub(crate) struct Scanner {
     root: PathBuf,
-    known: BTreeMap<Str, (Stamp, Arc<str>)>,
+    known: BTreeMap<Str, (Stamp, Arc<Packed>)>,
 }
 
 impl Scanner {
@@ -136,7 +161,7 @@ struct Walk<'a> {
     root: &'a Path,
     /// The directories being read, resolved: one of them found again is a loop.
     open: Vec<PathBuf>,
-    known: &'a mut BTreeMap<Str, (Stamp, Arc<str>)>,
+    known: &'a mut BTreeMap<Str, (Stamp, Arc<Packed>)>,
     scan: &'a mut Scan,
 }
 
@@ -251,7 +276,7 @@ impl Walk<'_> {
             };
         }
         let text = fs::read_to_string(path)
-            .map(Arc::<str>::from)
+            .map(|text| Arc::new(Packed::of(&text)))
             .map_err(|error| format!("it cannot be read: {error}"));
         if let Ok(text) = &text {
             self.known.insert(below.into(), (stamp, text.clone()));

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tulle_k8s::translate::MeshConfig;
+use tulle_model::Str;
 use tulle_model::workload::TunnelProtocol;
 use tulle_runtime::tasks::Scope;
 
@@ -71,7 +72,8 @@ impl Folder {
             Clients::default(),
             EngineMetrics::default(),
             &scope,
-        );
+        )
+        .snapshots;
         Self {
             config,
             state,
@@ -141,6 +143,59 @@ async fn a_label_edit_reaches_the_cut_within_100_ms() {
         fastest = fastest.min(started.elapsed());
     }
     assert!(fastest < Duration::from_millis(100), "took {fastest:?}");
+}
+
+#[tokio::test]
+async fn a_replica_serves_the_same_and_writes_no_status() {
+    let mut owner = Folder::new(&[("shop.yaml", ENTRY), ("ns.yaml", &namespace("none"))]);
+    let owned = owner.until(|snapshot| tunnel(snapshot).is_some()).await;
+    owner.scope.cancel();
+    owner.scope.close();
+    owner.scope.wait().await;
+    let status = owner.state.path().join("status");
+    let _ = std::fs::remove_dir_all(&status);
+    let scope = Scope::new();
+    let following = FolderConfig {
+        config_dir: owner.config.path().to_owned(),
+        state_dir: Some(owner.state.path().to_owned()),
+        follow: true,
+    };
+    let (mesh, metrics) = (MeshConfig::default(), EngineMetrics::default());
+    let trust = watch::channel(None).1;
+    owner.snapshots = start(following, mesh, trust, Clients::default(), metrics, &scope).snapshots;
+    let versions = |snapshot: &Snapshot| -> Vec<(Str, Str)> {
+        let slots = snapshot.by_name(ResourceType::Address).into_iter();
+        slots
+            .map(|slot| (slot.name.clone(), slot.version.clone()))
+            .collect()
+    };
+    let replica = owner.until(|snapshot| tunnel(snapshot).is_some()).await;
+    assert_eq!(versions(&replica), versions(&owned));
+    // Several cuts, so that somebody who writes would have written.
+    for (mode, protocol) in [
+        ("ambient", TunnelProtocol::Hbone),
+        ("none", TunnelProtocol::None),
+        ("ambient", TunnelProtocol::Hbone),
+    ] {
+        owner.put("ns.yaml", &namespace(mode));
+        owner.until(|snapshot| tunnel(snapshot) == Some(protocol)).await;
+    }
+    assert!(!status.exists(), "a replica writes nothing");
+    scope.cancel();
+}
+
+#[test]
+fn a_replica_decides_on_what_changed_and_else_on_nothing() {
+    let (config, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    put(config.path(), "shop.yaml", ENTRY);
+    let (mut scanner, mut follower) = (Scanner::new(config.path().to_owned()), Follower::new(state.path()));
+    let now = jiff::Timestamp::now();
+    let mut decided = || follower.look(&scanner.scan(), now).step.work.decided;
+    assert_eq!(decided(), 2);
+    assert_eq!(decided(), 0);
+    put(config.path(), "more.yaml", &namespace("none"));
+    assert_eq!(decided(), 3);
+    assert_eq!(decided(), 0);
 }
 
 #[tokio::test]
@@ -445,7 +500,7 @@ fn after_a_kill_every_generation_means_what_it_meant() {
 }
 
 /// Names and versions of every address: virtual addresses included.
-fn versions(snapshot: &Snapshot) -> Vec<(tulle_model::Str, tulle_model::Str)> {
+fn versions(snapshot: &Snapshot) -> Vec<(Str, Str)> {
     let slots = snapshot.resources(ResourceType::Address);
     slots
         .map(|slot| (slot.name.clone(), slot.version.clone()))

@@ -26,15 +26,6 @@ const GATHERED: usize = 128 * 1024;
 /// Bytes that are moved before others have a turn, who may run on this very thread.
 const TURN: usize = 128 * 1024;
 
-/// What a write came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Written {
-    /// Nothing was left to write.
-    All,
-    /// A batch; there may be more.
-    Some,
-}
-
 /// Places for chunks of one read that are kept for the next one.
 const CHUNKS_KEPT: usize = 4;
 
@@ -116,7 +107,7 @@ impl<L: Link> Driver<L> {
         self.conn.register(cx);
         let mut left = TURN;
         while left > 0 {
-            let more = matches!(self.poll_write(cx)?, Poll::Ready(Written::Some));
+            let written = self.write(cx)?;
             match self.conn.drive(Core::next) {
                 Next::Read => {}
                 Next::Wait => return Poll::Pending,
@@ -131,7 +122,8 @@ impl<L: Link> Driver<L> {
                 // Whatever was on its way in either direction is lost.
                 Poll::Ready(0) => return Poll::Ready(Ok(())),
                 Poll::Ready(read) => left.saturating_sub(read),
-                Poll::Pending if more => left.saturating_sub(GATHERED),
+                // Who asks for another turn without need is polled once more, and wakes another thread to look for work.
+                Poll::Pending if written >= TURN => 0,
                 Poll::Pending => return Poll::Pending,
             };
         }
@@ -139,17 +131,24 @@ impl<L: Link> Driver<L> {
         Poll::Pending
     }
 
-    /// Writes what there is to write, one batch of it, and flushes it.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Written>> {
+    /// Writes until nothing is left, the stream takes no more, or it is the turn of others; says how much.
+    fn write(&mut self, cx: &mut Context<'_>) -> io::Result<usize> {
+        let mut written = 0;
+        while written < TURN
+            && let Poll::Ready(bytes @ 1..) = self.poll_write(cx)?
+        {
+            written += bytes;
+        }
+        Ok(written)
+    }
+
+    /// Writes what there is to write, one batch of it, and flushes it; says how long it was, 0 if nothing was left.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.out.is_empty() {
             let out = &mut self.out;
             self.conn.drive(|core| core.gather(out, GATHERED));
         }
-        let written = if self.out.is_empty() {
-            Written::All
-        } else {
-            Written::Some
-        };
+        let written = self.out.len();
         ready!(self.link.poll_write(cx, &mut self.out))?;
         Poll::Ready(Ok(written))
     }
@@ -188,7 +187,7 @@ impl<L: Link> Driver<L> {
             }
             Some(fault) => {
                 // It is told if that can be done at once; it has no claim to more.
-                while matches!(self.poll_write(cx), Poll::Ready(Ok(Written::Some))) {}
+                while matches!(self.poll_write(cx), Poll::Ready(Ok(1..))) {}
                 Poll::Ready(Err(io::Error::other(fault)))
             }
         }
@@ -196,7 +195,7 @@ impl<L: Link> Driver<L> {
 
     /// All is said: closes the stream once it is written.
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while ready!(self.poll_write(cx))? == Written::Some {}
+        while ready!(self.poll_write(cx))? > 0 {}
         self.link.poll_close(cx)
     }
 }
@@ -229,5 +228,35 @@ impl Ping for Question {
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         self.conn.with(|core| core.poll_alive(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    use super::*;
+    use crate::hbone::liveness::Vitals;
+    use crate::hbone::own::client;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_written_all_there_was_asks_for_no_further_turn() {
+        let (near, _far) = tokio::io::duplex(64 * 1024);
+        let settings = Settings::client();
+        let (_opener, mut frames) = client::handshake(near, &settings, &Vitals::new(&settings));
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
+        assert!(frames.poll(&mut Context::from_waker(&waker)).is_pending());
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 0);
     }
 }

@@ -108,7 +108,7 @@ impl Library {
     ) -> (Option<Claim<'a>>, Vec<FileProblem>) {
         let home = self.entries.get(key).map(|entry| &entry.in_force.file);
         let (mut first, mut refused): (Option<(&Str, Claim<'_>)>, _) = (None, Vec::new());
-        let asked: BTreeSet<&Str> = self.index.claimants(key).iter().chain(home).collect();
+        let asked: BTreeSet<&Str> = self.index.claimants(key).chain(home).collect();
         for path in asked {
             let Some((path, known)) = self.files.get_key_value(path) else {
                 continue;

@@ -6,6 +6,7 @@ use tulle_k8s::Key;
 use tulle_model::Str;
 
 use super::{Entry, Known};
+use crate::few::Few;
 use crate::snapshot::FileProblem;
 use crate::source::folder::allocate::Demand;
 use crate::source::folder::gateways::{Instances, gateway_of};
@@ -14,7 +15,7 @@ use crate::source::folder::gateways::{Instances, gateway_of};
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
     /// Files that say something of an object, in the order in which they win.
-    claimants: BTreeMap<Key, Vec<Str>>,
+    claimants: BTreeMap<Key, Few<Str>>,
     /// Objects in force, by the file they are from.
     held: BTreeMap<Str, BTreeSet<Key>>,
     /// Files with findings.
@@ -49,7 +50,7 @@ impl Index {
     pub(super) fn set_file(&mut self, path: &Str, old: Option<&Known>, new: Option<&Known>) {
         for statement in old.iter().flat_map(|known| &known.parsed.statements) {
             if let Some(files) = self.claimants.get_mut(&statement.key) {
-                files.retain(|file| file != path);
+                files.remove(path);
                 if files.is_empty() {
                     self.claimants.remove(&statement.key);
                 }
@@ -57,10 +58,7 @@ impl Index {
         }
         for statement in new.iter().flat_map(|known| &known.parsed.statements) {
             let files = self.claimants.entry(statement.key.clone()).or_default();
-            if let Err(place) = files.binary_search(path) {
-                files.reserve_exact(1);
-                files.insert(place, path.clone());
-            }
+            files.insert(path.clone());
         }
         if new.is_none() {
             self.moved.insert(path.clone());
@@ -110,9 +108,17 @@ impl Index {
         }
     }
 
-    /// The files that say something of an object.
-    pub(super) fn claimants(&self, key: &Key) -> &[Str] {
-        self.claimants.get(key).map_or(&[], Vec::as_slice)
+    /// The files that say something of an object, in the order in which they win.
+    pub(super) fn claimants(&self, key: &Key) -> impl Iterator<Item = &Str> {
+        self.claimants.get(key).into_iter().flat_map(Few::iter)
+    }
+
+    /// Gives back what maps take that were filled in order: their nodes are only half full.
+    pub(super) fn pack(&mut self) {
+        self.claimants = std::mem::take(&mut self.claimants).into_iter().collect();
+        for held in self.held.values_mut() {
+            *held = std::mem::take(held).into_iter().collect();
+        }
     }
 
     /// The objects in force that are from a file.

@@ -9,13 +9,14 @@ use tulle_model::Str;
 
 use super::{Library, Parsed, Step};
 use crate::history::sha256;
+use crate::source::folder::packed::Packed;
 use crate::source::folder::parse::{self, Form};
 use crate::source::folder::scan::{File, Scan};
 
 /// A file as it was parsed last.
 #[derive(Debug, Clone)]
 pub(super) struct Known {
-    text: Result<Arc<str>, String>,
+    text: Result<Arc<Packed>, String>,
     /// Of the text, if there is one.
     sha256: Option<Str>,
     pub(super) parsed: Arc<Parsed>,
@@ -24,9 +25,9 @@ pub(super) struct Known {
 }
 
 /// The text of a file, as far as it may be kept.
-pub(crate) enum Text<'a> {
+pub(crate) enum Text {
     /// It may.
-    Open(&'a str),
+    Open(String),
     /// It holds keys or the like, which are kept nowhere else.
     Secret,
 }
@@ -37,24 +38,24 @@ fn holds_secret(parsed: &Parsed, text: &str) -> bool {
     parsed.statements.iter().any(is_secret)
         || parsed.is_broken && text.contains("Secret")
         || text.contains("PRIVATE KEY")
-        || text.contains(PEM_IN_BASE64)
+        || text.contains(parse::PEM_IN_BASE64)
 }
-
-/// How `-----BEGIN` begins in base64.
-const PEM_IN_BASE64: &str = "LS0tLS1CRUdJT";
 
 /// How objects were written, by form.
 pub(crate) type Texts = BTreeMap<Form, Arc<str>>;
 
 impl Known {
     fn read(path: &Str, file: &File) -> Self {
-        let parsed = match &file.text {
-            Ok(text) => parse::parse(path, text),
-            Err(cause) => parse::unreadable(path, cause),
+        let (parsed, sha256) = match &file.text {
+            Ok(text) => {
+                let text = text.text();
+                (parse::parse(path, &text), Some(sha256(text.as_bytes())))
+            }
+            Err(cause) => (parse::unreadable(path, cause), None),
         };
         Self {
             text: file.text.clone(),
-            sha256: file.text.as_ref().ok().map(|text| sha256(text.as_bytes())),
+            sha256,
             parsed: Arc::new(parsed),
             read_twice: !file.is_fresh,
         }
@@ -129,10 +130,10 @@ impl Library {
     }
 
     /// The text of a file and its SHA-256, if it could be read.
-    pub(crate) fn text(&self, path: &Str) -> Option<(Text<'_>, &Str)> {
+    pub(crate) fn text(&self, path: &Str) -> Option<(Text, &Str)> {
         let known = self.files.get(path)?;
-        let text = known.text.as_ref().ok()?;
-        let text = if holds_secret(&known.parsed, text) {
+        let text = known.text.as_ref().ok()?.text();
+        let text = if holds_secret(&known.parsed, &text) {
             Text::Secret
         } else {
             Text::Open(text)
@@ -166,7 +167,7 @@ impl Library {
             };
             for (path, known) in known.into_iter().filter(|(_, known)| has(known)) {
                 if let Ok(text) = &known.text {
-                    collect(&parse::parse(path, text), &mut texts);
+                    collect(&parse::parse(path, &text.text()), &mut texts);
                 }
             }
         }

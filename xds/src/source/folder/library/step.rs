@@ -65,7 +65,7 @@ impl Step {
     }
 
     /// The objects that changed, came or went.
-    pub(crate) fn objects(&self) -> impl Iterator<Item = &Key> {
+    pub(crate) fn objects(&self) -> impl ExactSizeIterator<Item = &Key> {
         self.entries.keys()
     }
 

@@ -3,6 +3,7 @@
 use tulle_k8s::Kind;
 
 use super::*;
+use crate::source::folder::packed::Packed;
 use crate::source::folder::scan::File;
 
 mod mutation;
@@ -24,7 +25,7 @@ impl Paper {
 
     fn put(mut self, path: &str, text: &str) -> Self {
         let file = File {
-            text: Ok(text.into()),
+            text: Ok(Arc::new(Packed::of(text))),
             is_fresh: false,
             changed: None,
         };

@@ -58,7 +58,7 @@ fn found(files: &BTreeMap<&str, &str>, is_unreadable: bool) -> Scan {
     for (path, text) in files {
         if !(is_unreadable && path.starts_with("team/")) {
             let file = File {
-                text: Ok((*text).into()),
+                text: Ok(Arc::new(Packed::of(text))),
                 is_fresh: false,
                 changed: None,
             };

@@ -1,0 +1,163 @@
+//! What a request costs in allocations beyond a proxy of the HTTP library alone, between the same tunnels.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1 as client_http1;
+use hyper::server::conn::http1 as server_http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::sync::Mutex;
+use tulle_model::MeshUpdate;
+use tulle_model::authz::policy::StringMatch;
+use tulle_model::policy::Concern;
+use tulle_model::policy::authz::{Action, Authz, Rule, To, Values};
+use tulle_model::service::AppProtocol;
+use tulle_model::testing::{http_route, prefix};
+use tulle_runtime::tasks;
+use tulle_transport::hbone::{ConnectRequest, ConnectResponse, Settings, client, server};
+use tulle_waypoint::upstream::dial::Network;
+
+use crate::world::{World, application, identity, text, told_policy};
+
+/// Allocations of our own for one request with a route and an ALLOW policy: the canonical form and what is written of
+/// it, the body's place among tries, and what an answer holds until its end.
+const OWN_MAX: u64 = 22;
+const REQUESTS: u64 = 200;
+const WEB: &str = "shop/web.shop.svc.cluster.local";
+
+type Sender = client_http1::SendRequest<Full<Bytes>>;
+
+fn request() -> Request<Full<Bytes>> {
+    Request::get("/items/7?page=2")
+        .header("host", "web.shop")
+        .header("user-agent", "test")
+        .header("accept", "*/*")
+        .header("x-kind", "test")
+        .header("x-request-id", "f058ebd6-02f7-4d3f-942e-904344e8cde5")
+        .body(Full::default())
+        .unwrap()
+}
+
+async fn ask(sender: &mut Sender) {
+    sender.ready().await.unwrap();
+    let answer = sender.send_request(request()).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    answer.into_body().collect().await.unwrap();
+}
+
+/// A caller whose requests a proxy of the library alone passes on.
+async fn bare(world: &World) -> Sender {
+    let to: SocketAddr = "10.0.0.7:15008".parse().unwrap();
+    let certificate = world.ca.certificate(&identity("way"));
+    let socket = world.pipes.connect(to).await.unwrap();
+    let tls = certificate.client_config(&[identity("web")]);
+    let up = client::connect_over(socket, to, tls, &Settings::client())
+        .await
+        .unwrap();
+    let (stream, _) = up.open(&ConnectRequest::new("10.0.0.7:8080")).await.unwrap();
+    let (sender, connection) = client_http1::handshake::<_, Incoming>(TokioIo::new(stream))
+        .await
+        .unwrap();
+    drop(tasks::spawn("bare-up", connection));
+    let sender = Arc::new(Mutex::new(sender));
+    let (near, far) = tokio::io::duplex(256 * 1024);
+    let from: SocketAddr = "10.0.0.1:5000".parse().unwrap();
+    let tls = certificate.server_config();
+    drop(tasks::spawn("bare", async move {
+        let _up = up;
+        let mut accepted = server::accept_over(far, from, tls, &Settings::server())
+            .await
+            .unwrap();
+        while let Some(incoming) = accepted.connection.accept().await {
+            let stream = incoming.accept(&ConnectResponse::default()).unwrap();
+            let sender = Arc::clone(&sender);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let sender = Arc::clone(&sender);
+                async move {
+                    let mut sender = sender.lock().await;
+                    sender.ready().await.unwrap();
+                    Ok::<_, Infallible>(sender.send_request(request).await.unwrap())
+                }
+            });
+            let serving = server_http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            drop(tasks::spawn("bare-down", serving));
+        }
+    }));
+    let tls = world
+        .ca
+        .certificate(&identity("client"))
+        .client_config(&[identity("way")]);
+    let tunnel = client::connect_over(near, to, tls, &Settings::client())
+        .await
+        .unwrap();
+    let (stream, _) = tunnel.open(&ConnectRequest::new("10.96.0.1:80")).await.unwrap();
+    let (sender, connection) = client_http1::handshake(TokioIo::new(stream)).await.unwrap();
+    drop(tasks::spawn("bare-client", async move {
+        let _tunnel = tunnel;
+        drop(connection.await);
+    }));
+    sender
+}
+
+fn configuration() -> Vec<MeshUpdate> {
+    let route = http_route("shop/web").on(prefix("/items").header("x-kind", "test"));
+    let methods = Values {
+        any: vec![StringMatch::Exact("GET".into())],
+        none: vec![],
+    };
+    let rule = Rule {
+        to: vec![To {
+            methods,
+            ..To::default()
+        }],
+        ..Rule::default()
+    };
+    let allow = Authz {
+        action: Action::Allow,
+        rules: vec![rule],
+        provider: None,
+    };
+    vec![
+        MeshUpdate::Route(Arc::new(route.under(WEB).to(WEB, 80, 1))),
+        told_policy("allow", Concern::Authz(allow)),
+    ]
+}
+
+#[test]
+fn a_request_allocates_little_beyond_what_the_library_does() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let answering = application(|_| async { text("x".repeat(1_024)) });
+    let (world, mut ours, mut bare) = runtime.block_on(async {
+        let world = World::web_with(AppProtocol::Http11, answering).await;
+        world.apply(configuration()).await;
+        let (ours, bare) = (world.http1("client").await, bare(&world).await);
+        (world, ours, bare)
+    });
+    let measured = |sender: &mut Sender| {
+        let asking = |sender: &mut Sender, times| {
+            runtime.block_on(async {
+                for _ in 0..times {
+                    ask(sender).await;
+                }
+            });
+        };
+        asking(sender, 20);
+        allocation_counter::measure(|| asking(sender, REQUESTS)).count_total / REQUESTS
+    };
+    let (with, without) = (measured(&mut ours), measured(&mut bare));
+    let own = with.saturating_sub(without);
+    assert!(
+        own <= OWN_MAX,
+        "{with} with a waypoint, {without} with the library alone"
+    );
+    drop(world);
+}

@@ -1,0 +1,197 @@
+//! What must not be told to anybody is planted, the process is made to handle it, and everything it says is searched.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+/// A control plane as a process of its own, which writes a log of everything.
+struct Traced {
+    folder: tempfile::TempDir,
+    address: SocketAddr,
+    child: Child,
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Traced {
+    fn start(files: &[(&str, String)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("config")).unwrap();
+        for (name, text) in files {
+            write(&folder.path().join("config"), name, text);
+        }
+        let path = |name: &str| folder.path().join(name);
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let log = fs::File::create(path("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_tulle-xds"))
+            .args(["--log-level", "trace", "--listen", &address.to_string()])
+            .args(["--metrics-address", "127.0.0.1:0", "--readiness-address", "127.0.0.1:0"])
+            .arg("--config-dir")
+            .arg(path("config"))
+            .arg("--state-dir")
+            .arg(path("state"))
+            .arg("--run-dir")
+            .arg(path("run"))
+            .stdout(Stdio::from(log.try_clone().unwrap()))
+            .stderr(Stdio::from(log))
+            .spawn()
+            .unwrap();
+        Self {
+            folder,
+            address,
+            child,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    async fn get(&self, page: &str) -> Option<String> {
+        let mut stream = UnixStream::connect(self.path("run/xds.sock")).await.ok()?;
+        let request = format!("GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer)
+    }
+
+    fn channel(&self, token: &str) -> AuthenticatedChannel {
+        let config = ChannelConfig {
+            address: format!("https://localhost:{}", self.address.port()).parse().unwrap(),
+            root: RootSource::File(self.path("state/ca/root-cert.pem")),
+            server_name: Some("istiod.istio-system.svc".to_owned()),
+            token: TokenSource::Literal(token.to_owned()),
+            headers: Vec::new(),
+            cluster_id: Some("Kubernetes".to_owned()),
+            mark: None,
+        };
+        authenticated(&config).unwrap()
+    }
+}
+
+/// The texts of all files below a folder.
+fn texts(folder: &Path, all: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            texts(&path, all);
+        } else {
+            let bytes = fs::read(&path).unwrap_or_default();
+            all.push((
+                path.display().to_string(),
+                String::from_utf8_lossy(&bytes).into_owned(),
+            ));
+        }
+    }
+}
+
+const PAGES: [&str; 15] = [
+    "/status",
+    "/metrics",
+    "/debug/ambientz",
+    "/debug/authorizationz",
+    "/debug/ca",
+    "/debug/clusterz",
+    "/debug/config_dump",
+    "/debug/config_dump?type=Workload",
+    "/debug/connections",
+    "/debug/explain?object=Secret/shop/tls",
+    "/debug/history",
+    "/debug/mesh",
+    "/debug/resources",
+    "/debug/syncz",
+    "/debug/world",
+];
+
+/// A key as somebody may paste it; its lines are what must not be found.
+fn pem(planted: &str) -> String {
+    let body = planted.repeat(3);
+    format!("-----BEGIN PRIVATE KEY-----\n    {body}\n    -----END PRIVATE KEY-----\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r506_no_secret_is_logged_shown_or_recorded() {
+    // "planted-encoded" in base64, as Kubernetes writes it.
+    let encoded = "cGxhbnRlZC1lbmNvZGVk";
+    let process = Traced::start(&[
+        ("namespace.yaml", NAMESPACE.to_owned()),
+        ("service.yaml", SERVICE.to_owned()),
+        ("web.yaml", entry("web", "n1", "10.0.0.1")),
+        (
+            "secret.yaml",
+            format!(
+                "apiVersion: v1\nkind: Secret\nmetadata: {{name: tls, namespace: shop}}\ndata: {{tls.key: {encoded}}}\nstringData: {{password: planted-plain, ca.crt: public}}\n"
+            ),
+        ),
+        (
+            "pasted.yaml",
+            format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: pasted, namespace: shop}}\ndata:\n  key: |\n    {}",
+                pem("plantedPasted")
+            ),
+        ),
+        (
+            "broken.yaml",
+            "apiVersion: v1\nkind: Secret\nmetadata: {name: b}\nstringData: {password: planted-broken\n".to_owned(),
+        ),
+    ]);
+    until(async || process.path("state/tokens").exists() && process.path("state/ca/root-key.pem").exists()).await;
+    let token = tulle_xds::token::create(&process.path("state"), "n1").unwrap();
+    until(async || process.get("/healthz/ready").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))).await;
+    let (state, _client) = follow_over(process.channel(&token), "n1", false);
+    until(async || state.synced() && state.snapshot().workloads().count() == 1).await;
+    // Credentials that are refused are secrets of somebody's all the same.
+    let jwt = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.cGxhbnRlZC1zaWduYXR1cmU";
+    for refused in ["tulle-planted-wrong-token", jwt] {
+        let ca = GrpcCa::new(process.channel(refused), GrpcCaOptions::default());
+        let identity = tulle_model::Identity::new("cluster.local", "shop", "web");
+        assert!(ca.fetch(&identity).await.is_err());
+    }
+    let ca = GrpcCa::new(process.channel(&token), GrpcCaOptions::default());
+    let identity = tulle_model::Identity::new("cluster.local", "shop", "web");
+    ca.fetch(&identity).await.unwrap();
+    until(async || process.path("state/status/WorkloadEntry/shop/web.yaml").exists()).await;
+
+    let key = fs::read_to_string(process.path("state/ca/root-key.pem")).unwrap();
+    let lines = key.lines().filter(|line| !line.starts_with("-----"));
+    let mut planted: Vec<String> = lines.map(ToOwned::to_owned).collect();
+    assert!(!planted.is_empty());
+    planted.extend(token.split('.').filter(|part| part.len() > 16).map(ToOwned::to_owned));
+    for secret in [
+        token.as_str(),
+        encoded,
+        "planted-encoded",
+        "planted-plain",
+        "plantedPasted",
+        "planted-broken",
+        "tulle-planted-wrong-token",
+        jwt,
+        "cGxhbnRlZC1zaWduYXR1cmU",
+    ] {
+        planted.push(secret.to_owned());
+    }
+    let mut said = Vec::new();
+    for page in PAGES {
+        let answer = process.get(page).await.expect("a page");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{page}: {answer}");
+        said.push((page.to_owned(), answer));
+    }
+    for folder in ["state/status", "state/history", "run"] {
+        texts(&process.path(folder), &mut said);
+    }
+    let log = fs::read_to_string(process.path("log")).unwrap();
+    assert!(log.contains("TRACE"), "the log tells everything");
+    said.push(("log".to_owned(), log));
+    for secret in &planted {
+        for (place, text) in &said {
+            assert!(!text.contains(secret.as_str()), "{secret} is found in {place}");
+        }
+    }
+}
