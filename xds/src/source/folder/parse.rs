@@ -132,7 +132,8 @@ fn without_keys(text: String) -> String {
     while let Some(at) = rest.find(PEM_IN_BASE64) {
         let end = rest[at..].find(|c: char| !c.is_ascii_alphanumeric() && !"+/=".contains(c));
         let end = end.map_or(rest.len(), |end| at + end);
-        let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(rest[at..end].trim_end_matches('='));
+        let bytes =
+            base64::engine::general_purpose::STANDARD_NO_PAD.decode(rest[at..end].trim_end_matches('='));
         all.push_str(&rest[..at]);
         // What cannot be read may be one.
         if bytes.is_ok_and(|bytes| !String::from_utf8_lossy(&bytes).contains(KEY_MARK)) {
@@ -307,15 +308,22 @@ mod tests {
     fn a_pasted_key_is_left_out_and_nothing_else() {
         let pem = "-----BEGIN EC PRIVATE KEY-----\\nplanted\\n-----END EC PRIVATE KEY-----\\n";
         let certificate = "-----BEGIN CERTIFICATE-----\\npublic\\n-----END CERTIFICATE-----";
-        let encoded = |text: &str| base64::engine::general_purpose::STANDARD.encode(text.replace("\\n", "\n"));
+        let encoded =
+            |text: &str| base64::engine::general_purpose::STANDARD.encode(text.replace("\\n", "\n"));
         let text = format!(
             r#"{{"a":"{pem}","b":"{certificate}","c":"{}","d":"{}","e":"-----BEGIN PRIVATE KEY-----\nplanted","f":1}}"#,
             encoded(pem),
             encoded(certificate),
         );
         let kept = without_keys(text);
-        assert!(!kept.contains("planted") && !kept.contains(&encoded(pem)), "{kept}");
-        assert!(kept.contains("public") && kept.contains(&encoded(certificate)), "{kept}");
+        assert!(
+            !kept.contains("planted") && !kept.contains(&encoded(pem)),
+            "{kept}"
+        );
+        assert!(
+            kept.contains("public") && kept.contains(&encoded(certificate)),
+            "{kept}"
+        );
         let value: serde_json::Value = serde_json::from_str(&kept).expect("it is still JSON");
         assert_eq!((&value["f"], &value["c"]), (&1.into(), &"".into()));
         let twice = without_keys(kept.clone());

@@ -188,7 +188,10 @@ async fn a_replica_serves_the_same_and_writes_no_status() {
 fn a_replica_decides_on_what_changed_and_else_on_nothing() {
     let (config, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     put(config.path(), "shop.yaml", ENTRY);
-    let (mut scanner, mut follower) = (Scanner::new(config.path().to_owned()), Follower::new(state.path()));
+    let (mut scanner, mut follower) = (
+        Scanner::new(config.path().to_owned()),
+        Follower::new(state.path()),
+    );
     let now = jiff::Timestamp::now();
     let mut decided = || follower.look(&scanner.scan(), now).step.work.decided;
     assert_eq!(decided(), 2);
