@@ -17,8 +17,14 @@ use tulle_runtime::config::ProcessEnv;
 use tulle_runtime::exit::Exit;
 
 /// Small, quick allocations dominate in the proxies. It does not ask for huge pages, and [`main`] refuses them.
+#[cfg(not(feature = "heap-profile"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The one that can say who holds memory.
+#[cfg(feature = "heap-profile")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> Exit {
     // Where the system gives huge pages unasked, each 2 MiB of heap that is touched anywhere would be resident, which is

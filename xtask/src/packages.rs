@@ -69,6 +69,16 @@ pub(crate) const FOR_THE_TESTS: &[Program] = &[
         why: "load of HTTP/2",
     },
     Program {
+        program: "nghttpx",
+        package: "nghttp2-proxy",
+        why: "client and server of tunnels of another make",
+    },
+    Program {
+        program: "/usr/lib/python3/dist-packages/h2/__init__.py",
+        package: "python3-h2",
+        why: "frames of HTTP/2 of another make",
+    },
+    Program {
         program: "wrk",
         package: "wrk",
         why: "load of HTTP/1.1",

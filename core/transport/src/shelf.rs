@@ -1,23 +1,27 @@
 //! Buffers of one size that nobody uses now, kept for whoever needs the next one: few, and none that was not needed for
 //! a while.
+//!
+//! What nobody needs is freed soon: an allocator has large blocks side by side in pieces of megabytes, each of which stays
+//! resident for any one block that is left in it. What is kept stays written from end to end, so that lending it costs
+//! nothing however large it is.
 
 use parking_lot::Mutex;
 
 /// A place for buffers of one size.
-pub(crate) struct Shelf<B> {
+pub(crate) struct Shelf {
     /// Bytes of each.
     pub(crate) size: usize,
     kept_max: usize,
-    kept: Mutex<Kept<B>>,
+    kept: Mutex<Kept>,
 }
 
-struct Kept<B> {
-    buffers: Vec<B>,
+struct Kept {
+    buffers: Vec<Box<[u8]>>,
     /// The fewest there have been since they were last [trimmed](Shelf::trim): so many were not needed.
     spare: usize,
 }
 
-impl<B> Shelf<B> {
+impl Shelf {
     pub(crate) const fn new(size: usize, kept_max: usize) -> Self {
         Self {
             size,
@@ -29,16 +33,17 @@ impl<B> Shelf<B> {
         }
     }
 
-    /// A buffer that was used before, if there is one.
-    pub(crate) fn take(&self) -> Option<B> {
+    /// A buffer, with whatever was in it last.
+    pub(crate) fn take(&self) -> Box<[u8]> {
         let mut kept = self.kept.lock();
         let buffer = kept.buffers.pop();
         kept.spare = kept.spare.min(kept.buffers.len());
-        buffer
+        drop(kept);
+        buffer.unwrap_or_else(|| vec![0; self.size].into())
     }
 
     /// Keeps a buffer, unless there are enough of them.
-    pub(crate) fn give(&self, buffer: B) {
+    pub(crate) fn give(&self, buffer: Box<[u8]>) {
         let mut kept = self.kept.lock();
         if kept.buffers.len() < self.kept_max {
             kept.buffers.push(buffer);
@@ -49,7 +54,7 @@ impl<B> Shelf<B> {
     pub(crate) fn trim(&self) {
         let mut kept = self.kept.lock();
         let spare = kept.spare.min(kept.buffers.len());
-        let freed: Vec<B> = kept.buffers.drain(..spare).collect();
+        let freed: Vec<Box<[u8]>> = kept.buffers.drain(..spare).collect();
         kept.spare = kept.buffers.len();
         if kept.buffers.is_empty() {
             kept.buffers = Vec::new();
@@ -60,7 +65,7 @@ impl<B> Shelf<B> {
 
     /// Buffers that are kept now.
     #[cfg(test)]
-    pub(crate) fn kept<T>(&self, look: impl FnOnce(&[B]) -> T) -> T {
+    pub(crate) fn kept<T>(&self, look: impl FnOnce(&[Box<[u8]>]) -> T) -> T {
         look(&self.kept.lock().buffers)
     }
 }
@@ -72,14 +77,13 @@ mod tests {
     #[test]
     fn what_was_not_needed_between_two_trims_is_freed() {
         let shelf = Shelf::new(1, 4);
-        assert_eq!(shelf.take(), None);
-        for buffer in 0..5 {
+        for buffer in [(); 5].map(|()| shelf.take()) {
             shelf.give(buffer);
         }
         assert_eq!(shelf.kept(<[_]>::len), 4, "no more are kept");
         shelf.trim();
         assert_eq!(shelf.kept(<[_]>::len), 4, "they came after the last look");
-        let lent = shelf.take().unwrap();
+        let lent = shelf.take();
         shelf.give(lent);
         shelf.trim();
         assert_eq!(shelf.kept(<[_]>::len), 1, "one was needed");

@@ -23,6 +23,9 @@ const BATCH_MIN: usize = 8;
 /// The same where many are used.
 const BATCH_MAX: usize = 64;
 
+/// Sockets that are kept: a batch that comes while half of the one before is left.
+const KEPT_MAX: usize = BATCH_MAX + BATCH_MAX / 2;
+
 /// A stock that is used up sooner is larger the next time, and smaller if it took longer.
 const LASTS: Duration = Duration::from_secs(1);
 
@@ -75,7 +78,7 @@ impl Ready {
     fn arrived(&mut self, sockets: Vec<Socket>) {
         self.sockets.extend(sockets);
         // Several tasks may have found the stock empty at once.
-        self.sockets.truncate(BATCH_MAX);
+        self.sockets.truncate(KEPT_MAX);
         self.on_the_way = false;
     }
 }
@@ -218,10 +221,12 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_a_batch_is_ever_kept() {
-        let mut stock = ready(BATCH_MAX, BATCH_MAX - 1);
+    fn a_batch_that_was_asked_for_in_time_is_kept_and_no_more_than_that() {
+        let mut stock = ready(BATCH_MAX, BATCH_MAX / 2);
+        stock.arrived(ready(BATCH_MAX, BATCH_MAX).sockets);
+        assert_eq!(stock.sockets.len(), KEPT_MAX, "none is opened to be closed");
         stock.arrived(ready(BATCH_MIN, BATCH_MIN).sockets);
-        assert_eq!(stock.sockets.len(), BATCH_MAX);
+        assert_eq!(stock.sockets.len(), KEPT_MAX);
     }
 
     #[tokio::test]

@@ -35,7 +35,6 @@ impl Labels {
     }
 
     /// Every label with its value, by name.
-    #[must_use]
     pub fn iter(&self) -> Iter<'_> {
         self.all().iter().map(pair)
     }

@@ -270,7 +270,7 @@ fn base(
     workload_name: &Str,
     around: &Around<'_>,
 ) -> Workload {
-    let label = |names: &[&str]| names.iter().find_map(|name| labels.get(*name)).cloned();
+    let label = |names: &[&str]| names.iter().find_map(|name| labels.get(name)).cloned();
     let canonical_name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
     let canonical_revision = label(&[
         "service.istio.io/canonical-revision",

@@ -1,8 +1,10 @@
-//! `/debug/pprof/`: where the processor's time goes, in the format that `go tool pprof` and others read. What this
-//! build cannot tell is answered with 501 and the reason.
+//! `/debug/pprof/`: where the processor's time goes and who holds memory, in the format that `go tool pprof` and others
+//! read. What this build cannot tell is answered with 501 and the reason.
 
 #[cfg(feature = "pprof")]
 mod format;
+#[cfg(feature = "heap-profile")]
+mod heap;
 #[cfg(feature = "pprof")]
 mod sampled;
 
@@ -12,7 +14,9 @@ use axum::Router;
 use axum::extract::Query;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+#[cfg(not(feature = "heap-profile"))]
+use axum::routing::any;
+use axum::routing::get;
 use serde::Deserialize;
 
 /// Longest profile.
@@ -27,11 +31,22 @@ const USUAL: Window = Window {
     frequency: 100,
 };
 
-/// The pages. `known` is what the process itself can say of its memory, in lines.
+/// The pages. `known` is what the process itself can say of its memory, in lines, where there is no profile of it.
 pub fn pages(known: fn() -> String) -> Router {
-    let heap = move || async move { heap(&known()) };
     Router::new()
         .route("/debug/pprof/profile", get(processor))
+        .merge(heap_pages(known))
+}
+
+#[cfg(feature = "heap-profile")]
+fn heap_pages(_: fn() -> String) -> Router {
+    heap::pages()
+}
+
+#[cfg(not(feature = "heap-profile"))]
+fn heap_pages(known: fn() -> String) -> Router {
+    let heap = move || async move { no_heap(&known()) };
+    Router::new()
         .route("/debug/pprof/heap", get(heap))
         .route("/debug/pprof/heap/profiling", any(heap))
 }
@@ -112,19 +127,16 @@ async fn sample(_: Window) -> Result<Vec<u8>, ProfileError> {
     Err(ProfileError::NotBuilt)
 }
 
-/// No allocator that this project is built with records who allocates.
-fn heap(known: &str) -> Response {
-    let resident = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let resident = resident.lines().filter(|line| line.starts_with("VmRSS"));
-    let mut text =
-        "there is no profile of the heap: the allocator of this build records no allocations, so it can \
-                    neither list them nor be told to begin\nwhat is known:\n"
-            .to_owned();
-    for line in resident {
-        text.push_str(line);
-        text.push('\n');
-    }
-    text.push_str(known);
+/// The usual allocator records nobody's allocations.
+#[cfg(not(feature = "heap-profile"))]
+fn no_heap(known: &str) -> Response {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status.lines().find(|line| line.starts_with("VmRSS"));
+    let text = format!(
+        "profiles of the heap are not part of this build, whose allocator records no allocations: build with the feature \
+         `heap-profile`\nwhat is known without:\n{}\n{known}",
+        resident.unwrap_or_default(),
+    );
     (StatusCode::NOT_IMPLEMENTED, text).into_response()
 }
 
@@ -147,14 +159,15 @@ mod tests {
         }
     }
 
+    #[cfg(not(feature = "heap-profile"))]
     #[tokio::test]
     async fn what_the_allocator_cannot_tell_is_said() {
-        let answer = heap("tables: 7 bytes\n");
+        let answer = no_heap("tables: 7 bytes\n");
         assert_eq!(answer.status(), StatusCode::NOT_IMPLEMENTED);
         let text = axum::body::to_bytes(answer.into_body(), 4096).await.unwrap();
         let text = String::from_utf8(text.to_vec()).unwrap();
         assert!(
-            text.contains("records no allocations")
+            text.contains("build with the feature `heap-profile`")
                 && text.contains("VmRSS")
                 && text.ends_with("tables: 7 bytes\n"),
             "{text}"

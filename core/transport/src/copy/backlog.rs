@@ -13,8 +13,9 @@ const JOINED_BELOW: usize = 512;
 const JOINED_MAX: usize = 64 * 1024;
 
 /// Behind so much, longer chunks are copied, too: each is a part of whatever it was read into, and keeps all of that. A
-/// reader that is so far behind is slow, so its bytes wait anyway.
-const COPIED_BEHIND: usize = 256 * 1024;
+/// reader that is so far behind is slow, so its bytes wait anyway. Four reads of the largest size: less is behind a quick
+/// reader as well, and each copy is into pages that have to be made first.
+const COPIED_BEHIND: usize = 1024 * 1024;
 
 /// What one direction holds. Its size is bounded by the source: one chunk of a socket, the window of a tunnel.
 #[derive(Debug, Default)]

@@ -3,19 +3,27 @@
 //! A chunk keeps its buffer until the last byte of it was written, wherever it went; then the buffer waits for the
 //! next reader. Few are kept, so that memory follows use.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::shelf::Shelf;
-use bytes::{BufMut, Bytes};
 
 /// Reads of at most this many bytes are copied out, so that a short message does not keep a large buffer.
 const COPIED_MAX: usize = 1024;
 
-/// 2.6 MiB are kept at most.
-static SHELVES: [Shelf<Vec<u8>>; 3] = [
+/// Large buffers that are kept.
+const KEPT_LARGE: usize = 32;
+
+/// 8.6 MiB are kept at most, and only while they are needed.
+static SHELVES: [Shelf; 3] = [
     Shelf::new(1024, 64),
     Shelf::new(16 * 1024, 32),
-    Shelf::new(256 * 1024, 8),
+    Shelf::new(256 * 1024, KEPT_LARGE),
 ];
 
 static LENT: AtomicUsize = AtomicUsize::new(0);
@@ -42,7 +50,7 @@ pub(crate) enum Size {
 }
 
 impl Size {
-    fn shelf(self) -> &'static Shelf<Vec<u8>> {
+    fn shelf(self) -> &'static Shelf {
         &SHELVES[self as usize]
     }
 }
@@ -50,7 +58,8 @@ impl Size {
 /// A lent buffer, empty or with one read in it. Given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Buffer {
-    bytes: Vec<u8>,
+    bytes: Box<[u8]>,
+    filled: usize,
     size: Size,
 }
 
@@ -58,10 +67,10 @@ impl Buffer {
     /// An empty buffer.
     pub(crate) fn lend(size: Size) -> Self {
         let shelf = size.shelf();
-        let kept = shelf.take();
         LENT.fetch_add(shelf.size, Ordering::Relaxed);
         Self {
-            bytes: kept.unwrap_or_else(|| Vec::with_capacity(shelf.size)),
+            bytes: shelf.take(),
+            filled: 0,
             size,
         }
     }
@@ -70,26 +79,32 @@ impl Buffer {
         self.size
     }
 
-    /// Where to read to.
-    pub(crate) fn room(&mut self) -> impl BufMut {
-        let left = self.size.shelf().size - self.bytes.len();
-        (&mut self.bytes).limit(left)
+    /// Reads once into an empty buffer; 0 at the end.
+    pub(crate) fn poll_read(
+        &mut self,
+        from: Pin<&mut impl AsyncRead>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let mut room = ReadBuf::new(&mut self.bytes);
+        ready!(from.poll_read(cx, &mut room))?;
+        self.filled = room.filled().len();
+        Poll::Ready(Ok(self.filled))
     }
 
     /// What was read; and the buffer again, if it is not needed for that.
     pub(crate) fn take(mut self) -> (Bytes, Option<Self>) {
-        if self.bytes.len() > COPIED_MAX || self.size == Size::Small {
+        if self.filled > COPIED_MAX || self.size == Size::Small {
             return (Bytes::from_owner(self), None);
         }
-        let copied = Bytes::copy_from_slice(&self.bytes);
-        self.bytes.clear();
+        let copied = Bytes::copy_from_slice(self.as_ref());
+        self.filled = 0;
         (copied, Some(self))
     }
 }
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        &self.bytes[..self.filled]
     }
 }
 
@@ -97,9 +112,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let shelf = self.size.shelf();
         LENT.fetch_sub(shelf.size, Ordering::Relaxed);
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.clear();
-        shelf.give(bytes);
+        shelf.give(std::mem::take(&mut self.bytes));
     }
 }
 
@@ -107,41 +120,41 @@ impl Drop for Buffer {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_buffer_comes_back_when_the_last_byte_of_it_is_gone() {
-        let mut buffer = Buffer::lend(Size::Large);
-        buffer.room().put_bytes(7, 5000);
+    /// A buffer that was read into.
+    async fn read(size: Size, source: &[u8]) -> Buffer {
+        let (mut source, mut buffer) = (source, Buffer::lend(size));
+        let read = std::future::poll_fn(|cx| buffer.poll_read(Pin::new(&mut source), cx)).await;
+        assert_eq!(read.unwrap(), buffer.as_ref().len());
+        buffer
+    }
+
+    #[tokio::test]
+    async fn a_buffer_comes_back_when_the_last_byte_of_it_is_gone() {
+        let buffer = read(Size::Large, &[7; 5000]).await;
         let address = buffer.bytes.as_ptr();
         let (chunk, rest) = buffer.take();
         assert!(rest.is_none());
         let part = chunk.slice(10..20);
         drop(chunk);
         assert_eq!(part.as_ptr(), address.wrapping_add(10), "nothing was copied");
+        assert_eq!(part, [7; 10][..]);
         drop(part);
         SHELVES[2].kept(|kept| {
-            assert!(kept.iter().any(|bytes| bytes.as_ptr() == address) || kept.len() == 8);
-            assert!(
-                kept.iter()
-                    .all(|bytes| bytes.is_empty() && bytes.capacity() == 256 * 1024)
-            );
+            assert!(kept.iter().any(|bytes| bytes.as_ptr() == address) || kept.len() == KEPT_LARGE);
+            assert!(kept.iter().all(|bytes| bytes.len() == 256 * 1024));
         });
     }
 
-    #[test]
-    fn a_short_message_keeps_no_large_buffer() {
-        let mut buffer = Buffer::lend(Size::Medium);
-        buffer.room().put_slice(b"short");
-        let (chunk, rest) = buffer.take();
+    #[tokio::test]
+    async fn a_short_message_keeps_no_large_buffer() {
+        let (chunk, rest) = read(Size::Medium, b"short").await.take();
         assert_eq!(chunk, &b"short"[..]);
-        assert!(rest.is_some_and(|buffer| buffer.bytes.is_empty()));
+        assert!(rest.is_some_and(|buffer| buffer.as_ref().is_empty()));
     }
 
-    #[test]
-    fn a_buffer_never_grows() {
-        let mut buffer = Buffer::lend(Size::Small);
-        assert_eq!(buffer.room().remaining_mut(), 1024);
-        buffer.room().put_bytes(7, 1024);
-        assert_eq!(buffer.room().remaining_mut(), 0);
-        assert_eq!(buffer.bytes.capacity(), 1024);
+    #[tokio::test]
+    async fn a_read_takes_what_there_is_room_for() {
+        let buffer = read(Size::Small, &[7; 2000]).await;
+        assert_eq!(buffer.as_ref(), [7; 1024]);
     }
 }

@@ -10,7 +10,6 @@ use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Instant;
-use tokio_util::io::poll_read_buf;
 
 use super::backlog::Backlog;
 use super::buffers::{Buffer, Size};
@@ -249,8 +248,7 @@ impl Wire for TcpWire {
         let size = self.step.size();
         let held = self.buffer.take().filter(|buffer| buffer.size() == size);
         let mut buffer = held.unwrap_or_else(|| Buffer::lend(size));
-        let read = poll_read_buf(Pin::new(half), cx, &mut buffer.room());
-        match read {
+        match buffer.poll_read(Pin::new(half), cx) {
             Poll::Ready(Ok(0)) => {
                 self.end_reading();
                 Poll::Ready(Ok(None))

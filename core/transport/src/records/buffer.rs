@@ -1,6 +1,4 @@
 //! Buffers that records are read into and sealed into: lent while bytes are on their way, then taken back.
-//!
-//! They stay written from end to end, so that lending one costs nothing however large it is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,8 +8,12 @@ use bytes::Bytes;
 use super::format::RECORD_MAX;
 use crate::shelf::Shelf;
 
-/// 2.6 MiB are kept at most.
-static SHELVES: [Shelf<Box<[u8]>>; 2] = [Shelf::new(18 * 1024, 32), Shelf::new(264 * 1024, 8)];
+/// 8.8 MiB are kept at most, and only while they are needed: each that is allocated anew under bulk is a page fault for
+/// every 4 KiB of it.
+static SHELVES: [Shelf; 2] = [Shelf::new(18 * 1024, 32), Shelf::new(264 * 1024, KEPT_LARGE)];
+
+/// Large buffers that are kept.
+const KEPT_LARGE: usize = 32;
 
 static LENT: AtomicUsize = AtomicUsize::new(0);
 
@@ -35,7 +37,7 @@ pub(crate) enum Size {
 }
 
 impl Size {
-    fn shelf(self) -> &'static Shelf<Box<[u8]>> {
+    fn shelf(self) -> &'static Shelf {
         &SHELVES[self as usize]
     }
 
@@ -68,10 +70,9 @@ impl Pinned {
 impl Buffer {
     pub(crate) fn lend(size: Size) -> Self {
         let shelf = size.shelf();
-        let kept = shelf.take();
         LENT.fetch_add(shelf.size, Ordering::Relaxed);
         Self {
-            bytes: kept.unwrap_or_else(|| vec![0; shelf.size].into()),
+            bytes: shelf.take(),
             size,
             pinned: None,
         }
@@ -123,7 +124,7 @@ mod tests {
         drop(slice);
         assert_eq!(pinned.bytes(), 0);
         Size::Many.shelf().kept(|kept| {
-            assert!(kept.iter().any(|bytes| bytes.as_ptr() == address) || kept.len() == 8);
+            assert!(kept.iter().any(|bytes| bytes.as_ptr() == address) || kept.len() == KEPT_LARGE);
             assert!(kept.iter().all(|bytes| bytes.len() == Size::Many.bytes()));
         });
     }

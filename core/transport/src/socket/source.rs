@@ -80,15 +80,14 @@ impl Source<'_> {
     /// # Errors
     /// When the families differ, no port is left, or CAP_NET_ADMIN is missing.
     pub(super) fn bind(self, socket: &Socket, destination: SocketAddr) -> io::Result<()> {
+        // A transparent socket is bound to any address; IP_FREEBIND would say the same again.
         let address = match (destination, self.address) {
             (SocketAddr::V4(_), IpAddr::V4(address)) => {
                 socket.set_ip_transparent_v4(true)?;
-                socket.set_freebind_v4(true)?;
                 SocketAddr::V4(SocketAddrV4::new(address, 0))
             }
             (SocketAddr::V6(_), IpAddr::V6(address)) => {
                 socket.set_ip_transparent_v6(true)?;
-                socket.set_freebind_v6(true)?;
                 SocketAddr::V6(SocketAddrV6::new(address, 0, 0, 0))
             }
             _ => {

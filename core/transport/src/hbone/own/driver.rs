@@ -26,6 +26,10 @@ const GATHERED: usize = 128 * 1024;
 /// Bytes that are moved before others have a turn, who may run on this very thread.
 const TURN: usize = 128 * 1024;
 
+/// The same of writes alone: these end by themselves as soon as nothing waits, and each turn that is asked for wakes
+/// another thread.
+const WRITE_TURN: usize = 256 * 1024;
+
 /// Places for chunks of one read that are kept for the next one.
 const CHUNKS_KEPT: usize = 4;
 
@@ -123,7 +127,7 @@ impl<L: Link> Driver<L> {
                 Poll::Ready(0) => return Poll::Ready(Ok(())),
                 Poll::Ready(read) => left.saturating_sub(read),
                 // Who asks for another turn without need is polled once more, and wakes another thread to look for work.
-                Poll::Pending if written >= TURN => 0,
+                Poll::Pending if written >= WRITE_TURN => 0,
                 Poll::Pending => return Poll::Pending,
             };
         }
@@ -134,7 +138,7 @@ impl<L: Link> Driver<L> {
     /// Writes until nothing is left, the stream takes no more, or it is the turn of others; says how much.
     fn write(&mut self, cx: &mut Context<'_>) -> io::Result<usize> {
         let mut written = 0;
-        while written < TURN
+        while written < WRITE_TURN
             && let Poll::Ready(bytes @ 1..) = self.poll_write(cx)?
         {
             written += bytes;

@@ -6,7 +6,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::io::poll_read_buf;
 
 use super::core::Outbox;
 use crate::copy::buffers::{Buffer, Size};
@@ -75,7 +74,7 @@ where
         chunks: &mut Vec<Bytes>,
     ) -> Poll<io::Result<usize>> {
         let mut buffer = Buffer::lend(Size::Medium);
-        let read = ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut buffer.room()))?;
+        let read = ready!(buffer.poll_read(Pin::new(&mut self.stream), cx))?;
         if read > 0 {
             chunks.push(buffer.take().0);
         }
