@@ -255,6 +255,6 @@ async fn r403_no_interface_of_a_node_carries_what_the_mesh_carries_in_clear() {
             .iter()
             .map(|recorder| recorder.seen().bytes)
             .sum();
-        println!("{way}: {read} bytes of frames were looked through");
+        eprintln!("{way}: {read} bytes of frames were looked through");
     }
 }
