@@ -184,16 +184,17 @@ const DUE_WITHIN: Duration = Duration::from_secs(1);
 /// The longest wait of anything that was due since `from`; kinds of which nothing was due are left out.
 fn waits(load: &Load, from: Instant) -> Duration {
     let report = load.report(from, Instant::now());
+    let nothing = if from.elapsed() < DUE_WITHIN {
+        Duration::ZERO
+    } else {
+        Duration::MAX
+    };
     [report.connects, report.requests, report.messages]
         .into_iter()
         .filter(|window| window.ok > 0)
         .map(|window| window.max)
         .max()
-        .unwrap_or(if from.elapsed() < DUE_WITHIN {
-            Duration::ZERO
-        } else {
-            Duration::MAX
-        })
+        .unwrap_or(nothing)
 }
 
 /// The longest wait of one kind, and how long after something else it began.

@@ -34,7 +34,7 @@ fn id(name: &str) -> Identity {
 
 /// Bytes that do not look alike at any two places near each other; the other side has the same.
 fn pattern(length: usize) -> Vec<u8> {
-    let byte = |at: usize| (at.wrapping_mul(31).wrapping_add(at / 251) & 0xff) as u8;
+    let byte = |at: usize| at.wrapping_mul(31).wrapping_add(at / 251).to_le_bytes()[0];
     (0..length).map(byte).collect()
 }
 
