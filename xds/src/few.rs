@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 const LISTED_MAX: usize = 16;
 
 /// A set. One thing stands for itself, a few are a list, many are a tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) enum Few<T> {
     /// Nothing.
+    #[default]
     None,
     /// One thing.
     One(T),
@@ -16,12 +17,6 @@ pub(crate) enum Few<T> {
     Listed(Vec<T>),
     /// Many.
     Many(BTreeSet<T>),
-}
-
-impl<T> Default for Few<T> {
-    fn default() -> Self {
-        Self::None
-    }
 }
 
 impl<T: Ord> Few<T> {

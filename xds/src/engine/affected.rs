@@ -37,7 +37,7 @@ pub fn differs(old: Option<&Object>, new: Option<&Object>) -> bool {
                     "topology.kubernetes.io/zone",
                     "topology.istio.io/subzone",
                 ];
-                names.iter().map(|name| labels.get(*name).cloned()).collect()
+                names.iter().map(|name| labels.get(name).cloned()).collect()
             };
             let enrolment = |labels: &Labels| labels.get(ENROLMENT_ANNOTATION).cloned();
             locality(&old.metadata.labels) != locality(&new.metadata.labels)

@@ -232,7 +232,7 @@ impl Files {
             Arc::ptr_eq(written, status)
                 && before
                     .as_deref()
-                    .map_or(answers == Acks::default(), |before| *before == answers)
+                    .map_or_else(|| answers == Acks::default(), |before| *before == answers)
         };
         if self.written.get(key).is_some_and(same) {
             return Ok(());
