@@ -31,8 +31,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_text_comes_back_as_it_was(text in any::<String>()) {
-            prop_assert_eq!(Packed::of(&text).text(), text.clone());
             prop_assert_eq!(Packed::of(&text), Packed::of(&text));
+            prop_assert_eq!(Packed::of(&text).text(), text);
         }
     }
 
