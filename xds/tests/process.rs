@@ -220,17 +220,22 @@ impl Process {
 
     /// A channel to a server that is proven by the root of this one's state folder.
     fn channel_to(&self, address: SocketAddr, token: &str) -> AuthenticatedChannel {
-        let config = ChannelConfig {
-            address: format!("https://localhost:{}", address.port()).parse().unwrap(),
-            root: RootSource::File(self.state().join("ca/root-cert.pem")),
-            server_name: Some("istiod.istio-system.svc".to_owned()),
-            token: TokenSource::Literal(token.to_owned()),
-            headers: Vec::new(),
-            cluster_id: Some("Kubernetes".to_owned()),
-            mark: None,
-        };
-        authenticated(&config).unwrap()
+        channel(&self.state(), address, token)
     }
+}
+
+/// A channel to a server that is proven by the root of a state folder.
+fn channel(state: &Path, address: SocketAddr, token: &str) -> AuthenticatedChannel {
+    let config = ChannelConfig {
+        address: format!("https://localhost:{}", address.port()).parse().unwrap(),
+        root: RootSource::File(state.join("ca/root-cert.pem")),
+        server_name: Some("istiod.istio-system.svc".to_owned()),
+        token: TokenSource::Literal(token.to_owned()),
+        headers: Vec::new(),
+        cluster_id: Some("Kubernetes".to_owned()),
+        mark: None,
+    };
+    authenticated(&config).unwrap()
 }
 
 fn write(folder: &Path, name: &str, text: &str) {

@@ -68,18 +68,7 @@ impl Traced {
     }
 
     fn channel(&self, token: &str) -> AuthenticatedChannel {
-        let config = ChannelConfig {
-            address: format!("https://localhost:{}", self.address.port())
-                .parse()
-                .unwrap(),
-            root: RootSource::File(self.path("state/ca/root-cert.pem")),
-            server_name: Some("istiod.istio-system.svc".to_owned()),
-            token: TokenSource::Literal(token.to_owned()),
-            headers: Vec::new(),
-            cluster_id: Some("Kubernetes".to_owned()),
-            mark: None,
-        };
-        authenticated(&config).unwrap()
+        channel(&self.path("state"), self.address, token)
     }
 }
 
