@@ -7,7 +7,10 @@
 //! ```
 
 mod bare;
+pub mod bodies;
+pub mod churn;
 mod client;
+pub mod fair;
 mod peers;
 pub mod routes;
 pub mod rules;
@@ -26,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tulle_identity::testing::TestCa;
 
-pub use client::{Figures, Load};
+pub use client::{Ask, Figures, Load};
 pub use peers::{Peer, Program};
 pub use waypoint::Fronting;
 
@@ -34,6 +37,13 @@ pub use waypoint::Fronting;
 pub const SERVER: &str = "server";
 /// Bytes of an answer.
 pub const ANSWER: usize = 1024;
+/// Path of a body of as many bytes as follow it.
+const BULK: &str = "/bulk/";
+/// How gRPC calls what it carries.
+const GRPC: &str = "application/grpc";
+/// Methods that are called: one message each way, and many.
+const UNARY: &str = "/bench.Bench/Unary";
+const STREAM: &str = "/bench.Bench/Stream";
 /// What a route matches.
 pub const KIND: (&str, &str) = ("x-kind", "bench");
 /// Threads of each part.
@@ -105,7 +115,8 @@ impl Site {
                 ca.mutual_server(&[SERVER], &["h2", "http/1.1"]),
             )));
             let certificate = ca.certificate(&server::identity());
-            drop(servers.spawn(server::by_tunnel(by_tunnel, certificate)));
+            let manner = server::Manner::default();
+            drop(servers.spawn(server::by_tunnel(by_tunnel, certificate, manner)));
             addresses
         });
         Self {

@@ -4,6 +4,7 @@
 //! ratios within a run and CPU time per gigabyte or per thousand requests do. See docs/performance.md.
 
 mod arena;
+mod body;
 mod measure;
 mod plot;
 mod process;

@@ -29,13 +29,14 @@ Example: cargo xtask bench compare main --bench throughput tunnel/4
 ";
 
 /// What criterion measures; the other benches print tables and know no baseline.
-const BENCHES: [&str; 8] = [
+const BENCHES: [&str; 9] = [
     "connect",
     "decide",
     "latency",
     "pick",
     "policy",
     "push",
+    "request",
     "route",
     "throughput",
 ];

@@ -99,6 +99,11 @@ pub(crate) const FOR_THE_TESTS: &[Program] = &[
         why: "server that speaks first",
     },
     Program {
+        program: "/usr/lib/python3/dist-packages/pymysql/__init__.py",
+        package: "python3-pymysql",
+        why: "client of MySQL",
+    },
+    Program {
         program: "containerd",
         package: "containerd",
         why: "container runtime that starts pods in the tests",

@@ -3,31 +3,70 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Empty};
+use http::{HeaderMap, Request};
+use http_body::Frame;
+use http_body_util::{BodyExt, Either, Full, StreamBody};
+use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tulle_identity::testing::TlsClient;
 use tulle_model::Identity;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::{ClientConnection, ConnectRequest, Settings, client};
 
-use super::{ANSWER, Device, KIND, Reached, SERVER, Site, Version, waypoint};
+use super::{ANSWER, BULK, Device, GRPC, KIND, Reached, SERVER, STREAM, Site, UNARY, Version, waypoint};
 use crate::pace;
 
-type Body = Empty<Bytes>;
+/// Streams of one tunnel, at most: as many as a waypoint takes at once.
+const STREAMS_PER_TUNNEL: usize = 200;
+/// A message of a client: no compression, and 100 bytes.
+static MESSAGE: [u8; 105] = {
+    let mut message = [b'q'; 105];
+    message[0] = 0;
+    message[1] = 0;
+    message[2] = 0;
+    message[3] = 0;
+    message[4] = 100;
+    message
+};
+
+type Frames = ReceiverStream<Result<Frame<Bytes>, std::convert::Infallible>>;
+type Body = Either<Full<Bytes>, StreamBody<Frames>>;
+
+/// What clients ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// An answer of 1 KiB to a GET.
+    Page,
+    /// One call of gRPC: a message of 100 bytes for one of 1 KiB.
+    Unary,
+    /// A message of 100 bytes there and back, on a stream that stays.
+    Message,
+}
+
+/// A connection, and the stream of messages that it carries.
+struct Sender {
+    connection: Connection,
+    messages: Option<Messages>,
+}
+
+struct Messages {
+    there: mpsc::Sender<Result<Frame<Bytes>, std::convert::Infallible>>,
+    back: Incoming,
+}
 
 /// A connection of a client.
-enum Sender {
+enum Connection {
     One(http1::SendRequest<Body>),
     Two(http2::SendRequest<Body>),
 }
 
-impl Sender {
+impl Connection {
     async fn over<S>(stream: S, version: Version) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -54,34 +93,105 @@ impl Sender {
         }
     }
 
-    /// One request and all of its answer.
-    async fn ask(&mut self) {
-        let uri = match self {
-            Self::One(_) => "/items/7",
-            Self::Two(_) => "http://web.shop/items/7",
-        };
-        let mut request = Request::get(uri).header(KIND.0, KIND.1);
-        if matches!(self, Self::One(_)) {
-            request = request.header("host", "web.shop");
-        }
-        let request = request.body(Empty::new()).expect("a request");
+    async fn send(&mut self, mut request: Request<Body>) -> Incoming {
+        request
+            .headers_mut()
+            .insert(KIND.0, KIND.1.parse().expect("a value"));
         let answered = match self {
             Self::One(sender) => {
+                let host = "web.shop".parse().expect("a value");
+                request.headers_mut().insert("host", host);
                 sender.ready().await.expect("the connection lives");
                 sender.send_request(request).await
             }
-            Self::Two(sender) => sender.send_request(request).await,
+            Self::Two(sender) => {
+                let uri = format!("http://web.shop{}", request.uri());
+                *request.uri_mut() = uri.parse().expect("an address");
+                sender.send_request(request).await
+            }
         };
         let response = answered.expect("an answer");
         assert_eq!(response.status(), 200);
-        let body = response.into_body().collect().await.expect("a whole answer");
-        assert_eq!(body.to_bytes().len(), ANSWER);
+        response.into_body()
+    }
+}
+
+fn call(method: &str, body: Body) -> Request<Body> {
+    let request = Request::post(method)
+        .header("content-type", GRPC)
+        .header("te", "trailers");
+    request.body(body).expect("a request")
+}
+
+fn is_well(trailers: &HeaderMap) -> bool {
+    trailers.get("grpc-status").is_some_and(|status| status == "0")
+}
+
+impl Sender {
+    fn new(connection: Connection) -> Self {
+        Self {
+            connection,
+            messages: None,
+        }
+    }
+
+    /// One request and all of its answer.
+    async fn ask(&mut self, what: Ask) {
+        match what {
+            Ask::Page => {
+                let request = Request::get("/items/7").body(Either::Left(Full::default()));
+                let body = self.connection.send(request.expect("a request")).await;
+                let body = body.collect().await.expect("a whole answer");
+                assert_eq!(body.to_bytes().len(), ANSWER);
+            }
+            Ask::Unary => {
+                let message = Full::new(Bytes::from_static(&MESSAGE));
+                let body = self.connection.send(call(UNARY, Either::Left(message))).await;
+                let body = body.collect().await.expect("a whole answer");
+                assert!(body.trailers().is_some_and(is_well), "a status");
+                assert_eq!(body.to_bytes().len(), ANSWER + 5);
+            }
+            Ask::Message => self.message().await,
+        }
+    }
+
+    async fn message(&mut self) {
+        let messages = match &mut self.messages {
+            Some(messages) => messages,
+            none => {
+                let (there, frames) = mpsc::channel(1);
+                let body = Either::Right(StreamBody::new(ReceiverStream::new(frames)));
+                let back = self.connection.send(call(STREAM, body)).await;
+                none.insert(Messages { there, back })
+            }
+        };
+        let frame = Frame::data(Bytes::from_static(&MESSAGE));
+        let sent = messages.there.send(Ok(frame)).await;
+        sent.unwrap_or_else(|_| panic!("the stream lives"));
+        let mut missing = MESSAGE.len();
+        while missing > 0 {
+            let frame = messages.back.frame().await.expect("the stream lives");
+            missing -= frame.expect("a frame").data_ref().map_or(0, Bytes::len);
+        }
+    }
+
+    /// A body of so many bytes, which are counted and thrown away.
+    async fn bulk(&mut self, bytes: u64) {
+        let request = Request::get(format!("{BULK}{bytes}")).body(Either::Left(Full::default()));
+        let mut body = self.connection.send(request.expect("a request")).await;
+        let mut read = 0;
+        while let Some(frame) = body.frame().await {
+            read += frame.expect("a whole answer").data_ref().map_or(0, Bytes::len) as u64;
+        }
+        assert_eq!(read, bytes);
     }
 }
 
 /// What a turn brought.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Figures {
+    /// Requests in all.
+    pub requests: u64,
     /// Requests a second.
     pub rate: f64,
     /// CPU seconds of the proxy for 1,000 requests.
@@ -95,7 +205,8 @@ pub struct Figures {
 /// Connections to one proxy.
 pub struct Load {
     senders: Vec<Sender>,
-    _tunnel: Option<ClientConnection>,
+    what: Ask,
+    _tunnels: Vec<ClientConnection>,
 }
 
 impl std::fmt::Debug for Load {
@@ -121,35 +232,66 @@ impl Load {
                     let tls = site.ca.tls_client(&[version.alpn()]);
                     let mut senders = Vec::new();
                     for _ in 0..connections {
-                        senders.push(Sender::over(by_tls(&tls, address).await, version).await);
+                        let connection = Connection::over(by_tls(&tls, address).await, version).await;
+                        senders.push(Sender::new(connection));
                     }
                     Self {
                         senders,
-                        _tunnel: None,
+                        what: Ask::Page,
+                        _tunnels: Vec::new(),
                     }
                 }
                 Reached::Tunnel(address) => {
                     let own = site
                         .ca
                         .certificate(&Identity::new("cluster.local", "shop", "client"));
-                    let tls = own.client_config(&[waypoint::identity()]);
-                    let socket = TcpStream::connect(address).await.expect("the waypoint listens");
-                    let _ = socket.set_nodelay(true);
-                    let tunnel = client::connect_over(socket, address, tls, &Settings::client()).await;
-                    let tunnel = tunnel.expect("the waypoint takes tunnels");
-                    let mut senders = Vec::new();
-                    for _ in 0..connections {
-                        let request = ConnectRequest::new(waypoint::VIP);
-                        let (stream, _) = tunnel.open(&request).await.expect("the front is there");
-                        senders.push(Sender::over(stream, version).await);
+                    let (mut senders, mut tunnels) = (Vec::new(), Vec::new());
+                    while senders.len() < connections {
+                        let tls = own.client_config(&[waypoint::identity()]);
+                        let socket = TcpStream::connect(address).await.expect("the waypoint listens");
+                        let _ = socket.set_nodelay(true);
+                        let tunnel = client::connect_over(socket, address, tls, &Settings::client()).await;
+                        let tunnel = tunnel.expect("the waypoint takes tunnels");
+                        for _ in 0..STREAMS_PER_TUNNEL.min(connections - senders.len()) {
+                            let request = ConnectRequest::new(waypoint::VIP);
+                            let (stream, _) = tunnel.open(&request).await.expect("the front is there");
+                            senders.push(Sender::new(Connection::over(stream, version).await));
+                        }
+                        tunnels.push(tunnel);
                     }
                     Self {
                         senders,
-                        _tunnel: Some(tunnel),
+                        what: Ask::Page,
+                        _tunnels: tunnels,
                     }
                 }
             }
         })
+    }
+
+    /// The same connections, asking for something else.
+    #[must_use]
+    pub fn asking(self, what: Ask) -> Self {
+        Self { what, ..self }
+    }
+
+    /// So many requests on the first connection, one after the other; how long they took.
+    pub fn requests(&mut self, runtime: &Runtime, count: u64) -> Duration {
+        let (what, sender) = (self.what, &mut self.senders[0]);
+        let started = Instant::now();
+        runtime.block_on(async {
+            for _ in 0..count {
+                sender.ask(what).await;
+            }
+        });
+        started.elapsed()
+    }
+
+    /// A body of so many bytes on the first connection; how long it took.
+    pub fn bulk(&mut self, runtime: &Runtime, bytes: u64) -> Duration {
+        let started = Instant::now();
+        runtime.block_on(self.senders[0].bulk(bytes));
+        started.elapsed()
     }
 
     /// Each connection asks again as soon as it is answered, for this time.
@@ -172,7 +314,7 @@ impl Load {
     ) -> Figures {
         let (before, started) = (device.cpu(), Instant::now());
         let until = started + length;
-        let senders = std::mem::take(&mut self.senders);
+        let (what, senders) = (self.what, std::mem::take(&mut self.senders));
         let mut clocks = every
             .map(|every| pace::ticks(senders.len(), started, every))
             .unwrap_or_default()
@@ -180,7 +322,7 @@ impl Load {
         let (senders, mut times) = runtime.block_on(async {
             let running: Vec<_> = senders
                 .into_iter()
-                .map(|sender| tasks::spawn("bench-client-load", asks(sender, until, clocks.next())))
+                .map(|sender| tasks::spawn("bench-client-load", asks(sender, what, until, clocks.next())))
                 .collect();
             let (mut senders, mut times) = (Vec::new(), Vec::new());
             for one in running {
@@ -199,6 +341,7 @@ impl Load {
         let at = |share: usize| f64::from(times[(times.len() * share / 100).min(times.len() - 1)]);
         let requests = times.len() as f64;
         Figures {
+            requests: times.len() as u64,
             rate: requests / took,
             cpu: cpu.as_secs_f64() * 1_000.0 / requests,
             p50: at(50),
@@ -210,6 +353,7 @@ impl Load {
 /// Times in microseconds.
 async fn asks(
     mut sender: Sender,
+    what: Ask,
     until: Instant,
     mut clock: Option<mpsc::Receiver<Instant>>,
 ) -> (Sender, Vec<u32>) {
@@ -219,7 +363,7 @@ async fn asks(
             Some(clock) => clock.recv().await.expect("the clock outlives who it ticks for"),
             None => Instant::now(),
         };
-        sender.ask().await;
+        sender.ask(what).await;
         times.push(micros(due.elapsed()));
     }
     (sender, times)

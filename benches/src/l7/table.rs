@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{Device, Figures, Load, Program, Site, Version, threads};
+use super::{Ask, Device, Figures, Load, Program, Site, Version, threads};
 
 /// What is compared, and how long.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ impl Default for Plan {
             peers: false,
             rounds: 5,
             turn: Duration::from_secs(2),
-            connections: vec![1, 32],
+            connections: vec![1, 32, 512],
             rate: 1_000,
         }
     }
@@ -80,6 +80,21 @@ impl std::fmt::Display for Spread {
     }
 }
 
+/// What is measured with clients that speak this: connections, requests a second if not as many as go, and what they are.
+fn turns(plan: &Plan, version: Version) -> Vec<(usize, Option<u32>, Ask)> {
+    let full = plan
+        .connections
+        .iter()
+        .map(|connections| (*connections, None, Ask::Page));
+    let mut turns: Vec<_> = full.chain([(4, Some(plan.rate), Ask::Page)]).collect();
+    if version == Version::Two {
+        turns.push((32, None, Ask::Unary));
+        // Streams of one tunnel, where there is one.
+        turns.push((200, None, Ask::Message));
+    }
+    turns
+}
+
 /// Measures, and hands each row on as soon as it is there.
 pub fn measure(plan: &Plan, mut each: impl FnMut(&Row)) -> Vec<Row> {
     let (site, clients) = (Site::start(), threads("client"));
@@ -98,11 +113,13 @@ pub fn measure(plan: &Plan, mut each: impl FnMut(&Row)) -> Vec<Row> {
                     .filter_map(|one| Device::peer(&site, *one, version)),
             );
         }
-        let full = plan.connections.iter().map(|connections| (*connections, None));
-        for (connections, rate) in full.chain([(4, Some(plan.rate))]) {
+        for (connections, rate, what) in turns(plan, version) {
+            // To nginx, calls are something else than requests.
+            let takes = |device: &&Device| what == Ask::Page || device.name != Program::Nginx.name();
+            let devices: Vec<&Device> = devices.iter().filter(takes).collect();
             let mut loads: Vec<Load> = devices
                 .iter()
-                .map(|device| Load::open(&clients, &site, device, version, connections))
+                .map(|device| Load::open(&clients, &site, device, version, connections).asking(what))
                 .collect();
             let mut figures = vec![Vec::new(); devices.len()];
             // The first round opens connections upstream and is not counted.
@@ -118,9 +135,11 @@ pub fn measure(plan: &Plan, mut each: impl FnMut(&Row)) -> Vec<Row> {
                     }
                 }
             }
-            let row = match rate {
-                None => format!("{version}, {connections} connections"),
-                Some(rate) => format!("{version}, {rate}/s"),
+            let row = match (what, rate) {
+                (Ask::Unary, _) => format!("gRPC calls, {connections}"),
+                (Ask::Message, _) => format!("gRPC messages, {connections}"),
+                (Ask::Page, None) => format!("{version}, {connections} connections"),
+                (Ask::Page, Some(rate)) => format!("{version}, {rate}/s"),
             };
             for (device, figures) in devices.iter().zip(&figures) {
                 let row = Row {

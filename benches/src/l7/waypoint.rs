@@ -77,11 +77,23 @@ impl Fronting {
     /// Starts it.
     #[must_use]
     pub fn start(ca: &Arc<TestCa>, endpoint: SocketAddr, version: Version) -> Self {
+        let pod = (ENDPOINT.parse().expect("an address"), endpoint);
+        Self::over(ca, [pod], updates(version))
+    }
+
+    /// Starts one that knows these things; pods are said to be at one address and are at another.
+    #[must_use]
+    pub fn over(
+        ca: &Arc<TestCa>,
+        pods: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
+        updates: Vec<MeshUpdate>,
+    ) -> Self {
+        let pods: HashMap<_, _> = pods.into_iter().collect();
         let runtime = threads(THREADS);
         let env = MapEnv::from([("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "way")]);
         let config = Config::from_env(&env).expect("an identity is all it needs");
         let mesh = MeshState::new(Mesh::new());
-        mesh.apply(updates(version));
+        mesh.apply(updates);
         let (drain, watcher) = drain::new();
         let authority = Arc::new(FakeCa::new(Arc::clone(ca), Clock::system()));
         let trust = TrustStore::default();
@@ -89,14 +101,13 @@ impl Fronting {
             trust: trust.clone(),
             ..tulle_identity::Options::default()
         };
-        let pods = [(ENDPOINT.parse().expect("an address"), endpoint)];
         let (waypoint, address) = runtime.block_on(async {
             let waypoint = Waypoint::start(Parts {
                 config,
                 mesh: mesh.clone(),
                 secrets: SecretManager::new(authority, options, tulle_identity::Metrics::default()),
                 trust,
-                network: Arc::new(Loopback(HashMap::from(pods))),
+                network: Arc::new(Loopback(pods)),
                 metrics: Metrics::register(&Registry::new()),
                 log: None,
                 drain: watcher,
@@ -148,6 +159,15 @@ pub(super) fn rule() -> Route {
 }
 
 fn updates(version: Version) -> Vec<MeshUpdate> {
+    let endpoint = workload("shop/web-1").sa("web").ip("10.0.0.7").hbone();
+    let mut updates = rule_front(version);
+    updates.push(endpoint.serves("shop/web").into());
+    updates
+}
+
+/// The service, its front and its rule, without endpoints.
+#[must_use]
+pub(super) fn rule_front(version: Version) -> Vec<MeshUpdate> {
     let mut web = service("shop/web").vip("10.96.0.1").port(80, 8080).build();
     let protocol = match version {
         Version::One => AppProtocol::Http11,
@@ -159,12 +179,6 @@ fn updates(version: Version) -> Vec<MeshUpdate> {
     vec![
         MeshUpdate::Waypoint(Arc::new(Told::Settings(Box::new(settings())))),
         MeshUpdate::Service(Arc::new(web)),
-        workload("shop/web-1")
-            .sa("web")
-            .ip("10.0.0.7")
-            .hbone()
-            .serves("shop/web")
-            .into(),
         front("shop/web"),
         MeshUpdate::Route(Arc::new(rule())),
     ]

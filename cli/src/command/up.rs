@@ -43,7 +43,7 @@ pub(crate) struct Up {
     #[arg(long)]
     demo: bool,
     /// Verify every claim of the demo, tear down, and exit 0 or 1
-    #[arg(long, requires = "demo")]
+    #[arg(long, requires = "demo", conflicts_with = "folder")]
     check: bool,
     /// Keep configuration, state and logs in this folder instead of a temporary one
     #[arg(long, value_name = "DIR")]

@@ -6,9 +6,16 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::body;
+
 use tulle_benches::l7::routes::{self, SERVICES};
-use tulle_benches::l7::rules;
 use tulle_benches::l7::table::{Plan, json, line, measure, ratios};
+use tulle_benches::l7::{bodies, churn, fair, rules};
+
+/// Bytes of a large body.
+const BODY: u64 = 1 << 30;
+/// Changes of a route while requests run.
+const CHANGES: usize = 1_000;
 
 const HELP: &str = "\
 A waypoint beside other reverse proxies: mutual TLS on both hops, a header matched, one more try on 503, ten seconds for
@@ -24,6 +31,9 @@ Options:
   --routes           instead: memory of 5,000 routes of 2,000 services, and how soon a changed one is visible
   --crowded          instead: the same with all routes on one service
   --rules            instead: what a policy of many rules costs
+  --bodies           instead: how fast a body of 1 GiB passes, and the memory it takes
+  --fair             instead: who gets how many requests of four endpoints, one of which is slow
+  --churn            instead: memory while a route changes 1,000 times and requests run
   -h, --help         print this help
 ";
 
@@ -31,8 +41,36 @@ Options:
 struct Options {
     plan: Plan,
     json: Option<String>,
-    routes: Option<(&'static str, usize)>,
-    rules: bool,
+    instead: Option<Instead>,
+}
+
+/// What is measured in the place of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Instead {
+    Routes(&'static str, usize),
+    Rules,
+    Bodies,
+    Fair,
+    Churn,
+}
+
+impl Instead {
+    fn measure(self, plan: &Plan) {
+        match self {
+            Self::Routes(spread, services) => println!("{}", routes::measure(spread, services)),
+            Self::Rules => {
+                for count in [1, 100, 10_000, 1_000_000] {
+                    println!("{}", rules::measure(count));
+                }
+            }
+            Self::Bodies => {
+                println!("{}", in_a_mesh());
+                bodies::measure(BODY, plan.rounds, |row| println!("{row}"));
+            }
+            Self::Fair => fair::measure(plan.turn, |row| println!("{row}")),
+            Self::Churn => println!("{}", churn::measure(CHANGES)),
+        }
+    }
 }
 
 /// Measures, and prints what it measured.
@@ -49,14 +87,8 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    if options.rules {
-        for count in [1, 100, 10_000, 1_000_000] {
-            println!("{}", rules::measure(count));
-        }
-        return ExitCode::SUCCESS;
-    }
-    if let Some((spread, services)) = options.routes {
-        println!("{}", routes::measure(spread, services));
+    if let Some(instead) = options.instead {
+        instead.measure(&options.plan);
         return ExitCode::SUCCESS;
     }
     let rows = measure(&options.plan, |row| println!("{}", line(row)));
@@ -70,6 +102,19 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// What a waypoint between node proxies takes for bodies: first of all, while this process has one thread.
+fn in_a_mesh() -> String {
+    if let Err(error) = tulle_linux::isolate::enter() {
+        return format!("between node proxies: not measured: {error}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime can be made");
+    runtime.block_on(body::measure()).to_string()
+}
+
 fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
     let mut options = Options {
         plan: Plan {
@@ -77,8 +122,7 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
             ..Plan::default()
         },
         json: None,
-        routes: None,
-        rules: false,
+        instead: None,
     };
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
@@ -92,9 +136,14 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
             "--rounds" => options.plan.rounds = count(&value()?)?,
             "--seconds" => options.plan.turn = Duration::from_secs(count(&value()?)? as u64),
             "--json" => options.json = Some(value()?),
-            "--routes" => options.routes = Some(("5,000 routes of 2,000 services", SERVICES)),
-            "--rules" => options.rules = true,
-            "--crowded" => options.routes = Some(("5,000 routes of one service", 1)),
+            "--routes" => {
+                options.instead = Some(Instead::Routes("5,000 routes of 2,000 services", SERVICES));
+            }
+            "--crowded" => options.instead = Some(Instead::Routes("5,000 routes of one service", 1)),
+            "--rules" => options.instead = Some(Instead::Rules),
+            "--bodies" => options.instead = Some(Instead::Bodies),
+            "--fair" => options.instead = Some(Instead::Fair),
+            "--churn" => options.instead = Some(Instead::Churn),
             other => return Err(format!("unknown argument {other:?}")),
         }
     }
@@ -121,6 +170,10 @@ mod tests {
         assert_eq!((read.plan.rounds, read.plan.turn), (3, Duration::from_secs(1)));
         assert_eq!(read.json.as_deref(), Some("out.json"));
         assert!(read_from("--help").unwrap().is_none());
+        assert_eq!(
+            read_from("--churn").unwrap().unwrap().instead,
+            Some(Instead::Churn)
+        );
         for bad in ["--rounds", "--rounds 0", "--peers"] {
             assert!(read_from(bad).is_err(), "{bad}");
         }

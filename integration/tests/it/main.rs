@@ -13,6 +13,7 @@ mod families;
 mod half_closed;
 mod hostile;
 mod interop;
+mod local;
 mod matrix;
 mod names;
 mod node;

@@ -1,7 +1,7 @@
 //! The task pages do what they say: their manifests are applied and their commands run, as a reader would, one page after
 //! the other in one mesh.
 
-mod page;
+pub(crate) mod page;
 mod stage;
 
 use std::path::Path;

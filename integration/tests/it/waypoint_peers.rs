@@ -1,5 +1,5 @@
-//! Real clients and servers through a waypoint: h2load, wrk, gRPC and WebSockets for Python, redis, SMTP, whose server
-//! speaks first, and servers that fail.
+//! Real clients and servers through a waypoint: h2load, wrk, gRPC and WebSockets for Python, redis, SMTP and MySQL, whose
+//! servers speak first, and servers that fail.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -23,6 +23,8 @@ fn service() -> String {
         (25, 2525),
         (81, 8081),
         (82, 8082),
+        (3306, 33060),
+        (3307, 33060),
     ];
     manifest::service("server", &[address], &ports)
         .replacen(
@@ -35,6 +37,8 @@ fn service() -> String {
         .replace("name: tcp-25\n", "name: mail\n")
         .replace("name: tcp-81\n", "name: http-chat\n")
         .replace("name: tcp-82\n", "name: http-failing\n")
+        // A port nobody has declared, and none that is known to belong to a server that speaks first.
+        .replace("name: tcp-3307\n", "name: db\n")
 }
 
 fn script(name: &str) -> String {
@@ -140,6 +144,12 @@ async fn real_peers_notice_nothing_of_the_waypoint_between_them() {
     .await;
     let (well, said) = run(&client, python, &[&script("smtp_client.py"), SERVICE, "25"]);
     assert!(well && said.contains("ok"), "{said}\n{}", mesh.logs());
+
+    let _mysql = serve(&server, python, &[&script("mysql_server.py"), "33060"], 33060).await;
+    for port in ["3306", "3307"] {
+        let (well, said) = run(&client, python, &[&script("mysql_client.py"), SERVICE, port]);
+        assert!(well && said.contains("ok"), "{port}: {said}\n{}", mesh.logs());
+    }
 }
 
 /// Asks the server that fails.

@@ -11,14 +11,14 @@ const ABOUT: f64 = 20.0;
 
 /// A page.
 #[derive(Debug, Default)]
-pub(super) struct Page {
-    pub(super) name: String,
-    pub(super) steps: Vec<Step>,
+pub(crate) struct Page {
+    pub(crate) name: String,
+    pub(crate) steps: Vec<Step>,
 }
 
 /// One thing that a reader does.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Saves a file.
     File { name: String, text: String },
     /// Runs a command.
@@ -31,7 +31,7 @@ pub(super) enum Step {
 }
 
 /// Reads every page of a folder, in the order of their names.
-pub(super) fn read(folder: &Path) -> Vec<Page> {
+pub(crate) fn read(folder: &Path) -> Vec<Page> {
     let mut pages: Vec<Page> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -98,7 +98,7 @@ fn commands(block: &[(usize, &str)], steps: &mut Vec<Step>) -> Result<(), String
 }
 
 /// Whether what was printed is what was expected.
-pub(super) fn fits(expected: &[String], printed: &[&str]) -> bool {
+pub(crate) fn fits(expected: &[String], printed: &[&str]) -> bool {
     match expected.split_first() {
         None => printed.is_empty(),
         Some((any, rest)) if any == "…" => {
