@@ -164,10 +164,9 @@ impl Two {
                 }
             }
             Step::Write { end, stream, length } => {
-                let of_end = self.seen.iter_mut().filter(|((at, _), _)| *at == end);
-                let count = of_end.count();
-                let of_end = self.seen.iter_mut().filter(|((at, _), _)| *at == end);
-                if let Some(((_, id), seen)) = of_end.skip(stream % count.max(1)).next() {
+                let count = self.seen.keys().filter(|(at, _)| *at == end).count();
+                let mut of_end = self.seen.iter_mut().filter(|((at, _), _)| *at == end);
+                if let Some(((_, id), seen)) = of_end.nth(stream % count.max(1)) {
                     let mut chunk = payload(seen.written, length);
                     if let Poll::Ready(Ok(taken)) = self.ends[end].core.write(*id, &mut chunk, &CX) {
                         seen.written += taken;
@@ -313,8 +312,8 @@ async fn a_link_goes_on_in_the_middle_of_a_record() {
         chunks
             .drain(..)
             .for_each(|chunk: Bytes| found.extend_from_slice(&chunk));
-        near = near.elsewhere(|state| elsewhere(state));
-        far = far.elsewhere(|state| elsewhere(state));
+        near = near.elsewhere(elsewhere);
+        far = far.elsewhere(elsewhere);
         if written.is_ready() && found.len() == sent.len() {
             break;
         }
