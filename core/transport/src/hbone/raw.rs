@@ -95,10 +95,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
 
     /// A client: our preface and SETTINGS are sent.
     pub async fn client(stream: S) -> Self {
+        Self::try_client(stream).await.expect("the connection is open")
+    }
+
+    /// As [`Self::client`], where the other side may have had enough before.
+    pub async fn try_client(stream: S) -> io::Result<Self> {
         let mut peer = Self(stream);
-        peer.send(PREFACE).await;
-        peer.send(&frame(SETTINGS, 0, 0, &[])).await;
-        peer
+        peer.try_send(PREFACE).await?;
+        peer.try_send(&frame(SETTINGS, 0, 0, &[])).await?;
+        Ok(peer)
     }
 
     /// Sends bytes.
