@@ -76,10 +76,11 @@ pub async fn accept(waypoint: Arc<Waypoint>, listener: TcpListener) {
     }
 }
 
-/// Whether a new descriptor is one of the last: the kernel gives the lowest number that is free.
+/// Whether a new descriptor is one of the last: the kernel gives the lowest number that is free. A limit of 0 is one that
+/// nobody knows.
 fn is_short(descriptor: RawFd, max: u64) -> bool {
     let left = DESCRIPTORS_LEFT.min(max / 2);
-    u64::try_from(descriptor).is_ok_and(|descriptor| descriptor >= max - left)
+    max > 0 && u64::try_from(descriptor).is_ok_and(|descriptor| descriptor >= max - left)
 }
 
 /// A connection that died in the queue is nothing to wait for; a lack of descriptors is.
@@ -99,5 +100,6 @@ mod tests {
     fn the_last_descriptors_are_not_for_tunnels() {
         assert!(!is_short(767, 1024) && is_short(768, 1024));
         assert!(!is_short(49, 100) && is_short(50, 100), "half of few");
+        assert!(!is_short(9, 0) && !is_short(9, u64::MAX));
     }
 }

@@ -17,9 +17,15 @@ use super::kept::Kept;
 const NAME_SERVER: &str = "169.254.20.10";
 /// How long a program may take to end.
 const GRACE: Duration = Duration::from_secs(3);
-/// The program sees resolver settings of its own in the usual place: a mount that only it and its children have.
-const START: &str =
-    "if [ -e /etc/resolv.conf ]; then mount --bind \"$0\" /etc/resolv.conf; fi; exec /bin/sh -c \"$1\"";
+/// The program sees resolver settings of its own in the usual place: a mount that only it and its children have. When
+/// standard input ends, whoever holds its other end is gone, however that ended, and the program goes, too.
+const START: &str = "if [ -e /etc/resolv.conf ]; then mount --bind \"$0\" /etc/resolv.conf; fi
+exec 3<&0
+/bin/sh -c \"$1\" </dev/null 3<&- & program=$!
+{ cat <&3 >/dev/null; kill -TERM 0; } & watch=$!
+wait $program; code=$?
+kill $watch
+exit $code";
 
 /// A program of a pod.
 #[derive(Debug)]
@@ -102,7 +108,7 @@ fn spawn(desk: Desk<'_>, pod: &Pod, text: &str) -> anyhow::Result<(Process, Pid)
         .current_dir(&desk.folders.config)
         .env("POD_NAME", pod.name())
         .env("POD_IP", pod.ipv4().to_string())
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(log.try_clone()?)
         .stderr(log)
         .process_group(0);
