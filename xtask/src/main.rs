@@ -22,6 +22,8 @@ Tasks:
   scenario NAME…|all      run fault scenarios and print their figures; --list names them, --help says more
   bench tunnel [ARGS…]    measure tunnels end to end beside no mesh and other makes; --help says more
   bench waypoint [ARGS…]  measure a waypoint beside a bare proxy, nginx and haproxy; --help says more
+  bench process [ROW]     measure a tunnel in one process beside a plain relay, TLS alone and the least it can cost
+  bench workers           measure and simulate a tunnel with 1 to 16 worker threads
   bench compare BASE      the criterion benches of another commit beside this tree's, in turns; --help says more
   tidy                    check the import arrows and the rules of ARCHITECTURE.md
 
