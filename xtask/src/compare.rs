@@ -29,7 +29,7 @@ Example: cargo xtask bench compare main --bench throughput tunnel/4
 ";
 
 /// What criterion measures; the other benches print tables and know no baseline.
-const BENCHES: [&str; 9] = [
+const BENCHES: [&str; 10] = [
     "connect",
     "decide",
     "framing",
