@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
-use std::io::Read as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -30,8 +29,8 @@ const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/Del
 const PREFIX: usize = 5;
 /// What is kept of a message that is only counted: enough for the texts in front.
 const HEAD_KEPT: usize = 512;
-/// Bytes of a gzip member before its first block.
-const GZIP_HEADER: usize = 10;
+/// Bytes of a frame of zstd before its first block, as our server writes them: magic, descriptor, length.
+const ZSTD_HEADER: usize = 9;
 
 /// A channel with a node's token, as the node's own proxy would make it.
 #[must_use]
@@ -113,7 +112,7 @@ pub struct Head {
 }
 
 impl Stream {
-    /// Opens a stream that takes gzip, and sends its first message.
+    /// Opens a stream that takes zstd, as proxies do, and sends its first message.
     ///
     /// # Errors
     /// When the server cannot be reached or refuses; says how.
@@ -130,7 +129,7 @@ impl Stream {
             .version(http::Version::HTTP_2)
             .header("te", "trailers")
             .header("content-type", "application/grpc")
-            .header("grpc-accept-encoding", "gzip")
+            .header("grpc-accept-encoding", "zstd")
             .body(Body::new(Requests(receiver)))
             .map_err(|error| error.to_string())?;
         std::future::poll_fn(|context| GrpcService::<Body>::poll_ready(&mut channel, context))
@@ -250,13 +249,13 @@ impl Raw {
     #[must_use]
     pub fn head(&self) -> Head {
         if self.compressed {
-            // A stored block: 0, the length, its complement, the bytes themselves.
-            let block = self.kept.get(GZIP_HEADER..).unwrap_or_default();
-            let length = block
-                .get(1..3)
-                .map_or(0, |two| usize::from(u16::from_le_bytes([two[0], two[1]])));
-            let stored = block.first() == Some(&0);
-            let head = block.get(5..5 + length).filter(|_| stored);
+            // The last block of its frame, as it is: its length and kind, then the bytes themselves.
+            let block = self.kept.get(ZSTD_HEADER..).unwrap_or_default();
+            let head = block.split_at_checked(3).and_then(|(length, rest)| {
+                let length = u32::from_le_bytes([length[0], length[1], length[2], 0]);
+                let as_it_is = length & 7 == 1;
+                rest.get(..length as usize >> 3).filter(|_| as_it_is)
+            });
             read_head(head.unwrap_or_default())
         } else {
             read_head(&self.kept)
@@ -269,9 +268,7 @@ impl Raw {
         if !self.compressed {
             return DeltaDiscoveryResponse::decode(self.kept.clone()).expect("a response is sent");
         }
-        let mut inflated = Vec::new();
-        let mut decoder = flate2::read::GzDecoder::new(&*self.kept);
-        decoder.read_to_end(&mut inflated).expect("it is compressed well");
+        let inflated = zstd::stream::decode_all(&*self.kept).expect("it is compressed well");
         DeltaDiscoveryResponse::decode(&*inflated).expect("a response is sent")
     }
 }
@@ -343,11 +340,9 @@ mod tests {
             nonce: "e.1.2".to_owned(),
         };
         assert_eq!(read_head(&bytes), head);
-        let mut packed = vec![0; GZIP_HEADER];
-        packed.push(0);
-        let length = u16::try_from(bytes.len()).unwrap();
-        packed.extend(length.to_le_bytes());
-        packed.extend((!length).to_le_bytes());
+        let mut packed = vec![0; ZSTD_HEADER];
+        let length = u32::try_from(bytes.len()).unwrap();
+        packed.extend(&(length << 3 | 1).to_le_bytes()[..3]);
         packed.extend(&bytes);
         let raw = Raw {
             compressed: true,

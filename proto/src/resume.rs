@@ -20,8 +20,10 @@ pub const BUCKETS: u16 = 512;
 pub const DIGEST_NAME: &str = "#digest/512";
 /// What the name of a bucket begins with.
 const BUCKET_PREFIX: &str = "#bucket/";
-/// Bytes of one digest.
-const DIGEST_BYTES: usize = 8;
+/// Bytes of one digest: a bucket that differs looks the same once in 2^48 times.
+const DIGEST_BYTES: usize = 6;
+/// Bytes of one digest as it was told before; what follows the first six is not compared.
+const DIGEST_BYTES_BEFORE: usize = 8;
 
 /// A digest per bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +56,13 @@ pub fn digest<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> u64 {
         return 0;
     }
     let sum = context.finish();
-    let first = sum.as_ref()[..DIGEST_BYTES].try_into();
-    u64::from_be_bytes(first.unwrap_or_default())
+    number(&sum.as_ref()[..DIGEST_BYTES])
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 impl Digests {
@@ -82,22 +89,24 @@ impl Digests {
     /// As it stands among the initial versions.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let bytes: Vec<u8> = self.0.iter().flat_map(|digest| digest.to_be_bytes()).collect();
+        let of = |digest: &u64| digest.to_be_bytes().into_iter().skip(8 - DIGEST_BYTES);
+        let bytes: Vec<u8> = self.0.iter().flat_map(of).collect();
         STANDARD.encode(bytes)
     }
 
     /// What a client tells; `None` if it cannot be read.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let length = DIGEST_BYTES * usize::from(BUCKETS);
-        if text.len() > 2 * length {
+        let buckets = usize::from(BUCKETS);
+        if text.len() > 2 * DIGEST_BYTES_BEFORE * buckets {
             return None;
         }
-        let bytes = STANDARD.decode(text).ok().filter(|bytes| bytes.len() == length)?;
-        let (chunks, _) = bytes.as_chunks::<DIGEST_BYTES>();
-        Some(Self(
-            chunks.iter().map(|chunk| u64::from_be_bytes(*chunk)).collect(),
-        ))
+        let bytes = STANDARD.decode(text).ok()?;
+        let of = |chunk: &[u8]| number(&chunk[..DIGEST_BYTES]);
+        let of_one = [DIGEST_BYTES, DIGEST_BYTES_BEFORE]
+            .into_iter()
+            .find(|of_one| bytes.len() == of_one * buckets)?;
+        Some(Self(bytes.chunks_exact(of_one).map(of).collect()))
     }
 
     /// The buckets that differ.
@@ -132,8 +141,14 @@ mod tests {
     fn digests_survive_as_text_and_nothing_else_is_read() {
         let digests = Digests::of([("a", "1"), ("b", "2")].into_iter());
         let text = digests.to_text();
-        assert_eq!(text.len(), 5464);
-        assert_eq!(Digests::parse(&text), Some(digests));
+        assert_eq!(text.len(), 4096);
+        assert_eq!(Digests::parse(&text).as_ref(), Some(&digests));
+        let longer = digests
+            .0
+            .iter()
+            .flat_map(|digest| (digest << 16 | 7).to_be_bytes());
+        let longer = STANDARD.encode(longer.collect::<Vec<u8>>());
+        assert_eq!(Digests::parse(&longer), Some(digests), "as it was told before");
         for other in ["", "AAAA", &text[4..], &format!("{text}AAAA"), "?"] {
             assert_eq!(Digests::parse(other), None);
         }

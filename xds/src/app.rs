@@ -229,7 +229,14 @@ impl Parts {
         let metrics = Metrics::default();
         let keeper = Arc::new(keeper(config, clients.clone())?);
         keeper.read_outside();
-        let engine = source(config, &keeper, clients.clone(), metrics.engine.clone(), &scope);
+        let reading = ready.register("history");
+        let engine = source(
+            config,
+            &keeper,
+            clients.clone(),
+            metrics.engine.clone(),
+            (&scope, reading),
+        );
         scope.spawn(
             "sync",
             synced(engine.snapshots.clone(), ready.register("configuration")),
@@ -380,7 +387,7 @@ fn source(
     keeper: &Keeper,
     clients: Clients,
     metrics: EngineMetrics,
-    scope: &Scope,
+    (scope, reading): (&Scope, BlockReady),
 ) -> EngineHandle {
     let mesh = MeshConfig {
         cluster_id: config.cluster_id.as_str().into(),
@@ -393,6 +400,7 @@ fn source(
         config_dir: config.config_dir.clone(),
         state_dir: Some(config.state_dir.clone()),
         follow: config.replica,
+        reading: Some(reading),
     };
     source::start(folder, mesh, keeper.trust(), clients, metrics, scope)
 }

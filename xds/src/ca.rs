@@ -6,6 +6,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, watch};
 use tulle_identity::Clock;
@@ -189,17 +190,17 @@ impl Authority {
             };
             return vec![Err(refusal); count];
         };
-        let mut orders = orders.into_iter();
-        let mut signed = Vec::with_capacity(count);
-        while signed.len() < count {
+        let mut items = Vec::new();
+        let mut orders = orders.into_iter().peekable();
+        while orders.peek().is_some() {
             let item: Vec<Order> = orders.by_ref().take(WORK_ITEM_MAX).collect();
-            let length = item.len();
-            match self.sign_item(item, renewal).await {
-                Some(results) => signed.extend(results),
-                None => signed.extend(vec![Err(Refusal::SigningFailed); length]),
-            }
+            items.push(async move {
+                let length = item.len();
+                let signed = self.sign_item(item, renewal).await;
+                signed.unwrap_or_else(|| vec![Err(Refusal::SigningFailed); length])
+            });
         }
-        signed
+        join_all(items).await.into_iter().flatten().collect()
     }
 
     async fn sign_item(

@@ -358,7 +358,7 @@ async fn syncz(State(pages): State<Pages>) -> Json<Vec<SyncLine>> {
     Json(lines.collect())
 }
 
-fn sync_of(ty: ResourceType, types: &BTreeMap<&'static str, TypeStatus>) -> (&'static str, Value) {
+fn sync_of(ty: ResourceType, types: &BTreeMap<&'static str, Box<TypeStatus>>) -> (&'static str, Value) {
     let state = match types.get(ty.type_url()) {
         None => json!("not subscribed"),
         Some(status) if status.behind > 0 || status.unacked > 0 => json!({

@@ -236,6 +236,8 @@ pub struct Metrics {
     pub csr_unauthenticated: Gauge,
     /// Requests that could not be parsed.
     pub csr_unparsable: Gauge,
+    /// Requests of known callers that do not say readably whom the certificate is for.
+    pub csr_without_identity: Gauge,
     /// Requests that could not be signed.
     pub csr_sign_errors: Gauge,
     /// Certificates issued.
@@ -337,6 +339,8 @@ impl Metrics {
         );
         let help = "Certificate requests that could not be parsed";
         inner.register("csr_parsing_err_count", help, self.csr_unparsable.clone());
+        let help = "Certificate requests that do not say readably whom they are for";
+        inner.register("id_extraction_err_count", help, self.csr_without_identity.clone());
         let help = "Certificate requests that could not be signed";
         inner.register("csr_sign_err_count", help, self.csr_sign_errors.clone());
         inner.register(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tulle_k8s::translate::MeshConfig;
 use tulle_model::Trust;
+use tulle_runtime::ready::BlockReady;
 use tulle_runtime::tasks::Scope;
 
 use crate::drains;
@@ -22,7 +23,7 @@ mod status_files;
 const BATCHES_WAITING_MAX: usize = 16;
 
 /// Where objects are read from, and where what became of them is written to.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct FolderConfig {
     /// Folder with the objects.
     pub config_dir: PathBuf,
@@ -30,6 +31,8 @@ pub struct FolderConfig {
     pub state_dir: Option<PathBuf>,
     /// Another process owns the state folder: what it recorded is in force here, too, and nothing is written.
     pub follow: bool,
+    /// Dropped once what was there at the start is in force and on record.
+    pub reading: Option<BlockReady>,
 }
 
 /// Reads a folder, for as long as the scope lives, and returns the engine with the cuts that its objects mean. What the clients answer
@@ -55,7 +58,8 @@ pub fn start(
         }
         None => Reader::new(config.config_dir.clone(), None),
     };
-    scope.spawn("folder", folder::run(config.config_dir, reader, batches, metrics));
+    let run = folder::run(config.config_dir, reader, batches, metrics, config.reading);
+    scope.spawn("folder", run);
     if let Some(state_dir) = config.state_dir.filter(|_| !config.follow) {
         scope.spawn(
             "status files",

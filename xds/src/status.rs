@@ -30,7 +30,8 @@ struct Inner {
     next: u64,
     /// Counts what the list was told.
     changes: u64,
-    clients: BTreeMap<u64, ClientStatus>,
+    /// Boxed, as a tree has room for more than it holds.
+    clients: BTreeMap<u64, Box<ClientStatus>>,
 }
 
 /// One connected client.
@@ -50,7 +51,7 @@ pub struct ClientStatus {
     /// Since when, RFC 3339.
     pub connected_since: String,
     /// Per type it asked for, by type URL.
-    pub types: BTreeMap<&'static str, TypeStatus>,
+    pub types: BTreeMap<&'static str, Box<TypeStatus>>,
     /// What it rejected and is still in force.
     pub rejections: Vec<RejectionStatus>,
     /// Types it asked for that are not served.
@@ -142,7 +143,7 @@ impl Clients {
         inner.next += 1;
         inner.changes += 1;
         let id = inner.next;
-        inner.clients.insert(id, status);
+        inner.clients.insert(id, Box::new(status));
         drop(inner);
         Ok(Connected {
             clients: self.clone(),
@@ -153,7 +154,14 @@ impl Clients {
     /// Every client, by node and kind.
     #[must_use]
     pub fn list(&self, now: Instant) -> Vec<ClientStatus> {
-        let mut clients: Vec<_> = self.inner.lock().clients.values().cloned().collect();
+        let mut clients: Vec<_> = {
+            let inner = self.inner.lock();
+            inner
+                .clients
+                .values()
+                .map(|client| ClientStatus::clone(client))
+                .collect()
+        };
         for ty in clients.iter_mut().flat_map(|client| client.types.values_mut()) {
             let lag = ty.waiting_since.map(|since| now.saturating_duration_since(since));
             ty.lag_ms = lag.map_or(0, |lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
@@ -211,7 +219,7 @@ impl Drop for Connected {
     }
 }
 
-fn types_of<S: Store>(session: &Session<S>, head: &S) -> BTreeMap<&'static str, TypeStatus> {
+fn types_of<S: Store>(session: &Session<S>, head: &S) -> BTreeMap<&'static str, Box<TypeStatus>> {
     let types = session.deliveries().map(|(ty, subscription, delivery)| {
         let behind = session.behind(ty, head);
         let status = TypeStatus {
@@ -229,7 +237,7 @@ fn types_of<S: Store>(session: &Session<S>, head: &S) -> BTreeMap<&'static str, 
             stale_nonces: delivery.stale_nonces(),
             waiting_since: delivery.waiting_since(),
         };
-        (ty.type_url(), status)
+        (ty.type_url(), Box::new(status))
     });
     types.collect()
 }

@@ -170,9 +170,14 @@ impl Serialize for Kind {
     }
 }
 
-/// What an object is called by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct Key {
+/// What an object is called by. Copies share one: an object is named in a dozen places, and there may be a hundred
+/// thousand of them.
+#[derive(Clone, Serialize)]
+pub struct Key(Arc<Called>);
+
+/// The parts of a key, which are read through it.
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Called {
     /// Kind.
     pub kind: Kind,
     /// Namespace; empty for kinds without one.
@@ -184,11 +189,59 @@ pub struct Key {
 impl Key {
     /// Joins the parts of a key.
     pub fn new(kind: Kind, namespace: impl Into<Str>, name: impl Into<Str>) -> Self {
-        Self {
+        Self(Arc::new(Called {
             kind,
             namespace: namespace.into(),
             name: name.into(),
+        }))
+    }
+
+    /// The parts, to be exchanged for equal ones that are shared, while nobody else has the key.
+    fn parts_mut(&mut self) -> Option<&mut Called> {
+        Arc::get_mut(&mut self.0)
+    }
+}
+
+impl std::ops::Deref for Key {
+    type Target = Called;
+
+    fn deref(&self) -> &Called {
+        &self.0
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl Eq for Key {}
+
+impl std::hash::Hash for Key {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        match Arc::ptr_eq(&self.0, &other.0) {
+            true => std::cmp::Ordering::Equal,
+            false => self.0.cmp(&other.0),
         }
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -222,11 +275,7 @@ impl Object {
     #[must_use]
     pub fn key(&self) -> Key {
         let meta = self.meta();
-        Key {
-            kind: self.kind(),
-            namespace: meta.namespace.clone(),
-            name: meta.name.clone(),
-        }
+        Key::new(self.kind(), meta.namespace.clone(), meta.name.clone())
     }
 }
 

@@ -131,14 +131,13 @@ impl Session {
 
     /// The server of this stream knows a type that is asked for only then; the first message about it.
     pub fn on_offer(&mut self, kind: ResourceType) -> Option<DeltaDiscoveryRequest> {
-        let node = self.node.clone();
         let known = |subscription: &&mut Subscription| subscription.kind == kind;
         let subscription = self.subscriptions.iter_mut().find(known)?;
         match &mut subscription.part {
             Part::IfOffered { offered } => *offered = true,
             Part::All | Part::OnDemand => return None,
         }
-        Some(subscription.first(node, &[]))
+        Some(subscription.first(&[], false))
     }
 
     /// Asks for addresses by name, and no longer for others.
@@ -173,15 +172,13 @@ impl Session {
 
     fn first_requests(&self, asked: &[Str], digests: bool) -> Vec<DeltaDiscoveryRequest> {
         let at_once = |subscription: &&Subscription| !matches!(subscription.part, Part::IfOffered { .. });
-        let first = |subscription: &Subscription| {
-            let mut first = subscription.first(self.node.clone(), asked);
-            if digests && subscription.part == Part::All && subscription.held.len() >= DIGESTS_MIN {
-                let digests = subscription.held.digests().to_text();
-                first.initial_resource_versions = [(DIGEST_NAME.to_owned(), digests)].into();
-            }
-            first
-        };
-        self.subscriptions.iter().filter(at_once).map(first).collect()
+        let subscriptions = self.subscriptions.iter().filter(at_once);
+        let mut requests: Vec<_> = subscriptions.map(|one| one.first(asked, digests)).collect();
+        if let Some(first) = requests.first_mut() {
+            // A server reads it of the first message alone.
+            first.node = Some(self.node.clone());
+        }
+        requests
     }
 
     /// Puts names in the place of the buckets that a response removes: everything held of them that it does not tell.
@@ -272,11 +269,14 @@ pub struct Summary<'a> {
 }
 
 impl Subscription {
-    fn first(&self, node: Node, asked: &[Str]) -> DeltaDiscoveryRequest {
+    fn first(&self, asked: &[Str], digests: bool) -> DeltaDiscoveryRequest {
+        let by_digests = digests && self.part == Part::All && self.held.len() >= DIGESTS_MIN;
         let mut first = DeltaDiscoveryRequest {
-            node: Some(node),
             type_url: self.kind.type_url().into(),
-            initial_resource_versions: self.held.versions(),
+            initial_resource_versions: match by_digests {
+                true => [(DIGEST_NAME.to_owned(), self.held.digests().to_text())].into(),
+                false => self.held.versions(),
+            },
             ..DeltaDiscoveryRequest::default()
         };
         if self.part == Part::OnDemand {

@@ -35,6 +35,9 @@ pub enum Refusal {
     /// The caller may not have what it asks for, or asks for nothing that can be read.
     #[error("{0}")]
     IdentityDenied(&'static str),
+    /// Whom the certificate is for is not said, or cannot be read.
+    #[error("{0}")]
+    NoIdentity(&'static str),
     /// The request itself is bad.
     #[error("{0}")]
     CsrInvalid(#[from] crate::ca::issue::InvalidCsr),
@@ -63,7 +66,7 @@ impl Refusal {
             Self::Unauthenticated => "NODE_NOT_TRUSTED",
             Self::NotOnNode { .. } => "POD_NOT_ON_NODE",
             Self::TrustDomain { .. } => "TRUST_DOMAIN_MISMATCH",
-            Self::IdentityDenied(_) => "IDENTITY_DENIED",
+            Self::IdentityDenied(_) | Self::NoIdentity(_) => "IDENTITY_DENIED",
             Self::CsrInvalid(_) => "CSR_INVALID",
             Self::RateLimited { .. } => "RATE_LIMITED",
             Self::IssuerExpired => "ISSUER_EXPIRED",
@@ -108,12 +111,11 @@ pub fn authorize(
         }
     };
     let Some(text) = impersonated else {
-        let refusal =
-            Refusal::IdentityDenied("a node token has no workload identity; name one to impersonate");
+        let refusal = Refusal::NoIdentity("a node token has no workload identity; name one to impersonate");
         return Decision::Refuse(refusal);
     };
     let Ok(identity) = text.parse::<Identity>() else {
-        return Decision::Refuse(Refusal::IdentityDenied(
+        return Decision::Refuse(Refusal::NoIdentity(
             "the impersonated identity is no workload identity",
         ));
     };

@@ -25,9 +25,8 @@ impl BatchCertificateService for CaService {
             let text = format!("a batch holds at most {REQUESTS_MAX} requests");
             return Err(Status::invalid_argument(text));
         }
-        let results =
-            futures_util::future::join_all(requests.into_iter().map(|request| self.answer(&caller, request)));
-        let results = results.await.into_iter().map(|answer| WireResult {
+        let answers = self.answer_all(&caller, requests).await.into_iter();
+        let results = answers.map(|answer| WireResult {
             outcome: Some(match answer {
                 Ok(certificate) => Outcome::Certificate(certificate),
                 Err(refusal) => Outcome::Refusal(wire(&refusal)),

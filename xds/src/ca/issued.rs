@@ -161,11 +161,11 @@ impl Issued {
         }
     }
 
-    /// Notes a certificate, before it is handed out.
+    /// Notes certificates, before they are handed out.
     ///
     /// # Errors
-    /// It could not be written down; then it must not be handed out.
-    pub fn note(&self, entry: &Entry, now: i64) -> io::Result<()> {
+    /// They could not be written down; then none of them must be handed out.
+    pub fn note(&self, entries: &[Entry], now: i64) -> io::Result<()> {
         let mut inner = self.inner.lock();
         if let Some(path) = &self.path {
             if inner.appended >= APPENDED_MAX {
@@ -174,19 +174,22 @@ impl Issued {
             } else if inner.file.is_none() {
                 inner.rewrite(path)?;
             }
-            let mut line = serde_json::to_vec(entry)?;
-            line.push(b'\n');
+            let mut lines = Vec::new();
             if inner.is_torn {
-                line.insert(0, b'\n');
+                lines.push(b'\n');
+            }
+            for entry in entries {
+                serde_json::to_writer(&mut lines, entry)?;
+                lines.push(b'\n');
             }
             if let Some(file) = &mut inner.file {
-                let written = file.write_all(&line);
+                let written = file.write_all(&lines);
                 inner.is_torn = written.is_err();
                 written?;
             }
-            inner.appended += 1;
+            inner.appended += entries.len();
         }
-        inner.keep(entry.clone());
+        entries.iter().for_each(|entry| inner.keep(entry.clone()));
         if inner.count > LIVING_MAX {
             inner.forget_ended(now);
             inner.forget_soonest();
@@ -346,8 +349,8 @@ mod tests {
     #[test]
     fn a_certificate_is_denied_from_when_its_workload_leaves_until_it_ends() {
         let issued = Issued::memory();
-        issued.note(&entry("n1", "web", "0a", 100), 0).unwrap();
-        issued.note(&entry("n1", "db", "0b", 100), 0).unwrap();
+        issued.note(&[entry("n1", "web", "0a", 100)], 0).unwrap();
+        issued.note(&[entry("n1", "db", "0b", 100)], 0).unwrap();
         assert_eq!(denied(&issued, &placement("n1", "db"), 50), ["serial:a"]);
         assert!(denied(&issued, &placement("n1", "db"), 100).is_empty());
         assert_eq!(
@@ -363,8 +366,8 @@ mod tests {
             node: entry("n1", "web", "0a", 100).identity.to_string().into(),
             ..entry("n1", "web", "0a", 100)
         };
-        issued.note(&own, 0).unwrap();
-        issued.note(&entry("n1", "web", "0b", 100), 0).unwrap();
+        issued.note(&[own], 0).unwrap();
+        issued.note(&[entry("n1", "web", "0b", 100)], 0).unwrap();
         assert_eq!(denied(&issued, &Placement::default(), 50), ["serial:b"]);
     }
 
@@ -374,16 +377,16 @@ mod tests {
         let follower = Issued::follow(state.path());
         follower.read_on(0).unwrap();
         let owner = Issued::open(state.path(), 0).unwrap();
-        owner.note(&entry("n1", "web", "0a", 100), 0).unwrap();
+        owner.note(&[entry("n1", "web", "0a", 100)], 0).unwrap();
         follower.read_on(0).unwrap();
-        owner.note(&entry("n1", "web", "0b", 300), 0).unwrap();
+        owner.note(&[entry("n1", "web", "0b", 300)], 0).unwrap();
         follower.read_on(0).unwrap();
         follower.read_on(0).unwrap();
         let nowhere = Placement::default();
         assert_eq!(denied(&follower, &nowhere, 0), denied(&owner, &nowhere, 0));
         drop(owner);
         let owner = Issued::open(state.path(), 200).unwrap();
-        owner.note(&entry("n1", "db", "0c", 300), 200).unwrap();
+        owner.note(&[entry("n1", "db", "0c", 300)], 200).unwrap();
         follower.read_on(200).unwrap();
         assert_eq!(denied(&follower, &nowhere, 200), ["serial:c", "serial:b"]);
     }
@@ -392,8 +395,8 @@ mod tests {
     fn the_log_survives_a_restart_and_a_torn_line() {
         let state = tempfile::tempdir().unwrap();
         let issued = Issued::open(state.path(), 0).unwrap();
-        issued.note(&entry("n1", "web", "0a", 100), 0).unwrap();
-        issued.note(&entry("n1", "web", "0b", 300), 0).unwrap();
+        issued.note(&[entry("n1", "web", "0a", 100)], 0).unwrap();
+        issued.note(&[entry("n1", "web", "0b", 300)], 0).unwrap();
         drop(issued);
         let path = state.path().join(FILE);
         let mut text = fs::read(&path).unwrap();

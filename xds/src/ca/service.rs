@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use prost::Message;
 use prost_types::value::Kind;
 use tokio::sync::watch;
@@ -131,8 +132,21 @@ impl CaService {
         caller: &Caller,
         request: IstioCertificateRequest,
     ) -> Result<IstioCertificateResponse, Refusal> {
-        self.shared.metrics.csr_count.inc();
-        match self.shared.issue(caller, request).await {
+        let answer = self.answer_all(caller, vec![request]).await.pop();
+        answer.unwrap_or(Err(Refusal::SigningFailed))
+    }
+
+    /// The answers to several requests of a known caller, in their order: each is judged by itself, what is to be signed is
+    /// signed and written down together.
+    pub(super) async fn answer_all(
+        &self,
+        caller: &Caller,
+        requests: Vec<IstioCertificateRequest>,
+    ) -> Vec<Result<IstioCertificateResponse, Refusal>> {
+        let count = i64::try_from(requests.len()).unwrap_or(i64::MAX);
+        self.shared.metrics.csr_count.inc_by(count);
+        let answers = self.shared.issue(caller, requests).await.into_iter();
+        let answers = answers.map(|issued| match issued {
             Ok(signed) => Ok(IstioCertificateResponse {
                 cert_chain: signed.chain(),
             }),
@@ -142,13 +156,55 @@ impl CaService {
                 tracing::warn!(%node, reason, %refusal, "certificate refused");
                 Err(refusal)
             }
-        }
+        });
+        answers.collect()
     }
 }
 
+/// A request that is to be signed.
+struct Wanted {
+    identity: Identity,
+    csr: String,
+    seconds: i64,
+    /// The caller has a living certificate of the same identity.
+    is_renewal: bool,
+}
+
 impl Shared {
-    async fn issue(&self, caller: &Caller, request: IstioCertificateRequest) -> Result<Signed, Refusal> {
-        let rate = self.rate.take(&caller.name(), Instant::now());
+    async fn issue(
+        &self,
+        caller: &Caller,
+        requests: Vec<IstioCertificateRequest>,
+    ) -> Vec<Result<Signed, Refusal>> {
+        let now = self.authority.now().unix_timestamp();
+        let allowed = requests
+            .into_iter()
+            .map(|request| self.allowed(caller, request, now));
+        let allowed = join_all(allowed).await;
+        let begin = Instant::now();
+        let signed = self.signed(&allowed).await;
+        let took = begin.elapsed().as_secs_f64();
+        let signed: Vec<_> = allowed.into_iter().zip(signed).collect();
+        let written = self.note(&signed, &caller.name(), now);
+        let told = signed.into_iter().map(|(wanted, signed)| {
+            let (wanted, signed) = (wanted?, signed?);
+            written.clone()?;
+            self.metrics.issuance.observe(took);
+            self.tell(&signed, &wanted.identity, &caller.name());
+            Ok(signed)
+        });
+        told.collect()
+    }
+
+    /// Whether a request is to be signed.
+    async fn allowed(
+        &self,
+        caller: &Caller,
+        request: IstioCertificateRequest,
+        now: i64,
+    ) -> Result<Wanted, Refusal> {
+        let place = caller.name();
+        let rate = self.rate.take(&place, Instant::now());
         rate.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         if request.csr.len() > CSR_BYTES_MAX {
             return Err(InvalidCsr::TooLong(request.csr.len()).into());
@@ -156,32 +212,48 @@ impl Shared {
         let impersonated = impersonated(&request);
         let identity = self.authorized(caller, impersonated.as_deref()).await?;
         self.refuse_denied(&identity)?;
-        let (csr, seconds) = (request.csr, request.validity_duration);
-        let place = caller.name();
-        let now = self.authority.now().unix_timestamp();
-        let renewal = self.issued.holds(&place, &identity, now);
-        let begin = Instant::now();
-        let issued = self
-            .authority
-            .sign(order(csr, identity.clone(), seconds), renewal)
-            .await?;
-        self.metrics.issuance.observe(begin.elapsed().as_secs_f64());
-        self.note(&issued, &identity, &place, now)?;
-        if issued
-            .claimed
-            .iter()
-            .any(|claimed| *claimed != identity.to_string())
-        {
-            self.metrics.san_mismatches.inc();
+        Ok(Wanted {
+            is_renewal: self.issued.holds(&place, &identity, now),
+            identity,
+            csr: request.csr,
+            seconds: request.validity_duration,
+        })
+    }
+
+    /// Signs what is to be signed; the answers stand in the order of the requests, refused ones keep their place.
+    async fn signed(&self, allowed: &[Result<Wanted, Refusal>]) -> Vec<Result<Signed, Refusal>> {
+        let orders = |is_renewal: bool| {
+            let wanted = allowed.iter().flatten();
+            let wanted = wanted.filter(move |wanted| wanted.is_renewal == is_renewal);
+            wanted
+                .map(|wanted| order(wanted.csr.clone(), wanted.identity.clone(), wanted.seconds))
+                .collect()
+        };
+        let (first, renewals) = tokio::join!(
+            self.authority.sign_all(orders(false), false),
+            self.authority.sign_all(orders(true), true)
+        );
+        let (mut first, mut renewals) = (first.into_iter(), renewals.into_iter());
+        let in_order = allowed.iter().map(|wanted| {
+            let next = match wanted.as_ref().map_err(Clone::clone)?.is_renewal {
+                true => renewals.next(),
+                false => first.next(),
+            };
+            next.unwrap_or(Err(Refusal::SigningFailed))
+        });
+        in_order.collect()
+    }
+
+    fn tell(&self, issued: &Signed, identity: &Identity, node: &Str) {
+        if !issued.claimed.is_empty() {
+            let name = identity.to_string();
+            if issued.claimed.iter().any(|claimed| *claimed != name) {
+                self.metrics.san_mismatches.inc();
+            }
         }
         self.metrics.issued.inc();
-        let (node, serial, not_after) = (
-            &place,
-            &issued.leaf.serial,
-            issued.leaf.not_after.unix_timestamp(),
-        );
+        let (serial, not_after) = (&issued.leaf.serial, issued.leaf.not_after.unix_timestamp());
         tracing::info!(%node, %identity, %serial, not_after, "certificate issued");
-        Ok(issued)
     }
 
     fn refuse_denied(&self, identity: &Identity) -> Result<(), Refusal> {
@@ -196,14 +268,26 @@ impl Shared {
     }
 
     /// Writes down what is handed out: what is not in the log could never be denied later.
-    fn note(&self, signed: &Signed, identity: &Identity, node: &Str, now: i64) -> Result<(), Refusal> {
-        let entry = Entry {
-            serial: signed.leaf.serial.to_string(),
-            identity: identity.clone(),
-            node: node.clone(),
-            not_after: signed.leaf.not_after.unix_timestamp(),
-        };
-        self.issued.note(&entry, now).map_err(|error| {
+    fn note(
+        &self,
+        signed: &[(Result<Wanted, Refusal>, Result<Signed, Refusal>)],
+        node: &Str,
+        now: i64,
+    ) -> Result<(), Refusal> {
+        let entries = signed.iter().filter_map(|(wanted, signed)| {
+            let (wanted, signed) = (wanted.as_ref().ok()?, signed.as_ref().ok()?);
+            Some(Entry {
+                serial: signed.leaf.serial.to_string(),
+                identity: wanted.identity.clone(),
+                node: node.clone(),
+                not_after: signed.leaf.not_after.unix_timestamp(),
+            })
+        });
+        let entries: Vec<Entry> = entries.collect();
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.issued.note(&entries, now).map_err(|error| {
             tracing::error!(%error, "issued.log cannot be written; no certificate is handed out");
             Refusal::SigningFailed
         })
@@ -262,6 +346,7 @@ impl Shared {
         match refusal {
             Refusal::Unauthenticated => self.metrics.csr_unauthenticated.inc(),
             Refusal::CsrInvalid(_) => self.metrics.csr_unparsable.inc(),
+            Refusal::NoIdentity(_) => self.metrics.csr_without_identity.inc(),
             Refusal::IssuerExpired | Refusal::SigningFailed => self.metrics.csr_sign_errors.inc(),
             _ => 0,
         };
@@ -301,9 +386,10 @@ struct RetryInfo {
 pub(super) fn status(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::Unauthenticated => Code::Unauthenticated,
-        Refusal::NotOnNode { .. } | Refusal::TrustDomain { .. } | Refusal::IdentityDenied(_) => {
-            Code::PermissionDenied
-        }
+        Refusal::NotOnNode { .. }
+        | Refusal::TrustDomain { .. }
+        | Refusal::IdentityDenied(_)
+        | Refusal::NoIdentity(_) => Code::PermissionDenied,
         Refusal::CsrInvalid(_) => Code::InvalidArgument,
         Refusal::RateLimited { .. } => Code::ResourceExhausted,
         Refusal::IssuerExpired => Code::FailedPrecondition,

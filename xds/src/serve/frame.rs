@@ -92,10 +92,16 @@ impl Encoding {
     }
 }
 
-/// The part of a response that does not depend on the stream.
+/// The part of a response that does not depend on the stream. Each form is made when somebody takes it and kept from then
+/// on; bytes that nobody takes as they are do not stay beside their compressed form.
 #[derive(Debug)]
 pub struct Payload {
-    raw: Bytes,
+    type_url: Str,
+    resources: Arc<[Arc<Slot>]>,
+    removed: Vec<Str>,
+    /// Bytes before compression.
+    length: usize,
+    raw: OnceLock<Bytes>,
     gzip: OnceLock<Packed>,
     zstd: OnceLock<Bytes>,
 }
@@ -130,20 +136,17 @@ impl Message {
 }
 
 impl Payload {
-    /// Encodes resources and removals of one type.
+    /// Resources and removals of one type.
     #[must_use]
-    pub fn encode(type_url: &str, resources: &[Arc<Slot>], removed: &[Str]) -> Self {
+    pub fn encode(type_url: &str, resources: &Arc<[Arc<Slot>]>, removed: &[Str]) -> Self {
         let bytes: usize = resources.iter().map(|slot| entry_len(slot, type_url)).sum();
         let names: usize = removed.iter().map(|name| text_len(name)).sum();
-        let mut raw = BytesMut::with_capacity(bytes + names);
-        for slot in resources {
-            put_resource(&mut raw, slot, type_url);
-        }
-        for name in removed {
-            put_text(&mut raw, response_field::REMOVED_RESOURCES, name);
-        }
         Self {
-            raw: raw.freeze(),
+            type_url: type_url.into(),
+            resources: resources.clone(),
+            removed: removed.to_vec(),
+            length: bytes + names,
+            raw: OnceLock::new(),
             gzip: OnceLock::new(),
             zstd: OnceLock::new(),
         }
@@ -152,20 +155,41 @@ impl Payload {
     /// Bytes before compression.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.raw.len()
+        self.length
     }
 
     /// Whether it holds neither a resource nor a removal.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.raw.is_empty()
+        self.length == 0
+    }
+
+    /// Everything as it is, kept for whoever takes it so.
+    fn raw(&self) -> &Bytes {
+        self.raw.get_or_init(|| self.written())
+    }
+
+    /// Everything as it is, to be compressed.
+    fn plain(&self) -> Bytes {
+        self.raw.get().cloned().unwrap_or_else(|| self.written())
+    }
+
+    fn written(&self) -> Bytes {
+        let mut raw = BytesMut::with_capacity(self.length);
+        for slot in self.resources.iter() {
+            put_resource(&mut raw, slot, &self.type_url);
+        }
+        for name in &self.removed {
+            put_text(&mut raw, response_field::REMOVED_RESOURCES, name);
+        }
+        raw.freeze()
     }
 
     /// Bytes as they are written, without what is the stream's own. Compression happens at the first call for all that follow.
     #[must_use]
     pub fn packed_len(&self, encoding: Encoding) -> usize {
         match encoding {
-            Encoding::Raw => self.raw.len(),
+            Encoding::Raw => self.length,
             Encoding::Gzip => self.gzip().deflated.len(),
             Encoding::Zstd => self.zstd().len(),
         }
@@ -178,7 +202,7 @@ impl Payload {
         put_text(&mut head, response_field::SYSTEM_VERSION_INFO, &cut.to_string());
         put_text(&mut head, response_field::TYPE_URL, bounded(type_url));
         put_text(&mut head, response_field::NONCE, bounded(nonce));
-        let encoding = match self.raw.len() >= COMPRESS_MIN {
+        let encoding = match self.length >= COMPRESS_MIN {
             true => best,
             false => Encoding::Raw,
         };
@@ -186,9 +210,9 @@ impl Payload {
             Encoding::Gzip => self.gzip().message(&head),
             Encoding::Zstd => zstd_message(&head, self.zstd().clone()),
             Encoding::Raw => {
-                let mut first = prefix(false, head.len() + self.raw.len());
+                let mut first = prefix(false, head.len() + self.length);
                 first.put_slice(&head);
-                let parts = [first.freeze(), self.raw.clone()];
+                let parts = [first.freeze(), self.raw().clone()];
                 let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
                 Message {
                     parts,
@@ -200,20 +224,22 @@ impl Payload {
 
     fn zstd(&self) -> &Bytes {
         self.zstd.get_or_init(|| {
-            let packed = zstd::bulk::compress(&self.raw, ZSTD_LEVEL);
-            packed.expect("compressing into memory does not fail").into()
+            let packed = zstd::bulk::compress(&self.plain(), ZSTD_LEVEL);
+            let packed = packed.expect("compressing into memory does not fail");
+            packed.into_boxed_slice().into()
         })
     }
 
     fn gzip(&self) -> &Packed {
         self.gzip.get_or_init(|| {
-            let mut encoder =
-                DeflateEncoder::new(Vec::with_capacity(self.raw.len() / 4), Compression::fast());
-            let deflated = encoder.write_all(&self.raw).and_then(|()| encoder.finish());
+            let raw = self.plain();
+            let mut encoder = DeflateEncoder::new(Vec::with_capacity(raw.len() / 4), Compression::fast());
+            let deflated = encoder.write_all(&raw).and_then(|()| encoder.finish());
             let mut checksum = Crc::new();
-            checksum.update(&self.raw);
+            checksum.update(&raw);
+            let deflated = deflated.expect("writing to memory does not fail");
             Packed {
-                deflated: deflated.expect("writing to memory does not fail").into(),
+                deflated: deflated.into_boxed_slice().into(),
                 checksum,
             }
         })
@@ -318,18 +344,10 @@ fn put_resource(buffer: &mut BytesMut, slot: &Slot, type_url: &str) {
 /// The payloads made last, for streams that are sent the same.
 #[derive(Debug, Default)]
 pub struct Shared {
-    recent: Mutex<VecDeque<Recent>>,
+    recent: Mutex<VecDeque<Arc<Payload>>>,
 }
 
-#[derive(Debug)]
-struct Recent {
-    type_url: Str,
-    resources: Arc<[Arc<Slot>]>,
-    removed: Vec<Str>,
-    payload: Arc<Payload>,
-}
-
-impl Recent {
+impl Payload {
     fn is_of(&self, response: &Response) -> bool {
         let mut pairs = self.resources.iter().zip(response.resources.iter());
         self.resources.len() == response.resources.len()
@@ -351,7 +369,7 @@ impl Shared {
             .lock()
             .iter()
             .find(|recent| recent.is_of(response))
-            .map(|recent| recent.payload.clone());
+            .cloned();
         if let Some(found) = found {
             return found;
         }
@@ -360,15 +378,9 @@ impl Shared {
             &response.resources,
             &response.removed,
         ));
-        let recent = Recent {
-            type_url: response.type_url.clone(),
-            resources: response.resources.clone(),
-            removed: response.removed.clone(),
-            payload: payload.clone(),
-        };
         let mut all = self.recent.lock();
         all.truncate(SHARED_MAX - 1);
-        all.push_front(recent);
+        all.push_front(payload.clone());
         payload
     }
 }

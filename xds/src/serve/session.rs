@@ -210,7 +210,8 @@ pub struct Session<S> {
     /// Part of the cut has been sent, so that the rest goes out before a newer one. Until then changes accumulate.
     begun: bool,
     nonces: u64,
-    types: BTreeMap<ResourceType, TypeState>,
+    /// Boxed, as there are two or three of them and a tree has room for eleven.
+    types: BTreeMap<ResourceType, Box<TypeState>>,
     /// Policies to be told again once the workloads that name them are out.
     again: BTreeSet<Str>,
     /// Types we do not know; `true` while the one empty answer is still owed.
@@ -293,7 +294,7 @@ impl<S: Store> Session<S> {
                     self.again
                         .extend(again::named_by(&self.viewer, &self.cut, changed));
                 }
-                self.types.insert(ty, state);
+                self.types.insert(ty, Box::new(state));
             }
             Some(state) => {
                 state.delivery.on_answer(&request.nonce, request.error.as_ref());

@@ -1,8 +1,9 @@
 //! Whole tables, cut into chunks that are encoded once for everybody who starts from nothing, and into buckets whose
 //! digests tell a client that comes back what it lacks.
 //!
-//! A change replaces the bucket of its name; chunks are groups of buckets, made when somebody asks and kept for as long
-//! as their buckets are the same, also from one cut to the next.
+//! A change replaces the bucket of its name, and the row that its family stands in: pods of one owner have names that
+//! differ at the end only, and side by side they take half the bytes of strangers. Chunks are groups of rows, made when
+//! somebody asks and kept for as long as they hold the same, also from one cut to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -58,27 +59,35 @@ pub(crate) struct Bucket {
     digest: OnceLock<u64>,
 }
 
+/// Rows that one family is spread over, so that a large one is not told anew as a whole.
+const ROWS_PER_FAMILY: u16 = 4;
+
+/// Resources whose families fall together, by name.
+type Row = Vec<Arc<Slot>>;
+
 /// A table's resources by bucket. Clones share what is equal, and the chunks.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Buckets {
     buckets: RedBlackTreeMapSync<u16, Arc<Bucket>>,
+    /// The same resources by family, as many rows as there are buckets.
+    rows: RedBlackTreeMapSync<u16, Arc<Row>>,
     /// Resources by order.
     counts: BTreeMap<Order, usize>,
     bytes: usize,
     made: Arc<Mutex<BTreeMap<Group, Made>>>,
 }
 
-/// Neighbouring buckets, and which of their resources are meant.
+/// Neighbouring rows, and which of their resources are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Group {
     order: Option<Order>,
     first: u16,
-    buckets: u16,
+    rows: u16,
 }
 
 #[derive(Debug)]
 struct Made {
-    of: Vec<Arc<Bucket>>,
+    of: Vec<Arc<Row>>,
     chunks: Vec<Arc<Chunk>>,
 }
 
@@ -107,12 +116,13 @@ impl Buckets {
             return;
         };
         bucket.digest = OnceLock::new();
-        let found = bucket.resources.binary_search_by(|slot| slot.name.cmp(&name));
-        match (found, new) {
-            (Ok(place), Some(new)) => bucket.resources[place] = new.clone(),
-            (Ok(place), None) => drop(bucket.resources.remove(place)),
-            (Err(place), Some(new)) => bucket.resources.insert(place, new.clone()),
-            (Err(_), None) => {}
+        replace_in(&mut bucket.resources, &name, new);
+        let at = row_of(&name);
+        if !self.rows.contains_key(&at) {
+            self.rows.insert_mut(at, Arc::default());
+        }
+        if let Some(row) = self.rows.get_mut(&at) {
+            replace_in(Arc::make_mut(row), &name, new);
         }
     }
 
@@ -176,27 +186,23 @@ impl Buckets {
             return vec![Group {
                 order: None,
                 first: 0,
-                buckets: BUCKETS,
+                rows: BUCKETS,
             }];
         }
         let filled = self.counts.iter().filter(|(_, count)| **count > 0);
         let of_order = |(order, count): (&Order, &usize)| {
-            let (order, buckets) = (Some(*order), buckets_per_chunk(*count));
-            let starts = (0..BUCKETS).step_by(buckets.into());
-            starts.map(move |first| Group {
-                order,
-                first,
-                buckets,
-            })
+            let (order, rows) = (Some(*order), rows_per_chunk(*count));
+            let starts = (0..BUCKETS).step_by(rows.into());
+            starts.map(move |first| Group { order, first, rows })
         };
         filled.flat_map(of_order).collect()
     }
 
     fn made(&self, group: Group, made: &mut BTreeMap<Group, Made>) -> Vec<Arc<Chunk>> {
-        let of: Vec<Arc<Bucket>> = self
-            .buckets
-            .range(group.first..group.first + group.buckets)
-            .map(|(_, bucket)| bucket.clone())
+        let of: Vec<Arc<Row>> = self
+            .rows
+            .range(group.first..group.first + group.rows)
+            .map(|(_, row)| row.clone())
             .collect();
         let is_same = |known: &Made| {
             known.of.len() == of.len()
@@ -211,12 +217,13 @@ impl Buckets {
         }
         let mut resources: Vec<Arc<Slot>> = of
             .iter()
-            .flat_map(|bucket| bucket.resources.iter())
+            .flat_map(|row| row.iter())
             .filter(|slot| group.order.is_none_or(|order| slot.order == order))
             .cloned()
             .collect();
         resources.sort_by(|one, other| (one.order, &one.name).cmp(&(other.order, &other.name)));
-        let chunks = cut(&resources);
+        let known = made.get(&group).map_or(&[][..], |known| &known.chunks);
+        let chunks = cut(&resources, known);
         made.insert(
             group,
             Made {
@@ -228,27 +235,55 @@ impl Buckets {
     }
 }
 
-/// As many neighbouring buckets as hold no more than a chunk should; a power of two, so that groups meet their bounds.
-fn buckets_per_chunk(resources: usize) -> u16 {
-    let mut buckets = BUCKETS;
-    while buckets > 1 && resources * usize::from(buckets) > CHUNK_RESOURCES_MAX * usize::from(BUCKETS) {
-        buckets /= 2;
+/// Puts a resource into a list that is ordered by name, or takes the one of this name out of it.
+fn replace_in(resources: &mut Vec<Arc<Slot>>, name: &str, new: Option<&Arc<Slot>>) {
+    match (resources.binary_search_by(|slot| (*slot.name).cmp(name)), new) {
+        (Ok(place), Some(new)) => resources[place] = new.clone(),
+        (Ok(place), None) => drop(resources.remove(place)),
+        (Err(place), Some(new)) => resources.insert(place, new.clone()),
+        (Err(_), None) => {}
     }
-    buckets
 }
 
-fn cut(resources: &[Arc<Slot>]) -> Vec<Arc<Chunk>> {
-    let (mut chunks, mut begin, mut bytes) = (Vec::new(), 0, 0);
+/// The row of a name: that of its family, which is what stands before the last dash, and one of its few for the rest.
+fn row_of(name: &str) -> u16 {
+    let (family, own) = name.rsplit_once('-').unwrap_or((name, ""));
+    let first = bucket_of(family) / ROWS_PER_FAMILY * ROWS_PER_FAMILY;
+    first + bucket_of(own) % ROWS_PER_FAMILY
+}
+
+/// As many neighbouring rows as hold no more than a chunk should; a power of two, so that groups meet their bounds.
+fn rows_per_chunk(resources: usize) -> u16 {
+    let mut rows = BUCKETS;
+    while rows > 1 && resources * usize::from(rows) > CHUNK_RESOURCES_MAX * usize::from(BUCKETS) {
+        rows /= 2;
+    }
+    rows
+}
+
+/// Resources as chunks; one that holds what a known one at its place does is that one.
+fn cut(resources: &[Arc<Slot>], known: &[Arc<Chunk>]) -> Vec<Arc<Chunk>> {
+    let mut chunks: Vec<Arc<Chunk>> = Vec::new();
+    let mut push = |some: &[Arc<Slot>]| {
+        let is_same = |known: &&Arc<Chunk>| {
+            let pairs = known.resources.iter().zip(some);
+            known.resources.len() == some.len()
+                && pairs.into_iter().all(|(one, other)| Arc::ptr_eq(one, other))
+        };
+        let same = known.get(chunks.len()).filter(is_same).cloned();
+        chunks.push(same.unwrap_or_else(|| Arc::new(Chunk::new(some.into()))));
+    };
+    let (mut begin, mut bytes) = (0, 0);
     for (at, slot) in resources.iter().enumerate() {
         let size = size_of(slot);
         if at > begin && (bytes + size > CHUNK_BYTES_MAX || at - begin >= CHUNK_RESOURCES_MAX) {
-            chunks.push(Arc::new(Chunk::new(resources[begin..at].into())));
+            push(&resources[begin..at]);
             (begin, bytes) = (at, 0);
         }
         bytes += size;
     }
     if begin < resources.len() {
-        chunks.push(Arc::new(Chunk::new(resources[begin..].into())));
+        push(&resources[begin..]);
     }
     chunks
 }
@@ -274,7 +309,7 @@ mod tests {
         let (mut buckets, mut all) = (Buckets::default(), Vec::new());
         for (count, order) in [(services, Order::Service), (workloads, Order::Workload)] {
             for number in 0..count {
-                let slot = slot(&format!("{order:?}-{number:06}"), "1", order);
+                let slot = slot(&format!("{order:?}{:05}-{number:06}", number / 10), "1", order);
                 buckets.replace(None, Some(&slot));
                 all.push(slot);
             }
@@ -353,6 +388,34 @@ mod tests {
             .flat_map(|chunk| chunk.resources().iter())
             .find(|slot| slot.name == new.name);
         assert_eq!(&*found.unwrap().version, "1", "an older cut stays what it was");
+    }
+
+    #[test]
+    fn of_a_large_family_a_change_renews_one_chunk() {
+        let mut buckets = Buckets::default();
+        let all: Vec<_> = (0..20_000)
+            .map(|number| slot(&format!("web-{number:05}"), "1", Order::Workload))
+            .collect();
+        all.iter().for_each(|slot| buckets.replace(None, Some(slot)));
+        let before = buckets.chunks();
+        buckets.replace(Some(&all[7_777]), Some(&slot("web-07777", "2", Order::Workload)));
+        let after = buckets.chunks();
+        let renewed = before
+            .iter()
+            .zip(&after)
+            .filter(|(old, new)| !Arc::ptr_eq(old, new));
+        assert_eq!((renewed.count(), before.len()), (1, after.len()));
+    }
+
+    #[test]
+    fn pods_of_one_owner_are_neighbours() {
+        let rows: BTreeSet<u16> = (0..100)
+            .map(|number| row_of(&format!("Kubernetes//Pod/shop/web-5d4f-{number:05}")))
+            .collect();
+        assert_eq!(rows.len(), usize::from(ROWS_PER_FAMILY));
+        let (first, last) = (rows.first().unwrap(), rows.last().unwrap());
+        assert_eq!(last - first, ROWS_PER_FAMILY - 1);
+        assert!(row_of("") < BUCKETS && row_of("-") < BUCKETS);
     }
 
     #[test]

@@ -6,13 +6,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
+use tulle_runtime::ready::BlockReady;
 
 use crate::engine::Batch;
 use crate::history::History;
 use crate::metrics::EngineMetrics;
 use crate::snapshot::Severity;
 use follow::Follower;
-use library::{Library, Settled};
+use library::{Library, Settled, Step};
 use scan::{Scan, Scanner};
 use watcher::Watcher;
 
@@ -34,12 +35,13 @@ const RESCAN: Duration = Duration::from_secs(30);
 /// A file that cannot be parsed and is younger than this may still be in the middle of being written.
 const WRITING_MAX: Duration = Duration::from_millis(200);
 
-/// Reads the folder until the engine is gone.
+/// Reads the folder until the engine is gone. `reading` is dropped once what was there at the start is on record.
 pub(super) async fn run(
     root: PathBuf,
     mut reader: Reader,
     batches: mpsc::Sender<Batch>,
     metrics: EngineMetrics,
+    mut reading: Option<BlockReady>,
 ) {
     let mut why = "start";
     let mut watcher = Watcher::new(&root);
@@ -64,8 +66,17 @@ pub(super) async fn run(
         {
             return;
         }
-        // The first step holds every object; until the next look nobody needs any.
-        drop(settled.step);
+        let step = settled.step;
+        let record = move || {
+            reader.record_first(&step);
+            reader
+        };
+        // The first step holds every object; it goes as soon as it is on record.
+        reader = match spawn_blocking(record).await {
+            Ok(reader) => reader,
+            Err(error) => return tracing::error!(%error, "the configuration folder is not read any more"),
+        };
+        drop(reading.take());
         let now = Instant::now();
         let (next, due) = match (rescan, settled.read_again) {
             (true, _) => (now, "new_directory"),
@@ -123,13 +134,16 @@ impl Reader {
             self.library.accept_empty(accepted);
         }
         let mut settled = self.library.settle(&scan, jiff::Timestamp::now());
+        if !settled.step.held_anything() {
+            return (self, scan, settled);
+        }
         match self
             .history
             .as_mut()
             .map(|history| history.take(&self.library, &settled))
         {
-            // What cannot be recorded does not come into force, unless nothing is in force yet.
-            Some(Err(error)) if settled.step.held_anything() => {
+            // What cannot be recorded does not come into force.
+            Some(Err(error)) => {
                 let cause =
                     format!("the generation cannot be recorded: {error}; the last one stays in force");
                 settled = self.library.refuse(settled.step, &cause);
@@ -137,6 +151,18 @@ impl Reader {
             _ => self.library.drop_texts(&settled.step),
         }
         (self, scan, settled)
+    }
+
+    /// Records what came into force where nothing was: that need not wait for the disk, and the engine is at work meanwhile.
+    fn record_first(&mut self, step: &Step) {
+        if step.held_anything() || self.follower.is_some() {
+            return;
+        }
+        if let Some(history) = &mut self.history {
+            // What could not be recorded is told there, and is in force all the same: there is nothing else to be.
+            let _ = history.record(&self.library, step);
+        }
+        self.library.drop_texts(step);
     }
 }
 

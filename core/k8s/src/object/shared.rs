@@ -19,7 +19,9 @@ pub struct Pool {
 impl Pool {
     /// Lets an object that was just read share what others before it have, and gives back what reading it left over.
     pub fn share(&mut self, key: &mut Key, object: &mut Arc<Object>) {
-        self.text(&mut key.namespace);
+        if let Some(key) = key.parts_mut() {
+            self.text(&mut key.namespace);
+        }
         // Nobody else holds an object that was just read.
         let Some(object) = Arc::get_mut(object) else {
             return;

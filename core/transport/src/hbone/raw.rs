@@ -159,3 +159,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
 pub fn through_memory(write: usize, length: usize) -> usize {
     super::own::fuzz::through_memory(write, length)
 }
+
+/// The block of a CONNECT's head.
+///
+/// # Panics
+/// When the request has no authority that could be one.
+#[must_use]
+pub fn encode(request: &super::ConnectRequest) -> Vec<u8> {
+    super::own::fuzz::encode(request)
+}
+
+/// The request that a block says, decoded as the first of its connection.
+///
+/// # Panics
+/// When it is no CONNECT's.
+#[must_use]
+pub fn decode(block: &[u8]) -> super::ConnectRequest {
+    super::own::fuzz::decode(block)
+}

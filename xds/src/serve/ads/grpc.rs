@@ -25,6 +25,8 @@ use crate::serve::frame::{Encoding, Message};
 
 /// The only method that is served.
 const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+/// Bytes kept per stream for the next request; answers are far shorter, and for a longer request it grows.
+const READ_AHEAD: usize = 512;
 const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
@@ -69,7 +71,7 @@ impl Ads {
         }
         let best = best_of(request.headers());
         let (parts, body) = request.into_parts();
-        let decoder = ProstDecoder::<DeltaDiscoveryRequest>::new(BufferSettings::default());
+        let decoder = ProstDecoder::<DeltaDiscoveryRequest>::new(BufferSettings::new(READ_AHEAD, READ_AHEAD));
         let requests = Streaming::new_request(decoder, body, None, Some(REQUEST_BYTES_MAX));
         let responses = self
             .open(

@@ -65,6 +65,7 @@ impl Folder {
             config_dir: config.path().to_owned(),
             state_dir: Some(state.path().to_owned()),
             follow: false,
+            reading: None,
         };
         let trust = watch::channel(None).1;
         let snapshots = start(
@@ -161,6 +162,7 @@ async fn a_replica_serves_the_same_and_writes_no_status() {
         config_dir: owner.config.path().to_owned(),
         state_dir: Some(owner.state.path().to_owned()),
         follow: true,
+        reading: None,
     };
     let (mesh, metrics) = (MeshConfig::default(), EngineMetrics::default());
     let trust = watch::channel(None).1;

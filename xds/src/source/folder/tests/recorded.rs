@@ -32,7 +32,8 @@ impl Hand {
     }
 
     fn look(&mut self) -> Settled {
-        let (reader, _, settled) = self.reader.take().expect("it was put back").look();
+        let (mut reader, _, settled) = self.reader.take().expect("it was put back").look();
+        reader.record_first(&settled.step);
         self.reader = Some(reader);
         settled
     }
@@ -248,10 +249,10 @@ fn a_full_disk_hands_out_no_certificate_and_loses_none_that_follow() {
         let issued = Issued::open(&path, 0).unwrap();
         let filler = fill(&path);
         // Until the last page of the log itself is full.
-        let refused = (0..100_000).find(|number| issued.note(&entry(format!("{number:x}")), 0).is_err());
+        let refused = (0..100_000).find(|number| issued.note(&[entry(format!("{number:x}"))], 0).is_err());
         let refused = refused.expect("a full disk refuses");
         std::fs::remove_file(filler).unwrap();
-        issued.note(&entry("abcdef".to_owned()), 0).unwrap();
+        issued.note(&[entry("abcdef".to_owned())], 0).unwrap();
         drop(issued);
         let again = Issued::open(&path, 0).unwrap();
         let denied = again.misplaced(&crate::snapshot::Placement::default(), 0);
@@ -292,7 +293,7 @@ fn a_start_on_a_full_disk_serves_and_signs_as_soon_as_it_can_be_written_down() {
             (owned, roots, issued)
         };
         let first = start();
-        first.2.note(&entry("aa"), 0).unwrap();
+        first.2.note(&[entry("aa")], 0).unwrap();
         hand.look();
         drop(first);
         let filler = fill(&path);
@@ -301,10 +302,10 @@ fn a_start_on_a_full_disk_serves_and_signs_as_soon_as_it_can_be_written_down() {
         assert_eq!(hand.look().batch.expect("it is told").events.len(), 1);
         let problem = issued.try_again().expect("it is still full");
         assert!(problem.contains("issued.log"), "{problem}");
-        assert!(issued.note(&entry("bb"), 0).is_err(), "nothing is handed out");
+        assert!(issued.note(&[entry("bb")], 0).is_err(), "nothing is handed out");
         std::fs::remove_file(filler).unwrap();
         assert_eq!(issued.try_again(), None);
-        issued.note(&entry("cc"), 0).unwrap();
+        issued.note(&[entry("cc")], 0).unwrap();
         drop(issued);
         let again = Issued::open(&path, 0).unwrap();
         let denied = again.misplaced(&crate::snapshot::Placement::default(), 0);
