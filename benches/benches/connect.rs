@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::io::AsyncReadExt;
-use tulle_benches::{Path, Peers, relayed, runtime};
+use tulle_benches::{Path, Peers, direct, relayed, runtime};
 
 /// One request and its answer, then the end of both sides.
 async fn one_request(mut path: Path) {
@@ -16,6 +16,9 @@ fn connections(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("connections");
     group.throughput(Throughput::Elements(1));
+    group.bench_function("direct", |bencher| {
+        bencher.iter(|| runtime.block_on(async { one_request(direct().await).await }));
+    });
     group.bench_function("relay", |bencher| {
         bencher.iter(|| runtime.block_on(async { one_request(relayed().await).await }));
     });
@@ -34,6 +37,9 @@ fn handshakes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("handshakes");
     group.throughput(Throughput::Elements(1));
     let peers = Peers::default();
+    group.bench_function("TCP, mutual TLS", |bencher| {
+        bencher.iter(|| runtime.block_on(peers.tls_handshake()));
+    });
     group.bench_function("TCP, mutual TLS, HTTP/2", |bencher| {
         bencher.iter(|| runtime.block_on(peers.handshake()));
     });

@@ -1,21 +1,24 @@
-//! A small message there and back: through a relay, through a tunnel, and beside a transfer in the same tunnel.
+//! A small message there and back: through a tunnel and all that it is measured beside, and beside a transfer in the same
+//! tunnel.
 
 use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use tulle_benches::{Peers, relayed, runtime};
+use tulle_benches::contestants::beside;
+use tulle_benches::{Peers, runtime};
 use tulle_runtime::tasks;
 
 fn round_trip(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("round trip of 200 bytes");
     let mut tunnel = runtime.block_on(async { Peers::default().tunnel().await });
-    let paths = runtime.block_on(async { [("relay", relayed().await), ("tunnel", tunnel.path().await)] });
-    for (name, mut path) in paths {
-        group.bench_function(name, |bencher| {
+    let mut all = runtime.block_on(beside(1));
+    all.push(("tunnel".to_owned(), vec![runtime.block_on(tunnel.path())]));
+    for (name, paths) in &mut all {
+        group.bench_function(name.as_str(), |bencher| {
             bencher.iter_custom(|rounds| {
                 let started = Instant::now();
-                runtime.block_on(path.ping(rounds));
+                runtime.block_on(paths[0].ping(rounds));
                 started.elapsed()
             });
         });

@@ -1,4 +1,4 @@
-//! Bytes of one idle tunnelled connection, in the two proxies together and in each; bytes of an idle tunnel.
+//! Bytes of one idle tunnelled connection, in the two proxies together and in each; of an idle tunnel; and of futures.
 //!
 //! Prints what it measured; there is nothing to repeat, so criterion takes no part. An argument, `h2` or `own`, says
 //! which framing: memory that one has used would be there for the next, so each is measured by a run of its own.
@@ -42,6 +42,21 @@ fn main() {
     let grown = resident() - before;
     report("idle connection, both proxies", grown, connections);
     report("idle connection, each proxy", grown / 2, connections);
+    for (what, bytes) in runtime.block_on(sizes(&peers)) {
+        let _ = writeln!(std::io::stdout(), "future of {what}: {bytes} bytes");
+    }
+}
+
+/// What the futures of a connection's life take while they wait.
+async fn sizes(peers: &Peers) -> [(&'static str, usize); 4] {
+    let [connecting, accepting] = peers.handshake_sizes().await;
+    let [opening, copying] = peers.tunnel().await.stream_sizes().await;
+    [
+        ("connecting a tunnel", connecting),
+        ("accepting a tunnel", accepting),
+        ("opening a stream", opening),
+        ("copying between a stream and a socket", copying),
+    ]
 }
 
 fn report(what: &str, bytes: u64, of: usize) {

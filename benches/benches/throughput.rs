@@ -1,10 +1,15 @@
-//! Bytes per second through a tunnel beside a plain relay: by streams, and by how much the application writes at once.
+//! Bytes per second through a tunnel and all that it is measured beside: by streams, by tunnels that share them, and by how
+//! much the application writes at once.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tulle_benches::{Peers, cpu, relayed, runtime, transfer_all};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tokio::runtime::Runtime;
+use tulle_benches::contestants::{beside, tunnelled};
+use tulle_benches::{Path, Peers, cpu, relayed, runtime, transfer_all};
+use tulle_transport::hbone::Framing;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -12,38 +17,44 @@ const MIB: usize = 1024 * KIB;
 /// Bytes that open the copy buffers to their largest step before anything is measured.
 const WARM_UP: usize = 16 * MIB;
 
+/// One row: all of `length` bytes, over all paths at once.
+fn row(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    runtime: &Runtime,
+    (name, paths): &mut (String, Vec<Path>),
+    (parameter, write, length): (usize, usize, usize),
+) {
+    *paths = runtime.block_on(transfer_all(std::mem::take(paths), WARM_UP.min(length), write));
+    group.throughput(Throughput::Bytes(length as u64));
+    group.bench_function(BenchmarkId::new(name.as_str(), parameter), |bencher| {
+        bencher.iter_custom(|rounds| {
+            let started = Instant::now();
+            for _ in 0..rounds {
+                *paths = runtime.block_on(transfer_all(std::mem::take(paths), length, write));
+            }
+            started.elapsed()
+        });
+    });
+}
+
 fn by_streams(criterion: &mut Criterion) {
-    const TRANSFER: usize = 256 * MIB;
+    const TRANSFER: usize = 64 * MIB;
     let runtime = runtime();
     let mut group = criterion.benchmark_group("throughput");
     group
-        .throughput(Throughput::Bytes(TRANSFER as u64))
-        .sample_size(10);
-    group
+        .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(6));
-    let mut relay = runtime.block_on(relayed());
-    runtime.block_on(relay.transfer(WARM_UP, 256 * KIB));
-    group.bench_function("relay", |bencher| {
-        bencher.iter(|| runtime.block_on(relay.transfer(TRANSFER, 256 * KIB)));
-    });
-    let mut tunnel = runtime.block_on(async { Peers::default().tunnel().await });
+        .measurement_time(Duration::from_secs(3));
     for streams in [1, 4, 16, 64] {
-        let mut paths = Vec::new();
-        for _ in 0..streams {
-            let mut path = runtime.block_on(tunnel.path());
-            runtime.block_on(path.transfer(WARM_UP, 256 * KIB));
-            paths.push(path);
+        let mut all = runtime.block_on(beside(streams));
+        for tunnels in [1, 4].into_iter().filter(|tunnels| *tunnels <= streams) {
+            let name = if tunnels == 1 { "tunnel" } else { "4 tunnels" };
+            let paths = runtime.block_on(tunnelled(Framing::Records, streams, tunnels));
+            all.push((name.to_owned(), paths));
         }
-        group.bench_function(BenchmarkId::new("tunnel", streams), |bencher| {
-            bencher.iter_custom(|rounds| {
-                let started = Instant::now();
-                for _ in 0..rounds {
-                    paths = runtime.block_on(transfer_all(std::mem::take(&mut paths), TRANSFER, 256 * KIB));
-                }
-                started.elapsed()
-            });
-        });
+        for contestant in &mut all {
+            row(&mut group, &runtime, contestant, (streams, 256 * KIB, TRANSFER));
+        }
     }
     group.finish();
 }
@@ -51,20 +62,21 @@ fn by_streams(criterion: &mut Criterion) {
 fn by_write(criterion: &mut Criterion) {
     let runtime = runtime();
     let mut group = criterion.benchmark_group("throughput by write");
-    group.sample_size(10).warm_up_time(Duration::from_millis(500));
-    let mut tunnel = runtime.block_on(async { Peers::default().tunnel().await });
-    let paths = runtime.block_on(async { [("relay", relayed().await), ("tunnel", tunnel.path().await)] });
-    for (name, mut path) in paths {
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3));
+    let mut all = runtime.block_on(beside(1));
+    let tunnel = runtime.block_on(tunnelled(Framing::Records, 1, 1));
+    all.push(("tunnel".to_owned(), tunnel));
+    for contestant in &mut all {
         for (write, length) in [
-            (1, 128 * KIB),
-            (KIB, 16 * MIB),
-            (16 * KIB, 128 * MIB),
-            (MIB, 256 * MIB),
+            (1, 64 * KIB),
+            (KIB, 8 * MIB),
+            (16 * KIB, 64 * MIB),
+            (MIB, 64 * MIB),
         ] {
-            group.throughput(Throughput::Bytes(length as u64));
-            group.bench_function(BenchmarkId::new(name, write), |bencher| {
-                bencher.iter(|| runtime.block_on(path.transfer(length, write)));
-            });
+            row(&mut group, &runtime, contestant, (write, write, length));
         }
     }
     group.finish();

@@ -10,6 +10,8 @@ use std::ops::Range;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+
 use crate::{Path, sockets};
 
 const HEADER: usize = 5;
@@ -91,6 +93,41 @@ pub async fn bound() -> Path {
         std::thread::spawn(move || opening(wire, application));
     }
     Path { client, server }
+}
+
+/// Two applications with a relay between them that is nothing but blocking threads and `splice`: the least that a plain
+/// hop can cost.
+pub async fn spliced() -> Path {
+    let ((client, captured), (delivered, server)) = (sockets().await, sockets().await);
+    let blocking = |socket: tokio::net::TcpStream| {
+        let socket = socket.into_std().expect("it is idle");
+        socket.set_nonblocking(false).expect("a fresh socket");
+        socket
+    };
+    let (captured, delivered) = (blocking(captured), blocking(delivered));
+    for (from, to) in [(&captured, &delivered), (&delivered, &captured)] {
+        let (from, to) = (from.try_clone(), to.try_clone());
+        let (from, to) = (
+            from.expect("there are descriptors"),
+            to.expect("there are descriptors"),
+        );
+        std::thread::spawn(move || splicing(&from, &to));
+    }
+    Path { client, server }
+}
+
+fn splicing(from: &TcpStream, to: &TcpStream) -> io::Result<()> {
+    let (out, into) = pipe_with(PipeFlags::CLOEXEC)?;
+    let room = fcntl_setpipe_size(&into, 1 << 20).unwrap_or(1 << 16);
+    loop {
+        let mut held = splice(from, None, &into, None, room, SpliceFlags::MOVE)?;
+        if held == 0 {
+            return to.shutdown(std::net::Shutdown::Write);
+        }
+        while held > 0 {
+            held -= splice(&out, None, to, None, held, SpliceFlags::MOVE)?;
+        }
+    }
 }
 
 fn sealing(mut from: TcpStream, mut to: TcpStream) -> io::Result<()> {

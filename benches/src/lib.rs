@@ -7,10 +7,14 @@
 //! All parts share the cores, so the ratio of two rows of one run is what to read, not either of them.
 
 pub mod bound;
+pub mod contestants;
 pub mod control;
 pub mod l7;
 pub mod mesh;
 pub mod pace;
+pub mod rows;
+pub mod simulation;
+pub mod workers;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -89,12 +93,7 @@ impl Peers {
     /// Two applications with proxies between them that speak TLS and no HTTP/2.
     pub async fn tls_only(&self) -> Path {
         let ((client, mut captured), (mut delivered, server)) = (sockets().await, sockets().await);
-        let (near, far) = sockets().await;
-        let (near, far) = tokio::join!(
-            tls::connect(self.web.client_config(&[identity("reviews")]), near),
-            tls::accept(self.reviews.server_config(), far),
-        );
-        let (mut near, (mut far, _)) = (near.expect("trusted"), far.expect("trusted"));
+        let (mut near, mut far) = self.tls_handshake().await;
         tasks::spawn("bench TLS client", async move {
             copy_bidirectional_with_sizes(&mut captured, &mut near, TLS_BUFFER, TLS_BUFFER).await
         });
@@ -102,6 +101,26 @@ impl Peers {
             copy_bidirectional_with_sizes(&mut delivered, &mut far, TLS_BUFFER, TLS_BUFFER).await
         });
         Path { client, server }
+    }
+
+    /// TCP and mutual TLS, both ends.
+    pub async fn tls_handshake(&self) -> (tls::ClientStream<TcpStream>, tls::AcceptedStream<TcpStream>) {
+        let (near, far) = sockets().await;
+        let (near, far) = tokio::join!(
+            tls::connect(self.web.client_config(&[identity("reviews")]), near),
+            tls::accept(self.reviews.server_config(), far),
+        );
+        (near.expect("trusted"), far.expect("trusted").0)
+    }
+
+    /// Bytes of the futures of a handshake: connecting, and accepting.
+    pub async fn handshake_sizes(&self) -> [usize; 2] {
+        let (near, far) = sockets().await;
+        let (client_settings, server_settings) = (Settings::client(), Settings::server());
+        let config = self.web.client_config(&[identity("reviews")]);
+        let connecting = client::connect(near, config, &client_settings);
+        let accepting = server::accept(far, self.reviews.server_config(), &server_settings);
+        [size_of_val(&connecting), size_of_val(&accepting)]
     }
 
     /// TCP, mutual TLS and HTTP/2, both ends.
@@ -168,6 +187,14 @@ impl Tunnel {
                 .expect("the client waits")
         });
         (opened.expect("accepted").0, accepted)
+    }
+
+    /// Bytes of the futures of a stream: opening it, and copying between it and a socket.
+    pub async fn stream_sizes(&mut self) -> [usize; 2] {
+        let opening = size_of_val(&self.client.open(&ConnectRequest::new("10.0.0.1:80")));
+        let ((near, _far), (local, _application)) = (self.stream().await, sockets().await);
+        let transfer = Transfer::new();
+        [opening, size_of_val(&bidirectional(local, near, &transfer))]
     }
 
     /// Two applications with a stream of this tunnel between them.

@@ -11,7 +11,7 @@ mod explain;
 mod folder;
 mod node;
 pub(crate) mod status;
-mod up;
+pub(crate) mod up;
 mod upgrade;
 mod waypoint;
 mod waypoint_config;

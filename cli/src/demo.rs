@@ -6,7 +6,6 @@ mod progress;
 pub(crate) mod service;
 mod stats;
 mod story;
-mod waypoints;
 
 pub(crate) use story::Story;
 
@@ -15,7 +14,7 @@ use std::path::Path;
 use anyhow::Context as _;
 
 /// Writes a file in one step, so that nobody reads half of it.
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(crate) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let draft = path.with_extension("yaml~");
     std::fs::write(&draft, text)
         .and_then(|()| std::fs::rename(&draft, path))

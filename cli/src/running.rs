@@ -68,7 +68,7 @@ impl RunDir {
     pub(crate) fn components(&self) -> anyhow::Result<Vec<Component>> {
         let missing = || {
             format!(
-                "no mesh runs here: cannot read {} (start one: tulle up --demo)",
+                "no mesh runs here: cannot read {} (start one: tulle up)",
                 self.0.display()
             )
         };

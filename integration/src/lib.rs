@@ -18,6 +18,7 @@ pub mod load;
 pub mod manifest;
 pub mod mesh;
 pub mod mutants;
+pub mod names;
 pub mod programs;
 pub mod scenario;
 pub mod storm;

@@ -4,6 +4,7 @@
 //! retried.
 
 pub mod http;
+pub mod pauses;
 mod samples;
 mod streams;
 
@@ -17,6 +18,7 @@ use tulle_linux::NetNs;
 
 pub use samples::{Samples, Window};
 
+use self::pauses::Pause;
 use crate::traffic::spawn;
 
 /// How much of each kind of traffic runs.
@@ -148,10 +150,17 @@ impl Load {
     /// What was measured of samples that were due in an interval.
     #[must_use]
     pub fn report(&self, from: Instant, to: Instant) -> Report {
+        self.report_without(from, to, &[])
+    }
+
+    /// What was measured, less the time that the machine itself stood still.
+    #[must_use]
+    pub fn report_without(&self, from: Instant, to: Instant, pauses: &[Pause]) -> Report {
+        let window = |samples: &Samples| samples.window_without(from, to, pauses);
         Report {
-            requests: self.shared.requests.window(from, to),
-            connects: self.shared.connects.window(from, to),
-            messages: self.shared.messages.window(from, to),
+            requests: window(&self.shared.requests),
+            connects: window(&self.shared.connects),
+            messages: window(&self.shared.messages),
         }
     }
 

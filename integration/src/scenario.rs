@@ -2,6 +2,7 @@
 //! targets. `cargo xtask scenario NAME|all` runs them.
 
 mod agents;
+mod attack;
 mod authority;
 mod bypass;
 mod certificates;
@@ -19,6 +20,7 @@ mod isolation;
 mod likeness;
 mod memory;
 mod mutation;
+mod names;
 mod network;
 mod operator;
 mod pods;
@@ -96,6 +98,7 @@ pub fn all() -> Vec<Scenario> {
         likeness::SCENARIOS,
         memory::SCENARIOS,
         mutation::SCENARIOS,
+        names::SCENARIOS,
         network::SCENARIOS,
         pods::SCENARIOS,
         pressure::SCENARIOS,

@@ -26,6 +26,7 @@ pub mod snapshot;
 pub mod tcp;
 pub mod telemetry;
 pub mod upstream;
+mod watched;
 
 pub use app::{App, run_process};
 pub use config::Config;

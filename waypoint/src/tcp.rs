@@ -1,9 +1,9 @@
 //! Streams that are not read: bytes, and TLS that is not opened. One endpoint is drawn, and bytes are copied.
 
-mod counting;
 mod record;
 mod way;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ use tulle_transport::Transfer;
 use tulle_transport::copy;
 use tulle_transport::hbone::{HboneStream, ResetCode};
 
-use self::counting::Counting;
 use self::record::{Carried, Record};
 use crate::context::Waypoint;
 use crate::detect::Greeting;
@@ -30,6 +29,7 @@ use crate::upstream::connect::{self, Behalf, Opened, To};
 use crate::upstream::dial::Socket;
 use crate::upstream::outcome::Outcome;
 use crate::upstream::outside;
+use crate::watched::{Look, Watched};
 
 /// Endpoints that are tried: one, and two more if no connection is had.
 const ENDPOINTS_MAX: usize = 3;
@@ -205,13 +205,13 @@ async fn carry(
                 copy::bidirectional(stream, upstream, &transfer).await.error
             }
             Opened::Secured(mut upstream) => {
-                let mut stream = Counting::new(stream, &transfer);
+                let mut stream = counted(stream, &transfer);
                 let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
                 None
             }
             #[cfg(any(test, feature = "testing"))]
             Opened::Plain(Socket::Memory(mut upstream)) => {
-                let mut stream = Counting::new(stream, &transfer);
+                let mut stream = counted(stream, &transfer);
                 let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
                 None
             }
@@ -248,4 +248,26 @@ async fn carry(
     };
     carried.count(&transfer);
     (carried, reason)
+}
+
+/// Counts what moves where the copy itself does not.
+struct Moved<'t>(&'t Transfer);
+
+impl Look for Moved<'_> {
+    fn look(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.moved(bytes.len(), 0);
+        Ok(())
+    }
+
+    fn sent(&mut self, count: usize) {
+        self.0.moved(0, count);
+    }
+}
+
+/// The caller's side of a copy.
+fn counted<S>(stream: S, transfer: &Transfer) -> Watched<S, Moved<'_>> {
+    Watched {
+        stream,
+        look: Moved(transfer),
+    }
 }

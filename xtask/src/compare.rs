@@ -23,15 +23,16 @@ Options:
   --rounds N       turns of each side (default 5)
   -h, --help       print this help
 
-Benches: connect decide latency pick policy push route throughput (others print tables of their own)
+Benches: connect decide framing latency pick policy push route throughput (others print tables of their own)
 BASE is built in target/compare, once for each commit. The time of a row is the median of its rounds.
 Example: cargo xtask bench compare main --bench throughput tunnel/4
 ";
 
 /// What criterion measures; the other benches print tables and know no baseline.
-const BENCHES: [&str; 8] = [
+const BENCHES: [&str; 9] = [
     "connect",
     "decide",
+    "framing",
     "latency",
     "pick",
     "policy",

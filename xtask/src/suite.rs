@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
+use crate::built_once;
 use crate::packages::Namespaces;
 
 /// More failures than this are no matter of chance.
@@ -55,9 +56,10 @@ fn again(namespaces: &Namespaces, root: &Path, failed: &[String]) -> Result<(), 
     Err(format!("tests failed twice ({status}): {}", failed.join(", ")))
 }
 
-/// The command with a seed for property tests, if none is set.
+/// The command as CI wants it, with a seed for property tests, if none is set.
 fn seeded(command: &mut Command) -> &mut Command {
     let (name, value) = SEED;
+    let command = built_once(command);
     match std::env::var_os(name) {
         Some(_) => command,
         None => command.env(name, value),

@@ -21,6 +21,7 @@ use tulle_runtime::metrics::Registry;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::telemetry::{self, LogFormat, LogHandle, TelemetryError};
 use tulle_runtime::{limits, signal, tasks};
+use tulle_transport::hbone::held;
 use tulle_xds_client::local::{Local, LocalError, LocalSource};
 use tulle_xds_client::{Client, MeshState, NodeInfo, Options};
 
@@ -476,7 +477,12 @@ fn rejudge(node: &Node) -> impl Future<Output = ()> + Send + use<> {
 
 /// On the control runtime, which traffic does not keep busy.
 async fn shed(node: Arc<Node>, drain: DrainWatcher) {
-    node.shedder.run(Pressures::now, drain).await;
+    let pressures = || {
+        let now = Pressures::now();
+        held::set_budget(now.readers(held::bytes()));
+        now
+    };
+    node.shedder.run(pressures, drain).await;
 }
 
 /// Frees what was read while it was replaced: on the control runtime, where nothing that is carried waits for it.

@@ -1,7 +1,8 @@
 //! Too few descriptors, or too little memory: new connections of the heaviest workload are refused, so that one pod cannot starve the rest.
 //!
 //! Existing connections live, other workloads are served on, and what was refused is served again within a second of
-//! relief. Who is refused is decided by [`heaviest`]; the rest of this file counts and asks.
+//! relief. Who is refused is decided by [`heaviest`]; the rest of this file counts and asks. What is open may grow, too:
+//! tunnels hold what came for slow readers. They share [what memory leaves](Pressures::readers).
 
 use std::cmp::{Ordering as Order, Reverse};
 use std::fs::File;
@@ -144,6 +145,16 @@ impl Pressures {
             .map_or(u64::MAX, |memory| memory.limit / HANDSHAKES_SHARE);
         let count = usize::try_from(room / HANDSHAKE_BYTES).unwrap_or(HANDSHAKES_MAX);
         count.clamp(HANDSHAKES_MIN, HANDSHAKES_MAX)
+    }
+
+    /// Bytes that all tunnels together may hold for slow readers, of which they hold some now: as many more as memory
+    /// leaves below the mark from which on nothing new is taken. 0 is without a bound.
+    #[must_use]
+    pub fn readers(self, held: usize) -> usize {
+        let Some(memory) = self.memory else { return 0 };
+        let mark = memory.limit / 100 * USED_MAX_PERCENT;
+        let left = usize::try_from(mark.saturating_sub(memory.used)).unwrap_or(usize::MAX);
+        held.saturating_add(left).max(1)
     }
 }
 

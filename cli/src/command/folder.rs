@@ -135,6 +135,13 @@ impl Folder {
         })
     }
 
+    /// Whether a document could not be read.
+    pub(in crate::command) fn has_unread(&self) -> bool {
+        let is_text = |line: &str| !line.trim().is_empty() && !line.starts_with('#');
+        let unread = |document: &Document| document.value.is_null() && document.text.lines().any(is_text);
+        self.documents.iter().any(unread)
+    }
+
     /// Every object of a kind.
     pub(in crate::command) fn of_kind(&self, kind: &str) -> impl Iterator<Item = &Document> {
         self.documents
@@ -245,6 +252,11 @@ impl Document {
     /// Name of the object.
     pub(in crate::command) fn name(&self) -> &str {
         self.value["metadata"]["name"].as_str().unwrap_or_default()
+    }
+
+    /// All that it says; nothing if it cannot be read.
+    pub(in crate::command) fn value(&self) -> &Value {
+        &self.value
     }
 
     /// Namespace of the object.

@@ -9,8 +9,8 @@ use tulle_world::{Component, Folders, Mesh, Recorded, Recorder, World};
 use super::application::{self, DENIED_EDGE, NODES};
 use super::pods::Application;
 use super::progress::Progress;
-use super::waypoints::Waypoints;
 use super::write;
+use crate::command::up::waypoints::Waypoints;
 use crate::edges::{self, Edge};
 use crate::running::{Kind, RunDir};
 

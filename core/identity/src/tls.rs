@@ -23,7 +23,7 @@ use tulle_model::reason::Reason;
 use crate::proof::PeerProof;
 
 pub(crate) use client::mesh_client;
-pub use handover::{Handover, Updates, accept_and_hand_over, connect_and_hand_over, hands_over};
+pub use handover::{Handover, TrafficSecrets, accept_and_hand_over, connect_and_hand_over, hands_over};
 pub(crate) use peer::names;
 pub use peer::{PeerError, peer_identity};
 #[cfg(test)]

@@ -172,7 +172,7 @@ impl Serialize for Kind {
 
 /// What an object is called by. Copies share one: an object is named in a dozen places, and there may be a hundred
 /// thousand of them.
-#[derive(Clone, Hash, Serialize)]
+#[derive(Clone, Serialize)]
 pub struct Key(Arc<Called>);
 
 /// The parts of a key, which are read through it.
@@ -217,6 +217,12 @@ impl PartialEq for Key {
 }
 
 impl Eq for Key {}
+
+impl std::hash::Hash for Key {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl Ord for Key {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {

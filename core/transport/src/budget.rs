@@ -1,13 +1,15 @@
 //! How many messages of a kind a peer may send that cost more than they carry: many at once, few for long.
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// A number of messages that refills with time. Plain data, but for the clock.
-#[derive(Debug)]
+/// A number of messages that refills with time. Plain data, but for the clock: elsewhere that begins anew.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Budget {
     left: u32,
     burst: u32,
     per_second: u32,
+    #[serde(skip, default = "Instant::now")]
     refilled: Instant,
 }
 

@@ -52,6 +52,7 @@ pub mod forwarded;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 pub mod hbone;
+mod plain;
 pub mod proxy_protocol;
 pub mod reason_header;
 mod records;

@@ -18,7 +18,7 @@ mod post_handshake;
 mod sealing;
 mod session;
 #[cfg(any(test, feature = "testing"))]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

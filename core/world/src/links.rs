@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::AddressHeaderFlags;
+use netlink_packet_route::route::{RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tulle_linux::NetNs;
 
@@ -128,15 +129,38 @@ impl Links {
         prefix: u8,
         gateway: Option<IpAddr>,
     ) -> Outcome<()> {
+        let message = self.route(name, destination, prefix, gateway).await?;
+        self.handle.route().add(message).execute().await
+    }
+
+    /// Takes back what [`Self::add_route`] did.
+    pub(crate) async fn remove_route(
+        &self,
+        name: &str,
+        destination: IpAddr,
+        prefix: u8,
+        gateway: Option<IpAddr>,
+    ) -> Outcome<()> {
+        let message = self.route(name, destination, prefix, gateway).await?;
+        self.handle.route().del(message).execute().await
+    }
+
+    async fn route(
+        &self,
+        name: &str,
+        destination: IpAddr,
+        prefix: u8,
+        gateway: Option<IpAddr>,
+    ) -> Outcome<RouteMessage> {
         let index = self.index(name).await?;
-        let message = match (destination, gateway) {
+        Ok(match (destination, gateway) {
             (IpAddr::V4(destination), gateway) => {
                 let route = RouteMessageBuilder::<Ipv4Addr>::new()
                     .destination_prefix(destination, prefix)
                     .output_interface(index);
                 match gateway {
                     Some(IpAddr::V4(gateway)) => route.gateway(gateway).onlink().build(),
-                    _ => route.scope(netlink_packet_route::route::RouteScope::Link).build(),
+                    _ => route.scope(RouteScope::Link).build(),
                 }
             }
             (IpAddr::V6(destination), gateway) => {
@@ -148,7 +172,6 @@ impl Links {
                     _ => route.build(),
                 }
             }
-        };
-        self.handle.route().add(message).execute().await
+        })
     }
 }

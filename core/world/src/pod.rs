@@ -13,6 +13,8 @@ pub struct Pod {
     pub(crate) name: String,
     pub(crate) node: String,
     pub(crate) namespace: NetNs,
+    /// Counts the pods of its node; its link and its IPv6 address are called after it.
+    pub(crate) host: u8,
     pub(crate) ipv4: Ipv4Addr,
     pub(crate) ipv6: Ipv6Addr,
 }
@@ -46,6 +48,10 @@ impl Pod {
     #[must_use]
     pub fn ipv6(&self) -> Ipv6Addr {
         self.ipv6
+    }
+
+    pub(crate) fn interface(&self) -> String {
+        format!("pod{}", self.host)
     }
 
     /// Starts a process in the pod.

@@ -73,6 +73,14 @@ pub enum WorldError {
     /// A bound of the world is reached.
     #[error("node {0} holds no more pods")]
     NodeFull(String),
+    /// Another pod has the address.
+    #[error("pod {pod} has the address {address} already")]
+    AddressTaken {
+        /// The address.
+        address: Ipv4Addr,
+        /// Who has it.
+        pod: String,
+    },
 }
 
 fn io_step<T>(step: impl Into<String>, outcome: io::Result<T>) -> Result<T, WorldError> {
@@ -205,6 +213,35 @@ impl World {
     /// # Errors
     /// When the node does not exist or is full, or the kernel refuses.
     pub async fn add_pod(&mut self, node: &str, name: &str) -> Result<Pod, WorldError> {
+        loop {
+            let host = self.next_host(node)?;
+            let ipv4 = self.node(node)?.pod_ipv4(host);
+            // Somebody may have chosen it.
+            if self.who_has(ipv4).is_none() {
+                return self.add_pod_at(node, name, host, ipv4).await;
+            }
+        }
+    }
+
+    /// Adds a pod to a node at an address of the caller's choice, wherever in the network that is.
+    ///
+    /// # Errors
+    /// When the node does not exist or is full, the address is another pod's, or the kernel refuses.
+    pub async fn add_pod_with(
+        &mut self,
+        node: &str,
+        name: &str,
+        address: Ipv4Addr,
+    ) -> Result<Pod, WorldError> {
+        if let Some(pod) = self.who_has(address) {
+            let pod = pod.name.clone();
+            return Err(WorldError::AddressTaken { address, pod });
+        }
+        let host = self.next_host(node)?;
+        self.add_pod_at(node, name, host, address).await
+    }
+
+    fn next_host(&mut self, node: &str) -> Result<u8, WorldError> {
         let node = self
             .nodes
             .get_mut(node)
@@ -213,8 +250,22 @@ impl World {
             return Err(WorldError::NodeFull(node.name.clone()));
         }
         node.pods_made += 1;
-        let (node, host) = (node.name.clone(), node.pods_made + 1);
-        self.add_pod_at(&node, name, host).await
+        Ok(node.pods_made + 1)
+    }
+
+    fn who_has(&self, address: Ipv4Addr) -> Option<&Pod> {
+        self.pods.values().find(|pod| pod.ipv4 == address)
+    }
+
+    /// The nodes that need a route of its own to a pod, and through where: those a pod is not on, if its address is none
+    /// of its node's.
+    fn elsewhere(&self, pod: &Pod) -> Result<Vec<(&Node, IpAddr)>, WorldError> {
+        let node = self.node(&pod.node)?;
+        if pod.ipv4 == node.pod_ipv4(pod.ipv4.octets()[3]) {
+            return Ok(Vec::new());
+        }
+        let others = self.nodes.values().filter(|other| other.number != node.number);
+        Ok(others.map(|other| (other, node.ipv4().into())).collect())
     }
 
     /// Removes a pod and adds another at its address.
@@ -222,28 +273,40 @@ impl World {
     /// # Errors
     /// When there is no such pod, or the kernel refuses.
     pub async fn replace_pod(&mut self, old: &str, name: &str) -> Result<Pod, WorldError> {
-        let (node, host) = {
+        let (node, host, ipv4) = {
             let pod = self.pod(old)?;
-            (pod.node.clone(), pod.ipv4.octets()[3])
+            (pod.node.clone(), pod.host, pod.ipv4)
         };
         self.remove_pod(old).await?;
-        self.add_pod_at(&node, name, host).await
+        self.add_pod_at(&node, name, host, ipv4).await
     }
 
-    async fn add_pod_at(&mut self, node: &str, name: &str, host: u8) -> Result<Pod, WorldError> {
+    async fn add_pod_at(
+        &mut self,
+        node: &str,
+        name: &str,
+        host: u8,
+        ipv4: Ipv4Addr,
+    ) -> Result<Pod, WorldError> {
         let node = self.node(node)?;
         let pod = Pod {
             name: name.to_owned(),
             node: node.name.clone(),
             namespace: new_namespace().await?,
-            ipv4: node.pod_ipv4(host),
+            host,
+            ipv4,
             ipv6: node.pod_ipv6(host),
         };
-        connect_pod(node, &pod, &format!("pod{host}")).await?;
+        connect_pod(node, &pod, &pod.interface()).await?;
         io_step(
             format!("name the namespace of {name}"),
             pod.namespace.link_to(&self.netns_dir().join(name)),
         )?;
+        for (other, gateway) in self.elsewhere(&pod)? {
+            let step = format!("route from {} to pod {name}", other.name);
+            let routed = other.links.add_route("eth0", pod.ipv4.into(), 32, Some(gateway));
+            link_step(step, routed.await)?;
+        }
         self.pods.insert(name.to_owned(), pod.clone());
         Ok(pod)
     }
@@ -261,11 +324,17 @@ impl World {
             "forget the namespace",
             fs::remove_file(self.netns_dir().join(name)),
         )?;
+        for (other, gateway) in self.elsewhere(&pod)? {
+            let step = format!("forget the route from {} to pod {name}", other.name);
+            let forgotten = other
+                .links
+                .remove_route("eth0", pod.ipv4.into(), 32, Some(gateway));
+            link_step(step, forgotten.await)?;
+        }
         let node = self.node(&pod.node)?;
-        let interface = format!("pod{}", pod.ipv4.octets()[3]);
         link_step(
             format!("remove the link of {name}"),
-            node.links.remove(&interface).await,
+            node.links.remove(&pod.interface()).await,
         )
     }
 

@@ -12,6 +12,9 @@ End-to-end measurements in real network namespaces, each contestant in turn in e
 
 Usage: cargo xtask bench tunnel [OPTIONS]
        cargo xtask bench waypoint [OPTIONS]   (--help says more)
+       cargo xtask bench process [ROW]        a tunnel in one process, over loopback, beside a plain relay, TLS alone and
+                                              the least that records cost; all rows, or those of that name
+       cargo xtask bench workers              the same with 1 to 16 worker threads, measured and simulated
 
 Options:
   --peer NAME=PATH   also measure this node proxy, a ready binary that takes istio ztunnel's environment; may be repeated
@@ -40,6 +43,19 @@ fn main() -> ExitCode {
     {
         print!("{HELP}");
         return ExitCode::SUCCESS;
+    }
+    match arguments.first().map(String::as_str) {
+        Some("process") => {
+            tulle_runtime::limits::raise_nofile().ok();
+            tulle_benches::rows::run(arguments.get(1).map(String::as_str));
+            return ExitCode::SUCCESS;
+        }
+        Some("workers") => {
+            tulle_benches::simulation::print();
+            tulle_benches::workers::run();
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     let (options, json) = match parse(arguments) {
         Ok(parsed) => parsed,
@@ -85,10 +101,10 @@ fn parse(arguments: Vec<String>) -> Result<(Options, Option<PathBuf>), String> {
         Some("tunnel") => {}
         Some(other) => {
             return Err(format!(
-                "unknown measurement {other:?}; there are: tunnel, waypoint"
+                "unknown measurement {other:?}; there are: tunnel, waypoint, process, workers"
             ));
         }
-        None => return Err("name a measurement: tunnel or waypoint".to_owned()),
+        None => return Err("name a measurement: tunnel, waypoint, process or workers".to_owned()),
     }
     while let Some(argument) = arguments.next() {
         let mut value = || {

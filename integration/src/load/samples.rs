@@ -5,6 +5,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::pauses::{Pause, away};
+
 /// Samples of one kind of traffic.
 #[derive(Debug, Default)]
 pub struct Samples(Mutex<Vec<Sample>>);
@@ -48,6 +50,12 @@ impl Samples {
     /// Adds up what was due in an interval.
     #[must_use]
     pub fn window(&self, from: Instant, to: Instant) -> Window {
+        self.window_without(from, to, &[])
+    }
+
+    /// Adds up what was due in an interval, each sample less the time that a processor was away meanwhile.
+    #[must_use]
+    pub fn window_without(&self, from: Instant, to: Instant, pauses: &[Pause]) -> Window {
         let samples = self.0.lock();
         let inside = samples
             .iter()
@@ -57,6 +65,7 @@ impl Samples {
         for sample in inside {
             match sample.took {
                 Some(took) => {
+                    let took = took.saturating_sub(away(pauses, sample.due, sample.due + took));
                     good.push(took);
                     longest = longest.max(Some((took, sample.due)));
                 }
@@ -114,5 +123,11 @@ mod tests {
         assert_eq!((window.ok, window.failed), (1, 1));
         assert_eq!(window.max, Duration::from_millis(100));
         assert_eq!(window.max_due, Some(start + Duration::from_millis(900)));
+        let away = Pause {
+            from: start + Duration::from_millis(930),
+            to: start + Duration::from_millis(990),
+        };
+        let without = samples.window_without(start + Duration::from_millis(500), Instant::now(), &[away]);
+        assert_eq!(without.max, Duration::from_millis(40));
     }
 }

@@ -6,18 +6,20 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tulle_world::{CONTROL, Component};
 
-use super::stage::Stage;
+use super::stage::{PORT, Stage};
 use super::{Figure, Run, Scale, Scenario, scenario};
 use crate::TestMesh;
 use crate::faults::{Blackhole, Direction};
-use crate::load::Plan;
+use crate::load::{Load, Plan};
 use crate::manifest;
 use crate::mesh::eventually;
-use crate::traffic::gets_through;
+use crate::traffic::{Echo, gets_through};
 
 /// A control plane that is cut off without a word is missed once it has not answered a ping: after 30 s one is sent, 10 s
 /// are given for it.
 const MISSED_AFTER: Duration = Duration::from_secs(42);
+/// How long after a partition has healed everything may take to be as before.
+const HEALED_WITHIN: Duration = Duration::from_secs(2);
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -34,8 +36,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "F09",
-        700,
-        "a node is cut off from the control plane for 10 min",
+        860,
+        "a node is cut off from the control plane for 10 min, then from another node",
         f09,
     ),
 ];
@@ -141,6 +143,69 @@ fn f09(scale: Scale) -> Run {
             .losses(&stage.load, &[&first, &second, &without])
             .latency([&first, &second], &without);
         drop(cut);
-        figure.within("recovered", time_to_force(&stage).await, Duration::from_secs(2))
+        let figure = figure.within("recovered", time_to_force(&stage).await, HEALED_WITHIN);
+        drop(stage);
+        between_nodes(scale, figure).await
     })
+}
+
+/// Two of three nodes are cut off from each other, while callers go on to try; the third has its load from both.
+async fn between_nodes(scale: Scale, figure: Figure) -> Figure {
+    let mut mesh = TestMesh::new(&["n1", "n2", "n3"]).await;
+    let web = mesh.pod("n1", "web").await;
+    let near = mesh.pod("n2", "near").await;
+    let far = mesh.pod("n3", "far").await;
+    mesh.start().await;
+    mesh.captured(&[&web, &near, &far]).await;
+    let lost = Echo::start(near.namespace(), near.ipv4(), PORT).await;
+    let kept = Echo::start(far.namespace(), far.ipv4(), PORT).await;
+    assert!(
+        gets_through(web.namespace(), lost.address()).await,
+        "{}",
+        mesh.logs()
+    );
+    let to = [kept.address()];
+    let load = Load::start(web.namespace(), &to, scale.pick(Plan::light(), Plan::l1())).await;
+    let other = Load::start(near.namespace(), &to, Plan::light()).await;
+    let half = scale.window() / 2;
+    let quiet = [load.observe(half).await, load.observe(half).await];
+    let node = mesh.world.node("n2").unwrap();
+    let addresses: [IpAddr; 2] = [web.ipv4().into(), web.ipv6().into()];
+    let cut = Blackhole::new(node.namespace(), &addresses, Direction::Both);
+    let callers = Plan {
+        connects_per_second: 5,
+        requests_per_second: 0,
+        pinned: 0,
+        bulk_bytes_per_second: 0,
+        ..Plan::light()
+    };
+    let callers = Load::start(web.namespace(), &[lost.address()], callers).await;
+    let (began, away) = (
+        Instant::now(),
+        scale.pick(Duration::from_secs(12), Duration::from_secs(60)),
+    );
+    let without = load.observe(away).await;
+    let beside = other.report(began, Instant::now());
+    let tried = callers.report(began, Instant::now()).connects;
+    drop(cut);
+    let healed = Instant::now();
+    let back = eventually(async || gets_through(web.namespace(), lost.address()).await).await;
+    let recovered = if back { healed.elapsed() } else { Duration::MAX };
+    let failed = [&load, &other]
+        .map(|load| load.established().1)
+        .iter()
+        .sum::<u64>()
+        + (without.connects.failed + beside.connects.failed) as u64;
+    figure
+        .with("nodes_apart", format!("{}s", away.as_secs()))
+        .expect("got_through_apart", tried.ok, tried.ok == 0, "0")
+        .none("errors_on_other_paths", failed)
+        .unaffected(
+            "p99_of_other_paths",
+            quiet[0].requests.p99.max(quiet[1].requests.p99),
+            without.requests.p99,
+        )
+        .within("nodes_recovered", recovered, HEALED_WITHIN)
+        .noting(load.failures())
+        .noting(other.failures())
 }

@@ -1,26 +1,24 @@
 //! A node proxy with little memory above what it needs.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tulle_world::Component;
 
+use super::attack::Attackers;
 use super::stage::Stage;
 use super::{Figure, Run, Scale, Scenario, scenario};
-use crate::traffic::{connect, gets_through, spawn};
+use crate::hbone::{certificate, identity};
+use crate::traffic::gets_through;
 
 pub(super) const SCENARIOS: &[Scenario] = &[scenario(
     "F18",
     120,
-    "the node proxy may use 1.2 times its steady memory, under load and a flood of handshakes",
+    "the node proxy may use 1.2 times its steady memory, under load and every attack on a tunnel port",
     f18,
 )];
 
 /// Where version 1 of the memory controller is mounted.
 const CONTROLLER: &str = "/sys/fs/cgroup/memory";
-/// Connections of the flood that are open at a time.
-const FLOOD: usize = 1_500;
 
 /// A memory cgroup of the scenario; it goes with the value.
 struct Cgroup(PathBuf);
@@ -102,7 +100,9 @@ fn f18(scale: Scale) -> Run {
         let steady = cgroup.number("memory.usage_in_bytes");
         let limit = steady + steady / 5;
         cgroup.write("memory.limit_in_bytes", &limit.to_string());
-        let flood = flood(&stage);
+        let from = stage.mesh.world.node("n1").unwrap().namespace().clone();
+        let certificate = certificate(&stage.mesh, "n1", &identity("web")).unwrap();
+        let attackers = Attackers::start(&from, &certificate, stage.echo.address());
         let under = stage.after().await;
         let (established, lost) = stage.load.established();
         let alive = stage.process(&component) == process && stage.mesh.mesh.ensure_running().is_ok();
@@ -112,11 +112,12 @@ fn f18(scale: Scale) -> Run {
             .trim()
             .parse()
             .unwrap_or(0);
-        flood.abort();
+        let figure = attackers.told(Figure::new("F18"));
+        drop(attackers);
         let (from, to) = (stage.web.namespace(), stage.echo.address());
         let served = crate::mesh::eventually(async || gets_through(from, to).await).await;
         let mib = |bytes: u64| format!("{:.1}MiB", bytes as f64 / f64::from(1 << 20));
-        Figure::new("F18")
+        figure
             .with("steady", mib(steady))
             .with("limit", mib(limit))
             .with("peak", mib(peak))
@@ -132,32 +133,9 @@ fn f18(scale: Scale) -> Run {
                 lost == 0,
                 "0",
             )
-            .with("shed", shed)
+            .expect("shed", shed, shed > 0.0, "> 0")
             .with("refused_new", under.connects.failed)
             .expect("serves_afterwards", served, served, "true")
             .noting(stage.load.failures())
-    })
-}
-
-/// Callers from outside that open the tunnel port, send rubbish or nothing, and stay.
-fn flood(stage: &Stage) -> tokio::task::JoinHandle<()> {
-    let namespace = stage.mesh.world.node("n1").unwrap().namespace().clone();
-    let to = SocketAddr::new(stage.echo.address().ip(), 15008);
-    spawn(async move {
-        let mut held = std::collections::VecDeque::new();
-        for round in 0_usize.. {
-            if let Ok(stream) = connect(&namespace, to).await {
-                if round % 2 == 0 {
-                    // Whether it is taken does not matter.
-                    let _ = stream.try_write(&[0x16, 0x03, 0x01, 0x40, 0x00, 0x01]);
-                }
-                held.push_back(stream);
-            } else {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            if held.len() > FLOOD {
-                held.pop_front();
-            }
-        }
     })
 }

@@ -38,6 +38,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("F32", 40, "a pod runs out of local ports", f32),
 ];
 
+/// What a stalled stream may cost a proxy: its window of 4 MiB, and 64 KiB.
+const STALLED_KIB_MAX: f64 = 4096.0 + 64.0;
+
 /// Readers that take a byte now and then, of what an echo has for them.
 fn f13(scale: Scale) -> Run {
     Box::pin(async move {
@@ -68,14 +71,23 @@ fn f13(scale: Scale) -> Run {
             panic!("the windows never fill: {total} MiB sent, and {last} bytes in the last second");
         }
         let under = stage.after().await;
+        // The allocator gives back what was freed within ten seconds or so.
+        tokio::time::sleep(scale.window()).await;
         let after = proxies.map(anonymous_bytes);
+        let mut buffers = Vec::new();
+        for node in ["n1", "n2"] {
+            let bytes = stage.mesh.metric(node, &["tulle_buffer_bytes "]).await;
+            buffers.push(bytes / stalled as f64 / 1024.0);
+        }
         let each = |index: usize| after[index].saturating_sub(before[index]) as f64 / stalled as f64 / 1024.0;
         let figure = Figure::new("F13")
             .with("stalled", stalled)
             .losses(&stage.load, &[&first, &second, &under])
             .latency([&first, &second], &under)
-            .with("kib_per_stalled_sending", format!("{:.0}", each(0)))
-            .with("kib_per_stalled_receiving", format!("{:.0}", each(1)));
+            .kib("kib_per_stalled_sending", each(0), STALLED_KIB_MAX)
+            .kib("kib_per_stalled_receiving", each(1), STALLED_KIB_MAX)
+            .with("kib_in_buffers_sending", format!("{:.0}", buffers[0]))
+            .with("kib_in_buffers_receiving", format!("{:.0}", buffers[1]));
         readers.iter().for_each(tokio::task::JoinHandle::abort);
         figure
     })

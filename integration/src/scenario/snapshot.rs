@@ -34,11 +34,15 @@ fn f36(scale: Scale) -> Run {
         tokio::time::sleep(WRITTEN_AFTER).await;
         mesh.mesh.kill(&Component::Control).unwrap();
         let away = Instant::now();
-        let mut waits = Vec::new();
+        let (mut waits, mut notes) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             for node in ["n1", "n2"] {
                 // The first connection after the kill waits for the next process; it must come back whole.
-                waits.push(crash_and_recover(&mut mesh, node, &web, echo.address()).await);
+                let wait = crash_and_recover(&mut mesh, node, &web, echo.address()).await;
+                waits.push(wait);
+                if wait > SERVES_WITHIN {
+                    notes.push(format!("{node} was killed, {wait:?}\n{}", mesh.logs()));
+                }
                 let serving = eventually(async || mesh.mesh.newest_generation(node).await.is_some()).await;
                 assert!(serving, "{}", mesh.logs());
                 tokio::time::sleep(APART).await;
@@ -64,5 +68,6 @@ fn f36(scale: Scale) -> Run {
                 configurations >= kills,
                 "each time",
             )
+            .noting(notes)
     })
 }

@@ -18,13 +18,11 @@ use tulle_identity::WorkloadCertificate;
 use tulle_integration::hbone::certificate;
 use tulle_integration::mesh::eventually;
 use tulle_integration::traffic::{Echo, assert_echo, connect, gets_through, spawn};
-use tulle_integration::{TestMesh, manifest};
+use tulle_integration::{TestMesh, manifest, names};
 use tulle_linux::NetNs;
 use tulle_model::Identity;
 use tulle_transport::hbone::{ConnectResponse, Settings, server};
 use tulle_world::{CONTROL, Component, Pod, Process};
-
-use crate::names;
 
 const TUNNELLED: [&str; 3] = [
     "istio_tcp_connections_opened_total",

@@ -4,9 +4,9 @@
 //! A connection counts for the backend that opened it, until it has ended. Where a backend has as many as it may have,
 //! requests wait for one that becomes free; one of it that is idle under another key makes room.
 
+mod data;
 mod handshake;
 mod lines;
-mod watched;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;

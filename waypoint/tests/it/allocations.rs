@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Request;
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::http1 as client_http1;
 use hyper::server::conn::http1 as server_http1;
@@ -29,6 +30,11 @@ use crate::world::{World, application, identity, text, told_policy};
 /// it, the body's place among tries, and what an answer holds until its end.
 const OWN_MAX: u64 = 22;
 const REQUESTS: u64 = 200;
+/// A large body, and what it may hold at any time on its way from the endpoint to the caller: the windows of two tunnels, of
+/// 4 MiB each, at both ends. Caller and endpoint are in this figure, and one thread, where each fills its window before the
+/// next has its turn.
+const BODY: usize = 64 * 1024 * 1024;
+const BODY_HELD_MAX: u64 = 16 * 1024 * 1024;
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 
 type Sender = client_http1::SendRequest<Full<Bytes>>;
@@ -159,5 +165,37 @@ fn a_request_allocates_little_beyond_what_the_library_does() {
         own <= OWN_MAX,
         "{with} with a waypoint, {without} with the library alone"
     );
+    drop(world);
+}
+
+#[test]
+fn a_large_body_holds_no_more_than_windows_do() {
+    static CHUNK: [u8; 64 * 1024] = [b'x'; 64 * 1024];
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let endless = application(|_| async {
+        let chunks = (0..BODY / CHUNK.len()).map(|_| Ok(Frame::data(Bytes::from_static(&CHUNK))));
+        http::Response::new(StreamBody::new(futures_util::stream::iter(chunks)).boxed())
+    });
+    let (world, mut sender) = runtime.block_on(async {
+        let world = World::web_with(AppProtocol::Http11, endless).await;
+        let sender = world.http1("client").await;
+        (world, sender)
+    });
+    let download = |sender: &mut Sender| {
+        runtime.block_on(async {
+            sender.ready().await.unwrap();
+            let mut body = sender.send_request(request()).await.unwrap().into_body();
+            let mut read = 0;
+            while let Some(frame) = body.frame().await {
+                read += frame.unwrap().data_ref().map_or(0, Bytes::len);
+            }
+            assert_eq!(read, BODY);
+        });
+    };
+    let held = allocation_counter::measure(|| download(&mut sender)).bytes_max;
+    assert!(held <= BODY_HELD_MAX, "{held} bytes at once");
     drop(world);
 }

@@ -429,8 +429,13 @@ impl Keeper {
         let url = ResourceType::Trust.type_url();
         let mut connected = std::collections::BTreeSet::new();
         for client in self.clients.list(Instant::now()) {
-            if client.kind == Kind::Ztunnel {
-                connected.insert(client.node.clone());
+            match client.kind {
+                Kind::Ztunnel => {
+                    connected.insert(client.node.clone());
+                }
+                Kind::Waypoint => {}
+                // Verifies nobody's workloads, and never asks whom to believe.
+                Kind::Agent => continue,
             }
             if !client.features.trust {
                 facts.untold = true;

@@ -91,6 +91,22 @@ fn f18_handshakes_get_a_small_part_of_the_memory() {
 }
 
 #[test]
+fn f18_slow_readers_share_what_memory_leaves() {
+    let memory = |used, limit| Pressures {
+        descriptors: LOW,
+        memory: Some(Pressure {
+            of: Resource::Memory,
+            used,
+            limit,
+        }),
+    };
+    assert_eq!(only(HIGH).readers(500), 0, "without a limit there is no bound");
+    assert_eq!(memory(600, 1000).readers(100), 400);
+    assert_eq!(memory(950, 1000).readers(100), 100, "no more than they hold");
+    assert_eq!(memory(950, 1000).readers(0), 1, "which is not without a bound");
+}
+
+#[test]
 fn a_handshake_more_than_there_is_memory_for_is_refused_until_one_ends() {
     let shedder = Shedder::default();
     shedder.judge(of_memory(42 << 20));

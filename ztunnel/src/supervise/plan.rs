@@ -18,8 +18,9 @@ pub const READY_WAIT: Duration = Duration::from_secs(60);
 pub const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause.
 pub const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A generation that has served this long is healthy: the next death begins with the first pause again.
-pub const HEALTHY: Duration = Duration::from_secs(10);
+/// A generation that has served this long is healthy: the next death begins with the first pause again. Short, as each pause
+/// is one in which connections wait: only a proxy that dies as soon as it serves is kept from wearing its node out.
+pub const HEALTHY: Duration = Duration::from_secs(2);
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,13 +7,14 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::BufMut;
+use parking_lot::Mutex;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
-use rustls::kernel::KernelConnection;
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{ClientConfig, ConnectionTrafficSecrets, ExtractedSecrets, ServerConfig};
+use rustls::{ClientConfig, ExtractedSecrets, KeyLog, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zeroize::Zeroizing;
 
 use super::{HandshakeError, Library, unnamed_server};
 use crate::proof::PeerProof;
@@ -43,8 +44,8 @@ pub struct Handover<S> {
     pub stream: S,
     /// The keys of both directions, and how many records each has sealed.
     pub secrets: ExtractedSecrets,
-    /// Where later keys come from.
-    pub updates: Updates,
+    /// What these keys were made from, and later ones will be.
+    pub traffic: TrafficSecrets,
     /// What the peer has proven.
     pub peer: PeerProof,
     /// Records, or the start of one, that came behind the handshake; as they came.
@@ -59,43 +60,62 @@ impl<S> fmt::Debug for Handover<S> {
     }
 }
 
-/// Makes the keys that follow the first ones.
-pub struct Updates(Kernel);
-
-enum Kernel {
-    Client(Box<KernelConnection<ClientConnectionData>>),
-    Server(Box<KernelConnection<ServerConnectionData>>),
+/// The secrets that the keys of both directions are made from (RFC 8446, 7.3), and by which the next ones follow (7.2).
+///
+/// Plain data: together with the number of records, they are all that another process needs to go on.
+#[derive(Clone)]
+pub struct TrafficSecrets {
+    /// Of the direction in which this end seals.
+    pub sealing: Zeroizing<Vec<u8>>,
+    /// Of the direction in which it opens.
+    pub opening: Zeroizing<Vec<u8>>,
 }
 
-impl fmt::Debug for Updates {
+impl fmt::Debug for TrafficSecrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Updates")
+        f.write_str("TrafficSecrets")
     }
 }
 
-impl Updates {
-    /// The next key to seal with, counting from record 0.
-    ///
-    /// # Errors
-    /// Never for a connection of this module.
-    pub fn next_sealing(&mut self) -> Result<ConnectionTrafficSecrets, rustls::Error> {
-        let (_, secrets) = match &mut self.0 {
-            Kernel::Client(kernel) => kernel.update_tx_secret(),
-            Kernel::Server(kernel) => kernel.update_tx_secret(),
-        }?;
-        Ok(secrets)
+/// Notes the secrets of one handshake as they are made: the library gives out keys at its end, and not these.
+#[derive(Default)]
+struct Notes {
+    client: Mutex<Option<Zeroizing<Vec<u8>>>>,
+    server: Mutex<Option<Zeroizing<Vec<u8>>>>,
+}
+
+impl Notes {
+    fn of(&self, label: &str) -> Option<&Mutex<Option<Zeroizing<Vec<u8>>>>> {
+        match label {
+            "CLIENT_TRAFFIC_SECRET_0" => Some(&self.client),
+            "SERVER_TRAFFIC_SECRET_0" => Some(&self.server),
+            _ => None,
+        }
     }
 
-    /// The next key to open with, counting from record 0.
-    ///
-    /// # Errors
-    /// Never for a connection of this module.
-    pub fn next_opening(&mut self) -> Result<ConnectionTrafficSecrets, rustls::Error> {
-        let (_, secrets) = match &mut self.0 {
-            Kernel::Client(kernel) => kernel.update_rx_secret(),
-            Kernel::Server(kernel) => kernel.update_rx_secret(),
-        }?;
-        Ok(secrets)
+    fn take(&self, sealing: &str, opening: &str) -> Option<TrafficSecrets> {
+        Some(TrafficSecrets {
+            sealing: self.of(sealing)?.lock().take()?,
+            opening: self.of(opening)?.lock().take()?,
+        })
+    }
+}
+
+impl fmt::Debug for Notes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Notes")
+    }
+}
+
+impl KeyLog for Notes {
+    fn log(&self, label: &str, _: &[u8], secret: &[u8]) {
+        if let Some(note) = self.of(label) {
+            *note.lock() = Some(secret.to_vec().into());
+        }
+    }
+
+    fn will_log(&self, label: &str) -> bool {
+        self.of(label).is_some()
     }
 }
 
@@ -110,8 +130,11 @@ pub async fn connect_and_hand_over<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let connection = UnbufferedClientConnection::new(config, unnamed_server())?;
-    hand_over(connection, stream).await
+    let notes = Arc::new(Notes::default());
+    let mut config = ClientConfig::clone(&config);
+    config.key_log = Arc::clone(&notes) as Arc<dyn KeyLog>;
+    let connection = UnbufferedClientConnection::new(Arc::new(config), unnamed_server())?;
+    hand_over(connection, stream, &notes).await
 }
 
 /// As [`super::accept`], and hands over the keys.
@@ -125,11 +148,18 @@ pub async fn accept_and_hand_over<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let connection = UnbufferedServerConnection::new(config)?;
-    hand_over(connection, stream).await
+    let notes = Arc::new(Notes::default());
+    let mut config = ServerConfig::clone(&config);
+    config.key_log = Arc::clone(&notes) as Arc<dyn KeyLog>;
+    let connection = UnbufferedServerConnection::new(Arc::new(config))?;
+    hand_over(connection, stream, &notes).await
 }
 
-async fn hand_over<C, S>(mut connection: C, mut stream: S) -> Result<Handover<S>, HandshakeError>
+async fn hand_over<C, S>(
+    mut connection: C,
+    mut stream: S,
+    notes: &Notes,
+) -> Result<Handover<S>, HandshakeError>
 where
     C: Unbuffered,
     S: AsyncRead + AsyncWrite + Unpin,
@@ -149,11 +179,13 @@ where
         }
     }
     let peer = PeerProof::of(connection.presented()).map_err(HandshakeError::Peer)?;
-    let (secrets, updates) = connection.into_keys()?;
+    let traffic = notes.take(C::SEALING, C::OPENING);
+    let traffic = traffic.ok_or_else(|| rustls::Error::General("no secrets were noted".to_owned()))?;
+    let secrets = connection.into_keys()?;
     Ok(Handover {
         stream,
         secrets,
-        updates: Updates(updates),
+        traffic,
         peer,
         received: waiting.incoming,
     })
@@ -274,6 +306,10 @@ fn encode<D>(mut data: EncodeTlsData<'_, D>, outgoing: &mut Vec<u8>) -> Result<(
 trait Unbuffered {
     type Data;
 
+    /// What the secrets of its two directions are called.
+    const SEALING: &'static str;
+    const OPENING: &'static str;
+
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
 
     /// Whether records wait to be sent.
@@ -282,11 +318,14 @@ trait Unbuffered {
     /// The chain that the peer has shown.
     fn presented(&self) -> &[CertificateDer<'static>];
 
-    fn into_keys(self) -> Result<(ExtractedSecrets, Kernel), rustls::Error>;
+    fn into_keys(self) -> Result<ExtractedSecrets, rustls::Error>;
 }
 
 impl Unbuffered for UnbufferedClientConnection {
     type Data = ClientConnectionData;
+
+    const SEALING: &'static str = "CLIENT_TRAFFIC_SECRET_0";
+    const OPENING: &'static str = "SERVER_TRAFFIC_SECRET_0";
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
@@ -300,15 +339,17 @@ impl Unbuffered for UnbufferedClientConnection {
         self.peer_certificates().unwrap_or_default()
     }
 
-    fn into_keys(self) -> Result<(ExtractedSecrets, Kernel), rustls::Error> {
-        let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
-        Ok((secrets, Kernel::Client(Box::new(kernel))))
+    fn into_keys(self) -> Result<ExtractedSecrets, rustls::Error> {
+        Ok(self.dangerous_into_kernel_connection()?.0)
     }
 }
 
 impl Unbuffered for UnbufferedServerConnection {
     type Data = ServerConnectionData;
 
+    const SEALING: &'static str = "SERVER_TRAFFIC_SECRET_0";
+    const OPENING: &'static str = "CLIENT_TRAFFIC_SECRET_0";
+
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
     }
@@ -321,8 +362,7 @@ impl Unbuffered for UnbufferedServerConnection {
         self.peer_certificates().unwrap_or_default()
     }
 
-    fn into_keys(self) -> Result<(ExtractedSecrets, Kernel), rustls::Error> {
-        let (secrets, kernel) = self.dangerous_into_kernel_connection()?;
-        Ok((secrets, Kernel::Server(Box::new(kernel))))
+    fn into_keys(self) -> Result<ExtractedSecrets, rustls::Error> {
+        Ok(self.dangerous_into_kernel_connection()?.0)
     }
 }

@@ -2,6 +2,7 @@
 
 use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
 use tulle_model::{Identity, Reason};
 
 use crate::{Baggage, Forwarded, ReasonHeader, TraceParent, reason_header};
@@ -39,7 +40,7 @@ pub struct ConnectRequest {
 }
 
 /// Why a request is no tunnel request. Answered with 400.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum MalformedConnect {
     /// Another method.
     #[error("the method is not CONNECT")]

@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-/// One connection may hold this much, however little room is left.
+/// One connection may hold this much, however little room is left; less where the whole budget is small.
 const LITTLE: usize = 1024 * 1024;
+/// What a connection that is in use holds at most while its readers are quick: so much is always left to it.
+const LEAST: usize = 128 * 1024;
 
 /// Bytes that may be held; 0 is without a bound, and nothing is counted.
 static BUDGET: AtomicUsize = AtomicUsize::new(0);
@@ -31,7 +33,8 @@ pub enum Room {
     None,
 }
 
-/// Sets how many bytes this process may hold. To be called before there are tunnels.
+/// Sets how many bytes this process may hold. What tunnels hold is counted from the first time on that this is not 0; each
+/// is counted whole when something arrives in it, or is taken.
 pub fn set_budget(bytes: usize) {
     BUDGET.store(bytes, Ordering::Relaxed);
 }
@@ -59,6 +62,11 @@ fn room_of(held: usize, budget: usize) -> Room {
     } else {
         Room::None
     }
+}
+
+/// What one connection may hold of a budget that is used up.
+fn little(budget: usize) -> usize {
+    (budget / 4).clamp(LEAST, LITTLE)
 }
 
 /// A part of what is held, given back when dropped: buffers of those who carry what came in tunnels.
@@ -123,14 +131,18 @@ impl Held {
 
     /// All streams together hold so much now.
     pub(super) fn tell(&self, all: usize) {
-        if BUDGET.load(Ordering::Relaxed) > 0 {
-            self.streams.lock().all.set(all);
+        if BUDGET.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut streams = self.streams.lock();
+        if streams.all.get() != all {
+            streams.all.set(all);
         }
     }
 
     /// More has arrived; all streams together hold so much now.
     pub(super) fn judge(all: usize) -> Result<(), TooMuch> {
-        if all > LITTLE && room() == Room::None {
+        if all > LEAST && room() == Room::None && all > little(BUDGET.load(Ordering::Relaxed)) {
             return Err(TooMuch);
         }
         Ok(())
@@ -218,6 +230,13 @@ mod tests {
             0,
             "without a budget nothing is counted"
         );
+    }
+
+    #[test]
+    fn who_holds_little_is_never_cut() {
+        assert_eq!(little(0), LEAST);
+        assert_eq!(little(2 * LITTLE), LITTLE / 2);
+        assert_eq!(little(usize::MAX), LITTLE);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(crate) mod fuzz;
 mod head;
 mod hpack;
 mod link;
+#[cfg(test)]
+mod moved;
 mod parser;
 mod sealed;
 mod server;

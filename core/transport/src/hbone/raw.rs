@@ -95,10 +95,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
 
     /// A client: our preface and SETTINGS are sent.
     pub async fn client(stream: S) -> Self {
+        Self::try_client(stream).await.expect("the connection is open")
+    }
+
+    /// As [`Self::client`], where the other side may have had enough before.
+    pub async fn try_client(stream: S) -> io::Result<Self> {
         let mut peer = Self(stream);
-        peer.send(PREFACE).await;
-        peer.send(&frame(SETTINGS, 0, 0, &[])).await;
-        peer
+        peer.try_send(PREFACE).await?;
+        peer.try_send(&frame(SETTINGS, 0, 0, &[])).await?;
+        Ok(peer)
     }
 
     /// Sends bytes.
@@ -153,4 +158,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
 #[must_use]
 pub fn through_memory(write: usize, length: usize) -> usize {
     super::own::fuzz::through_memory(write, length)
+}
+
+/// The block of a CONNECT's head.
+///
+/// # Panics
+/// When the request has no authority that could be one.
+#[must_use]
+pub fn encode(request: &super::ConnectRequest) -> Vec<u8> {
+    super::own::fuzz::encode(request)
+}
+
+/// The request that a block says, decoded as the first of its connection.
+///
+/// # Panics
+/// When it is no CONNECT's.
+#[must_use]
+pub fn decode(block: &[u8]) -> super::ConnectRequest {
+    super::own::fuzz::decode(block)
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use serde::{Deserialize, Serialize};
 use tulle_identity::tls;
 
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
@@ -13,7 +14,7 @@ use super::liveness::Slot;
 use super::stream::HboneStream;
 
 /// Who turns tunnels into HTTP/2 frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Framing {
     /// The `h2` crate: the reference.
     H2,

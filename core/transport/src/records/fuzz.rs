@@ -48,8 +48,8 @@ pub(crate) fn records(data: &[u8]) {
 
 /// Sealed records with these contents, and bytes as they are.
 fn made(mut data: &[u8]) -> Vec<u8> {
-    let (mut records, mut row) = (Vec::new(), FIRST[0]);
-    let Ok(mut sealing) = key(row) else {
+    let mut records = Vec::new();
+    let Ok(mut sealing) = key(FIRST[0]) else {
         return records;
     };
     while let Some((&[how, length], rest)) = data.split_first_chunk() {
@@ -59,10 +59,7 @@ fn made(mut data: &[u8]) -> Vec<u8> {
             // As they are.
             0 => records.extend_from_slice(content),
             // The next key, whether or not that was announced.
-            1 => {
-                row = row.wrapping_add(2);
-                sealing = key(row).unwrap_or(sealing);
-            }
+            1 => sealing = sealing.next().unwrap_or(sealing),
             _ => {
                 let mut out = vec![0; content.len() + OVERHEAD];
                 if let Ok(length) = sealing.seal(&[], content, &mut out) {

@@ -1,6 +1,7 @@
 //! Messages of the handshake protocol after the handshake: new keys, and tickets that nobody uses here.
 
 use rustls::AlertDescription;
+use serde::{Deserialize, Serialize};
 
 use super::error::Fault;
 use super::format::{KEY_UPDATE, NEW_SESSION_TICKET};
@@ -21,7 +22,7 @@ pub(super) enum Message {
 }
 
 /// The start of a message whose rest has not come.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Messages {
     begun: Vec<u8>,
 }

@@ -9,8 +9,9 @@ use std::fmt;
 use std::ops::Range;
 
 use rustls::{AlertDescription, ExtractedSecrets};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use tulle_identity::tls::Updates;
+use tulle_identity::tls::TrafficSecrets;
 
 use super::error::Fault;
 use super::format::{
@@ -34,24 +35,6 @@ const EMPTY_RECORDS: (u32, u32) = (100, 50);
 /// A change of keys: the message, without its last byte.
 const NEW_KEY: [u8; 4] = [KEY_UPDATE, 0, 0, 1];
 
-/// Makes the keys that follow the first ones.
-pub(crate) trait Keys: Send {
-    fn next_sealing(&mut self) -> Result<Key, Fault>;
-    fn next_opening(&mut self) -> Result<Key, Fault>;
-}
-
-impl Keys for Updates {
-    fn next_sealing(&mut self) -> Result<Key, Fault> {
-        let next = Self::next_sealing(self);
-        Key::new(0, &next.map_err(|error| Fault::Keys(error.to_string()))?)
-    }
-
-    fn next_opening(&mut self) -> Result<Key, Fault> {
-        let next = Self::next_opening(self);
-        Key::new(0, &next.map_err(|error| Fault::Keys(error.to_string()))?)
-    }
-}
-
 /// What was sealed in one go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sealed {
@@ -61,11 +44,12 @@ pub(crate) struct Sealed {
     pub(crate) length: usize,
 }
 
-/// One end of a connection after its handshake.
+/// One end of a connection after its handshake. Plain data: what was written down goes on elsewhere, with the same keys
+/// and numbers, as long as the connection has not ended.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Session {
     sealing: Key,
     opening: Key,
-    keys: Box<dyn Keys>,
     records_per_key: u64,
     /// Our key is to change; whether the peer's is to change as well.
     new_key: Option<bool>,
@@ -76,6 +60,7 @@ pub(crate) struct Session {
     /// It was said.
     closed: bool,
     /// How the peer's direction ended.
+    #[serde(with = "crate::plain::unless_ended")]
     end: Option<Result<(), Fault>>,
     messages: Messages,
     message_budget: Budget,
@@ -94,29 +79,25 @@ impl fmt::Debug for Session {
 
 impl Session {
     /// Goes on where a handshake has ended.
-    pub(crate) fn new(secrets: &ExtractedSecrets, updates: Updates, now: Instant) -> Result<Self, Fault> {
-        let key = |(records, secrets): &(u64, _)| Key::new(*records, secrets);
+    pub(crate) fn new(
+        secrets: &ExtractedSecrets,
+        traffic: &TrafficSecrets,
+        now: Instant,
+    ) -> Result<Self, Fault> {
+        let key = |(records, given): &(u64, _), secret| Key::new(*records, given, secret);
         Ok(Self::with(
-            key(&secrets.tx)?,
-            key(&secrets.rx)?,
-            Box::new(updates),
+            key(&secrets.tx, &traffic.sealing)?,
+            key(&secrets.rx, &traffic.opening)?,
             RECORDS_PER_KEY,
             now,
         ))
     }
 
-    pub(super) fn with(
-        sealing: Key,
-        opening: Key,
-        keys: Box<dyn Keys>,
-        records_per_key: u64,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn with(sealing: Key, opening: Key, records_per_key: u64, now: Instant) -> Self {
         let budget = |(burst, per_second)| Budget::new(burst, per_second, now);
         Self {
             sealing,
             opening,
-            keys,
             records_per_key,
             new_key: None,
             asked: false,
@@ -196,7 +177,7 @@ impl Session {
                     }
                 })?;
                 if let Some(answer) = changed {
-                    self.opening = self.keys.next_opening()?;
+                    self.opening = self.opening.next()?;
                     self.asked = false;
                     if answer {
                         self.new_key.get_or_insert(false);
@@ -272,7 +253,7 @@ impl Session {
                 let made = self
                     .sealing
                     .seal(&[a, b, c, d, u8::from(ask)], &[HANDSHAKE], room)?;
-                self.sealing = self.keys.next_sealing()?;
+                self.sealing = self.sealing.next()?;
                 made
             } else if let Some(word) = self.last_word.take() {
                 self.closed = true;

@@ -1,43 +1,24 @@
 //! Two ends that know each other's keys, without a handshake.
 
-use aws_lc_rs::aead::AES_128_GCM;
 use tokio::time::Instant;
 
 use super::error::Fault;
-use super::key::Key;
-use super::session::{Keys, Session};
+use super::key::{Key, Suite};
+use super::session::Session;
 
-/// Keys that are counted: each end seals with its own row of them.
-struct Rows {
-    sealing: u8,
-    opening: u8,
-}
-
-pub(super) fn key(row: u8) -> Result<Key, Fault> {
-    Key::of(&AES_128_GCM, &[row; 16], &[row; 12], 0)
-}
-
-impl Keys for Rows {
-    fn next_sealing(&mut self) -> Result<Key, Fault> {
-        self.sealing = self.sealing.wrapping_add(2);
-        key(self.sealing)
-    }
-
-    fn next_opening(&mut self) -> Result<Key, Fault> {
-        self.opening = self.opening.wrapping_add(2);
-        key(self.opening)
-    }
+/// The first key of the end of this number.
+pub(super) fn key(end: u8) -> Result<Key, Fault> {
+    Key::of(Suite::Aes128Gcm, &[end; 32], 0)
 }
 
 /// The first key of each end.
 pub(super) const FIRST: [u8; 2] = [0, 1];
 
 /// Two ends whose keys seal as many records.
-pub(super) fn pair(records_per_key: u64, now: Instant) -> [Session; 2] {
+pub(crate) fn pair(records_per_key: u64, now: Instant) -> [Session; 2] {
     let end = |sealing, opening| {
-        let keys = Box::new(Rows { sealing, opening });
-        let key = |row| key(row).expect("a key has this length");
-        Session::with(key(sealing), key(opening), keys, records_per_key, now)
+        let key = |end| key(end).expect("a secret has this length");
+        Session::with(key(sealing), key(opening), records_per_key, now)
     };
     [end(FIRST[0], FIRST[1]), end(FIRST[1], FIRST[0])]
 }

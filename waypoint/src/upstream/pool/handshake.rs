@@ -9,12 +9,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tulle_runtime::tasks;
 use tulle_transport::OpenError;
 
+use super::data::Data;
 use super::lines::{Answers, Lines};
-use super::watched::{Data, Watched};
 use crate::buffers::{self, Carried};
 use crate::http::body::RequestBody;
 use crate::upstream::breaker::Guard;
 use crate::upstream::connect::Opened;
+use crate::watched::Watched;
 
 /// Bytes of the head of an answer.
 const HEAD_BYTES_MAX: usize = 64 * 1024;

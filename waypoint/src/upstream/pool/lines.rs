@@ -7,8 +7,8 @@ use std::sync::Arc;
 use memchr::memchr;
 use parking_lot::Mutex;
 
-use super::watched::Look;
 use crate::buffers::Carried;
+use crate::watched::Look;
 
 /// What is known of the answers on one connection. Shared by its bytes and its requests.
 #[derive(Debug, Default)]

@@ -200,6 +200,26 @@ fn a_rotation_with_short_certificates_breaks_no_connection() {
 }
 
 #[test]
+fn agents_hold_up_no_rotation() {
+    let state = tempfile::tempdir().unwrap();
+    let mut world = World::new(state.path());
+    world.round();
+    let trust = Features {
+        trust: true,
+        dry_run: false,
+    };
+    let agents = [("n1", trust), ("n2", Features::default())].map(|(node, features)| {
+        let agent = ClientStatus::new(node.into(), Kind::Agent, features);
+        world.keeper.clients.connect(agent).unwrap()
+    });
+    world.keeper.rotate(false).unwrap();
+    world.pass(10);
+    world.round();
+    assert_eq!(world.keeper.phase(), Phase::Switch);
+    drop(agents);
+}
+
+#[test]
 fn an_old_root_is_rotated_by_itself() {
     let state = tempfile::tempdir().unwrap();
     let mut world = World::new(state.path());

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 /// Chunks shorter than this are joined while they wait: each would keep a larger buffer alive and cost a place of its
 /// own, so that tiny frames that nobody reads would cost us more than the bytes that were sent.
@@ -12,10 +13,12 @@ const JOINED_BELOW: usize = 512;
 const JOINED_MAX: usize = 16 * 1024;
 
 /// What waits.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Chunks {
+    #[serde(with = "crate::plain::chunks")]
     chunks: VecDeque<Bytes>,
     /// Comes after all of them.
+    #[serde(with = "crate::plain::bytes")]
     joined: BytesMut,
     length: usize,
 }

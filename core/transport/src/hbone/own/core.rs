@@ -4,7 +4,7 @@
 //!   bytes ─▶ receive ─▶ streams ─▶ read          write ─▶ streams ─▶ gather ─▶ bytes
 //! ```
 //!
-//! Wakers are the only thing in it that could not be written down and handed to another process.
+//! Wakers are the only thing in it that cannot be written down and handed to another process: who waits there asks again.
 
 mod answers;
 mod calls;
@@ -17,12 +17,14 @@ mod settings;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod written;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::fault::Fault;
@@ -66,7 +68,7 @@ const PING_ALIVE: [u8; 8] = *b"tulle:up";
 const PING_DRAIN: [u8; 8] = *b"tulle:go";
 
 /// Which end this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Role {
     Client,
     Server,
@@ -116,7 +118,7 @@ pub(super) enum Gone {
 }
 
 /// What the peer has told of itself.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Peer {
     heard: bool,
     window: u32,
@@ -125,7 +127,7 @@ struct Peer {
 }
 
 /// Bytes the peer may still send on all streams together, and what is owed to it.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Credit {
     window: i64,
     target: usize,
@@ -138,7 +140,7 @@ struct Credit {
 }
 
 /// A head whose last frame has not come.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct OpenHead {
     stream: u32,
     last: bool,
@@ -146,7 +148,7 @@ struct OpenHead {
     frames: u32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Drain {
     No,
     /// The first GOAWAY is on its way, and a PING behind it.
@@ -155,7 +157,7 @@ enum Drain {
     Done,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Asked {
     No,
     Yes,
@@ -163,7 +165,7 @@ enum Asked {
 }
 
 /// One end of a connection.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Core {
     role: Role,
     settings: Settings,
@@ -180,6 +182,7 @@ pub(super) struct Core {
     next: u32,
     /// The highest that the peer opened.
     last: u32,
+    #[serde(with = "written::accepted")]
     accepted: VecDeque<(u32, Result<ConnectRequest, MalformedConnect>)>,
     send_window: i64,
     credit: Credit,
@@ -201,10 +204,14 @@ pub(super) struct Core {
     /// What a GOAWAY of the peer said it has taken.
     taken_by_peer: Option<u32>,
     asked: Asked,
+    #[serde(skip)]
     ping_waker: Option<Waker>,
+    #[serde(skip)]
     opening: Vec<Waker>,
+    #[serde(with = "crate::plain::unless_ended")]
     end: Option<End>,
     /// To be woken once nobody looks at this any more.
+    #[serde(skip)]
     pub(super) woken: Vec<Waker>,
     /// The driver has something to do.
     pub(super) dirty: bool,

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::core::{Core, Next, Outbox, Role};
-use super::head::Head;
+use super::head::{Head, encode_request};
 use super::hpack::Decoder;
 use super::wire;
+use crate::hbone::connect::ConnectRequest;
 use crate::hbone::settings::Settings;
 
 /// Any frames, as a client and as a server see them: nothing panics, all counts stay true, and what a peer makes us
@@ -92,13 +93,27 @@ pub(crate) fn hpack(data: &[u8]) {
             return;
         }
         if let Ok(Ok(request)) = head.request() {
-            let block = super::head::encode_request(&request).expect("what was read can be written");
+            let block = encode_request(&request).expect("what was read can be written");
             let mut again = Head::default();
             let fits = Decoder::default().decode(&block, 8192, |name, value| again.put(name, value));
             assert_eq!(fits, Ok(true));
             assert_eq!(again.request(), Ok(Ok(request)));
         }
     }
+}
+
+/// See [`crate::hbone::raw::encode`].
+pub(crate) fn encode(request: &ConnectRequest) -> Vec<u8> {
+    encode_request(request).expect("a CONNECT has an authority")
+}
+
+/// See [`crate::hbone::raw::decode`].
+pub(crate) fn decode(block: &[u8]) -> ConnectRequest {
+    let mut head = Head::default();
+    let decoded = Decoder::default().decode(block, 64 * 1024, |name, value| head.put(name, value));
+    decoded.expect("the block can be decoded");
+    let request = head.request().expect("the head is in order");
+    request.expect("it is a CONNECT's")
 }
 
 /// See [`crate::hbone::raw::through_memory`].

@@ -5,6 +5,7 @@ mod table;
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
 use table::{STATIC, STATUS_OK};
 
 /// The table that peers may fill, as every connection begins; we never announce another size.
@@ -22,7 +23,7 @@ const NUMBER_MAX: usize = 1 << 24;
 pub(super) struct Malformed(&'static str);
 
 /// A header that the peer put into its table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     name: Box<[u8]>,
     value: Box<[u8]>,
@@ -35,7 +36,7 @@ impl Entry {
 }
 
 /// Decodes the blocks of one connection, in order. Plain data.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Decoder {
     /// The newest first.
     entries: VecDeque<Entry>,

@@ -1,6 +1,7 @@
 //! Bytes to frames, however they are cut. Payload of DATA is handed on as it arrives; other frames are gathered whole.
 
 use bytes::{Buf, Bytes};
+use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
 use super::wire::{self, FrameHead, HEADER_LENGTH, code};
@@ -12,12 +13,16 @@ const GATHERED_MAX: usize = 16 * 1024;
 const GOAWAY_READ: usize = 8;
 
 /// What was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Item {
     /// A DATA frame begins; all of its `length` counts against windows.
     Data { stream: u32, length: usize, last: bool },
     /// Bytes of it.
-    Part { stream: u32, bytes: Bytes },
+    Part {
+        stream: u32,
+        #[serde(with = "crate::plain::bytes")]
+        bytes: Bytes,
+    },
     /// It is complete. `overhead` of its bytes were padding.
     DataEnd {
         stream: u32,
@@ -25,10 +30,14 @@ pub(super) enum Item {
         last: bool,
     },
     /// Any other frame that means something, with as much of its payload as means something.
-    Frame { head: FrameHead, payload: Bytes },
+    Frame {
+        head: FrameHead,
+        #[serde(with = "crate::plain::bytes")]
+        payload: Bytes,
+    },
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum State {
     Head,
     PadLength(FrameHead),
@@ -49,7 +58,7 @@ enum State {
 }
 
 /// Finds frames. Plain data.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Parser {
     state: State,
     gathered: Vec<u8>,

@@ -10,6 +10,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tulle_identity::tls::Handover;
@@ -17,6 +19,7 @@ use tulle_identity::tls::Handover;
 use super::core::Outbox;
 use super::link::Link;
 use crate::hbone::watch::Watch;
+use crate::plain;
 use crate::records::buffer::{Buffer, Pinned, Size};
 use crate::records::{Fault, Session};
 
@@ -68,8 +71,41 @@ impl Incoming {
     }
 }
 
+/// Only what still waits is written down.
+impl Serialize for Outgoing {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        plain::bytes::serialize(&&self.buffer.bytes[self.at..self.end], serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Outgoing {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Incoming { buffer, filled } = Incoming::deserialize(deserializer)?;
+        Ok(Self {
+            buffer,
+            at: 0,
+            end: filled,
+        })
+    }
+}
+
+impl Serialize for Incoming {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        plain::bytes::serialize(&&self.buffer.bytes[..self.filled], serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Incoming {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes: Vec<u8> = plain::bytes::deserialize(deserializer)?;
+        let fits = bytes.len() <= Size::Many.bytes();
+        let kept = fits.then(|| Self::keep(&bytes)).flatten();
+        kept.ok_or_else(|| D::Error::custom("nothing waits, or more than a buffer holds"))
+    }
+}
+
 /// How much to read at once: a record while it is quiet, many while data keeps coming.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Step {
     many: bool,
     little: u8,
@@ -93,19 +129,27 @@ impl Step {
     }
 }
 
-/// A byte stream whose records are ours to seal and open.
-#[derive(Debug)]
-pub(super) struct Sealed<S> {
-    stream: S,
+/// What belongs to a link beside its socket. Plain data, as [`Session`] is: with the socket handed over, it goes on in
+/// another process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct State {
     session: Session,
-    watch: Watch,
     outgoing: Option<Outgoing>,
     unflushed: bool,
     rest: Option<Incoming>,
     /// What a handshake left was not looked at yet.
     left: bool,
     step: Step,
+    #[serde(skip)]
     pinned: Pinned,
+}
+
+/// A byte stream whose records are ours to seal and open.
+#[derive(Debug)]
+pub(super) struct Sealed<S> {
+    stream: S,
+    watch: Watch,
+    state: State,
 }
 
 impl<S> Sealed<S>
@@ -115,52 +159,62 @@ where
     /// Goes on where a handshake has ended.
     pub(super) fn take_over(handover: Handover<S>, watch: Watch) -> Result<Self, Fault> {
         let received = handover.received;
-        Ok(Self {
-            stream: handover.stream,
-            session: Session::new(&handover.secrets, handover.updates, Instant::now())?,
-            watch,
+        let state = State {
+            session: Session::new(&handover.secrets, &handover.traffic, Instant::now())?,
             outgoing: None,
             unflushed: false,
             rest: Incoming::keep(&received),
             left: !received.is_empty(),
             step: Step::default(),
             pinned: Pinned::default(),
+        };
+        Ok(Self {
+            stream: handover.stream,
+            watch,
+            state,
         })
+    }
+
+    /// The same link around what `change` makes of its state.
+    #[cfg(test)]
+    pub(super) fn elsewhere(self, change: impl FnOnce(&State) -> State) -> Self {
+        let state = change(&self.state);
+        Self { state, ..self }
     }
 
     /// Seals what is owed and what the batch holds, until all of it is written and flushed.
     fn poll_send(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_outgoing(cx))?;
-            if out.is_empty() && !self.session.owes() {
+            if out.is_empty() && !self.state.session.owes() {
                 break;
             }
-            if self.session.is_closed() {
+            if self.state.session.is_closed() {
                 // The last word was said.
                 out.advance(out.len());
                 break;
             }
             let size = if out.len() <= SHORT { Size::One } else { Size::Many };
             let mut buffer = Buffer::lend(size);
-            let sealed = self.session.seal(out.parts(), &mut buffer.bytes)?;
+            let sealed = self.state.session.seal(out.parts(), &mut buffer.bytes)?;
             out.advance(sealed.taken);
-            self.outgoing = Some(Outgoing {
+            self.state.outgoing = Some(Outgoing {
                 buffer,
                 at: 0,
                 end: sealed.length,
             });
         }
-        if self.unflushed {
+        if self.state.unflushed {
             ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-            self.unflushed = false;
+            self.state.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
 
     fn poll_outgoing(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(Outgoing { buffer, at, end }) = &mut self.outgoing {
+        while let Some(Outgoing { buffer, at, end }) = &mut self.state.outgoing {
             if at == end {
-                self.outgoing = None;
+                self.state.outgoing = None;
                 break;
             }
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &buffer.bytes[*at..*end]))?;
@@ -168,23 +222,23 @@ where
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             *at += written;
-            self.unflushed = true;
+            self.state.unflushed = true;
         }
         Poll::Ready(Ok(()))
     }
 
     /// A buffer with all that waits to be opened, and how much of it has come just now.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Incoming, usize)>> {
-        if std::mem::take(&mut self.left)
-            && let Some(rest) = self.rest.take()
+        if std::mem::take(&mut self.state.left)
+            && let Some(rest) = self.state.rest.take()
         {
             let came = rest.filled;
             return Poll::Ready(Ok((rest, came)));
         }
-        let size = self.step.size();
-        let kept = self.rest.as_ref().map_or(0, |rest| rest.filled);
+        let size = self.state.step.size();
+        let kept = self.state.rest.as_ref().map_or(0, |rest| rest.filled);
         // A buffer of the right size is read into as it is; else what is kept goes in front once more has come.
-        let mut buffer = match self.rest.take_if(|rest| rest.buffer.size() == size) {
+        let mut buffer = match self.state.rest.take_if(|rest| rest.buffer.size() == size) {
             Some(rest) => rest.buffer,
             None => Buffer::lend(size),
         };
@@ -192,14 +246,14 @@ where
         let result = Pin::new(&mut self.stream).poll_read(cx, &mut room);
         let (read, capacity) = (room.filled().len(), room.capacity());
         if result.is_pending() {
-            if kept > 0 && self.rest.is_none() {
-                self.rest = Some(Incoming { buffer, filled: kept });
+            if kept > 0 && self.state.rest.is_none() {
+                self.state.rest = Some(Incoming { buffer, filled: kept });
             }
             return Poll::Pending;
         }
         ready!(result)?;
-        self.step.read(read, capacity);
-        if let Some(rest) = self.rest.take() {
+        self.state.step.read(read, capacity);
+        if let Some(rest) = self.state.rest.take() {
             buffer.bytes[..kept].copy_from_slice(&rest.buffer.bytes[..kept]);
         }
         let filled = kept + read;
@@ -211,19 +265,20 @@ where
         let Incoming { mut buffer, filled } = incoming;
         let (now, mut found) = (Instant::now(), Vec::new());
         let opened = self
+            .state
             .session
             .open(&mut buffer.bytes[..filled], now, |range| found.push(range));
-        if self.session.end().is_none() {
+        if self.state.session.end().is_none() {
             if opened == 0 && buffer.size() == Size::One {
                 // Not even one record is whole: its buffer stays.
-                self.rest = Some(Incoming { buffer, filled });
+                self.state.rest = Some(Incoming { buffer, filled });
                 return Ok(());
             }
-            self.rest = Incoming::keep(&buffer.bytes[opened..filled]);
+            self.state.rest = Incoming::keep(&buffer.bytes[opened..filled]);
         }
         let first = chunks.len();
-        let frugal = self.pinned.bytes() > PINNED_FREELY && self.pinned.bytes() / 2 > held;
-        share(buffer, &found, (!frugal).then_some(&self.pinned), chunks);
+        let frugal = self.state.pinned.bytes() > PINNED_FREELY && self.state.pinned.bytes() / 2 > held;
+        share(buffer, &found, (!frugal).then_some(&self.state.pinned), chunks);
         chunks[first..]
             .iter()
             .try_for_each(|chunk| self.watch.arrived(chunk, now))
@@ -231,7 +286,7 @@ where
 
     /// How reading has ended.
     fn ended(&mut self, cx: &mut Context<'_>) -> Option<io::Result<usize>> {
-        let Err(fault) = self.session.end()? else {
+        let Err(fault) = self.state.session.end()? else {
             return Some(Ok(0));
         };
         let error = fault.clone().into();
@@ -307,7 +362,7 @@ where
             }
         };
         if came == 0 {
-            self.session.cut();
+            self.state.session.cut();
             return Poll::Ready(self.ended(cx).unwrap_or(Ok(0)));
         }
         self.open(incoming, held, chunks)?;
@@ -318,8 +373,8 @@ where
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.session.is_closed() {
-            self.session.close();
+        if !self.state.session.is_closed() {
+            self.state.session.close();
         }
         ready!(self.poll_send(cx, &mut Outbox::default()))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)

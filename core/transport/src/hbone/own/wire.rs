@@ -1,5 +1,7 @@
 //! The numbers of RFC 9113: frame types, flags, settings, error codes, and the nine bytes before each payload.
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes before each payload.
 pub(super) const HEADER_LENGTH: usize = 9;
 
@@ -56,7 +58,7 @@ pub(super) mod code {
 }
 
 /// What a frame says before its payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FrameHead {
     pub(super) length: usize,
     pub(super) kind: u8,

@@ -18,7 +18,7 @@ pub(super) struct Ours<S> {
 
 impl<S: AsyncReadExt + AsyncWriteExt + Unpin> Ours<S> {
     pub(super) fn new(handover: Handover<S>) -> Self {
-        let session = Session::new(&handover.secrets, handover.updates, Instant::now()).unwrap();
+        let session = Session::new(&handover.secrets, &handover.traffic, Instant::now()).unwrap();
         Self {
             stream: handover.stream,
             session,

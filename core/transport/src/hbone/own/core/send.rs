@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 use super::super::wire::{self, FrameHead};
 use super::Core;
@@ -28,10 +29,12 @@ const COPIED_BELOW: usize = 1024;
 const SLICES_MAX: usize = 64;
 
 /// Bytes on their way out, in order.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(in super::super) struct Outbox {
+    #[serde(with = "crate::plain::chunks")]
     parts: VecDeque<Bytes>,
     /// Comes after all of them.
+    #[serde(with = "crate::plain::bytes")]
     small: BytesMut,
     length: usize,
 }
@@ -81,6 +84,12 @@ impl Outbox {
     pub(in super::super) fn parts(&mut self) -> impl Iterator<Item = &[u8]> {
         self.seal();
         self.parts.iter().map(|part| &part[..])
+    }
+
+    /// Puts payload behind all that is there.
+    #[cfg(test)]
+    pub(in super::super) fn push(&mut self, bytes: Bytes) {
+        self.payload(bytes);
     }
 
     /// The first part, as a write that takes no more would have it.

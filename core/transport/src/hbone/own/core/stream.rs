@@ -2,16 +2,18 @@
 
 use std::task::{Context, Waker};
 
+use serde::{Deserialize, Serialize};
+
 use super::super::chunks::Chunks;
 use crate::hbone::connect::{ConnectResponse, Refusal};
 
 /// What has become of the answer to our CONNECT.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     /// It has not come.
     Awaited,
     /// It came, and waits to be taken.
-    Arrived(Box<Result<ConnectResponse, Refusal>>),
+    Arrived(#[serde(with = "super::written::answer")] Box<Result<ConnectResponse, Refusal>>),
     /// It was taken, or this side is the one that answers.
     Past,
 }
@@ -24,7 +26,7 @@ pub(super) struct Wakers {
     pub(super) reset: Option<Waker>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Stream {
     pub(super) answer: Answer,
     /// Arrived, and not read.
@@ -58,6 +60,7 @@ pub(super) struct Stream {
     pub(super) handle: bool,
     /// It is over, and no longer counted as open.
     pub(super) over: bool,
+    #[serde(skip)]
     pub(super) wakers: Wakers,
 }
 

@@ -4,7 +4,7 @@
 //! an instance that ends by itself is started again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -12,16 +12,17 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tulle_world::{Mesh, Pod, Process, World};
 
+use super::kept::Kept;
+use crate::demo::write;
 use crate::running::{Kind, RunDir};
 
-/// An instance that ends at once is not started again at once: the pause doubles from this one …
-const PAUSE_MIN: Duration = Duration::from_millis(200);
-/// … to this one, until an instance has lived for longer than it.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long one may take for what runs in it when its Gateway goes.
 const DRAIN: &str = "20s";
 /// After this long it is ended in any case.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
+
+/// How the files begin that are written here.
+const WRITTEN_BY: &str = "# Written by `tulle up`";
 
 /// Namespace and name of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,16 +44,8 @@ pub(crate) struct Waypoints {
     config: PathBuf,
     /// The node they run on.
     node: String,
-    running: BTreeMap<Gateway, Instance>,
+    running: BTreeMap<Gateway, Kept>,
     leaving: Vec<Leaving>,
-}
-
-#[derive(Debug)]
-struct Instance {
-    /// `None` while it waits to be started again.
-    process: Option<Process>,
-    since: Instant,
-    pause: Duration,
 }
 
 /// An instance whose Gateway is gone.
@@ -100,21 +93,12 @@ fn wanted(status: &Value) -> BTreeSet<Gateway> {
     objects.filter(accepted).filter_map(gateway).collect()
 }
 
-/// How long to wait before an instance is started again that has lived for this long.
-fn pause(last: Duration, lived: Duration) -> Duration {
-    if lived > PAUSE_MAX {
-        PAUSE_MIN
-    } else {
-        (last * 2).clamp(PAUSE_MIN, PAUSE_MAX)
-    }
-}
-
 /// An instance, as the mesh knows workloads.
 fn manifest(gateway: &Gateway, pod: &Pod) -> String {
     let Gateway { namespace, name } = gateway;
     let (workload, node, ipv4, ipv6) = (pod.name(), pod.node(), pod.ipv4(), pod.ipv6());
     format!(
-        "# Written by `tulle up`: the instance of Gateway {namespace}/{name}.\n\
+        "{WRITTEN_BY}: the instance of Gateway {namespace}/{name}.\n\
          apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {workload}\n  \
          namespace: {namespace}\n  annotations:\n    tulle.dev/node: {node}\n    tulle.dev/process: netns:{workload}\n    \
          tulle.dev/addresses: \"{ipv4},{ipv6}\"\nspec:\n  address: {ipv4}\n  serviceAccount: {name}\n  labels:\n    \
@@ -157,7 +141,7 @@ impl Waypoints {
 
     async fn start(&mut self, gateway: Gateway, world: &mut World, mesh: &Mesh) -> anyhow::Result<String> {
         let pod = world.add_pod(&self.node, &gateway.pod()).await?;
-        super::write(&self.file(&gateway), &manifest(&gateway, &pod))?;
+        write(&self.file(&gateway), &manifest(&gateway, &pod))?;
         let process = spawn(&gateway, world, mesh)?;
         let told = format!(
             "waypoint {}/{} runs on {}",
@@ -165,21 +149,13 @@ impl Waypoints {
             gateway.name,
             pod.node()
         );
-        let instance = Instance {
-            process: Some(process),
-            since: Instant::now(),
-            pause: Duration::ZERO,
-        };
-        self.running.insert(gateway, instance);
+        self.running.insert(gateway, Kept::new(process));
         Ok(told)
     }
 
     fn drain(&mut self, gateway: Gateway) -> anyhow::Result<String> {
         let told = format!("waypoint {}/{} drains", gateway.namespace, gateway.name);
-        let mut process = self
-            .running
-            .remove(&gateway)
-            .and_then(|instance| instance.process);
+        let mut process = self.running.remove(&gateway).and_then(Kept::into_process);
         if let Some(process) = &mut process {
             process.signal(Signal::SIGTERM)?;
         }
@@ -195,21 +171,14 @@ impl Waypoints {
     fn restart(&mut self, world: &World, mesh: &Mesh) -> anyhow::Result<Vec<String>> {
         let mut news = Vec::new();
         for (gateway, instance) in &mut self.running {
-            let status = match &mut instance.process {
-                Some(process) => process.ended()?,
-                None => None,
-            };
-            if let Some(status) = status {
-                instance.pause = pause(instance.pause, instance.since.elapsed());
-                (instance.process, instance.since) = (None, Instant::now());
+            if let Some(status) = instance.ended()? {
                 let Gateway { namespace, name } = gateway;
                 news.push(format!(
                     "waypoint {namespace}/{name} ended ({status}) and is started again"
                 ));
             }
-            if instance.process.is_none() && instance.since.elapsed() >= instance.pause {
-                instance.process = Some(spawn(gateway, world, mesh)?);
-                instance.since = Instant::now();
+            if instance.is_due() {
+                instance.restarted(spawn(gateway, world, mesh)?);
             }
         }
         Ok(news)
@@ -231,7 +200,7 @@ impl Waypoints {
                 process.kill()?;
             }
             let file = self.file(&one.gateway);
-            std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+            forget(&file)?;
             world.remove_pod(&one.gateway.pod()).await?;
             news.push(format!(
                 "waypoint {}/{} is gone",
@@ -243,10 +212,31 @@ impl Waypoints {
 
     /// Ends every instance; nothing talks through them any more.
     pub(crate) async fn end(self) -> anyhow::Result<()> {
-        let running = self.running.into_values().map(|instance| instance.process);
+        let gateways = self
+            .running
+            .keys()
+            .chain(self.leaving.iter().map(|one| &one.gateway));
+        let files: Vec<_> = gateways.map(|gateway| self.file(gateway)).collect();
+        let running = self.running.into_values().map(Kept::into_process);
         let leaving = self.leaving.into_iter().map(|one| one.process);
         for mut process in running.chain(leaving).flatten() {
             process.stop(Duration::from_secs(1)).await?;
+        }
+        files.iter().try_for_each(|file| forget(file))
+    }
+
+    /// Removes what an earlier mesh that was killed has left in the folder.
+    pub(crate) fn clear_leftovers(&self) -> anyhow::Result<()> {
+        for entry in std::fs::read_dir(&self.config)? {
+            let path = entry?.path();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let named = name.starts_with("instance-") && name.ends_with(".yaml");
+            if named && std::fs::read_to_string(&path)?.starts_with(WRITTEN_BY) {
+                forget(&path)?;
+            }
         }
         Ok(())
     }
@@ -254,6 +244,16 @@ impl Waypoints {
     fn file(&self, gateway: &Gateway) -> PathBuf {
         let Gateway { namespace, name } = gateway;
         self.config.join(format!("instance-{namespace}.{name}.yaml"))
+    }
+}
+
+/// Removes a file that somebody else may have removed.
+fn forget(file: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", file.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -303,16 +303,5 @@ mod tests {
         ]}});
         assert_eq!(wanted(&status), gateways(&["way"]));
         assert_eq!(wanted(&Value::Null), gateways(&[]));
-    }
-
-    #[test]
-    fn what_ends_at_once_is_started_again_ever_more_slowly() {
-        let mut last = Duration::ZERO;
-        for expected in [200, 400, 800] {
-            last = pause(last, Duration::from_millis(5));
-            assert_eq!(last, Duration::from_millis(expected));
-        }
-        assert_eq!(pause(PAUSE_MAX, Duration::ZERO), PAUSE_MAX);
-        assert_eq!(pause(PAUSE_MAX, PAUSE_MAX * 2), PAUSE_MIN, "it had been well");
     }
 }
