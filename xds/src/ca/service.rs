@@ -170,6 +170,9 @@ struct Wanted {
     is_renewal: bool,
 }
 
+/// What is to be signed, and what became of it.
+type Answered = (Result<Wanted, Refusal>, Result<Signed, Refusal>);
+
 impl Shared {
     async fn issue(
         &self,
@@ -184,7 +187,7 @@ impl Shared {
         let begin = Instant::now();
         let signed = self.signed(&allowed).await;
         let took = begin.elapsed().as_secs_f64();
-        let signed: Vec<_> = allowed.into_iter().zip(signed).collect();
+        let signed: Vec<Answered> = allowed.into_iter().zip(signed).collect();
         let written = self.note(&signed, &caller.name(), now);
         let told = signed.into_iter().map(|(wanted, signed)| {
             let (wanted, signed) = (wanted?, signed?);
@@ -268,12 +271,7 @@ impl Shared {
     }
 
     /// Writes down what is handed out: what is not in the log could never be denied later.
-    fn note(
-        &self,
-        signed: &[(Result<Wanted, Refusal>, Result<Signed, Refusal>)],
-        node: &Str,
-        now: i64,
-    ) -> Result<(), Refusal> {
+    fn note(&self, signed: &[Answered], node: &Str, now: i64) -> Result<(), Refusal> {
         let entries = signed.iter().filter_map(|(wanted, signed)| {
             let (wanted, signed) = (wanted.as_ref().ok()?, signed.as_ref().ok()?);
             Some(Entry {
