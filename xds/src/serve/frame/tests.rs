@@ -5,9 +5,12 @@ use std::io::Read as _;
 use flate2::read::GzDecoder;
 use proptest::prelude::*;
 use prost::Message as _;
+use tulle_k8s::object::{Reading, read as read_object};
+use tulle_k8s::translate::MeshConfig;
 use tulle_proto::discovery::DeltaDiscoveryResponse;
 
 use super::*;
+use crate::engine::{Batch, Engine, Event, InForce};
 use crate::snapshot::{Order, ResourceType, Scope};
 
 fn slot(name: &str, aliases: &[&str], body: Vec<u8>) -> Arc<Slot> {
@@ -91,6 +94,80 @@ fn small_messages_are_not_compressed_and_large_ones_shrink() {
         assert!(packed.len() < 2000, "{}", packed.len());
     }
     assert_eq!(message(&large, Encoding::Raw).encoding, Encoding::Raw);
+}
+
+#[test]
+fn raw_bytes_do_not_stay_beside_compressed_ones() {
+    let resources: Arc<[Arc<Slot>]> = [slot("a", &[], vec![1; 10_000])].into();
+    let payload = Payload::encode("type", &resources, &["gone".into()]);
+    for encoding in [Encoding::Gzip, Encoding::Zstd] {
+        let message = payload.message("type", 1, "1", encoding);
+        assert!(message.len() < payload.len());
+    }
+    assert!(payload.raw.get().is_none());
+    let message = payload.message("type", 1, "1", Encoding::Raw);
+    assert_eq!(payload.raw.get().map(Bytes::len), Some(payload.len()));
+    assert_eq!(read(&message).resources.len(), 1);
+}
+
+/// The table of a mesh with so many pods, ten of a service.
+fn table(pods: usize) -> crate::engine::table::Table {
+    let mut text = String::new();
+    for service in 0..pods / 10 {
+        text += &format!(
+            "kind: Service\napiVersion: v1\nmetadata: {{name: s{service}, namespace: ns{}}}\nspec: {{selector: {{app: \
+             s{service}}}, clusterIPs: [10.96.{}.{}], ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n---\n",
+            service % 10,
+            service / 250,
+            service % 250
+        );
+    }
+    for pod in 0..pods {
+        let service = pod / 10;
+        text += &format!(
+            "kind: Pod\napiVersion: v1\nmetadata: {{name: s{service}-{pod}, namespace: ns{}, labels: {{app: \
+             s{service}}}}}\nspec: {{nodeName: n{}, serviceAccountName: s{service}}}\nstatus: {{phase: Running, podIP: \
+             10.100.{}.{}}}\n---\n",
+            service % 10,
+            pod % 200,
+            pod / 250,
+            pod % 250
+        );
+    }
+    let events = tulle_k8s::document::documents(&text).into_iter().map(|document| {
+        match read_object(&document.expect("it is YAML")) {
+            Reading::Good { key, object, .. } => Event {
+                key,
+                object: Some(InForce {
+                    object,
+                    file: "a.yaml".into(),
+                    generation: 1,
+                    stale_since: None,
+                }),
+            },
+            other => panic!("{other:?}"),
+        }
+    });
+    let batch = Batch {
+        events: events.collect(),
+        synced: true,
+        ..Batch::default()
+    };
+    let cut = Engine::new(MeshConfig::default()).apply(batch);
+    cut.table(ResourceType::Address).clone()
+}
+
+#[test]
+fn a_workload_takes_45_bytes_of_a_packed_table_its_part_of_a_service_included() {
+    let (pods, url) = (3_000, ResourceType::Address.type_url());
+    let chunks = table(pods).chunks();
+    let of = |encoding: Encoding| {
+        let bytes = chunks.iter().map(|chunk| chunk.payload(url).packed_len(encoding));
+        bytes.sum::<usize>() / pods
+    };
+    assert!(of(Encoding::Zstd) <= 45, "{}", of(Encoding::Zstd));
+    assert!(of(Encoding::Gzip) <= 60, "{}", of(Encoding::Gzip));
+    assert!(of(Encoding::Raw) <= 300, "{}", of(Encoding::Raw));
 }
 
 #[test]

@@ -60,6 +60,23 @@ fn service(name: &str) -> String {
 }
 
 #[test]
+fn the_first_generation_is_told_before_it_is_on_record_and_later_ones_after() {
+    let mut hand = Hand::new();
+    hand.write("a.yaml", &service("a"));
+    let recorded = |hand: &Hand| History::open(hand.state.path()).newest_on_disk();
+    let (mut reader, _, settled) = hand.reader.take().expect("it is there").look();
+    assert_eq!(settled.batch.map(|batch| batch.events.len()), Some(1));
+    assert_eq!(recorded(&hand), None);
+    reader.record_first(&settled.step);
+    assert_eq!(recorded(&hand), Some(1));
+    hand.write("b.yaml", &service("b"));
+    let (mut reader, _, settled) = reader.look();
+    assert_eq!(recorded(&hand), Some(2));
+    reader.record_first(&settled.step);
+    assert_eq!(recorded(&hand), Some(2));
+}
+
+#[test]
 fn a_generation_that_cannot_be_recorded_does_not_come_into_force_until_it_can() {
     let mut hand = Hand::new();
     hand.write("a.yaml", &service("a"));
