@@ -33,11 +33,11 @@ static CHUNK: [u8; 64 * 1024] = [b'x'; 64 * 1024];
 /// A message of gRPC: no compression, and a length.
 static MESSAGE: [u8; ANSWER + 5] = {
     let mut message = [b'x'; ANSWER + 5];
-    let length = (ANSWER as u32).to_be_bytes();
+    let length = (ANSWER as u64).to_be_bytes();
     message[0] = 0;
     let mut at = 0;
     while at < 4 {
-        message[at + 1] = length[at];
+        message[at + 1] = length[at + 4];
         at += 1;
     }
     message
