@@ -155,6 +155,11 @@ impl Sender {
         }
     }
 
+    /// Messages of a turn have a stream of their own: the route gives a request ten seconds.
+    fn begin(&mut self) {
+        self.messages = None;
+    }
+
     async fn message(&mut self) {
         let messages = match &mut self.messages {
             Some(messages) => messages,
@@ -278,6 +283,7 @@ impl Load {
     /// So many requests on the first connection, one after the other; how long they took.
     pub fn requests(&mut self, runtime: &Runtime, count: u64) -> Duration {
         let (what, sender) = (self.what, &mut self.senders[0]);
+        sender.begin();
         let started = Instant::now();
         runtime.block_on(async {
             for _ in 0..count {
@@ -358,6 +364,7 @@ async fn asks(
     mut clock: Option<mpsc::Receiver<Instant>>,
 ) -> (Sender, Vec<u32>) {
     let mut times = Vec::new();
+    sender.begin();
     while Instant::now() < until {
         let due = match &mut clock {
             Some(clock) => clock.recv().await.expect("the clock outlives who it ticks for"),

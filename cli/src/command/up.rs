@@ -90,6 +90,11 @@ async fn local(up: &Up, folder: &Path, started: Instant, run_dir: PathBuf) -> an
         std::fs::canonicalize(folder).with_context(|| format!("there is no folder {}", folder.display()))?;
     anyhow::ensure!(config.is_dir(), "{} is no folder", config.display());
     let (root, temporary) = root(up)?;
+    anyhow::ensure!(
+        !root.starts_with(&config),
+        "--keep-state {} is inside of the folder, whose files are configuration; choose another",
+        root.display()
+    );
     let run_dir = claim(run_dir)?;
     let mut local = Local::start(config, &root, &run_dir).await?;
     let stayed = stay(&mut local, started).await;

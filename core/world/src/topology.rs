@@ -147,6 +147,7 @@ impl World {
     pub async fn create(folder: &Path, nodes: &[&str]) -> Result<Self, WorldError> {
         let netns_dir = folder.join("netns");
         io_step("make the world's folder", fs::create_dir_all(&netns_dir))?;
+        io_step("clear the world's folder", clear_links(&netns_dir))?;
         let wire = io_step("make a network namespace", NetNs::create())?;
         let wire_links = io_step("open netlink", Links::open(&wire).await)?;
         link_step("make the wire", wire_links.add_bridge(BRIDGE).await)?;
@@ -449,6 +450,17 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// Forgets namespaces of a world that was in the folder before: they have ended with its process.
+fn clear_links(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_symlink() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn port_name(number: u8) -> String {

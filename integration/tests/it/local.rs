@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -15,19 +16,19 @@ use crate::tasks::page::{self, Step};
 
 /// A mesh of a folder; it ends with this.
 struct Up {
-    desk: tempfile::TempDir,
+    desk: Arc<tempfile::TempDir>,
     process: Child,
 }
 
 impl Up {
     /// Where the reader works: the folder `shop` is in it.
-    fn desk() -> tempfile::TempDir {
+    fn desk() -> Arc<tempfile::TempDir> {
         let desk = tempfile::tempdir().unwrap();
         fs::create_dir(desk.path().join("shop")).unwrap();
-        desk
+        Arc::new(desk)
     }
 
-    fn start(desk: tempfile::TempDir) -> Self {
+    fn start(desk: Arc<tempfile::TempDir>) -> Self {
         let said = File::create(desk.path().join("up.log")).unwrap();
         let process = command(desk.path(), &binary::tulle())
             .args(["up", "shop", "--keep-state", "state"])
@@ -86,7 +87,7 @@ impl Up {
     }
 
     /// Ctrl-C.
-    fn interrupt(&mut self) {
+    fn interrupt(&self) {
         let id = Pid::from_raw(i32::try_from(self.process.id()).unwrap());
         kill(id, Signal::SIGINT).unwrap();
     }
@@ -127,13 +128,13 @@ fn programs(desk: &Path) -> usize {
 async fn a_folder_of_manifests_is_a_mesh_whose_waypoint_comes_and_goes_by_command() {
     let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/local"));
     let desk = Up::desk();
-    let (shop, mut up, mut waiting) = (desk.path().join("shop"), None, Some(desk));
+    let (shop, mut up) = (desk.path().join("shop"), None);
     for step in page::read(folder).into_iter().flat_map(|page| page.steps) {
         match step {
             Step::File { name, text } => fs::write(shop.join(name), text).unwrap(),
             Step::Command { line, expected, .. } => {
-                if let Some(desk) = waiting.take() {
-                    let mut started = Up::start(desk);
+                if up.is_none() {
+                    let mut started = Up::start(Arc::clone(&desk));
                     started.says("2 pods, 2 of them in the mesh").await;
                     up = Some(started);
                 }
@@ -161,6 +162,12 @@ async fn a_folder_of_manifests_is_a_mesh_whose_waypoint_comes_and_goes_by_comman
         .filter(|name| name.to_string_lossy().starts_with("instance-"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+    // What was kept does for the next start.
+    let mut up = Up::start(desk);
+    up.says("1 pods, 1 of them in the mesh").await;
+    up.interrupt();
+    let status = up.process.wait().unwrap();
+    assert!(status.success(), "{status} {}", up.everything());
 }
 
 #[test]
@@ -180,6 +187,11 @@ fn what_cannot_be_is_refused_with_its_cure() {
     let (code, said) = run(&["nowhere"]);
     assert!(
         code == Some(1) && said.contains("there is no folder nowhere"),
+        "{code:?} {said}"
+    );
+    let (code, said) = run(&["shop", "--keep-state", "shop/state"]);
+    assert!(
+        code == Some(1) && said.contains("inside of the folder"),
         "{code:?} {said}"
     );
     for arguments in [&[][..], &["shop", "--demo"], &["shop", "--check"]] {

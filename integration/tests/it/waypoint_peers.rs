@@ -107,8 +107,7 @@ async fn real_peers_notice_nothing_of_the_waypoint_between_them() {
     });
     assert!(again.await, "{said}\n{}", mesh.logs());
 
-    let chat = [&script("websocket_server.py"), "8081"];
-    let _chat = serve(&server, python, &chat, 8081).await;
+    let _chat = serve(&server, python, &[&script("websocket_server.py"), "8081"], 8081).await;
     let url = format!("ws://{SERVICE}:81/chat");
     let (well, said) = run(&client, python, &[&script("websocket_client.py"), &url]);
     assert!(well && said.contains("ok"), "{said}\n{}", mesh.logs());
@@ -145,9 +144,15 @@ async fn real_peers_notice_nothing_of_the_waypoint_between_them() {
     let (well, said) = run(&client, python, &[&script("smtp_client.py"), SERVICE, "25"]);
     assert!(well && said.contains("ok"), "{said}\n{}", mesh.logs());
 
-    let _mysql = serve(&server, python, &[&script("mysql_server.py"), "33060"], 33060).await;
+    mysql(&client, &server, &mesh).await;
+}
+
+/// A server that speaks first, on a port that is known for it and on one that nobody has declared.
+async fn mysql(client: &Pod, server: &Pod, mesh: &TestMesh) {
+    let python = "/usr/bin/python3";
+    let _mysql = serve(server, python, &[&script("mysql_server.py"), "33060"], 33060).await;
     for port in ["3306", "3307"] {
-        let (well, said) = run(&client, python, &[&script("mysql_client.py"), SERVICE, port]);
+        let (well, said) = run(client, python, &[&script("mysql_client.py"), SERVICE, port]);
         assert!(well && said.contains("ok"), "{port}: {said}\n{}", mesh.logs());
     }
 }

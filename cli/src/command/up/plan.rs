@@ -88,9 +88,11 @@ pub(super) fn plan(folder: &Folder) -> Plan {
         let workload = format!("{}/{}", document.namespace(), document.name());
         let outcome = pod(folder, document.namespace(), object, workload.clone());
         let taken = |pod: PodPlan| {
-            is_name(name).then_some(()).ok_or(format!(
-                "{PROCESS}: {name:?} is no name of lower case letters, digits, - and ."
-            ))?;
+            if !is_name(name) {
+                return Err(format!(
+                    "{PROCESS}: {name:?} is no name of lower case letters, digits, - and ."
+                ));
+            }
             if let Some(other) = plan.pods.get(name) {
                 return Err(format!(
                     "{PROCESS}: {} is in netns:{name} already",
