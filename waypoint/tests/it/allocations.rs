@@ -30,6 +30,7 @@ use crate::world::{World, application, identity, text, told_policy};
 /// it, the body's place among tries, and what an answer holds until its end.
 const OWN_MAX: u64 = 22;
 const REQUESTS: u64 = 200;
+const ROUNDS: usize = 3;
 /// A large body, and what it may hold at any time on its way from the endpoint to the caller: the windows of two tunnels, of
 /// 4 MiB each, at both ends. Caller and endpoint are in this figure, and one thread, where each fills its window before the
 /// next has its turn.
@@ -157,7 +158,10 @@ fn a_request_allocates_little_beyond_what_the_library_does() {
             });
         };
         asking(sender, 20);
-        allocation_counter::measure(|| asking(sender, REQUESTS)).count_total / REQUESTS
+        let counted =
+            || allocation_counter::measure(|| asking(&mut *sender, REQUESTS)).count_total / REQUESTS;
+        // What else has its turn on this thread meanwhile, timers say, only adds; on a slow machine it has more turns.
+        std::iter::repeat_with(counted).take(ROUNDS).min().unwrap()
     };
     let (with, without) = (measured(&mut ours), measured(&mut bare));
     let own = with.saturating_sub(without);
