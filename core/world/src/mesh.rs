@@ -88,6 +88,11 @@ impl Mesh {
         self
     }
 
+    /// What is started from now on is this copy of the `tulle` binary.
+    pub fn set_binary(&mut self, binary: PathBuf) {
+        self.folders.binary = binary;
+    }
+
     /// Lets a node be served by another ztunnel than ours. It has no unix admin socket; see [`Self::wait_ready_at`].
     pub fn set_foreign_ztunnel(&mut self, node: &str, binary: &Path) {
         self.foreign.insert(node.to_owned(), binary.to_owned());

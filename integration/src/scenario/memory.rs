@@ -1,7 +1,8 @@
 //! A node proxy with little memory above what it needs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tulle_world::Component;
 
 use super::attack::Attackers;
@@ -61,6 +62,18 @@ impl Cgroup {
     }
 }
 
+/// A copy of a program of which nothing is in memory: as in a container, whoever runs it is charged for its pages. Those of
+/// the program itself are charged to whoever ran it first.
+fn of_its_own(program: &Path, folder: &Path) -> PathBuf {
+    let copy = folder.join("tulle");
+    std::fs::copy(program, &copy).unwrap();
+    let file = std::fs::File::open(&copy).unwrap();
+    // Only what is on disk can be dropped.
+    file.sync_all().unwrap();
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+    copy
+}
+
 /// The memory group of this process.
 fn own_group() -> PathBuf {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -90,6 +103,9 @@ fn f18(scale: Scale) -> Run {
         let mut stage = Stage::new(scale).await;
         let component = Component::Ztunnel("n2".into());
         let mesh = &mut stage.mesh;
+        let folder = tempfile::tempdir().unwrap();
+        mesh.mesh
+            .set_binary(of_its_own(&mesh.mesh.folders().binary, folder.path()));
         mesh.mesh.kill(&component).unwrap();
         cgroup.run(|| mesh.mesh.start_ztunnel(&mesh.world, "n2")).unwrap();
         mesh.mesh.wait_ready(&component).await.unwrap();
