@@ -17,14 +17,16 @@ use super::kept::Kept;
 const NAME_SERVER: &str = "169.254.20.10";
 /// How long a program may take to end.
 const GRACE: Duration = Duration::from_secs(3);
-/// The program sees resolver settings of its own in the usual place: a mount that only it and its children have. When
-/// standard input ends, whoever holds its other end is gone, however that ended, and the program goes, too.
-const START: &str = "if [ -e /etc/resolv.conf ]; then mount --bind \"$0\" /etc/resolv.conf; fi
-exec 3<&0
+/// The program sees resolver settings of its own in the usual place: a mount that only it and its children have.
+const RESOLVER: &str = "if [ -e /etc/resolv.conf ]; then mount --bind \"$0\" /etc/resolv.conf; fi";
+/// When standard input ends, whoever holds its other end is gone, however that ended, and the program goes, too. What a
+/// program leaves behind goes with it: it is started again, and what is left would be in its way.
+const WATCHED: &str = "exec 3<&0
 /bin/sh -c \"$1\" </dev/null 3<&- & program=$!
-{ cat <&3 >/dev/null; kill -TERM 0; } & watch=$!
+{ cat <&3 >/dev/null; kill -TERM 0; } &
 wait $program; code=$?
-kill $watch
+trap '' TERM
+kill -TERM 0
 exit $code";
 
 /// A program of a pod.
@@ -102,7 +104,13 @@ fn spawn(desk: Desk<'_>, pod: &Pod, text: &str) -> anyhow::Result<(Process, Pid)
         .with_context(|| format!("cannot write {}", log.display()))?;
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "--", "/bin/sh", "-c", START])
+        .args([
+            "--mount",
+            "--",
+            "/bin/sh",
+            "-c",
+            &format!("{RESOLVER}\n{WATCHED}"),
+        ])
         .arg(resolver_file(desk.resolvers, pod.name()))
         .arg(text)
         .current_dir(&desk.folders.config)
@@ -131,4 +139,34 @@ pub(super) fn write_resolver(resolvers: &Path, pod: &str, namespace: &str) -> an
     std::fs::create_dir_all(folder)
         .and_then(|()| std::fs::write(&file, text))
         .with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Longer than a test is waited for: what sleeps for it was left.
+    const LEFT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn what_a_program_leaves_behind_ends_with_it() {
+        let mut program = Command::new("/bin/sh")
+            .args(["-c", WATCHED, "sh", "sleep 600 & exit 7"])
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let held = program.stdin.take();
+        assert_eq!(program.wait().unwrap().code(), Some(7));
+        let mut output = program.stdout.take().unwrap();
+        let (tell, told) = mpsc::channel();
+        // The output ends once nobody has it any more.
+        std::thread::spawn(move || tell.send(output.read_to_end(&mut Vec::new()).is_ok()));
+        assert_eq!(told.recv_timeout(LEFT), Ok(true));
+        drop(held);
+    }
 }
