@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
+use tulle_identity::ChannelConfig;
 use tulle_proto::ADDRESS_TYPE;
-use tulle_proto::discovery::DeltaDiscoveryResponse;
 
 use super::plane::{CHANGING, Plane, node};
 use crate::ads::{Raw, Stream, Table, first};
@@ -53,10 +53,10 @@ impl Fleet {
     pub(super) async fn connect(plane: &Plane, streams: usize) -> Self {
         let heard = Arc::new(Heard::default());
         *heard.due.write() = vec![vec![Instant::now()]; CHANGING];
-        let channels: Vec<_> = (0..streams).map(|index| plane.channel(&node(index))).collect();
+        let configs: Vec<_> = (0..streams).map(|index| plane.config_of(&node(index))).collect();
         let begun = Instant::now();
         // One reads everything, so that the others know how much there is.
-        let (first_stream, table, responses) = whole(plane, channels[0].clone()).await;
+        let (first_stream, table, responses) = whole(plane, &configs[0]).await;
         let mut fleet = Self {
             heard,
             streams,
@@ -68,11 +68,11 @@ impl Fleet {
         fleet.follow(first_stream, Some(table));
         let room = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
         let mut opening = Vec::new();
-        for (index, channel) in channels.into_iter().enumerate().skip(1) {
+        for (index, config) in configs.into_iter().enumerate().skip(1) {
             let room = Arc::clone(&room);
             opening.push(spawn(async move {
                 let _turn = room.acquire_owned().await.expect("it is never closed");
-                counted(&node(index), channel, responses, index < COMPARED).await
+                counted(&node(index), &config, responses, index < COMPARED).await
             }));
         }
         for opened in opening {
@@ -158,7 +158,7 @@ impl Fleet {
 
     /// Compared streams that hold something else than a client that comes now.
     pub(super) async fn differing(&self, plane: &Plane) -> usize {
-        let (_, now, _) = whole(plane, plane.channel(&node(0))).await;
+        let (_, now, _) = whole(plane, &plane.config_of(&node(0))).await;
         self.compared.iter().filter(|table| *table.lock() != now).count()
     }
 }
@@ -192,8 +192,8 @@ pub(super) struct Pushed {
 }
 
 /// Reads a whole table, name by name; gives the stream, the table and the number of responses.
-async fn whole(plane: &Plane, channel: tulle_identity::AuthenticatedChannel) -> (Stream, Table, usize) {
-    let mut stream = Stream::open(channel, &first(&node(0), ADDRESS_TYPE))
+async fn whole(plane: &Plane, config: &ChannelConfig) -> (Stream, Table, usize) {
+    let mut stream = Stream::open(config, &first(&node(0), ADDRESS_TYPE))
         .await
         .unwrap();
     let (mut table, mut responses) = (Table::default(), 0);
@@ -208,11 +208,11 @@ async fn whole(plane: &Plane, channel: tulle_identity::AuthenticatedChannel) -> 
 /// Takes so many responses.
 async fn counted(
     node: &str,
-    channel: tulle_identity::AuthenticatedChannel,
+    config: &ChannelConfig,
     responses: usize,
     compared: bool,
 ) -> Result<(Stream, Option<Table>), String> {
-    let mut stream = Stream::open(channel, &first(node, ADDRESS_TYPE)).await?;
+    let mut stream = Stream::open(config, &first(node, ADDRESS_TYPE)).await?;
     let mut table = compared.then(Table::default);
     for _ in 0..responses {
         let raw = next(&mut stream, if compared { usize::MAX } else { 0 }).await?;
@@ -244,24 +244,18 @@ async fn follow(mut stream: Stream, table: Option<Arc<Mutex<Table>>>, heard: &He
         if raw.length > CHANGE_BYTES_MAX {
             continue;
         }
-        let response = raw.decode();
         if let Some(table) = &table {
-            table.lock().take(&response);
+            table.lock().take(&raw.decode());
         }
-        let lags = lags(&response, &mut versions, now, &heard.due.read());
+        let lags = lags(&raw.aliases(), &mut versions, now, &heard.due.read());
         heard.lags.lock().extend(lags);
     }
 }
 
 /// How late each change is that a response tells, those that it passes over included.
-fn lags(
-    response: &DeltaDiscoveryResponse,
-    versions: &mut [usize],
-    now: Instant,
-    due: &[Vec<Instant>],
-) -> Vec<u32> {
+fn lags(aliases: &[String], versions: &mut [usize], now: Instant, due: &[Vec<Instant>]) -> Vec<u32> {
     let mut lags = Vec::new();
-    for alias in response.resources.iter().flat_map(|resource| &resource.aliases) {
+    for alias in aliases {
         let Some((index, version)) = changed(alias) else {
             continue;
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
-use tulle_identity::AuthenticatedChannel;
+use tulle_identity::{AuthenticatedChannel, ChannelConfig};
 use tulle_model::Identity;
 use tulle_runtime::http_client;
 use tulle_runtime::usage::{self, Memory, Process};
@@ -243,6 +243,11 @@ impl Plane {
     /// A credential of a node.
     pub(super) fn token(&self, node: &str) -> String {
         tulle_xds::token::create(&self.folders.state, node).unwrap()
+    }
+
+    /// How a node connects.
+    pub(super) fn config_of(&self, node: &str) -> ChannelConfig {
+        ads::node_config(&self.address(), &self.root(), &self.token(node))
     }
 
     /// A channel of a node's own.
