@@ -408,12 +408,13 @@ async fn a_stalled_reader_is_sent_no_more_than_the_window() {
             assert!(held() <= u64::from(WINDOW));
         }
     };
-    // What was given on is told to the sender by halves of a window, so that much less may be held where all has come to rest.
+    // What was taken is told to the sender by half a window, so it comes to rest somewhere above that.
     let stalled = async {
-        let (mut sent, mut unchanged) = (0, 0);
-        while unchanged < 1000 || held() < u64::from(WINDOW / 2) {
+        let (mut sent, mut looks) = (0, 0);
+        while looks < 1000 {
             tokio::task::yield_now().await;
-            unchanged = if outbound.sent() == sent { unchanged + 1 } else { 0 };
+            let rests = held() >= u64::from(WINDOW / 2) && outbound.sent() == sent;
+            looks = if rests { looks + 1 } else { 0 };
             sent = outbound.sent();
         }
     };
