@@ -20,7 +20,7 @@ use tulle_xds_client::NodeInfo;
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe;
 
-use wire::Wire;
+use wire::{Window, Wire};
 
 /// Where delta ADS is.
 const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -72,6 +72,17 @@ pub fn first(node: &str, type_url: &str) -> DeltaDiscoveryRequest {
     }
 }
 
+/// How a client takes responses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taking {
+    /// Compressed, as our proxies do.
+    Zstd,
+    /// As they are, as Istio's ztunnel does.
+    Raw,
+    /// As they are, and 64 KiB in flight: one that does not read holds a whole table up.
+    Little,
+}
+
 /// One stream.
 #[derive(Debug)]
 pub struct Stream {
@@ -104,6 +115,18 @@ impl Stream {
     /// # Errors
     /// When the server cannot be reached or refuses; says how. The server's log says why.
     pub async fn open(config: &ChannelConfig, first: &DeltaDiscoveryRequest) -> Result<Self, String> {
+        Self::open_as(config, first, Taking::Zstd).await
+    }
+
+    /// As [`Self::open`], for a client that takes responses in another way.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_as(
+        config: &ChannelConfig,
+        first: &DeltaDiscoveryRequest,
+        taking: Taking,
+    ) -> Result<Self, String> {
         let TokenSource::Literal(token) = &config.token else {
             return Err("the client has no token".to_owned());
         };
@@ -119,11 +142,19 @@ impl Stream {
             (":authority", authority),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
-            ("grpc-accept-encoding", "zstd"),
             ("authorization", &format!("Bearer {token}")),
+            ("grpc-accept-encoding", "zstd"),
         ];
+        let headers = match taking {
+            Taking::Zstd => &headers[..],
+            Taking::Raw | Taking::Little => &headers[..headers.len() - 1],
+        };
+        let window = match taking {
+            Taking::Zstd | Taking::Raw => Window::Wide,
+            Taking::Little => Window::Least,
+        };
         Ok(Self {
-            wire: Wire::open(connection, &headers, &framed(first)).await?,
+            wire: Wire::open(connection, headers, &framed(first), window).await?,
             waiting: VecDeque::new(),
             bytes: 0,
         })

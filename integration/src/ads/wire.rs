@@ -42,19 +42,30 @@ mod flag {
 /// `INITIAL_WINDOW_SIZE` among the settings.
 const SETTING_WINDOW: u16 = 4;
 
+/// What the server may send unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Window {
+    /// As much as it likes.
+    Wide,
+    /// What the protocol begins with; it is never widened.
+    Least,
+}
+
 /// One connection with one stream on it.
-///
-/// What it sends are answers of some hundred bytes to responses, of which a server lets few wait. So the server's own
-/// window, of 64 KiB at least, is not counted: it never closes.
 pub(super) struct Wire {
     connection: Box<dyn Connection>,
     read: BytesMut,
     /// What the protocol itself has to say; goes out before anything else.
     out: BytesMut,
+    /// The server has taken the stream.
+    begun: bool,
     /// Bytes left of the frame of data that is being read.
     left: usize,
     /// Bytes of data since the window was last renewed.
     taken: u32,
+    /// What the server takes on the connection and on the stream, and what it said a stream begins with.
+    room: [i64; 2],
+    begins_with: i64,
 }
 
 impl std::fmt::Debug for Wire {
@@ -69,19 +80,28 @@ impl Wire {
         connection: Box<dyn Connection>,
         headers: &[(&str, &str)],
         first: &[u8],
+        window: Window,
     ) -> Result<Self, String> {
         let mut wire = Self {
             connection,
             read: BytesMut::with_capacity(READ),
             out: BytesMut::with_capacity(1024),
+            begun: false,
             left: 0,
             taken: 0,
+            room: [WINDOW_DEFAULT.into(); 2],
+            begins_with: WINDOW_DEFAULT.into(),
         };
         wire.out.put_slice(PREFACE);
-        put_header(&mut wire.out, 6, kind::SETTINGS, 0, 0);
-        wire.out.put_u16(SETTING_WINDOW);
-        wire.out.put_u32(WINDOW);
-        put_window(&mut wire.out, 0, WINDOW - WINDOW_DEFAULT);
+        match window {
+            Window::Least => put_header(&mut wire.out, 0, kind::SETTINGS, 0, 0),
+            Window::Wide => {
+                put_header(&mut wire.out, 6, kind::SETTINGS, 0, 0);
+                wire.out.put_u16(SETTING_WINDOW);
+                wire.out.put_u32(WINDOW);
+                put_window(&mut wire.out, 0, WINDOW - WINDOW_DEFAULT);
+            }
+        }
         let mut block = BytesMut::new();
         for (name, value) in headers {
             put_literal(&mut block, name, value);
@@ -95,19 +115,28 @@ impl Wire {
         );
         wire.out.put_slice(&block);
         wire.send(first).await?;
-        while wire
-            .frame()
-            .await?
-            .is_none_or(|frame| frame.kind != kind::HEADERS)
-        {}
+        while !wire.begun {
+            wire.frame().await?;
+        }
         Ok(wire)
     }
 
     /// Sends bytes of the request's body.
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
-        for part in bytes.chunks(FRAME_MAX) {
+    pub(super) async fn send(&mut self, mut bytes: &[u8]) -> Result<(), String> {
+        while !bytes.is_empty() {
+            let room = usize::try_from(self.room[0].min(self.room[1])).unwrap_or(0);
+            let (part, rest) = bytes.split_at(room.min(FRAME_MAX).min(bytes.len()));
+            if part.is_empty() {
+                self.flush().await?;
+                if self.left > 0 || self.frame().await?.is_some_and(|frame| frame.kind == kind::DATA) {
+                    return Err("the server takes nothing more while it sends".to_owned());
+                }
+                continue;
+            }
             put_header(&mut self.out, part.len(), kind::DATA, 0, STREAM);
             self.out.put_slice(part);
+            self.room = self.room.map(|room| room - part.len() as i64);
+            bytes = rest;
         }
         self.flush().await
     }
@@ -163,8 +192,23 @@ impl Wire {
             kind::HEADERS if frame.flags & flag::END_STREAM != 0 => {
                 Err("the server ended the stream".to_owned())
             }
+            kind::HEADERS => {
+                self.begun = true;
+                Ok(None)
+            }
+            kind::WINDOW_UPDATE if payload.len() == 4 => {
+                self.room[usize::from(frame.stream != 0)] += i64::from(u32_of(payload));
+                Ok(None)
+            }
             kind::RESET => Err(format!("the stream broke: {payload:?}")),
             kind::SETTINGS | kind::PING if !is_answer => {
+                for setting in payload.chunks_exact(6).filter(|_| frame.kind == kind::SETTINGS) {
+                    if setting[..2] == SETTING_WINDOW.to_be_bytes() {
+                        let window = i64::from(u32_of(&setting[2..]));
+                        self.room[1] += window - self.begins_with;
+                        self.begins_with = window;
+                    }
+                }
                 let echoed = if frame.kind == kind::PING { payload } else { &[] };
                 put_header(&mut self.out, echoed.len(), frame.kind, flag::ACK, 0);
                 self.out.put_slice(echoed);
@@ -210,6 +254,7 @@ struct Frame {
     length: usize,
     kind: u8,
     flags: u8,
+    stream: u32,
 }
 
 impl Frame {
@@ -218,8 +263,15 @@ impl Frame {
             length: usize::try_from(bytes.get_uint(3)).expect("three bytes"),
             kind: bytes.get_u8(),
             flags: bytes.get_u8(),
+            stream: bytes.get_u32(),
         })
     }
+}
+
+fn u32_of(bytes: &[u8]) -> u32 {
+    bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
 fn put_header(out: &mut BytesMut, length: usize, kind: u8, flags: u8, stream: u32) {
@@ -271,6 +323,7 @@ mod tests {
             length: 70_000,
             kind: kind::PING,
             flags: flag::ACK,
+            stream: STREAM,
         };
         assert_eq!(Frame::read(&bytes), Some(frame));
         assert_eq!(Frame::read(&bytes[..HEADER - 1]), None);
@@ -302,7 +355,7 @@ mod tests {
         put_header(&mut sent, 4, kind::DATA, 0, STREAM);
         sent.put_slice(b"data");
         theirs.write_all(&sent).await.unwrap();
-        let mut wire = Wire::open(Box::new(ours), &[(":method", "POST")], b"first")
+        let mut wire = Wire::open(Box::new(ours), &[(":method", "POST")], b"first", Window::Wide)
             .await
             .unwrap();
         assert_eq!(wire.data().await.unwrap(), &b"data"[..]);
@@ -317,6 +370,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_more_is_sent_than_the_server_takes() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+        let mut sent = BytesMut::new();
+        put_header(&mut sent, 6, kind::SETTINGS, 0, 0);
+        sent.put_u16(SETTING_WINDOW);
+        sent.put_u32(100_000);
+        put_window(&mut sent, 0, 100_000 - WINDOW_DEFAULT);
+        put_header(&mut sent, 1, kind::HEADERS, flag::END_HEADERS, STREAM);
+        sent.put_u8(0x88);
+        theirs.write_all(&sent).await.unwrap();
+        let mut wire = Wire::open(Box::new(ours), &[], &vec![0; 90_000], Window::Least)
+            .await
+            .unwrap();
+        assert_eq!(wire.room, [10_000; 2]);
+        let mut more = BytesMut::new();
+        put_window(&mut more, 0, 10_000);
+        put_window(&mut more, STREAM, 5_000);
+        theirs.write_all(&more).await.unwrap();
+        wire.send(&[0; 15_000]).await.unwrap();
+        assert_eq!(wire.room, [5_000, 0]);
+    }
+
+    #[tokio::test]
     async fn a_stream_that_ends_says_so() {
         let (ours, mut theirs) = tokio::io::duplex(4096);
         let mut sent = BytesMut::new();
@@ -328,7 +404,7 @@ mod tests {
             STREAM,
         );
         theirs.write_all(&sent).await.unwrap();
-        let opened = Wire::open(Box::new(ours), &[], b"").await;
+        let opened = Wire::open(Box::new(ours), &[], b"", Window::Least).await;
         assert!(opened.unwrap_err().contains("ended the stream"));
     }
 }

@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What all streams tell.
 #[derive(Debug, Default)]
 struct Heard {
+    /// What the addresses of this fleet's changes begin with.
+    era: u8,
     /// When the versions of each changing pod were due; the first stands for what it was at the start.
     due: RwLock<Vec<Vec<Instant>>>,
     /// Microseconds from due to heard, of every change at every stream.
@@ -51,7 +53,10 @@ pub(super) struct Fleet {
 impl Fleet {
     /// Opens the streams and waits until each was told everything.
     pub(super) async fn connect(plane: &Plane, streams: usize) -> Self {
-        let heard = Arc::new(Heard::default());
+        let heard = Arc::new(Heard {
+            era: plane.era(),
+            ..Heard::default()
+        });
         *heard.due.write() = vec![vec![Instant::now()]; CHANGING];
         let configs: Vec<_> = (0..streams).map(|index| plane.config_of(&node(index))).collect();
         let begun = Instant::now();
@@ -117,7 +122,12 @@ impl Fleet {
             };
             plane.change(
                 index,
-                Some(format!("11.{index}.{}.{}", version / 250, version % 250)),
+                Some(format!(
+                    "{}.{index}.{}.{}",
+                    self.heard.era,
+                    version / 250,
+                    version % 250
+                )),
             );
             latest = latest.max(due.elapsed());
         }
@@ -247,18 +257,22 @@ async fn follow(mut stream: Stream, table: Option<Arc<Mutex<Table>>>, heard: &He
         if let Some(table) = &table {
             table.lock().take(&raw.decode());
         }
-        let lags = lags(&raw.aliases(), &mut versions, now, &heard.due.read());
+        let changed = raw.aliases();
+        let changed = changed.iter().filter_map(|alias| changed_in(heard.era, alias));
+        let lags = lags(changed, &mut versions, now, &heard.due.read());
         heard.lags.lock().extend(lags);
     }
 }
 
 /// How late each change is that a response tells, those that it passes over included.
-fn lags(aliases: &[String], versions: &mut [usize], now: Instant, due: &[Vec<Instant>]) -> Vec<u32> {
+fn lags(
+    changed: impl Iterator<Item = (usize, usize)>,
+    versions: &mut [usize],
+    now: Instant,
+    due: &[Vec<Instant>],
+) -> Vec<u32> {
     let mut lags = Vec::new();
-    for alias in aliases {
-        let Some((index, version)) = changed(alias) else {
-            continue;
-        };
+    for (index, version) in changed {
         for due in due[index].iter().take(version + 1).skip(versions[index] + 1) {
             let lag = now.saturating_duration_since(*due);
             lags.push(u32::try_from(lag.as_micros()).unwrap_or(u32::MAX));
@@ -268,10 +282,11 @@ fn lags(aliases: &[String], versions: &mut [usize], now: Instant, due: &[Vec<Ins
     lags
 }
 
-/// Which change put a pod at this address: `/11.<pod>.<version>`.
-fn changed(alias: &str) -> Option<(usize, usize)> {
-    let mut parts = alias.strip_prefix("/11.")?.split('.').map(str::parse::<usize>);
+/// Which change put a pod at this address: `/<era>.<pod>.<version>`.
+fn changed_in(era: u8, alias: &str) -> Option<(usize, usize)> {
+    let mut parts = alias.strip_prefix('/')?.split('.').map(str::parse::<usize>);
     let mut part = || parts.next()?.ok();
+    (part()? == usize::from(era)).then_some(())?;
     Some((part()?, part()? * 250 + part()?))
 }
 
@@ -281,8 +296,8 @@ mod tests {
 
     #[test]
     fn an_address_tells_which_change_it_is_of() {
-        assert_eq!(changed("/11.42.1.3"), Some((42, 253)));
-        assert_eq!(changed("/10.42.1.3"), None);
-        assert_eq!(changed("ns0/s0.ns0.svc.cluster.local"), None);
+        assert_eq!(changed_in(11, "/11.42.1.3"), Some((42, 253)));
+        assert_eq!(changed_in(12, "/11.42.1.3"), None);
+        assert_eq!(changed_in(11, "ns0/s0.ns0.svc.cluster.local"), None);
     }
 }
