@@ -51,6 +51,9 @@ use crate::token::{self, TokenStore};
 
 /// How long open streams may take to end once the process is asked to.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Tasks that a thread runs before it looks what came from the network, while there are any. A change wakes thousands of
+/// streams: they are told first, within some milliseconds, and their answers are read after.
+const TASKS_BEFORE_EVENTS: u32 = 512;
 /// How long threads that read or write files may take to end after everything else has.
 const THREADS_END_MAX: Duration = Duration::from_secs(1);
 /// The root certificate beside the admin socket, for programs that may not read the state folder.
@@ -162,7 +165,11 @@ fn run_process(config: Config) -> Exit {
         Err(error) => return fail(Exit::Usage, &error),
     };
     limits::apply();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .event_interval(TASKS_BEFORE_EVENTS)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(Exit::Failed, &error),
     };

@@ -26,7 +26,7 @@ use crate::serve::frame::Encoding;
 /// The only method that is served.
 const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// Bytes kept per stream for the next request; answers are far shorter, and for a longer request it grows.
-const READ_AHEAD: usize = 512;
+const READ_AHEAD: usize = 192;
 const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 
