@@ -1,27 +1,26 @@
 //! A client of delta ADS that costs next to nothing, so that thousands of them fit beside a control plane on a small
 //! machine.
 //!
-//! It speaks gRPC over the channel that proxies use, and reads no more of a response than it is told to: of a whole
-//! table it counts the bytes and answers the nonce, which stands in front and is not compressed.
+//! It speaks gRPC over TLS as proxies do, and reads no more of a response than it is told to: of a whole table it
+//! counts the bytes and answers the nonce, which stands in front and is not compressed.
 
+mod wire;
+
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::convert::Infallible;
 use std::path::Path;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http_body::{Body as HttpBody, Frame};
-use http_body_util::BodyExt as _;
 use prost::Message as _;
-use prost::encoding::{decode_key, decode_varint};
-use tokio::sync::mpsc;
-use tonic::body::Body;
-use tonic::client::GrpcService;
-use tulle_identity::channel::authenticated;
+use prost::encoding::{WireType, decode_key, decode_varint};
+use tulle_identity::channel::{authenticated, connection};
 use tulle_identity::{AuthenticatedChannel, ChannelConfig, RootSource, TokenSource};
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_xds_client::NodeInfo;
+use zstd::bulk::Decompressor;
+use zstd::zstd_safe;
+
+use wire::{Window, Wire};
 
 /// Where delta ADS is.
 const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -32,10 +31,10 @@ const HEAD_KEPT: usize = 512;
 /// Bytes of a frame of zstd before its first block, as our server writes them: magic, descriptor, length.
 const ZSTD_HEADER: usize = 9;
 
-/// A channel with a node's token, as the node's own proxy would make it.
+/// How a node connects that has this token.
 #[must_use]
-pub fn channel(address: &str, root: &Path, token: &str) -> AuthenticatedChannel {
-    let config = ChannelConfig {
+pub fn node_config(address: &str, root: &Path, token: &str) -> ChannelConfig {
+    ChannelConfig {
         address: address.parse().unwrap(),
         root: RootSource::File(root.to_owned()),
         server_name: None,
@@ -43,8 +42,13 @@ pub fn channel(address: &str, root: &Path, token: &str) -> AuthenticatedChannel 
         headers: Vec::new(),
         cluster_id: None,
         mark: None,
-    };
-    authenticated(&config).unwrap()
+    }
+}
+
+/// A channel with a node's token, as the node's own proxy would make it.
+#[must_use]
+pub fn channel(address: &str, root: &Path, token: &str) -> AuthenticatedChannel {
+    authenticated(&node_config(address, root, token)).unwrap()
 }
 
 /// Who a node's proxy says it is.
@@ -68,27 +72,21 @@ pub fn first(node: &str, type_url: &str) -> DeltaDiscoveryRequest {
     }
 }
 
-/// Requests as the body of one.
-struct Requests(mpsc::Receiver<Bytes>);
-
-impl HttpBody for Requests {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let next = self.0.poll_recv(context);
-        next.map(|message| message.map(|message| Ok(Frame::data(message))))
-    }
+/// How a client takes responses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taking {
+    /// Compressed, as our proxies do.
+    Zstd,
+    /// As they are, as Istio's ztunnel does.
+    Raw,
+    /// As they are, and 64 KiB in flight: one that does not read holds a whole table up.
+    Little,
 }
 
 /// One stream.
 #[derive(Debug)]
 pub struct Stream {
-    requests: mpsc::Sender<Bytes>,
-    body: Body,
+    wire: Wire,
     waiting: VecDeque<Bytes>,
     bytes: u64,
 }
@@ -115,37 +113,48 @@ impl Stream {
     /// Opens a stream that takes zstd, as proxies do, and sends its first message.
     ///
     /// # Errors
-    /// When the server cannot be reached or refuses; says how.
-    pub async fn open(
-        mut channel: AuthenticatedChannel,
+    /// When the server cannot be reached or refuses; says how. The server's log says why.
+    pub async fn open(config: &ChannelConfig, first: &DeltaDiscoveryRequest) -> Result<Self, String> {
+        Self::open_as(config, first, Taking::Zstd).await
+    }
+
+    /// As [`Self::open`], for a client that takes responses in another way.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn open_as(
+        config: &ChannelConfig,
         first: &DeltaDiscoveryRequest,
+        taking: Taking,
     ) -> Result<Self, String> {
-        let (requests, receiver) = mpsc::channel(16);
-        requests
-            .send(framed(first))
-            .await
-            .map_err(|error| error.to_string())?;
-        let request = http::Request::post(METHOD)
-            .version(http::Version::HTTP_2)
-            .header("te", "trailers")
-            .header("content-type", "application/grpc")
-            .header("grpc-accept-encoding", "zstd")
-            .body(Body::new(Requests(receiver)))
-            .map_err(|error| error.to_string())?;
-        std::future::poll_fn(|context| GrpcService::<Body>::poll_ready(&mut channel, context))
-            .await
-            .map_err(|error| error.to_string())?;
-        let response = GrpcService::<Body>::call(&mut channel, request).await;
-        let response = response.map_err(|error| error.to_string())?;
-        if let Some(status) = response.headers().get("grpc-status") {
-            return Err(format!(
-                "refused: {status:?} {:?}",
-                response.headers().get("grpc-message")
-            ));
-        }
+        let TokenSource::Literal(token) = &config.token else {
+            return Err("the client has no token".to_owned());
+        };
+        let connection = connection(config).await.map_err(|error| error.to_string())?;
+        let authority = config
+            .address
+            .authority()
+            .map_or("", |authority| authority.as_str());
+        let headers = [
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":path", METHOD),
+            (":authority", authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("authorization", &format!("Bearer {token}")),
+            ("grpc-accept-encoding", "zstd"),
+        ];
+        let headers = match taking {
+            Taking::Zstd => &headers[..],
+            Taking::Raw | Taking::Little => &headers[..headers.len() - 1],
+        };
+        let window = match taking {
+            Taking::Zstd | Taking::Raw => Window::Wide,
+            Taking::Little => Window::Least,
+        };
         Ok(Self {
-            requests,
-            body: Body::new(response.into_body()),
+            wire: Wire::open(connection, headers, &framed(first), window).await?,
             waiting: VecDeque::new(),
             bytes: 0,
         })
@@ -196,8 +205,7 @@ impl Stream {
     /// # Errors
     /// When the stream has ended.
     pub async fn send(&mut self, message: &DeltaDiscoveryRequest) -> Result<(), String> {
-        let sent = self.requests.send(framed(message)).await;
-        sent.map_err(|_| "the stream has ended".to_owned())
+        self.wire.send(&framed(message)).await
     }
 
     /// Takes so many bytes off the stream and gives the first of them.
@@ -206,7 +214,7 @@ impl Stream {
         let mut left = count;
         while left > 0 {
             let Some(front) = self.waiting.front_mut() else {
-                self.fill().await?;
+                self.waiting.push_back(self.wire.data().await?);
                 continue;
             };
             let part = front.split_to(left.min(front.len()));
@@ -218,21 +226,6 @@ impl Stream {
             kept.put_slice(&part[..room.min(part.len())]);
         }
         Ok(kept.freeze())
-    }
-
-    async fn fill(&mut self) -> Result<(), String> {
-        match self.body.frame().await {
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if data.is_empty() => Ok(()),
-                Ok(data) => {
-                    self.waiting.push_back(data);
-                    Ok(())
-                }
-                Err(frame) => Err(format!("the server ended the stream: {:?}", frame.trailers_ref())),
-            },
-            Some(Err(error)) => Err(format!("the stream broke: {error}")),
-            None => Err("the server ended the stream".to_owned()),
-        }
     }
 }
 
@@ -268,9 +261,59 @@ impl Raw {
         if !self.compressed {
             return DeltaDiscoveryResponse::decode(self.kept.clone()).expect("a response is sent");
         }
-        let inflated = zstd::stream::decode_all(&*self.kept).expect("it is compressed well");
+        let inflated = inflated(&self.kept);
         DeltaDiscoveryResponse::decode(&*inflated).expect("a response is sent")
     }
+
+    /// The aliases of all its resources, if all of it was kept; nothing else is read.
+    #[must_use]
+    pub fn aliases(&self) -> Vec<String> {
+        let whole: Bytes = match self.compressed {
+            true => inflated(&self.kept).into(),
+            false => self.kept.clone(),
+        };
+        let resources = texts(&whole, 2).flat_map(|resource| texts(resource, 4));
+        resources
+            .map(|alias| String::from_utf8_lossy(alias).into_owned())
+            .collect()
+    }
+}
+
+/// The frames of zstd in a message, one after the other.
+fn inflated(mut packed: &[u8]) -> Vec<u8> {
+    thread_local! {
+        /// Kept, as making one costs more than what a short message takes.
+        static INFLATE: RefCell<Decompressor<'static>> = RefCell::new(Decompressor::new().unwrap());
+    }
+    let mut all = Vec::new();
+    INFLATE.with_borrow_mut(|inflate| {
+        while !packed.is_empty() {
+            let frame = zstd_safe::find_frame_compressed_size(packed).expect("it is compressed well");
+            let length = zstd_safe::get_frame_content_size(packed).ok().flatten();
+            let length = usize::try_from(length.expect("its length stands in front")).expect("it fits");
+            let (one, rest) = packed.split_at(frame);
+            all.extend(inflate.decompress(one, length).expect("it is compressed well"));
+            packed = rest;
+        }
+    });
+    all
+}
+
+/// The values of a length-delimited field of a message.
+fn texts(mut message: &[u8], wanted: u32) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        loop {
+            let (field, kind) = decode_key(&mut message).ok()?;
+            let value = decode_varint(&mut message).ok()?;
+            if kind == WireType::LengthDelimited {
+                let (value, rest) = message.split_at_checked(usize::try_from(value).ok()?)?;
+                message = rest;
+                if field == wanted {
+                    return Some(value);
+                }
+            }
+        }
+    })
 }
 
 /// Reads the texts up to the first field that is none of them.

@@ -15,14 +15,17 @@ mod bare;
 pub mod chunk;
 pub mod fronted;
 pub mod objects;
+mod step;
 
 pub use around::Around;
 pub use chunk::Chunk;
 pub use fronted::Fronted;
 pub use fronted::Fronts;
 pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
+pub use step::Step;
 
 use bare::Bare;
+use step::Steps;
 
 use crate::engine::table::Table;
 
@@ -251,6 +254,7 @@ pub struct Snapshot {
     pub(crate) objects: Objects,
     /// When it was published.
     pub(crate) published: Option<Instant>,
+    pub(crate) steps: Steps,
 }
 
 impl Snapshot {

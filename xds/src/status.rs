@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -10,7 +11,7 @@ use serde::Serialize;
 use tulle_model::Str;
 
 use crate::serve::admit::Kind;
-use crate::serve::session::{Session, Store};
+use crate::serve::session::{Behind, Delivery, Session, Store, Subscription};
 use crate::serve::viewer::Features;
 
 pub mod acks;
@@ -23,15 +24,22 @@ pub const STREAMS_PER_CLIENT_MAX: usize = 4;
 #[derive(Debug, Clone, Default)]
 pub struct Clients {
     inner: Arc<Mutex<Inner>>,
+    /// Counts what the list was told.
+    changes: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
-    /// Counts what the list was told.
-    changes: u64,
-    /// Boxed, as a tree has room for more than it holds.
-    clients: BTreeMap<u64, Box<ClientStatus>>,
+    clients: BTreeMap<u64, Entry>,
+}
+
+/// A client with its state behind a lock of its own: thousands of streams note how far they are at once.
+#[derive(Debug)]
+struct Entry {
+    node: Str,
+    kind: Kind,
+    status: Arc<Mutex<ClientStatus>>,
 }
 
 /// One connected client.
@@ -141,27 +149,35 @@ impl Clients {
             return Err(TooManyStreams);
         }
         inner.next += 1;
-        inner.changes += 1;
         let id = inner.next;
-        inner.clients.insert(id, Box::new(status));
+        let entry = Entry {
+            node: status.node.clone(),
+            kind: status.kind,
+            status: Arc::new(Mutex::new(status)),
+        };
+        let status = entry.status.clone();
+        inner.clients.insert(id, entry);
         drop(inner);
+        self.changed();
         Ok(Connected {
             clients: self.clone(),
             id,
+            status,
         })
+    }
+
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Every client, by node and kind.
     #[must_use]
     pub fn list(&self, now: Instant) -> Vec<ClientStatus> {
-        let mut clients: Vec<_> = {
+        let entries: Vec<_> = {
             let inner = self.inner.lock();
-            inner
-                .clients
-                .values()
-                .map(|client| ClientStatus::clone(client))
-                .collect()
+            inner.clients.values().map(|entry| entry.status.clone()).collect()
         };
+        let mut clients: Vec<ClientStatus> = entries.iter().map(|status| status.lock().clone()).collect();
         for ty in clients.iter_mut().flat_map(|client| client.types.values_mut()) {
             let lag = ty.waiting_since.map(|since| now.saturating_duration_since(since));
             ty.lag_ms = lag.map_or(0, |lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
@@ -173,7 +189,7 @@ impl Clients {
     /// Grows whenever a client comes, goes or answers.
     #[must_use]
     pub fn changes(&self) -> u64 {
-        self.inner.lock().changes
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// Number of streams.
@@ -194,60 +210,59 @@ impl Clients {
 pub struct Connected {
     clients: Clients,
     id: u64,
+    status: Arc<Mutex<ClientStatus>>,
 }
 
 impl Connected {
     /// Notes where the client's session stands.
     pub fn update<S: Store>(&self, session: &Session<S>, head: &S) {
-        let types = types_of(session, head);
-        let rejections = rejections_of(session);
-        let mut inner = self.clients.inner.lock();
-        inner.changes += 1;
-        if let Some(client) = inner.clients.get_mut(&self.id) {
-            client.types = types;
-            client.rejections = rejections;
-            client.unknown_types = session.unknown_types();
+        let mut client = self.status.lock();
+        for (ty, subscription, delivery) in session.deliveries() {
+            let now = type_status(session.behind(ty, head), head.sequence(), subscription, delivery);
+            // A session forgets no type that it was asked for.
+            match client.types.get_mut(ty.type_url()) {
+                Some(status) => **status = now,
+                None => drop(client.types.insert(ty.type_url(), Box::new(now))),
+            }
         }
+        client.rejections.clear();
+        client.rejections.extend(rejections_of(session));
+        client.unknown_types = session.unknown_types();
+        drop(client);
+        self.clients.changed();
     }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        let mut inner = self.clients.inner.lock();
-        inner.changes += 1;
-        inner.clients.remove(&self.id);
+        self.clients.inner.lock().clients.remove(&self.id);
+        self.clients.changed();
     }
 }
 
-fn types_of<S: Store>(session: &Session<S>, head: &S) -> BTreeMap<&'static str, Box<TypeStatus>> {
-    let types = session.deliveries().map(|(ty, subscription, delivery)| {
-        let behind = session.behind(ty, head);
-        let status = TypeStatus {
-            head: head.sequence(),
-            behind: behind.changes,
-            opening_left: behind.opening,
-            wildcard: subscription.is_wildcard(),
-            names: subscription.names().len(),
-            sent: delivery.sent(),
-            acked: delivery.acked(),
-            unacked: delivery.unacked(),
-            lag_ms: 0,
-            acks: delivery.acks(),
-            nacks: delivery.nacks(),
-            stale_nonces: delivery.stale_nonces(),
-            waiting_since: delivery.waiting_since(),
-        };
-        (ty.type_url(), Box::new(status))
-    });
-    types.collect()
+fn type_status(behind: Behind, head: u64, subscription: &Subscription, delivery: &Delivery) -> TypeStatus {
+    TypeStatus {
+        head,
+        behind: behind.changes,
+        opening_left: behind.opening,
+        wildcard: subscription.is_wildcard(),
+        names: subscription.names().len(),
+        sent: delivery.sent(),
+        acked: delivery.acked(),
+        unacked: delivery.unacked(),
+        lag_ms: 0,
+        acks: delivery.acks(),
+        nacks: delivery.nacks(),
+        stale_nonces: delivery.stale_nonces(),
+        waiting_since: delivery.waiting_since(),
+    }
 }
 
-fn rejections_of<S: Store>(session: &Session<S>) -> Vec<RejectionStatus> {
-    let rejections = session.rejections().map(|(ty, name, rejection)| RejectionStatus {
+fn rejections_of<S: Store>(session: &Session<S>) -> impl Iterator<Item = RejectionStatus> {
+    session.rejections().map(|(ty, name, rejection)| RejectionStatus {
         type_url: ty.type_url(),
         name: name.clone(),
         version: rejection.version.clone(),
         text: rejection.text.clone(),
-    });
-    rejections.collect()
+    })
 }

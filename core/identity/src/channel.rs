@@ -167,8 +167,17 @@ pub fn authenticated(config: &ChannelConfig) -> Result<AuthenticatedChannel, Cha
     ))
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+/// A connection by itself, for programs that speak HTTP/2 on their own, such as the clients of a load.
+///
+/// # Errors
+/// As [`channel`], and when the server cannot be reached or trusted.
+pub async fn connection(config: &ChannelConfig) -> Result<Box<dyn Connection>, ChannelError> {
+    Target::new(config)?.connect().await
+}
+
+/// Bytes to and from a server.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// Where and how to connect.
 struct Target {
@@ -217,7 +226,7 @@ impl Target {
         })
     }
 
-    async fn connect(&self) -> Result<Box<dyn Stream>, ChannelError> {
+    async fn connect(&self) -> Result<Box<dyn Connection>, ChannelError> {
         let failed = |error| ChannelError::Connect {
             address: self.address.clone(),
             error,

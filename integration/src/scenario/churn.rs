@@ -180,7 +180,7 @@ fn listen(mesh: &TestMesh) -> mpsc::UnboundedReceiver<Heard> {
                 .unwrap();
             runtime.block_on(async move {
                 let mut stream = Stream::open(
-                    ads::channel(&address, &root, &token),
+                    &ads::node_config(&address, &root, &token),
                     &ads::first("n1", ADDRESS_TYPE),
                 )
                 .await?;

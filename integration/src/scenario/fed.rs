@@ -36,8 +36,8 @@ pub(super) async fn fetch(mesh: &TestMesh, from: &NetNs, type_url: &'static str)
             .build()
             .unwrap();
         runtime.block_on(async move {
-            let channel = ads::channel(&channel_of.0, &channel_of.1, &channel_of.2);
-            let mut stream = Stream::open(channel, &ads::first(NODE, type_url)).await.unwrap();
+            let config = ads::node_config(&channel_of.0, &channel_of.1, &channel_of.2);
+            let mut stream = Stream::open(&config, &ads::first(NODE, type_url)).await.unwrap();
             // What fits into one response is the whole of so small a mesh.
             stream.next(usize::MAX).await.unwrap().decode().resources
         })

@@ -231,7 +231,7 @@ async fn older_client(fed: &Fed) -> usize {
             }
             let mut resent = 0;
             for _ in 0..2 {
-                let mut stream = Stream::open(ads::channel(&of.0, &of.1, &of.2), &request)
+                let mut stream = Stream::open(&ads::node_config(&of.0, &of.1, &of.2), &request)
                     .await
                     .unwrap();
                 let response = stream.next(usize::MAX).await.unwrap().decode();

@@ -114,6 +114,12 @@ impl Aside {
         }
     }
 
+    /// What is said and has not gone out.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().waiting).into_owned()
+    }
+
     /// Says this, unless the library is in the middle of something, and ends the connection.
     pub fn leave(&self, last: &[u8]) {
         let mut state = self.0.lock();

@@ -120,7 +120,7 @@ impl Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
         best: Encoding,
-    ) -> Result<mpsc::Receiver<Result<Message, Status>>, Status> {
+    ) -> Result<mpsc::Receiver<Sent>, Status> {
         let shared = &self.shared;
         let caller = shared
             .authenticator
@@ -155,6 +155,9 @@ impl Ads {
         Ok(messages)
     }
 }
+
+/// A response, or how the stream ends. Boxed, as a channel has room for 32 of them, however many may wait.
+type Sent = Result<Box<Message>, Box<Status>>;
 
 /// What this server knows beyond the usual types.
 const FEATURES: &str = "trust,dry-run";

@@ -27,6 +27,8 @@ use crate::snapshot::Slot;
 pub const COMPRESS_MIN: usize = 1024;
 /// Payloads remembered, so that streams at the same place share one.
 pub const SHARED_MAX: usize = 64;
+/// Shared bytes up to this many are copied behind what is the stream's own.
+const COPIED_MAX: usize = 4096;
 /// Header of a gzip member: magic, deflate, no flags, no time, unknown system.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 /// Begins a frame of zstd: magic, then that it is one segment whose length of four bytes follows, without a checksum.
@@ -212,10 +214,8 @@ impl Payload {
             Encoding::Raw => {
                 let mut first = prefix(false, head.len() + self.length);
                 first.put_slice(&head);
-                let parts = [first.freeze(), self.raw().clone()];
-                let parts = parts.into_iter().filter(|part| !part.is_empty()).collect();
                 Message {
-                    parts,
+                    parts: joined(first, self.raw()),
                     encoding: Encoding::Raw,
                 }
             }
@@ -280,13 +280,23 @@ fn zstd_message(head: &[u8], packed: Bytes) -> Message {
     first.put_uint_le(u64::from(stored) << 3 | 1, 3);
     first.put_slice(head);
     Message {
-        parts: [first.freeze(), packed].into(),
+        parts: joined(first, &packed),
         encoding: Encoding::Zstd,
     }
 }
 
+/// What is the stream's own and what is shared. Each part becomes a frame of its own, which costs more than to copy
+/// what is short.
+fn joined(mut first: BytesMut, shared: &Bytes) -> VecDeque<Bytes> {
+    if shared.len() <= COPIED_MAX {
+        first.put_slice(shared);
+        return [first.freeze()].into();
+    }
+    [first.freeze(), shared.clone()].into()
+}
+
 fn prefix(compressed: bool, length: usize) -> BytesMut {
-    let mut first = BytesMut::with_capacity(64 + length.min(512));
+    let mut first = BytesMut::with_capacity(64 + length.min(512 + COPIED_MAX));
     first.put_u8(u8::from(compressed));
     first.put_u32(u32::try_from(length).expect("a resource is read from a file far below 4 GiB"));
     first
@@ -363,6 +373,9 @@ impl Shared {
     pub fn payload(&self, response: &Response) -> Arc<Payload> {
         if let Some(chunk) = &response.chunk {
             return chunk.payload(&response.type_url);
+        }
+        if let Some(step) = &response.step {
+            return step.payload(&response.type_url);
         }
         let found = self
             .recent

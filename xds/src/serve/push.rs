@@ -9,7 +9,7 @@ use tulle_proto::resume::{self, Digests};
 
 use crate::serve::session::{Store, Subscription};
 use crate::serve::viewer::Viewer;
-use crate::snapshot::{Chunk, Order, ResourceType, Slot};
+use crate::snapshot::{Chunk, Order, ResourceType, Slot, Step};
 
 /// Resources and removals in one response.
 pub const RESPONSE_ENTRIES_MAX: usize = 1000;
@@ -30,6 +30,8 @@ const ORDERS: [Order; 5] = [
 pub struct Queue {
     /// Everything there is, for a client that holds nothing; nothing of it is in the additions.
     whole: VecDeque<Arc<Chunk>>,
+    /// All there is to be sent, for a client that is sent everything and lacks one step; then nothing else is queued.
+    step: Option<Arc<Step>>,
     /// Buckets that a client that came back holds in another form.
     buckets: BTreeSet<u16>,
     additions: BTreeSet<(Order, Str)>,
@@ -45,6 +47,8 @@ pub struct Taken {
     pub resources: Arc<[Arc<Slot>]>,
     /// The chunk they are, if they are one.
     pub chunk: Option<Arc<Chunk>>,
+    /// The step they are, if they are one.
+    pub step: Option<Arc<Step>>,
     /// Names gone.
     pub removed: Vec<Str>,
 }
@@ -59,14 +63,19 @@ impl Queue {
     /// Whether a resource, or an answer that may be empty, is to be sent.
     #[must_use]
     pub fn has_additions(&self) -> bool {
-        self.answer || !self.additions.is_empty() || !self.whole.is_empty() || !self.buckets.is_empty()
+        let step = self.step.as_ref().is_some_and(|step| !step.set().is_empty());
+        step || self.answer
+            || !self.additions.is_empty()
+            || !self.whole.is_empty()
+            || !self.buckets.is_empty()
     }
 
     /// Resources and removals that are to be sent; a bucket counts as one.
     #[must_use]
     pub fn len(&self) -> usize {
         let whole: usize = self.whole.iter().map(|chunk| chunk.resources().len()).sum();
-        whole + self.buckets.len() + self.additions.len() + self.removals.len()
+        let step = self.step.as_ref().map_or(0, |step| step.changes());
+        whole + step + self.buckets.len() + self.additions.len() + self.removals.len()
     }
 
     /// Responses left of what a client that began with nothing, or with other buckets, is told, at most.
@@ -78,7 +87,8 @@ impl Queue {
     /// Whether a removal is to be sent.
     #[must_use]
     pub fn has_removals(&self) -> bool {
-        !self.removals.is_empty()
+        let step = self.step.as_ref().is_some_and(|step| !step.removed().is_empty());
+        step || !self.removals.is_empty()
     }
 
     /// Names of the resources to be sent.
@@ -89,6 +99,23 @@ impl Queue {
     /// Demands a response even if there is nothing to say.
     pub fn owe_answer(&mut self) {
         self.answer = true;
+    }
+
+    /// Queues all that is between two cuts, where nothing else is queued.
+    pub fn take_step(&mut self, step: Arc<Step>) {
+        debug_assert!(self.is_empty(), "a step is all that is queued");
+        self.step = Some(step).filter(|step| step.changes() > 0);
+    }
+
+    /// Turns a step into single additions and removals, so that others can come to them.
+    fn unfold(&mut self) {
+        if let Some(step) = self.step.take() {
+            let set = step.set().iter().map(|slot| (slot.order, slot.name.clone()));
+            self.additions.extend(set);
+            let removed = step.removed().iter();
+            self.removals
+                .extend(removed.map(|(order, name)| (Reverse(*order), name.clone())));
+        }
     }
 
     fn set(&mut self, slot: &Slot) {
@@ -109,6 +136,7 @@ impl Queue {
     }
 
     fn forget(&mut self, name: &Str) {
+        self.unfold();
         self.forget_removal(name);
         if !self.additions.is_empty() {
             for order in ORDERS {
@@ -118,6 +146,7 @@ impl Queue {
     }
 
     fn forget_removal(&mut self, name: &Str) {
+        self.unfold();
         if !self.removals.is_empty() {
             for order in ORDERS {
                 self.removals.remove(&(Reverse(order), name.clone()));
@@ -128,6 +157,7 @@ impl Queue {
     /// Drops everything but an answer that is owed.
     pub fn clear(&mut self) {
         self.whole.clear();
+        self.step = None;
         self.buckets.clear();
         self.additions.clear();
         self.removals.clear();
@@ -135,6 +165,7 @@ impl Queue {
 
     /// Turns what is left of the whole into single additions, so that a changed subscription can pick among them.
     pub fn spread(&mut self) {
+        self.unfold();
         for chunk in std::mem::take(&mut self.whole) {
             chunk.resources().iter().for_each(|slot| self.set(slot));
         }
@@ -178,8 +209,21 @@ impl Queue {
             return Taken {
                 resources: chunk.resources().clone(),
                 chunk: Some(chunk),
-                removed: Vec::new(),
+                ..Taken::default()
             };
+        }
+        if let Some(step) = self.step.take() {
+            if removals_too || step.removed().is_empty() || step.set().is_empty() {
+                return Taken {
+                    resources: step.set().clone(),
+                    removed: step.removed_names(),
+                    step: Some(step),
+                    chunk: None,
+                };
+            }
+            // Something of another type comes before what is removed.
+            self.step = Some(step);
+            self.unfold();
         }
         if !self.buckets.is_empty() {
             return self.take_buckets(ty, cut, wanted);
@@ -269,7 +313,7 @@ impl Queue {
         Taken {
             resources: resources.into(),
             removed,
-            chunk: None,
+            ..Taken::default()
         }
     }
 
@@ -477,8 +521,12 @@ pub fn difference<S: Store>(
     if before.is_empty() && subscription.is_empty() {
         return;
     }
-    // Nothing of the whole was sent yet, or there would be no newer cut: it is exchanged.
-    let whole = new.chunks(viewer, ty).filter(|_| !queue.whole.is_empty());
+    // Nothing of the whole was sent yet, or there would be no newer cut: it is exchanged. Chunks are not asked for
+    // where none are awaited: what a change touches would be cut anew for every stream.
+    let whole = match queue.whole.is_empty() {
+        true => None,
+        false => new.chunks(viewer, ty),
+    };
     let is_whole = whole.is_some();
     if let Some(chunks) = whole {
         queue.whole = chunks.into();

@@ -20,13 +20,14 @@ use tulle_proto::resume::{DIGEST_NAME, Digests, bucket_of};
 
 use crate::serve::push::{self, Queue, Taken};
 use crate::serve::viewer::Viewer;
-use crate::snapshot::{Change, Chunk, ResourceType, Slot, Snapshot};
+use crate::snapshot::{Change, Chunk, ResourceType, Slot, Snapshot, Step};
 
 mod again;
 mod delivery;
 mod message;
 mod subscription;
 
+pub(crate) use again::{named_of, node_of};
 pub use delivery::{Delivery, Rejection};
 pub use message::{Nack, Request, Response};
 pub use subscription::Subscription;
@@ -54,6 +55,11 @@ pub trait Store: Clone {
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>>;
     /// Everything of a type in chunks that others are sent, too; `None` where each viewer sees something else.
     fn chunks(&self, _viewer: &Viewer, _ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
+        None
+    }
+    /// What changed since an older cut for a viewer that is sent everything of a type, as one value for all of them;
+    /// `None` where each viewer sees something else, or the log does not reach back.
+    fn step(&self, _old: &Self, _viewer: &Viewer, _ty: ResourceType) -> Option<Arc<Step>> {
         None
     }
     /// The resources of one bucket.
@@ -109,6 +115,12 @@ impl Store for Arc<Snapshot> {
 
     fn chunks(&self, viewer: &Viewer, ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
         is_for_all(viewer, ty).then(|| self.table(ty).chunks())
+    }
+
+    fn step(&self, old: &Self, viewer: &Viewer, ty: ResourceType) -> Option<Arc<Step>> {
+        is_for_all(viewer, ty)
+            .then(|| Snapshot::step(self, old, ty))
+            .flatten()
     }
 
     fn bucket(&self, ty: ResourceType, bucket: u16) -> Vec<&Arc<Slot>> {
@@ -359,6 +371,12 @@ impl<S: Store> Session<S> {
             return;
         }
         for (ty, state) in &mut self.types {
+            if state.takes_steps()
+                && let Some(step) = head.step(&self.cut, &self.viewer, *ty).filter(|step| step.fits())
+            {
+                state.queue.take_step(step);
+                continue;
+            }
             let refused = |slot: &Slot| state.delivery.was_rejected(&slot.name, &slot.version);
             let (cuts, viewer, queue) = ((&self.cut, head), &self.viewer, &mut state.queue);
             if !state.subscription.is_on_demand() {
@@ -371,11 +389,26 @@ impl<S: Store> Session<S> {
             push::difference(*ty, cuts, viewer, (&state.subscription, &next), refused, queue);
             state.subscription = next;
         }
-        if self.types.contains_key(&ResourceType::Address) {
-            self.again
-                .extend(again::newly_named(&self.viewer, &self.cut, head));
-        }
+        self.note_again(head);
         self.cut = head.clone();
+    }
+
+    /// Notes which policies a client is told again because workloads of its node begin to name them.
+    fn note_again(&mut self, head: &S) {
+        let ty = ResourceType::Address;
+        let Some(node) = self
+            .viewer
+            .foreign_node()
+            .filter(|_| self.types.contains_key(&ty))
+        else {
+            return;
+        };
+        match head.step(&self.cut, &self.viewer, ty) {
+            Some(step) => self.again.extend(step.named_on(node).cloned()),
+            None => self
+                .again
+                .extend(again::newly_named(&self.viewer, &self.cut, head)),
+        }
     }
 
     /// Makes a response of what the queue of one type holds, unless too much of it is unanswered.
@@ -412,6 +445,7 @@ impl<S: Store> Session<S> {
             cut: self.cut.sequence(),
             resources: taken.resources,
             chunk: taken.chunk,
+            step: taken.step,
             removed: taken.removed,
         }
     }
@@ -433,9 +467,12 @@ impl<S: Store> Session<S> {
             return Behind::default();
         };
         let newer = match head.sequence() > self.cut.sequence() {
-            true => head
-                .changed_since(ty, self.cut.sequence())
-                .map_or(0, Iterator::count),
+            true => match head.step(&self.cut, &self.viewer, ty) {
+                Some(step) => step.changes(),
+                None => head
+                    .changed_since(ty, self.cut.sequence())
+                    .map_or(0, Iterator::count),
+            },
             false => 0,
         };
         Behind {
@@ -504,6 +541,16 @@ fn open<S: Store>(ty: ResourceType, request: &Request, cut: &S, viewer: &Viewer)
 }
 
 impl TypeState {
+    /// Whether the client is sent everything of the type and nothing stands in the way of the next step.
+    fn takes_steps(&self) -> bool {
+        let of = &self.subscription;
+        of.is_wildcard()
+            && of.names().is_empty()
+            && of.along().is_empty()
+            && self.queue.is_empty()
+            && !self.delivery.has_rejected()
+    }
+
     fn change<S: Store>(
         &mut self,
         ty: ResourceType,

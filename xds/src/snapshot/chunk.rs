@@ -25,6 +25,7 @@ pub const CHUNK_BYTES_MAX: usize = 2 << 20;
 #[derive(Debug)]
 pub struct Chunk {
     resources: Arc<[Arc<Slot>]>,
+    bytes: usize,
     payload: OnceLock<Arc<Payload>>,
 }
 
@@ -33,9 +34,16 @@ impl Chunk {
     #[must_use]
     pub fn new(resources: Arc<[Arc<Slot>]>) -> Self {
         Self {
+            bytes: resources.iter().map(|slot| size_of(slot)).sum(),
             resources,
             payload: OnceLock::new(),
         }
+    }
+
+    /// Bytes of the resources, as far as they count for what waits for an answer.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The resources.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tulle_model::Str;
 use tulle_xds::serve::session::Store;
 use tulle_xds::serve::viewer::Viewer;
-use tulle_xds::snapshot::{Change, Chunk, Order, ResourceType, Scope, Slot};
+use tulle_xds::snapshot::{Change, Chunk, Order, ResourceType, Scope, Slot, Step};
 
 /// Entries the log keeps, small enough for tests to overrun it.
 pub(crate) const LOG_MAX: usize = 8;
@@ -55,6 +55,16 @@ impl Store for Cut {
         let chunk = |slots: &[Arc<Slot>]| Arc::new(Chunk::new(slots.into()));
         let size = self.0.chunk.filter(|_| for_all)?;
         Some(all.chunks(size).map(chunk).collect())
+    }
+
+    fn step(&self, old: &Self, _: &Viewer, ty: ResourceType) -> Option<Arc<Step>> {
+        // As where tables are told in chunks: only where everybody is sent everything.
+        let all = self.resources(ty).chain(old.resources(ty));
+        let for_all = all.into_iter().all(|slot| slot.scope == Scope::Everyone);
+        self.0.chunk.filter(|_| for_all && ty == ResourceType::Address)?;
+        let changes = self.changed_since(ty, old.sequence())?;
+        let changes = changes.map(|change| (old.resource(ty, change.name()), change));
+        Some(Arc::new(Step::new(ty, old.sequence(), changes)))
     }
 
     fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>> {

@@ -9,9 +9,9 @@ use bytes::{Buf, Bytes, BytesMut};
 /// tiny frames to a slow reader would cost us more than the bytes it sent.
 const JOINED_BELOW: usize = 512;
 
-/// A joined chunk is closed at this length. The allocator gives blocks of more than 14 KiB a page of their own beyond what
-/// was asked for.
-const JOINED_MAX: usize = 8 * 1024;
+/// A joined chunk is closed at this length: that of the buffers that bulk is read into, so that the holes these leave with
+/// the allocator are filled again.
+const JOINED_MAX: usize = 16 * 1024;
 
 /// Behind so much, longer chunks are copied, too, and all that waits before them: each is a part of whatever it was read
 /// into, and keeps all of that. A reader that is so far behind is slow, so its bytes wait anyway. Four reads of the

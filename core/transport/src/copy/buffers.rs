@@ -50,6 +50,16 @@ pub(crate) enum Size {
 }
 
 impl Size {
+    /// The largest step of at most this one whose buffers hold no more than `bytes`; the smallest if none does.
+    pub(super) fn at_most(self, bytes: usize) -> Self {
+        let fits = |size: &Self| size.shelf().size <= bytes;
+        [Self::Large, Self::Medium]
+            .into_iter()
+            .filter(|size| *size as usize <= self as usize)
+            .find(fits)
+            .unwrap_or(Self::Small)
+    }
+
     fn shelf(self) -> &'static Shelf {
         &SHELVES[self as usize]
     }

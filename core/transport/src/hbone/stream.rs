@@ -40,6 +40,12 @@ pub(super) trait WriteChunks: Send {
     /// Sends as much of `chunk` as the peer's window allows, at least one byte, and cuts it off the front.
     fn poll_write(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<usize, StreamError>>;
 
+    /// How many bytes a write would take now, as far as that is known. An ended stream takes any number: the write says how
+    /// it ended.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
     /// Ends this direction (FIN).
     fn finish(&mut self) -> Result<(), StreamError>;
 
@@ -178,6 +184,11 @@ impl HboneWriter {
         chunk: &mut Bytes,
     ) -> Poll<Result<usize, StreamError>> {
         self.0.poll_write(cx, chunk)
+    }
+
+    /// How many bytes may be written now, as far as that is known.
+    pub(crate) fn room(&self) -> usize {
+        self.0.room()
     }
 
     /// Ends this direction (FIN); the other stays open.

@@ -1,7 +1,7 @@
 //! A node's proxy that comes back and lacks nothing: how many bytes that costs, as they travel.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -29,6 +29,8 @@ struct Relay {
     port: u16,
     bytes: Arc<AtomicU64>,
     open: Arc<Mutex<Vec<tokio::task::JoinHandle<()>>>>,
+    /// Callers are turned away.
+    shut: Arc<AtomicBool>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -37,9 +39,13 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (bytes, open) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Vec::new())));
-        let (counted, kept) = (Arc::clone(&bytes), Arc::clone(&open));
+        let shut = Arc::new(AtomicBool::new(false));
+        let (counted, kept, turns_away) = (Arc::clone(&bytes), Arc::clone(&open), Arc::clone(&shut));
         let accepting = spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
+                if turns_away.load(Ordering::Relaxed) {
+                    continue;
+                }
                 // While the server is away, callers are turned away here as they would be there.
                 let Ok(far) = TcpStream::connect(("127.0.0.1", to)).await else {
                     continue;
@@ -58,6 +64,7 @@ impl Relay {
             port,
             bytes,
             open,
+            shut,
             accepting,
         }
     }
@@ -145,6 +152,21 @@ impl Returning {
     /// Cuts the connection; gives the bytes until all is quiet again.
     pub(super) async fn after_a_cut(&self) -> u64 {
         self.relay.cut();
+        let bytes = self.relay.settled().await;
+        assert!(self.state.status().connected, "it came back");
+        bytes
+    }
+
+    /// Cuts the connection and lets no other come about.
+    pub(super) fn part(&self) {
+        self.relay.shut.store(true, Ordering::Relaxed);
+        self.relay.cut();
+    }
+
+    /// Lets it come back; gives the bytes until all is quiet again.
+    pub(super) async fn rejoin(&self) -> u64 {
+        self.relay.bytes.store(0, Ordering::Relaxed);
+        self.relay.shut.store(false, Ordering::Relaxed);
         let bytes = self.relay.settled().await;
         assert!(self.state.status().connected, "it came back");
         bytes

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
+use tulle_identity::ChannelConfig;
 use tulle_proto::ADDRESS_TYPE;
-use tulle_proto::discovery::DeltaDiscoveryResponse;
 
 use super::plane::{CHANGING, Plane, node};
 use crate::ads::{Raw, Stream, Table, first};
@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What all streams tell.
 #[derive(Debug, Default)]
 struct Heard {
+    /// What the addresses of this fleet's changes begin with.
+    era: u8,
     /// When the versions of each changing pod were due; the first stands for what it was at the start.
     due: RwLock<Vec<Vec<Instant>>>,
     /// Microseconds from due to heard, of every change at every stream.
@@ -51,12 +53,15 @@ pub(super) struct Fleet {
 impl Fleet {
     /// Opens the streams and waits until each was told everything.
     pub(super) async fn connect(plane: &Plane, streams: usize) -> Self {
-        let heard = Arc::new(Heard::default());
+        let heard = Arc::new(Heard {
+            era: plane.era(),
+            ..Heard::default()
+        });
         *heard.due.write() = vec![vec![Instant::now()]; CHANGING];
-        let channels: Vec<_> = (0..streams).map(|index| plane.channel(&node(index))).collect();
+        let configs: Vec<_> = (0..streams).map(|index| plane.config_of(&node(index))).collect();
         let begun = Instant::now();
         // One reads everything, so that the others know how much there is.
-        let (first_stream, table, responses) = whole(plane, channels[0].clone()).await;
+        let (first_stream, table, responses) = whole(plane, &configs[0]).await;
         let mut fleet = Self {
             heard,
             streams,
@@ -68,11 +73,11 @@ impl Fleet {
         fleet.follow(first_stream, Some(table));
         let room = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
         let mut opening = Vec::new();
-        for (index, channel) in channels.into_iter().enumerate().skip(1) {
+        for (index, config) in configs.into_iter().enumerate().skip(1) {
             let room = Arc::clone(&room);
             opening.push(spawn(async move {
                 let _turn = room.acquire_owned().await.expect("it is never closed");
-                counted(&node(index), channel, responses, index < COMPARED).await
+                counted(&node(index), &config, responses, index < COMPARED).await
             }));
         }
         for opened in opening {
@@ -117,7 +122,12 @@ impl Fleet {
             };
             plane.change(
                 index,
-                Some(format!("11.{index}.{}.{}", version / 250, version % 250)),
+                Some(format!(
+                    "{}.{index}.{}.{}",
+                    self.heard.era,
+                    version / 250,
+                    version % 250
+                )),
             );
             latest = latest.max(due.elapsed());
         }
@@ -158,7 +168,7 @@ impl Fleet {
 
     /// Compared streams that hold something else than a client that comes now.
     pub(super) async fn differing(&self, plane: &Plane) -> usize {
-        let (_, now, _) = whole(plane, plane.channel(&node(0))).await;
+        let (_, now, _) = whole(plane, &plane.config_of(&node(0))).await;
         self.compared.iter().filter(|table| *table.lock() != now).count()
     }
 }
@@ -192,8 +202,8 @@ pub(super) struct Pushed {
 }
 
 /// Reads a whole table, name by name; gives the stream, the table and the number of responses.
-async fn whole(plane: &Plane, channel: tulle_identity::AuthenticatedChannel) -> (Stream, Table, usize) {
-    let mut stream = Stream::open(channel, &first(&node(0), ADDRESS_TYPE))
+async fn whole(plane: &Plane, config: &ChannelConfig) -> (Stream, Table, usize) {
+    let mut stream = Stream::open(config, &first(&node(0), ADDRESS_TYPE))
         .await
         .unwrap();
     let (mut table, mut responses) = (Table::default(), 0);
@@ -208,11 +218,11 @@ async fn whole(plane: &Plane, channel: tulle_identity::AuthenticatedChannel) -> 
 /// Takes so many responses.
 async fn counted(
     node: &str,
-    channel: tulle_identity::AuthenticatedChannel,
+    config: &ChannelConfig,
     responses: usize,
     compared: bool,
 ) -> Result<(Stream, Option<Table>), String> {
-    let mut stream = Stream::open(channel, &first(node, ADDRESS_TYPE)).await?;
+    let mut stream = Stream::open(config, &first(node, ADDRESS_TYPE)).await?;
     let mut table = compared.then(Table::default);
     for _ in 0..responses {
         let raw = next(&mut stream, if compared { usize::MAX } else { 0 }).await?;
@@ -244,27 +254,25 @@ async fn follow(mut stream: Stream, table: Option<Arc<Mutex<Table>>>, heard: &He
         if raw.length > CHANGE_BYTES_MAX {
             continue;
         }
-        let response = raw.decode();
         if let Some(table) = &table {
-            table.lock().take(&response);
+            table.lock().take(&raw.decode());
         }
-        let lags = lags(&response, &mut versions, now, &heard.due.read());
+        let changed = raw.aliases();
+        let changed = changed.iter().filter_map(|alias| changed_in(heard.era, alias));
+        let lags = lags(changed, &mut versions, now, &heard.due.read());
         heard.lags.lock().extend(lags);
     }
 }
 
 /// How late each change is that a response tells, those that it passes over included.
 fn lags(
-    response: &DeltaDiscoveryResponse,
+    changed: impl Iterator<Item = (usize, usize)>,
     versions: &mut [usize],
     now: Instant,
     due: &[Vec<Instant>],
 ) -> Vec<u32> {
     let mut lags = Vec::new();
-    for alias in response.resources.iter().flat_map(|resource| &resource.aliases) {
-        let Some((index, version)) = changed(alias) else {
-            continue;
-        };
+    for (index, version) in changed {
         for due in due[index].iter().take(version + 1).skip(versions[index] + 1) {
             let lag = now.saturating_duration_since(*due);
             lags.push(u32::try_from(lag.as_micros()).unwrap_or(u32::MAX));
@@ -274,10 +282,11 @@ fn lags(
     lags
 }
 
-/// Which change put a pod at this address: `/11.<pod>.<version>`.
-fn changed(alias: &str) -> Option<(usize, usize)> {
-    let mut parts = alias.strip_prefix("/11.")?.split('.').map(str::parse::<usize>);
+/// Which change put a pod at this address: `/<era>.<pod>.<version>`.
+fn changed_in(era: u8, alias: &str) -> Option<(usize, usize)> {
+    let mut parts = alias.strip_prefix('/')?.split('.').map(str::parse::<usize>);
     let mut part = || parts.next()?.ok();
+    (part()? == usize::from(era)).then_some(())?;
     Some((part()?, part()? * 250 + part()?))
 }
 
@@ -287,8 +296,8 @@ mod tests {
 
     #[test]
     fn an_address_tells_which_change_it_is_of() {
-        assert_eq!(changed("/11.42.1.3"), Some((42, 253)));
-        assert_eq!(changed("/10.42.1.3"), None);
-        assert_eq!(changed("ns0/s0.ns0.svc.cluster.local"), None);
+        assert_eq!(changed_in(11, "/11.42.1.3"), Some((42, 253)));
+        assert_eq!(changed_in(12, "/11.42.1.3"), None);
+        assert_eq!(changed_in(11, "ns0/s0.ns0.svc.cluster.local"), None);
     }
 }

@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Child;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
-use tulle_identity::AuthenticatedChannel;
+use tulle_identity::{AuthenticatedChannel, ChannelConfig};
 use tulle_model::Identity;
 use tulle_runtime::http_client;
 use tulle_runtime::usage::{self, Memory, Process};
@@ -24,6 +25,8 @@ const NAMESPACES: usize = 10;
 const OBJECTS_PER_FILE: usize = 1_000;
 /// Pods with a file of their own, so that a change of one writes no other.
 pub(super) const CHANGING: usize = 100;
+/// First number of the addresses of the first series of changes; the pods' own begin with 10.
+const ERA_FIRST: u8 = 11;
 /// How long a start may take.
 const START_MAX: Duration = Duration::from_secs(180);
 
@@ -95,6 +98,7 @@ pub(super) struct Plane {
     child: Option<Child>,
     port: u16,
     folders: Folders,
+    eras: AtomicU8,
     /// Declared last: the files outlive the process.
     _files: TempDir,
 }
@@ -109,6 +113,7 @@ impl Plane {
             child: None,
             port: free_port(),
             folders,
+            eras: AtomicU8::new(0),
             _files: files,
         };
         let mut text = String::new();
@@ -140,6 +145,11 @@ impl Plane {
         let draft = path.with_extension("yaml~");
         std::fs::write(&draft, text).unwrap();
         std::fs::rename(draft, path).unwrap();
+    }
+
+    /// Where the addresses of a new series of changes begin: none of them was there before.
+    pub(super) fn era(&self) -> u8 {
+        ERA_FIRST + self.eras.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Writes one of the changing pods anew.
@@ -243,6 +253,11 @@ impl Plane {
     /// A credential of a node.
     pub(super) fn token(&self, node: &str) -> String {
         tulle_xds::token::create(&self.folders.state, node).unwrap()
+    }
+
+    /// How a node connects.
+    pub(super) fn config_of(&self, node: &str) -> ChannelConfig {
+        ads::node_config(&self.address(), &self.root(), &self.token(node))
     }
 
     /// A channel of a node's own.

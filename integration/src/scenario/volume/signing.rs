@@ -26,6 +26,8 @@ const ONE_BY_ONE: usize = 250;
 #[derive(Debug)]
 pub(super) struct Signed {
     pub certificates: usize,
+    /// All batches together.
+    pub took: Duration,
     pub per_second: f64,
     /// Share of a processor that the control plane used meanwhile.
     pub cpu: f64,
@@ -92,11 +94,12 @@ pub(super) async fn measure(plane: &Plane, nodes: usize) -> Signed {
         certificates += good;
         refused += bad;
     }
-    let took = begun.elapsed().as_secs_f64();
-    let cpu = (plane.cpu() - cpu).as_secs_f64() / took;
+    let took = begun.elapsed();
+    let cpu = (plane.cpu() - cpu).as_secs_f64() / took.as_secs_f64();
     Signed {
         certificates,
-        per_second: certificates as f64 / took,
+        took,
+        per_second: certificates as f64 / took.as_secs_f64(),
         cpu,
         refused,
         single_p99: single(plane, nodes).await,

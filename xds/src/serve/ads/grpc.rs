@@ -20,8 +20,8 @@ use tulle_proto::discovery::DeltaDiscoveryRequest;
 use tulle_proto::names::FEATURES_HEADER;
 use tulle_proto::resume::{RESUME_HEADER, RESUME_VERSION};
 
-use super::{Ads, FEATURES, REQUEST_BYTES_MAX};
-use crate::serve::frame::{Encoding, Message};
+use super::{Ads, FEATURES, REQUEST_BYTES_MAX, Sent};
+use crate::serve::frame::Encoding;
 
 /// The only method that is served.
 const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -102,13 +102,13 @@ fn best_of(headers: &HeaderMap) -> Encoding {
 
 /// The body of a response: the parts of each message, then the status.
 struct Responses {
-    messages: mpsc::Receiver<Result<Message, Status>>,
+    messages: mpsc::Receiver<Sent>,
     parts: VecDeque<Bytes>,
     ended: bool,
 }
 
 impl Responses {
-    fn new(messages: mpsc::Receiver<Result<Message, Status>>) -> Self {
+    fn new(messages: mpsc::Receiver<Sent>) -> Self {
         Self {
             messages,
             parts: VecDeque::new(),

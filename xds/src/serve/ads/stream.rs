@@ -6,13 +6,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tonic::{Status, Streaming};
 use tulle_model::Str;
 use tulle_proto::discovery::DeltaDiscoveryRequest;
 
-use super::{NodeFacts, Shared, wire};
+use super::{NodeFacts, Sent, Shared, wire};
 use crate::metrics::OutcomeLabel;
 use crate::serve::admission::TooMany;
 use crate::serve::admit::{Claimed, NotAdmitted, admit};
@@ -31,7 +32,7 @@ pub(super) struct Stream {
     /// How what is large is compressed for this client.
     pub(super) best: Encoding,
     pub(super) requests: Streaming<DeltaDiscoveryRequest>,
-    pub(super) responses: mpsc::Sender<Result<Message, Status>>,
+    pub(super) responses: mpsc::Sender<Sent>,
 }
 
 /// Why a stream ended. `Ok` ends go without a status.
@@ -62,7 +63,7 @@ impl Stream {
                 // The client may be gone; then nobody needs the status.
                 let _ = timeout(
                     self.shared.options.write_stall_max,
-                    self.responses.send(Err(status)),
+                    self.responses.send(Err(Box::new(status))),
                 )
                 .await;
             }
@@ -147,26 +148,29 @@ impl Stream {
         if let Err(end) = conversation.take(first, &self.shared) {
             return refusal(end);
         }
-        let end_of_life = Instant::now() + age(self.shared.options.age_max);
-        let drain = self.shared.drain.clone();
-        let mut denied = self.shared.authenticator.deny_list().subscribe();
-        let mut drained = std::pin::pin!(drain.signaled());
+        // What hardly ever happens is waited for once, not anew at each turn: a turn is taken by thousands at once.
+        let mut over = std::pin::pin!(over(
+            self.shared.clone(),
+            self.caller.clone(),
+            self.responses.clone()
+        ));
+        let mut head = std::pin::pin!(newer(snapshots));
+        let mut stall = std::pin::pin!(Stall::new(self.shared.options.write_stall_max));
         loop {
-            conversation.prepare(&self.shared);
+            if let Err(ended) = self.hand_over(&mut conversation) {
+                return ended;
+            }
             connected.update(&conversation.session, &conversation.head);
-            let stalled = conversation.since + self.shared.options.write_stall_max;
-            let waiting = conversation.waiting.is_some() && conversation.gate.is_none();
             let untaken = self.responses.capacity() == 0;
+            let waiting = conversation.waiting.is_some() && conversation.gate.is_none();
             let paused = conversation.paused();
             tokio::select! {
                 permit = self.responses.reserve(), if waiting => {
                     let (Ok(permit), Some(response)) = (permit, conversation.waiting.take()) else {
                         return Ended::ByClient;
                     };
-                    permit.send(Ok(response));
-                    let took = conversation.made.elapsed().as_secs_f64();
-                    self.shared.metrics.stream.send.observe(took);
-                    conversation.since = Instant::now();
+                    permit.send(Ok(Box::new(response)));
+                    conversation.handed_over(&self.shared);
                 }
                 room = admitted(&mut conversation.gate) => {
                     conversation.gate = None;
@@ -174,13 +178,13 @@ impl Stream {
                         return Ended::Refused("too_many_at_once", come_back(many));
                     }
                 }
-                () = sleep_until(stalled), if untaken => {
+                () = stall.as_mut().since(conversation.since), if untaken => {
                     // It may have been taken meanwhile: that wakes nobody here.
                     if self.responses.capacity() == 0 {
                         return Ended::Stalled;
                     }
                 }
-                () = sleep_until(paused.unwrap_or(stalled)), if paused.is_some() => {}
+                () = until(paused), if paused.is_some() => {}
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => {
                         if let Err(end) = conversation.take(request, &self.shared) {
@@ -189,21 +193,85 @@ impl Stream {
                     }
                     Ok(None) | Err(_) => return Ended::ByClient,
                 },
-                head = newer(&mut snapshots) => match head {
-                    Some(head) => conversation.newer(head),
+                came = &mut head => match came {
+                    Some((came, snapshots)) => {
+                        conversation.newer(came);
+                        head.set(newer(snapshots));
+                    }
                     // The engine is gone: the process is ending.
                     None => return Ended::ByAge,
                 },
-                Ok(()) = denied.changed() => {
-                    if self.shared.authenticator.denial(&self.caller).is_some() {
-                        let status = Status::permission_denied("the credential is on the deny-list");
-                        return Ended::Refused("denied", status);
-                    }
-                }
-                () = self.responses.closed() => return Ended::ByClient,
-                _ = &mut drained => return Ended::ByAge,
-                () = sleep_until(end_of_life) => return Ended::ByAge,
+                ended = &mut over => return ended,
             }
+        }
+    }
+
+    /// Makes responses for as long as the connection takes them.
+    fn hand_over(&self, conversation: &mut Conversation) -> Result<(), Ended> {
+        loop {
+            conversation.prepare(&self.shared);
+            if conversation.gate.is_some() || conversation.waiting.is_none() {
+                return Ok(());
+            }
+            let permit = match self.responses.try_reserve() {
+                Ok(permit) => permit,
+                Err(TrySendError::Full(())) => return Ok(()),
+                Err(TrySendError::Closed(())) => return Err(Ended::ByClient),
+            };
+            if let Some(response) = conversation.waiting.take() {
+                permit.send(Ok(Box::new(response)));
+                conversation.handed_over(&self.shared);
+            }
+        }
+    }
+}
+
+/// Waits for what ends a stream from outside: its age, the end of the process, the deny-list, a client that is gone.
+async fn over(shared: Arc<Shared>, caller: Caller, responses: mpsc::Sender<Sent>) -> Ended {
+    let mut denied = shared.authenticator.deny_list().subscribe();
+    let denial = async {
+        while shared.authenticator.denial(&caller).is_none() {
+            if denied.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    };
+    tokio::select! {
+        () = denial => {
+            let status = Status::permission_denied("the credential is on the deny-list");
+            Ended::Refused("denied", status)
+        }
+        () = responses.closed() => Ended::ByClient,
+        _ = shared.drain.signaled() => Ended::ByAge,
+        () = sleep(age(shared.options.age_max)) => Ended::ByAge,
+    }
+}
+
+/// Waits until something has gone untaken for long. The timer is set when it fires, not at each response.
+struct Stall {
+    max: Duration,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Stall {
+    fn new(max: Duration) -> Self {
+        Self {
+            max,
+            timer: Box::pin(sleep(max)),
+        }
+    }
+
+    async fn since(self: Pin<&mut Self>, since: Instant) {
+        let this = self.get_mut();
+        let end = since + this.max;
+        loop {
+            if end <= Instant::now() {
+                return;
+            }
+            if this.timer.is_elapsed() {
+                this.timer.as_mut().reset(end);
+            }
+            this.timer.as_mut().await;
         }
     }
 }
@@ -242,10 +310,10 @@ impl Conversation {
         let request = wire::request(request);
         let rejected = request.error.is_some();
         let (before, acks, opened) = (self.stale_nonces(), self.acks(), self.session.openings().count());
-        let answered = self.session.cut().clone();
+        let answered = self.session.cut().published();
         self.session.on_request(&request, &self.head)?;
         if self.acks() > acks {
-            self.converged(&answered, shared);
+            self.converged(answered, shared);
         }
         if self.session.openings().count() > opened {
             self.count_opening(&request.type_url, shared);
@@ -273,10 +341,8 @@ impl Conversation {
     }
 
     /// Measures from a cut to its answer; what a new stream is told first says nothing of that.
-    fn converged(&self, cut: &Snapshot, shared: &Shared) {
-        let published = cut
-            .published()
-            .filter(|published| *published > self.began.into_std());
+    fn converged(&self, published: Option<std::time::Instant>, shared: &Shared) {
+        let published = published.filter(|published| *published > self.began.into_std());
         if let Some(published) = published {
             shared
                 .metrics
@@ -303,6 +369,16 @@ impl Conversation {
             .sum()
     }
 
+    /// Notes that the connection took what waited.
+    fn handed_over(&mut self, shared: &Shared) {
+        shared
+            .metrics
+            .stream
+            .send
+            .observe(self.made.elapsed().as_secs_f64());
+        self.since = Instant::now();
+    }
+
     fn newer(&mut self, head: Arc<Snapshot>) {
         self.head = head;
         self.pace.on_cut(Instant::now().into_std());
@@ -320,10 +396,10 @@ impl Conversation {
         if self.waiting.is_some() || self.paused().is_some() {
             return;
         }
-        let (begin, from) = (Instant::now(), self.session.cut().clone());
+        let (begin, from) = (Instant::now(), self.session.cut().sequence());
         let response = self.session.poll_send(&self.head, begin.into_std());
         let cut = self.session.cut();
-        if cut.sequence() > from.sequence() && cut.has_forgotten(from.sequence()) {
+        if cut.sequence() > from && cut.has_forgotten(from) {
             shared.metrics.stream.overruns.inc();
         }
         let Some(response) = response else {
@@ -359,10 +435,20 @@ impl Conversation {
     }
 }
 
+type Snapshots = watch::Receiver<Arc<Snapshot>>;
+
 /// The newest cut, once there is a newer one.
-async fn newer(snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> Option<Arc<Snapshot>> {
+async fn newer(mut snapshots: Snapshots) -> Option<(Arc<Snapshot>, Snapshots)> {
     snapshots.changed().await.ok()?;
-    Some(snapshots.borrow_and_update().clone())
+    let head = snapshots.borrow_and_update().clone();
+    Some((head, snapshots))
+}
+
+/// Waits until an instant, if there is one.
+async fn until(instant: Option<Instant>) {
+    if let Some(instant) = instant {
+        sleep_until(instant).await;
+    }
 }
 
 /// The bound varied by a quarter either way; a stream without one lives as long as the process may.

@@ -32,6 +32,7 @@ fn response(resources: &[Arc<Slot>], removed: &[&str]) -> Response {
         cut: 12,
         resources: resources.into(),
         chunk: None,
+        step: None,
         removed: removed.iter().map(|name| (*name).into()).collect(),
     }
 }

@@ -28,11 +28,9 @@ pub(super) fn newly_named<S: Store>(viewer: &Viewer, old: &S, new: &S) -> BTreeS
         let Some(after) = new.resource(ty, name) else {
             return;
         };
-        let before = old
-            .resource(ty, name)
-            .and_then(|slot| policies_on(&slot.body, node));
+        let before = old.resource(ty, name).and_then(|slot| named_of(&slot.body, node));
         let before = before.unwrap_or_default();
-        let after = policies_on(&after.body, node).unwrap_or_default();
+        let after = named_of(&after.body, node).unwrap_or_default();
         named.extend(
             after
                 .iter()
@@ -60,12 +58,18 @@ pub(super) fn named_by<'a, S: Store>(
         return BTreeSet::new();
     };
     let slots = names.filter_map(|name| cut.resource(ResourceType::Address, name));
-    let policies = slots.filter_map(|slot| policies_on(&slot.body, node));
+    let policies = slots.filter_map(|slot| named_of(&slot.body, node));
     policies.flatten().map(Str::from).collect()
 }
 
+/// The node of an encoded workload.
+pub(crate) fn node_of(address: &[u8]) -> Option<&str> {
+    let workload = field(address, WORKLOAD).next()?;
+    std::str::from_utf8(field(workload, NODE).next()?).ok()
+}
+
 /// The policies that an encoded workload names, if it is on this node. Everything else is skipped unread.
-fn policies_on<'a>(address: &'a [u8], node: &str) -> Option<Vec<&'a str>> {
+pub(crate) fn named_of<'a>(address: &'a [u8], node: &str) -> Option<Vec<&'a str>> {
     let workload = field(address, WORKLOAD).next()?;
     if field(workload, NODE).next()? != node.as_bytes() {
         return None;
@@ -107,10 +111,11 @@ mod tests {
         web.node = "n1".into();
         web.authorization_policies = vec![name("shop/a"), name("shop/b")];
         let body = encode_address(&Resource::Workload(web.into())).unwrap();
-        assert_eq!(policies_on(&body, "n1"), Some(vec!["shop/a", "shop/b"]));
-        assert_eq!(policies_on(&body, "n2"), None);
+        assert_eq!(node_of(&body), Some("n1"));
+        assert_eq!(named_of(&body, "n1"), Some(vec!["shop/a", "shop/b"]));
+        assert_eq!(named_of(&body, "n2"), None);
         for end in 0..body.len() {
-            let _ = policies_on(&body[..end], "n1");
+            let _ = (named_of(&body[..end], "n1"), node_of(&body[..end]));
         }
     }
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use tulle_model::Str;
 
-use crate::serve::push::size_of;
 use crate::serve::session::{Nack, Response, UNACKED_BYTES_MAX, UNACKED_RESPONSES_MAX};
 use crate::snapshot::Slot;
 
@@ -59,7 +58,7 @@ impl Delivery {
         let entry = Unacked {
             nonce: response.nonce.clone(),
             cut: response.cut,
-            bytes: response.resources.iter().map(|slot| size_of(slot)).sum(),
+            bytes: response.bytes(),
             sent_at,
             resources: response.resources.clone(),
             removed: response.removed.clone(),
@@ -70,8 +69,10 @@ impl Delivery {
             .iter()
             .map(|slot| &slot.name)
             .chain(&response.removed);
-        for name in told {
-            self.rejections.remove(name);
+        if !self.rejections.is_empty() {
+            for name in told {
+                self.rejections.remove(name);
+            }
         }
         self.unacked_bytes += entry.bytes;
         self.unacked.push_back(entry);
@@ -145,6 +146,11 @@ impl Delivery {
     pub(super) fn was_rejected(&self, name: &str, version: &str) -> bool {
         let rejection = self.rejections.get(name);
         rejection.is_some_and(|rejection| &*rejection.version == version)
+    }
+
+    /// Whether the client refused anything on this stream that it was not told anew.
+    pub(super) fn has_rejected(&self) -> bool {
+        !self.rejections.is_empty()
     }
 
     /// Everything rejected, also what is not in force any more.

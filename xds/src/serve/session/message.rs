@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tulle_model::Str;
 
-use crate::snapshot::{Chunk, Slot};
+use crate::serve::push::size_of;
+use crate::snapshot::{Chunk, Slot, Step};
 
 /// A delta discovery request, without the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,6 +59,20 @@ pub struct Response {
     pub resources: Arc<[Arc<Slot>]>,
     /// The chunk that they are, for a client that held nothing.
     pub chunk: Option<Arc<Chunk>>,
+    /// The step between two cuts that it is, for a client that is sent everything.
+    pub step: Option<Arc<Step>>,
     /// Names that do not exist, or not any more.
     pub removed: Vec<Str>,
+}
+
+impl Response {
+    /// Bytes of the resources, as far as they count for what waits for an answer.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match (&self.chunk, &self.step) {
+            (Some(chunk), _) => chunk.bytes(),
+            (None, Some(step)) => step.bytes(),
+            (None, None) => self.resources.iter().map(|slot| size_of(slot)).sum(),
+        }
+    }
 }
