@@ -263,7 +263,7 @@ impl Wire for TcpWire {
         let size = self.step.size().at_most(wanted);
         let held = self.buffer.take().filter(|buffer| buffer.size() == size);
         let mut buffer = held.unwrap_or_else(|| Buffer::lend(size));
-        match buffer.poll_read(Pin::new(half), cx) {
+        match buffer.poll_read_most(Pin::new(half), cx, wanted) {
             Poll::Ready(Ok(0)) => {
                 self.end_reading();
                 Poll::Ready(Ok(None))
