@@ -21,8 +21,8 @@ thread_local! {
     static HEADERS: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs what answers a request, in a state of its own.
-pub(crate) async fn run<F>(answering: F) -> Response<ResponseBody>
+/// Runs what answers a request, in a state of its own. Not an async function, whose own state would hold it once more.
+pub(crate) fn run<F>(answering: F) -> impl Future<Output = Response<ResponseBody>> + Send
 where
     F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
@@ -33,10 +33,12 @@ where
         }
         None => ReusableBoxFuture::new(answering),
     };
-    let answer = (&mut state).await;
-    // Whatever was in it has been dropped with its last step.
-    keep(&STATES, state);
-    answer
+    async move {
+        let answer = (&mut state).await;
+        // Whatever was in it has been dropped with its last step.
+        keep(&STATES, state);
+        answer
+    }
 }
 
 /// An empty map with room for so many fields.

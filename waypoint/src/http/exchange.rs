@@ -88,14 +88,7 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
     let id = request_id(request.headers().get(REQUEST_ID));
     let record = Arc::new(Record::begin(&session, &request, &id, is_grpc(&request)));
     let mut ending = Ending::new(&record, session.pace().request(), owed);
-    let answering = answer(session.clone(), Arc::clone(&record), id, fault, request);
-    debug_assert!(
-        size_of_val(&answering) <= STATE_MAX,
-        "{}",
-        size_of_val(&answering)
-    );
-    // Elsewhere: the state of a request is large, and idle connections have none.
-    let mut response = spare::run(answering).await;
+    let mut response = answering(session.clone(), Arc::clone(&record), id, fault, request).await;
     aside.inspect(|aside| aside.answered());
     let switched = response.body_mut().take_switched();
     // To who asks by CONNECT any success is an agreement, and this is none.
@@ -115,6 +108,24 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
             response.map(|body| body.ending_with(ending))
         }
     }
+}
+
+/// Answers one request in a state elsewhere, which is large: idle connections have none. Not an async function, whose own
+/// state would have room for it.
+fn answering(
+    session: Session,
+    record: Arc<Record>,
+    id: HeaderValue,
+    fault: Option<Reason>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<ResponseBody>> + Send {
+    let answering = answer(session, record, id, fault, request);
+    debug_assert!(
+        size_of_val(&answering) <= STATE_MAX,
+        "{}",
+        size_of_val(&answering)
+    );
+    spare::run(answering)
 }
 
 /// The answer to one request, whoever gives it.
