@@ -10,6 +10,7 @@
 //! | `call IP PORT COUNT RATE SECONDS` | opens new ones at a rate, at so many ports in turn, one request each | good, failed, p50, p99 and longest in µs |
 //! | `lost` | looks at those it holds | how many have ended |
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
@@ -236,11 +237,32 @@ fn listen(address: SocketAddr) -> TcpListener {
     listening.unwrap_or_else(|error| panic!("cannot listen on {address}: {error}"))
 }
 
+/// What went wrong, and how often.
+type Failures = Arc<parking_lot::Mutex<BTreeMap<String, u64>>>;
+
+fn note<T: std::fmt::Debug>(
+    failures: &Failures,
+    failed: &Result<io::Result<T>, tokio::time::error::Elapsed>,
+) {
+    let cause = match failed {
+        Ok(Err(error)) => error.to_string(),
+        other => format!("{other:?}"),
+    };
+    *failures.lock().entry(cause).or_default() += 1;
+}
+
+fn report(of: &str, failures: &Failures) {
+    for (cause, times) in &*failures.lock() {
+        eprintln!("{of}, {times} times: {cause}");
+    }
+}
+
 async fn open(to: SocketAddr, count: u64) -> Vec<TcpStream> {
+    let failures = Failures::default();
     let (left, opened) = (Arc::new(AtomicU64::new(count)), Arc::new(Mutex::new(Vec::new())));
     let workers: Vec<_> = (0..OPENING)
         .map(|_| {
-            let (left, opened) = (Arc::clone(&left), Arc::clone(&opened));
+            let (left, opened, failures) = (Arc::clone(&left), Arc::clone(&opened), Arc::clone(&failures));
             spawn(async move {
                 let take = |left: u64| left.checked_sub(1);
                 while left
@@ -249,7 +271,7 @@ async fn open(to: SocketAddr, count: u64) -> Vec<TcpStream> {
                 {
                     match tokio::time::timeout(PATIENCE, TcpStream::connect(to)).await {
                         Ok(Ok(stream)) => opened.lock().await.push(stream),
-                        failed => eprintln!("a lasting connection to {to}: {failed:?}"),
+                        failed => note(&failures, &failed),
                     }
                 }
             })
@@ -258,6 +280,7 @@ async fn open(to: SocketAddr, count: u64) -> Vec<TcpStream> {
     for worker in workers {
         worker.await.expect("it opens what it can");
     }
+    report("lasting connections", &failures);
     std::mem::take(&mut *opened.lock().await)
 }
 
@@ -267,20 +290,20 @@ async fn call(first: SocketAddr, ports: u16, rate: u32, seconds: u64) -> Window 
     let began = Instant::now();
     let mut ticks = interval_at(began, Duration::from_secs(1) / rate);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut calls = Vec::new();
+    let (mut calls, failures) = (Vec::new(), Failures::default());
     for port in (0..ports).cycle() {
         let due = ticks.tick().await;
         if due - began >= Duration::from_secs(seconds) {
             break;
         }
         let to = SocketAddr::new(first.ip(), first.port() + port);
-        let samples = Arc::clone(&samples);
+        let (samples, failures) = (Arc::clone(&samples), Arc::clone(&failures));
         calls.push(spawn(async move {
             match tokio::time::timeout(PATIENCE, exchange(to)).await {
                 Ok(Ok(())) => samples.came_back(due),
                 failed => {
                     samples.failed(due);
-                    eprintln!("a new connection to {to}: {failed:?}");
+                    note(&failures, &failed);
                 }
             }
         }));
@@ -288,6 +311,7 @@ async fn call(first: SocketAddr, ports: u16, rate: u32, seconds: u64) -> Window 
     for call in calls {
         call.await.expect("it ends with its patience");
     }
+    report("new connections", &failures);
     samples.window(began, Instant::now())
 }
 

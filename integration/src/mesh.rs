@@ -342,6 +342,26 @@ impl TestMesh {
         std::fs::read_to_string(self.mesh.folders().log(&component.name())).unwrap_or_default()
     }
 
+    /// What the lines of node proxies say of connections that did not end well, and how often.
+    #[must_use]
+    pub fn endings(&self) -> Vec<String> {
+        let mut counts = BTreeMap::new();
+        for node in &self.nodes {
+            for line in self.log(&Component::Ztunnel(node.clone())).lines() {
+                let error = line
+                    .split_once(" error=\"")
+                    .and_then(|(_, rest)| rest.split_once('"'));
+                if let Some((error, _)) = error {
+                    *counts.entry(format!("{node}: {error}")).or_insert(0_u64) += 1;
+                }
+            }
+        }
+        counts
+            .into_iter()
+            .map(|(what, count)| format!("{count} times at {what}"))
+            .collect()
+    }
+
     /// The ends of all logs, for a test that fails.
     #[must_use]
     pub fn logs(&self) -> String {

@@ -24,8 +24,13 @@ const PAIRS: usize = 2;
 const IDLE_KIB_MAX: f64 = 12.0;
 /// How long a new connection may take, its request and answer included.
 const ACCEPT_MAX: Duration = Duration::from_millis(20);
-/// New connections per second that are wanted, in all; and what is tried after these, where a machine carries no more.
-const RATES: [u32; 6] = [2_000, 1_500, 1_000, 750, 500, 250];
+/// New connections per second in all, tried one after the other up to the first that a machine does not carry; the last is
+/// what is wanted.
+const RATES: [u32; 6] = [250, 500, 750, 1_000, 1_500, ROW];
+const ROW: u32 = 2_000;
+/// Of the processors, in percent, so much is idle before the next rate is tried, or so many seconds were waited for it.
+const RESTED: u64 = 80;
+const REST_MAX: usize = 30;
 /// Ports that servers listen at: the local ports of clients are used anew for each.
 const PORTS: u16 = 8;
 
@@ -99,33 +104,69 @@ fn f31(scale: Scale) -> Run {
             .with("further_receiving", format!("{:.1}", worst(1, 1, 2, each / 2)));
         // Without a mesh first, from pods and to pods that it knows nothing of: what the machine itself carries.
         let mut bare = strangers(&mut mesh).await;
-        let rates = scale.pick(&RATES[4..], &RATES[..]);
-        let (alone, idle) = beside(&mut bare, rates[0], scale.window()).await;
-        let mut figure = figure
-            .with("without_a_mesh", told(rates[0], &alone))
+        let (alone, idle) = beside(&mut bare, ROW, scale.window()).await;
+        let figure = figure
+            .with("without_a_mesh", told(ROW, &alone))
             .with("processors_idle_then", idle);
         drop(bare);
-        for (index, rate) in rates.iter().enumerate() {
-            let (called, idle) = beside(&mut pairs, *rate, scale.window()).await;
-            let holds = called.failed == 0 && called.p99 <= ACCEPT_MAX;
-            if holds || index + 1 == rates.len() {
-                figure = figure
-                    .with("new_per_s", rate)
-                    .expect("new", called.good, called.good > 0, "> 0")
-                    .none("failed_new", called.failed)
-                    .within("accept_p99", called.p99, ACCEPT_MAX);
-                break;
-            }
-            figure = figure
-                .with("not_carried", told(*rate, &called))
-                .with("processors_idle", idle);
-        }
+        let rates = scale.pick(&RATES[..2], &RATES[..]);
+        let figure = highest(figure, &mut pairs, rates, scale.window()).await;
         let mut lost = 0;
         for pair in &mut pairs {
             lost += pair.client.lost().await;
         }
-        figure.none("idle_lost", lost)
+        figure.none("idle_lost", lost).noting(mesh.endings())
     })
+}
+
+/// Tries one rate after the other, and judges the highest that is carried.
+async fn highest(mut figure: Figure, pairs: &mut [Pair], rates: &[u32], time: Duration) -> Figure {
+    let mut carried = None;
+    for (index, rate) in rates.iter().enumerate() {
+        // What one rate leaves to be done is not to be borne by the next.
+        rested().await;
+        let (called, idle) = beside(pairs, *rate, time).await;
+        if called.failed == 0 && called.p99 <= ACCEPT_MAX {
+            carried = Some((*rate, called, idle));
+            continue;
+        }
+        figure = figure
+            .with("not_carried", told(*rate, &called))
+            .with("processors_idle", &idle);
+        if index == 0 {
+            carried = Some((*rate, called, idle));
+        }
+        if *rate != ROW && rates.contains(&ROW) {
+            rested().await;
+            let (called, idle) = beside(pairs, ROW, time).await;
+            figure = figure
+                .with("as_wanted", told(ROW, &called))
+                .with("processors_idle_there", idle);
+        }
+        break;
+    }
+    let Some((rate, called, idle)) = carried else {
+        return figure;
+    };
+    figure
+        .with("new_per_s", rate)
+        .expect("new", called.good, called.good > 0, "> 0")
+        .none("failed_new", called.failed)
+        .within("accept_p99", called.p99, ACCEPT_MAX)
+        .with_time("accept_p50", called.p50)
+        .with("processors_idle_beside", idle)
+}
+
+/// Waits until the processors have little to do.
+async fn rested() {
+    for _ in 0..REST_MAX {
+        let before = processors();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let after = processors();
+        if (after[0] - before[0]) * 100 >= RESTED * (after[1] - before[1]) {
+            return;
+        }
+    }
 }
 
 fn told(rate: u32, called: &Called) -> String {

@@ -153,5 +153,6 @@ fn f18(scale: Scale) -> Run {
             .with("refused_new", under.connects.failed)
             .expect("serves_afterwards", served, served, "true")
             .noting(stage.load.failures())
+            .noting(stage.mesh.endings())
     })
 }
