@@ -1,5 +1,7 @@
 //! What a new connection costs: over a tunnel that is there, and with the handshake of a new one.
 
+use std::time::Duration;
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::io::AsyncReadExt;
 use tulle_benches::{Path, Peers, direct, relayed, runtime};
@@ -46,5 +48,10 @@ fn handshakes(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, connections, handshakes);
+criterion_group! {
+    name = benches;
+    // All benches of the tree are to be run through in minutes.
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = connections, handshakes
+}
 criterion_main!(benches);

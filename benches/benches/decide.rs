@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use tulle_model::authz::Connection;
@@ -209,11 +210,10 @@ fn apply_changes(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(
-    decide,
-    check_policies,
-    long_policies,
-    pick_upstream,
-    apply_changes
-);
+criterion_group! {
+    name = decide;
+    // All benches of the tree are to be run through in minutes.
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = check_policies, long_policies, pick_upstream, apply_changes
+}
 criterion_main!(decide);

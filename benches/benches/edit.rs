@@ -40,7 +40,7 @@ async fn until_known(snapshots: &mut watch::Receiver<Arc<Snapshot>>, alias: &str
 
 fn edit(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("edit to cut");
-    group.sample_size(20).measurement_time(Duration::from_secs(5));
+    group.sample_size(10).measurement_time(Duration::from_secs(3));
     for pods in [1_000, 10_000, 50_000] {
         let runtime = tulle_benches::runtime();
         let (config, state) = (

@@ -1,6 +1,7 @@
 //! Our frames and heads without a socket: bytes from one end to the other, and the head of a CONNECT there and back.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tulle_transport::Baggage;
@@ -39,5 +40,10 @@ fn heads(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, frames, heads);
+criterion_group! {
+    name = benches;
+    // All benches of the tree are to be run through in minutes.
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = frames, heads
+}
 criterion_main!(benches);

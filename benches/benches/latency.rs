@@ -1,7 +1,7 @@
 //! A small message there and back: through a tunnel and all that it is measured beside, and beside a transfer in the same
 //! tunnel.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tulle_benches::contestants::beside;
@@ -43,5 +43,10 @@ fn round_trip(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, round_trip);
+criterion_group! {
+    name = benches;
+    // All benches of the tree are to be run through in minutes.
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = round_trip
+}
 criterion_main!(benches);

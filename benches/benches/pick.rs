@@ -127,5 +127,10 @@ fn fairness(_: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, pick, fairness);
+criterion_group! {
+    name = benches;
+    // All benches of the tree are to be run through in minutes.
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = pick, fairness
+}
 criterion_main!(benches);

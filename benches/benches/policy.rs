@@ -159,5 +159,10 @@ fn tokens(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, request_policy, local_limit, tokens);
+criterion_group! {
+    name = benches;
+    // All benches of the tree are to be run through in minutes.
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = request_policy, local_limit, tokens
+}
 criterion_main!(benches);

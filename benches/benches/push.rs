@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tulle_benches::mesh::{batch, manifests, parse};
@@ -79,5 +79,10 @@ fn push(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, push);
+criterion_group! {
+    name = benches;
+    // All benches of the tree are to be run through in minutes.
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = push
+}
 criterion_main!(benches);

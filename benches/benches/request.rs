@@ -24,7 +24,10 @@ fn main() {
             print(&ratios(&rows));
         }
         _ => {
-            let mut criterion = Criterion::default().configure_from_args();
+            let mut criterion = Criterion::default()
+                .warm_up_time(Duration::from_millis(500))
+                .measurement_time(Duration::from_secs(2))
+                .configure_from_args();
             requests(&mut criterion);
             criterion.final_summary();
         }

@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use tulle_model::route::{Kind, Route, Router};
@@ -58,5 +59,10 @@ fn compile(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, select, compile);
+criterion_group! {
+    name = benches;
+    // All benches of the tree are to be run through in minutes.
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = select, compile
+}
 criterion_main!(benches);

@@ -44,7 +44,7 @@ fn by_streams(criterion: &mut Criterion) {
     group
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(3));
+        .measurement_time(Duration::from_secs(1));
     for streams in [1, 4, 16, 64] {
         let mut all = runtime.block_on(beside(streams));
         for tunnels in [1, 4].into_iter().filter(|tunnels| *tunnels <= streams) {
@@ -65,7 +65,7 @@ fn by_write(criterion: &mut Criterion) {
     group
         .sample_size(10)
         .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(3));
+        .measurement_time(Duration::from_secs(1));
     let mut all = runtime.block_on(beside(1));
     let tunnel = runtime.block_on(tunnelled(Framing::Records, 1, 1));
     all.push(("tunnel".to_owned(), tunnel));

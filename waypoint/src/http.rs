@@ -2,6 +2,7 @@
 
 mod aim;
 pub mod body;
+pub mod cut;
 pub mod exchange;
 mod farewell;
 pub mod flood;

@@ -23,6 +23,7 @@ pub mod listener;
 pub mod metrics;
 pub mod policy;
 pub mod snapshot;
+mod spare;
 pub mod tcp;
 pub mod telemetry;
 pub mod upstream;

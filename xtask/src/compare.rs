@@ -23,7 +23,7 @@ Options:
   --rounds N       turns of each side (default 5)
   -h, --help       print this help
 
-Benches: connect decide framing latency pick policy push route throughput (others print tables of their own)
+Benches: connect decide framing latency pick policy push request route throughput (others print tables of their own)
 BASE is built in target/compare, once for each commit. The time of a row is the median of its rounds.
 Example: cargo xtask bench compare main --bench throughput tunnel/4
 ";

@@ -1,7 +1,7 @@
 //! Routes that change all the time while requests run: none fails, and memory stays flat.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tulle_model::MeshUpdate;
 use tulle_model::route::{Route, Timeouts};
@@ -10,8 +10,8 @@ use super::waypoint::{Fronting, rule};
 use super::{Cpu, Device, Lives, Load, Reached, Site, Version, threads};
 use crate::resident;
 
-/// Changes after which the memory is read first, and every how many again.
-const EVERY: usize = 250;
+/// Parts of a run, after each of which the memory is read.
+const PARTS: usize = 4;
 /// Connections that ask meanwhile.
 const CONNECTIONS: usize = 8;
 
@@ -20,7 +20,11 @@ const CONNECTIONS: usize = 8;
 pub struct Measured {
     /// Requests that were answered; one that fails ends the run.
     pub requests: u64,
-    /// Memory of the process after each [`EVERY`] changes.
+    /// Changes that were made.
+    pub changes: usize,
+    /// How long that took.
+    pub took: Duration,
+    /// Memory of the process after each quarter of them.
     pub resident: Vec<u64>,
     /// Time of a change until requests are decided by it, the middle one.
     pub change: Duration,
@@ -32,8 +36,10 @@ impl fmt::Display for Measured {
         let memory: Vec<String> = self.resident.iter().map(mib).collect();
         write!(
             f,
-            "churn: {} changes, {} requests and none failed, a change visible after {:.2?}; MiB after every {EVERY}: {}",
-            self.resident.len() * EVERY,
+            "churn: {} changes in {:.0?}, {} requests and none failed, a change visible after {:.2?}; MiB after each \
+             quarter: {}",
+            self.changes,
+            self.took,
             self.requests,
             self.change,
             memory.join(" ")
@@ -41,7 +47,7 @@ impl fmt::Display for Measured {
     }
 }
 
-/// Changes a route so many times.
+/// Changes a route so many times, rounded up to a multiple of four.
 #[must_use]
 pub fn measure(changes: usize) -> Measured {
     let (site, clients) = (Site::start(), threads("client"));
@@ -54,10 +60,11 @@ pub fn measure(changes: usize) -> Measured {
     };
     let mut load = Load::open(&clients, &site, &device, Version::One, CONNECTIONS);
     let (mut requests, mut memory, mut times) = (0, Vec::new(), Vec::new());
-    for turn in 0..changes / EVERY {
+    let (began, part) = (Instant::now(), changes.div_ceil(PARTS));
+    for turn in 0..PARTS {
         std::thread::scope(|scope| {
             let changing = scope.spawn(|| {
-                let numbers = turn * EVERY..(turn + 1) * EVERY;
+                let numbers = turn * part..(turn + 1) * part;
                 let pause = Duration::from_millis(2);
                 let apply = numbers.map(|number| {
                     #[allow(clippy::disallowed_methods, reason = "no task waits here")]
@@ -77,6 +84,8 @@ pub fn measure(changes: usize) -> Measured {
     }
     times.sort_unstable();
     Measured {
+        changes: times.len(),
+        took: began.elapsed(),
         requests,
         resident: memory,
         change: times.get(times.len() / 2).copied().unwrap_or_default(),

@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use http::{HeaderMap, Method};
 
 use crate::identity::Identity;
-use crate::name::Str;
-
 pub mod host;
 pub mod path;
 pub mod reserved;
+mod text;
+
+pub use text::Text;
 
 /// The head of a request after it was cleaned and normalised. No decision reads anything that came from the client
 /// besides this.
@@ -20,11 +21,11 @@ pub struct RequestHead {
     /// Scheme of the connection, never what the client says.
     pub scheme: Scheme,
     /// Host, in lower case, with its port if the client named one.
-    pub authority: Str,
+    pub authority: Text,
     /// Normalised path. It begins with `/` (or is `*` for OPTIONS) and holds no query.
-    pub path: Str,
+    pub path: Text,
     /// Query as it came, without its `?`; `None` without one.
-    pub query: Option<Str>,
+    pub query: Option<Text>,
     /// Header fields, without those of the hop and without those that only the mesh may set.
     pub headers: HeaderMap,
     /// What the client speaks.

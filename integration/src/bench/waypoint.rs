@@ -14,8 +14,11 @@ use tulle_benches::l7::{bodies, churn, fair, rules};
 
 /// Bytes of a large body.
 const BODY: u64 = 1 << 30;
-/// Changes of a route while requests run.
+/// Changes of a route while requests run, unless somebody asks for more.
 const CHANGES: usize = 1_000;
+const CHANGES_MAX: usize = 1_000_000;
+/// Rounds, or seconds, that can be asked for.
+const COUNT_MAX: usize = 1_000;
 
 const HELP: &str = "\
 A waypoint beside other reverse proxies: mutual TLS on both hops, a header matched, one more try on 503, ten seconds for
@@ -33,7 +36,8 @@ Options:
   --rules            instead: what a policy of many rules costs
   --bodies           instead: how fast a body of 1 GiB passes, and the memory it takes
   --fair             instead: who gets how many requests of four endpoints, one of which is slow
-  --churn            instead: memory while a route changes 1,000 times and requests run
+  --churn            instead: memory while a route changes and requests run
+  --changes N        how often it changes, up to 1000000 (default 1000: 15 s)
   -h, --help         print this help
 ";
 
@@ -51,7 +55,8 @@ enum Instead {
     Rules,
     Bodies,
     Fair,
-    Churn,
+    /// So many changes.
+    Churn(usize),
 }
 
 impl Instead {
@@ -68,7 +73,7 @@ impl Instead {
                 bodies::measure(BODY, plan.rounds, |row| println!("{row}"));
             }
             Self::Fair => fair::measure(plan.turn, |row| println!("{row}")),
-            Self::Churn => println!("{}", churn::measure(CHANGES)),
+            Self::Churn(changes) => println!("{}", churn::measure(changes)),
         }
     }
 }
@@ -124,7 +129,7 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
         json: None,
         instead: None,
     };
-    let mut arguments = arguments.into_iter();
+    let (mut arguments, mut churns) = (arguments.into_iter(), None);
     while let Some(argument) = arguments.next() {
         let mut value = || {
             arguments
@@ -133,8 +138,8 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
         };
         match argument.as_str() {
             "-h" | "--help" => return Ok(None),
-            "--rounds" => options.plan.rounds = count(&value()?)?,
-            "--seconds" => options.plan.turn = Duration::from_secs(count(&value()?)? as u64),
+            "--rounds" => options.plan.rounds = count(&value()?, COUNT_MAX)?,
+            "--seconds" => options.plan.turn = Duration::from_secs(count(&value()?, COUNT_MAX)? as u64),
             "--json" => options.json = Some(value()?),
             "--routes" => {
                 options.instead = Some(Instead::Routes("5,000 routes of 2,000 services", SERVICES));
@@ -143,17 +148,19 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
             "--rules" => options.instead = Some(Instead::Rules),
             "--bodies" => options.instead = Some(Instead::Bodies),
             "--fair" => options.instead = Some(Instead::Fair),
-            "--churn" => options.instead = Some(Instead::Churn),
+            "--churn" => churns = Some(churns.unwrap_or(CHANGES)),
+            "--changes" => churns = Some(count(&value()?, CHANGES_MAX)?),
             other => return Err(format!("unknown argument {other:?}")),
         }
     }
+    options.instead = churns.map(Instead::Churn).or(options.instead);
     Ok(Some(options))
 }
 
-fn count(text: &str) -> Result<usize, String> {
+fn count(text: &str, most: usize) -> Result<usize, String> {
     match text.parse() {
-        Ok(count @ 1..=1000) => Ok(count),
-        _ => Err(format!("{text:?} is no count from 1 to 1000")),
+        Ok(count) if (1..=most).contains(&count) => Ok(count),
+        _ => Err(format!("{text:?} is no count from 1 to {most}")),
     }
 }
 
@@ -172,9 +179,15 @@ mod tests {
         assert!(read_from("--help").unwrap().is_none());
         assert_eq!(
             read_from("--churn").unwrap().unwrap().instead,
-            Some(Instead::Churn)
+            Some(Instead::Churn(1_000))
         );
-        for bad in ["--rounds", "--rounds 0", "--peers"] {
+        for asked in ["--churn --changes 20000", "--changes 20000 --churn"] {
+            assert_eq!(
+                read_from(asked).unwrap().unwrap().instead,
+                Some(Instead::Churn(20_000))
+            );
+        }
+        for bad in ["--rounds", "--rounds 0", "--peers", "--changes 1000001"] {
             assert!(read_from(bad).is_err(), "{bad}");
         }
     }

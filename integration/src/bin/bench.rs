@@ -7,6 +7,10 @@ use std::process::ExitCode;
 
 use tulle_integration::bench::{Options, Part, tunnel};
 
+/// That of the program which is measured: whatever runs in this process has it, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const HELP: &str = "\
 End-to-end measurements in real network namespaces, each contestant in turn in every round of one run.
 

@@ -74,7 +74,7 @@ impl Redirect {
             .unwrap_or_else(|| if self.scheme.is_some() { known } else { port });
         let host = self.host.as_deref().unwrap_or_else(|| head.host());
         let path = match &self.path {
-            Some(path) => path.of(&head.path, prefix),
+            Some(path) => path.of(&head.path, prefix).into(),
             None => head.path.clone(),
         };
         let mut location = format!("{scheme}://{host}");

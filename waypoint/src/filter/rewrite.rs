@@ -94,10 +94,10 @@ impl Rewrite {
     /// Puts host and path in. The query stays.
     pub fn apply(&self, head: &mut RequestHead, prefix: Option<usize>) {
         if let Some(host) = &self.host {
-            head.authority = host.clone();
+            head.authority = host.clone().into();
         }
         if let Some(path) = &self.path {
-            head.path = path.of(&head.path, prefix);
+            head.path = path.of(&head.path, prefix).into();
         }
     }
 }

@@ -15,12 +15,13 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tulle_model::Reason;
 
+use super::cut::Cut;
 use super::idle::{BODY_IDLE_MAX, Idle};
 use super::interim::{Gated, Interims, Unwanted};
 use super::leftover;
 use super::record::{Ending, Record};
 use super::upgrade::Switched;
-use crate::filter::mirror::{Cut, Shadow, Tee, tee};
+use crate::filter::mirror::{Cut as CutOff, Shadow, Tee, tee};
 use crate::telemetry::grpc::Messages;
 use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::Pick;
@@ -39,7 +40,7 @@ pub enum BodyError {
     PolicyChanged,
     /// It is a copy, and was cut off.
     #[error(transparent)]
-    Cut(#[from] Cut),
+    Cut(#[from] CutOff),
     /// Another try has taken the body over.
     #[error("another try has taken the body over")]
     TakenOver,
@@ -312,9 +313,9 @@ pub struct ResponseBody {
     ends: Option<Instant>,
     /// The same as a timer, once it has to be waited for.
     timer: Option<Pin<Box<Sleep>>>,
-    held: Option<Box<Held>>,
+    held: Option<Held>,
     /// Ends the answer before its end.
-    cut: Option<Cutter>,
+    cut: Option<Cut>,
     /// Sees it pass, and is dropped with it, whether or not it came to its end.
     ending: Option<Ending>,
 }
@@ -380,7 +381,7 @@ impl ResponseBody {
                 upstream: switching.upstream,
                 lease: switching.lease,
                 held: self.held.take(),
-                cut: self.cut.take().map(|Cutter(cut)| cut),
+                cut: self.cut.take(),
             }),
             source => {
                 self.source = source;
@@ -396,17 +397,16 @@ impl ResponseBody {
     }
 
     /// Holds this until the answer has ended, and breaks it off when its time is over.
-    pub fn hold(&mut self, held: Box<Held>, ends: Option<Instant>) {
+    pub fn hold(&mut self, held: Held, ends: Option<Instant>) {
         self.held = Some(held);
         self.ends = ends;
     }
 
-    /// Ends the answer, unless it is over, when `cut` is done. One allocation per answer: the only thing that can reach
-    /// an answer that is on its way.
+    /// Ends the answer, unless it is over, when policies deny it.
     #[must_use]
-    pub fn cut_by(self, cut: impl Future<Output = ()> + Send + 'static) -> Self {
+    pub fn cut_by(self, cut: Cut) -> Self {
         Self {
-            cut: Some(Cutter(Box::pin(cut))),
+            cut: Some(cut),
             ..self
         }
     }
@@ -427,15 +427,6 @@ impl From<Source> for ResponseBody {
             source,
             ..Self::default()
         }
-    }
-}
-
-/// Something that ends an answer when it comes about.
-struct Cutter(Pin<Box<dyn Future<Output = ()> + Send>>);
-
-impl fmt::Debug for Cutter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Cutter")
     }
 }
 
@@ -488,11 +479,8 @@ impl ResponseBody {
         let error = if self.poll_late(cx) {
             BodyError::TimedOut
         } else {
-            let Cutter(cut) = self.cut.as_mut()?;
-            cut.as_mut()
-                .poll(cx)
-                .is_ready()
-                .then_some(BodyError::PolicyChanged)?
+            let cut = Pin::new(self.cut.as_mut()?);
+            cut.poll(cx).is_ready().then_some(BodyError::PolicyChanged)?
         };
         // What is left of it, and its connection, go at once.
         (self.source, self.ends, self.cut) = (Source::Empty, None, None);

@@ -5,7 +5,10 @@
 
 mod copies;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use http::header::UPGRADE;
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -16,6 +19,7 @@ use tulle_model::{Reason, RequestHead};
 
 use super::aim::{Aim, Draws};
 use super::body::{RequestBody, ResponseBody};
+use super::cut::Cut;
 use super::hygiene::encode::REQUEST_ID;
 use super::hygiene::{self, Admitted, Bounds, Terms};
 use super::record::{Ending, Record};
@@ -33,6 +37,7 @@ use crate::policy;
 use crate::policy::engine::{Asking, Passed};
 use crate::policy::live::Open;
 use crate::snapshot::{FrontState, PortState, Snapshot};
+use crate::spare;
 use crate::telemetry::request_id::fresh;
 use crate::upstream::backend::{Backend, BackendKey};
 use crate::upstream::timeout::Deadline;
@@ -83,22 +88,7 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
     let id = request_id(request.headers().get(REQUEST_ID));
     let record = Arc::new(Record::begin(&session, &request, &id, is_grpc(&request)));
     let mut ending = Ending::new(&record, session.pace().request(), owed);
-    let exchange = Exchange {
-        waypoint: session.waypoint(),
-        arrival: session.arrival(),
-        id,
-        grpc: record.is_grpc(),
-        record: &record,
-        // HTTP/1.0 knows of none.
-        aside: aside.filter(|_| request.version() == http::Version::HTTP_11),
-        start: session.waypoint().clock.now(),
-        fault,
-    };
-    let running = exchange.run(request);
-    debug_assert!(size_of_val(&running) <= STATE_MAX, "{}", size_of_val(&running));
-    // Boxed: the state of a request is large, and idle connections have none.
-    let answer = Box::pin(running).await;
-    let mut response = answer.unwrap_or_else(|reply| exchange.reply(reply));
+    let mut response = answering(session.clone(), Arc::clone(&record), id, fault, request).await;
     aside.inspect(|aside| aside.answered());
     let switched = response.body_mut().take_switched();
     // To who asks by CONNECT any success is an agreement, and this is none.
@@ -117,6 +107,50 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
             }
             response.map(|body| body.ending_with(ending))
         }
+    }
+}
+
+/// Answers one request in a state elsewhere, which is large: idle connections have none. Not an async function, whose own
+/// state would have room for it.
+fn answering(
+    session: Session,
+    record: Arc<Record>,
+    id: HeaderValue,
+    fault: Option<Reason>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<ResponseBody>> + Send {
+    let answering = answer(session, record, id, fault, request);
+    debug_assert!(
+        size_of_val(&answering) <= STATE_MAX,
+        "{}",
+        size_of_val(&answering)
+    );
+    spare::run(answering)
+}
+
+/// The answer to one request, whoever gives it.
+async fn answer(
+    session: Session,
+    record: Arc<Record>,
+    id: HeaderValue,
+    fault: Option<Reason>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let aside = session.bytes().map(|bytes| &bytes.aside);
+    let exchange = Exchange {
+        waypoint: session.waypoint(),
+        arrival: session.arrival(),
+        id,
+        grpc: record.is_grpc(),
+        record: &record,
+        // HTTP/1.0 knows of none.
+        aside: aside.filter(|_| request.version() == http::Version::HTTP_11),
+        start: session.waypoint().clock.now(),
+        fault,
+    };
+    match exchange.run(request).await {
+        Ok(response) => response,
+        Err(reply) => exchange.reply(reply),
     }
 }
 
@@ -299,15 +333,7 @@ impl Exchange<'_> {
             sni: None,
             rules: Arc::clone(place.port.policies_of(way.name().map(|name| &**name))),
         };
-        let (waypoint, id) = (Arc::clone(self.waypoint), self.id.clone());
-        let cut = async move {
-            let ended = open.ended(Arc::clone(&waypoint)).await;
-            let reason = Reason::PolicyChanged;
-            waypoint.metrics.replied(reason);
-            let (code, token) = (reason.code(), reason.token());
-            tracing::info!(?id, ?ended, code, token, "answer cut");
-        };
-        answer.map(|body| body.cut_by(cut))
+        answer.map(|body| body.cut_by(Cut::of(self.record, open)))
     }
 
     /// Reads a request into its canonical form.
@@ -388,6 +414,11 @@ async fn timed<T>(
     deadline: &Deadline,
     doing: impl Future<Output = Result<T, Reply>>,
 ) -> Result<T, Reply> {
+    let mut doing = pin!(doing);
+    // Most of it waits for nobody, and needs no timer.
+    if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(doing.as_mut().poll(cx))).await {
+        return done;
+    }
     match deadline.left(exchange.waypoint.clock.now()) {
         Some(left) => tokio::time::timeout(left, doing)
             .await

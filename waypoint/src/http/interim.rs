@@ -4,16 +4,15 @@
 use std::fmt::Write;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep};
 use tulle_model::request::reserved::is_own_of_answers;
 
@@ -26,14 +25,40 @@ pub const INTERIM_MAX: u32 = 8;
 /// after this time.
 const CONTINUE_MAX: Duration = Duration::from_secs(1);
 
-/// What one try hears before its answer. Clones share it.
-#[derive(Debug, Clone)]
+/// Who is told of the interim answers to a request of HTTP/1.1.
+#[derive(Debug, Default)]
+pub struct Hears {
+    /// Its client, unless it cannot be told.
+    pub aside: Option<Arc<Aside>>,
+    /// Its body, if that waits to be wanted.
+    pub body: Option<Interims>,
+}
+
+impl Hears {
+    /// Whether the fields of such an answer are told to anybody.
+    #[must_use]
+    pub fn wants_fields(&self, status: StatusCode) -> bool {
+        self.aside.is_some() && status != StatusCode::CONTINUE
+    }
+
+    /// One has come, with these lines between its first and its last.
+    pub fn hear(&self, status: StatusCode, lines: &[u8]) {
+        if status == StatusCode::CONTINUE {
+            if let Some(body) = &self.body {
+                body.wanted();
+            }
+        } else if let Some(aside) = &self.aside {
+            aside.say(written(status, &fields(lines)).as_bytes());
+        }
+    }
+}
+
+/// Whether the body of one try is wanted. Clones share it.
+#[derive(Debug, Clone, Default)]
 pub struct Interims(Arc<Heard>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Heard {
-    count: AtomicU32,
-    many: Notify,
     /// The endpoint has said that it wants the body.
     wanted: AtomicBool,
     /// The body has begun: its end is to be seen.
@@ -41,36 +66,13 @@ struct Heard {
     /// The answer has ended.
     over: AtomicBool,
     body: AtomicWaker,
-    /// Where others go on to; `None` for clients that cannot be told.
-    aside: Option<Arc<Aside>>,
 }
 
 impl Interims {
-    /// Nothing was heard.
-    #[must_use]
-    pub fn new(aside: Option<Arc<Aside>>) -> Self {
-        Self(Arc::new(Heard {
-            count: AtomicU32::new(0),
-            many: Notify::new(),
-            wanted: AtomicBool::new(false),
-            begun: AtomicBool::new(false),
-            over: AtomicBool::new(false),
-            body: AtomicWaker::new(),
-            aside,
-        }))
-    }
-
-    /// Listens for what comes before the answer to a request of HTTP/1.1.
-    pub fn listen<B>(&self, request: &mut Request<B>) {
-        let heard = Arc::clone(&self.0);
-        hyper::ext::on_informational(request, move |interim| {
-            heard.hear(interim.status(), interim.headers());
-        });
-    }
-
-    /// Waits until there were too many, which may be never.
-    pub async fn too_many(&self) {
-        self.0.many.notified().await;
+    /// The endpoint wants the body.
+    fn wanted(&self) {
+        self.0.wanted.store(true, Ordering::Release);
+        self.0.body.wake();
     }
 
     /// The answer has ended: a body that nobody wanted until now need not come any more.
@@ -91,19 +93,20 @@ impl Interims {
     }
 }
 
-impl Heard {
-    fn hear(&self, status: StatusCode, headers: &HeaderMap) {
-        if self.count.fetch_add(1, Ordering::Relaxed) >= INTERIM_MAX {
-            return self.many.notify_one();
-        }
-        if status == StatusCode::CONTINUE {
-            self.wanted.store(true, Ordering::Release);
-            return self.body.wake();
-        }
-        if let Some(aside) = &self.aside {
-            aside.say(written(status, headers).as_bytes());
+/// The fields of a head, by its lines. What is no field is left to the library, which refuses the head for it.
+fn fields(lines: &[u8]) -> HeaderMap {
+    let mut fields = HeaderMap::new();
+    for line in lines.split(|byte| *byte == b'\n') {
+        let Some(colon) = memchr::memchr(b':', line) else {
+            continue;
+        };
+        let name = HeaderName::from_bytes(&line[..colon]);
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            let _ = fields.try_append(name, value);
         }
     }
+    fields
 }
 
 /// The interim answer as it goes to a client of HTTP/1.1.
@@ -204,42 +207,30 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_waits_until_it_is_wanted_and_not_for_ever() {
         let begun = Instant::now();
-        let interims = Interims::new(None);
-        interims.0.hear(StatusCode::CONTINUE, &HeaderMap::new());
+        let interims = Interims::default();
+        let hears = Hears {
+            aside: None,
+            body: Some(interims.clone()),
+        };
+        hears.hear(StatusCode::CONTINUE, b"");
         let body = interims.gate(RequestBody::text("x".into()));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "x");
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        let body = Interims::new(None).gate(RequestBody::text("x".into()));
+        let body = Interims::default().gate(RequestBody::text("x".into()));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "x");
         assert!(begun.elapsed() >= CONTINUE_MAX);
-        let interims = Interims::new(None);
+        let interims = Interims::default();
         let body = interims.gate(RequestBody::text("x".into()));
         interims.over();
         assert!(body.collect().await.is_err(), "nobody will want it");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn eight_interim_answers_are_borne() {
-        let interims = Interims::new(None);
-        let soon = || tokio::time::timeout(Duration::from_secs(1), interims.too_many());
-        for _ in 0..INTERIM_MAX {
-            interims.0.hear(StatusCode::PROCESSING, &HeaderMap::new());
-        }
-        assert!(soon().await.is_err());
-        interims.0.hear(StatusCode::PROCESSING, &HeaderMap::new());
-        assert!(soon().await.is_ok());
-    }
-
     #[test]
     fn an_interim_answer_says_nothing_of_the_hop_or_the_mesh() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [("link", "</a>; rel=preload"), ("connection", "x-a"), ("x-a", "1")] {
-            headers.insert(name, value.parse().unwrap());
-        }
-        headers.insert("x-tulle-reason", "T0412".parse().unwrap());
-        headers.insert("content-length", "5".parse().unwrap());
+        let lines = b"Link: </a>; rel=preload\r\nconnection: x-a\r\nx-a: 1\r\n\
+            x-tulle-reason: T0412\r\ncontent-length:5\r\nno field\r\n\r\n";
         assert_eq!(
-            written(StatusCode::EARLY_HINTS, &headers),
+            written(StatusCode::EARLY_HINTS, &fields(lines)),
             "HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n"
         );
     }

@@ -20,6 +20,8 @@ use super::pace::Running;
 use super::session::Session;
 use super::wire::Owed;
 use crate::clock::Time;
+use crate::context::Waypoint;
+use crate::policy::live::Open;
 use crate::telemetry::access::Entry;
 use crate::telemetry::grpc::Messages;
 use crate::telemetry::labels::{Spoken, TrafficLabels};
@@ -55,6 +57,8 @@ pub struct Record {
     /// The head of its answer is on its way.
     answered: AtomicBool,
     course: Mutex<Course>,
+    /// What is judged again when policies change, until somebody watches.
+    open: Mutex<Option<Open>>,
 }
 
 /// What the client wrote. Nothing of it becomes a label.
@@ -132,7 +136,28 @@ impl Record {
             body_failed: OnceLock::new(),
             answered: AtomicBool::new(false),
             course: Mutex::default(),
+            open: Mutex::default(),
         }
+    }
+
+    /// Policies let it pass as this.
+    pub(super) fn passed(&self, open: Open) {
+        *self.open.lock() = Some(open);
+    }
+
+    /// What is judged again when policies change. It is there once.
+    pub(super) fn take_open(&self) -> Option<Open> {
+        self.open.lock().take()
+    }
+
+    /// What everything shares.
+    pub(super) fn waypoint(&self) -> &Arc<Waypoint> {
+        self.session.waypoint()
+    }
+
+    /// Its id.
+    pub(super) fn id(&self) -> &HeaderValue {
+        &self.id
     }
 
     /// Whether it is a call of gRPC.

@@ -237,7 +237,7 @@ impl Sending<'_> {
                 response.headers_mut().append(name, value);
             }
             let held = (pick, guard, state.retrying.take());
-            response.body_mut().hold(Box::new(held), ends);
+            response.body_mut().hold(held, ends);
         }
         Ok(brought)
     }

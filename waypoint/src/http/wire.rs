@@ -6,7 +6,7 @@
 //! client ── Wire (tap sees reads; asides go in between writes) ── library ── requests
 //! ```
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -112,6 +112,12 @@ impl Aside {
                 connection.wake();
             }
         }
+    }
+
+    /// What is said and has not gone out.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().waiting).into_owned()
     }
 
     /// Says this, unless the library is in the middle of something, and ends the connection.
@@ -224,13 +230,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Tap + Unpin> AsyncRead for Wire<S, T>
 
 impl<S: AsyncWrite + Unpin, T: Unpin> AsyncWrite for Wire<S, T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.is_refusal(bytes) {
-            return Poll::Ready(Ok(bytes.len()));
+        // The library writes the head of an answer in one piece, and its own words are no more than a head.
+        if let [head, rest @ ..] = slices
+            && this.is_refusal(head)
+        {
+            return Poll::Ready(Ok(
+                head.len() + rest.iter().map(|slice| slice.len()).sum::<usize>()
+            ));
         }
         ready!(this.interject(cx))?;
         this.aside.0.lock().between = false;
-        Pin::new(&mut this.stream).poll_write(cx, bytes)
+        Pin::new(&mut this.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

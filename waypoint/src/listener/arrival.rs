@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::HeaderValue;
 use tulle_model::request::{Destination, Source};
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{Authority, Connection, Identity, NetworkAddress, Reason, Str, Verdict, Workload};
@@ -30,6 +32,8 @@ pub struct Tunnel {
 pub struct Arrival {
     /// Who asks.
     pub source: Source,
+    /// The caller's address, as applications are told it.
+    pub told_ip: HeaderValue,
     /// The identity the tunnel's peer has proven.
     pub peer: Identity,
     /// Where the peer connects from.
@@ -201,6 +205,8 @@ fn arrival(
             ip,
             remote_ip: ip,
         },
+        told_ip: HeaderValue::from_maybe_shared(Bytes::from(ip.to_string()))
+            .expect("an address is visible ASCII"),
         peer: tunnel.identity.clone(),
         peer_address: tunnel.peer,
         baggage: workload

@@ -19,6 +19,7 @@ use super::jwt::keys::JWKS_BYTES_MAX;
 use super::jwt::target::Target;
 use crate::context::Waypoint;
 use crate::http::body::RequestBody;
+use crate::http::interim::Hears;
 use crate::upstream::backend::{Backend, BackendKey};
 use crate::upstream::cluster;
 use crate::upstream::connect::{self, Behalf, To};
@@ -81,7 +82,7 @@ impl Waypoint {
                 .await
                 .map_err(|error| broken(&error))?;
             let reused = lease.reused;
-            match lease.send(request).await {
+            match lease.send(request, Hears::default()).await {
                 Ok(response) => {
                     let (parts, body) = response.into_parts();
                     let collected = Limited::new(body, question.answer_bytes_max).collect().await;

@@ -13,6 +13,7 @@ use super::jwt::token::Claims;
 use super::rules::Rules;
 use crate::context::Waypoint;
 use crate::snapshot::Snapshot;
+use crate::spare;
 
 /// How long changes are gathered before open streams are judged. What is denied ends within a second.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -36,6 +37,15 @@ pub struct Open {
     pub sni: Option<String>,
     /// The rules it passed.
     pub rules: Arc<Rules>,
+}
+
+impl Drop for Open {
+    /// The map of its fields serves another request.
+    fn drop(&mut self) {
+        if let Some(head) = self.head.take() {
+            spare::give_headers(head.headers);
+        }
+    }
 }
 
 /// Why an open request or stream ends.

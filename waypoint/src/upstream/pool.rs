@@ -28,6 +28,7 @@ use super::breaker::{Breaker, Guard, Limits, Overflow};
 use super::connect::Opened;
 use crate::buffers::Carried;
 use crate::http::body::RequestBody;
+use crate::http::interim::Hears;
 
 pub use self::handshake::Tasks;
 
@@ -451,13 +452,14 @@ impl Lease {
         }
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of its answer. Of interim ones `hears` is told, where HTTP/1.1 is spoken.
     ///
     /// # Errors
     /// What happened, and the request itself if none of it was sent.
     pub async fn send(
         &mut self,
         request: http::Request<RequestBody>,
+        hears: Hears,
     ) -> Result<http::Response<hyper::body::Incoming>, SendFailed> {
         let failed = |mut error: hyper::client::conn::TrySendError<http::Request<RequestBody>>| SendFailed {
             unsent: error.take_message().map(Box::new),
@@ -466,7 +468,7 @@ impl Lease {
         match &mut self.kind {
             Kind::Http1 { sender, running, .. } => {
                 if let Spoken::Http1(answers) = &running.0.spoken {
-                    answers.expect();
+                    answers.expect(hears);
                 }
                 sender.try_send_request(request).await.map_err(failed)
             }

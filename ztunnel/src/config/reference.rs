@@ -319,7 +319,7 @@ const THREADS: &[Variable] = &[
         Depends(
             "`concurrency` of `PROXY_CONFIG`; else `ZTUNNEL_RESOURCE_CPU_LIMIT`, or a quarter of the cores, at least the request; at least 2 without a limit",
         ),
-        "Threads that carry traffic; a number, a percentage of the cores such as `50%`, or `0` for one per core",
+        "Threads that carry traffic; a number, a percentage of the cores such as `50%`, or `0` for one per core; no more than there are cores are started, or two",
     ),
     variable(
         "ZTUNNEL_RESOURCE_CPU_LIMIT",

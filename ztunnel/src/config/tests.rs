@@ -114,11 +114,11 @@ fn a_token_never_shows() {
 
 #[test]
 fn istio_s_proxy_config_sets_ports_and_address() {
-    let yaml = "discoveryAddress: pilot:15012\nproxyAdminPort: 25000\nstatsPort: 25020\nconcurrency: 3\nholdApplication: x";
+    let yaml = "discoveryAddress: pilot:15012\nproxyAdminPort: 25000\nstatsPort: 25020\nconcurrency: 1\nholdApplication: x";
     let config = read(&[("PROXY_CONFIG", yaml)]).unwrap();
     assert_eq!(config.process_ports.admin, 25000);
     assert_eq!(config.process_ports.stats, 25020);
-    assert_eq!(config.worker_threads, 3);
+    assert_eq!(config.worker_threads, 1);
     assert_eq!(config.xds.unwrap().address.to_string(), "https://pilot:15012/");
 }
 

@@ -4,7 +4,7 @@ use std::thread::available_parallelism;
 
 use tulle_runtime::config::Collector;
 
-/// Fewest threads when nothing is set.
+/// Fewest threads when nothing is set, and what may always be asked for.
 const THREADS_MIN: usize = 2;
 
 /// `ZTUNNEL_WORKER_THREADS`.
@@ -23,19 +23,22 @@ struct Given {
     request: Option<usize>,
     /// Whole cores that this process may use.
     cores: usize,
+    /// Cores that its threads can run on at once. More threads would take turns on them, and one that is put aside keeps the
+    /// task that it is about to run: a single stream loses a third (docs/scaling.md).
+    machine: usize,
 }
 
 pub(super) fn read(read: &mut Collector<'_>, concurrency: Option<usize>) -> usize {
     let limit = read.optional("ZTUNNEL_RESOURCE_CPU_LIMIT", parse_quantity);
     let cores = read.optional("ZTUNNEL_CPU_LIMIT", parse_quantity);
+    let machine = available_parallelism().map_or(1, usize::from);
     decide(Given {
         asked: read.optional("ZTUNNEL_WORKER_THREADS", parse_asked),
         concurrency,
         limit,
         request: read.optional("ZTUNNEL_RESOURCE_CPU_REQUEST", parse_quantity),
-        cores: limit
-            .or(cores)
-            .unwrap_or_else(|| available_parallelism().map_or(1, usize::from)),
+        cores: limit.or(cores).unwrap_or(machine),
+        machine,
     })
 }
 
@@ -46,7 +49,7 @@ fn decide(given: Given) -> usize {
         (Some(Asked::Threads(threads)), _) | (None, Some(threads)) => threads,
         (None, None) => default_threads(given),
     }
-    .max(1)
+    .clamp(1, given.machine.max(THREADS_MIN))
 }
 
 fn default_threads(given: Given) -> usize {
@@ -107,6 +110,7 @@ mod tests {
         limit: None,
         request: None,
         cores: 16,
+        machine: 16,
     };
 
     #[test]
@@ -153,6 +157,21 @@ mod tests {
             }),
             9
         );
+    }
+
+    #[test]
+    fn no_more_threads_than_cores_are_started() {
+        let asked = |threads, machine| {
+            decide(Given {
+                asked: Some(Asked::Threads(threads)),
+                machine,
+                ..GIVEN
+            })
+        };
+        assert_eq!(asked(16, 4), 4);
+        assert_eq!(asked(3, 4), 3);
+        assert_eq!(asked(16, 1), 2, "two may always be asked for");
+        assert_eq!(asked(1, 4), 1);
     }
 
     #[test]

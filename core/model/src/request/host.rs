@@ -1,5 +1,6 @@
 //! The host a request is for: one, without a user, in lower case.
 
+use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
 use crate::name::Str;
@@ -32,6 +33,14 @@ pub enum HostError {
 /// # Errors
 /// If it is none of these.
 pub fn parse(text: &[u8]) -> Result<Str, HostError> {
+    canonical(text).map(Str::from)
+}
+
+/// The same without a copy of what is in lower case already.
+///
+/// # Errors
+/// If it is none of these.
+pub fn canonical(text: &[u8]) -> Result<Cow<'_, str>, HostError> {
     if text.len() > HOST_BYTES_MAX {
         return Err(HostError::TooLong);
     }

@@ -9,9 +9,10 @@ use bytes::{Buf, Bytes, BytesMut};
 /// tiny frames to a slow reader would cost us more than the bytes it sent.
 const JOINED_BELOW: usize = 512;
 
-/// A joined chunk is closed at this length. The allocator gives blocks of more than 14 KiB a page of their own beyond what
-/// was asked for.
-const JOINED_MAX: usize = 8 * 1024;
+/// A joined chunk is closed at this length. An allocator keeps blocks of one size side by side, and gives nothing back of
+/// where one is left. What waits here may stay for hours, so it is of a size that no read has, which come and go: else what
+/// many reads had together at their peak stays resident for it, half a mebibyte for each block.
+const JOINED_MAX: usize = 32 * 1024;
 
 /// Behind so much, longer chunks are copied, too, and all that waits before them: each is a part of whatever it was read
 /// into, and keeps all of that. A reader that is so far behind is slow, so its bytes wait anyway. Four reads of the
@@ -65,11 +66,17 @@ impl Backlog {
         }
         // Behind the last of these there is nothing yet that was copied.
         self.close_joined();
-        self.front = Bytes::copy_from_slice(&self.front);
-        for chunk in self.rest.split_off(self.copied) {
+        let waiting = self.rest.split_off(self.copied);
+        if self.copied == 0 {
+            let front = std::mem::take(&mut self.front);
+            self.behind += front.len();
+            self.copy(&front);
+        }
+        for chunk in waiting {
             self.copy(&chunk);
         }
         self.copied = self.rest.len();
+        self.settle();
     }
 
     /// Copies a chunk into room that is full before there is more of it.
@@ -222,7 +229,8 @@ mod tests {
             "what waits holds none of what it was read into"
         );
         assert!(large.is_unique(), "it was copied as well");
-        let full = backlog.rest.iter().all(|chunk| chunk.len() == JOINED_MAX);
+        let blocks = std::iter::once(&backlog.front).chain(&backlog.rest);
+        let full = blocks.into_iter().all(|chunk| chunk.len() == JOINED_MAX);
         assert!(
             full && backlog.joined.len() < JOINED_MAX,
             "no room is left between"

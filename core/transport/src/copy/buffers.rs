@@ -50,6 +50,16 @@ pub(crate) enum Size {
 }
 
 impl Size {
+    /// The largest step of at most this one that is worth lending for `bytes`, as they fill a quarter of it; else the smallest.
+    pub(super) fn at_most(self, bytes: usize) -> Self {
+        let fits = |size: &Self| size.shelf().size / 4 <= bytes;
+        [Self::Large, Self::Medium]
+            .into_iter()
+            .filter(|size| *size as usize <= self as usize)
+            .find(fits)
+            .unwrap_or(Self::Small)
+    }
+
     fn shelf(self) -> &'static Shelf {
         &SHELVES[self as usize]
     }
@@ -85,7 +95,18 @@ impl Buffer {
         from: Pin<&mut impl AsyncRead>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        let mut room = ReadBuf::new(&mut self.bytes);
+        self.poll_read_most(from, cx, usize::MAX)
+    }
+
+    /// The same, and no more than `most` bytes, but as many as the smallest buffer holds.
+    pub(super) fn poll_read_most(
+        &mut self,
+        from: Pin<&mut impl AsyncRead>,
+        cx: &mut Context<'_>,
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
+        let most = most.max(Size::Small.shelf().size).min(self.bytes.len());
+        let mut room = ReadBuf::new(&mut self.bytes[..most]);
         ready!(from.poll_read(cx, &mut room))?;
         self.filled = room.filled().len();
         Poll::Ready(Ok(self.filled))

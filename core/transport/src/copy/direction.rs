@@ -90,7 +90,8 @@ impl<'a> Direction<'a> {
                 ready!(self.poll_splice(cx, from, to))?;
                 continue;
             }
-            self.fill(cx, source).map_err(|fault| (Side::Source, fault))?;
+            self.fill(cx, source, sink)
+                .map_err(|fault| (Side::Source, fault))?;
             let step = if !self.backlog.is_empty() {
                 sink.poll_push(cx, &mut self.backlog)
             } else if self.state == State::ReadToEnd {
@@ -159,9 +160,19 @@ impl<'a> Direction<'a> {
     }
 
     /// Reads one chunk when nothing is held; a source whose peer is bounded by credit is emptied always.
-    fn fill(&mut self, cx: &mut Context<'_>, source: &mut dyn Wire) -> Result<(), Fault> {
-        while self.state == State::Reading && (source.reads_ahead() || self.backlog.is_empty()) {
-            match source.poll_pull(cx) {
+    ///
+    /// What was read and is not taken stands in a buffer, for as long as a reader on the far side is slow, and keeps what
+    /// the allocator has around it: for many such readers that is more than the bytes themselves. So where a read
+    /// may bring much, no more is read than the sink has room for, or the least there is: an end or a reset is to be heard of.
+    fn fill(&mut self, cx: &mut Context<'_>, source: &mut dyn Wire, sink: &dyn Wire) -> Result<(), Fault> {
+        let ahead = source.reads_ahead();
+        while self.state == State::Reading && (ahead || self.backlog.is_empty()) {
+            let wanted = if !ahead && source.brings_much() {
+                sink.room()
+            } else {
+                usize::MAX
+            };
+            match source.poll_pull(cx, wanted) {
                 Poll::Ready(Ok(Some(chunk))) => self.backlog.push(chunk),
                 Poll::Ready(Ok(None)) => self.state = State::ReadToEnd,
                 Poll::Ready(Err(fault)) => return Err(fault),

@@ -31,8 +31,19 @@ pub(super) trait Wire: Send {
         None
     }
 
-    /// The next chunk, `None` once the peer has finished.
-    fn poll_pull(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>>;
+    /// Whether the next read may bring so much that there is to be [room](Self::room) for it first.
+    fn brings_much(&self) -> bool {
+        false
+    }
+
+    /// The bytes that this end would take now, as far as that is known. How an end has failed is told by the push.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+
+    /// The next chunk, `None` once the peer has finished. Where less is wanted than a socket is read in its usual steps, it
+    /// is read in smaller ones.
+    fn poll_pull(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<Result<Option<Bytes>, Fault>>;
 
     /// Tells that `bytes` of what was pulled were taken by the other end.
     fn taken(&mut self, bytes: usize);
@@ -231,7 +242,11 @@ impl Wire for TcpWire {
         false
     }
 
-    fn poll_pull(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
+    fn brings_much(&self) -> bool {
+        self.step.size() != Size::Small
+    }
+
+    fn poll_pull(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<Result<Option<Bytes>, Fault>> {
         let Reading::Open(half) = &mut self.read else {
             return Poll::Ready(Ok(None));
         };
@@ -245,10 +260,10 @@ impl Wire for TcpWire {
             }
         }
         self.step.busy();
-        let size = self.step.size();
+        let size = self.step.size().at_most(wanted);
         let held = self.buffer.take().filter(|buffer| buffer.size() == size);
         let mut buffer = held.unwrap_or_else(|| Buffer::lend(size));
-        match buffer.poll_read(Pin::new(half), cx) {
+        match buffer.poll_read_most(Pin::new(half), cx, wanted) {
             Poll::Ready(Ok(0)) => {
                 self.end_reading();
                 Poll::Ready(Ok(None))
@@ -354,7 +369,11 @@ impl Wire for TunnelWire {
         true
     }
 
-    fn poll_pull(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
+    fn room(&self) -> usize {
+        self.writer.room()
+    }
+
+    fn poll_pull(&mut self, cx: &mut Context<'_>, _: usize) -> Poll<Result<Option<Bytes>, Fault>> {
         match ready!(self.reader.poll_chunk(cx)) {
             Some(Ok(chunk)) => Poll::Ready(Ok(Some(chunk))),
             Some(Err(error)) => Poll::Ready(Err(self.fault(error))),

@@ -3,8 +3,11 @@
 //!
 //! ```text
 //! 0 ──── 1/2 ──────────── 9/10 ───────────── budget
-//!   ample │ new windows small │ nothing new       │ who holds more than a little is cut
+//!   ample │ new windows small │ nothing new       │ who holds more than a little loses its heaviest streams
 //! ```
+//!
+//! A tunnel carries connections of many who are not to pay for one slow reader among them. So streams are ended, those that
+//! hold the most first. Where streams are not ours to end (under the `h2` crate), it is the tunnel.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,7 +32,7 @@ pub enum Room {
     Scarce,
     /// More than nine tenths are used: nothing new is taken.
     Short,
-    /// All of it is used: who holds more than a little is cut.
+    /// All of it is used: who holds more than a little is relieved of it.
     None,
 }
 
@@ -43,6 +46,18 @@ pub fn set_budget(bytes: usize) {
 #[must_use]
 pub fn bytes() -> usize {
     HELD.load(Ordering::Relaxed)
+}
+
+/// With less left of a budget, buffers themselves count: the large ones of some dozen connections come to as much.
+const TIGHT: usize = 8 * 1024 * 1024;
+
+/// Whether so little is left that connections do with buffers of one record.
+pub(super) fn is_tight() -> bool {
+    tight(bytes(), BUDGET.load(Ordering::Relaxed))
+}
+
+fn tight(held: usize, budget: usize) -> bool {
+    budget > 0 && budget.saturating_sub(held) < TIGHT
 }
 
 /// How much room there is now.
@@ -121,7 +136,10 @@ struct Streams {
 /// The process holds all it may, and this connection more than a little of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this process holds as much for slow readers as it may")]
-pub(super) struct TooMuch;
+pub(super) struct TooMuch {
+    /// What it may go on to hold.
+    pub(super) may: usize,
+}
 
 impl Held {
     /// The framing tells what is held; frames that go by are not counted.
@@ -142,10 +160,11 @@ impl Held {
 
     /// More has arrived; all streams together hold so much now.
     pub(super) fn judge(all: usize) -> Result<(), TooMuch> {
-        if all > LEAST && room() == Room::None && all > little(BUDGET.load(Ordering::Relaxed)) {
-            return Err(TooMuch);
+        if all <= LEAST || room() != Room::None {
+            return Ok(());
         }
-        Ok(())
+        let may = little(BUDGET.load(Ordering::Relaxed));
+        if all > may { Err(TooMuch { may }) } else { Ok(()) }
     }
 
     fn counts(&self) -> bool {
@@ -237,6 +256,14 @@ mod tests {
         assert_eq!(little(0), LEAST);
         assert_eq!(little(2 * LITTLE), LITTLE / 2);
         assert_eq!(little(usize::MAX), LITTLE);
+    }
+
+    #[test]
+    fn without_a_budget_nothing_is_tight() {
+        assert!(!tight(usize::MAX, 0));
+        assert!(!tight(TIGHT, 2 * TIGHT));
+        assert!(tight(TIGHT + 1, 2 * TIGHT));
+        assert!(tight(2 * TIGHT, TIGHT));
     }
 
     #[test]

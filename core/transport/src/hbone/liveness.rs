@@ -6,6 +6,8 @@
 //!      ▲                     │    ▲                             │
 //!      └── last one closes ──┘    └───── anything arrives ──────┘
 //! ```
+//!
+//! What is waited for a peer is [time in which this process ran](lived), so that no peer is lost by ours standing still.
 
 use std::future::{pending, poll_fn};
 use std::io;
@@ -14,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tulle_identity::{HandshakeError, PeerProof};
 use tulle_model::Reason;
@@ -326,12 +328,39 @@ pub(super) async fn peer_lost(mut ping: impl Ping, vitals: Arc<Vitals>, settings
         }
         asked = true;
         let since = Instant::now();
-        match timeout(settings.ping_timeout, poll_fn(|cx| ping.poll_answer(cx))).await {
-            Ok(true) => asked = false,
-            Ok(false) => return pending().await,
-            Err(_) if vitals.last_heard() <= since => return,
+        let answer = tokio::select! {
+            biased;
+            answer = poll_fn(|cx| ping.poll_answer(cx)) => Some(answer),
+            () = lived(settings.ping_timeout) => None,
+        };
+        match answer {
+            Some(true) => asked = false,
+            Some(false) => return pending().await,
+            None if vitals.last_heard() <= since => return,
             // Not an answer, but a sign of life.
-            Err(_) => {}
+            None => {}
+        }
+    }
+}
+
+/// Parts in which a peer is waited for.
+const PARTS: u32 = 5;
+
+/// Ends when so much time has passed in which this process ran.
+///
+/// A process that is stopped, or is given no processor or memory for seconds, finds its time over when it goes on, and
+/// what came meanwhile unread. So the time is waited in parts, and one that ends much too late does not count. As many of
+/// these as there are parts: a peer that is gone is found even by a process that never runs in time.
+async fn lived(time: Duration) {
+    let part = time / PARTS;
+    let (mut left, mut late) = (PARTS, PARTS);
+    while left > 0 {
+        let began = Instant::now();
+        sleep(part).await;
+        if late > 0 && began.elapsed() >= 2 * part {
+            late -= 1;
+        } else {
+            left -= 1;
         }
     }
 }
@@ -349,7 +378,7 @@ pub(super) async fn head_overdue(vitals: Arc<Vitals>, after: Duration) {
         };
         let Some(since) = since else { continue };
         tokio::select! {
-            () = sleep_until(since + after) => return,
+            () = lived(after) => return,
             _ = activity.wait_for(|activity| activity.owes_since != Some(since)) => {}
         }
     }
@@ -369,6 +398,49 @@ pub(super) async fn unused(vitals: Arc<Vitals>, after: Duration) {
                 }
             }
             _ = activity.wait_for(|activity| activity.busy) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tulle_runtime::tasks;
+
+    use super::*;
+
+    const TIME: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn time_that_passes_as_it_should_counts_in_full() {
+        let began = Instant::now();
+        lived(TIME).await;
+        assert!(
+            began.elapsed() >= TIME && began.elapsed() < TIME + Duration::from_millis(100),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_process_stood_still_does_not_count() {
+        let waiting = tasks::spawn("waiting", lived(TIME));
+        sleep(Duration::from_millis(4_500)).await;
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        sleep(Duration::from_millis(500)).await;
+        assert!(!waiting.is_finished(), "the last second is still to come");
+        sleep(Duration::from_millis(600)).await;
+        assert!(waiting.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_never_runs_in_time_does_not_wait_for_ever() {
+        let waiting = tasks::spawn("waiting", lived(TIME));
+        tokio::task::yield_now().await;
+        let mut steps = 0;
+        while !waiting.is_finished() {
+            tokio::time::advance(Duration::from_secs(30)).await;
+            steps += 1;
+            assert!(steps <= 20);
         }
     }
 }

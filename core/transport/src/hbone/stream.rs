@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -10,6 +10,9 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::error::StreamError;
+
+/// Bytes that are copied for one write. What a peer's window has no room for would be copied again.
+const COPIED_MAX: usize = 64 * 1024;
 
 /// Why a stream is ended before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +42,12 @@ pub(super) trait ReadChunks: Send {
 pub(super) trait WriteChunks: Send {
     /// Sends as much of `chunk` as the peer's window allows, at least one byte, and cuts it off the front.
     fn poll_write(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<usize, StreamError>>;
+
+    /// How many bytes a write would take now, as far as that is known. An ended stream takes any number: the write says how
+    /// it ended.
+    fn room(&self) -> usize {
+        usize::MAX
+    }
 
     /// Ends this direction (FIN).
     fn finish(&mut self) -> Result<(), StreamError>;
@@ -180,6 +189,11 @@ impl HboneWriter {
         self.0.poll_write(cx, chunk)
     }
 
+    /// How many bytes may be written now, as far as that is known.
+    pub(crate) fn room(&self) -> usize {
+        self.0.room()
+    }
+
     /// Ends this direction (FIN); the other stays open.
     pub fn finish(&mut self) -> Result<(), StreamError> {
         self.0.finish()
@@ -217,13 +231,26 @@ impl AsyncRead for HboneStream {
 }
 
 impl AsyncWrite for HboneStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if bytes.is_empty() {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    /// What is offered in pieces goes in one: a head and its body are one frame.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        // The copy is the price of borrowed buffers; the chunk interface has none.
+        let mut chunk = copied(slices);
+        if chunk.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        // The copy is the price of a borrowed buffer; the chunk interface has none.
-        let mut chunk = Bytes::copy_from_slice(bytes);
         Poll::Ready(Ok(ready!(self.writer.poll_write(cx, &mut chunk))?))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -233,6 +260,17 @@ impl AsyncWrite for HboneStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.writer.finish().map_err(Into::into))
     }
+}
+
+/// The first [`COPIED_MAX`] bytes.
+fn copied(slices: &[IoSlice<'_>]) -> Bytes {
+    let all: usize = slices.iter().map(|slice| slice.len()).sum();
+    let mut chunk = Vec::with_capacity(all.min(COPIED_MAX));
+    for slice in slices {
+        let room = COPIED_MAX - chunk.len();
+        chunk.extend_from_slice(&slice[..slice.len().min(room)]);
+    }
+    chunk.into()
 }
 
 impl From<StreamError> for io::Error {
@@ -256,5 +294,20 @@ impl fmt::Debug for HboneReader {
 impl fmt::Debug for HboneWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HboneWriter")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_go_in_one_and_no_more_than_may_be_copied() {
+        let [one, two] = [b"head ".as_slice(), b"body".as_slice()].map(IoSlice::new);
+        assert_eq!(copied(&[one, IoSlice::new(b""), two]), "head body");
+        assert!(copied(&[]).is_empty());
+        let large = vec![b'x'; COPIED_MAX - 1];
+        let both = copied(&[IoSlice::new(&large), IoSlice::new(b"yz"), IoSlice::new(b"z")]);
+        assert_eq!((both.len(), both[COPIED_MAX - 1]), (COPIED_MAX, b'y'));
     }
 }

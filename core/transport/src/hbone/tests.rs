@@ -150,9 +150,15 @@ impl Pair {
         let (far, mut far_end) = duplex(1024 * 1024);
         let (cut, mut wait) = mpsc::channel::<()>(1);
         tasks::spawn("test link", async move {
-            tokio::select! {
-                _ = tokio::io::copy_bidirectional(&mut near_end, &mut far_end) => {}
-                _ = wait.recv() => {}
+            // What is said while it is cut arrives once it is not.
+            loop {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near_end, &mut far_end) => break,
+                    _ = wait.recv() => {}
+                }
+                if wait.recv().await.is_none() {
+                    break;
+                }
             }
             std::future::pending::<()>().await;
             drop((near_end, far_end));
@@ -171,6 +177,10 @@ struct Cut {
 
 impl Cut {
     fn cut(&self) {
+        self.cut.try_send(()).unwrap();
+    }
+
+    fn mend(&self) {
         self.cut.try_send(()).unwrap();
     }
 }

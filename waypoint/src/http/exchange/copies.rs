@@ -40,7 +40,7 @@ impl Exchange<'_> {
                 continue;
             };
             let head = RequestHead {
-                authority: mirror::shadow(&head.authority),
+                authority: mirror::shadow(&head.authority).into(),
                 ..head.clone()
             };
             let place = Place {

@@ -1,18 +1,16 @@
 //! Writes the one request that goes upstream, from the canonical form alone.
 
-use std::io::Write;
-use std::net::IpAddr;
-
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TE, UPGRADE};
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::{self, Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use smallvec::SmallVec;
-use tulle_model::request::{RequestHead, Scheme};
+use tulle_model::request::{RequestHead, Scheme, Text};
 
 use super::Upgrade;
 use super::fields::FORWARDED_FOR;
+use crate::spare;
 
 /// The id of a request, in requests and local replies.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -20,8 +18,8 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
-/// The longest text of an address.
-const IP_TEXT_MAX: usize = 45;
+/// Fields that are added at most.
+const OWN_FIELDS: usize = 8;
 
 /// Longest request id that is taken from a client.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -31,8 +29,8 @@ pub const REQUEST_ID_BYTES_MAX: usize = 128;
 pub struct Telling<'a> {
     /// Id of the request.
     pub request_id: &'a HeaderValue,
-    /// Address of the caller.
-    pub source_ip: IpAddr,
+    /// Address of the caller, as text.
+    pub source: &'a HeaderValue,
     /// Which try this is, counted from 1.
     pub attempt: u32,
     /// The caller's identity (`spiffe://…`) and the destination's, if applications are told.
@@ -67,22 +65,24 @@ pub fn encode(head: &RequestHead, telling: &Telling<'_>, version: Version) -> Re
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.version = version;
     parts.method = head.method.clone();
-    parts.headers = HeaderMap::with_capacity(head.headers.keys_len() + 8);
+    parts.headers = spare::headers(head.headers.len() + OWN_FIELDS);
     if version == Version::HTTP_2 {
         parts.uri = absolute(head)?;
     } else {
-        parts.uri = Uri::from_maybe_shared(target(head)).map_err(|_| NoTarget)?;
-        let host = HeaderValue::from_str(&head.authority).map_err(|_| NoTarget)?;
+        parts.uri = target(head)?.into();
+        let host = match head.authority.as_field() {
+            Some(came) => came.clone(),
+            None => HeaderValue::from_str(&head.authority).map_err(|_| NoTarget)?,
+        };
         // RFC 9110, 7.2: host goes first.
         parts.headers.insert(HOST, host);
     }
-    parts.headers.extend(
-        head.headers
-            .iter()
-            .map(|(name, value)| (name.clone(), value.clone())),
-    );
-    // Written again from what is known of the body.
-    parts.headers.remove(CONTENT_LENGTH);
+    for (name, value) in &head.headers {
+        // Written again from what is known of the body, and of the request.
+        if name != CONTENT_LENGTH && name != REQUEST_ID {
+            parts.headers.append(name.clone(), value.clone());
+        }
+    }
     tell(&mut parts.headers, head.scheme, telling);
     if telling.expects_continue {
         parts
@@ -102,8 +102,11 @@ pub fn encode(head: &RequestHead, telling: &Telling<'_>, version: Version) -> Re
     Ok(parts)
 }
 
-/// Path and query, written once: what is parsed of them shares it.
-fn target(head: &RequestHead) -> Bytes {
+/// Path and query: as they came, or written once, where what is parsed of them shares it.
+fn target(head: &RequestHead) -> Result<PathAndQuery, NoTarget> {
+    if let Some(came) = Text::target(&head.path, head.query.as_ref()) {
+        return Ok(came.clone());
+    }
     let query = head.query.as_deref().map_or(0, |query| 1 + query.len());
     let mut target = Vec::with_capacity(head.path.len() + query);
     target.extend_from_slice(head.path.as_bytes());
@@ -111,16 +114,22 @@ fn target(head: &RequestHead) -> Bytes {
         target.push(b'?');
         target.extend_from_slice(query.as_bytes());
     }
-    target.into()
+    PathAndQuery::from_maybe_shared(Bytes::from(target)).map_err(|_| NoTarget)
 }
 
 fn absolute(head: &RequestHead) -> Result<Uri, NoTarget> {
-    Uri::builder()
-        .scheme(head.scheme.as_str())
-        .authority(&*head.authority)
-        .path_and_query(PathAndQuery::from_maybe_shared(target(head)).map_err(|_| NoTarget)?)
-        .build()
-        .map_err(|_| NoTarget)
+    let authority = match head.authority.as_authority() {
+        Some(came) => came.clone(),
+        None => Authority::try_from(&*head.authority).map_err(|_| NoTarget)?,
+    };
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(match head.scheme {
+        Scheme::Http => uri::Scheme::HTTP,
+        Scheme::Https => uri::Scheme::HTTPS,
+    });
+    parts.authority = Some(authority);
+    parts.path_and_query = Some(target(head)?);
+    Uri::from_parts(parts).map_err(|_| NoTarget)
 }
 
 fn tell(headers: &mut HeaderMap, scheme: Scheme, telling: &Telling<'_>) {
@@ -129,7 +138,7 @@ fn tell(headers: &mut HeaderMap, scheme: Scheme, telling: &Telling<'_>) {
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme.as_str()));
     }
-    if let Some(passed) = appended(headers, telling.source_ip) {
+    if let Some(passed) = appended(headers, telling.source) {
         headers.insert(FORWARDED_FOR, passed);
     }
     if let Some(ClientCert { source, destination }) = telling.client_cert
@@ -140,17 +149,16 @@ fn tell(headers: &mut HeaderMap, scheme: Scheme, telling: &Telling<'_>) {
 }
 
 /// The addresses that a gateway named, and then the caller's.
-fn appended(headers: &HeaderMap, source_ip: IpAddr) -> Option<HeaderValue> {
+fn appended(headers: &HeaderMap, source: &HeaderValue) -> Option<HeaderValue> {
+    if !headers.contains_key(FORWARDED_FOR) {
+        return Some(source.clone());
+    }
     let mut passed: SmallVec<[u8; 64]> = SmallVec::new();
     for value in headers.get_all(FORWARDED_FOR) {
         passed.extend_from_slice(value.as_bytes());
         passed.extend_from_slice(b", ");
     }
-    let mut text = [0; IP_TEXT_MAX];
-    let mut rest = &mut text[..];
-    write!(rest, "{source_ip}").ok()?;
-    let length = IP_TEXT_MAX - rest.len();
-    passed.extend_from_slice(&text[..length]);
+    passed.extend_from_slice(source.as_bytes());
     HeaderValue::from_bytes(&passed).ok()
 }
 

@@ -224,10 +224,12 @@ fn methods_are_case_sensitive() {
     assert_eq!(admitted.head.method, "get");
 }
 
+static SOURCE: HeaderValue = HeaderValue::from_static("10.0.0.7");
+
 fn telling(id: &HeaderValue) -> Telling<'_> {
     Telling {
         request_id: id,
-        source_ip: "10.0.0.7".parse().unwrap(),
+        source: &SOURCE,
         attempt: 2,
         client_cert: None,
         upgrade: None,

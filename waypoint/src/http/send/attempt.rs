@@ -17,7 +17,7 @@ use crate::http::aim::Aim;
 use crate::http::body::{RequestBody, ResponseBody};
 use crate::http::hygiene::encode::{self, ClientCert, Telling};
 use crate::http::hygiene::{self, Upgrade};
-use crate::http::interim::Interims;
+use crate::http::interim::{Hears, Interims};
 use crate::http::record::Record;
 use crate::http::respond::Reply;
 use crate::http::{routing, upgrade};
@@ -63,8 +63,10 @@ impl Sending<'_> {
             head,
             self.wants.upgrade,
         );
-        let interims = Interims::new(self.wants.aside.cloned());
-        let request = match self.request(state, head, body, (version, endpoint), &interims) {
+        // Over HTTP/2 the word would not be heard, and a body that has begun is wanted already.
+        let word = self.wants.word && version == Version::Http1 && !state.replay.has_started();
+        let waiting = word.then(Interims::default);
+        let request = match self.request(state, head, body, (version, endpoint), waiting.as_ref()) {
             Ok(request) => request,
             Err(reason) => return failed(Outcome::ClientGone, reason),
         };
@@ -103,7 +105,7 @@ impl Sending<'_> {
                 return failed(connect::outcome_of(&error), connect::reason(&error));
             }
         };
-        Ok(self.over(lease, (state, head, version), request, &interims).await)
+        Ok(self.over(lease, (state, head, version), request, waiting).await)
     }
 
     /// Sends the request of a try over a connection, and reads the head of its answer.
@@ -112,7 +114,7 @@ impl Sending<'_> {
         mut lease: Lease,
         (state, head, version): (&State, &RequestHead, Version),
         request: Request<RequestBody>,
-        interims: &Interims,
+        waiting: Option<Interims>,
     ) -> Brought {
         let broken = |reason| Brought::failed(Outcome::Malformed, reason);
         let asks = self.wants.upgrade.is_some();
@@ -120,18 +122,17 @@ impl Sending<'_> {
             return broken(Reason::UpstreamProtocol);
         }
         let key = request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| asks).cloned();
-        let sent = tokio::select! {
-            sent = lease.send(request) => sent,
-            () = interims.too_many() => return broken(Reason::UpstreamProtocol),
+        let hears = Hears {
+            aside: self.wants.aside.cloned(),
+            body: waiting.clone(),
         };
-        let error = match sent {
+        let error = match lease.send(request, hears).await {
             Ok(response) => {
                 let asked = upgrade::Asked {
                     head,
                     key: key.as_ref(),
                     over: version,
                 };
-                let waiting = self.wants.word.then(|| interims.clone());
                 return match self.read(response, lease, &asked, waiting) {
                     Ok(response) => self.answered(state, head, response).await,
                     Err(reason) => broken(reason),
@@ -181,23 +182,21 @@ impl Sending<'_> {
         head: &RequestHead,
         body: RequestBody,
         (version, endpoint): (Version, &Endpoint),
-        interims: &Interims,
+        waiting: Option<&Interims>,
     ) -> Result<Request<RequestBody>, Reason> {
-        // Over HTTP/2 the word would not be heard, and a body that has begun is wanted already.
-        let word = self.wants.word && version == Version::Http1 && !state.replay.has_started();
         let told = self.snapshot.settings.forward_client_cert;
         let source = self.arrival.source.identity.as_ref().filter(|_| told);
         let names = source.map(|source| (source.to_string(), endpoint.workload.identity().to_string()));
         let telling = Telling {
             request_id: self.id,
-            source_ip: self.arrival.source.ip,
+            source: &self.arrival.told_ip,
             attempt: state.number,
             client_cert: names
                 .as_ref()
                 .map(|(source, destination)| ClientCert { source, destination }),
             upgrade: self.wants.upgrade,
             takes_trailers: self.wants.trailers,
-            expects_continue: word,
+            expects_continue: waiting.is_some(),
         };
         let written = match version {
             Version::Http1 => http::Version::HTTP_11,
@@ -208,16 +207,11 @@ impl Sending<'_> {
             parts.headers.insert(limits::GRPC_TIMEOUT, limits::header(left));
         }
         self.note(|record| record.pass_trace(&mut parts.headers, state.span));
-        let body = if word {
-            RequestBody::gated(interims.gate(body))
-        } else {
-            body
+        let body = match waiting {
+            Some(waiting) => RequestBody::gated(waiting.gate(body)),
+            None => body,
         };
-        let mut request = Request::from_parts(parts, body);
-        if version == Version::Http1 {
-            interims.listen(&mut request);
-        }
-        Ok(request)
+        Ok(Request::from_parts(parts, body))
     }
 
     /// Reads what the head of an answer says, and where that may decide, its trailers.

@@ -2,8 +2,6 @@
 //! for too long, policies deny it, or the process ends.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +15,7 @@ use tulle_model::Reason;
 
 use crate::context::Waypoint;
 use crate::http::body::Held;
+use crate::http::cut::Cut;
 use crate::http::idle::{HALF_CLOSED_MAX, STREAM_IDLE_MAX};
 use crate::http::record::Ending;
 use crate::upstream::pool::Lease;
@@ -33,9 +32,9 @@ pub struct Switched {
     /// Its place on a connection.
     pub lease: Lease,
     /// Its place in counts.
-    pub held: Option<Box<Held>>,
+    pub held: Option<Held>,
     /// Done when policies deny it.
-    pub cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    pub cut: Option<Cut>,
 }
 
 impl fmt::Debug for Switched {

@@ -8,8 +8,8 @@ use tulle_model::Str;
 use tulle_model::policy::jwt::{JwtRule, Keys};
 use tulle_model::policy::{Concern, Policy};
 use tulle_model::reason::Reason;
-use tulle_model::request::RequestHead;
 use tulle_model::request::reserved::is_untouchable;
+use tulle_model::request::{RequestHead, Text};
 
 use super::cache::{Cache, Digest};
 use super::jwks::{From, Jwks};
@@ -84,7 +84,7 @@ impl Failure {
 
 impl Effects {
     /// Applies them to what goes upstream.
-    pub fn apply(&self, headers: &mut HeaderMap, query: &mut Option<Str>) {
+    pub fn apply(&self, headers: &mut HeaderMap, query: &mut Option<Text>) {
         for place in &self.remove {
             place.remove(headers, query);
         }

@@ -4,7 +4,7 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue};
 use tulle_model::Str;
 use tulle_model::policy::jwt::JwtRule;
-use tulle_model::request::RequestHead;
+use tulle_model::request::{RequestHead, Text};
 use tulle_model::route::query;
 
 use super::super::limit::key::cookie;
@@ -67,7 +67,7 @@ impl Place {
     }
 
     /// Takes the tokens out of what goes upstream. Everything else stays as it is.
-    pub fn remove(&self, headers: &mut HeaderMap, query: &mut Option<Str>) {
+    pub fn remove(&self, headers: &mut HeaderMap, query: &mut Option<Text>) {
         match self {
             Self::Header(name, prefix) => {
                 let kept: Vec<HeaderValue> = headers
@@ -98,7 +98,7 @@ fn stripped<'v>(value: &'v HeaderValue, prefix: &str) -> Option<&'v [u8]> {
 }
 
 /// The query without a parameter; `None` if nothing is left.
-fn without_param(text: &str, name: &str) -> Option<Str> {
+fn without_param(text: &str, name: &str) -> Option<Text> {
     let kept: Vec<&str> = text
         .split('&')
         .filter(|part| query::first(Some(part), name).is_none())

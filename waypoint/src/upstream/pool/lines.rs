@@ -1,14 +1,20 @@
 //! The lines of the heads that an endpoint answers with over HTTP/1.1: each is to end with CR and LF. Who takes a bare LF
-//! for an end, as the library does, may see another answer than who does not.
+//! for an end, as the library does, may see another answer than who does not. Interim answers are heard here, too: the
+//! library passes them over, and would have each request ask for them with four allocations.
 
 use std::io;
 use std::sync::Arc;
 
+use http::StatusCode;
 use memchr::memchr;
 use parking_lot::Mutex;
 
 use crate::buffers::Carried;
+use crate::http::interim::{Hears, INTERIM_MAX};
 use crate::watched::Look;
+
+/// Bytes of the fields of an interim answer that are told on. The library takes no longer head.
+const FIELDS_MAX: usize = 64 * 1024;
 
 /// What is known of the answers on one connection. Shared by its bytes and its requests.
 #[derive(Debug, Default)]
@@ -18,6 +24,12 @@ pub(super) struct Answers(Mutex<State>);
 struct State {
     /// A head is being read, or waited for.
     head: Option<Head>,
+    /// Who is told of interim ones.
+    hears: Hears,
+    /// How many there were.
+    interims: u32,
+    /// Lines of the fields of the one that is being read, if somebody is told of them.
+    fields: Vec<u8>,
     malformed: bool,
 }
 
@@ -35,50 +47,80 @@ struct Head {
 /// `HTTP/1.1 200`
 const STATUS_END: usize = 12;
 
-/// A line has ended without a carriage return.
+/// What an endpoint does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a line of the answer's head ends without a carriage return")]
-struct BareLineFeed;
+enum Wrong {
+    /// A line has ended without a carriage return.
+    #[error("a line of the answer's head ends without a carriage return")]
+    BareLineFeed,
+    /// It does not come to the answer itself.
+    #[error("there are more than {INTERIM_MAX} interim answers to one request")]
+    Interims,
+}
 
 impl Answers {
     /// A request is sent: the next bytes are the head of its answer.
-    pub(super) fn expect(&self) {
-        self.0.lock().head = Some(Head::default());
+    pub(super) fn expect(&self, hears: Hears) {
+        let mut state = self.0.lock();
+        (state.head, state.hears, state.interims) = (Some(Head::default()), hears, 0);
     }
 
-    /// Whether a head was not well-formed.
+    /// Whether a head was not well-formed, or there were too many.
     pub(super) fn is_malformed(&self) -> bool {
         self.0.lock().malformed
     }
 
-    fn see(&self, mut bytes: &[u8]) -> Result<(), BareLineFeed> {
+    fn see(&self, bytes: &[u8]) -> Result<(), Wrong> {
         let mut state = self.0.lock();
-        let state = &mut *state;
-        let Some(head) = &mut state.head else {
-            return Ok(());
-        };
-        while !bytes.is_empty() {
-            match head.see(&mut bytes) {
-                Ok(false) => {}
-                // An interim answer: another head follows.
-                Ok(true) if head.is_interim() => *head = Head::default(),
-                Ok(true) => {
-                    state.head = None;
-                    return Ok(());
-                }
-                Err(bare) => {
-                    state.malformed = true;
-                    return Err(bare);
+        let seen = state.see(bytes);
+        state.malformed |= seen.is_err();
+        seen
+    }
+}
+
+impl State {
+    fn see(&mut self, mut bytes: &[u8]) -> Result<(), Wrong> {
+        while let Some(head) = self.head.as_mut().filter(|_| !bytes.is_empty()) {
+            let (from, is_field) = (bytes, head.lines > 0);
+            let has_ended = head.see(&mut bytes)?;
+            let interim = head.interim();
+            if let Some(status) = interim.filter(|_| is_field) {
+                self.keep(status, &from[..from.len() - bytes.len()]);
+            }
+            match interim {
+                _ if !has_ended => {}
+                Some(status) => self.interim(status)?,
+                None => {
+                    self.head = None;
+                    self.hears = Hears::default();
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A part of a line of an interim answer.
+    fn keep(&mut self, status: StatusCode, part: &[u8]) {
+        if self.hears.wants_fields(status) && self.fields.len() + part.len() <= FIELDS_MAX {
+            self.fields.extend_from_slice(part);
+        }
+    }
+
+    /// An interim answer has come: another head follows.
+    fn interim(&mut self, status: StatusCode) -> Result<(), Wrong> {
+        self.interims += 1;
+        if self.interims > INTERIM_MAX {
+            return Err(Wrong::Interims);
+        }
+        self.hears.hear(status, &std::mem::take(&mut self.fields));
+        self.head = Some(Head::default());
         Ok(())
     }
 }
 
 impl Head {
     /// As much as there is of the next line, which is passed over; whether the head ends with it.
-    fn see(&mut self, bytes: &mut &[u8]) -> Result<bool, BareLineFeed> {
+    fn see(&mut self, bytes: &mut &[u8]) -> Result<bool, Wrong> {
         let end = memchr(b'\n', bytes);
         let part = &bytes[..end.unwrap_or(bytes.len())];
         *bytes = end.map_or(&[], |end| &bytes[end + 1..]);
@@ -94,7 +136,7 @@ impl Head {
             return Ok(false);
         }
         if !self.returned {
-            return Err(BareLineFeed);
+            return Err(Wrong::BareLineFeed);
         }
         // Empty lines before an answer are none of its own.
         let is_empty = self.length == 1;
@@ -106,8 +148,10 @@ impl Head {
         Ok(is_empty)
     }
 
-    fn is_interim(&self) -> bool {
-        matches!(&self.first[STATUS_END - 3..], [b'1', a, b] if [a, b] != [&b'0', &b'1'])
+    /// Its status, if it is an interim answer.
+    fn interim(&self) -> Option<StatusCode> {
+        let status = StatusCode::from_bytes(&self.first[STATUS_END - 3..]).ok()?;
+        (status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS).then_some(status)
     }
 }
 
@@ -123,18 +167,19 @@ impl Look for Lines {
         // The library reads no more than a head, or what a body has room for.
         let _ = self.carried.arrived(bytes.len());
         let seen = self.answers.see(bytes);
-        seen.map_err(|bare| io::Error::new(io::ErrorKind::InvalidData, bare))
+        seen.map_err(|wrong| io::Error::new(io::ErrorKind::InvalidData, wrong))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::wire::Aside;
 
     /// What is said of bytes that arrive in pieces of this size, and whether a head is still expected.
-    fn seen(sent: &str, piece: usize) -> (Result<(), BareLineFeed>, bool) {
+    fn seen(sent: &str, piece: usize) -> (Result<(), Wrong>, bool) {
         let answers = Answers::default();
-        answers.expect();
+        answers.expect(Hears::default());
         let seen = sent
             .as_bytes()
             .chunks(piece)
@@ -153,7 +198,7 @@ mod tests {
             "\nHTTP/1.1 200 OK\r\n\r\n",
         ] {
             for piece in [1, 5, 1_000] {
-                assert_eq!(seen(sent, piece).0, Err(BareLineFeed), "{sent:?}");
+                assert_eq!(seen(sent, piece).0, Err(Wrong::BareLineFeed), "{sent:?}");
             }
         }
     }
@@ -169,6 +214,35 @@ mod tests {
             for piece in [1, 5, 1_000] {
                 assert_eq!(seen(sent, piece), (Ok(()), false), "{sent:?}");
             }
+        }
+    }
+
+    #[test]
+    fn eight_interim_answers_are_borne() {
+        let many = |count| "HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\n".repeat(count);
+        for piece in [1, 7, 1_000] {
+            assert_eq!(seen(&many(8), piece), (Ok(()), true));
+            assert_eq!(seen(&many(9), piece).0, Err(Wrong::Interims));
+            let (seen, expected) = seen(&(many(8) + "HTTP/1.1 200 OK\r\n\r\n"), piece);
+            assert_eq!((seen, expected), (Ok(()), false));
+        }
+    }
+
+    #[test]
+    fn the_fields_of_an_interim_answer_are_told_on_however_they_are_cut() {
+        for piece in [1, 3, 1_000] {
+            let aside = Aside::new();
+            let _owed = aside.begin();
+            let answers = Answers::default();
+            answers.expect(Hears {
+                aside: Some(Arc::clone(&aside)),
+                body: None,
+            });
+            let sent = "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 100 Continue\r\nx-a: 1\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
+            sent.as_bytes()
+                .chunks(piece)
+                .for_each(|piece| answers.see(piece).unwrap());
+            assert_eq!(aside.waiting(), "HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\n");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::task::Context;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tulle_model::Reason;
 
 use super::core::{Core, End, Gone, Role};
 use crate::hbone::error::{OpenError, StreamError};
@@ -53,6 +54,11 @@ impl Conn {
         result
     }
 
+    /// For whoever changes nothing.
+    pub(super) fn look<R>(&self, call: impl FnOnce(&Core) -> R) -> R {
+        call(&self.core.lock())
+    }
+
     /// For the driver.
     pub(super) fn drive<R>(&self, call: impl FnOnce(&mut Core) -> R) -> R {
         let mut core = self.core.lock();
@@ -77,6 +83,7 @@ impl Conn {
 pub(super) fn explain(slot: &Slot, gone: Gone) -> StreamError {
     match gone {
         Gone::Reset(code) => slot.reset_or_lost(code.into()),
+        Gone::Shed => StreamError::Cut(Reason::Overload),
         Gone::Closed => StreamError::Closed,
         Gone::Away => slot
             .lost()
@@ -96,7 +103,8 @@ pub(super) fn not_opened(vitals: &Vitals, gone: Gone) -> OpenError {
     }
     match gone {
         Gone::Reset(code) => OpenError::Reset(code.into()),
-        Gone::Away | Gone::Closed => {
+        // It held nothing yet, so it was not shed.
+        Gone::Away | Gone::Closed | Gone::Shed => {
             vitals.retire();
             OpenError::GoingAway
         }

@@ -14,6 +14,7 @@ mod frames;
 mod receive;
 mod send;
 mod settings;
+mod shed;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -109,6 +110,8 @@ pub(super) enum Next {
 pub(super) enum Gone {
     /// It was reset.
     Reset(u32),
+    /// This side ended it: it held too much for its reader.
+    Shed,
     /// This side has ended it.
     Closed,
     /// The peer goes away and has not taken it.

@@ -183,10 +183,7 @@ impl<L: Link> Driver<L> {
         }
         match failed {
             None => {
-                if let Err(too_much) = Held::judge(self.held) {
-                    self.conn.vitals().cut(Reason::Overload);
-                    return Poll::Ready(Err(io::Error::other(too_much)));
-                }
+                self.relieve()?;
                 Poll::Ready(Ok(read))
             }
             Some(fault) => {
@@ -195,6 +192,24 @@ impl<L: Link> Driver<L> {
                 Poll::Ready(Err(io::Error::other(fault)))
             }
         }
+    }
+
+    /// Ends streams while this process holds all it may, and this connection more than a little of it.
+    fn relieve(&mut self) -> io::Result<()> {
+        let Err(too_much) = Held::judge(self.held) else {
+            return Ok(());
+        };
+        let held = &mut self.held;
+        let relieved = self.conn.drive(|core| {
+            let relieved = core.shed(too_much.may);
+            *held = core.held();
+            relieved
+        });
+        if relieved {
+            return Ok(());
+        }
+        self.conn.vitals().cut(Reason::Overload);
+        Err(io::Error::other(too_much))
     }
 
     /// All is said: closes the stream once it is written.

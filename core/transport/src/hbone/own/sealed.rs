@@ -18,6 +18,7 @@ use tulle_identity::tls::Handover;
 
 use super::core::Outbox;
 use super::link::Link;
+use crate::hbone::held;
 use crate::hbone::watch::Watch;
 use crate::plain;
 use crate::records::buffer::{Buffer, Pinned, Size};
@@ -113,7 +114,11 @@ struct Step {
 
 impl Step {
     fn size(&self) -> Size {
-        if self.many { Size::Many } else { Size::One }
+        if self.many && !held::is_tight() {
+            Size::Many
+        } else {
+            Size::One
+        }
     }
 
     fn read(&mut self, bytes: usize, room: usize) {
@@ -194,7 +199,11 @@ where
                 out.advance(out.len());
                 break;
             }
-            let size = if out.len() <= SHORT { Size::One } else { Size::Many };
+            let size = if out.len() <= SHORT || held::is_tight() {
+                Size::One
+            } else {
+                Size::Many
+            };
             let mut buffer = Buffer::lend(size);
             let sealed = self.state.session.seal(out.parts(), &mut buffer.bytes)?;
             out.advance(sealed.taken);
@@ -277,7 +286,8 @@ where
             self.state.rest = Incoming::keep(&buffer.bytes[opened..filled]);
         }
         let first = chunks.len();
-        let frugal = self.state.pinned.bytes() > PINNED_FREELY && self.state.pinned.bytes() / 2 > held;
+        let pinned = self.state.pinned.bytes();
+        let frugal = held::is_tight() || pinned > PINNED_FREELY && pinned / 2 > held;
         share(buffer, &found, (!frugal).then_some(&self.state.pinned), chunks);
         chunks[first..]
             .iter()

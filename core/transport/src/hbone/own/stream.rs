@@ -99,6 +99,11 @@ impl WriteChunks for Writer {
         Poll::Ready(written.map_err(|gone| self.shared.explain(gone)))
     }
 
+    fn room(&self) -> usize {
+        let Handle { conn, id } = &self.shared.handle;
+        conn.look(|core| core.room(*id))
+    }
+
     fn finish(&mut self) -> Result<(), StreamError> {
         if std::mem::replace(&mut self.finished, true) {
             return Ok(());

@@ -69,3 +69,19 @@ async fn a_silent_peer_that_lives_is_kept() {
     client.shutdown().await.unwrap();
     assert_eq!(read_all(&mut server).await, b"still there");
 }
+
+/// A process that was stopped, or starved, goes on: its timers have all passed, and what its peer said is still to be read.
+#[tokio::test(start_paused = true)]
+async fn f18_a_process_that_stood_still_keeps_the_peers_that_answer() {
+    let mut pair = Pair::blackholed().await;
+    let (mut client, mut server) = pair.tunnel().await;
+    pair.cut();
+    // Both sides have asked whether the other lives.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    tokio::time::advance(Duration::from_secs(60)).await;
+    pair.mend();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    client.write_all(b"still there").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut server).await, b"still there");
+}

@@ -9,7 +9,7 @@ use super::stream::remember;
 use super::{Core, Gone, Role};
 
 /// Bytes of one stream that wait inside the process to be sent; two of the largest copy buffers.
-const SEND_BUFFER_MAX: usize = 512 * 1024;
+pub(super) const SEND_BUFFER_MAX: usize = 512 * 1024;
 
 /// A writer that had to wait goes on when no more than this waits.
 pub(super) const RESUME_AT: usize = SEND_BUFFER_MAX / 2;
@@ -53,10 +53,8 @@ impl Core {
         if stream.finishing {
             return Poll::Ready(Err(Gone::Closed));
         }
-        let waiting = stream.sending.len();
-        let window = usize::try_from(stream.send_window).unwrap_or(0);
-        let room = window.min(SEND_BUFFER_MAX).saturating_sub(waiting);
-        if room == 0 || exhausted && waiting > 0 {
+        let room = stream.room(exhausted);
+        if room == 0 {
             remember(&mut stream.wakers.write, cx);
             return Poll::Pending;
         }
@@ -66,6 +64,16 @@ impl Core {
         self.queued += taken;
         self.list(id);
         Poll::Ready(Ok(taken))
+    }
+
+    /// How many bytes a write would take; whoever has ended is told so by the write.
+    pub(in super::super) fn room(&self, id: u32) -> usize {
+        match self.streams.get(&id) {
+            Some(stream) if stream.reset.is_none() && self.end.is_none() && !stream.finishing => {
+                stream.room(self.send_window <= 0)
+            }
+            _ => usize::MAX,
+        }
     }
 
     /// END_STREAM follows what was written.
@@ -88,7 +96,12 @@ impl Core {
         if open && self.end.is_none() {
             wire::put(&mut self.control, wire::RST_STREAM, 0, id, &code.to_be_bytes());
             self.dirty = true;
-            self.drop_received(id);
+            if self.drop_received(id) > 0
+                && let Some(stream) = self.streams.get_mut(&id)
+            {
+                // Who has lost something must not read an orderly end behind it.
+                stream.receive_ended = false;
+            }
             self.mark_reset(id, code);
         }
     }

@@ -127,13 +127,16 @@ impl Core {
         self.pay_stream(id);
     }
 
-    /// Nobody will take what is left of a stream.
-    pub(super) fn drop_received(&mut self, id: u32) {
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.received.clear();
-            let held = std::mem::take(&mut stream.held);
-            self.give_back(held);
-        }
+    /// Nobody will take what is left of a stream; says how much of it was not read.
+    pub(super) fn drop_received(&mut self, id: u32) -> usize {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return 0;
+        };
+        let unread = stream.received.len();
+        stream.received.clear();
+        let held = std::mem::take(&mut stream.held);
+        self.give_back(held);
+        unread
     }
 
     fn give_back(&mut self, bytes: usize) {
@@ -185,7 +188,9 @@ impl Core {
 
     /// What a stream that is no more looks like from inside.
     pub(super) fn gone(&self, id: u32) -> Gone {
-        match (self.streams.get(&id).and_then(|stream| stream.reset), &self.end) {
+        let stream = self.streams.get(&id);
+        match (stream.and_then(|stream| stream.reset), &self.end) {
+            (Some(_), _) if stream.is_some_and(|stream| stream.shed) => Gone::Shed,
             (Some(code), _) => Gone::Reset(code),
             (None, Some(end)) => Gone::Connection(end.clone()),
             (None, None) => Gone::Closed,

@@ -5,6 +5,7 @@ use std::task::{Context, Waker};
 use serde::{Deserialize, Serialize};
 
 use super::super::chunks::Chunks;
+use super::calls::SEND_BUFFER_MAX;
 use crate::hbone::connect::{ConnectResponse, Refusal};
 
 /// What has become of the answer to our CONNECT.
@@ -52,6 +53,8 @@ pub(super) struct Stream {
     pub(super) listed: bool,
     /// Ended before its end, by either side.
     pub(super) reset: Option<u32>,
+    /// It was ended because it held too much for its reader.
+    pub(super) shed: bool,
     /// The peer goes away and has not taken it.
     pub(super) away: bool,
     /// To be reset once what waits was sent.
@@ -81,6 +84,7 @@ impl Stream {
             send_ended: false,
             listed: false,
             reset: None,
+            shed: false,
             away: false,
             cancel: None,
             handle: true,
@@ -92,6 +96,16 @@ impl Stream {
     /// Whether bytes that arrive are for anybody.
     pub(super) fn is_read(&self) -> bool {
         self.handle && self.reset.is_none() && !self.receive_ended
+    }
+
+    /// How many bytes may be added to what waits to be sent, the connection's own window being used up or not.
+    pub(super) fn room(&self, exhausted: bool) -> usize {
+        let waiting = self.sending.len();
+        if exhausted && waiting > 0 {
+            return 0;
+        }
+        let window = usize::try_from(self.send_window).unwrap_or(0);
+        window.min(SEND_BUFFER_MAX).saturating_sub(waiting)
     }
 
     /// Whether a turn would send something, as far as its own window goes.
