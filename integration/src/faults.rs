@@ -56,6 +56,19 @@ impl Blackhole {
     }
 }
 
+impl Blackhole {
+    /// Packets that were dropped so far.
+    #[must_use]
+    pub fn packets(&self) -> u64 {
+        let listed = run(&self.namespace, "nft", &["list", "table", "inet", &self.table]);
+        let counts = listed
+            .split("counter packets ")
+            .skip(1)
+            .filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        counts.sum()
+    }
+}
+
 impl Drop for Blackhole {
     fn drop(&mut self) {
         nft(&self.namespace, &format!("delete table inet {}\n", self.table));

@@ -10,6 +10,7 @@ pub mod ads;
 pub mod bench;
 pub mod binary;
 pub mod containerd;
+pub mod crowd;
 pub mod faults;
 pub mod hbone;
 pub mod http;

@@ -67,6 +67,19 @@ impl TestMesh {
         (mesh, web, db)
     }
 
+    /// A running mesh of three nodes with a captured pod on each: `web` on n1, `near` on n2 and `far` on n3.
+    pub async fn three() -> (Self, [Pod; 3]) {
+        let mut mesh = Self::new(&["n1", "n2", "n3"]).await;
+        let pods = [
+            mesh.pod("n1", "web").await,
+            mesh.pod("n2", "near").await,
+            mesh.pod("n3", "far").await,
+        ];
+        mesh.start().await;
+        mesh.captured(&pods.each_ref()).await;
+        (mesh, pods)
+    }
+
     /// Starts every component and waits until all are ready.
     pub async fn start(&mut self) {
         self.mesh.start_control(&self.world).await.unwrap();

@@ -8,6 +8,7 @@ mod bypass;
 mod certificates;
 mod churn;
 mod control;
+mod crowd;
 mod crypto;
 mod dead;
 mod disk;
@@ -89,6 +90,7 @@ pub fn all() -> Vec<Scenario> {
         certificates::SCENARIOS,
         churn::SCENARIOS,
         control::SCENARIOS,
+        crowd::SCENARIOS,
         crypto::SCENARIOS,
         dead::SCENARIOS,
         forged::SCENARIOS,

@@ -4,6 +4,7 @@
 
 use std::process::ExitCode;
 
+use tulle_integration::crowd;
 use tulle_integration::scenario::{Figure, Scale, Scenario, all};
 
 const HELP: &str = "\
@@ -30,6 +31,9 @@ struct Wanted {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == crowd::NAME) {
+        return crowd::run();
+    }
     if arguments.is_empty()
         || arguments
             .iter()

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tulle_runtime::usage;
 use tulle_world::{CONTROL, Component};
 
 use super::stage::{PORT, Stage};
@@ -151,12 +152,7 @@ fn f09(scale: Scale) -> Run {
 
 /// Two of three nodes are cut off from each other, while callers go on to try; the third has its load from both.
 async fn between_nodes(scale: Scale, figure: Figure) -> Figure {
-    let mut mesh = TestMesh::new(&["n1", "n2", "n3"]).await;
-    let web = mesh.pod("n1", "web").await;
-    let near = mesh.pod("n2", "near").await;
-    let far = mesh.pod("n3", "far").await;
-    mesh.start().await;
-    mesh.captured(&[&web, &near, &far]).await;
+    let (mut mesh, [web, near, far]) = TestMesh::three().await;
     let lost = Echo::start(near.namespace(), near.ipv4(), PORT).await;
     let kept = Echo::start(far.namespace(), far.ipv4(), PORT).await;
     assert!(
@@ -168,7 +164,9 @@ async fn between_nodes(scale: Scale, figure: Figure) -> Figure {
     let load = Load::start(web.namespace(), &to, scale.pick(Plan::light(), Plan::l1())).await;
     let other = Load::start(near.namespace(), &to, Plan::light()).await;
     let half = scale.window() / 2;
+    let before = busy(&mut mesh);
     let quiet = [load.observe(half).await, load.observe(half).await];
+    let cost_quiet = (busy(&mut mesh) - before) / scale.window().as_secs_f64();
     let node = mesh.world.node("n2").unwrap();
     let addresses: [IpAddr; 2] = [web.ipv4().into(), web.ipv6().into()];
     let cut = Blackhole::new(node.namespace(), &addresses, Direction::Both);
@@ -184,7 +182,10 @@ async fn between_nodes(scale: Scale, figure: Figure) -> Figure {
         Instant::now(),
         scale.pick(Duration::from_secs(12), Duration::from_secs(60)),
     );
+    let before = busy(&mut mesh);
     let without = load.observe(away).await;
+    let cost_apart = (busy(&mut mesh) - before) / away.as_secs_f64();
+    let packets = cut.packets();
     let beside = other.report(began, Instant::now());
     let tried = callers.report(began, Instant::now()).connects;
     drop(cut);
@@ -205,7 +206,24 @@ async fn between_nodes(scale: Scale, figure: Figure) -> Figure {
             quiet[0].requests.p99.max(quiet[1].requests.p99),
             without.requests.p99,
         )
+        // What the proxies do about it: none may take to storming those it cannot reach.
+        .with(
+            "packets_into_the_cut_per_s",
+            format!("{:.0}", packets as f64 / away.as_secs_f64()),
+        )
+        .with("cpu_of_proxies_quiet", format!("{:.1}%", cost_quiet * 100.0))
+        .with("cpu_of_proxies_apart", format!("{:.1}%", cost_apart * 100.0))
         .within("nodes_recovered", recovered, HEALED_WITHIN)
         .noting(load.failures())
         .noting(other.failures())
+}
+
+/// Seconds of a processor that all node proxies have used so far.
+fn busy(mesh: &mut TestMesh) -> f64 {
+    let used = ["n1", "n2", "n3"].map(|node| {
+        let proxy = mesh.mesh.process(&Component::Ztunnel(node.into()));
+        let proxy = usage::Process::Id(proxy.expect("it runs").id());
+        usage::cpu(proxy).map_or(0.0, |time| time.as_secs_f64())
+    });
+    used.iter().sum()
 }

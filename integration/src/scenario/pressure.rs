@@ -29,12 +29,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "the node proxy may open 20 files more, at 200 new connections/s",
         f17,
     ),
-    scenario(
-        "F31",
-        120,
-        "thousands of idle connections, and new ones beside them",
-        f31,
-    ),
     scenario("F32", 40, "a pod runs out of local ports", f32),
 ];
 
@@ -172,65 +166,6 @@ fn f17(scale: Scale) -> Run {
             .expect("shed", shed, shed > 0.0, "> 0")
             .within("recovered", recovered, Duration::from_secs(1))
             .noting(stage.load.failures())
-    })
-}
-
-fn f31(scale: Scale) -> Run {
-    Box::pin(async move {
-        // Both ends of a connection are files of this process, whose hard limit bounds the number.
-        let idle = scale.pick(4_000, 8_000);
-        let (mut mesh, web, db) = TestMesh::pair().await;
-        // A kernel takes ports of one parity first. Once those are used up, by what is held and by what has just ended,
-        // each further connect searches them all in vain, and the clients of this load take the CPU for that.
-        for pod in [&web, &db] {
-            let range = "net.ipv4.ip_local_port_range=16000 65535";
-            run(pod.namespace(), "sysctl", &["-qw", range]);
-        }
-        let echo = Echo::start(db.namespace(), db.ipv4(), PORT).await;
-        assert!(gets_through(web.namespace(), echo.address()).await);
-        let proxies = ["n1", "n2"].map(|node| {
-            let component = Component::Ztunnel(node.into());
-            mesh.mesh.process(&component).expect("it runs").id()
-        });
-        let mut held = Vec::with_capacity(2 * idle);
-        let mut used = vec![proxies.map(anonymous_bytes)];
-        // The first half also fills the tables and the allocator's pages that any number of connections needs.
-        for _ in 0..2 {
-            for _ in 0..idle / 2 {
-                held.push(connect(web.namespace(), echo.address()).await.unwrap());
-            }
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            used.push(proxies.map(anonymous_bytes));
-        }
-        let per_end = |proxy: usize, from: usize| {
-            let grown = used[2][proxy].saturating_sub(used[from][proxy]);
-            grown as f64 / (idle / 2 * (2 - from)) as f64 / 1024.0
-        };
-        let load = Load::start(
-            web.namespace(),
-            &[echo.address()],
-            Plan {
-                connects_per_second: scale.pick(100, 500),
-                requests_per_second: 0,
-                pinned: 0,
-                bulk_bytes_per_second: 0,
-                ..Plan::l1()
-            },
-        )
-        .await;
-        let beside = load.observe(scale.window()).await;
-        drop(held);
-        Figure::new("F31")
-            .with("idle", idle)
-            .kib("kib_per_sending_end", per_end(0, 0), 12.0)
-            .kib("kib_per_receiving_end", per_end(1, 0), 12.0)
-            .with("further_sending", format!("{:.1}", per_end(0, 1)))
-            .with("further_receiving", format!("{:.1}", per_end(1, 1)))
-            .with("new_per_s", scale.pick(100, 500))
-            .expect("new", beside.connects.ok, beside.connects.ok > 0, "> 0")
-            .none("failed_new", beside.connects.failed as u64)
-            .within("accept_p99", beside.connects.p99, Duration::from_millis(20))
-            .noting(load.failures())
     })
 }
 
