@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tulle_integration::faults::run;
 use tulle_integration::mesh::eventually;
-use tulle_integration::traffic::{Echo, assert_echo, connect, gets_through, spawn};
+use tulle_integration::traffic::{Echo, assert_echo, call, connect, gets_through, spawn};
 use tulle_integration::{TestMesh, manifest};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -182,4 +183,47 @@ async fn f37_a_reset_of_the_server_reaches_the_client_as_a_reset() {
     let outcome = client.read(&mut [0; 16]).await;
     server.join().unwrap();
     assert_eq!(outcome.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+/// Pods know nothing of a wire between nodes that is narrower than theirs; tunnels, which cross it, have to be told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wire_that_gets_narrower_under_open_tunnels_costs_no_byte() {
+    let (mesh, web, db) = TestMesh::pair().await;
+    let bulk: Vec<u8> = (0..=250).cycle().take(1 << 20).collect();
+    let wire = |mtu: &str| {
+        for node in ["n1", "n2"] {
+            let node = mesh.world.node(node).unwrap();
+            run(
+                node.namespace(),
+                "ip",
+                &["link", "set", "dev", "eth0", "mtu", mtu],
+            );
+        }
+    };
+    for address in [IpAddr::V4(db.ipv4()), IpAddr::V6(db.ipv6())] {
+        let echo = Echo::start(db.namespace(), address, 8080).await;
+        assert_echo(web.namespace(), echo.address()).await;
+        wire("1300");
+        let answer = call(web.namespace(), echo.address(), &bulk).await;
+        assert!(
+            answer.as_ref().is_ok_and(|answer| *answer == bulk),
+            "to {address}: {:?}\n{}",
+            answer.map(|answer| answer.len()),
+            mesh.logs()
+        );
+        for (from, to) in [(&web, &db), (&db, &web)] {
+            let to = if address.is_ipv4() {
+                to.ipv4().to_string()
+            } else {
+                to.ipv6().to_string()
+            };
+            let route = run(from.namespace(), "ip", &["route", "get", &to]);
+            assert!(
+                route.contains("mtu 1300"),
+                "{} has not heard: {route}",
+                from.name()
+            );
+        }
+        wire("1500");
+    }
 }

@@ -187,11 +187,7 @@ async fn f06_no_application_takes_a_killed_node_proxy_for_an_orderly_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f09_a_node_that_is_cut_off_goes_on_as_it_knows_and_hears_of_the_rest_afterwards() {
-    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
-    let web = mesh.pod("n1", "web").await;
-    let db = mesh.pod("n2", "db").await;
-    mesh.start().await;
-    mesh.captured(&[&web, &db]).await;
+    let (mesh, web, db) = TestMesh::pair().await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     let (from, to) = (web.namespace(), echo.address());
     assert_echo(from, to).await;
@@ -236,12 +232,7 @@ async fn f09_a_node_that_is_cut_off_goes_on_as_it_knows_and_hears_of_the_rest_af
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f09_nodes_that_are_cut_off_from_each_other_cost_nobody_else_anything() {
-    let mut mesh = TestMesh::new(&["n1", "n2", "n3"]).await;
-    let web = mesh.pod("n1", "web").await;
-    let near = mesh.pod("n2", "near").await;
-    let far = mesh.pod("n3", "far").await;
-    mesh.start().await;
-    mesh.captured(&[&web, &near, &far]).await;
+    let (mesh, [web, near, far]) = TestMesh::three().await;
     let lost = Echo::start(near.namespace(), near.ipv4(), 8080).await;
     let kept = Echo::start(far.namespace(), far.ipv4(), 8080).await;
     assert_echo(web.namespace(), lost.address()).await;
