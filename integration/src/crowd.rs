@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `serve IP PORT COUNT` | echoes at so many ports | `serving` |
 //! | `hold IP PORT COUNT` | opens connections and keeps them | how many it holds, and how many failed |
-//! | `call IP PORT COUNT RATE SECONDS` | opens new ones at a rate, at so many ports in turn, one request each | good, failed, p50, p99 and longest in µs |
+//! | `call IP PORT COUNT RATE SECONDS` | opens new ones at a rate, at so many ports in turn, one request each | good, failed, p50 and p99 in µs, how many took longer than [`SLOW`], and when the first and the last of those were due, in ms |
 //! | `lost` | looks at those it holds | how many have ended |
 
 use std::collections::BTreeMap;
@@ -37,6 +37,8 @@ pub const NAME: &str = "member-of-a-crowd";
 const OPENING: u64 = 16;
 /// Callers that may wait to be accepted by a server.
 const BACKLOG: u32 = 4096;
+/// A new connection that takes longer than this is told of.
+pub const SLOW: Duration = Duration::from_millis(20);
 /// What a new connection says, and hears.
 const REQUEST: &[u8] = b"one new connection";
 
@@ -59,6 +61,8 @@ pub struct Called {
     pub p50: Duration,
     /// 99 of 100 took at most this.
     pub p99: Duration,
+    /// How many took longer than [`SLOW`], and between which moments since the beginning those were due.
+    pub slow: (u64, [Duration; 2]),
 }
 
 impl Member {
@@ -96,12 +100,13 @@ impl Member {
         let answer = self
             .ask(&format!("call {ip} {port} {ports} {rate} {seconds}"))
             .await;
-        let [good, failed, p50, p99] = numbers(&answer);
+        let [good, failed, p50, p99, slow, first, last] = numbers(&answer);
         Called {
             good,
             failed,
             p50: Duration::from_micros(p50),
             p99: Duration::from_micros(p99),
+            slow: (slow, [first, last].map(Duration::from_millis)),
         }
     }
 
@@ -186,11 +191,11 @@ async fn obey(line: &str, held: &mut Vec<TcpStream>) -> String {
         }
         ["call", ip, port, count, rate, seconds] => {
             let first = SocketAddr::new(parsed(ip), parsed(port));
-            let window = call(first, parsed(count), parsed(rate), parsed(seconds)).await;
+            let (window, [slow, from, to]) = call(first, parsed(count), parsed(rate), parsed(seconds)).await;
             let (p50, p99) = (window.p50.as_micros(), window.p99.as_micros());
             // Of no good ones the times are longer than any number of 64 bits.
             let [p50, p99] = [p50, p99].map(|time| u64::try_from(time).unwrap_or(u64::MAX));
-            format!("{} {} {p50} {p99}", window.ok, window.failed)
+            format!("{} {} {p50} {p99} {slow} {from} {to}", window.ok, window.failed)
         }
         ["lost"] => held.iter().filter(|stream| has_ended(stream)).count().to_string(),
         _ => panic!("nobody knows what {line:?} means"),
@@ -285,7 +290,7 @@ async fn open(to: SocketAddr, count: u64) -> Vec<TcpStream> {
 }
 
 /// New connections, due at fixed times and each on its own.
-async fn call(first: SocketAddr, ports: u16, rate: u32, seconds: u64) -> Window {
+async fn call(first: SocketAddr, ports: u16, rate: u32, seconds: u64) -> (Window, [u128; 3]) {
     let samples = Arc::new(Samples::default());
     let began = Instant::now();
     let mut ticks = interval_at(began, Duration::from_secs(1) / rate);
@@ -312,7 +317,11 @@ async fn call(first: SocketAddr, ports: u16, rate: u32, seconds: u64) -> Window 
         call.await.expect("it ends with its patience");
     }
     report("new connections", &failures);
-    samples.window(began, Instant::now())
+    let slow = samples.slower_than(SLOW).map_or([0; 3], |slow| {
+        let [first, last] = [slow.first, slow.last].map(|due| (due - began).as_millis());
+        [slow.count as u128, first, last]
+    });
+    (samples.window(began, Instant::now()), slow)
 }
 
 async fn exchange(to: SocketAddr) -> io::Result<()> {
@@ -342,8 +351,9 @@ mod tests {
         assert_eq!(numbers(&answer), [20, 0]);
         assert_eq!(obey("lost", &mut held).await, "0");
         let called = obey(&format!("call 127.0.0.1 {port} 1 100 1"), &mut held).await;
-        let [good, failed, p50, p99] = numbers(&called);
+        let [good, failed, p50, p99, slow, first, last] = numbers(&called);
         assert_eq!((good, failed), (100, 0));
         assert!(p50 > 0 && p50 <= p99);
+        assert!(slow <= 100 && first <= last && last < 1_000);
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tulle_linux::NetNs;
 
-pub use samples::{Samples, Window};
+pub use samples::{Samples, Slow, Window};
 
 use self::pauses::Pause;
 use crate::traffic::spawn;

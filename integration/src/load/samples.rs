@@ -35,7 +35,34 @@ pub struct Window {
     pub max_due: Option<Instant>,
 }
 
+/// The good ones that took longer than they should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slow {
+    /// How many.
+    pub count: usize,
+    /// When the first of them was due.
+    pub first: Instant,
+    /// When the last of them was due.
+    pub last: Instant,
+}
+
 impl Samples {
+    /// Those that took longer than this: one stall has them side by side, a lack of something has them everywhere.
+    #[must_use]
+    pub fn slower_than(&self, limit: Duration) -> Option<Slow> {
+        let samples = self.0.lock();
+        let slow = samples
+            .iter()
+            .filter(|sample| sample.took.is_some_and(|took| took > limit));
+        let due: Vec<Instant> = slow.map(|sample| sample.due).collect();
+        drop(samples);
+        Some(Slow {
+            count: due.len(),
+            first: *due.iter().min()?,
+            last: *due.iter().max()?,
+        })
+    }
+
     /// Notes that what was due at a moment came back now.
     pub fn came_back(&self, due: Instant) {
         let took = Some(due.elapsed());
@@ -129,5 +156,14 @@ mod tests {
         };
         let without = samples.window_without(start + Duration::from_millis(500), Instant::now(), &[away]);
         assert_eq!(without.max, Duration::from_millis(40));
+        let slow = samples.slower_than(Duration::from_millis(50));
+        let at = start + Duration::from_millis(900);
+        let only = Slow {
+            count: 1,
+            first: at,
+            last: at,
+        };
+        assert_eq!(slow, Some(only));
+        assert_eq!(samples.slower_than(Duration::from_millis(100)), None);
     }
 }

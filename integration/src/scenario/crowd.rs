@@ -8,8 +8,9 @@ use tulle_world::{Component, Pod};
 use super::stage::PORT;
 use super::{Figure, Run, Scale, Scenario, scenario};
 use crate::TestMesh;
-use crate::crowd::{Called, Member};
+use crate::crowd::{Called, Member, SLOW};
 use crate::faults::{anonymous_bytes, run};
+use crate::load::pauses::Pauses;
 
 pub(super) const SCENARIOS: &[Scenario] = &[scenario(
     "F31",
@@ -23,7 +24,7 @@ const PAIRS: usize = 2;
 /// What a connection that is idle may cost a proxy.
 const IDLE_KIB_MAX: f64 = 12.0;
 /// How long a new connection may take, its request and answer included.
-const ACCEPT_MAX: Duration = Duration::from_millis(20);
+const ACCEPT_MAX: Duration = SLOW;
 /// New connections per second in all, tried one after the other up to the first that a machine does not carry; the last is
 /// what is wanted.
 const RATES: [u32; 6] = [250, 500, 750, 1_000, 1_500, ROW];
@@ -223,6 +224,7 @@ async fn strangers(mesh: &mut TestMesh) -> Vec<Pair> {
 /// New connections of all pairs at once, and how much of the processors nobody wanted meanwhile.
 async fn beside(pairs: &mut [Pair], rate: u32, time: Duration) -> (Called, String) {
     let each = rate / u32::try_from(pairs.len()).expect("few");
+    let (pauses, began) = (Pauses::watch(), tokio::time::Instant::now());
     let before = processors();
     let calls = pairs
         .iter_mut()
@@ -231,11 +233,25 @@ async fn beside(pairs: &mut [Pair], rate: u32, time: Duration) -> (Called, Strin
     let after = processors();
     let [idle, total] = [after[0] - before[0], (after[1] - before[1]).max(1)];
     let slowest = |time: fn(&Called) -> Duration| all.iter().map(time).max().unwrap_or(Duration::MAX);
+    for called in all.iter().filter(|called| called.slow.0 > 0) {
+        let (count, [first, last]) = called.slow;
+        eprintln!(
+            "at {each}/s, {count} took longer than {SLOW:?}, due {first:?} to {last:?} after the beginning"
+        );
+    }
+    for pause in pauses.seen() {
+        eprintln!(
+            "a processor was away for {:?}, {:?} after the beginning",
+            pause.to - pause.from,
+            pause.from - began
+        );
+    }
     let sum = Called {
         good: all.iter().map(|called| called.good).sum(),
         failed: all.iter().map(|called| called.failed).sum(),
         p50: slowest(|called| called.p50),
         p99: slowest(|called| called.p99),
+        slow: Default::default(),
     };
     (sum, format!("{}%", idle * 100 / total))
 }
