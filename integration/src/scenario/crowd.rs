@@ -225,7 +225,7 @@ async fn strangers(mesh: &mut TestMesh) -> Vec<Pair> {
 async fn beside(pairs: &mut [Pair], rate: u32, time: Duration) -> (Called, String) {
     let each = rate / u32::try_from(pairs.len()).expect("few");
     let (pauses, began) = (Pauses::watch(), tokio::time::Instant::now());
-    let before = processors();
+    let (before, faults) = (processors(), faults_from_disk());
     let calls = pairs
         .iter_mut()
         .map(|pair| pair.client.call(pair.first, PORTS, each, time));
@@ -238,6 +238,10 @@ async fn beside(pairs: &mut [Pair], rate: u32, time: Duration) -> (Called, Strin
         eprintln!(
             "at {each}/s, {count} took longer than {SLOW:?}, due {first:?} to {last:?} after the beginning"
         );
+    }
+    let faults = faults_from_disk() - faults;
+    if faults > 0 {
+        eprintln!("{faults} pages were read back from disk meanwhile");
     }
     for pause in pauses.seen() {
         eprintln!(
@@ -277,6 +281,14 @@ async fn together<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     })
     .await;
     done.into_iter().flatten().collect()
+}
+
+/// Pages that somebody wanted and that were only on disk, since the machine started: a stall that no processor shows.
+fn faults_from_disk() -> u64 {
+    let all = std::fs::read_to_string("/proc/vmstat").unwrap();
+    let line = all.lines().find_map(|line| line.strip_prefix("pgmajfault "));
+    line.and_then(|number| number.parse().ok())
+        .expect("the kernel counts them")
 }
 
 /// Time that the processors had nothing to do, and all of it, in ticks.
