@@ -33,6 +33,7 @@ use crate::ca::root::RootError;
 use crate::ca::roots::{Roots, RotationError};
 use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::config::{Action, Config};
+use crate::debug::look::Look;
 use crate::debug::remote::{self, Readers};
 use crate::debug::{MeshSettings, Pages};
 use crate::engine::{EngineHandle, Question};
@@ -42,6 +43,7 @@ use crate::serve::ads::{Ads, AdsOptions};
 use crate::serve::authenticate::Authenticator;
 use crate::serve::listen;
 use crate::snapshot::Snapshot;
+use crate::source::folder::looks::Looks;
 use crate::source::{self, FolderConfig};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::Clients;
@@ -222,6 +224,7 @@ struct Parts {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     questions: mpsc::Sender<Question>,
     clients: Clients,
+    looks: Looks,
     metrics: Metrics,
     registry: Registry,
     authority: Arc<Authority>,
@@ -236,13 +239,14 @@ impl Parts {
         let metrics = Metrics::default();
         let keeper = Arc::new(keeper(config, clients.clone())?);
         keeper.read_outside();
-        let reading = ready.register("history");
+        let looks = Looks::default();
+        let waiting = (looks.clone(), ready.register("history"));
         let engine = source(
             config,
             &keeper,
             clients.clone(),
             metrics.engine.clone(),
-            (&scope, reading),
+            (&scope, waiting),
         );
         scope.spawn(
             "sync",
@@ -252,6 +256,7 @@ impl Parts {
             snapshots: engine.snapshots,
             questions: engine.questions,
             clients,
+            looks,
             metrics,
             registry: Registry::for_process("xds"),
             authority: keeper.authority.clone(),
@@ -394,7 +399,7 @@ fn source(
     keeper: &Keeper,
     clients: Clients,
     metrics: EngineMetrics,
-    (scope, reading): (&Scope, BlockReady),
+    (scope, (looks, reading)): (&Scope, (Looks, BlockReady)),
 ) -> EngineHandle {
     let mesh = MeshConfig {
         cluster_id: config.cluster_id.as_str().into(),
@@ -407,6 +412,7 @@ fn source(
         config_dir: config.config_dir.clone(),
         state_dir: Some(config.state_dir.clone()),
         follow: config.replica,
+        looks,
         reading: Some(reading),
     };
     source::start(folder, mesh, keeper.trust(), clients, metrics, scope)
@@ -476,8 +482,12 @@ async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Re
         keeper: parts.keeper.clone(),
         snapshots: parts.snapshots.clone(),
     };
+    let look = Look {
+        looks: parts.looks.clone(),
+        snapshots: parts.snapshots.clone(),
+    };
     let (exported, ready) = (admin::metrics(&parts.registry), admin::readiness(&parts.ready));
-    let mut router = pages(config, parts).router();
+    let mut router = pages(config, parts).router().merge(look.router());
     if !config.replica {
         router = router.merge(commands.router());
     }

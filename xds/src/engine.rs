@@ -91,6 +91,22 @@ pub struct Batch {
     pub synced: bool,
     /// When the newest of the objects was written, by kind, as far as that is known.
     pub written: BTreeMap<Kind, SystemTime>,
+    /// Number of the look at the source that this is the end of.
+    pub look: Option<u64>,
+}
+
+impl Batch {
+    /// The same once more, to who has taken the changes.
+    #[must_use]
+    pub fn without_changes(&self) -> Self {
+        Self {
+            generation: self.generation,
+            problems: self.problems.clone(),
+            degraded: self.degraded.clone(),
+            synced: self.synced,
+            ..Self::default()
+        }
+    }
 }
 
 /// The engine's state; one writer owns it.
@@ -408,6 +424,7 @@ impl Engine {
     fn tell(&mut self, batch: &Batch, told: BTreeSet<Key>) {
         let objects = &mut self.snapshot.objects;
         objects.generation = batch.generation;
+        objects.look = batch.look.unwrap_or(objects.look);
         objects.degraded.clone_from(&batch.degraded);
         objects.problems = batch.problems.clone();
         let news: BTreeMap<&Key, Option<&InForce>> = batch

@@ -378,6 +378,55 @@ async fn a_folder_becomes_the_mesh_of_a_client_and_follows_its_edits() {
     process.stop().await;
 }
 
+/// The cut that holds what was written, and how many clients have accepted that.
+async fn looked(process: &Process) -> (u64, Value) {
+    let answer = process.post("/config/look", "{}").await.expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    let cut = serde_json::from_str::<Value>(body).unwrap()["cut"]
+        .as_u64()
+        .unwrap();
+    let page = process
+        .get(&format!("/debug/clusterz?cut={cut}"))
+        .await
+        .expect("a page");
+    (cut, serde_json::from_str(&page).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_has_accepted_by_a_look_holds_what_was_written_before() {
+    let process = Process::start();
+    process.write("namespace.yaml", NAMESPACE);
+    process.write("web.yaml", &entry("web", "n1", "10.0.0.1"));
+    process.ready().await;
+    let token = tulle_xds::token::create(&process.state(), "n1").unwrap();
+    let (state, _client) = follow(&process, "n1", &token);
+    until(async || state.synced()).await;
+    for number in 1..=5 {
+        let name = format!("deny-{number}");
+        process.write(&format!("{name}.yaml"), &DENY.replace("deny-all", &name));
+        let (cut, _) = looked(&process).await;
+        let page = format!("/debug/clusterz?cut={cut}");
+        until(async || {
+            process
+                .get(&page)
+                .await
+                .unwrap()
+                .contains("\"summary\":\"acked 1/1\"")
+        })
+        .await;
+        assert_eq!(state.snapshot().policies().count(), number);
+    }
+    process.write("deny-5.yaml", "kind: [broken\n");
+    let (_, page) = looked(&process).await;
+    assert_eq!(
+        (&page["refused"], &page["stale"]),
+        (&1.into(), &1.into()),
+        "{page}"
+    );
+    process.stop().await;
+}
+
 /// What a client that asks by name holds, by the names of the workloads.
 fn held(state: &MeshState) -> Vec<String> {
     let snapshot = state.snapshot();

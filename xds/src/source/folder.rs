@@ -14,6 +14,7 @@ use crate::metrics::EngineMetrics;
 use crate::snapshot::Severity;
 use follow::Follower;
 use library::{Library, Settled, Step};
+use looks::{Looks, Told};
 use scan::{Scan, Scanner};
 use watcher::Watcher;
 
@@ -21,6 +22,7 @@ pub(crate) mod allocate;
 mod follow;
 pub(crate) mod gateways;
 pub(crate) mod library;
+pub mod looks;
 mod packed;
 pub(crate) mod parse;
 pub(crate) mod scan;
@@ -41,14 +43,16 @@ pub(super) async fn run(
     mut reader: Reader,
     batches: mpsc::Sender<Batch>,
     metrics: EngineMetrics,
-    mut reading: Option<BlockReady>,
+    (looks, mut reading): (Looks, Option<BlockReady>),
 ) {
     let mut why = "start";
+    let mut told = Told::new(looks.clone());
     let mut watcher = Watcher::new(&root);
     let records = reader.follower.as_ref().map(Follower::records);
     loop {
         let (scan, mut settled);
         metrics.on_relist("folder", why);
+        let look = looks.begin();
         // Files and parsing block; they get a thread of their own.
         (reader, scan, settled) = match spawn_blocking(move || reader.look()).await {
             Ok(looked) => looked,
@@ -61,7 +65,7 @@ pub(super) async fn run(
             // What was there before this process says nothing of how fast it is.
             batch.written = scan.written(batch);
         }
-        if let Some(batch) = settled.batch
+        if let Some(batch) = told.of(look, &mut settled)
             && batches.send(batch).await.is_err()
         {
             return;
@@ -83,7 +87,7 @@ pub(super) async fn run(
             (false, true) => (now + WRITING_MAX, "unfinished_file"),
             (false, false) => (now + RESCAN, "periodic"),
         };
-        why = if settle(&mut watcher, next).await {
+        why = if settle(&mut watcher, &looks, next).await {
             "event"
         } else {
             due
@@ -166,12 +170,13 @@ impl Reader {
     }
 }
 
-/// Waits for something to happen and to be over, or for the next scan that is due anyway; says whether something
-/// happened.
-async fn settle(watcher: &mut Watcher, next: Instant) -> bool {
+/// Waits for something to happen and to be over, for somebody to ask, or for the next scan that is due anyway; says
+/// whether something happened.
+async fn settle(watcher: &mut Watcher, looks: &Looks, next: Instant) -> bool {
     tokio::select! {
         () = sleep_until(next) => return false,
         () = watcher.event() => {}
+        () = looks.asked() => {}
     }
     let latest = Instant::now() + QUIET_MAX;
     loop {

@@ -75,6 +75,8 @@ pub(crate) struct Settled {
     pub(super) news: Vec<FileProblem>,
     /// A file may be in the middle of being written: look again soon.
     pub(super) read_again: bool,
+    /// The files say something that the process that decides has not spoken on yet.
+    pub(super) is_undecided: bool,
     /// What changed, to be recorded or taken back.
     pub(crate) step: Step,
 }
@@ -172,6 +174,7 @@ impl Library {
             degraded: self.degraded.clone(),
             synced,
             written: BTreeMap::new(),
+            look: None,
         }
     }
 
@@ -363,8 +366,8 @@ impl Library {
         Settled {
             batch: Some(self.batch(events, synced)),
             news,
-            read_again: false,
             step,
+            ..Settled::default()
         }
     }
 

@@ -41,6 +41,7 @@ struct Folder {
     config: TempDir,
     state: TempDir,
     scope: Scope,
+    looks: Looks,
     snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
@@ -60,11 +61,12 @@ impl Folder {
     }
 
     fn over(config: TempDir, state: TempDir) -> Self {
-        let scope = Scope::new();
+        let (scope, looks) = (Scope::new(), Looks::default());
         let folder = FolderConfig {
             config_dir: config.path().to_owned(),
             state_dir: Some(state.path().to_owned()),
             follow: false,
+            looks: looks.clone(),
             reading: None,
         };
         let trust = watch::channel(None).1;
@@ -81,6 +83,7 @@ impl Folder {
             config,
             state,
             scope,
+            looks,
             snapshots,
         }
     }
@@ -149,6 +152,25 @@ async fn a_label_edit_reaches_the_cut_within_100_ms() {
 }
 
 #[tokio::test]
+async fn a_look_that_was_asked_for_holds_what_was_written_before() {
+    let mut folder = Folder::new(&[("shop.yaml", ENTRY)]);
+    folder.until(|snapshot| tunnel(snapshot).is_some()).await;
+    for (mode, protocol) in [("ambient", TunnelProtocol::Hbone), ("none", TunnelProtocol::None)] {
+        folder.put("ns.yaml", &namespace(mode));
+        let asked = folder.looks.ask();
+        let cut = folder.until(|snapshot| snapshot.objects().look >= asked).await;
+        assert_eq!(tunnel(&cut), Some(protocol));
+    }
+    let asked = folder.looks.ask();
+    folder.until(|snapshot| snapshot.objects().look >= asked).await;
+    // What may be half written is looked at again, and judged before the look is over.
+    folder.put("shop.yaml", "{{{");
+    let asked = folder.looks.ask();
+    let cut = folder.until(|snapshot| snapshot.objects().look >= asked).await;
+    assert_eq!(cut.objects().errors().count(), 1);
+}
+
+#[tokio::test]
 async fn a_replica_serves_the_same_and_writes_no_status() {
     let mut owner = Folder::new(&[("shop.yaml", ENTRY), ("ns.yaml", &namespace("none"))]);
     let owned = owner.until(|snapshot| tunnel(snapshot).is_some()).await;
@@ -162,6 +184,7 @@ async fn a_replica_serves_the_same_and_writes_no_status() {
         config_dir: owner.config.path().to_owned(),
         state_dir: Some(owner.state.path().to_owned()),
         follow: true,
+        looks: Looks::default(),
         reading: None,
     };
     let (mesh, metrics) = (MeshConfig::default(), EngineMetrics::default());
