@@ -482,6 +482,37 @@ async fn a_client_that_asks_by_name_holds_its_own_node_and_what_goes_with_what_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_with_a_broken_file_is_not_ready_until_it_is_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    fs::create_dir(&config).unwrap();
+    write(&config, "web.yaml", &entry("web", "n1", "10.0.0.1"));
+    write(&config, "deny.yaml", "kind: [broken\n");
+    let process = Process::start_in(folder);
+    let named = async || {
+        let status = process.status().await.unwrap_or_default();
+        status["source"]["problems"][0]["file"] == "deny.yaml"
+    };
+    until(named).await;
+    let status = process.status().await.expect("a status");
+    assert_eq!(
+        (&status["synced"], status["pending"].as_array().map(Vec::len)),
+        (&false.into(), Some(2)),
+        "{status}"
+    );
+    process.write("deny.yaml", DENY);
+    process.ready().await;
+    process.write("deny.yaml", "kind: [broken\n");
+    looked(&process).await;
+    // What it was is on record: that is in force, at once.
+    let process = Process::start_in(process.stop().await);
+    process.ready().await;
+    let world = process.get("/debug/world").await.expect("a page");
+    assert!(world.contains("deny-all"), "{world}");
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_gets_the_policies_of_its_own_workloads_only() {
     let process = Process::start();
     process.write("namespace.yaml", NAMESPACE);

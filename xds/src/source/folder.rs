@@ -80,7 +80,9 @@ pub(super) async fn run(
             Ok(reader) => reader,
             Err(error) => return tracing::error!(%error, "the configuration folder is not read any more"),
         };
-        drop(reading.take());
+        if reader.is_whole() {
+            drop(reading.take());
+        }
         let now = Instant::now();
         let (next, due) = match (rescan, settled.read_again) {
             (true, _) => (now, "new_directory"),
@@ -126,6 +128,12 @@ impl Reader {
         }
     }
 
+    /// Whether what there is may be served.
+    fn is_whole(&self) -> bool {
+        let decided = self.follower.as_ref().map(Follower::told);
+        decided.unwrap_or(&self.library).is_whole()
+    }
+
     /// Looks once.
     fn look(mut self) -> (Self, Scan, Settled) {
         let scan = self.scanner.scan();
@@ -159,7 +167,7 @@ impl Reader {
 
     /// Records what came into force where nothing was: that need not wait for the disk, and the engine is at work meanwhile.
     fn record_first(&mut self, step: &Step) {
-        if step.held_anything() || self.follower.is_some() {
+        if step.held_anything() || self.follower.is_some() || !self.library.is_whole() {
             return;
         }
         if let Some(history) = &mut self.history {
@@ -202,6 +210,9 @@ fn log(settled: &Settled) {
         changes = batch.events.len(),
         "configuration read"
     );
+    if !batch.synced {
+        tracing::error!("the configuration could never be read as a whole; nothing is served until it can");
+    }
     if let Some(reason) = &batch.degraded {
         tracing::error!(%reason, "the configuration folder is degraded; the last state stays in force");
     }

@@ -42,6 +42,11 @@ impl Follower {
         self.history.directory().to_owned()
     }
 
+    /// What the engine was told.
+    pub(super) fn told(&self) -> &Library {
+        &self.told
+    }
+
     /// Looks once.
     pub(super) fn look(&mut self, scan: &Scan, now: Timestamp) -> Settled {
         let is_news = self.read_record(now);
@@ -58,7 +63,9 @@ impl Follower {
             self.is_undecided = true;
             return self.nothing();
         }
-        let record = record.unwrap_or(&nothing);
+        // While there is no record, what was read as a whole is the last good form.
+        let read = Some(&self.told).filter(|told| told.is_whole());
+        let record = record.or(read).unwrap_or(&nothing);
         let mut next = record.clone();
         next.remember_files(&self.told);
         let mut settled = next.settle(scan, now);
@@ -69,7 +76,7 @@ impl Follower {
             settled.read_again = false;
         }
         self.seen = (!settled.read_again).then(|| (scan.clone(), is_owned));
-        let synced = scan.no_root.is_none() || !next.entries().is_empty();
+        let synced = next.is_servable(scan);
         settled.batch = self.told.replace(next, synced);
         if settled.batch.is_none() {
             settled.news.clear();

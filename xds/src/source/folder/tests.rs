@@ -228,6 +228,29 @@ fn a_replica_decides_on_what_changed_and_else_on_nothing() {
     assert_eq!(decided(), 0);
 }
 
+#[test]
+fn a_replica_without_a_record_serves_nothing_until_it_has_read_every_file_and_then_keeps_what_it_read() {
+    let (config, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (mut scanner, mut follower) = (
+        Scanner::new(config.path().to_owned()),
+        Follower::new(state.path()),
+    );
+    let now = jiff::Timestamp::now();
+    put(config.path(), "shop.yaml", "{broken");
+    put(config.path(), "ns.yaml", &namespace("none"));
+    let mut look = || follower.look(&scanner.scan(), now).batch;
+    assert!(!look().expect("news").synced);
+    put(config.path(), "shop.yaml", ENTRY);
+    assert!(look().expect("news").synced);
+    put(config.path(), "shop.yaml", "{broken again");
+    // A young file is read twice before it is told of.
+    let kept = [look(), look()].into_iter().flatten().last().expect("news");
+    assert!(
+        kept.synced && kept.events.iter().all(|event| event.object.is_some()),
+        "{kept:?}"
+    );
+}
+
 #[tokio::test]
 async fn a_file_in_a_new_directory_is_found() {
     let mut folder = Folder::new(&[]);
@@ -304,7 +327,9 @@ async fn conditions_stand_in_a_file_per_object() {
 
 #[tokio::test]
 async fn what_is_wrong_with_a_file_stands_in_a_file_while_it_is() {
-    let mut folder = Folder::new(&[("shop/p.yaml", "kind: [broken\n")]);
+    let mut folder = Folder::new(&[]);
+    folder.until(|_| true).await;
+    folder.put("shop/p.yaml", "kind: [broken\n");
     folder
         .until(|snapshot| snapshot.objects().errors().next().is_some())
         .await;
@@ -346,6 +371,7 @@ async fn a_link_out_of_the_folder_is_refused() {
     let outside = TempDir::new().unwrap();
     put(outside.path(), "shop.yaml", ENTRY);
     let mut folder = Folder::new(&[]);
+    folder.until(|_| true).await;
     std::os::unix::fs::symlink(
         outside.path().join("shop.yaml"),
         folder.config.path().join("shop.yaml"),

@@ -77,6 +77,26 @@ fn the_first_generation_is_told_before_it_is_on_record_and_later_ones_after() {
 }
 
 #[test]
+fn a_first_start_with_a_broken_file_serves_and_records_nothing_until_it_is_mended() {
+    let mut hand = Hand::new();
+    hand.write("a.yaml", &service("a"));
+    hand.write("b.yaml", "{broken");
+    assert!(!hand.look().batch.expect("it is told").synced);
+    hand.write("a.yaml", &service("changed"));
+    assert!(!hand.look().batch.expect("it is told").synced);
+    assert_eq!(hand.view().list().len(), 0);
+    hand.write("b.yaml", &service("b"));
+    assert!(hand.look().batch.expect("it is told").synced);
+    let list = hand.view().list();
+    assert_eq!((list.len(), list[0].added.len()), (1, 2));
+    // With something on record a broken file is one that has a last good form.
+    hand.write("b.yaml", "{broken");
+    hand.restart();
+    assert!(hand.look().batch.expect("everything is news to it").synced);
+    assert_eq!(hand.names(), ["b", "changed"]);
+}
+
+#[test]
 fn a_generation_that_cannot_be_recorded_does_not_come_into_force_until_it_can() {
     let mut hand = Hand::new();
     hand.write("a.yaml", &service("a"));
