@@ -177,7 +177,7 @@ impl Engine {
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
         let (releases, mut released) = mpsc::channel(RELEASES_WAITING_MAX);
         let (questions, mut asked) = mpsc::channel::<Question>(QUESTIONS_WAITING_MAX);
-        scope.spawn("engine", async move {
+        scope.spawn_vital("engine", async move {
             trust.mark_changed();
             loop {
                 let before = engine.snapshot.sequence;

@@ -63,7 +63,7 @@ pub fn start(
     };
     let waiting = (config.looks, config.reading);
     let run = folder::run(config.config_dir, reader, batches, metrics, waiting);
-    scope.spawn("folder", run);
+    scope.spawn_vital("folder", run);
     if let Some(state_dir) = config.state_dir.filter(|_| !config.follow) {
         scope.spawn(
             "status files",
