@@ -117,12 +117,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
             message,
             dry_run,
         } => {
-            let writing = writing(*dry_run);
-            if writing == Writing::Real {
-                let message = format!("rollback to {generation}: {message}");
-                view.announce(&actor(), &message)?;
-            }
-            let done = view.rollback(*generation, &config.folders.config_dir, writing)?;
+            let message = format!("rollback to {generation}: {message}");
+            let (actor, folder) = (actor(), &config.folders.config_dir);
+            let done = view.rollback(*generation, folder, (&actor, &message), writing(*dry_run))?;
             crate::output::print(form, "config.rollback", std::slice::from_ref(&done), || {
                 let mut table = table(&["FILE", "CHANGE"]);
                 done.written.iter().for_each(|file| {
@@ -274,18 +271,13 @@ fn put(
     let Some(name) = name.or(own) else {
         bail!("a manifest from standard input needs a name; add --name NAME.yaml");
     };
-    if !dry_run {
-        view.announce(&actor(), message)?;
-    }
-    let mesh = MeshConfig::default();
-    let found = apply(
-        &config.folders.config_dir,
-        &name.into(),
-        &text,
-        &mesh,
-        writing(dry_run),
-    )?;
+    let (mesh, folder) = (MeshConfig::default(), &config.folders.config_dir);
+    let mut found = apply(folder, &name.into(), &text, &mesh, Writing::Dry)?;
     let refused = found.iter().any(|finding| finding.severity == Severity::Error);
+    if !dry_run && !refused {
+        view.announce(&actor(), message, [(name.into(), Some(&*text))])?;
+        found = apply(folder, &name.into(), &text, &mesh, Writing::Real)?;
+    }
     let form = config.reading.output();
     let exit = analyze::print(&found, form)?;
     if form == Form::Table && !refused {
