@@ -27,6 +27,8 @@ use crate::status::Clients;
 use crate::token::TokenError;
 use crate::token::join::JoinTokens;
 
+mod ending;
+
 /// Pause between two rounds; a change of the deny-list file takes at most this long to be seen.
 const ROUND: Duration = Duration::from_millis(500);
 /// Pause between hearing of a change in the folder of an issuer from outside and looking at it: files come in turn.
@@ -35,6 +37,8 @@ const OUTSIDE_QUIET: Duration = Duration::from_millis(50);
 const OUTSIDE_POLL: Duration = Duration::from_secs(30);
 /// The wall clock may drift this far from the monotonic one between two rounds.
 const CLOCK_JUMP: Duration = Duration::from_secs(60);
+/// Time between two warnings that a certificate ends soon, in seconds: a day.
+const WARNED_EVERY: i64 = 24 * 3600;
 /// A root of our own is rotated when less than this part of its life is left.
 const LIFE_LEFT_MIN: f64 = 0.2;
 
@@ -65,6 +69,8 @@ pub struct Keeper {
     problem: Mutex<Option<String>>,
     /// Why what is issued cannot be written down, so that nothing is.
     unwritten: Mutex<Option<String>>,
+    /// When it was said last that a certificate ends soon, in seconds since 1970.
+    warned: Mutex<Option<i64>>,
     clock_jumps: AtomicU64,
 }
 
@@ -96,6 +102,8 @@ pub struct CaStatus {
     pub crl_stale: bool,
     /// Why the newest material is not in use.
     pub problem: Option<String>,
+    /// The certificate that ends first, if it ends soon, and what to do.
+    pub expires_soon: Option<String>,
     /// Times the clock jumped.
     pub clock_jumps: u64,
 }
@@ -108,6 +116,8 @@ pub struct CertificateStatus {
     pub role: &'static str,
     /// Serial number, hex.
     pub serial: String,
+    /// Beginning, in seconds since 1970.
+    pub not_before: i64,
     /// End, in seconds since 1970.
     pub not_after: i64,
 }
@@ -131,6 +141,7 @@ impl Keeper {
             crl: Mutex::new(None),
             problem: Mutex::new(None),
             unwritten: Mutex::new(None),
+            warned: Mutex::new(None),
             clock_jumps: AtomicU64::new(0),
         };
         keeper.publish();
@@ -210,6 +221,7 @@ impl Keeper {
         } else if let Err(error) = self.advance(snapshot, now) {
             tracing::error!(%error, "the rotation of the root does not go on");
         }
+        self.warn_of_end(now);
         self.publish();
     }
 
@@ -317,6 +329,7 @@ impl Keeper {
                 .lock()
                 .clone()
                 .or_else(|| self.problem.lock().clone()),
+            expires_soon: ending::expires_soon(&self.certificates(), now.unix_timestamp(), outside),
             clock_jumps: self.clock_jumps.load(Ordering::Relaxed),
         }
     }
@@ -344,6 +357,7 @@ impl Keeper {
         let mut certificates = vec![CertificateStatus {
             role: "issuer",
             serial: issuing.signer.serial().to_string(),
+            not_before: issuing.signer.not_before().unix_timestamp(),
             not_after: issuing.signer.not_after().unix_timestamp(),
         }];
         let above = issuing.intermediates.iter().map(|pem| ("intermediate", pem));
@@ -498,6 +512,20 @@ impl Keeper {
         }
     }
 
+    /// Says once a day that a certificate of the authority ends soon.
+    fn warn_of_end(&self, now: OffsetDateTime) {
+        let (now, outside) = (now.unix_timestamp(), self.roots.lock().is_outside());
+        let mut warned = self.warned.lock();
+        let Some(soon) = ending::expires_soon(&self.certificates(), now, outside) else {
+            *warned = None;
+            return;
+        };
+        if warned.is_none_or(|last| now.saturating_sub(last) >= WARNED_EVERY) {
+            tracing::warn!("{soon}");
+            *warned = Some(now);
+        }
+    }
+
     fn watch_clock(&self, clock: &mut (OffsetDateTime, Instant)) {
         let (wall, monotonic) = (self.authority.now(), Instant::now());
         let expected = clock.0 + (monotonic - clock.1);
@@ -535,6 +563,7 @@ fn described(role: &'static str, pem: &Str) -> Vec<CertificateStatus> {
         Some(CertificateStatus {
             role,
             serial: certificate.raw_serial_as_string().replace(':', ""),
+            not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
         })
     });

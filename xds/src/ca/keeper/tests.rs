@@ -232,6 +232,18 @@ fn an_old_root_is_rotated_by_itself() {
 }
 
 #[test]
+fn an_authority_whose_root_runs_out_says_so_before() {
+    let state = tempfile::tempdir().unwrap();
+    let world = World::new(state.path());
+    let said = || world.keeper.status(&world.snapshot).expires_soon;
+    assert_eq!(said(), None);
+    let end = world.keeper.authority.root().not_after().unix_timestamp();
+    world.pass(end - START - 30 * 24 * 3600);
+    let soon = said().expect("it ends soon");
+    assert!(soon.starts_with("T0308") && soon.contains("30 days"), "{soon}");
+}
+
+#[test]
 fn entries_of_the_deny_list_are_told_and_end_at_their_time() {
     let state = tempfile::tempdir().unwrap();
     let mut world = World::new(state.path());
