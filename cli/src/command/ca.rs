@@ -84,6 +84,8 @@ struct Status {
     phase: String,
     since: String,
     waiting: Vec<String>,
+    #[serde(default)]
+    overdue: bool,
     generation: u64,
     holding: usize,
     lacking: usize,
@@ -154,7 +156,8 @@ pub(crate) async fn run(ca: Ca) -> anyhow::Result<Exit> {
 impl Status {
     /// Whether nothing calls for somebody.
     fn is_well(&self) -> bool {
-        self.problem.is_none() && self.expires_soon.is_none() && !self.crl_stale && self.suspects.is_empty()
+        let is_told_of = self.problem.is_some() || self.expires_soon.is_some();
+        !is_told_of && !self.overdue && !self.crl_stale && self.suspects.is_empty()
     }
 }
 
@@ -179,6 +182,9 @@ fn status(reading: &Reading, status: &Status) -> anyhow::Result<Exit> {
         );
         for waiting in &status.waiting {
             println!("waits: {waiting}");
+        }
+        if status.overdue {
+            println!("problem: the rotation has waited past its deadline; somebody has to decide");
         }
         println!("deny-list: {} entries", status.denied);
         for node in &status.suspects {
@@ -234,6 +240,7 @@ mod tests {
             ("problem", json!("no key")),
             ("expiresSoon", json!("T0308")),
             ("crlStale", json!(true)),
+            ("overdue", json!(true)),
             ("suspects", json!(["n1"])),
         ] {
             let mut page = page();

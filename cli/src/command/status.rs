@@ -247,10 +247,14 @@ async fn control(component: &Component, served: &mut Value) -> anyhow::Result<Ro
 
 /// What the authority needs somebody for.
 fn ca_lines(ca: &Value) -> Vec<String> {
-    ["problem", "expiresSoon"]
-        .into_iter()
+    let told = ["problem", "expiresSoon"].into_iter();
+    let mut lines: Vec<String> = told
         .filter_map(|name| ca[name].as_str().map(str::to_owned))
-        .collect()
+        .collect();
+    if ca["overdue"] == true {
+        lines.push("the rotation of the root has waited past its deadline; see `tulle ca status`".to_owned());
+    }
+    lines
 }
 
 /// `file:line:column: code token: cause; fix`.

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ use crate::ca::deny::DenyList;
 use crate::ca::issued::Issued;
 use crate::ca::outside;
 use crate::ca::roots::{Roots, RotationError};
-use crate::ca::rotation::{Facts, Phase, Waits};
+use crate::ca::rotation::{Facts, Phase, State, Waiting, Waits};
 use crate::serve::admit::Kind;
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::status::Clients;
@@ -71,6 +71,8 @@ pub struct Keeper {
     unwritten: Mutex<Option<String>>,
     /// When it was said last that a certificate ends soon, in seconds since 1970.
     warned: Mutex<Option<i64>>,
+    /// The rotation has waited past its deadline.
+    is_overdue: AtomicBool,
     clock_jumps: AtomicU64,
 }
 
@@ -84,6 +86,8 @@ pub struct CaStatus {
     pub since: String,
     /// What it waits for.
     pub waiting: Vec<String>,
+    /// It has waited past its deadline, and somebody has to decide.
+    pub overdue: bool,
     /// Counts the changes of the roots.
     pub generation: u64,
     /// Connected clients that accepted the roots.
@@ -142,6 +146,7 @@ impl Keeper {
             problem: Mutex::new(None),
             unwritten: Mutex::new(None),
             warned: Mutex::new(None),
+            is_overdue: AtomicBool::new(false),
             clock_jumps: AtomicU64::new(0),
         };
         keeper.publish();
@@ -316,6 +321,7 @@ impl Keeper {
             phase: state.phase,
             since: since.map_or_else(|_| state.since.to_string(), |since| since.to_string()),
             waiting: waiting.iter().map(ToString::to_string).collect(),
+            overdue: waiting.iter().any(Waiting::is_overdue),
             generation: state.generation,
             holding: facts.holding,
             lacking: facts.lacking.len(),
@@ -373,6 +379,12 @@ impl Keeper {
         self.roots.lock().state().phase
     }
 
+    /// Whether the rotation has waited past its deadline.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        self.is_overdue.load(Ordering::Relaxed)
+    }
+
     /// Times the clock jumped.
     #[must_use]
     pub fn clock_jumps(&self) -> u64 {
@@ -406,6 +418,7 @@ impl Keeper {
             (roots.state().clone(), roots.is_outside())
         };
         if state.phase == Phase::Stable {
+            self.note_overdue(&state, &[]);
             if !outside && self.is_old(now) {
                 tracing::warn!("the root has less than a fifth of its life left: a rotation begins");
                 self.change(|roots| roots.rotate(now))?;
@@ -416,9 +429,22 @@ impl Keeper {
         match state.next(&facts, &self.waits) {
             Ok(next) => {
                 tracing::warn!(from = %state.phase, to = %next.phase, "the rotation of the root goes on");
+                self.note_overdue(&state, &[]);
                 self.change(|roots| roots.set(next))
             }
-            Err(_) => Ok(()),
+            Err(waiting) => {
+                self.note_overdue(&state, &waiting);
+                Ok(())
+            }
+        }
+    }
+
+    /// Says once per phase that it has waited past its deadline.
+    fn note_overdue(&self, state: &State, waiting: &[Waiting]) {
+        let late = waiting.iter().find(|one| one.is_overdue());
+        let is_known = self.is_overdue.swap(late.is_some(), Ordering::Relaxed);
+        if let (Some(late), false) = (late, is_known) {
+            tracing::error!(phase = %state.phase, waits = %late, "the rotation of the root is past its deadline");
         }
     }
 

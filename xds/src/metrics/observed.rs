@@ -146,6 +146,12 @@ impl Observed {
             help,
             self.keeper.phase() as i64,
         )?;
+        gauge(
+            encoder,
+            "tulle_ca_rotation_overdue",
+            "Whether the rotation has waited past its deadline",
+            i64::from(self.keeper.is_overdue()),
+        )?;
         let entries = i64::try_from(self.keeper.denied.entries().len()).unwrap_or(i64::MAX);
         gauge(
             encoder,

@@ -232,6 +232,32 @@ fn an_old_root_is_rotated_by_itself() {
 }
 
 #[test]
+fn a_rotation_that_waits_past_its_deadline_raises_an_alarm_until_it_goes_on() {
+    let state = tempfile::tempdir().unwrap();
+    let mut world = World::new(state.path());
+    let web = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+    world.snapshot.placement.place("away".into(), [web].into());
+    world.keeper.rotate(false).unwrap();
+    let alarms = |world: &World| {
+        let status = world.keeper.status(&world.snapshot);
+        (world.keeper.is_overdue(), status.overdue)
+    };
+    let week = i64::try_from(world.keeper.waits.deadline.as_secs()).unwrap();
+    world.pass(week - 1);
+    world.round();
+    assert_eq!(alarms(&world), (false, false));
+    world.pass(1);
+    world.round();
+    assert_eq!(alarms(&world), (true, true));
+    world.keeper.rotate(true).unwrap();
+    world.round();
+    assert_eq!(
+        (world.keeper.phase(), alarms(&world)),
+        (Phase::Switch, (false, false))
+    );
+}
+
+#[test]
 fn an_authority_whose_root_runs_out_says_so_before() {
     let state = tempfile::tempdir().unwrap();
     let world = World::new(state.path());
