@@ -12,6 +12,7 @@ use tulle_k8s::translate::MeshConfig;
 use tulle_runtime::tasks::Scope;
 use tulle_xds::metrics::EngineMetrics;
 use tulle_xds::snapshot::{ResourceType, Snapshot};
+use tulle_xds::source::folder::looks::Looks;
 use tulle_xds::source::{FolderConfig, start};
 use tulle_xds::status::Clients;
 
@@ -60,6 +61,7 @@ fn edit(criterion: &mut Criterion) {
             config_dir: config.path().to_owned(),
             state_dir: Some(state.path().to_owned()),
             follow: false,
+            looks: Looks::default(),
             reading: None,
         };
         let mut snapshots = runtime.block_on(async {

@@ -33,6 +33,7 @@ use crate::ca::root::RootError;
 use crate::ca::roots::{Roots, RotationError};
 use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::config::{Action, Config};
+use crate::debug::look::Look;
 use crate::debug::remote::{self, Readers};
 use crate::debug::{MeshSettings, Pages};
 use crate::engine::{EngineHandle, Question};
@@ -42,6 +43,7 @@ use crate::serve::ads::{Ads, AdsOptions};
 use crate::serve::authenticate::Authenticator;
 use crate::serve::listen;
 use crate::snapshot::Snapshot;
+use crate::source::folder::looks::Looks;
 use crate::source::{self, FolderConfig};
 use crate::state_dir::{StateDir, StateDirError};
 use crate::status::Clients;
@@ -107,6 +109,9 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A part has ended that the rest makes no sense without.
+    #[error("its {0} has ended; the log says why. Proxies keep what they have: start it again")]
+    Lost(&'static str),
 }
 
 impl Error {
@@ -118,7 +123,8 @@ impl Error {
             | Self::Listen { .. }
             | Self::Admin(_)
             | Self::Read { .. }
-            | Self::Write { .. } => Exit::Failed,
+            | Self::Write { .. }
+            | Self::Lost(_) => Exit::Failed,
             Self::State(_)
             | Self::Root(_)
             | Self::Rotation(_)
@@ -179,7 +185,7 @@ fn run_process(config: Config) -> Exit {
     match ended {
         Ok(()) => Exit::Ok,
         Err(error) => {
-            tracing::error!(%error, "the control plane cannot run");
+            tracing::error!(%error, "the control plane does not run");
             error.exit()
         }
     }
@@ -188,7 +194,7 @@ fn run_process(config: Config) -> Exit {
 /// Runs the control plane until `shutdown` completes.
 ///
 /// # Errors
-/// It cannot be started.
+/// It cannot be started, or a part of it has ended without which it would say what is not so.
 pub async fn run<R: Display>(config: Config, shutdown: impl Future<Output = R>) -> Result<(), Error> {
     tracing::info!(version = build_info::tag(), ?config, "control plane starts");
     // A replica owns nothing: it reads beside the process that does.
@@ -205,8 +211,7 @@ pub async fn run<R: Display>(config: Config, shutdown: impl Future<Output = R>) 
     keep_authority(&config, &parts, &drain)?;
     drop(starting);
 
-    let reason = shutdown.await;
-    tracing::info!(%reason, "control plane ends");
+    let ended = until_end(&parts.scope, shutdown).await;
     let remaining = trigger.drain_and_wait(DRAIN_MAX).await;
     if remaining > 0 {
         tracing::warn!(remaining, "connections did not end in time");
@@ -214,7 +219,22 @@ pub async fn run<R: Display>(config: Config, shutdown: impl Future<Output = R>) 
     parts.scope.cancel();
     parts.scope.close();
     parts.scope.wait().await;
-    Ok(())
+    ended
+}
+
+/// Waits until the process is asked to end, or has to: without its engine, say, it would serve an old configuration and
+/// call itself ready.
+async fn until_end<R: Display>(scope: &Scope, shutdown: impl Future<Output = R>) -> Result<(), Error> {
+    tokio::select! {
+        reason = shutdown => {
+            tracing::info!(%reason, "control plane ends");
+            Ok(())
+        }
+        part = scope.lost() => {
+            tracing::error!(part, "a part of the control plane has ended, and so does the whole");
+            Err(Error::Lost(part))
+        }
+    }
 }
 
 /// What every server reads.
@@ -222,6 +242,7 @@ struct Parts {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     questions: mpsc::Sender<Question>,
     clients: Clients,
+    looks: Looks,
     metrics: Metrics,
     registry: Registry,
     authority: Arc<Authority>,
@@ -236,13 +257,14 @@ impl Parts {
         let metrics = Metrics::default();
         let keeper = Arc::new(keeper(config, clients.clone())?);
         keeper.read_outside();
-        let reading = ready.register("history");
+        let looks = Looks::default();
+        let waiting = (looks.clone(), ready.register("history"));
         let engine = source(
             config,
             &keeper,
             clients.clone(),
             metrics.engine.clone(),
-            (&scope, reading),
+            (&scope, waiting),
         );
         scope.spawn(
             "sync",
@@ -252,6 +274,7 @@ impl Parts {
             snapshots: engine.snapshots,
             questions: engine.questions,
             clients,
+            looks,
             metrics,
             registry: Registry::for_process("xds"),
             authority: keeper.authority.clone(),
@@ -313,7 +336,7 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
         let (ads, ca, join, debug) = (ads.clone(), ca.clone(), join.clone(), debug.clone());
         let served = listen::serve(listener, acceptor.clone(), ads, ca, join, debug, drain.clone());
         let guard = drain.guard();
-        parts.scope.spawn("grpc server", async move {
+        parts.scope.spawn_vital("grpc server", async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "the gRPC server ended");
             }
@@ -321,7 +344,7 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
         });
     }
     let fresh = renew::keep_fresh(parts.authority.clone(), names, acceptor, drain.clone());
-    parts.scope.spawn("server certificate", fresh);
+    parts.scope.spawn_vital("server certificate", fresh);
     Ok(())
 }
 
@@ -394,7 +417,7 @@ fn source(
     keeper: &Keeper,
     clients: Clients,
     metrics: EngineMetrics,
-    (scope, reading): (&Scope, BlockReady),
+    (scope, (looks, reading)): (&Scope, (Looks, BlockReady)),
 ) -> EngineHandle {
     let mesh = MeshConfig {
         cluster_id: config.cluster_id.as_str().into(),
@@ -407,6 +430,7 @@ fn source(
         config_dir: config.config_dir.clone(),
         state_dir: Some(config.state_dir.clone()),
         follow: config.replica,
+        looks,
         reading: Some(reading),
     };
     source::start(folder, mesh, keeper.trust(), clients, metrics, scope)
@@ -476,8 +500,12 @@ async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Re
         keeper: parts.keeper.clone(),
         snapshots: parts.snapshots.clone(),
     };
+    let look = Look {
+        looks: parts.looks.clone(),
+        snapshots: parts.snapshots.clone(),
+    };
     let (exported, ready) = (admin::metrics(&parts.registry), admin::readiness(&parts.ready));
-    let mut router = pages(config, parts).router();
+    let mut router = pages(config, parts).router().merge(look.router());
     if !config.replica {
         router = router.merge(commands.router());
     }
@@ -498,7 +526,7 @@ async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Re
 fn keep_authority(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Result<(), Error> {
     write_root_copy(config, &parts.authority)?;
     let rounds = parts.keeper.clone().run(parts.snapshots.clone(), drain.clone());
-    parts.scope.spawn("certificate authority", rounds);
+    parts.scope.spawn_vital("certificate authority", rounds);
     let (config, authority, drain) = (config.clone(), parts.authority.clone(), drain.clone());
     parts.scope.spawn("root copy", async move {
         let mut moved = authority.moved();
@@ -536,4 +564,37 @@ fn host_name() -> Option<String> {
     let name = name.trim();
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
     (!name.is_empty() && name.bytes().all(allowed)).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_its_engine_the_process_fails_instead_of_serving_on() {
+        let scope = Scope::new();
+        let (batches, waiting) = mpsc::channel(1);
+        let trust = watch::channel(None).1;
+        let engine = crate::engine::Engine::spawn(
+            MeshConfig::default(),
+            waiting,
+            trust,
+            EngineMetrics::default(),
+            &scope,
+        );
+        // Nobody tells it anything any more, and nobody reads it: it ends.
+        drop((batches, engine));
+        let ended = until_end(&scope, std::future::pending::<&str>()).await;
+        let Err(error @ Error::Lost("engine")) = ended else {
+            panic!("{ended:?}");
+        };
+        assert_eq!(error.exit(), Exit::Failed);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_asked_to_end_has_not_failed() {
+        let scope = Scope::new();
+        scope.spawn_vital("engine", std::future::pending::<()>());
+        assert!(until_end(&scope, std::future::ready("signal")).await.is_ok());
+    }
 }

@@ -23,8 +23,10 @@ use crate::ca::keeper::{CaStatus, Keeper};
 use crate::engine::Question;
 use crate::history::{Generation, View};
 use crate::snapshot::{Objects, ResourceType, Scope, Slot, Snapshot};
+use crate::status::acks::{Acks, all_acks};
 use crate::status::{ClientStatus, Clients, TypeStatus};
 
+pub mod look;
 mod objects;
 pub mod remote;
 
@@ -83,7 +85,24 @@ pub struct Status {
     source: Objects,
     /// By object: how many of the clients that must have it accepted it.
     answers: BTreeMap<String, String>,
+    /// How many of the clients have accepted everything.
+    accepted: Accepted,
     clients: Vec<ClientStatus>,
+}
+
+/// Answers of all clients, also as one line.
+#[derive(Debug, Serialize)]
+struct Accepted {
+    #[serde(flatten)]
+    acks: Acks,
+    summary: String,
+}
+
+impl From<Acks> for Accepted {
+    fn from(acks: Acks) -> Self {
+        let summary = acks.to_string();
+        Self { acks, summary }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -123,6 +142,7 @@ impl Pages {
     fn status(&self) -> Status {
         let snapshot = self.snapshot();
         let types = ResourceType::ALL.into_iter();
+        let clients = self.clients.list(Instant::now());
         Status {
             version: build_info::tag(),
             trust_domain: self.authority.trust_domain().clone(),
@@ -134,7 +154,8 @@ impl Pages {
             ca: self.keeper.status(&snapshot),
             source: self.objects(),
             answers: self.answers(),
-            clients: self.clients.list(Instant::now()),
+            accepted: all_acks(&clients, snapshot.sequence()).into(),
+            clients,
         }
     }
 
@@ -158,13 +179,28 @@ async fn ca(State(pages): State<Pages>) -> Json<CaStatus> {
     Json(pages.keeper.status(&pages.snapshot()))
 }
 
-async fn clusterz(State(pages): State<Pages>) -> Json<Value> {
+/// Which cut clients are to have accepted.
+#[derive(Debug, Default, Deserialize)]
+struct ClusterQuery {
+    /// Its number; the newest without one.
+    cut: Option<u64>,
+}
+
+/// How the source stands, and how many clients have accepted what it meant at a cut. Small, whatever the size of the mesh.
+async fn clusterz(State(pages): State<Pages>, Query(query): Query<ClusterQuery>) -> Json<Value> {
     let snapshot = pages.snapshot();
+    let objects = snapshot.objects();
+    let clients = pages.clients.list(Instant::now());
+    let cut = query.cut.unwrap_or(snapshot.sequence());
     Json(json!({
         "clusterId": pages.mesh.cluster_id,
         "synced": snapshot.synced(),
-        "generation": snapshot.objects().generation,
-        "degraded": snapshot.objects().degraded,
+        "head": snapshot.sequence(),
+        "generation": objects.generation,
+        "degraded": objects.degraded,
+        "refused": objects.errors().count(),
+        "stale": objects.stale(),
+        "accepted": Accepted::from(all_acks(&clients, cut)),
     }))
 }
 

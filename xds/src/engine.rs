@@ -91,6 +91,22 @@ pub struct Batch {
     pub synced: bool,
     /// When the newest of the objects was written, by kind, as far as that is known.
     pub written: BTreeMap<Kind, SystemTime>,
+    /// Number of the look at the source that this is the end of.
+    pub look: Option<u64>,
+}
+
+impl Batch {
+    /// The same once more, to who has taken the changes.
+    #[must_use]
+    pub fn without_changes(&self) -> Self {
+        Self {
+            generation: self.generation,
+            problems: self.problems.clone(),
+            degraded: self.degraded.clone(),
+            synced: self.synced,
+            ..Self::default()
+        }
+    }
 }
 
 /// The engine's state; one writer owns it.
@@ -161,7 +177,7 @@ impl Engine {
         let (publish, snapshots) = watch::channel(Arc::new(engine.snapshot.clone()));
         let (releases, mut released) = mpsc::channel(RELEASES_WAITING_MAX);
         let (questions, mut asked) = mpsc::channel::<Question>(QUESTIONS_WAITING_MAX);
-        scope.spawn("engine", async move {
+        scope.spawn_vital("engine", async move {
             trust.mark_changed();
             loop {
                 let before = engine.snapshot.sequence;
@@ -408,6 +424,7 @@ impl Engine {
     fn tell(&mut self, batch: &Batch, told: BTreeSet<Key>) {
         let objects = &mut self.snapshot.objects;
         objects.generation = batch.generation;
+        objects.look = batch.look.unwrap_or(objects.look);
         objects.degraded.clone_from(&batch.degraded);
         objects.problems = batch.problems.clone();
         let news: BTreeMap<&Key, Option<&InForce>> = batch

@@ -113,6 +113,25 @@ struct Word {
     actor: Str,
     message: Str,
     time: Timestamp,
+    /// The files of the change: SHA-256 of what they are to hold, `None` for those that go.
+    #[serde(default)]
+    files: BTreeMap<Str, Option<Str>>,
+}
+
+impl Word {
+    /// Whether it is said of a generation that changed these files: of some of its own, and those are as it says. Of nobody
+    /// else's, that is, and of none that did not come to be.
+    fn is_of<'a>(&self, changed: &BTreeSet<Str>, holds: impl Fn(&Str) -> Option<&'a Str>) -> bool {
+        let mut own = self.files.iter().filter(|(path, _)| changed.contains(*path));
+        let touches = own.clone().next().is_some();
+        touches && own.all(|(path, sha256)| holds(path) == sha256.as_ref())
+    }
+
+    /// Whether all that was announced is there: nothing is left that it could be said of.
+    fn is_done<'a>(&self, holds: impl Fn(&Str) -> Option<&'a Str>) -> bool {
+        let mut files = self.files.iter();
+        files.all(|(path, sha256)| holds(path) == sha256.as_ref())
+    }
 }
 
 impl History {
@@ -244,6 +263,7 @@ impl History {
                     actor: same.actor,
                     message: same.message,
                     time,
+                    ..Word::default()
                 },
             ),
             None => (time, self.newest, self.word(time, &files, &changed)),
@@ -317,9 +337,15 @@ impl History {
         let said = fs::read_to_string(&path)
             .ok()
             .and_then(|text| serde_json::from_str::<Word>(&text).ok());
-        // It is for one change.
-        let _ = fs::remove_file(path);
         let said = said.filter(|word| now.duration_since(word.time) < WORD_KEPT);
+        let holds = |path: &Str| match changed.contains(path) {
+            true => files.get(path),
+            false => self.files.get(&(pages::page_of_file(path), path.clone())),
+        };
+        if said.as_ref().is_none_or(|word| word.is_done(holds)) {
+            let _ = fs::remove_file(path);
+        }
+        let said = said.filter(|word| word.is_of(changed, holds));
         said.unwrap_or_else(|| self.word_of_files(files, changed))
     }
 

@@ -15,6 +15,7 @@ use crate::history::History;
 use crate::metrics::EngineMetrics;
 use crate::status::Clients;
 use folder::Reader;
+use folder::looks::Looks;
 
 pub mod folder;
 mod status_files;
@@ -31,6 +32,8 @@ pub struct FolderConfig {
     pub state_dir: Option<PathBuf>,
     /// Another process owns the state folder: what it recorded is in force here, too, and nothing is written.
     pub follow: bool,
+    /// Takes wishes for a look.
+    pub looks: Looks,
     /// Dropped once what was there at the start is in force and on record.
     pub reading: Option<BlockReady>,
 }
@@ -58,8 +61,9 @@ pub fn start(
         }
         None => Reader::new(config.config_dir.clone(), None),
     };
-    let run = folder::run(config.config_dir, reader, batches, metrics, config.reading);
-    scope.spawn("folder", run);
+    let waiting = (config.looks, config.reading);
+    let run = folder::run(config.config_dir, reader, batches, metrics, waiting);
+    scope.spawn_vital("folder", run);
     if let Some(state_dir) = config.state_dir.filter(|_| !config.follow) {
         scope.spawn(
             "status files",

@@ -378,6 +378,55 @@ async fn a_folder_becomes_the_mesh_of_a_client_and_follows_its_edits() {
     process.stop().await;
 }
 
+/// The cut that holds what was written, and how many clients have accepted that.
+async fn looked(process: &Process) -> (u64, Value) {
+    let answer = process.post("/config/look", "{}").await.expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    let cut = serde_json::from_str::<Value>(body).unwrap()["cut"]
+        .as_u64()
+        .unwrap();
+    let page = process
+        .get(&format!("/debug/clusterz?cut={cut}"))
+        .await
+        .expect("a page");
+    (cut, serde_json::from_str(&page).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_has_accepted_by_a_look_holds_what_was_written_before() {
+    let process = Process::start();
+    process.write("namespace.yaml", NAMESPACE);
+    process.write("web.yaml", &entry("web", "n1", "10.0.0.1"));
+    process.ready().await;
+    let token = tulle_xds::token::create(&process.state(), "n1").unwrap();
+    let (state, _client) = follow(&process, "n1", &token);
+    until(async || state.synced()).await;
+    for number in 1..=5 {
+        let name = format!("deny-{number}");
+        process.write(&format!("{name}.yaml"), &DENY.replace("deny-all", &name));
+        let (cut, _) = looked(&process).await;
+        let page = format!("/debug/clusterz?cut={cut}");
+        until(async || {
+            process
+                .get(&page)
+                .await
+                .unwrap()
+                .contains("\"summary\":\"acked 1/1\"")
+        })
+        .await;
+        assert_eq!(state.snapshot().policies().count(), number);
+    }
+    process.write("deny-5.yaml", "kind: [broken\n");
+    let (_, page) = looked(&process).await;
+    assert_eq!(
+        (&page["refused"], &page["stale"]),
+        (&1.into(), &1.into()),
+        "{page}"
+    );
+    process.stop().await;
+}
+
 /// What a client that asks by name holds, by the names of the workloads.
 fn held(state: &MeshState) -> Vec<String> {
     let snapshot = state.snapshot();
@@ -429,6 +478,37 @@ async fn a_client_that_asks_by_name_holds_its_own_node_and_what_goes_with_what_i
     until(async || held(&state) == ["local", "local-2", "web", "web-2"]).await;
     fs::remove_file(process.folder.path().join("config/web.yaml")).unwrap();
     until(async || held(&state) == ["local", "local-2", "web-2"]).await;
+    process.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_start_with_a_broken_file_is_not_ready_until_it_is_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    fs::create_dir(&config).unwrap();
+    write(&config, "web.yaml", &entry("web", "n1", "10.0.0.1"));
+    write(&config, "deny.yaml", "kind: [broken\n");
+    let process = Process::start_in(folder);
+    let named = async || {
+        let status = process.status().await.unwrap_or_default();
+        status["source"]["problems"][0]["file"] == "deny.yaml"
+    };
+    until(named).await;
+    let status = process.status().await.expect("a status");
+    assert_eq!(
+        (&status["synced"], status["pending"].as_array().map(Vec::len)),
+        (&false.into(), Some(2)),
+        "{status}"
+    );
+    process.write("deny.yaml", DENY);
+    process.ready().await;
+    process.write("deny.yaml", "kind: [broken\n");
+    looked(&process).await;
+    // What it was is on record: that is in force, at once.
+    let process = Process::start_in(process.stop().await);
+    process.ready().await;
+    let world = process.get("/debug/world").await.expect("a page");
+    assert!(world.contains("deny-all"), "{world}");
     process.stop().await;
 }
 

@@ -84,6 +84,8 @@ struct Status {
     phase: String,
     since: String,
     waiting: Vec<String>,
+    #[serde(default)]
+    overdue: bool,
     generation: u64,
     holding: usize,
     lacking: usize,
@@ -93,6 +95,8 @@ struct Status {
     suspects: Vec<String>,
     crl_stale: bool,
     problem: Option<String>,
+    #[serde(default)]
+    expires_soon: Option<String>,
     clock_jumps: u64,
 }
 
@@ -149,6 +153,14 @@ pub(crate) async fn run(ca: Ca) -> anyhow::Result<Exit> {
     }
 }
 
+impl Status {
+    /// Whether nothing calls for somebody.
+    fn is_well(&self) -> bool {
+        let is_told_of = self.problem.is_some() || self.expires_soon.is_some();
+        !is_told_of && !self.overdue && !self.crl_stale && self.suspects.is_empty()
+    }
+}
+
 /// A finding that calls for somebody makes the command fail.
 fn status(reading: &Reading, status: &Status) -> anyhow::Result<Exit> {
     let rows = || {
@@ -171,6 +183,9 @@ fn status(reading: &Reading, status: &Status) -> anyhow::Result<Exit> {
         for waiting in &status.waiting {
             println!("waits: {waiting}");
         }
+        if status.overdue {
+            println!("problem: the rotation has waited past its deadline; somebody has to decide");
+        }
         println!("deny-list: {} entries", status.denied);
         for node in &status.suspects {
             println!("suspect: node {node}: its join token came a second time");
@@ -178,12 +193,11 @@ fn status(reading: &Reading, status: &Status) -> anyhow::Result<Exit> {
         if status.crl_stale {
             println!("problem: the revocation list is past its time; proxies refuse what they cannot check");
         }
-        if let Some(problem) = &status.problem {
+        for problem in status.problem.iter().chain(&status.expires_soon) {
             println!("problem: {problem}");
         }
     }
-    let well = status.problem.is_none() && !status.crl_stale && status.suspects.is_empty();
-    Ok(if well { Exit::Ok } else { Exit::Failed })
+    Ok(if status.is_well() { Exit::Ok } else { Exit::Failed })
 }
 
 async fn list(reading: &Reading, control: &Component) -> anyhow::Result<Exit> {
@@ -203,4 +217,35 @@ async fn list(reading: &Reading, control: &Component) -> anyhow::Result<Exit> {
 /// Seconds since 1970 as people write it.
 fn time(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The page of a control plane that nothing is wrong with.
+    fn page() -> serde_json::Value {
+        json!({
+            "phase": "stable", "since": "2026-01-01T00:00:00Z", "waiting": [], "generation": 1, "holding": 1,
+            "lacking": 0, "source": "own root", "certificates": [], "denied": 0, "suspects": [],
+            "crlStale": false, "problem": null, "clockJumps": 0
+        })
+    }
+
+    #[test]
+    fn whatever_calls_for_somebody_is_not_well() {
+        let is_well = |page| serde_json::from_value::<Status>(page).unwrap().is_well();
+        assert!(is_well(page()));
+        for (name, value) in [
+            ("problem", json!("no key")),
+            ("expiresSoon", json!("T0308")),
+            ("crlStale", json!(true)),
+            ("overdue", json!(true)),
+            ("suspects", json!(["n1"])),
+        ] {
+            let mut page = page();
+            page[name] = value;
+            assert!(!is_well(page), "{name}");
+        }
+    }
 }

@@ -1,6 +1,5 @@
 //! `tulle config`: who changed what and when, who has accepted it, and the way back.
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,9 +15,10 @@ use tulle_xds::snapshot::Severity;
 use super::folder::Target;
 use super::{ControlFolders, Reading, analyze};
 use crate::output::{Form, table};
-use crate::running::Kind;
+use crate::running::{Component, Kind};
 
 mod delete;
+mod wait;
 
 /// Show, change and take back configuration
 #[derive(Debug, clap::Args)]
@@ -68,7 +68,10 @@ enum Action {
     ///
     /// Exit code 79 if something is.
     Status,
-    /// Wait until every connected proxy has accepted the configuration
+    /// Wait until every connected proxy has accepted what the configuration folder says now
+    ///
+    /// The folder is read once more first, so that what was just written is waited for. Exit codes: 0 every proxy has
+    /// accepted it; 1 not in time; 79 every proxy has, but something of the folder is refused and not in force.
     Wait {
         /// What to wait for
         #[arg(long = "for", value_name = "STATE", default_value = "acked", value_parser = ["acked"])]
@@ -114,12 +117,9 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
             message,
             dry_run,
         } => {
-            let writing = writing(*dry_run);
-            if writing == Writing::Real {
-                let message = format!("rollback to {generation}: {message}");
-                view.announce(&actor(), &message)?;
-            }
-            let done = view.rollback(*generation, &config.folders.config_dir, writing)?;
+            let message = format!("rollback to {generation}: {message}");
+            let (actor, folder) = (actor(), &config.folders.config_dir);
+            let done = view.rollback(*generation, folder, (&actor, &message), writing(*dry_run))?;
             crate::output::print(form, "config.rollback", std::slice::from_ref(&done), || {
                 let mut table = table(&["FILE", "CHANGE"]);
                 done.written.iter().for_each(|file| {
@@ -136,7 +136,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
             Ok(Exit::Ok)
         }
         Action::Status => status(&config.reading).await,
-        Action::Wait { timeout, .. } => wait(&config.reading, Duration::from_secs(*timeout)).await,
+        Action::Wait { timeout, .. } => wait::run(&config.reading, Duration::from_secs(*timeout)).await,
         Action::AcceptEmpty { dry_run } => {
             if !dry_run {
                 view.accept_empty(&config.folders.config_dir)?;
@@ -271,18 +271,13 @@ fn put(
     let Some(name) = name.or(own) else {
         bail!("a manifest from standard input needs a name; add --name NAME.yaml");
     };
-    if !dry_run {
-        view.announce(&actor(), message)?;
-    }
-    let mesh = MeshConfig::default();
-    let found = apply(
-        &config.folders.config_dir,
-        &name.into(),
-        &text,
-        &mesh,
-        writing(dry_run),
-    )?;
+    let (mesh, folder) = (MeshConfig::default(), &config.folders.config_dir);
+    let mut found = apply(folder, &name.into(), &text, &mesh, Writing::Dry)?;
     let refused = found.iter().any(|finding| finding.severity == Severity::Error);
+    if !dry_run && !refused {
+        view.announce(&actor(), message, [(name.into(), Some(&*text))])?;
+        found = apply(folder, &name.into(), &text, &mesh, Writing::Real)?;
+    }
     let form = config.reading.output();
     let exit = analyze::print(&found, form)?;
     if form == Form::Table && !refused {
@@ -292,18 +287,14 @@ fn put(
     Ok(if refused { Exit::BadInput } else { exit })
 }
 
-/// The status page of the control plane.
-async fn page(reading: &Reading) -> anyhow::Result<Value> {
-    let run_dir = reading.run_dir();
-    let control_planes = run_dir.of_kind(Kind::Control)?;
-    let control_plane = control_planes
-        .first()
-        .context("no control plane answers; is the mesh running?")?;
-    control_plane.json("/status").await
+/// The control plane of this machine.
+fn control_plane(reading: &Reading) -> anyhow::Result<Component> {
+    let found = reading.run_dir().of_kind(Kind::Control)?.into_iter().next();
+    found.context("no control plane answers; is the mesh running?")
 }
 
 async fn status(reading: &Reading) -> anyhow::Result<Exit> {
-    let page = page(reading).await?;
+    let page: Value = control_plane(reading)?.json("/status").await?;
     let source = &page["source"];
     let empty = Vec::new();
     let problems = source["problems"].as_array().unwrap_or(&empty);
@@ -339,7 +330,7 @@ async fn status(reading: &Reading) -> anyhow::Result<Exit> {
             for object in &wrong {
                 print_object(object);
             }
-            println!("{}", acked(&page));
+            println!("{}", page["accepted"]["summary"].as_str().unwrap_or_default());
         }
     }
     let errors = problems.iter().any(|problem| problem["severity"] == "error");
@@ -378,77 +369,5 @@ fn print_object(object: &Value) {
                 text(&condition["message"])
             );
         }
-    }
-}
-
-/// `acked 41/42, rejected 1: node-17 "bad CIDR"`.
-fn acked(page: &Value) -> String {
-    let mut rejected: BTreeMap<String, String> = BTreeMap::new();
-    let empty = Vec::new();
-    let clients = page["clients"].as_array().unwrap_or(&empty);
-    for client in clients {
-        let node = client["node"].as_str().unwrap_or_default().to_owned();
-        for rejection in client["rejections"].as_array().into_iter().flatten() {
-            rejected.insert(
-                node.clone(),
-                rejection["text"].as_str().unwrap_or_default().to_owned(),
-            );
-        }
-    }
-    let done = clients.iter().filter(|client| is_acked(client)).count();
-    let mut line = format!("acked {done}/{}", clients.len());
-    if !rejected.is_empty() {
-        let texts: Vec<String> = rejected
-            .iter()
-            .map(|(node, text)| format!("{node} {text:?}"))
-            .collect();
-        line.push_str(&format!(", rejected {}: {}", rejected.len(), texts.join(", ")));
-    }
-    line
-}
-
-/// Whether a client owes no answer and rejects nothing.
-fn is_acked(client: &Value) -> bool {
-    let owes = |ty: &Value| ty["unacked"].as_u64().unwrap_or(0) > 0 || ty["acked"].is_null();
-    let types = client["types"].as_object();
-    let settled = types.is_some_and(|types| !types.is_empty() && !types.values().any(owes));
-    settled && client["rejections"].as_array().is_none_or(Vec::is_empty)
-}
-
-async fn wait(reading: &Reading, timeout: Duration) -> anyhow::Result<Exit> {
-    let deadline = tokio::time::Instant::now() + timeout;
-    let mut last = String::from("no control plane answers");
-    while tokio::time::Instant::now() < deadline {
-        if let Ok(page) = page(reading).await {
-            let clients = page["clients"].as_array().map_or(0, Vec::len);
-            let done = page["clients"]
-                .as_array()
-                .is_some_and(|all| all.iter().all(is_acked));
-            last = acked(&page);
-            if page["synced"] == true && done && clients > 0 {
-                println!("{last}");
-                return Ok(Exit::Ok);
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    println!("{last}");
-    Ok(Exit::Failed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn who_has_not_answered_or_rejects_has_not_accepted() {
-        let client = |unacked: u64, rejections: Value| json!({"node": "n1", "types": {"a": {"unacked": unacked, "acked": 3}}, "rejections": rejections});
-        assert!(is_acked(&client(0, json!([]))));
-        assert!(!is_acked(&client(1, json!([]))));
-        assert!(!is_acked(&client(0, json!([{"text": "bad CIDR"}]))));
-        assert!(!is_acked(&json!({"types": {}, "rejections": []})));
-        let page = json!({"clients": [client(0, json!([])), client(0, json!([{"text": "bad CIDR"}]))]});
-        assert_eq!(acked(&page), "acked 1/2, rejected 1: n1 \"bad CIDR\"");
     }
 }

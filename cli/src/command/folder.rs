@@ -322,7 +322,10 @@ impl Target<'_> {
         if dry_run || changes.is_empty() {
             return Ok(Exit::Ok);
         }
-        View::of(self.state_dir).announce(&actor(), message)?;
+        let files = changes
+            .iter()
+            .map(|change| (change.file.as_str().into(), change.text.as_deref()));
+        View::of(self.state_dir).announce(&actor(), message, files)?;
         for change in changes {
             check(change, writing(false))?;
             if change.text.is_none() {

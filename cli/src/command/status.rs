@@ -225,6 +225,7 @@ async fn control(component: &Component, served: &mut Value) -> anyhow::Result<Ro
         row.findings
             .push(format!("the folder is not used as it is: {degraded}"));
     }
+    row.findings.extend(ca_lines(&status["ca"]));
     for problem in array(&source["problems"]).filter(|problem| problem["severity"] != "note") {
         row.findings.push(problem_line(problem));
     }
@@ -242,6 +243,18 @@ async fn control(component: &Component, served: &mut Value) -> anyhow::Result<Ro
         }
     }
     Ok(row.judge(component).await)
+}
+
+/// What the authority needs somebody for.
+fn ca_lines(ca: &Value) -> Vec<String> {
+    let told = ["problem", "expiresSoon"].into_iter();
+    let mut lines: Vec<String> = told
+        .filter_map(|name| ca[name].as_str().map(str::to_owned))
+        .collect();
+    if ca["overdue"] == true {
+        lines.push("the rotation of the root has waited past its deadline; see `tulle ca status`".to_owned());
+    }
+    lines
 }
 
 /// `file:line:column: code token: cause; fix`.

@@ -67,6 +67,7 @@ reasons! {
     CaIncomplete "T0301" "ca_incomplete" None "the certificate authority's files are incomplete or unsafe; nothing is generated over them";
     NotPlacedOnNode "T0305" "not_placed_on_node" None "the asking node has no workload with that identity";
     NodeNotTrusted "T0306" "node_not_trusted" None "the caller's credential is missing, unknown or for another node";
+    IssuerExpiresSoon "T0308" "issuer_expires_soon" None "a certificate of the authority - issuer, intermediate or root - ends soon; rotate the root, or renew the issuer where it comes from";
     PolicyDenied "T0412" "policy_denied" Deny "a DENY rule matched";
     NoAllowMatched "T0413" "no_allow_matched" Deny "ALLOW policies apply and none of their rules matched";
     PolicyPending "T0414" "policy_pending" Deny "a policy that the workload names has not arrived yet";

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use futures_util::FutureExt;
 use futures_util::future::CatchUnwind;
 use parking_lot::RwLock;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -85,6 +86,8 @@ pub fn counts() -> Vec<Count> {
 pub struct Scope {
     tracker: TaskTracker,
     cancelled: CancellationToken,
+    /// The first vital task that ended by itself.
+    lost: watch::Sender<Option<&'static str>>,
 }
 
 impl Scope {
@@ -103,6 +106,34 @@ impl Scope {
         let cancelled = self.cancelled.clone();
         let bounded = async move { cancelled.run_until_cancelled_owned(future).await };
         spawn_raw(self.tracker.track_future(supervised(name, (), bounded)))
+    }
+
+    /// Spawns a task without which the others go on as if nothing were amiss: [`Scope::lost`] tells its end, be it by
+    /// itself or in a panic, unless the scope is cancelled.
+    pub fn spawn_vital<F>(&self, name: &'static str, future: F) -> JoinHandle<Option<F::Output>>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let vital = Vital {
+            name,
+            cancelled: self.cancelled.clone(),
+            lost: self.lost.clone(),
+        };
+        let cancelled = self.cancelled.clone();
+        let bounded = async move { cancelled.run_until_cancelled_owned(future).await };
+        spawn_raw(self.tracker.track_future(supervised(name, vital, bounded)))
+    }
+
+    /// Completes once a vital task has ended; the name of the first.
+    pub async fn lost(&self) -> &'static str {
+        let mut lost = self.lost.subscribe();
+        let name = lost.wait_for(Option::is_some).await.map(|name| *name);
+        match name {
+            Ok(Some(name)) => name,
+            // The scope itself holds the other end.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
     }
 
     /// Says that no more tasks come; [`Scope::wait`] needs it to end.
@@ -170,6 +201,26 @@ impl<H, F: Future> Future for Supervised<H, F> {
                 resume_unwind(panic)
             }
         }
+    }
+}
+
+/// Tells the end of a vital task on every path: return, panic, abort.
+struct Vital {
+    name: &'static str,
+    cancelled: CancellationToken,
+    lost: watch::Sender<Option<&'static str>>,
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        if self.cancelled.is_cancelled() {
+            return;
+        }
+        self.lost.send_if_modified(|lost| {
+            let is_first = lost.is_none();
+            lost.get_or_insert(self.name);
+            is_first
+        });
     }
 }
 
@@ -285,6 +336,27 @@ mod tests {
         release.send(()).unwrap();
         scope.wait().await;
         assert!(scope.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_vital_task_that_panics_or_returns_is_missed_and_any_other_is_not() {
+        for ends in [false, true] {
+            let scope = Scope::new();
+            scope.spawn("helper", async {}).await.unwrap();
+            let vital = scope.spawn_vital("vital", async move { assert!(ends, "on purpose") });
+            assert_eq!(scope.lost().await, "vital");
+            assert_eq!(vital.await.is_ok(), ends);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_vital_task_of_a_cancelled_scope_is_not_missed() {
+        let scope = Scope::new();
+        scope.spawn_vital("vital", std::future::pending::<()>());
+        scope.close();
+        scope.cancel();
+        scope.wait().await;
+        assert_eq!(scope.lost().now_or_never(), None);
     }
 
     #[tokio::test]

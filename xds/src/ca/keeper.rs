@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -20,12 +20,14 @@ use crate::ca::deny::DenyList;
 use crate::ca::issued::Issued;
 use crate::ca::outside;
 use crate::ca::roots::{Roots, RotationError};
-use crate::ca::rotation::{Facts, Phase, Waits};
+use crate::ca::rotation::{Facts, Phase, State, Waiting, Waits};
 use crate::serve::admit::Kind;
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::status::Clients;
 use crate::token::TokenError;
 use crate::token::join::JoinTokens;
+
+mod ending;
 
 /// Pause between two rounds; a change of the deny-list file takes at most this long to be seen.
 const ROUND: Duration = Duration::from_millis(500);
@@ -35,6 +37,8 @@ const OUTSIDE_QUIET: Duration = Duration::from_millis(50);
 const OUTSIDE_POLL: Duration = Duration::from_secs(30);
 /// The wall clock may drift this far from the monotonic one between two rounds.
 const CLOCK_JUMP: Duration = Duration::from_secs(60);
+/// Time between two warnings that a certificate ends soon, in seconds: a day.
+const WARNED_EVERY: i64 = 24 * 3600;
 /// A root of our own is rotated when less than this part of its life is left.
 const LIFE_LEFT_MIN: f64 = 0.2;
 
@@ -65,6 +69,10 @@ pub struct Keeper {
     problem: Mutex<Option<String>>,
     /// Why what is issued cannot be written down, so that nothing is.
     unwritten: Mutex<Option<String>>,
+    /// When it was said last that a certificate ends soon, in seconds since 1970.
+    warned: Mutex<Option<i64>>,
+    /// The rotation has waited past its deadline.
+    is_overdue: AtomicBool,
     clock_jumps: AtomicU64,
 }
 
@@ -78,6 +86,8 @@ pub struct CaStatus {
     pub since: String,
     /// What it waits for.
     pub waiting: Vec<String>,
+    /// It has waited past its deadline, and somebody has to decide.
+    pub overdue: bool,
     /// Counts the changes of the roots.
     pub generation: u64,
     /// Connected clients that accepted the roots.
@@ -96,6 +106,8 @@ pub struct CaStatus {
     pub crl_stale: bool,
     /// Why the newest material is not in use.
     pub problem: Option<String>,
+    /// The certificate that ends first, if it ends soon, and what to do.
+    pub expires_soon: Option<String>,
     /// Times the clock jumped.
     pub clock_jumps: u64,
 }
@@ -108,6 +120,8 @@ pub struct CertificateStatus {
     pub role: &'static str,
     /// Serial number, hex.
     pub serial: String,
+    /// Beginning, in seconds since 1970.
+    pub not_before: i64,
     /// End, in seconds since 1970.
     pub not_after: i64,
 }
@@ -131,6 +145,8 @@ impl Keeper {
             crl: Mutex::new(None),
             problem: Mutex::new(None),
             unwritten: Mutex::new(None),
+            warned: Mutex::new(None),
+            is_overdue: AtomicBool::new(false),
             clock_jumps: AtomicU64::new(0),
         };
         keeper.publish();
@@ -210,6 +226,7 @@ impl Keeper {
         } else if let Err(error) = self.advance(snapshot, now) {
             tracing::error!(%error, "the rotation of the root does not go on");
         }
+        self.warn_of_end(now);
         self.publish();
     }
 
@@ -304,6 +321,7 @@ impl Keeper {
             phase: state.phase,
             since: since.map_or_else(|_| state.since.to_string(), |since| since.to_string()),
             waiting: waiting.iter().map(ToString::to_string).collect(),
+            overdue: waiting.iter().any(Waiting::is_overdue),
             generation: state.generation,
             holding: facts.holding,
             lacking: facts.lacking.len(),
@@ -317,6 +335,7 @@ impl Keeper {
                 .lock()
                 .clone()
                 .or_else(|| self.problem.lock().clone()),
+            expires_soon: ending::expires_soon(&self.certificates(), now.unix_timestamp(), outside),
             clock_jumps: self.clock_jumps.load(Ordering::Relaxed),
         }
     }
@@ -344,6 +363,7 @@ impl Keeper {
         let mut certificates = vec![CertificateStatus {
             role: "issuer",
             serial: issuing.signer.serial().to_string(),
+            not_before: issuing.signer.not_before().unix_timestamp(),
             not_after: issuing.signer.not_after().unix_timestamp(),
         }];
         let above = issuing.intermediates.iter().map(|pem| ("intermediate", pem));
@@ -357,6 +377,12 @@ impl Keeper {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.roots.lock().state().phase
+    }
+
+    /// Whether the rotation has waited past its deadline.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        self.is_overdue.load(Ordering::Relaxed)
     }
 
     /// Times the clock jumped.
@@ -392,6 +418,7 @@ impl Keeper {
             (roots.state().clone(), roots.is_outside())
         };
         if state.phase == Phase::Stable {
+            self.note_overdue(&state, &[]);
             if !outside && self.is_old(now) {
                 tracing::warn!("the root has less than a fifth of its life left: a rotation begins");
                 self.change(|roots| roots.rotate(now))?;
@@ -402,9 +429,22 @@ impl Keeper {
         match state.next(&facts, &self.waits) {
             Ok(next) => {
                 tracing::warn!(from = %state.phase, to = %next.phase, "the rotation of the root goes on");
+                self.note_overdue(&state, &[]);
                 self.change(|roots| roots.set(next))
             }
-            Err(_) => Ok(()),
+            Err(waiting) => {
+                self.note_overdue(&state, &waiting);
+                Ok(())
+            }
+        }
+    }
+
+    /// Says once per phase that it has waited past its deadline.
+    fn note_overdue(&self, state: &State, waiting: &[Waiting]) {
+        let late = waiting.iter().find(|one| one.is_overdue());
+        let is_known = self.is_overdue.swap(late.is_some(), Ordering::Relaxed);
+        if let (Some(late), false) = (late, is_known) {
+            tracing::error!(phase = %state.phase, waits = %late, "the rotation of the root is past its deadline");
         }
     }
 
@@ -498,6 +538,20 @@ impl Keeper {
         }
     }
 
+    /// Says once a day that a certificate of the authority ends soon.
+    fn warn_of_end(&self, now: OffsetDateTime) {
+        let (now, outside) = (now.unix_timestamp(), self.roots.lock().is_outside());
+        let mut warned = self.warned.lock();
+        let Some(soon) = ending::expires_soon(&self.certificates(), now, outside) else {
+            *warned = None;
+            return;
+        };
+        if warned.is_none_or(|last| now.saturating_sub(last) >= WARNED_EVERY) {
+            tracing::warn!("{soon}");
+            *warned = Some(now);
+        }
+    }
+
     fn watch_clock(&self, clock: &mut (OffsetDateTime, Instant)) {
         let (wall, monotonic) = (self.authority.now(), Instant::now());
         let expected = clock.0 + (monotonic - clock.1);
@@ -535,6 +589,7 @@ fn described(role: &'static str, pem: &Str) -> Vec<CertificateStatus> {
         Some(CertificateStatus {
             role,
             serial: certificate.raw_serial_as_string().replace(':', ""),
+            not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
         })
     });

@@ -111,6 +111,14 @@ pub enum Waiting {
     Absent(Vec<Str>, bool),
 }
 
+impl Waiting {
+    /// Whether it has lasted long enough to call for a decision.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        matches!(self, Self::Absent(_, true))
+    }
+}
+
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -321,6 +329,7 @@ mod tests {
         };
         let waiting = start.waiting(&late, &Waits::default());
         assert!(waiting[0].to_string().contains("--force"), "{waiting:?}");
+        assert!(waiting[0].is_overdue() && !start.waiting(&absent, &Waits::default())[0].is_overdue());
         let forced = State {
             forced: true,
             ..start

@@ -5,6 +5,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::source::folder::scan::Scan;
 
+/// Who goes back, and why.
+const BACK: (&str, &str) = ("alice", "back");
+
 /// A configuration folder on paper, whose generations are recorded on disk.
 struct Paper {
     state: TempDir,
@@ -281,7 +284,10 @@ fn generations_of_the_version_before_are_read_shown_compared_and_gone_back_to() 
     let difference = paper.view().diff(1, 3, None).unwrap();
     assert_eq!((difference.added.len(), difference.changed.len()), (2, 0));
     let config = TempDir::new().unwrap();
-    let done = paper.view().rollback(1, config.path(), Writing::Real).unwrap();
+    let done = paper
+        .view()
+        .rollback(1, config.path(), BACK, Writing::Real)
+        .unwrap();
     assert_eq!(done.written, [Str::from("a.yaml")]);
     assert_eq!(
         fs::read_to_string(config.path().join("a.yaml")).unwrap(),
@@ -327,12 +333,18 @@ fn secrets_are_not_kept_and_their_files_are_left_alone() {
         fs::write(config.path().join("secret.yaml"), &*text).unwrap();
     }
     let newest = *paper.numbered(".json").last().unwrap();
-    let done = paper.view().rollback(2, config.path(), Writing::Real).unwrap();
+    let done = paper
+        .view()
+        .rollback(2, config.path(), BACK, Writing::Real)
+        .unwrap();
     assert_eq!(
         (done.written, done.kept),
         (vec!["b.yaml".into()], vec!["secret.yaml".into()])
     );
-    let done = paper.view().rollback(1, config.path(), Writing::Dry).unwrap();
+    let done = paper
+        .view()
+        .rollback(1, config.path(), BACK, Writing::Dry)
+        .unwrap();
     assert_eq!((done.removed, done.kept), (vec![], vec!["secret.yaml".into()]));
     assert!(newest > 2);
     let mut read = 0;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tulle_k8s::translate::MeshConfig;
 use tulle_model::Str;
 
-use super::{ACCEPT_EMPTY, FILES, History, Manifest, Record, WORD, Word, write_atomically};
+use super::{ACCEPT_EMPTY, FILES, History, Manifest, Record, WORD, Word, sha256, write_atomically};
 use crate::engine::{Batch, Engine, Event};
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::source::folder::library::Library;
@@ -178,7 +178,8 @@ impl View {
         Ok(difference)
     }
 
-    /// Writes the files of a generation back. The running control plane takes that for a new generation.
+    /// Writes the files of a generation back, and says who does and why. The running control plane takes that for a new
+    /// generation.
     ///
     /// # Errors
     /// It is not stored, or the folder cannot be written.
@@ -186,6 +187,7 @@ impl View {
         &self,
         generation: u64,
         config_dir: &Path,
+        (actor, message): (&str, &str),
         writing: Writing,
     ) -> Result<Rollback, ViewError> {
         let history = self.history();
@@ -236,9 +238,12 @@ impl View {
             removed: gone,
             kept,
         };
-        if writing == Writing::Dry {
+        if writing == Writing::Dry || texts.is_empty() && done.removed.is_empty() {
             return Ok(done);
         }
+        let written = texts.iter().map(|(path, text)| (path.clone(), Some(&**text)));
+        let gone = done.removed.iter().map(|path| (path.clone(), None));
+        self.announce(actor, message, written.chain(gone))?;
         for (path, text) in texts {
             put(config_dir, &path, &text)?;
         }
@@ -254,15 +259,25 @@ impl View {
         Ok(done)
     }
 
-    /// Says who makes the next change and why; the generation it becomes keeps that.
+    /// Says who makes a change and why, shortly before it is made; the generation that these files become keeps that, and no
+    /// other does. Files come with the text they are to hold; those that go have none.
     ///
     /// # Errors
     /// The state folder cannot be written.
-    pub fn announce(&self, actor: &str, message: &str) -> Result<(), ViewError> {
+    pub fn announce<'a>(
+        &self,
+        actor: &str,
+        message: &str,
+        files: impl IntoIterator<Item = (Str, Option<&'a str>)>,
+    ) -> Result<(), ViewError> {
+        let files = files.into_iter();
         let word = Word {
             actor: actor.into(),
             message: message.into(),
             time: Timestamp::now(),
+            files: files
+                .map(|(path, text)| (path, text.map(|text| sha256(text.as_bytes()))))
+                .collect(),
         };
         let text = serde_json::to_string(&word).unwrap_or_default();
         self.put(WORD, &text)

@@ -74,13 +74,13 @@ impl Observed {
             help,
             count(objects.errors().count()),
         )?;
-        let stale = objects
-            .objects
-            .values()
-            .filter(|object| object.stale_since.is_some())
-            .count();
         let help = "Objects of which a newer form is refused";
-        gauge(encoder, "tulle_xds_config_stale_objects", help, count(stale))?;
+        gauge(
+            encoder,
+            "tulle_xds_config_stale_objects",
+            help,
+            count(objects.stale()),
+        )?;
         let help = "Whether the sources were read completely";
         let mut family =
             encoder.encode_descriptor("tulle_xds_source_synced", help, None, MetricType::Gauge)?;
@@ -145,6 +145,12 @@ impl Observed {
             "tulle_ca_rotation_phase",
             help,
             self.keeper.phase() as i64,
+        )?;
+        gauge(
+            encoder,
+            "tulle_ca_rotation_overdue",
+            "Whether the rotation has waited past its deadline",
+            i64::from(self.keeper.is_overdue()),
         )?;
         let entries = i64::try_from(self.keeper.denied.entries().len()).unwrap_or(i64::MAX);
         gauge(

@@ -93,6 +93,9 @@ pub struct ObjectStatus {
 pub struct Objects {
     /// Number of the newest settled scan that differed from the one before.
     pub generation: u64,
+    /// The newest look at the source of which everything is in this cut.
+    #[serde(skip)]
+    pub look: u64,
     /// Why the source keeps an older state than the one it sees, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub degraded: Option<Str>,
@@ -153,6 +156,13 @@ impl Objects {
     #[must_use]
     pub fn object(&self, key: &ObjectKey) -> Option<&ObjectStatus> {
         self.objects.get(key).map(AsRef::as_ref)
+    }
+
+    /// Number of objects of which a newer form is refused.
+    #[must_use]
+    pub fn stale(&self) -> usize {
+        let objects = self.objects.values();
+        objects.filter(|object| object.stale_since.is_some()).count()
     }
 
     /// The findings that are errors.

@@ -14,6 +14,7 @@ use crate::metrics::EngineMetrics;
 use crate::snapshot::Severity;
 use follow::Follower;
 use library::{Library, Settled, Step};
+use looks::{Looks, Told};
 use scan::{Scan, Scanner};
 use watcher::Watcher;
 
@@ -21,6 +22,7 @@ pub(crate) mod allocate;
 mod follow;
 pub(crate) mod gateways;
 pub(crate) mod library;
+pub mod looks;
 mod packed;
 pub(crate) mod parse;
 pub(crate) mod scan;
@@ -41,14 +43,16 @@ pub(super) async fn run(
     mut reader: Reader,
     batches: mpsc::Sender<Batch>,
     metrics: EngineMetrics,
-    mut reading: Option<BlockReady>,
+    (looks, mut reading): (Looks, Option<BlockReady>),
 ) {
     let mut why = "start";
+    let mut told = Told::new(looks.clone());
     let mut watcher = Watcher::new(&root);
     let records = reader.follower.as_ref().map(Follower::records);
     loop {
         let (scan, mut settled);
         metrics.on_relist("folder", why);
+        let look = looks.begin();
         // Files and parsing block; they get a thread of their own.
         (reader, scan, settled) = match spawn_blocking(move || reader.look()).await {
             Ok(looked) => looked,
@@ -61,7 +65,7 @@ pub(super) async fn run(
             // What was there before this process says nothing of how fast it is.
             batch.written = scan.written(batch);
         }
-        if let Some(batch) = settled.batch
+        if let Some(batch) = told.of(look, &mut settled)
             && batches.send(batch).await.is_err()
         {
             return;
@@ -76,14 +80,16 @@ pub(super) async fn run(
             Ok(reader) => reader,
             Err(error) => return tracing::error!(%error, "the configuration folder is not read any more"),
         };
-        drop(reading.take());
+        if reader.is_whole() {
+            drop(reading.take());
+        }
         let now = Instant::now();
         let (next, due) = match (rescan, settled.read_again) {
             (true, _) => (now, "new_directory"),
             (false, true) => (now + WRITING_MAX, "unfinished_file"),
             (false, false) => (now + RESCAN, "periodic"),
         };
-        why = if settle(&mut watcher, next).await {
+        why = if settle(&mut watcher, &looks, next).await {
             "event"
         } else {
             due
@@ -122,6 +128,12 @@ impl Reader {
         }
     }
 
+    /// Whether what there is may be served.
+    fn is_whole(&self) -> bool {
+        let decided = self.follower.as_ref().map(Follower::told);
+        decided.unwrap_or(&self.library).is_whole()
+    }
+
     /// Looks once.
     fn look(mut self) -> (Self, Scan, Settled) {
         let scan = self.scanner.scan();
@@ -155,7 +167,7 @@ impl Reader {
 
     /// Records what came into force where nothing was: that need not wait for the disk, and the engine is at work meanwhile.
     fn record_first(&mut self, step: &Step) {
-        if step.held_anything() || self.follower.is_some() {
+        if step.held_anything() || self.follower.is_some() || !self.library.is_whole() {
             return;
         }
         if let Some(history) = &mut self.history {
@@ -166,12 +178,13 @@ impl Reader {
     }
 }
 
-/// Waits for something to happen and to be over, or for the next scan that is due anyway; says whether something
-/// happened.
-async fn settle(watcher: &mut Watcher, next: Instant) -> bool {
+/// Waits for something to happen and to be over, for somebody to ask, or for the next scan that is due anyway; says
+/// whether something happened.
+async fn settle(watcher: &mut Watcher, looks: &Looks, next: Instant) -> bool {
     tokio::select! {
         () = sleep_until(next) => return false,
         () = watcher.event() => {}
+        () = looks.asked() => {}
     }
     let latest = Instant::now() + QUIET_MAX;
     loop {
@@ -197,6 +210,9 @@ fn log(settled: &Settled) {
         changes = batch.events.len(),
         "configuration read"
     );
+    if !batch.synced {
+        tracing::error!("the configuration could never be read as a whole; nothing is served until it can");
+    }
     if let Some(reason) = &batch.degraded {
         tracing::error!(%reason, "the configuration folder is degraded; the last state stays in force");
     }

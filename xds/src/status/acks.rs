@@ -9,7 +9,7 @@ use crate::serve::admit::Kind as ClientKind;
 use crate::serve::session::Store as _;
 use crate::serve::viewer::Viewer;
 use crate::snapshot::{ObjectStatus, ResourceType, Slot, Snapshot};
-use crate::status::ClientStatus;
+use crate::status::{ClientStatus, TypeStatus};
 use std::sync::Arc;
 
 /// Clients named that rejected an object; more are counted.
@@ -37,6 +37,13 @@ impl Acks {
     #[must_use]
     pub fn all(&self) -> usize {
         self.acked + self.pending + self.rejected
+    }
+
+    fn reject(&mut self, client: &ClientStatus, text: Str) {
+        self.rejected += 1;
+        if self.said.len() < REJECTED_NAMED_MAX {
+            self.said.push((client.node.clone(), text));
+        }
     }
 }
 
@@ -75,15 +82,34 @@ pub fn acks(snapshot: &Arc<Snapshot>, clients: &[ClientStatus], object: &ObjectS
             Answer::NotConcerned => {}
             Answer::Acked => acks.acked += 1,
             Answer::Pending => acks.pending += 1,
-            Answer::Rejected(text) => {
-                acks.rejected += 1;
-                if acks.said.len() < REJECTED_NAMED_MAX {
-                    acks.said.push((client.node.clone(), text));
-                }
-            }
+            Answer::Rejected(text) => acks.reject(client, text),
         }
     }
     acks
+}
+
+/// The answers of all clients to everything that was served up to a cut.
+#[must_use]
+pub fn all_acks(clients: &[ClientStatus], cut: u64) -> Acks {
+    let mut acks = Acks::default();
+    for client in clients {
+        match client.rejections.first() {
+            Some(rejection) => acks.reject(client, rejection.text.clone()),
+            None if has_accepted(client, cut) => acks.acked += 1,
+            None => acks.pending += 1,
+        }
+    }
+    acks
+}
+
+/// Whether a client has asked for something, and has said yes to all of it up to a cut.
+fn has_accepted(client: &ClientStatus, cut: u64) -> bool {
+    let is_there = |ty: &TypeStatus| {
+        // A cut is told whole before any of the next is; who has answered the next one had this one, whatever came since.
+        let is_past = ty.acked.is_some_and(|acked| acked > cut);
+        is_past || ty.acked.is_some() && ty.head >= cut && ty.behind == 0 && ty.unacked == 0
+    };
+    !client.types.is_empty() && client.types.values().all(|ty| is_there(ty))
 }
 
 /// What is served of an object. Bare workloads say nothing that addresses do not.

@@ -82,6 +82,28 @@ async fn serve_the_same(one: &Process, other: &Process) {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_of_a_replica_is_over_once_the_owner_has_decided() {
+    let owner = Process::start();
+    owner.write("namespace.yaml", NAMESPACE);
+    owner.ready().await;
+    let replica = owner.replica();
+    replica.ready().await;
+    for number in 1..=3 {
+        owner.write(
+            &format!("web-{number}.yaml"),
+            &entry(&format!("web-{number}"), "n1", "10.0.0.1"),
+        );
+        looked(&replica).await;
+        let world = replica.get("/debug/world").await.expect("a page");
+        assert!(world.contains(&format!("web-{number}.yaml")), "{world}");
+    }
+    // Nothing is new: it is over all the same.
+    looked(&replica).await;
+    replica.stop().await;
+    owner.stop().await;
+}
+
 /// A port that leads to whichever server is named; what is open is cut off when that changes.
 struct Switch {
     port: u16,

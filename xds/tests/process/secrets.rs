@@ -130,7 +130,7 @@ const PLANTED: [&str; 8] = [
     "cGxhbnRlZC1zaWduYXR1cmU",
 ];
 
-fn files() -> [(&'static str, String); 6] {
+fn files() -> [(&'static str, String); 5] {
     let secret = format!(
         "apiVersion: v1\nkind: Secret\nmetadata: {{name: tls, namespace: shop}}\ndata: {{tls.key: {ENCODED}}}\nstringData: {{password: planted-plain, ca.crt: public}}\n"
     );
@@ -138,16 +138,18 @@ fn files() -> [(&'static str, String); 6] {
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: pasted, namespace: shop}}\ndata:\n  key: |\n    {}",
         pem("plantedPasted")
     );
-    let broken = "apiVersion: v1\nkind: Secret\nmetadata: {name: b}\nstringData: {password: planted-broken\n";
     [
         ("namespace.yaml", NAMESPACE.to_owned()),
         ("service.yaml", SERVICE.to_owned()),
         ("web.yaml", entry("web", "n1", "10.0.0.1")),
         ("secret.yaml", secret),
         ("pasted.yaml", pasted),
-        ("broken.yaml", broken.to_owned()),
     ]
 }
+
+/// A file that cannot be read, with a secret in it.
+const BROKEN: &str =
+    "apiVersion: v1\nkind: Secret\nmetadata: {name: b}\nstringData: {password: planted-broken\n";
 
 /// Everything that the process says.
 async fn said(process: &Traced) -> Vec<(String, String)> {
@@ -176,6 +178,9 @@ async fn r506_no_secret_is_logged_shown_or_recorded() {
             .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     })
     .await;
+    write(&process.path("config"), "broken.yaml", BROKEN);
+    let told = process.path("state/status/_files/broken.yaml.yaml");
+    until(async || told.exists()).await;
     let token = tulle_xds::token::create(&process.path("state"), "n1").unwrap();
     let (state, _client) = follow_over(process.channel(&token), "n1", false);
     until(async || state.synced() && state.snapshot().workloads().count() == 1).await;

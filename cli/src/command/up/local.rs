@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use tulle_k8s::translate::MeshConfig;
+use tulle_model::Reason;
 use tulle_world::{Component, Folders, Mesh, World};
+use tulle_xds::analyze::analyze;
+use tulle_xds::history::View;
 
 use super::plan::{self, NODES_MAX, Plan, PodPlan};
 use super::programs::{self, Desk, Program};
@@ -47,6 +51,25 @@ impl Running {
     }
 }
 
+/// A control plane that has nothing on record waits until every file can be read. Who started it at a terminal is better
+/// told at once.
+fn ensure_readable(config: &Path, state: &Path) -> anyhow::Result<()> {
+    if !View::of(state).list().is_empty() {
+        return Ok(());
+    }
+    let found = analyze(&[config.to_owned()], &MeshConfig::default())?;
+    let unread = found
+        .iter()
+        .filter(|finding| finding.code == Reason::UnparsableFile.code());
+    let unread: Vec<String> = unread.map(ToString::to_string).collect();
+    anyhow::ensure!(
+        unread.is_empty(),
+        "nothing of a folder is served until every file could be read once\n{}",
+        unread.join("\n")
+    );
+    Ok(())
+}
+
 impl Local {
     /// Builds the nodes of the folder and starts the mesh on them.
     pub(super) async fn start(config: PathBuf, root: &Path, run_dir: &Path) -> anyhow::Result<Self> {
@@ -54,6 +77,7 @@ impl Local {
         std::fs::create_dir_all(run_dir).with_context(|| format!("cannot make {}", run_dir.display()))?;
         (folders.config, folders.run) = (config, run_dir.to_owned());
         let run_dir = RunDir::new(run_dir.to_owned());
+        ensure_readable(&folders.config, &folders.state)?;
         let plan = plan::plan(&Folder::read(&folders.config)?);
         let nodes: Vec<&str> = plan.nodes.iter().map(String::as_str).collect();
         anyhow::ensure!(
@@ -285,5 +309,19 @@ impl Local {
         self.waypoints.end().await?;
         let mut mesh = self.mesh;
         Ok(mesh.stop_all().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_before_anything_is_started() {
+        let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        assert!(ensure_readable(config.path(), state.path()).is_ok());
+        std::fs::write(config.path().join("deny.yaml"), "kind: [broken\n").unwrap();
+        let error = ensure_readable(config.path(), state.path()).unwrap_err();
+        assert!(error.to_string().contains("deny.yaml"), "{error}");
     }
 }

@@ -232,6 +232,44 @@ fn an_old_root_is_rotated_by_itself() {
 }
 
 #[test]
+fn a_rotation_that_waits_past_its_deadline_raises_an_alarm_until_it_goes_on() {
+    let state = tempfile::tempdir().unwrap();
+    let mut world = World::new(state.path());
+    let web = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+    world.snapshot.placement.place("away".into(), [web].into());
+    world.keeper.rotate(false).unwrap();
+    let alarms = |world: &World| {
+        let status = world.keeper.status(&world.snapshot);
+        (world.keeper.is_overdue(), status.overdue)
+    };
+    let week = i64::try_from(world.keeper.waits.deadline.as_secs()).unwrap();
+    world.pass(week - 1);
+    world.round();
+    assert_eq!(alarms(&world), (false, false));
+    world.pass(1);
+    world.round();
+    assert_eq!(alarms(&world), (true, true));
+    world.keeper.rotate(true).unwrap();
+    world.round();
+    assert_eq!(
+        (world.keeper.phase(), alarms(&world)),
+        (Phase::Switch, (false, false))
+    );
+}
+
+#[test]
+fn an_authority_whose_root_runs_out_says_so_before() {
+    let state = tempfile::tempdir().unwrap();
+    let world = World::new(state.path());
+    let said = || world.keeper.status(&world.snapshot).expires_soon;
+    assert_eq!(said(), None);
+    let end = world.keeper.authority.root().not_after().unix_timestamp();
+    world.pass(end - START - 30 * 24 * 3600);
+    let soon = said().expect("it ends soon");
+    assert!(soon.starts_with("T0308") && soon.contains("30 days"), "{soon}");
+}
+
+#[test]
 fn entries_of_the_deny_list_are_told_and_end_at_their_time() {
     let state = tempfile::tempdir().unwrap();
     let mut world = World::new(state.path());

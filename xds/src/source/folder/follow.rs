@@ -20,6 +20,8 @@ pub(super) struct Follower {
     told: Library,
     /// What was decided on last: the files, and whether somebody owned the folder.
     seen: Option<(Scan, bool)>,
+    /// The owner has not spoken yet on what those files say.
+    is_undecided: bool,
 }
 
 impl Follower {
@@ -31,12 +33,18 @@ impl Follower {
             record: None,
             told: Library::default(),
             seen: None,
+            is_undecided: false,
         }
     }
 
     /// The directory that tells of new records.
     pub(super) fn records(&self) -> PathBuf {
         self.history.directory().to_owned()
+    }
+
+    /// What the engine was told.
+    pub(super) fn told(&self) -> &Library {
+        &self.told
     }
 
     /// Looks once.
@@ -46,29 +54,42 @@ impl Follower {
         let is_owned = StateDir::is_owned(&self.state_dir);
         let is_as_before = |(seen, was_owned): &(Scan, bool)| *was_owned == is_owned && seen.says(scan);
         if !is_news && self.seen.as_ref().is_some_and(is_as_before) {
-            return Settled::default();
+            return self.nothing();
         }
         let nothing = Library::default();
         let record = self.record.as_ref().map(|(_, record)| record);
         if record.is_none() && is_owned {
             // The owner is about to say what is in force.
-            return Settled::default();
+            self.is_undecided = true;
+            return self.nothing();
         }
-        let record = record.unwrap_or(&nothing);
+        // While there is no record, what was read as a whole is the last good form.
+        let read = Some(&self.told).filter(|told| told.is_whole());
+        let record = record.or(read).unwrap_or(&nothing);
         let mut next = record.clone();
         next.remember_files(&self.told);
         let mut settled = next.settle(scan, now);
+        self.is_undecided = is_owned && next.entries() != record.entries();
+        settled.is_undecided = self.is_undecided;
         if is_owned {
             next.decide_as(record);
             settled.read_again = false;
         }
         self.seen = (!settled.read_again).then(|| (scan.clone(), is_owned));
-        let synced = scan.no_root.is_none() || !next.entries().is_empty();
+        let synced = next.is_servable(scan);
         settled.batch = self.told.replace(next, synced);
         if settled.batch.is_none() {
             settled.news.clear();
         }
         settled
+    }
+
+    /// Nothing is new.
+    fn nothing(&self) -> Settled {
+        Settled {
+            is_undecided: self.is_undecided,
+            ..Settled::default()
+        }
     }
 
     /// Reads a newer record, and says whether there was one.

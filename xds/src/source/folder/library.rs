@@ -57,6 +57,8 @@ pub(crate) struct Library {
     degraded: Option<Str>,
     /// The engine has been told.
     is_told: bool,
+    /// What is in force stands for every file there is: all were read at least once, now or by a former process.
+    is_whole: bool,
     /// Virtual addresses that were given.
     allocations: Arc<Allocations>,
     /// An empty folder is meant so.
@@ -75,6 +77,8 @@ pub(crate) struct Settled {
     pub(super) news: Vec<FileProblem>,
     /// A file may be in the middle of being written: look again soon.
     pub(super) read_again: bool,
+    /// The files say something that the process that decides has not spoken on yet.
+    pub(super) is_undecided: bool,
     /// What changed, to be recorded or taken back.
     pub(crate) step: Step,
 }
@@ -85,6 +89,7 @@ impl Library {
         Self {
             generation,
             entries,
+            is_whole: true,
             is_unindexed: true,
             ..Self::default()
         }
@@ -93,6 +98,12 @@ impl Library {
     /// Number of the newest generation.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Whether what is in force stands for every file there is. Before that nothing may be served, and nothing is worth a
+    /// record: what an unread file denies would be allowed.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// The virtual addresses that were given.
@@ -159,9 +170,15 @@ impl Library {
         };
         (self.degraded, self.is_told) = (Some(cause.into()), true);
         Settled {
-            batch: is_news.then(|| self.batch(events, true)),
+            batch: is_news.then(|| self.batch(events, self.is_whole)),
             ..Settled::default()
         }
+    }
+
+    /// Whether what is in force may be served. Without a root and without a past, nothing is known: that is not an empty
+    /// mesh. And neither is a part of the files the mesh.
+    pub(super) fn is_servable(&self, scan: &Scan) -> bool {
+        self.is_whole && (scan.no_root.is_none() || !self.entries.is_empty())
     }
 
     fn batch(&self, events: Vec<Event>, synced: bool) -> Batch {
@@ -172,6 +189,7 @@ impl Library {
             degraded: self.degraded.clone(),
             synced,
             written: BTreeMap::new(),
+            look: None,
         }
     }
 
@@ -208,6 +226,7 @@ impl Library {
             touched.extend(self.index.claimed().cloned());
             touched.extend(self.entries.keys().cloned());
         }
+        self.is_whole |= self.index.broken().next().is_none() && scan.unreadable.is_empty();
         self.touch_unsure(&mut touched);
         self.decide(&touched, scan, now, &mut step);
         let gateways = self.gateways_of(&step);
@@ -356,15 +375,14 @@ impl Library {
                 ..Settled::default()
             };
         }
-        // Without a root and without a past, nothing is known: that is not an empty mesh.
-        let synced = scan.no_root.is_none() || !self.entries.is_empty();
+        let synced = self.is_servable(scan);
         self.generation += u64::from(differs || problems != *self.problems || self.generation == 0);
         (self.problems, self.degraded, self.is_told) = (Arc::new(problems), degraded, true);
         Settled {
             batch: Some(self.batch(events, synced)),
             news,
-            read_again: false,
             step,
+            ..Settled::default()
         }
     }
 

@@ -41,6 +41,7 @@ struct Folder {
     config: TempDir,
     state: TempDir,
     scope: Scope,
+    looks: Looks,
     snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
@@ -60,11 +61,12 @@ impl Folder {
     }
 
     fn over(config: TempDir, state: TempDir) -> Self {
-        let scope = Scope::new();
+        let (scope, looks) = (Scope::new(), Looks::default());
         let folder = FolderConfig {
             config_dir: config.path().to_owned(),
             state_dir: Some(state.path().to_owned()),
             follow: false,
+            looks: looks.clone(),
             reading: None,
         };
         let trust = watch::channel(None).1;
@@ -81,6 +83,7 @@ impl Folder {
             config,
             state,
             scope,
+            looks,
             snapshots,
         }
     }
@@ -149,6 +152,25 @@ async fn a_label_edit_reaches_the_cut_within_100_ms() {
 }
 
 #[tokio::test]
+async fn a_look_that_was_asked_for_holds_what_was_written_before() {
+    let mut folder = Folder::new(&[("shop.yaml", ENTRY)]);
+    folder.until(|snapshot| tunnel(snapshot).is_some()).await;
+    for (mode, protocol) in [("ambient", TunnelProtocol::Hbone), ("none", TunnelProtocol::None)] {
+        folder.put("ns.yaml", &namespace(mode));
+        let asked = folder.looks.ask();
+        let cut = folder.until(|snapshot| snapshot.objects().look >= asked).await;
+        assert_eq!(tunnel(&cut), Some(protocol));
+    }
+    let asked = folder.looks.ask();
+    folder.until(|snapshot| snapshot.objects().look >= asked).await;
+    // What may be half written is looked at again, and judged before the look is over.
+    folder.put("shop.yaml", "{{{");
+    let asked = folder.looks.ask();
+    let cut = folder.until(|snapshot| snapshot.objects().look >= asked).await;
+    assert_eq!(cut.objects().errors().count(), 1);
+}
+
+#[tokio::test]
 async fn a_replica_serves_the_same_and_writes_no_status() {
     let mut owner = Folder::new(&[("shop.yaml", ENTRY), ("ns.yaml", &namespace("none"))]);
     let owned = owner.until(|snapshot| tunnel(snapshot).is_some()).await;
@@ -162,6 +184,7 @@ async fn a_replica_serves_the_same_and_writes_no_status() {
         config_dir: owner.config.path().to_owned(),
         state_dir: Some(owner.state.path().to_owned()),
         follow: true,
+        looks: Looks::default(),
         reading: None,
     };
     let (mesh, metrics) = (MeshConfig::default(), EngineMetrics::default());
@@ -203,6 +226,29 @@ fn a_replica_decides_on_what_changed_and_else_on_nothing() {
     put(config.path(), "more.yaml", &namespace("none"));
     assert_eq!(decided(), 3);
     assert_eq!(decided(), 0);
+}
+
+#[test]
+fn a_replica_without_a_record_serves_nothing_until_it_has_read_every_file_and_then_keeps_what_it_read() {
+    let (config, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (mut scanner, mut follower) = (
+        Scanner::new(config.path().to_owned()),
+        Follower::new(state.path()),
+    );
+    let now = jiff::Timestamp::now();
+    put(config.path(), "shop.yaml", "{broken");
+    put(config.path(), "ns.yaml", &namespace("none"));
+    let mut look = || follower.look(&scanner.scan(), now).batch;
+    assert!(!look().expect("news").synced);
+    put(config.path(), "shop.yaml", ENTRY);
+    assert!(look().expect("news").synced);
+    put(config.path(), "shop.yaml", "{broken again");
+    // A young file is read twice before it is told of.
+    let kept = [look(), look()].into_iter().flatten().last().expect("news");
+    assert!(
+        kept.synced && kept.events.iter().all(|event| event.object.is_some()),
+        "{kept:?}"
+    );
 }
 
 #[tokio::test]
@@ -281,7 +327,9 @@ async fn conditions_stand_in_a_file_per_object() {
 
 #[tokio::test]
 async fn what_is_wrong_with_a_file_stands_in_a_file_while_it_is() {
-    let mut folder = Folder::new(&[("shop/p.yaml", "kind: [broken\n")]);
+    let mut folder = Folder::new(&[]);
+    folder.until(|_| true).await;
+    folder.put("shop/p.yaml", "kind: [broken\n");
     folder
         .until(|snapshot| snapshot.objects().errors().next().is_some())
         .await;
@@ -323,6 +371,7 @@ async fn a_link_out_of_the_folder_is_refused() {
     let outside = TempDir::new().unwrap();
     put(outside.path(), "shop.yaml", ENTRY);
     let mut folder = Folder::new(&[]);
+    folder.until(|_| true).await;
     std::os::unix::fs::symlink(
         outside.path().join("shop.yaml"),
         folder.config.path().join("shop.yaml"),

@@ -122,3 +122,41 @@ fn a_node_is_not_asked_about_what_it_never_gets() {
     let _node = clients.connect(status).unwrap();
     assert_eq!(judged(&head, &clients).0.all(), 0);
 }
+
+/// What the clients say of everything up to a cut.
+fn all(clients: &Clients, cut: u64) -> String {
+    all_acks(&clients.list(Instant::now()), cut).to_string()
+}
+
+#[test]
+fn a_client_has_accepted_a_cut_once_nothing_of_it_is_left() {
+    let (clients, first) = (Clients::default(), cut(1, b"one"));
+    let mut one = Waypoint::new(&clients, &first);
+    assert_eq!(all(&clients, 1), "acked 0/1", "it has answered nothing");
+    one.answer(&first, None);
+    assert_eq!(all(&clients, 1), "acked 1/1");
+    assert_eq!(all(&clients, 2), "acked 0/1", "it has not heard of that one");
+    let second = cut(2, b"two");
+    one.listed.update(&one.session, &second);
+    assert_eq!(all(&clients, 2), "acked 0/1", "it lacks what changed");
+    one.answer(&second, None);
+    assert_eq!(all(&clients, 2), "acked 1/1");
+    // Who is at a later cut has had this one, be there more to come.
+    let third = cut(3, b"three");
+    one.listed.update(&one.session, &third);
+    assert_eq!(
+        (all(&clients, 1), all(&clients, 3)),
+        ("acked 1/1".into(), "acked 0/1".into())
+    );
+}
+
+#[test]
+fn a_client_that_rejects_or_has_asked_for_nothing_has_not_accepted() {
+    let (clients, head) = (Clients::default(), cut(1, b"one"));
+    let mut one = Waypoint::new(&clients, &head);
+    one.answer(&head, Some("bad CIDR"));
+    assert_eq!(all(&clients, 1), "acked 0/1, rejected 1: shop/way \"bad CIDR\"");
+    let status = ClientStatus::new("n1".into(), ClientKind::Ztunnel, Features::default());
+    let _silent = clients.connect(status).unwrap();
+    assert_eq!(all_acks(&clients.list(Instant::now()), 0).pending, 1);
+}

@@ -177,8 +177,13 @@ impl Library {
     /// Drops the texts of objects in force that this step brought: they are on record now, or nobody keeps any.
     pub(crate) fn drop_texts(&mut self, step: &Step) {
         let changed = step.entries.keys().filter_map(|key| self.entries.get(key));
-        let files: BTreeSet<Str> = changed.map(|entry| entry.in_force.file.clone()).collect();
-        for path in files.iter().chain(step.files.keys()) {
+        let mut files: BTreeSet<Str> = changed.map(|entry| entry.in_force.file.clone()).collect();
+        files.extend(step.files.keys().cloned());
+        if !step.held_anything() {
+            // The first record holds what earlier steps brought, too.
+            files.extend(self.files.keys().cloned());
+        }
+        for path in &files {
             let Some(known) = self.files.get_mut(path) else {
                 continue;
             };

@@ -36,6 +36,7 @@ pub(crate) struct Work {
 struct Before {
     /// Something was in force, be it that a former process left it.
     held_anything: bool,
+    is_whole: bool,
     generation: u64,
     problems: Arc<Vec<FileProblem>>,
     degraded: Option<Str>,
@@ -49,6 +50,7 @@ impl Step {
         Self {
             before: Some(Before {
                 held_anything: library.is_told || !library.entries.is_empty(),
+                is_whole: library.is_whole,
                 generation: library.generation,
                 problems: library.problems.clone(),
                 degraded: library.degraded.clone(),
@@ -59,9 +61,11 @@ impl Step {
         }
     }
 
-    /// Whether anything was in force before.
+    /// Whether anything was in force before, as a whole.
     pub(crate) fn held_anything(&self) -> bool {
-        self.before.as_ref().is_some_and(|before| before.held_anything)
+        self.before
+            .as_ref()
+            .is_some_and(|before| before.held_anything && before.is_whole)
     }
 
     /// The objects that changed, came or went.
@@ -108,6 +112,7 @@ impl Library {
             self.problems = before.problems;
             self.degraded = before.degraded;
             self.is_told = before.is_told;
+            self.is_whole = before.is_whole;
             self.allocations = before.allocations;
         }
         // This is rare enough to begin anew.

@@ -265,6 +265,30 @@ fn a_fresh_broken_file_is_read_again_before_it_is_told() {
 }
 
 #[test]
+fn a_part_of_the_files_is_no_mesh_until_all_were_read_once() {
+    let mut paper = Paper::new()
+        .put("a.yaml", &service("a", "v1"))
+        .put("b.yaml", "{broken");
+    paper.scan.files.get_mut("b.yaml").unwrap().is_fresh = true;
+    for _ in 0..2 {
+        // Whether it was told of the file yet or not.
+        assert!(!paper.settle().batch.expect("new").synced);
+    }
+    let mut paper = paper.put("b.yaml", &service("b", "v1"));
+    assert!(paper.settle().batch.expect("new").synced);
+    let mut paper = paper.put("b.yaml", "{broken");
+    assert!(
+        paper.settle().batch.expect("new").synced,
+        "its last good form is known"
+    );
+    assert_eq!(paper.label("b").as_deref(), Some("v1"));
+    let mut unreadable = Paper::new().put("a.yaml", &service("a", "v1"));
+    let denied = "permission denied".to_owned();
+    unreadable.scan.unreadable.insert("team".into(), denied);
+    assert!(!unreadable.settle().batch.expect("new").synced);
+}
+
+#[test]
 fn findings_are_told_once() {
     let mut paper = Paper::new().put("a.yaml", "{broken");
     assert_eq!(paper.settle().news.len(), 1);

@@ -77,6 +77,26 @@ fn the_first_generation_is_told_before_it_is_on_record_and_later_ones_after() {
 }
 
 #[test]
+fn a_first_start_with_a_broken_file_serves_and_records_nothing_until_it_is_mended() {
+    let mut hand = Hand::new();
+    hand.write("a.yaml", &service("a"));
+    hand.write("b.yaml", "{broken");
+    assert!(!hand.look().batch.expect("it is told").synced);
+    hand.write("a.yaml", &service("changed"));
+    assert!(!hand.look().batch.expect("it is told").synced);
+    assert_eq!(hand.view().list().len(), 0);
+    hand.write("b.yaml", &service("b"));
+    assert!(hand.look().batch.expect("it is told").synced);
+    let list = hand.view().list();
+    assert_eq!((list.len(), list[0].added.len()), (1, 2));
+    // With something on record a broken file is one that has a last good form.
+    hand.write("b.yaml", "{broken");
+    hand.restart();
+    assert!(hand.look().batch.expect("everything is news to it").synced);
+    assert_eq!(hand.names(), ["b", "changed"]);
+}
+
+#[test]
 fn a_generation_that_cannot_be_recorded_does_not_come_into_force_until_it_can() {
     let mut hand = Hand::new();
     hand.write("a.yaml", &service("a"));
@@ -120,9 +140,11 @@ fn a_rollback_writes_the_old_files_back_and_says_who_and_why() {
     hand.write("a.yaml", &service("changed"));
     hand.write("b.yaml", &service("b"));
     hand.look();
-    hand.view().announce("alice", "rollback to 1: it broke").unwrap();
-    let real = crate::history::Writing::Real;
-    let done = hand.view().rollback(1, hand.config.path(), real).unwrap();
+    let (real, said) = (
+        crate::history::Writing::Real,
+        ("alice", "rollback to 1: it broke"),
+    );
+    let done = hand.view().rollback(1, hand.config.path(), said, real).unwrap();
     assert_eq!((done.written.len(), done.removed.len()), (1, 1));
     hand.look();
     assert_eq!(hand.names(), ["a"]);
@@ -146,6 +168,68 @@ fn a_rollback_writes_the_old_files_back_and_says_who_and_why() {
         effect.contains(&"- Address default/a.default.svc.cluster.local".to_owned()),
         "{effect:?}"
     );
+}
+
+#[test]
+fn a_word_is_said_of_its_own_change_and_of_no_other() {
+    let mut hand = Hand::new();
+    hand.write("a.yaml", &service("a"));
+    hand.look();
+    let text = service("alice");
+    let files = [("alice.yaml".into(), Some(&*text)), ("a.yaml".into(), None)];
+    hand.view().announce("alice", "mine", files).unwrap();
+    let newest = |hand: &Hand| hand.view().list().pop().expect("a generation");
+    // Somebody else's change comes first, and one that is not what was announced.
+    hand.write("b.yaml", &service("b"));
+    hand.write("alice.yaml", &service("mallory"));
+    hand.look();
+    assert_ne!(
+        (&*newest(&hand).actor, &*newest(&hand).message),
+        ("alice", "mine")
+    );
+    hand.write("alice.yaml", &text);
+    std::fs::remove_file(hand.config.path().join("a.yaml")).unwrap();
+    hand.look();
+    assert_eq!(
+        (&*newest(&hand).actor, &*newest(&hand).message),
+        ("alice", "mine")
+    );
+    assert!(!hand.state.path().join("next-change.json").exists(), "it is done");
+}
+
+#[test]
+fn a_change_that_is_seen_in_two_parts_is_the_same_persons_twice() {
+    let mut hand = Hand::new();
+    let (one, other) = (service("one"), service("other"));
+    let files = [
+        ("one.yaml".into(), Some(&*one)),
+        ("other.yaml".into(), Some(&*other)),
+    ];
+    hand.view().announce("alice", "both", files).unwrap();
+    hand.write("one.yaml", &one);
+    hand.look();
+    hand.write("other.yaml", &other);
+    hand.look();
+    let actors: Vec<_> = hand.view().list().into_iter().map(|one| one.actor).collect();
+    assert_eq!(actors, ["alice".into(), Str::from("alice")]);
+    assert!(!hand.state.path().join("next-change.json").exists(), "it is done");
+}
+
+#[test]
+fn a_rollback_to_what_is_there_says_nothing_of_the_next_change() {
+    let mut hand = Hand::new();
+    hand.write("a.yaml", &service("a"));
+    hand.look();
+    let real = crate::history::Writing::Real;
+    hand.view()
+        .rollback(1, hand.config.path(), ("alice", "nothing"), real)
+        .unwrap();
+    assert!(
+        hand.view()
+            .rollback(7, hand.config.path(), ("alice", "none"), real)
+            .is_err()
+    );
+    assert!(!hand.state.path().join("next-change.json").exists());
 }
 
 #[test]
