@@ -78,7 +78,8 @@ pub struct Config {
     /// (and ca-crl.pem), or tls.crt, tls.key and ca.crt; replaced files are taken over while running
     #[arg(long, value_name = "DIR", conflicts_with = "memory_ca", env = "TULLE_CA_DIR")]
     pub ca_dir: Option<PathBuf>,
-    /// Believe service account tokens of this issuer by its keys (JWKS) in a file; may be given several times
+    /// Believe service account tokens of this issuer by its keys (JWKS) in a file, those that are bound to a pod while
+    /// the configuration has that pod with that UID; may be given several times
     #[arg(long, value_name = "ISSUER=FILE")]
     pub jwt_issuer: Vec<Issuer>,
     /// What such a token must be made for

@@ -91,8 +91,8 @@ fn any_manifest() -> impl Strategy<Value = String> {
             .prop_map(|(namespace, labels)| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {labels}}}\n")),
         (node(), prop::sample::select(vec!["{}", "{tulle.dev/enrolment: derived}"]), prop::sample::select(vec!["r1", "r2"]))
             .prop_map(|(node, annotations, region)| format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, annotations: {annotations}, labels: {{topology.kubernetes.io/region: {region}}}}}\n")),
-        (namespace(), name(), app(), ip(), node(), created(), prop::sample::select(vec!["Running", "Pending", "Failed"])).prop_map(|(namespace, name, app, ip, node, created, phase)| format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{app: '{app}'}}{created}}}\nspec: {{nodeName: {node}, serviceAccountName: s{app}, containers: [{{ports: [{{name: http, containerPort: 8080}}]}}]}}\nstatus: {{phase: {phase}, podIP: '{ip}'}}\n")),
+        (namespace(), name(), app(), ip(), node(), created(), prop::sample::select(vec!["Running", "Pending", "Failed"]), prop::sample::select(vec!["", "u1", "u2"])).prop_map(|(namespace, name, app, ip, node, created, phase, uid)| format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, uid: '{uid}', labels: {{app: '{app}'}}{created}}}\nspec: {{nodeName: {node}, serviceAccountName: s{app}, containers: [{{ports: [{{name: http, containerPort: 8080}}]}}]}}\nstatus: {{phase: {phase}, podIP: '{ip}'}}\n")),
         (namespace(), name(), app(), ip(), node(), created()).prop_map(|(namespace, name, app, ip, node, created)| format!(
             "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: {namespace}, annotations: {{tulle.dev/node: {node}}}{created}}}\nspec: {{address: '{ip}', labels: {{app: '{app}'}}, ports: {{http: 9090}}}}\n")),
         (namespace(), name(), app(), prop::sample::select(vec!["http", "8080"]), created(), any::<bool>(), gateway()).prop_map(|(namespace, name, app, target, created, selects, gateway)| {
@@ -268,7 +268,7 @@ fn content(snapshot: &Snapshot) -> impl PartialEq + std::fmt::Debug + use<> {
             (names, digests, table.bytes())
         })
         .collect();
-    let along = (told, snapshot.around().clone());
+    let along = (told, snapshot.around().clone(), snapshot.bearers().clone());
     (tables, placement, objects, aliases, fronted, along)
 }
 
