@@ -60,6 +60,7 @@ fn edit(criterion: &mut Criterion) {
             config_dir: config.path().to_owned(),
             state_dir: Some(state.path().to_owned()),
             follow: false,
+            namespaces: None,
             reading: None,
         };
         let mut snapshots = runtime.block_on(async {

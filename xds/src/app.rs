@@ -412,6 +412,7 @@ fn source(
         config_dir: config.config_dir.clone(),
         state_dir: Some(config.state_dir.clone()),
         follow: config.replica,
+        namespaces: config.scope.clone(),
         reading: Some(reading),
     };
     source::start(folder, mesh, keeper.trust(), clients, metrics, scope)

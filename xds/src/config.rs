@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tulle_k8s::api::gateway::NamespaceSelector;
 use tulle_model::{Identity, Str};
 use tulle_runtime::config::parse_duration;
 use tulle_runtime::telemetry::LogFormat;
@@ -67,6 +68,10 @@ pub struct Config {
     /// Name of the cluster in resource names
     #[arg(long, value_name = "NAME", default_value = "Kubernetes", value_parser = dns_name, env = "CLUSTER_ID")]
     pub cluster_id: String,
+    /// Serve only the namespaces with these labels (env=canary,tier in (web,api),!old), the root namespace, and what has
+    /// no namespace; for a second control plane beside the one that serves all
+    #[arg(long, value_name = "SELECTOR")]
+    pub scope: Option<NamespaceSelector>,
     /// Keep the root certificate in memory only: a restart makes a new one, which nothing trusts yet
     #[arg(long)]
     pub memory_ca: bool,
@@ -239,6 +244,8 @@ mod tests {
             ["--root-namespace", ""],
             ["--log-format", "xml"],
             ["--listen", "15012"],
+            ["--scope", ""],
+            ["--scope", "env in canary"],
         ] {
             assert!(parse(&arguments).is_err(), "{arguments:?}");
         }

@@ -65,6 +65,7 @@ impl Folder {
             config_dir: config.path().to_owned(),
             state_dir: Some(state.path().to_owned()),
             follow: false,
+            namespaces: None,
             reading: None,
         };
         let trust = watch::channel(None).1;
@@ -162,6 +163,7 @@ async fn a_replica_serves_the_same_and_writes_no_status() {
         config_dir: owner.config.path().to_owned(),
         state_dir: Some(owner.state.path().to_owned()),
         follow: true,
+        namespaces: None,
         reading: None,
     };
     let (mesh, metrics) = (MeshConfig::default(), EngineMetrics::default());
