@@ -100,8 +100,8 @@ pub struct Config {
         env = "CA_TRUSTED_NODE_ACCOUNTS"
     )]
     pub trusted_node_account: Vec<(Str, Str)>,
-    /// Identities that may read the debug pages on the TLS port, such as spiffe://cluster.local/ns/ops/sa/debug; nobody
-    /// unless listed
+    /// Identities that may read the debug pages on the TLS port, all of them and of every namespace, such as
+    /// spiffe://cluster.local/ns/ops/sa/debug; nobody unless listed
     #[arg(long, value_name = "IDENTITY", value_delimiter = ',')]
     pub debug_identity: Vec<Identity>,
     /// Least time in which a new root is handed out before it signs
