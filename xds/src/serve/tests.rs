@@ -50,6 +50,7 @@ mod join;
 mod leak;
 mod refusals;
 mod trust;
+mod unread;
 
 /// Longer than anything here takes, shorter than a stuck test.
 const PATIENCE: Duration = Duration::from_secs(30);
