@@ -47,6 +47,7 @@ use crate::token::join::JoinTokens;
 mod certificates;
 mod compromise;
 mod join;
+mod lag;
 mod leak;
 mod refusals;
 mod trust;
