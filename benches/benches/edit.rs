@@ -62,6 +62,7 @@ fn edit(criterion: &mut Criterion) {
             state_dir: Some(state.path().to_owned()),
             follow: false,
             looks: Looks::default(),
+            namespaces: None,
             reading: None,
         };
         let mut snapshots = runtime.block_on(async {

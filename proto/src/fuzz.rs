@@ -1,6 +1,7 @@
 //! One plain function per decoder of foreign bytes, for fuzzers and corpus tests. None may panic, and what a
 //! decoder accepts must survive being written and read again.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use prost::Message;
@@ -8,7 +9,9 @@ use prost::Message;
 use crate::convert::zds::{Answer, Hello, Request};
 use crate::stub::{self, RefusedAddresses};
 use crate::{
-    Resource, decode_address, decode_authorization, encode_address, encode_authorization, resource_name,
+    Cause, Malformed, Resource, decode_address, decode_authorization, decode_policy, decode_route,
+    decode_waypoint, encode_address, encode_authorization, encode_policy, encode_route, encode_waypoint,
+    resource_name,
 };
 use crate::{security, workload};
 
@@ -56,6 +59,48 @@ pub fn xds_authorization(data: &[u8]) {
             assert!(stub.untranslatable && !stub.rules.is_empty());
         }
     }
+}
+
+/// Rules of routes.
+///
+/// # Panics
+/// If an accepted route does not survive a round trip.
+pub fn xds_route(data: &[u8]) {
+    survives(data, decode_route, encode_route);
+}
+
+/// Concerns of policies, as waypoints enforce them.
+///
+/// # Panics
+/// If an accepted policy does not survive a round trip.
+pub fn xds_policy(data: &[u8]) {
+    survives(data, decode_policy, encode_policy);
+}
+
+/// Settings of waypoints, and what they stand in front of.
+///
+/// # Panics
+/// If an accepted one does not survive a round trip.
+pub fn xds_waypoint(data: &[u8]) {
+    survives(data, decode_waypoint, encode_waypoint);
+}
+
+/// What is accepted is written and read as the same, and always written alike.
+fn survives<T: PartialEq + Debug>(
+    data: &[u8],
+    decode: fn(&str, &[u8]) -> Result<T, Malformed>,
+    encode: fn(&T) -> Vec<u8>,
+) {
+    // Nothing is called by an empty name; what else is good says what it is called by.
+    let refused = decode("", data).expect_err("a resource has a name");
+    let Cause::OtherName(name) = refused.cause else {
+        return;
+    };
+    let value = decode(&name, data).expect("a resource is good under its own name");
+    let bytes = encode(&value);
+    let again = decode(&name, &bytes).expect("what was written can be read");
+    assert_eq!(again, value);
+    assert_eq!(encode(&again), bytes);
 }
 
 /// Packets between agent and proxy, both ways.

@@ -1,5 +1,8 @@
 //! What waypoints receive survives the wire, and a mutated message is refused or read as one thing only.
 
+#[path = "../../fuzz/replay.rs"]
+mod replay;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -30,8 +33,12 @@ use tulle_model::waypoint::{
 };
 use tulle_model::{NamespacedHostname, Str};
 use tulle_proto::{
-    Cause, decode_policy, decode_route, decode_waypoint, encode_policy, encode_route, encode_waypoint,
+    Cause, decode_policy, decode_route, decode_waypoint, encode_policy, encode_route, encode_waypoint, fuzz,
 };
+
+use replay::replay;
+
+const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus");
 
 fn service() -> NamespacedHostname {
     NamespacedHostname::new("shop", "web.shop.svc.cluster.local")
@@ -552,30 +559,48 @@ fn a_set_of_nothing_is_refused() {
     assert_eq!(refused.field, "authz.rules[0].from[0].principals");
 }
 
-/// What a decoder accepts is read the same after it was written again.
-fn stable(name: &str, body: &[u8]) {
-    if let Ok(policy) = decode_policy(name, body) {
-        assert_eq!(decode_policy(name, &encode_policy(&policy)), Ok(policy));
-    }
-    if let Ok(route) = decode_route(name, body) {
-        assert_eq!(decode_route(name, &encode_route(&route)), Ok(route));
-    }
-    if let Ok(waypoint) = decode_waypoint(name, body) {
-        assert_eq!(decode_waypoint(name, &encode_waypoint(&waypoint)), Ok(waypoint));
-    }
+#[test]
+fn the_kept_corpus_holds_every_kind_and_is_read_as_before() {
+    let readable = |folder: &str, reads: &dyn Fn(&[u8]) -> bool| {
+        let entries = std::fs::read_dir(format!("{CORPUS}/{folder}")).expect("a corpus");
+        let bodies = entries.map(|entry| std::fs::read(entry.expect("a file").path()).expect("readable"));
+        bodies.filter(|body| reads(body)).count()
+    };
+    // What is good is refused under no name for no other reason.
+    let is_good = |cause: Cause| matches!(cause, Cause::OtherName(_));
+    let routes = readable("xds_route", &|body| {
+        decode_route("", body).is_err_and(|error| is_good(error.cause))
+    });
+    let concerns = readable("xds_policy", &|body| {
+        decode_policy("", body).is_err_and(|error| is_good(error.cause))
+    });
+    let settings = readable("xds_waypoint", &|body| {
+        decode_waypoint("", body).is_err_and(|error| is_good(error.cause))
+    });
+    assert!(routes >= 1, "a route");
+    assert!(concerns >= policies().len(), "every concern");
+    assert!(
+        settings >= waypoints().len(),
+        "settings, and fronts of both kinds"
+    );
+    replay(format!("{CORPUS}/xds_route"), fuzz::xds_route);
+    replay(format!("{CORPUS}/xds_policy"), fuzz::xds_policy);
+    replay(format!("{CORPUS}/xds_waypoint"), fuzz::xds_waypoint);
 }
 
 proptest! {
     #[test]
     fn a_mutated_message_is_refused_or_read_as_one_thing(which in 0_usize..32, at: prop::sample::Index, byte: u8) {
-        let mut samples: Vec<(Str, Vec<u8>)> = policies().iter().map(|policy| (policy.name(), encode_policy(policy))).collect();
-        samples.extend(waypoints().iter().map(|waypoint| (waypoint.name(), encode_waypoint(waypoint))));
-        samples.push((route().name(), encode_route(&route())));
+        let mut samples: Vec<Vec<u8>> = policies().iter().map(encode_policy).collect();
+        samples.extend(waypoints().iter().map(encode_waypoint));
+        samples.push(encode_route(&route()));
         let count = samples.len();
-        let (name, mut body) = samples.swap_remove(which % count);
+        let mut body = samples.swap_remove(which % count);
         let at = at.index(body.len());
         body[at] = byte;
-        stable(&name, &body);
-        stable(&name, &body[..at]);
+        for target in [fuzz::xds_policy, fuzz::xds_route, fuzz::xds_waypoint] {
+            target(&body);
+            target(&body[..at]);
+        }
     }
 }

@@ -40,7 +40,7 @@ use crate::engine::{EngineHandle, Question};
 use crate::history::View;
 use crate::metrics::{EngineMetrics, Metrics, Observed};
 use crate::serve::ads::{Ads, AdsOptions};
-use crate::serve::authenticate::Authenticator;
+use crate::serve::authenticate::{Authenticator, POD_WAIT_MAX, Pods};
 use crate::serve::listen;
 use crate::snapshot::Snapshot;
 use crate::source::folder::looks::Looks;
@@ -357,7 +357,12 @@ fn authenticator(config: &Config, parts: &Parts) -> Authenticator {
         return authenticator;
     }
     let verifier = JwtVerifier::new(config.jwt_issuer.clone(), config.jwt_audience.as_str().into());
-    authenticator.with_jwt(verifier, config.trusted_node_account.iter().cloned().collect())
+    let trusted = config.trusted_node_account.iter().cloned().collect();
+    authenticator.with_jwt(
+        verifier,
+        trusted,
+        Pods::new(parts.snapshots.clone(), POD_WAIT_MAX),
+    )
 }
 
 /// The authority with everything that keeps it up to date.
@@ -431,6 +436,7 @@ fn source(
         state_dir: Some(config.state_dir.clone()),
         follow: config.replica,
         looks,
+        namespaces: config.scope.clone(),
         reading: Some(reading),
     };
     source::start(folder, mesh, keeper.trust(), clients, metrics, scope)

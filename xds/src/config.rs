@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tulle_k8s::api::gateway::NamespaceSelector;
 use tulle_model::{Identity, Str};
 use tulle_runtime::config::parse_duration;
 use tulle_runtime::telemetry::LogFormat;
@@ -67,6 +68,10 @@ pub struct Config {
     /// Name of the cluster in resource names
     #[arg(long, value_name = "NAME", default_value = "Kubernetes", value_parser = dns_name, env = "CLUSTER_ID")]
     pub cluster_id: String,
+    /// Serve only the namespaces with these labels (env=canary,tier in (web,api),!old), the root namespace, and what has
+    /// no namespace; for a second control plane beside the one that serves all
+    #[arg(long, value_name = "SELECTOR")]
+    pub scope: Option<NamespaceSelector>,
     /// Keep the root certificate in memory only: a restart makes a new one, which nothing trusts yet
     #[arg(long)]
     pub memory_ca: bool,
@@ -78,7 +83,8 @@ pub struct Config {
     /// (and ca-crl.pem), or tls.crt, tls.key and ca.crt; replaced files are taken over while running
     #[arg(long, value_name = "DIR", conflicts_with = "memory_ca", env = "TULLE_CA_DIR")]
     pub ca_dir: Option<PathBuf>,
-    /// Believe service account tokens of this issuer by its keys (JWKS) in a file; may be given several times
+    /// Believe service account tokens of this issuer by its keys (JWKS) in a file, those that are bound to a pod while
+    /// the configuration has that pod with that UID; may be given several times
     #[arg(long, value_name = "ISSUER=FILE")]
     pub jwt_issuer: Vec<Issuer>,
     /// What such a token must be made for
@@ -94,8 +100,8 @@ pub struct Config {
         env = "CA_TRUSTED_NODE_ACCOUNTS"
     )]
     pub trusted_node_account: Vec<(Str, Str)>,
-    /// Identities that may read the debug pages on the TLS port, such as spiffe://cluster.local/ns/ops/sa/debug; nobody
-    /// unless listed
+    /// Identities that may read the debug pages on the TLS port, all of them and of every namespace, such as
+    /// spiffe://cluster.local/ns/ops/sa/debug; nobody unless listed
     #[arg(long, value_name = "IDENTITY", value_delimiter = ',')]
     pub debug_identity: Vec<Identity>,
     /// Least time in which a new root is handed out before it signs
@@ -238,6 +244,8 @@ mod tests {
             ["--root-namespace", ""],
             ["--log-format", "xml"],
             ["--listen", "15012"],
+            ["--scope", ""],
+            ["--scope", "env in canary"],
         ] {
             assert!(parse(&arguments).is_err(), "{arguments:?}");
         }

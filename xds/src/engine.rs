@@ -284,7 +284,8 @@ impl Engine {
         changed |= self.keep_draining(sequence);
         changed |= self.publish_trust(sequence);
         changed |= self.rescope(sequence);
-        changed |= self.placed.publish(&mut self.snapshot.placement);
+        let (placement, bearers) = (&mut self.snapshot.placement, &mut self.snapshot.bearers);
+        changed |= self.placed.publish(placement, bearers);
         let fronted = &mut self.snapshot.fronted;
         changed |= self
             .fronting

@@ -19,6 +19,8 @@ use crate::snapshot::ResourceType;
 
 mod observed;
 
+#[cfg(test)]
+pub(crate) use observed::Lag;
 pub use observed::Observed;
 
 /// Label of a resource type; bounded by [`ResourceType::ALL`].

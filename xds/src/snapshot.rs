@@ -12,12 +12,14 @@ use tulle_model::{Identity, Str};
 
 pub mod around;
 mod bare;
+pub mod bearers;
 pub mod chunk;
 pub mod fronted;
 pub mod objects;
 mod step;
 
 pub use around::Around;
+pub use bearers::{Bearer, Bearers};
 pub use chunk::Chunk;
 pub use fronted::Fronted;
 pub use fronted::Fronts;
@@ -251,6 +253,7 @@ pub struct Snapshot {
     pub(crate) draining: Arc<BTreeMap<Str, u64>>,
     pub(crate) around: Around,
     pub(crate) placement: Placement,
+    pub(crate) bearers: Bearers,
     pub(crate) objects: Objects,
     /// When it was published.
     pub(crate) published: Option<Instant>,
@@ -339,6 +342,12 @@ impl Snapshot {
     #[must_use]
     pub fn placement(&self) -> &Placement {
         &self.placement
+    }
+
+    /// The pods that tokens can be bound to.
+    #[must_use]
+    pub fn bearers(&self) -> &Bearers {
+        &self.bearers
     }
 
     /// Which waypoints there are, and what each stands in front of.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
+use tulle_k8s::api::gateway::NamespaceSelector;
 use tulle_k8s::translate::MeshConfig;
 use tulle_model::Trust;
 use tulle_runtime::ready::BlockReady;
@@ -16,8 +17,10 @@ use crate::metrics::EngineMetrics;
 use crate::status::Clients;
 use folder::Reader;
 use folder::looks::Looks;
+use scoped::Scoped;
 
 pub mod folder;
+mod scoped;
 mod status_files;
 
 /// Batches that wait for the engine; a source that is faster waits too.
@@ -34,6 +37,8 @@ pub struct FolderConfig {
     pub follow: bool,
     /// Takes wishes for a look.
     pub looks: Looks,
+    /// Labels of the namespaces that are served, beside the root namespace; without it all are.
+    pub namespaces: Option<NamespaceSelector>,
     /// Dropped once what was there at the start is in force and on record.
     pub reading: Option<BlockReady>,
 }
@@ -49,7 +54,10 @@ pub fn start(
     metrics: EngineMetrics,
     scope: &Scope,
 ) -> EngineHandle {
-    let (batches, waiting) = mpsc::channel(BATCHES_WAITING_MAX);
+    let (batches, mut waiting) = mpsc::channel(BATCHES_WAITING_MAX);
+    if let Some(selector) = config.namespaces {
+        waiting = Scoped::new(selector, mesh.root_namespace.clone()).between(waiting, scope);
+    }
     let engine = Engine::spawn(mesh, waiting, trust, metrics.clone(), scope);
     let draining = drains::run(engine.snapshots.clone(), clients.clone(), engine.releases.clone());
     scope.spawn("draining waypoints", draining);

@@ -320,6 +320,7 @@ async fn pages_hold_what_is_served(process: &Process) {
         "pilot_proxy_convergence_time_count",
         "tulle_xds_resume_total{outcome=\"fresh\"} 3",
         "tulle_xds_stream_lag_changes 0",
+        "tulle_xds_stream_lag_seconds 0.0",
         "tulle_xds_turn_seconds_count",
         "pilot_xds 1",
         "tulle_xds_resources{type=\"address\"} 2",

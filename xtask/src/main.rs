@@ -1,8 +1,9 @@
-//! The project's own tasks: `cargo xtask demo|test|scenario|bench|tidy`. Needs nothing but the standard library.
+//! The project's own tasks: `cargo xtask demo|test|oracle|scenario|bench|tidy`. Needs nothing but the standard library.
 
 #![allow(clippy::print_stdout, reason = "what a task prints is its result")]
 
 mod compare;
+mod oracle;
 mod packages;
 mod suite;
 mod tidy;
@@ -19,6 +20,7 @@ Usage: cargo xtask <TASK> [OPTIONS]
 Tasks:
   demo [--check] [ARGS…]  install what is missing, build release, run `tulle up --demo [ARGS…]`
   test                    install what is missing, then run every check and test
+  oracle [--cases N]      compare the engine's steps with fresh starts over many random histories, optimized; --help says more
   scenario NAME…|all      run fault scenarios and print their figures; --list names them, --help says more
   bench tunnel [ARGS…]    measure tunnels end to end beside no mesh and other makes; --help says more
   bench waypoint [ARGS…]  measure a waypoint beside a bare proxy, nginx and haproxy; --help says more
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "demo" => demo(may_install, &arguments),
         "test" => no_more(&arguments).and_then(|()| test(may_install)),
+        "oracle" => oracle(&arguments),
         "scenario" => optimized("scenario", "release", may_install, &arguments),
         "bench" if arguments.first().is_some_and(|word| word == "compare") => compare(&arguments[1..]),
         "bench" => optimized("bench", "dist", may_install, &arguments),
@@ -82,6 +85,15 @@ fn root() -> PathBuf {
     own.parent()
         .expect("xtask is a folder of the workspace")
         .to_owned()
+}
+
+/// Looks for a history that the engine forgets.
+fn oracle(arguments: &[String]) -> Result<(), String> {
+    if arguments.iter().any(|word| word == "-h" || word == "--help") {
+        print!("{}", oracle::HELP);
+        return Ok(());
+    }
+    oracle::run(&oracle::Options::parse(arguments)?)
 }
 
 /// Measures another commit and this tree.

@@ -17,7 +17,7 @@ const UNSTEADY_MAX: usize = 3;
 
 /// What property tests draw their inputs from, unless the environment says otherwise: a change is judged by the same
 /// inputs wherever and whenever it is tested. To look for new ones: `PROPTEST_RNG_SEED=$RANDOM cargo xtask test`.
-const SEED: (&str, &str) = ("PROPTEST_RNG_SEED", "20260101");
+pub(crate) const SEED: (&str, &str) = ("PROPTEST_RNG_SEED", "20260101");
 
 const ARGUMENTS: [&str; 4] = ["test", "--workspace", "--locked", "--no-fail-fast"];
 

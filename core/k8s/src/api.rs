@@ -9,6 +9,7 @@ pub mod meta;
 pub mod networking;
 pub mod route;
 pub mod security;
+pub mod selector;
 pub mod traffic;
 
 pub use self::core::{EndpointSlice, Namespace, Node, Pod, Service};

@@ -24,6 +24,9 @@ pub enum Refusal {
         /// The caller's node.
         node: Str,
     },
+    /// The caller's token is bound to a pod that is not there.
+    #[error("{0}")]
+    NoSuchPod(Str),
     /// The identity belongs to another trust domain.
     #[error("identity {identity} is not of trust domain {trust_domain}")]
     TrustDomain {
@@ -65,6 +68,7 @@ impl Refusal {
         match self {
             Self::Unauthenticated => "NODE_NOT_TRUSTED",
             Self::NotOnNode { .. } => "POD_NOT_ON_NODE",
+            Self::NoSuchPod(_) => "POD_UID_MISMATCH",
             Self::TrustDomain { .. } => "TRUST_DOMAIN_MISMATCH",
             Self::IdentityDenied(_) | Self::NoIdentity(_) => "IDENTITY_DENIED",
             Self::CsrInvalid(_) => "CSR_INVALID",

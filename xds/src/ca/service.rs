@@ -22,7 +22,7 @@ use crate::ca::issued::{Entry, Issued};
 use crate::ca::limit::{Holds, RateLimit};
 use crate::ca::{Authority, Signed, order};
 use crate::metrics::{Metrics, ReasonLabel};
-use crate::serve::authenticate::{Authenticator, Caller, Principal};
+use crate::serve::authenticate::{Authenticator, Caller, Principal, Unauthenticated};
 use crate::snapshot::Snapshot;
 
 /// Largest message taken: the longest CSR and some metadata.
@@ -113,13 +113,7 @@ impl CaService {
             .authenticator
             .authenticate(peer, request.metadata())
             .await;
-        let caller = caller.map_err(|error| {
-            tracing::debug!(%error, "unauthenticated certificate request");
-            self.shared.metrics.csr_count.inc();
-            self.shared.count(&Refusal::Unauthenticated);
-            // Without detail: this caller is nobody we know.
-            Status::unauthenticated("credentials are missing or not known")
-        })?;
+        let caller = caller.map_err(|error| self.shared.unauthenticated(&error))?;
         if self.is_replica {
             return Err(Status::unavailable(ON_REPLICA));
         }
@@ -336,6 +330,23 @@ impl Shared {
         )
     }
 
+    /// Only who has proven something is told why nothing is signed.
+    fn unauthenticated(&self, error: &Unauthenticated) -> Status {
+        tracing::debug!(%error, "unauthenticated certificate request");
+        let refusal = match error {
+            Unauthenticated::NoSuchPod(_) => Refusal::NoSuchPod(error.to_string().into()),
+            Unauthenticated::NotSynced => Refusal::IndexNotSynced,
+            _ => Refusal::Unauthenticated,
+        };
+        self.metrics.csr_count.inc();
+        self.count(&refusal);
+        match refusal {
+            // Without detail: this caller is nobody we know.
+            Refusal::Unauthenticated => Status::unauthenticated("credentials are missing or not known"),
+            known => status(&known),
+        }
+    }
+
     fn count(&self, refusal: &Refusal) {
         let reason = ReasonLabel {
             reason: refusal.token(),
@@ -385,6 +396,7 @@ pub(super) fn status(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::Unauthenticated => Code::Unauthenticated,
         Refusal::NotOnNode { .. }
+        | Refusal::NoSuchPod(_)
         | Refusal::TrustDomain { .. }
         | Refusal::IdentityDenied(_)
         | Refusal::NoIdentity(_) => Code::PermissionDenied,

@@ -1,4 +1,5 @@
-//! The same pages on the TLS port, for callers whose identity is listed. Loopback gets no exception.
+//! The same pages on the TLS port, for callers whose identity is listed: to them all of it, to others nothing (decision
+//! 0021). Loopback gets no exception.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
@@ -30,20 +30,17 @@ impl Collector for Observed {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let snapshot = self.snapshots.borrow().clone();
         self.configuration(&snapshot, &mut encoder)?;
+        let lag = Lag::of(&self.clients, Instant::now());
         let help = "Longest wait of a client's answer";
         gauge(
             &mut encoder,
             "tulle_xds_stream_lag_seconds",
             help,
-            self.lag_seconds(),
+            lag.wait.as_secs_f64(),
         )?;
         let help = "Changes that the client furthest behind lacks";
-        gauge(
-            &mut encoder,
-            "tulle_xds_stream_lag_changes",
-            help,
-            self.lag_changes(),
-        )?;
+        let changes = i64::try_from(lag.changes).unwrap_or(i64::MAX);
+        gauge(&mut encoder, "tulle_xds_stream_lag_changes", help, changes)?;
         self.issuer(&mut encoder)
     }
 }
@@ -93,24 +90,6 @@ impl Observed {
             value.encode(family.encode_family(&TypeLabel::from(ty))?)?;
         }
         Ok(())
-    }
-
-    fn lag_changes(&self) -> i64 {
-        let clients = self.clients.list(Instant::now());
-        let types = clients.iter().flat_map(|client| client.types.values());
-        types
-            .map(|ty| ty.behind)
-            .max()
-            .map_or(0, |most| i64::try_from(most).unwrap_or(i64::MAX))
-    }
-
-    fn lag_seconds(&self) -> i64 {
-        let clients = self.clients.list(Instant::now());
-        let lags = clients
-            .iter()
-            .flat_map(|client| client.types.values())
-            .map(|ty| ty.lag_ms / 1000);
-        lags.max().map_or(0, |lag| i64::try_from(lag).unwrap_or(i64::MAX))
     }
 
     fn issuer(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
@@ -175,7 +154,32 @@ impl Observed {
     }
 }
 
-fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: i64) -> fmt::Result {
+/// How far the client is that is furthest behind, by time and by changes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Lag {
+    /// How long its oldest unanswered response waits, in whole milliseconds.
+    pub(crate) wait: Duration,
+    /// Resources and removals that it lacks.
+    pub(crate) changes: usize,
+}
+
+impl Lag {
+    pub(crate) fn of(clients: &Clients, now: Instant) -> Self {
+        let clients = clients.list(now);
+        let types = clients.iter().flat_map(|client| client.types.values());
+        types.fold(Self::default(), |most, ty| Self {
+            wait: most.wait.max(Duration::from_millis(ty.lag_ms)),
+            changes: most.changes.max(ty.behind),
+        })
+    }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    value: impl EncodeGaugeValue,
+) -> fmt::Result {
     let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     ConstGauge::new(value).encode(metric)
 }

@@ -14,7 +14,7 @@ use tulle_runtime::tasks;
 use crate::ca::limit::Holds;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::serve::admission::Admission;
-use crate::serve::authenticate::Authenticator;
+use crate::serve::authenticate::{Authenticator, Unauthenticated};
 use crate::serve::frame::{self, Encoding, Message};
 use crate::serve::viewer::Features;
 use crate::snapshot::Snapshot;
@@ -112,6 +112,21 @@ impl Shared {
         tracing::info!(reason, status = status.message(), "stream refused");
         status
     }
+
+    /// Only who has proven something is told why it is not let in.
+    fn unauthenticated(&self, error: &Unauthenticated) -> Status {
+        tracing::debug!(%error, "unauthenticated stream");
+        let unknown = || Status::unauthenticated("credentials are missing or not known");
+        let (reason, status) = match error {
+            Unauthenticated::NoSuchPod(_) => (
+                "pod_uid_mismatch",
+                Status::permission_denied(format!("POD_UID_MISMATCH: {error}")),
+            ),
+            Unauthenticated::NotSynced => ("not_synced", Status::unavailable(error.to_string())),
+            _ => ("unauthenticated", unknown()),
+        };
+        self.refused(reason, status)
+    }
 }
 
 impl Ads {
@@ -126,13 +141,7 @@ impl Ads {
             .authenticator
             .authenticate(request.extensions().get::<PeerInfo>(), request.metadata())
             .await
-            .map_err(|error| {
-                tracing::debug!(%error, "unauthenticated stream");
-                shared.refused(
-                    "unauthenticated",
-                    Status::unauthenticated("credentials are missing or not known"),
-                )
-            })?;
+            .map_err(|error| shared.unauthenticated(&error))?;
         if !shared.snapshots.borrow().synced() {
             let status = Status::unavailable("the configuration is still being read");
             return Err(shared.refused("not_synced", status));

@@ -1,6 +1,7 @@
 //! Who a caller is, from its connection and its request headers alone.
 //!
-//! In this order: a client certificate of our own root, a service account's token judged offline, a node's token.
+//! In this order: a client certificate of our own root, a node's token, a service account's token judged offline. One
+//! that is bound to a pod counts while that pod is there.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,8 +14,13 @@ use tulle_model::trust::{Denied, Serial, Subject};
 use tulle_model::{Identity, Str};
 
 use crate::ca::deny::DenyList;
+use crate::snapshot::Bearer;
 use crate::token::jwt::{Account, JwtVerifier};
 use crate::token::{Token, TokenStore, is_node_id};
+
+mod pods;
+
+pub use pods::{POD_WAIT_MAX, Pods};
 
 /// A caller whose credential was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +91,15 @@ pub enum Unauthenticated {
     /// A trusted account's token that is not bound to a node.
     #[error("the token of a node proxy is not bound to a node")]
     NotBound,
+    /// A good token of a pod that is not there: it has gone, or it is told too late.
+    #[error(
+        "the token is bound to pod {}/{} with UID {} and service account {}, which is not there",
+        .0.namespace, .0.pod, .0.uid, .0.account
+    )]
+    NoSuchPod(Bearer),
+    /// A good token of a pod, before it is known which pods there are.
+    #[error("the control plane is still reading its sources")]
+    NotSynced,
     /// On the deny-list.
     #[error("{0} is on the deny-list")]
     Denied(Str),
@@ -95,10 +110,18 @@ pub enum Unauthenticated {
 pub struct Authenticator {
     tokens: TokenStore,
     trust_domain: Str,
-    jwt: Option<JwtVerifier>,
-    trusted_accounts: Arc<BTreeSet<(Str, Str)>>,
+    accounts: Option<Accounts>,
     denied: DenyList,
     clock: Clock,
+}
+
+/// Service accounts, and who they are by their tokens.
+#[derive(Debug, Clone)]
+struct Accounts {
+    jwt: JwtVerifier,
+    /// Those that run node proxies.
+    trusted: Arc<BTreeSet<(Str, Str)>>,
+    pods: Pods,
 }
 
 /// The account that runs node proxies, unless configured otherwise.
@@ -108,12 +131,10 @@ impl Authenticator {
     /// An authenticator that knows these tokens, and denies nobody.
     #[must_use]
     pub fn new(tokens: TokenStore) -> Self {
-        let (namespace, name) = TRUSTED_ACCOUNT_DEFAULT;
         Self {
             tokens,
             trust_domain: DEFAULT_TRUST_DOMAIN.into(),
-            jwt: None,
-            trusted_accounts: Arc::new([(namespace.into(), name.into())].into()),
+            accounts: None,
             denied: DenyList::memory(),
             clock: Clock::system(),
         }
@@ -129,12 +150,13 @@ impl Authenticator {
         }
     }
 
-    /// Also believes tokens of service accounts; those named run node proxies.
+    /// Also believes tokens of service accounts, those that are bound to a pod while it is there; the accounts named run
+    /// node proxies.
     #[must_use]
-    pub fn with_jwt(self, jwt: JwtVerifier, trusted_accounts: BTreeSet<(Str, Str)>) -> Self {
+    pub fn with_jwt(self, jwt: JwtVerifier, trusted: BTreeSet<(Str, Str)>, pods: Pods) -> Self {
+        let trusted = Arc::new(trusted);
         Self {
-            jwt: Some(jwt),
-            trusted_accounts: Arc::new(trusted_accounts),
+            accounts: Some(Accounts { jwt, trusted, pods }),
             ..self
         }
     }
@@ -208,28 +230,29 @@ impl Authenticator {
         if let Some(token) = Token::parse(text) {
             return self.by_node_token(token).await;
         }
-        let Some(jwt) = self.jwt.clone() else {
-            return Err(Unauthenticated::NotANodeToken);
-        };
-        let (text, now) = (text.to_owned(), self.now());
-        let verified = tokio::task::spawn_blocking(move || jwt.verify(&text, now)).await;
-        let account = verified.map_err(|_| Unauthenticated::Unknown)??;
-        self.by_account(account)
+        match &self.accounts {
+            Some(accounts) => self.by_account(accounts, text).await,
+            None => Err(Unauthenticated::NotANodeToken),
+        }
     }
 
     /// A trusted account is the proxy of the node its token is bound to; any other is its own workload.
-    fn by_account(&self, account: Account) -> Result<Caller, Unauthenticated> {
+    async fn by_account(&self, accounts: &Accounts, token: &str) -> Result<Caller, Unauthenticated> {
         let Account {
             namespace,
             name,
             node,
-        } = account;
-        let trusted = self.trusted_accounts.contains(&(namespace.clone(), name.clone()));
+            pod,
+        } = accounts.verified(token, self.now()).await?;
+        let trusted = accounts.trusted.contains(&(namespace.clone(), name.clone()));
         let principal = if trusted {
             Principal::Node(node.ok_or(Unauthenticated::NotBound)?)
         } else {
             Principal::Workload(Identity::new(self.trust_domain.clone(), namespace, name))
         };
+        if let Some(pod) = pod {
+            accounts.pods.find(&pod).await?;
+        }
         Ok(Caller {
             principal,
             serial: None,
@@ -243,6 +266,15 @@ impl Authenticator {
             Ok(true) => Ok(Caller::of_node(node)),
             _ => Err(Unauthenticated::Unknown),
         }
+    }
+}
+
+impl Accounts {
+    /// What a token says, once it is proven.
+    async fn verified(&self, token: &str, now: i64) -> Result<Account, Unauthenticated> {
+        let (jwt, token) = (self.jwt.clone(), token.to_owned());
+        let verified = tokio::task::spawn_blocking(move || jwt.verify(&token, now)).await;
+        Ok(verified.map_err(|_| Unauthenticated::Unknown)??)
     }
 }
 
@@ -357,11 +389,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_of_a_trusted_account_is_its_node_and_of_another_its_workload() {
-        use crate::token::jwt::tests::{TestIssuer, claims};
+        use crate::snapshot::Snapshot;
+        use crate::snapshot::bearers::Moves;
+        use crate::token::jwt::tests::{TestIssuer, claims, pod};
         let issuer = TestIssuer::new();
         let (namespace, name) = TRUSTED_ACCOUNT_DEFAULT;
         let trusted = [(namespace.into(), name.into())].into();
-        let authenticator = Authenticator::new(TokenStore::memory()).with_jwt(issuer.verifier(), trusted);
+        let (mut snapshot, mut moves) = (Snapshot::default(), Moves::default());
+        moves.came(&pod());
+        snapshot.bearers.change(moves);
+        let (_publish, snapshots) = tokio::sync::watch::channel(Arc::new(snapshot));
+        let authenticator = Authenticator::new(TokenStore::memory()).with_jwt(
+            issuer.verifier(),
+            trusted,
+            Pods::new(snapshots, POD_WAIT_MAX),
+        );
         let now = authenticator.now();
         let check = async |claims: serde_json::Value| {
             let bearer = format!("Bearer {}", issuer.token(&claims));
@@ -374,6 +416,7 @@ mod tests {
         assert_eq!(check(loose).await, Err(Unauthenticated::NotBound));
         let mut other = claims(now);
         other["sub"] = serde_json::json!("system:serviceaccount:shop:web");
+        other["kubernetes.io"] = serde_json::json!({});
         let web = Identity::new("cluster.local", "shop", "web");
         assert_eq!(check(other).await, Ok(Principal::Workload(web)));
     }

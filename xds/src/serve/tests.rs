@@ -35,10 +35,11 @@ use crate::ca::{Authority, TTL_MAX_DEFAULT};
 use crate::engine::table::Resource;
 use crate::metrics::Metrics;
 use crate::serve::ads::{Ads, AdsOptions};
-use crate::serve::authenticate::Authenticator;
+use crate::serve::authenticate::{Authenticator, Pods};
 use crate::serve::frame::Encoding;
 use crate::serve::listen;
-use crate::snapshot::{Order, ResourceType, Scope, Snapshot};
+use crate::snapshot::bearers::Moves;
+use crate::snapshot::{Bearer, Order, ResourceType, Scope, Snapshot};
 use crate::status::Clients;
 use crate::token::TokenStore;
 use crate::token::join::JoinTokens;
@@ -46,9 +47,11 @@ use crate::token::join::JoinTokens;
 mod certificates;
 mod compromise;
 mod join;
+mod lag;
 mod leak;
 mod refusals;
 mod trust;
+mod unread;
 
 /// Longer than anything here takes, shorter than a stuck test.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,13 +76,13 @@ impl Server {
     }
 
     async fn start_with(options: AdsOptions, hold_max: Duration) -> Self {
-        Self::start_believing(options, hold_max, |authenticator| authenticator).await
+        Self::start_believing(options, hold_max, |authenticator, _| authenticator).await
     }
 
     async fn start_believing(
         options: AdsOptions,
         hold_max: Duration,
-        believe: impl FnOnce(Authenticator) -> Authenticator,
+        believe: impl FnOnce(Authenticator, Pods) -> Authenticator,
     ) -> Self {
         let (snapshots, receiver) = watch::channel(Arc::new(Snapshot::default()));
         let root = Root::generate("cluster.local", time::OffsetDateTime::now_utc()).unwrap();
@@ -89,7 +92,7 @@ impl Server {
         let (drain, watcher) = drain::new();
         let denied = DenyList::memory();
         let authenticator = Authenticator::new(tokens.clone()).of("cluster.local".into(), denied.clone());
-        let authenticator = believe(authenticator);
+        let authenticator = believe(authenticator, Pods::new(receiver.clone(), hold_max));
         let ads = Ads::new(
             receiver.clone(),
             authenticator.clone(),
@@ -173,6 +176,16 @@ impl Server {
         });
     }
 
+    /// Lets a pod come, and another one go.
+    fn exchange(&self, came: &Bearer, went: Option<&Bearer>) {
+        self.publish(|snapshot| {
+            let mut moves = Moves::default();
+            went.into_iter().for_each(|went| moves.went(went));
+            moves.came(came);
+            snapshot.bearers.change(moves);
+        });
+    }
+
     fn channel(&self, token: &str) -> AuthenticatedChannel {
         let config = ChannelConfig {
             address: self.address.parse().unwrap(),
@@ -214,9 +227,16 @@ impl Server {
     }
 
     async fn certificate(&self, token: &str, identity: &str) -> Result<IstioCertificateResponse, Status> {
+        self.certificate_by(token, certificate_request(identity)).await
+    }
+
+    async fn certificate_by(
+        &self,
+        token: &str,
+        request: IstioCertificateRequest,
+    ) -> Result<IstioCertificateResponse, Status> {
         let mut client = IstioCertificateServiceClient::new(self.channel(token));
-        let reply = client.create_certificate(certificate_request(identity)).await?;
-        Ok(reply.into_inner())
+        Ok(client.create_certificate(request).await?.into_inner())
     }
 }
 

@@ -16,6 +16,9 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use tulle_model::Str;
 
+use super::is_node_id;
+use crate::snapshot::Bearer;
+
 pub use keys::Keys;
 
 /// Clocks may differ by this many seconds.
@@ -78,6 +81,9 @@ pub enum InvalidJwt {
     /// It does not speak of a service account.
     #[error("it is not of a service account")]
     Subject,
+    /// It is bound to a pod that it does not name as pods are named.
+    #[error("the pod that it is bound to cannot be read")]
+    Pod,
 }
 
 /// What a good token says of its bearer.
@@ -89,6 +95,8 @@ pub struct Account {
     pub name: Str,
     /// The node its pod runs on, if the token is bound to one.
     pub node: Option<Str>,
+    /// The pod it was made for, if it is bound to one: it means something only while that pod is there.
+    pub pod: Option<Bearer>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -140,11 +148,16 @@ struct Parts<'a> {
 struct Bound {
     #[serde(default)]
     node: Option<Named>,
+    #[serde(default)]
+    pod: Option<Named>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Named {
     name: String,
+    /// Of a pod, tells it from others of the same name.
+    #[serde(default)]
+    uid: String,
 }
 
 /// Judges tokens of several issuers.
@@ -259,12 +272,28 @@ fn account(claims: &Claims) -> Result<Account, InvalidJwt> {
     identity
         .parse::<tulle_model::Identity>()
         .map_err(|_| InvalidJwt::Subject)?;
-    let node = claims.kubernetes.as_ref().and_then(|bound| bound.node.as_ref());
-    let node = node.filter(|node| crate::token::is_node_id(&node.name));
+    let bound = claims.kubernetes.as_ref();
+    let node = bound.and_then(|bound| bound.node.as_ref());
+    let node = node.filter(|node| is_node_id(&node.name));
+    let pod = bound.and_then(|bound| bound.pod.as_ref());
     Ok(Account {
         namespace: namespace.into(),
         name: name.into(),
         node: node.map(|node| node.name.as_str().into()),
+        pod: pod.map(|pod| bearer(namespace, name, pod)).transpose()?,
+    })
+}
+
+/// What a token is bound to. Nodes, pods and unique ids are named alike; anything else could never be found.
+fn bearer(namespace: &str, account: &str, pod: &Named) -> Result<Bearer, InvalidJwt> {
+    if !is_node_id(&pod.name) || !is_node_id(&pod.uid) {
+        return Err(InvalidJwt::Pod);
+    }
+    Ok(Bearer {
+        namespace: namespace.into(),
+        account: account.into(),
+        pod: pod.name.as_str().into(),
+        uid: pod.uid.as_str().into(),
     })
 }
 

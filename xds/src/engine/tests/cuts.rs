@@ -253,3 +253,30 @@ fn a_named_waypoint_that_is_missing_is_the_only_one_let_through_and_callers_are_
     };
     assert!(service.waypoint.is_some());
 }
+
+#[test]
+fn a_token_can_be_bound_to_a_pod_that_has_not_ended_and_to_no_earlier_one_of_its_name() {
+    let pod = |uid: &str, phase: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: shop{uid}}}\nspec: {{nodeName: n1}}\nstatus: {{phase: {phase}}}\n"
+        )
+    };
+    let bearer = |uid: &str| crate::snapshot::Bearer {
+        namespace: "shop".into(),
+        account: "default".into(),
+        pod: "web-0".into(),
+        uid: uid.into(),
+    };
+    let (mut engine, first) = engine(&pod(", uid: u1", "Pending"));
+    assert!(first.bearers().has(&bearer("u1")) && !first.bearers().has(&bearer("u2")));
+    let mut next = |text: &str| engine.apply(batch(objects(text).into_iter().map(set).collect()));
+    let second = next(&pod(", uid: u2", "Running"));
+    assert!(!second.bearers().has(&bearer("u1")) && second.bearers().has(&bearer("u2")));
+    let ended = next(&pod(", uid: u2", "Succeeded"));
+    assert!(!ended.bearers().has(&bearer("u2")));
+    let unnumbered = next(&pod("", "Running"));
+    assert!(
+        !unnumbered.bearers().has(&bearer("")),
+        "nobody told it from others"
+    );
+}

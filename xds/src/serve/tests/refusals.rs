@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use super::*;
-use crate::token::jwt::tests::{TestIssuer, claims};
+use crate::token::jwt::tests::{TestIssuer, claims, pod};
 
 fn scoped(node: &str) -> Scope {
     Scope::Workloads {
@@ -41,15 +41,21 @@ fn claiming(name: &str, value: Json) -> Json {
     claims
 }
 
+/// A server that believes the tokens of this issuer, and those of a pod only if it is there within a moment.
+async fn believing(issuer: &TestIssuer) -> Server {
+    let accounts = [("istio-system".into(), "ztunnel".into())].into();
+    let (verifier, moment) = (issuer.verifier(), Duration::from_millis(1));
+    Server::start_believing(AdsOptions::default(), moment, |authenticator, pods| {
+        authenticator.with_jwt(verifier, accounts, pods)
+    })
+    .await
+}
+
 #[tokio::test]
 async fn x29_credentials_that_prove_nothing_open_nothing() {
     let issuer = TestIssuer::new();
-    let accounts = [("istio-system".into(), "ztunnel".into())].into();
-    let verifier = issuer.verifier();
-    let server = Server::start_believing(AdsOptions::default(), HOLD_MAX_DEFAULT, |authenticator| {
-        authenticator.with_jwt(verifier, accounts)
-    })
-    .await;
+    let server = believing(&issuer).await;
+    server.exchange(&pod(), None);
     let now = jiff::Timestamp::now().as_second();
     let good = issuer.token(&claims(now));
     assert!(
@@ -83,6 +89,63 @@ async fn x29_credentials_that_prove_nothing_open_nothing() {
         elsewhere.receive().await.unwrap_err().code(),
         Code::PermissionDenied
     );
+}
+
+#[tokio::test]
+async fn a_token_ends_with_the_pod_that_it_is_bound_to() {
+    let issuer = TestIssuer::new();
+    let server = believing(&issuer).await;
+    server.place("n1", WEB);
+    let node = issuer.token(&claims(jiff::Timestamp::now().as_second()));
+    let own = {
+        let mut claims = claiming("sub", json!("system:serviceaccount:shop:web"));
+        claims["kubernetes.io"] = json!({"pod": {"name": "web-0", "uid": "u-1"}});
+        issuer.token(&claims)
+    };
+    let refused = async |token: &str, request: IstioCertificateRequest| {
+        let answer = server.certificate_by(token, request).await;
+        answer
+            .err()
+            .map(|status| (status.code(), status.message()[..16].to_owned()))
+    };
+    let for_itself = || IstioCertificateRequest {
+        metadata: None,
+        ..certificate_request(WEB)
+    };
+    let mismatch = Some((Code::PermissionDenied, "POD_UID_MISMATCH".to_owned()));
+    let stream = async || {
+        let stream = server.connect(&node, first("n1", ResourceType::Address)).await;
+        stream
+            .err()
+            .map(|status| (status.code(), status.message()[..16].to_owned()))
+    };
+    // Neither pod is there.
+    assert_eq!(refused(&node, certificate_request(WEB)).await, mismatch);
+    assert_eq!(refused(&own, for_itself()).await, mismatch);
+    assert_eq!(stream().await, mismatch);
+    // Both are.
+    let web = Bearer {
+        namespace: "shop".into(),
+        account: "web".into(),
+        pod: "web-0".into(),
+        uid: "u-1".into(),
+    };
+    server.exchange(&pod(), None);
+    server.exchange(&web, None);
+    assert_eq!(refused(&node, certificate_request(WEB)).await, None);
+    assert_eq!(refused(&own, for_itself()).await, None);
+    assert_eq!(stream().await, None);
+    // Others have their names, and even their accounts.
+    for before in [pod(), web] {
+        let after = Bearer {
+            uid: "u-after".into(),
+            ..before.clone()
+        };
+        server.exchange(&after, Some(&before));
+    }
+    assert_eq!(refused(&node, certificate_request(WEB)).await, mismatch);
+    assert_eq!(refused(&own, for_itself()).await, mismatch);
+    assert_eq!(stream().await, mismatch);
 }
 
 #[tokio::test]

@@ -67,6 +67,7 @@ impl Folder {
             state_dir: Some(state.path().to_owned()),
             follow: false,
             looks: looks.clone(),
+            namespaces: None,
             reading: None,
         };
         let trust = watch::channel(None).1;
@@ -185,6 +186,7 @@ async fn a_replica_serves_the_same_and_writes_no_status() {
         state_dir: Some(owner.state.path().to_owned()),
         follow: true,
         looks: Looks::default(),
+        namespaces: None,
         reading: None,
     };
     let (mesh, metrics) = (MeshConfig::default(), EngineMetrics::default());

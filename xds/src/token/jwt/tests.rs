@@ -71,6 +71,16 @@ pub(crate) fn claims(now: i64) -> Value {
     })
 }
 
+/// The pod that [`claims`] speak of.
+pub(crate) fn pod() -> Bearer {
+    Bearer {
+        namespace: "istio-system".into(),
+        account: "ztunnel".into(),
+        pod: "ztunnel-x".into(),
+        uid: "u".into(),
+    }
+}
+
 fn with(key: &str, value: Value) -> Value {
     let mut claims = claims(NOW);
     claims[key] = value;
@@ -88,8 +98,32 @@ fn a_signed_token_names_its_account_and_its_node() {
         namespace: "istio-system".into(),
         name: "ztunnel".into(),
         node: Some("n1".into()),
+        pod: Some(pod()),
     };
     assert_eq!(account, expected);
+}
+
+#[test]
+fn a_token_says_which_pod_it_is_bound_to_or_that_it_is_bound_to_none() {
+    let issuer = TestIssuer::new();
+    let bound = |pod: Value| {
+        let claims = with("kubernetes.io", json!({"namespace": "istio-system", "pod": pod}));
+        let account = issuer.verifier().verify(&issuer.token(&claims), NOW);
+        account.map(|account| account.pod)
+    };
+    assert_eq!(bound(json!({"name": "ztunnel-x", "uid": "u"})), Ok(Some(pod())));
+    assert_eq!(bound(Value::Null), Ok(None));
+    for unreadable in [
+        json!({"name": "ztunnel-x"}),
+        json!({"name": "ztunnel-x", "uid": ""}),
+        json!({"name": "", "uid": "u"}),
+        json!({"name": "ztunnel-x", "uid": "u\n"}),
+        json!({"name": "../x", "uid": "u"}),
+        json!({"name": "ztunnel-x", "uid": "u".repeat(254)}),
+    ] {
+        assert_eq!(bound(unreadable.clone()), Err(InvalidJwt::Pod), "{unreadable}");
+    }
+    assert_eq!(bound(json!({"uid": "u"})), Err(InvalidJwt::Form));
 }
 
 #[test]

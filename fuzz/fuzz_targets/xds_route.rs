@@ -1,0 +1,5 @@
+//! Rules of routes from the control plane.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tulle_proto::fuzz::xds_route(data));

@@ -1,0 +1,5 @@
+//! Settings and fronts of waypoints from the control plane.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tulle_proto::fuzz::xds_waypoint(data));
