@@ -121,7 +121,10 @@ impl<'a> Aim<'a> {
 impl<'a> Draws<'a> {
     /// Judges the request by the policies of a backend, and makes of it what goes there. Filters see what came; what
     /// policies change comes on top of what they make of it.
-    async fn judge(
+    ///
+    /// # Errors
+    /// The reply that it gets instead.
+    pub(super) async fn judge(
         &self,
         drawn: &Drawn,
         body: &mut RequestBody,

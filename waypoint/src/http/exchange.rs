@@ -224,7 +224,7 @@ impl Exchange<'_> {
             upgrade: admitted.upgrade,
             aside: self.aside,
         };
-        let body = self.mirror(place, way, aim.head(), &admitted, body);
+        let body = self.mirror(&draws, &admitted, body);
         let sending = Sending {
             wants,
             ..self.sending(place, way.tries(), parent, deadline)
