@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use tulle_model::RequestHead;
+use tulle_model::request::Source;
 
 use super::body::RequestBody;
 use super::exchange::{Exchange, Place};
@@ -21,6 +22,8 @@ pub(super) struct Draws<'a> {
     pub(super) way: &'a Way,
     /// The request as it came: what filters and policies see.
     pub(super) asked: &'a RequestHead,
+    /// Who asks.
+    pub(super) source: &'a Source,
     /// What the policies of what was asked for let pass, with what they change.
     pub(super) passed: &'a Passed,
     /// The endpoint of the client's session: it stays with the backend that has it.
@@ -137,7 +140,7 @@ impl<'a> Draws<'a> {
         let mut head = self.asked.clone();
         if let Some(port) = guarding {
             exchange
-                .police_backend(port, (&mut head, body), &mut passed)
+                .police_backend(port, self.source, (&mut head, body), &mut passed)
                 .await?;
         }
         let mut head = self.way.changed(drawn, head);

@@ -13,7 +13,7 @@ use std::task::Poll;
 use http::header::UPGRADE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tulle_model::request::Scheme;
+use tulle_model::request::{Scheme, Source};
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{Reason, RequestHead};
 
@@ -199,7 +199,8 @@ impl Exchange<'_> {
         let idle = place.snapshot.settings.limits.body_idle;
         let mut body = RequestBody::of(body, self.record, idle);
         let deadline = way.tries().deadline(&admitted.head, self.start);
-        let policing = self.police(place, way, &mut admitted.head, &mut body);
+        let source = self.arrival.source_of(admitted.remote_ip);
+        let policing = self.police(place, way, &source, &mut admitted.head, &mut body);
         let passed = timed(self, &deadline, policing).await?;
         if let Some(policy) = &passed.delayed_by {
             self.record.ended_by(Reason::FaultDelay, Some(policy));
@@ -214,6 +215,7 @@ impl Exchange<'_> {
             place,
             way,
             asked: &admitted.head,
+            source: &source,
             passed: &passed,
             session: way.tries().session_of(parent, &admitted.head),
         };
@@ -232,7 +234,7 @@ impl Exchange<'_> {
         let mut answer = sending.run(&mut aim, body).await?;
         aim.passed().change_response(answer.headers_mut());
         let (drawn, passed) = (aim.drawn().clone(), aim.passed().clone());
-        let answer = self.watched(answer, place, way, admitted.head, passed);
+        let answer = self.watched(answer, place, way, source.into_owned(), admitted.head, passed);
         Ok((answer, Some(drawn)))
     }
 
@@ -264,11 +266,12 @@ impl Exchange<'_> {
         &self,
         place: &Place,
         way: &Way,
+        source: &Source,
         head: &mut RequestHead,
         body: &mut RequestBody,
     ) -> Result<Passed, Reply> {
         let route = way.name().map(|name| &**name);
-        let (rules, of) = (place.port.policies_of(route), self.asking(route));
+        let (rules, of) = (place.port.policies_of(route), self.asking(source, route));
         let engine = &self.waypoint.policies;
         engine.judge(rules, &**self.waypoint, head, body, of).await
     }
@@ -295,19 +298,20 @@ impl Exchange<'_> {
     pub(super) async fn police_backend(
         &self,
         port: &PortState,
+        source: &Source,
         (head, body): (&mut RequestHead, &mut RequestBody),
         passed: &mut Passed,
     ) -> Result<(), Reply> {
         let engine = &self.waypoint.policies;
         let (rules, ask) = (port.policies_as_backend(), &**self.waypoint);
         engine
-            .judge_security(rules, ask, head, body, self.asking(None), passed)
+            .judge_security(rules, ask, head, body, self.asking(source, None), passed)
             .await
     }
 
-    fn asking<'a>(&'a self, route: Option<&'a str>) -> Asking<'a> {
+    fn asking<'a>(&'a self, source: &'a Source, route: Option<&'a str>) -> Asking<'a> {
         Asking {
-            source: &self.arrival.source,
+            source,
             destination: self.arrival.destination,
             route,
             id: self.id.to_str().unwrap_or_default(),
@@ -320,13 +324,14 @@ impl Exchange<'_> {
         answer: Response<ResponseBody>,
         place: &Place,
         way: &Way,
+        source: Source,
         head: RequestHead,
         passed: Passed,
     ) -> Response<ResponseBody> {
         let open = Open {
             front: self.arrival.front.clone(),
             route: way.name().cloned(),
-            source: self.arrival.source.clone(),
+            source,
             destination: self.arrival.destination,
             head: Some(head),
             claims: passed.claims,

@@ -36,7 +36,11 @@ impl Exchange<'_> {
         incoming: RequestBody,
     ) -> RequestBody {
         let Draws {
-            place, way, passed, ..
+            place,
+            way,
+            source,
+            passed,
+            ..
         } = *draws;
         let mirrors = way.rule.iter().flat_map(|rule| &rule.mirrors);
         let drawn = mirrors.filter(|mirror| mirror.share.draws(rand::random()));
@@ -56,7 +60,8 @@ impl Exchange<'_> {
                 front: Arc::clone(&place.front),
                 port: Arc::clone(&place.port),
             };
-            let (way, asked, passed) = (way.clone(), admitted.head.clone(), passed.clone());
+            let (way, asked) = (way.clone(), admitted.head.clone());
+            let (source, passed) = (source.clone(), passed.clone());
             let (waypoint, arrival) = (Arc::clone(self.waypoint), self.arrival.clone());
             let record = Arc::clone(self.record);
             let (id, grpc, takes_trailers) = (self.id.clone(), self.grpc, admitted.takes_trailers);
@@ -77,6 +82,7 @@ impl Exchange<'_> {
                     place: &place,
                     way: &way,
                     asked: &asked,
+                    source: &source,
                     passed: &passed,
                     session: None,
                 };
