@@ -230,16 +230,7 @@ async fn a_fault_delays_and_then_answers() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_on_its_way_ends_within_a_second_of_a_policy_that_denies_it() {
-    let world = World::web_with(
-        AppProtocol::Http11,
-        application(|_| async {
-            let first =
-                futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"first")))]);
-            let rest = futures_util::StreamExt::chain(first, futures_util::stream::pending());
-            Response::new(StreamBody::new(rest).boxed())
-        }),
-    )
-    .await;
+    let world = World::web_with(AppProtocol::Http11, application(endless)).await;
     let mut client = world.http2("client").await;
     let request = |path: &str| {
         Request::get(format!("http://web.shop{path}"))
@@ -268,6 +259,89 @@ async fn an_answer_on_its_way_ends_within_a_second_of_a_policy_that_denies_it() 
     let still = tokio::time::timeout(Duration::from_secs(5), good.frame()).await;
     assert!(still.is_err(), "the other one is still open");
     assert!(world.metric(r#"tulle_waypoint_local_replies_total{reason="policy_changed"}"#) > 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_its_answer_ends_within_a_second_of_a_policy_that_denies_it() {
+    let world = World::web_with(AppProtocol::Http11, application(|_| std::future::pending())).await;
+    let (mut bad, mut good) = (world.http1("client").await, world.http1("client").await);
+    let mut good = std::pin::pin!(good.send_request(get("/good")));
+    let denying = async {
+        while world.connects.lock().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let before = tokio::time::Instant::now();
+        let deny = authz(Action::Deny, vec![to("GET", "/bad")]);
+        world.apply(vec![told_policy("deny", deny)]).await;
+        before
+    };
+    let (ended, before) = tokio::select! {
+        ended = async { tokio::join!(bad.send_request(get("/bad")), denying) } => ended,
+        _ = good.as_mut() => panic!("nobody denies it"),
+    };
+    let ended = ended.unwrap();
+    assert_eq!(ended.status(), 403);
+    let told = ended.headers()["x-tulle-reason"].to_str().unwrap();
+    assert!(
+        told.starts_with("T0417; policy_changed; policy=TestPolicy/shop/deny/authz"),
+        "{told}"
+    );
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+    let still = tokio::time::timeout(Duration::from_secs(5), good).await;
+    assert!(still.is_err(), "the other one waits on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_denied_while_it_is_held_back_reaches_no_endpoint() {
+    let world = World::web().await;
+    let fault = Fault {
+        delay: Some(Duration::from_secs(3)),
+        delay_ppm: 1_000_000,
+        ..Fault::default()
+    };
+    world
+        .apply(vec![told_policy("fault", Concern::Fault(fault))])
+        .await;
+    let denying = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let deny = authz(Action::Deny, vec![Rule::default()]);
+        world.apply(vec![told_policy("deny", deny)]).await;
+    };
+    let (answered, ()) = tokio::join!(status(&world, "client", get("/")), denying);
+    assert_eq!(answered, 403);
+    assert!(world.connects.lock().is_empty(), "no endpoint was asked");
+}
+
+/// An application that begins to answer and never ends.
+async fn endless(_: Request<Incoming>) -> Answer {
+    let first = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"first")))]);
+    let rest = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+    Response::new(StreamBody::new(rest).boxed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_on_its_way_ends_when_a_policy_of_its_backend_denies_it() {
+    let world = routed().await;
+    world.serve("10.0.0.8", "db", application(endless));
+    let mut client = world.http1("client").await;
+    let mut answer = client.send_request(get("/db")).await.unwrap().into_body();
+    assert!(answer.frame().await.unwrap().is_ok());
+    let deny = authz(Action::Deny, vec![from_namespace("shop")]);
+    let guard = policy_on("guard", On::Service(service_key("shop/db")), deny);
+    let before = tokio::time::Instant::now();
+    world
+        .apply(vec![MeshUpdate::WaypointPolicy(Arc::new(guard))])
+        .await;
+    assert!(answer.frame().await.unwrap().is_err(), "reset, not ended well");
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
 }
 
 /// A waypoint in front of a port of TCP.
@@ -341,6 +415,24 @@ async fn an_open_stream_ends_when_a_policy_denies_it() {
             authz(Action::Deny, vec![from_namespace("shop")]),
         )])
         .await;
+    assert!(client.read_u8().await.is_err());
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_stream_ends_when_somebody_would_have_to_be_asked_about_it() {
+    let (world, mut streams) = tcp().await;
+    let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
+    let mut server = streams.recv().await.unwrap();
+    server.write_all(b"x").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'x');
+    let before = tokio::time::Instant::now();
+    let custom = authz(Action::Custom, vec![Rule::default()]);
+    world.apply(vec![told_policy("custom", custom)]).await;
     assert!(client.read_u8().await.is_err());
     assert!(
         before.elapsed() <= Duration::from_secs(1),

@@ -22,7 +22,7 @@ use crate::upstream::timeout::Deadline;
 const SENT: &str = "sent";
 const FAILED: &str = "failed";
 const TIMEOUT: &str = "timeout";
-/// What guards its backend refused it: no byte of it went there.
+/// Policies refused it, or what was left of it.
 const DENIED: &str = "denied";
 /// Too many others were on their way.
 const DROPPED: &str = "dropped";
@@ -113,8 +113,8 @@ impl Exchange<'_> {
             backend: Arc::clone(&backend),
             weighted: None,
         };
-        let head = match draws.judge(&to, &mut copy).await {
-            Ok((head, _)) => head.into_owned(),
+        let (head, passed) = match draws.judge(&to, &mut copy).await {
+            Ok((head, passed)) => (head.into_owned(), passed),
             Err(reply) => {
                 let (code, token) = (reply.reason.code(), reply.reason.token());
                 tracing::debug!(code, token, policy = reply.because.as_deref(), "no copy");
@@ -140,9 +140,10 @@ impl Exchange<'_> {
                 .map_err(|_| Reason::UpstreamReset)?;
             Ok::<_, Reply>(())
         };
-        match sent.await {
-            Ok(()) => SENT,
-            Err(_) => FAILED,
+        let denied = draws.open(&to, &passed).ended(Arc::clone(self.waypoint));
+        tokio::select! {
+            sent = sent => sent.map_or(FAILED, |()| SENT),
+            _ = denied => DENIED,
         }
     }
 }
