@@ -62,7 +62,7 @@ pub struct Config {
     /// How long a stream waits for policies that have not arrived.
     #[serde(serialize_with = "as_duration")]
     pub policy_wait: Duration,
-    /// How much of a reason a peer is told.
+    /// How much of a reason a peer is told at most.
     pub reason_detail: ReasonDetail,
     /// Bytes that may wait in this process for slow readers, as configured; a memory limit may lower it.
     pub buffers: u64,

@@ -152,7 +152,7 @@ const TRAFFIC: &[Variable] = &[
     Variable::new(
         "TULLE_REASON_DETAIL",
         Value("full"),
-        "How much of a reason a caller is told: `full`, `code` or `none`",
+        "How much of a reason a caller is told: `full`, `code` or `none`; gateways and callers of other trust domains are told `code` at most",
     ),
 ];
 

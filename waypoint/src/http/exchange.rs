@@ -433,7 +433,7 @@ impl<'a> Exchange<'a> {
         let caller = Caller {
             grpc: self.grpc,
             id: &self.id,
-            detail: self.waypoint.config.reason_detail,
+            detail: self.waypoint.detail_for(&self.arrival.peer, self.arrival.is_gateway),
         };
         respond::reply(reply, caller)
     }

@@ -10,7 +10,6 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tulle_model::MeshUpdate;
 use tulle_model::authz::policy::StringMatch;
 use tulle_model::policy::authz::{Action, Authz, From, PathPattern, Rule, To, Values};
 use tulle_model::policy::traffic::{Abort, Fault, Key, LocalRateLimit};
@@ -19,7 +18,9 @@ use tulle_model::route::Kind;
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{http_route, prefix, service, service_key, workload};
 use tulle_model::waypoint::Waypoint as Told;
+use tulle_model::{Identity, MeshUpdate, Reason, Trust};
 use tulle_transport::hbone::{ConnectRequest, OpenError};
+use tulle_waypoint::config::ReasonDetail;
 
 use crate::world::{
     Answer, World, application, body, echo, front, get, identity, policy, policy_on, settings, told_policy, web,
@@ -595,4 +596,43 @@ async fn a_backend_judges_a_client_outside_by_the_same_address() {
         let asked = forwarded("/db", client);
         assert_eq!(status(&world, "edge/gw", asked).await, expect, "{client}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_speaks_for_clients_outside_is_told_the_code_of_a_refusal_and_no_policy() {
+    let world = World::web().await;
+    believe(&world, "cluster.local/ns/edge/sa/gw").await;
+    let deny = authz(Action::Deny, vec![Rule::default()]);
+    world.apply(vec![told_policy("deny", deny)]).await;
+    for (who, names_policy) in [("edge/gw", false), ("edge/other", true)] {
+        let denied = world.http1(who).await.send_request(get("/")).await.unwrap();
+        let told = denied.headers()["x-tulle-reason"].to_str().unwrap();
+        assert!(told.starts_with("T0412; policy_denied; "), "{told}");
+        assert!(told.contains("id="), "{told}");
+        assert_eq!(told.contains("policy="), names_policy, "{who}: {told}");
+    }
+    let needing = front("shop/web", |front| {
+        front.required_policies = vec!["TestPolicy/shop/late/authz".into()];
+    });
+    world.apply(vec![needing]).await;
+    for (who, names_policy) in [("edge/gw", false), ("edge/other", true)] {
+        let refusal = world.ask(who, "10.96.0.1:80").await.map(drop).unwrap_err();
+        assert_eq!(refusal.reason(), Reason::PolicyPending, "{who}");
+        assert_eq!(refusal.header.unwrap().policy.is_some(), names_policy, "{who}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_of_another_trust_domain_is_told_no_policy() {
+    let world = World::web().await;
+    let of = |trust_domain| Identity::new(trust_domain, "shop", "client");
+    let told = |trust_domain| world.waypoint.detail_for(&of(trust_domain), false);
+    assert_eq!(told("cluster.local"), ReasonDetail::Full);
+    assert_eq!(told("elsewhere"), ReasonDetail::Code);
+    let trust = Trust {
+        aliases: vec!["elsewhere".into()],
+        ..Trust::new("cluster.local", world.ca.root_pem())
+    };
+    world.waypoint.trust.set_pushed(vec![Arc::new(trust)]);
+    assert_eq!(told("elsewhere"), ReasonDetail::Full, "it is another name of ours");
 }
