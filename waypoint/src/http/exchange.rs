@@ -433,7 +433,9 @@ impl<'a> Exchange<'a> {
         let caller = Caller {
             grpc: self.grpc,
             id: &self.id,
-            detail: self.waypoint.detail_for(&self.arrival.peer, self.arrival.is_gateway),
+            detail: self
+                .waypoint
+                .detail_for(&self.arrival.peer, self.arrival.is_gateway),
         };
         respond::reply(reply, caller)
     }

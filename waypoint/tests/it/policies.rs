@@ -23,7 +23,8 @@ use tulle_transport::hbone::{ConnectRequest, OpenError};
 use tulle_waypoint::config::ReasonDetail;
 
 use crate::world::{
-    Answer, World, application, body, echo, front, get, identity, policy, policy_on, settings, told_policy, web,
+    Answer, World, application, body, echo, front, get, identity, policy, policy_on, settings, told_policy,
+    web,
 };
 
 pub(crate) fn authz(action: Action, rules: Vec<Rule>) -> Concern {
@@ -580,7 +581,10 @@ async fn what_others_than_gateways_say_of_their_clients_means_nothing() {
     assert_eq!(status(&world, "client", forwarded("/", "203.0.113.7")).await, 200);
     let allow = authz(Action::Allow, vec![from_remote("198.51.100.0/24")]);
     world.apply(vec![told_policy("allow", allow)]).await;
-    assert_eq!(status(&world, "client", forwarded("/", "198.51.100.1")).await, 403);
+    assert_eq!(
+        status(&world, "client", forwarded("/", "198.51.100.1")).await,
+        403
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -634,5 +638,9 @@ async fn who_is_of_another_trust_domain_is_told_no_policy() {
         ..Trust::new("cluster.local", world.ca.root_pem())
     };
     world.waypoint.trust.set_pushed(vec![Arc::new(trust)]);
-    assert_eq!(told("elsewhere"), ReasonDetail::Full, "it is another name of ours");
+    assert_eq!(
+        told("elsewhere"),
+        ReasonDetail::Full,
+        "it is another name of ours"
+    );
 }

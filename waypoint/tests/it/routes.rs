@@ -326,7 +326,9 @@ async fn copied(world: &World, outcome: &str) {
 
 fn went_to_other(world: &World) -> bool {
     let connects = world.connects.lock();
-    connects.iter().any(|connect| connect.authority == "10.0.0.8:8080")
+    connects
+        .iter()
+        .any(|connect| connect.authority == "10.0.0.8:8080")
 }
 
 #[tokio::test]
