@@ -62,12 +62,14 @@ pub struct Config {
     /// How long a stream waits for policies that have not arrived.
     #[serde(serialize_with = "as_duration")]
     pub policy_wait: Duration,
-    /// How much of a reason a peer is told.
+    /// How much of a reason a peer is told at most.
     pub reason_detail: ReasonDetail,
     /// Bytes that may wait in this process for slow readers, as configured; a memory limit may lower it.
     pub buffers: u64,
     /// Networks that names outside of the mesh may lead to although they are near, such as the machine's own.
     pub egress_allow: Vec<IpNet>,
+    /// Networks that no name outside of the mesh may lead to; they count before those that may.
+    pub egress_deny: Vec<IpNet>,
     /// Who vouches for servers outside of the mesh that keys of tokens are fetched from: `SYSTEM`, PEM text, or a path.
     pub jwks_roots: String,
     /// Listeners of the process.
@@ -197,6 +199,7 @@ impl Config {
             reason_detail: read.value("TULLE_REASON_DETAIL", ReasonDetail::Full, reason_detail),
             buffers: read.size("TULLE_WAYPOINT_BUFFERS", DEFAULT_BUFFERS),
             egress_allow: read.value("TULLE_WAYPOINT_EGRESS_ALLOW", Vec::new(), networks),
+            egress_deny: read.value("TULLE_WAYPOINT_EGRESS_DENY", Vec::new(), networks),
             jwks_roots: read.string("TULLE_JWKS_ROOTS", "SYSTEM"),
             ports: Ports {
                 admin: read.value("TULLE_ADMIN_PORT", Some(15000), port),
@@ -209,14 +212,11 @@ impl Config {
         }
     }
 
-    /// Whether an address is that of the control plane, where it is configured by address.
-    #[must_use]
-    pub fn is_control_plane(&self, address: IpAddr) -> bool {
-        let of = |server: &ControlPlane| {
-            let host = server.address.host().unwrap_or_default().trim_matches(['[', ']']);
-            host.parse() == Ok(address)
-        };
-        of(&self.xds) || of(&self.ca)
+    /// Hosts of the control plane: addresses, or names that lead to some.
+    pub fn control_plane_hosts(&self) -> impl Iterator<Item = &str> {
+        let servers = [&self.xds, &self.ca].into_iter();
+        let hosts = servers.filter_map(|server| server.address.host());
+        hosts.map(|host| host.trim_matches(['[', ']']))
     }
 
     /// Bytes that may wait in this process for slow readers, where memory is limited to so much.

@@ -11,7 +11,7 @@ use tulle_runtime::telemetry::LogHandle;
 use tulle_xds_client::MeshState;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ReasonDetail};
 use crate::listener::limits::Limits;
 use crate::metrics::Metrics;
 use crate::policy::carry::Fetcher;
@@ -135,5 +135,17 @@ impl Waypoint {
         let (view, jwks) = (this.view.clone(), Arc::clone(&this.policies.jwks));
         tasks::spawn("jwks", ahead::follow(view, jwks, this.drain.clone()));
         this
+    }
+
+    /// How much of a reason this peer is told. A gateway hands it on to who is outside of the mesh, and who is of another
+    /// trust domain is outside, too: names of policies are not for them.
+    #[must_use]
+    pub fn detail_for(&self, peer: &Identity, is_gateway: bool) -> ReasonDetail {
+        let (own, other) = (&self.identity.trust_domain, &peer.trust_domain);
+        let is_ours = own == other || self.trust.view().is_alias(other);
+        match self.config.reason_detail {
+            ReasonDetail::Full if is_gateway || !is_ours => ReasonDetail::Code,
+            detail => detail,
+        }
     }
 }

@@ -95,7 +95,7 @@ impl Metrics {
             ),
             mirror: registry.register(
                 "tulle_waypoint_mirror",
-                "Copies of requests, by what became of them",
+                "Copies of requests, by what became of them: sent, failed, timeout, dropped, denied",
                 Family::default(),
             ),
             retries: registry.register(

@@ -20,7 +20,7 @@ use crate::detect::Greeting;
 use crate::http::idle::{HALF_CLOSED_MAX, STREAM_IDLE_MAX};
 use crate::http::rule::Rule;
 use crate::listener::arrival::Arrival;
-use crate::policy::live::{Ended, Open};
+use crate::policy::live::{Ended, Open, Passed};
 use crate::snapshot::{PortState, Snapshot};
 use crate::upstream::backend::Backend;
 use crate::upstream::breaker::Guard;
@@ -82,9 +82,16 @@ pub async fn forward(
                 source: arrival.source.clone(),
                 destination: arrival.destination,
                 head: None,
-                claims: None,
                 sni: greeting.server_name,
-                rules: Arc::clone(state.policies_of(route.map(|name| &**name))),
+                passed: Passed {
+                    rules: Arc::clone(state.policies_of(route.map(|name| &**name))),
+                    claims: None,
+                    backend: Arc::clone(&backend),
+                    behind: snapshot
+                        .behind(&backend.key, &arrival.front)
+                        .map(|(_, port)| Arc::clone(port.policies_as_backend())),
+                    claims_behind: None,
+                },
             };
             drop(snapshot);
             let carried = record.opened(&backend, pick.endpoint());

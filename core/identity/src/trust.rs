@@ -277,7 +277,8 @@ impl View {
     }
 
     /// Whether this is another name of our trust domain.
-    pub(crate) fn is_alias(&self, trust_domain: &str) -> bool {
+    #[must_use]
+    pub fn is_alias(&self, trust_domain: &str) -> bool {
         self.aliases.iter().any(|alias| &**alias == trust_domain)
     }
 

@@ -51,6 +51,17 @@ enum Answer {
     Found,
 }
 
+/// Whether the mesh has something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// It has.
+    Yes,
+    /// It has not.
+    No,
+    /// Nobody has said.
+    Unknown,
+}
+
 /// What the next request says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wishes {
@@ -87,6 +98,10 @@ impl Demand {
 
     fn is_pending(&self, key: &Str) -> bool {
         self.asked.lock().keys.get(key) == Some(&Answer::Pending)
+    }
+
+    fn answer(&self, key: &Str) -> Option<Answer> {
+        self.asked.lock().keys.get(key).copied()
     }
 
     /// Waits for something to send.
@@ -183,6 +198,29 @@ impl MeshState {
             None => (!demand.is_pending(&key)).then_some(None),
         });
         answered.await.flatten()
+    }
+
+    /// Whether the mesh has what the search looks for. Where something can be asked for, `key` is asked for first if the
+    /// search finds nothing, and the answer waited for, at most [`LOOKUP_MAX`]. No answer is not a no.
+    pub async fn has(&self, key: impl FnOnce() -> Str, mut search: impl FnMut(&Snapshot) -> bool) -> Held {
+        if search(&self.snapshot()) {
+            return Held::Yes;
+        }
+        // Who is told of everything has been told.
+        let Some(demand) = self.demand() else {
+            return Held::No;
+        };
+        let key = key();
+        if demand.ask(&key) {
+            let answered = |snapshot: &Snapshot| (search(snapshot) || !demand.is_pending(&key)).then_some(());
+            let _ = self.wait_for(LOOKUP_MAX, answered).await;
+        }
+        match demand.answer(&key) {
+            _ if search(&self.snapshot()) => Held::Yes,
+            Some(Answer::Found) => Held::Yes,
+            Some(Answer::Absent) => Held::No,
+            Some(Answer::Pending) | None => Held::Unknown,
+        }
     }
 
     /// Whether addresses are asked for one by one, so that an absent one may exist.
@@ -284,5 +322,41 @@ mod tests {
             Wishes::default(),
             "said already"
         );
+    }
+
+    /// What a mesh says of an address that its server answers like this.
+    async fn has(answer: impl FnOnce(&Demand, &str)) -> Held {
+        let state = MeshState::new(tulle_model::Mesh::new());
+        state.ask_beside();
+        let key = "/10.0.0.1";
+        let asking = state.has(|| key.into(), |_| false);
+        let answering = async {
+            let demand = state.demand().unwrap();
+            assert_eq!(demand.wishes().await.ask, [key.into()]);
+            answer(demand, key);
+            state.wake();
+        };
+        tokio::join!(asking, answering).0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_answers_for_is_unknown_and_not_absent() {
+        assert_eq!(has(|_, _| {}).await, Held::Unknown);
+        let absent = has(|demand, key| demand.absent([key].into_iter())).await;
+        assert_eq!(absent, Held::No);
+        let found = has(|demand, key| demand.found([key].into_iter())).await;
+        assert_eq!(found, Held::Yes);
+        let alone = MeshState::new(tulle_model::Mesh::new());
+        assert_eq!(alone.has(|| "/10.0.0.1".into(), |_| false).await, Held::No);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_there_is_no_room_to_ask_for_is_unknown() {
+        let state = MeshState::new(tulle_model::Mesh::new());
+        state.ask_beside();
+        for key in 0..ASKED_MAX {
+            assert!(ask(state.demand().unwrap(), &key.to_string()));
+        }
+        assert_eq!(state.has(|| "one more".into(), |_| false).await, Held::Unknown);
     }
 }

@@ -127,7 +127,7 @@ async fn walk_through(
     question: &Question,
     walk: &mut Walk,
 ) -> Result<(), Ended> {
-    let (front, arrival) = arrive(snapshot, question, walk)?;
+    let (front, mut arrival) = arrive(snapshot, question, walk)?;
     let number = arrival.destination.address.port();
     let port = front.port(number).ok_or(Reason::NotFronted)?;
     let namespace = arrival
@@ -138,7 +138,7 @@ async fn walk_through(
     if matches!(declared(port, number, namespace), Declared::Tcp | Declared::Tls) {
         return stream(&front, port, &arrival, walk);
     }
-    let head = read(snapshot, question, &arrival, walk)?;
+    let head = read(snapshot, question, &mut arrival, walk)?;
     policy::admit(&front)?;
     let way = route(port, &arrival, &head, walk)?;
     if way.preflight(&head).is_some() {
@@ -190,11 +190,11 @@ fn arrive(
     }
 }
 
-/// The request in its canonical form.
+/// The request in its canonical form. What a gateway says of its client becomes part of who asks.
 fn read(
     snapshot: &Snapshot,
     question: &Question,
-    arrival: &Arrival,
+    arrival: &mut Arrival,
     walk: &mut Walk,
 ) -> Result<RequestHead, Ended> {
     let authority = arrival.destination.address.to_string();
@@ -223,6 +223,7 @@ fn read(
     let (parts, ()) = request.body(()).map_err(|_| Reason::BadPath)?.into_parts();
     match hygiene::admit(parts, &terms) {
         Ok(admitted) => {
+            arrival.source = arrival.source_of(admitted.remote_ip).into_owned();
             let head = admitted.head;
             walk.step(
                 "request",

@@ -140,6 +140,11 @@ const TRAFFIC: &[Variable] = &[
         "Networks that names outside of the mesh may lead to although nobody may be sent there, such as `127.0.0.0/8`",
     ),
     Variable::new(
+        "TULLE_WAYPOINT_EGRESS_DENY",
+        Nothing,
+        "Networks that no name outside of the mesh may lead to, such as those of the nodes; they count before those that are allowed",
+    ),
+    Variable::new(
         "TERMINATION_DRAIN_DURATION",
         Value("30s"),
         "How long a drain waits for requests and streams to end; the settings of the Gateway win",
@@ -152,7 +157,7 @@ const TRAFFIC: &[Variable] = &[
     Variable::new(
         "TULLE_REASON_DETAIL",
         Value("full"),
-        "How much of a reason a caller is told: `full`, `code` or `none`",
+        "How much of a reason a caller is told: `full`, `code` or `none`; gateways and callers of other trust domains are told `code` at most",
     ),
 ];
 

@@ -1,16 +1,19 @@
 //! Where the tries of a request go: a backend that is drawn and judged, and what the request looks like there. A retry
-//! draws again; what it draws is judged before any byte goes there.
+//! draws again; what it draws is judged before any byte goes there. What is under way is judged again when policies change.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use tulle_model::RequestHead;
+use tulle_model::request::Source;
 
 use super::body::RequestBody;
 use super::exchange::{Exchange, Place};
 use super::respond::Reply;
 use super::routing::{Drawn, Way};
 use crate::policy::engine::Passed;
+use crate::policy::live::{self, Ended, Open};
+use crate::snapshot::Snapshot;
 use crate::upstream::backend::Backend;
 
 /// What a backend is drawn by.
@@ -21,6 +24,8 @@ pub(super) struct Draws<'a> {
     pub(super) way: &'a Way,
     /// The request as it came: what filters and policies see.
     pub(super) asked: &'a RequestHead,
+    /// Who asks.
+    pub(super) source: &'a Source,
     /// What the policies of what was asked for let pass, with what they change.
     pub(super) passed: &'a Passed,
     /// The endpoint of the client's session: it stays with the backend that has it.
@@ -116,12 +121,70 @@ impl<'a> Aim<'a> {
     pub(super) fn passed(&self) -> &Passed {
         &self.passed
     }
+
+    /// Why it ends by what a snapshot says, if it does. A copy is judged by who sends it.
+    pub(super) fn judge_again(&self, snapshot: &Snapshot) -> Option<Ended> {
+        let draws = self.draws.as_ref()?;
+        draws
+            .let_pass(&self.drawn, &self.passed)
+            .judge(draws.as_asked(), snapshot)
+    }
 }
 
 impl<'a> Draws<'a> {
+    /// What is known of a request on its way to what was drawn, for as long as that takes.
+    pub(super) fn open(&self, drawn: &Drawn, passed: &Passed) -> Open {
+        let live::Asked {
+            front,
+            source,
+            destination,
+            ..
+        } = self.as_asked();
+        Open {
+            front: front.clone(),
+            route: self.way.name().cloned(),
+            source: source.clone(),
+            destination,
+            head: Some(self.asked.clone()),
+            sni: None,
+            passed: self.let_pass(drawn, passed),
+        }
+    }
+
+    /// The policies that let it pass to what was drawn.
+    pub(super) fn let_pass(&self, drawn: &Drawn, passed: &Passed) -> live::Passed {
+        let (place, backend) = (self.place, &drawn.backend);
+        let route = self.way.name().map(|name| &**name);
+        let behind = place
+            .snapshot
+            .behind(&backend.key, &self.exchange.arrival().front);
+        live::Passed {
+            rules: Arc::clone(place.port.policies_of(route)),
+            claims: self.passed.claims.clone(),
+            backend: Arc::clone(backend),
+            behind: behind.map(|(_, port)| Arc::clone(port.policies_as_backend())),
+            claims_behind: passed.claims.clone(),
+        }
+    }
+
+    fn as_asked(&self) -> live::Asked<'a> {
+        let arrival = self.exchange.arrival();
+        live::Asked {
+            front: &arrival.front,
+            route: self.way.name().map(|name| &**name),
+            source: self.source,
+            destination: arrival.destination,
+            head: Some(self.asked),
+            sni: None,
+        }
+    }
+
     /// Judges the request by the policies of a backend, and makes of it what goes there. Filters see what came; what
     /// policies change comes on top of what they make of it.
-    async fn judge(
+    ///
+    /// # Errors
+    /// The reply that it gets instead.
+    pub(super) async fn judge(
         &self,
         drawn: &Drawn,
         body: &mut RequestBody,
@@ -134,7 +197,7 @@ impl<'a> Draws<'a> {
         let mut head = self.asked.clone();
         if let Some(port) = guarding {
             exchange
-                .police_backend(port, (&mut head, body), &mut passed)
+                .police_backend(port, self.source, (&mut head, body), &mut passed)
                 .await?;
         }
         let mut head = self.way.changed(drawn, head);

@@ -5,6 +5,7 @@
 
 mod copies;
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::task::Poll;
 use http::header::UPGRADE;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tulle_model::request::Scheme;
+use tulle_model::request::{Scheme, Source};
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{Reason, RequestHead};
 
@@ -35,7 +36,7 @@ use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::policy;
 use crate::policy::engine::{Asking, Passed};
-use crate::policy::live::Open;
+use crate::policy::live::{self, Open};
 use crate::snapshot::{FrontState, PortState, Snapshot};
 use crate::spare;
 use crate::telemetry::request_id::fresh;
@@ -74,6 +75,24 @@ pub(super) struct Exchange<'a> {
     start: Time,
     /// Why it is refused for what its bytes say.
     fault: Option<Reason>,
+}
+
+/// A request that may go on.
+#[derive(Debug)]
+struct Begun<'a> {
+    place: Place,
+    way: Way,
+    /// Who asks.
+    source: Cow<'a, Source>,
+    admitted: Admitted,
+}
+
+/// Whose answer a request gets.
+enum Taken {
+    /// One of our own.
+    Own(Response<ResponseBody>),
+    /// That of the backend which was drawn, after these policies have let the request pass.
+    Sent(Response<ResponseBody>, Drawn, live::Passed),
 }
 
 /// Serves one request.
@@ -148,14 +167,22 @@ async fn answer(
         start: session.waypoint().clock.now(),
         fault,
     };
-    match exchange.run(request).await {
-        Ok(response) => response,
-        Err(reply) => exchange.reply(reply),
-    }
+    let (mut begun, body) = match exchange.begin(request) {
+        Ok(begun) => begun,
+        Err(reply) => return exchange.reply(reply),
+    };
+    let taken = exchange.take(&mut begun, body).await;
+    exchange.finish(begun, taken)
 }
 
-impl Exchange<'_> {
-    async fn run(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Reply> {
+impl<'a> Exchange<'a> {
+    /// What is fixed for everything in the stream.
+    pub(super) fn arrival(&self) -> &'a Arrival {
+        self.arrival
+    }
+
+    /// Everything up to the route. Nobody waits here, so that what was read has no place in what waits.
+    fn begin(&self, request: Request<Incoming>) -> Result<(Begun<'a>, Incoming), Reply> {
         let (parts, body) = request.into_parts();
         let place = self.place()?;
         self.record.placed(&place);
@@ -171,42 +198,73 @@ impl Exchange<'_> {
         let namespace = source.map(|identity| &*identity.namespace);
         let way = routing::choose(&place.port.rules, namespace, &admitted.head)?;
         self.record.routed(way.name());
-        // Answers of our own pass the rule's filters for answers, too.
-        match self.take(&place, &way, admitted, body).await {
-            Ok((mut answer, drawn)) => {
-                way.finish(drawn.as_ref(), answer.headers_mut());
-                Ok(answer)
+        let begun = Begun {
+            place,
+            way,
+            source: self.arrival.source_of(admitted.remote_ip),
+            admitted,
+        };
+        Ok((begun, body))
+    }
+
+    /// What the client gets, of whoever answers.
+    fn finish(&self, begun: Begun<'_>, taken: Result<Taken, Reply>) -> Response<ResponseBody> {
+        let Begun {
+            way,
+            source,
+            admitted,
+            ..
+        } = begun;
+        match taken {
+            Ok(Taken::Sent(mut answer, drawn, passed)) => {
+                way.finish(Some(&drawn), answer.headers_mut());
+                let open = Open {
+                    front: self.arrival.front.clone(),
+                    route: way.name().cloned(),
+                    source: source.into_owned(),
+                    destination: self.arrival.destination,
+                    head: Some(admitted.head),
+                    sni: None,
+                    passed,
+                };
+                // It ends when policies deny it while it is on its way.
+                answer.map(|body| body.cut_by(Cut::of(self.record, open)))
+            }
+            // Answers of our own pass the rule's filters for answers, too.
+            Ok(Taken::Own(mut answer)) => {
+                way.finish(None, answer.headers_mut());
+                answer
             }
             Err(reply) => {
                 let mut answer = self.reply(reply);
                 way.finish(None, answer.headers_mut());
-                Ok(answer)
+                answer
             }
         }
     }
 
     /// Everything between route and answer.
-    async fn take(
-        &self,
-        place: &Place,
-        way: &Way,
-        mut admitted: Admitted,
-        body: Incoming,
-    ) -> Result<(Response<ResponseBody>, Option<Drawn>), Reply> {
+    async fn take(&self, begun: &mut Begun<'_>, body: Incoming) -> Result<Taken, Reply> {
+        let Begun {
+            place,
+            way,
+            source,
+            admitted,
+        } = begun;
         if let Some(answer) = way.preflight(&admitted.head) {
-            return Ok((self.own(answer), None));
+            return Ok(Taken::Own(self.own(answer)));
         }
         let idle = place.snapshot.settings.limits.body_idle;
         let mut body = RequestBody::of(body, self.record, idle);
         let deadline = way.tries().deadline(&admitted.head, self.start);
-        let policing = self.police(place, way, &mut admitted.head, &mut body);
+        let policing = self.police(place, way, source, &mut admitted.head, &mut body);
         let passed = timed(self, &deadline, policing).await?;
         if let Some(policy) = &passed.delayed_by {
             self.record.ended_by(Reason::FaultDelay, Some(policy));
         }
         let port = self.arrival.destination.address.port();
         if let Some(answer) = way.redirect(&admitted.head, port)? {
-            return Ok((self.own(answer), None));
+            return Ok(Taken::Own(self.own(answer)));
         }
         let parent = way.parent(&place.port);
         let draws = Draws {
@@ -214,6 +272,7 @@ impl Exchange<'_> {
             place,
             way,
             asked: &admitted.head,
+            source,
             passed: &passed,
             session: way.tries().session_of(parent, &admitted.head),
         };
@@ -224,16 +283,16 @@ impl Exchange<'_> {
             upgrade: admitted.upgrade,
             aside: self.aside,
         };
-        let body = self.mirror(place, way, aim.head(), &admitted, body);
+        let body = self.mirror(&draws, admitted, body);
         let sending = Sending {
             wants,
             ..self.sending(place, way.tries(), parent, deadline)
         };
         let mut answer = sending.run(&mut aim, body).await?;
         aim.passed().change_response(answer.headers_mut());
-        let (drawn, passed) = (aim.drawn().clone(), aim.passed().clone());
-        let answer = self.watched(answer, place, way, admitted.head, passed);
-        Ok((answer, Some(drawn)))
+        let drawn = aim.drawn().clone();
+        let passed = draws.let_pass(&drawn, aim.passed());
+        Ok(Taken::Sent(answer, drawn, passed))
     }
 
     /// How a request is sent.
@@ -264,11 +323,12 @@ impl Exchange<'_> {
         &self,
         place: &Place,
         way: &Way,
+        source: &Source,
         head: &mut RequestHead,
         body: &mut RequestBody,
     ) -> Result<Passed, Reply> {
         let route = way.name().map(|name| &**name);
-        let (rules, of) = (place.port.policies_of(route), self.asking(route));
+        let (rules, of) = (place.port.policies_of(route), self.asking(source, route));
         let engine = &self.waypoint.policies;
         engine.judge(rules, &**self.waypoint, head, body, of).await
     }
@@ -295,45 +355,24 @@ impl Exchange<'_> {
     pub(super) async fn police_backend(
         &self,
         port: &PortState,
+        source: &Source,
         (head, body): (&mut RequestHead, &mut RequestBody),
         passed: &mut Passed,
     ) -> Result<(), Reply> {
         let engine = &self.waypoint.policies;
         let (rules, ask) = (port.policies_as_backend(), &**self.waypoint);
         engine
-            .judge_security(rules, ask, head, body, self.asking(None), passed)
+            .judge_security(rules, ask, head, body, self.asking(source, None), passed)
             .await
     }
 
-    fn asking<'a>(&'a self, route: Option<&'a str>) -> Asking<'a> {
+    fn asking<'s>(&'s self, source: &'s Source, route: Option<&'s str>) -> Asking<'s> {
         Asking {
-            source: &self.arrival.source,
+            source,
             destination: self.arrival.destination,
             route,
             id: self.id.to_str().unwrap_or_default(),
         }
-    }
-
-    /// Lets the answer end when policies deny the request while it is on its way.
-    fn watched(
-        &self,
-        answer: Response<ResponseBody>,
-        place: &Place,
-        way: &Way,
-        head: RequestHead,
-        passed: Passed,
-    ) -> Response<ResponseBody> {
-        let open = Open {
-            front: self.arrival.front.clone(),
-            route: way.name().cloned(),
-            source: self.arrival.source.clone(),
-            destination: self.arrival.destination,
-            head: Some(head),
-            claims: passed.claims,
-            sni: None,
-            rules: Arc::clone(place.port.policies_of(way.name().map(|name| &**name))),
-        };
-        answer.map(|body| body.cut_by(Cut::of(self.record, open)))
     }
 
     /// Reads a request into its canonical form.
@@ -394,7 +433,9 @@ impl Exchange<'_> {
         let caller = Caller {
             grpc: self.grpc,
             id: &self.id,
-            detail: self.waypoint.config.reason_detail,
+            detail: self
+                .waypoint
+                .detail_for(&self.arrival.peer, self.arrival.is_gateway),
         };
         respond::reply(reply, caller)
     }

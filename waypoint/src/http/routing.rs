@@ -17,7 +17,7 @@ use crate::snapshot::PortState;
 use crate::upstream::backend::{Backend, BackendKey};
 
 /// What a request takes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Way {
     /// The rule; `None` where there is none, and requests go to what they asked for.
     pub rule: Option<Arc<Rule>>,
@@ -34,7 +34,7 @@ pub struct Way {
 pub struct Drawn {
     /// Who serves it.
     pub backend: Arc<Backend>,
-    /// Which of the rule's it is; `None` without a rule.
+    /// Which of the rule's it is; `None` without a rule, and for a copy, which no backend of the rule is meant for.
     pub(super) weighted: Option<usize>,
 }
 
@@ -160,19 +160,20 @@ impl Way {
     /// Whether the rule's or the backend's filters make anything else of a request.
     #[must_use]
     pub fn changes(&self, drawn: &Drawn) -> bool {
-        let (Some(rule), Some(place)) = (&self.rule, drawn.weighted) else {
-            return false;
-        };
-        let of_backend = &rule.backends()[place].filters.request_headers;
+        let Some(rule) = &self.rule else { return false };
         let filters = &rule.filters;
-        !filters.request_headers.is_empty() || filters.rewrite.is_some() || !of_backend.is_empty()
+        let of_backend = |place: usize| !rule.backends()[place].filters.request_headers.is_empty();
+        !filters.request_headers.is_empty()
+            || filters.rewrite.is_some()
+            || drawn.weighted.is_some_and(of_backend)
     }
 
     /// What the rule's and the backend's filters make of a request.
     #[must_use]
     pub fn changed(&self, drawn: &Drawn, mut head: RequestHead) -> RequestHead {
-        if let (Some(rule), Some(place)) = (&self.rule, drawn.weighted) {
-            change(rule, &rule.backends()[place], &mut head, self.prefix);
+        if let Some(rule) = &self.rule {
+            let weighted = drawn.weighted.map(|place| &rule.backends()[place]);
+            change(rule, weighted, &mut head, self.prefix);
         }
         head
     }
@@ -200,14 +201,14 @@ impl Way {
     }
 }
 
-fn change(rule: &Rule, drawn: &Weighted, head: &mut RequestHead, prefix: Option<usize>) {
+fn change(rule: &Rule, drawn: Option<&Weighted>, head: &mut RequestHead, prefix: Option<usize>) {
     for change in &rule.filters.request_headers {
         change.apply(&mut head.headers);
     }
     if let Some(rewrite) = &rule.filters.rewrite {
         rewrite.apply(head, prefix);
     }
-    for change in &drawn.filters.request_headers {
+    for change in drawn.iter().flat_map(|drawn| &drawn.filters.request_headers) {
         change.apply(&mut head.headers);
     }
 }

@@ -2,6 +2,7 @@
 
 mod attempt;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +22,7 @@ use super::tries::{Tries, unix_now};
 use super::wire::Aside;
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
+use crate::policy::live::{Ended, Vigil};
 use crate::snapshot::{PortState, Snapshot};
 use crate::upstream::backend::Backend;
 use crate::upstream::breaker::Guard;
@@ -127,8 +129,9 @@ impl Sending<'_> {
             started: SystemTime::now(),
             retrying: None,
         };
+        let mut vigil = Vigil::begin(&self.waypoint.view, self.snapshot);
         loop {
-            let brought = self.one(&mut state, aim, session.as_ref()).await?;
+            let brought = self.one(&mut state, aim, session.as_ref(), &mut vigil).await?;
             let again = self.again(&mut state, aim, &brought)?;
             let Some(wait) = again else {
                 state.replay.commit();
@@ -139,7 +142,11 @@ impl Sending<'_> {
             };
             // What came is dropped, and its connection with it, before the wait.
             drop(brought);
-            sleep(wait).await;
+            let waiting = pin!(sleep(wait));
+            vigil
+                .keep(waiting, |snapshot| aim.judge_again(snapshot))
+                .await
+                .map_err(denied)?;
             state.number += 1;
         }
     }
@@ -192,6 +199,7 @@ impl Sending<'_> {
         state: &mut State,
         aim: &mut Aim<'_>,
         session: Option<&SessionPolicy>,
+        vigil: &mut Vigil<'_>,
     ) -> Result<Brought, Reply> {
         let mut body = RequestBody::of_try(state.replay.next_try());
         let Picked {
@@ -222,12 +230,14 @@ impl Sending<'_> {
         let limit = limits::of_try(&self.tries.timeouts, &self.deadline, self.waypoint.clock.now());
         let ends = limit.limit().map(|limit| Instant::now() + limit);
         (state.span, state.started) = (rand::random::<u64>().max(1), SystemTime::now());
-        let trying = self.attempt(state, aim, body, &pick);
-        let brought = match limit.limit() {
-            Some(limit) => timeout(limit, trying).await,
-            None => Ok(trying.await),
+        let brought = {
+            let trying = pin!(self.attempt(state, aim, body, &pick));
+            let keeping = vigil.keep(trying, |snapshot| aim.judge_again(snapshot));
+            // Waited for at one point only: at two, its state would share its room with nothing else.
+            within(limit.limit(), keeping).await
         };
-        let mut brought = brought.unwrap_or_else(|_| Ok(late(limit)))?;
+        let brought = brought.unwrap_or_else(|| Ok(Ok(late(limit))));
+        let mut brought = brought.map_err(denied)??;
         pick.settle(&brought.outcome, backend.now());
         self.note(|record| brought.tell(record, state));
         let took = backend.now().since(at);
@@ -345,6 +355,23 @@ fn late(limit: TryLimit) -> Brought {
             ..Brought::failed(Outcome::TimedOut, Reason::RequestTimeout)
         },
         TryLimit::Try(_) | TryLimit::None => Brought::failed(Outcome::TimedOut, Reason::BackendTimeout),
+    }
+}
+
+/// Does something within a time, if there is one; `None` if it takes longer.
+async fn within<T>(limit: Option<Duration>, doing: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => timeout(limit, doing).await.ok(),
+        None => Some(doing.await),
+    }
+}
+
+/// Policies deny it now, which let it pass before.
+fn denied(ended: Ended) -> Reply {
+    tracing::info!(?ended, "a request ends that waits for its answer");
+    Reply {
+        because: ended.policy().cloned(),
+        ..Reason::PolicyChanged.into()
     }
 }
 

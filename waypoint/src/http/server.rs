@@ -97,7 +97,7 @@ impl Tap for SeenFrames {
 pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStream) {
     let limits = waypoint.view.load().settings.limits.clone();
     let pace = Pace::begin(limits.head_timeout);
-    let aside = Aside::speaking(waypoint.config.reason_detail);
+    let aside = Aside::speaking(waypoint.detail_for(&arrival.peer, arrival.is_gateway));
     let heads = Arc::default();
     let seen = Seen {
         pace: Arc::clone(&pace),
@@ -165,7 +165,10 @@ async fn serve_http1<S, F>(
                 }
                 Overdue::Head => {
                     session.unread(Reason::HeadTimeout);
-                    let detail = session.waypoint().config.reason_detail;
+                    let arrival = session.arrival();
+                    let detail = session
+                        .waypoint()
+                        .detail_for(&arrival.peer, arrival.is_gateway);
                     aside.leave(&respond::last_word(Reason::HeadTimeout, detail));
                     leaving = true;
                 }

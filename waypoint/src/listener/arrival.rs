@@ -1,12 +1,13 @@
 //! May this stream come in, and who is behind it? Decided on the CONNECT, before a byte of it is read.
 
-use std::net::SocketAddr;
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderValue;
 use tulle_model::request::{Destination, Source};
-use tulle_model::waypoint::FrontOf;
+use tulle_model::waypoint::{FrontOf, Settings};
 use tulle_model::{Authority, Connection, Identity, NetworkAddress, Reason, Str, Verdict, Workload};
 use tulle_transport::Baggage;
 use tulle_transport::hbone::ConnectRequest;
@@ -52,6 +53,30 @@ pub struct Arrival {
     pub is_gateway: bool,
     /// Waypoints passed before this one.
     pub hops: u8,
+}
+
+impl Arrival {
+    /// Who asks for a request that names this address of a client outside of the mesh, if it may name one.
+    #[must_use]
+    pub fn source_of(&self, remote_ip: Option<IpAddr>) -> Cow<'_, Source> {
+        match remote_ip {
+            None => Cow::Borrowed(&self.source),
+            Some(remote_ip) => Cow::Owned(Source {
+                remote_ip,
+                ..self.source.clone()
+            }),
+        }
+    }
+}
+
+/// Whether what a peer says of its clients' addresses is believed. It is written with or without `spiffe://`.
+#[must_use]
+pub fn is_gateway(settings: &Settings, peer: &Identity) -> bool {
+    const SCHEME: &str = "spiffe://";
+    let peer = peer.to_string();
+    let bare = peer.strip_prefix(SCHEME).unwrap_or(&peer);
+    let named = |text: &Str| text.strip_prefix(SCHEME).unwrap_or(text) == bare;
+    settings.gateway_identities.iter().any(named)
 }
 
 /// Why a stream is not let in.
@@ -189,11 +214,6 @@ fn arrival(
         None => (tunnel.peer.ip(), None),
     };
     let service = front.service();
-    let is_gateway = snapshot
-        .settings
-        .gateway_identities
-        .iter()
-        .any(|identity| identity.parse().as_ref() == Ok(&tunnel.identity));
     let vip = service.and_then(|service| service.addresses.first().map(|vip| vip.address));
     let address = match authority {
         Authority::Ip(address) => *address,
@@ -216,7 +236,7 @@ fn arrival(
         front: front.key().clone(),
         destination: Destination { address },
         host: service.map(|service| service.hostname.clone()),
-        is_gateway,
+        is_gateway: is_gateway(&snapshot.settings, &tunnel.identity),
         hops,
     }
 }

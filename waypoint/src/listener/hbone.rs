@@ -15,7 +15,7 @@ use tulle_transport::hbone::{
 };
 use tulle_transport::{Baggage, ReasonHeader, socket};
 
-use super::arrival::{Found, Refused, Tunnel, judge};
+use super::arrival::{Found, Refused, Tunnel, is_gateway, judge};
 use super::limits::{StreamPlace, TunnelPlace};
 use crate::buffers;
 use crate::config::ReasonDetail;
@@ -210,7 +210,9 @@ fn refuse(waypoint: &Waypoint, incoming: Incoming, tunnel: &Tunnel, refused: &Re
         "stream refused"
     );
     let header = ReasonHeader::new(refused.reason);
-    let header = match (waypoint.config.reason_detail, &refused.policy) {
+    let is_gateway = is_gateway(&waypoint.view.load().settings, &tunnel.identity);
+    let detail = waypoint.detail_for(&tunnel.identity, is_gateway);
+    let header = match (detail, &refused.policy) {
         (ReasonDetail::None, _) => None,
         (ReasonDetail::Full, Some(policy)) => Some(header.policy(policy)),
         _ => Some(header),

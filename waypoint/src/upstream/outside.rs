@@ -9,9 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tulle_model::{NetworkAddress, Reason, Str};
+use tulle_xds_client::on_demand::{Held, address_key};
 
 use super::dial::Network;
 use super::endpoint::Endpoint;
@@ -176,29 +178,71 @@ pub async fn find(
         })?;
     let start = rand::random_range(0..addresses.len().max(1));
     let address = *addresses.get(start).ok_or(Reason::NoHealthyEndpoint)?;
-    if !may_dial(waypoint, snapshot, address) {
-        tracing::warn!(%host, %address, "a name outside of the mesh leads to where nobody may be sent");
-        return Err(Reason::EgressAddressRefused);
+    match judge(waypoint, snapshot, address.to_canonical()).await {
+        Dial::May => {}
+        Dial::MustNot => {
+            tracing::warn!(%host, %address, "a name outside of the mesh leads to where nobody may be sent");
+            return Err(Reason::EgressAddressRefused);
+        }
+        Dial::Unknown => {
+            tracing::warn!(%host, %address, "the control plane does not say whether the mesh has this address");
+            return Err(Reason::NoHealthyEndpoint);
+        }
     }
     Ok(SocketAddr::new(address, endpoint.target_port.unwrap_or(port)))
 }
 
-/// Whether a name outside of the mesh may lead to an address: not to this machine, not to a link or to what clouds hand
-/// out secrets at, not to the control plane, and not to what the mesh knows by itself.
-fn may_dial(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> bool {
+/// Whether an address may be dialled that a name outside of the mesh leads to.
+enum Dial {
+    May,
+    MustNot,
+    /// Nobody has said whether the mesh has it, so it is not dialled.
+    Unknown,
+}
+
+/// Judges an address: not this machine, not a link or what clouds hand out secrets at, not the control plane, and nothing
+/// that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked about the rest.
+async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> Dial {
     let config = &waypoint.config;
-    let address = address.to_canonical();
-    if config.egress_allow.iter().any(|net| net.contains(&address)) {
-        return true;
+    let is_among = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
+    if is_among(&config.egress_deny) {
+        return Dial::MustNot;
+    }
+    if is_among(&config.egress_allow) {
+        return Dial::May;
+    }
+    let is_own = config.instance_ip == Some(address) || snapshot.own.addresses.contains(&address);
+    if is_forbidden(address) || is_own || is_control_plane(waypoint, address).await {
+        return Dial::MustNot;
     }
     let at = NetworkAddress::new(snapshot.own.network.clone(), address);
-    let is_known =
-        snapshot.mesh.workload_by_address(&at).is_some() || snapshot.mesh.services_at(&at).next().is_some();
-    !is_forbidden(address)
-        && !is_known
-        && config.instance_ip != Some(address)
-        && !snapshot.own.addresses.contains(&address)
-        && !config.is_control_plane(address)
+    let known = |mesh: &tulle_model::Snapshot| {
+        mesh.workload_by_address(&at).is_some() || mesh.services_at(&at).next().is_some()
+    };
+    match waypoint.mesh.has(|| address_key(&at), known).await {
+        Held::Yes => Dial::MustNot,
+        Held::No => Dial::May,
+        Held::Unknown => Dial::Unknown,
+    }
+}
+
+/// Whether an address is one of the control plane's. Where that is configured by a name that leads nowhere now, nobody
+/// knows; what runs in the mesh is known as part of it.
+async fn is_control_plane(waypoint: &Waypoint, address: IpAddr) -> bool {
+    let upstreams = &waypoint.upstreams;
+    for host in waypoint.config.control_plane_hosts() {
+        let is_it = match host.parse::<IpAddr>() {
+            Ok(own) => own.to_canonical() == address,
+            Err(_) => {
+                let found = upstreams.names.look_up(&host.into(), &*upstreams.network).await;
+                found.is_ok_and(|own| own.iter().any(|own| own.to_canonical() == address))
+            }
+        };
+        if is_it {
+            return true;
+        }
+    }
+    false
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Endpoints outside of the mesh: looked up by name, judged before they are dialled, spoken to over TLS where a policy
 //! says so, and told nothing of who asks.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::advance;
+use tokio::time::{Instant, advance, sleep};
 use tulle_identity::testing::TlsServer;
 use tulle_model::policy::traffic::SubjectAltName;
 use tulle_model::policy::{BackendTls, Concern};
@@ -21,8 +22,12 @@ use tulle_model::service::AppProtocol;
 use tulle_model::testing::{service, workload};
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{MeshUpdate, NamespacedHostname};
+use tulle_runtime::metrics::Registry;
+use tulle_runtime::ready::Ready;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::ConnectRequest;
+use tulle_xds_client::on_demand::LOOKUP_MAX;
+use tulle_xds_client::{Client, NodeInfo, NodeKind, Options};
 
 use super::world::{World, body, echo, front, get, identity, read_text, told_policy, web};
 
@@ -62,16 +67,21 @@ fn known(world: &World, name: &str, address: &str) {
 
 /// The service `shop/web`, which stands for `api.example` outside of the mesh.
 async fn named(protocol: AppProtocol) -> World {
+    named_with(protocol, &[]).await
+}
+
+/// The same, where the process has this in its environment, too.
+async fn named_with(protocol: AppProtocol, env: &[(&str, &str)]) -> World {
     let mut api = workload("shop/api").serves("shop/web").build();
     api.addresses.clear();
     api.hostname = "api.example".into();
-    let world = World::start(vec![
+    let told = vec![
         web(protocol),
         MeshUpdate::Workload(Arc::new(api)),
         workload("shop/pod").ip("198.51.100.9").into(),
         front("shop/web", |_| {}),
-    ])
-    .await;
+    ];
+    let world = World::start_in(env, told, None).await;
     known(&world, "api.example", "203.0.113.7");
     world
 }
@@ -235,4 +245,88 @@ async fn bytes_go_outside_over_tls_too() {
     secured.write_all(b"pong").await.unwrap();
     secured.flush().await.unwrap();
     assert_eq!(read_text(&mut stream, 4).await, "pong");
+}
+
+/// Lets the waypoint ask a control plane that never answers.
+fn ask_nobody(world: &World) {
+    let node = NodeInfo {
+        kind: NodeKind::Waypoint,
+        name: "way-1".into(),
+        namespace: "shop".into(),
+        node_name: "n1".into(),
+        instance_ips: Vec::new(),
+        metadata: BTreeMap::new(),
+        build_version: String::new(),
+    };
+    let metrics = tulle_xds_client::Metrics::register(&Registry::new(), &world.mesh);
+    drop(Client::new(
+        Options::waypoint(node),
+        world.mesh.clone(),
+        metrics,
+        &Ready::new(),
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_waypoint_was_not_told_of_is_asked_for_before_it_is_dialled() {
+    let world = named(AppProtocol::Http11).await;
+    serve(&world, OUTSIDE, None);
+    assert_eq!(ask(&world, get("/a")).await.0, 200);
+    ask_nobody(&world);
+    let begun = Instant::now();
+    assert_eq!(
+        ask(&world, get("/a")).await.0,
+        503,
+        "nobody says that the mesh has it not"
+    );
+    assert!(begun.elapsed() >= LOOKUP_MAX, "{:?}", begun.elapsed());
+    let telling = async {
+        sleep(Duration::from_secs(1)).await;
+        let other: MeshUpdate = workload("bank/vault").ip("203.0.113.7").into();
+        world.apply(vec![other]).await;
+    };
+    let ((status, reason, _), ()) = tokio::join!(ask(&world, get("/a")), telling);
+    assert_eq!(status, 403);
+    assert!(reason.contains("egress_address_refused"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_does_not_lead_to_the_control_plane() {
+    let world = named(AppProtocol::Http11).await;
+    serve(&world, OUTSIDE, None);
+    assert_eq!(ask(&world, get("/a")).await.0, 200);
+    let hosts: Vec<_> = world.waypoint.config.control_plane_hosts().collect();
+    assert!(!hosts.is_empty());
+    for host in hosts {
+        known(&world, host, "203.0.113.7");
+        advance(Duration::from_secs(60)).await;
+        let (status, reason, _) = ask(&world, get("/a")).await;
+        assert_eq!(status, 403, "{host}");
+        assert!(reason.contains("egress_address_refused"), "{reason}");
+        world.pipes.names.lock().remove(host);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_is_denied_is_denied_although_it_is_allowed() {
+    let near = "127.0.0.0/8,10.0.0.0/8";
+    for (name, allow, deny, expect) in [
+        ("allowed", near, "", 200),
+        ("both", near, "127.0.0.1", 403),
+        ("denied", "", "203.0.113.0/24", 403),
+    ] {
+        let env = [
+            ("TULLE_WAYPOINT_EGRESS_ALLOW", allow),
+            ("TULLE_WAYPOINT_EGRESS_DENY", deny),
+        ];
+        let world = named_with(AppProtocol::Http11, &env).await;
+        let at = if allow.is_empty() {
+            "203.0.113.7"
+        } else {
+            "127.0.0.1"
+        };
+        serve(&world, &format!("{at}:8080"), None);
+        known(&world, "api.example", at);
+        assert_eq!(ask(&world, get("/a")).await.0, expect, "{name}");
+    }
 }

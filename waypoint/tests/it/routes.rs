@@ -10,11 +10,14 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tulle_model::MeshUpdate;
 use tulle_model::filter::{Cors, Filter, Header, HeaderMod, Mirror, PathRewrite, Redirect, Rewrite};
+use tulle_model::policy::On;
+use tulle_model::policy::authz::{Action, Rule};
 use tulle_model::route::{Backend, BackendTo, Kind, Route};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{exact, http_route, prefix, route, service, service_key, workload};
 
-use super::world::{World, application, body, echo, text};
+use super::policies::authz;
+use super::world::{World, application, body, echo, front, policy_on, text};
 
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 
@@ -310,6 +313,71 @@ async fn a_mirror_that_does_not_answer_is_given_up_and_nobody_notices() {
     assert_eq!(answer.status(), 200);
     tokio::time::sleep(Duration::from_secs(11)).await;
     assert!(world.metric("tulle_waypoint_mirror_total{outcome=\"timeout\"}") >= 1.0);
+}
+
+/// Asks once, and waits until the copy has ended like this.
+async fn copied(world: &World, outcome: &str) {
+    assert_eq!(ask(world, get("/a")).await.status(), 200);
+    let series = format!("tulle_waypoint_mirror_total{{outcome=\"{outcome}\"}}");
+    while world.metric(&series) < 1.0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn went_to_other(world: &World) -> bool {
+    let connects = world.connects.lock();
+    connects
+        .iter()
+        .any(|connect| connect.authority == "10.0.0.8:8080")
+}
+
+#[tokio::test]
+async fn what_guards_the_backend_of_a_mirror_refuses_copies() {
+    let (world, seen) = world(vec![with(on("/"), vec![mirror(100)]).to(WEB, 80, 1)]).await;
+    let on_other = On::Service(service_key("shop/other"));
+    let deny = policy_on("guard", on_other, authz(Action::Deny, vec![Rule::default()]));
+    world
+        .apply(vec![
+            front("shop/other", |_| {}),
+            MeshUpdate::WaypointPolicy(Arc::new(deny)),
+        ])
+        .await;
+    copied(&world, "denied").await;
+    assert!(seen.lock().is_empty() && !went_to_other(&world));
+}
+
+#[tokio::test]
+async fn no_copy_goes_where_a_policy_that_is_required_has_not_arrived() {
+    let (world, seen) = world(vec![with(on("/"), vec![mirror(100)]).to(WEB, 80, 1)]).await;
+    let needing = front("shop/other", |front| {
+        front.required_policies = vec!["TestPolicy/shop/late/authz".into()];
+    });
+    world.apply(vec![needing]).await;
+    copied(&world, "denied").await;
+    assert!(seen.lock().is_empty() && !went_to_other(&world));
+}
+
+#[tokio::test]
+async fn a_copy_is_what_the_rule_makes_of_a_request_and_nothing_of_another_backend() {
+    let modify = |name: &str| {
+        Filter::RequestHeaders(HeaderMod {
+            set: vec![header(name, "set")],
+            ..HeaderMod::default()
+        })
+    };
+    let mut rule = with(on("/"), vec![mirror(100), modify("x-rule")]).to(WEB, 80, 1);
+    rule.backends[0].filters = vec![modify("x-backend")];
+    let (world, _) = world(vec![rule]).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let keeping = Arc::clone(&seen);
+    let answer = move |request: Request<Incoming>| {
+        let has = |name: &str| request.headers().contains_key(name);
+        keeping.lock().push((has("x-rule"), has("x-backend")));
+        std::future::ready(text("other"))
+    };
+    world.serve("10.0.0.8", "other", application(answer));
+    copied(&world, "sent").await;
+    assert_eq!(*seen.lock(), [(true, false)]);
 }
 
 #[tokio::test]

@@ -212,6 +212,15 @@ impl World {
 
     /// The same, with access lines that go there.
     pub(crate) async fn logging(updates: Vec<MeshUpdate>, log: Option<LogHandle>) -> Self {
+        Self::start_in(&[], updates, log).await
+    }
+
+    /// The same, where the process has more in its environment.
+    pub(crate) async fn start_in(
+        more: &[(&str, &str)],
+        updates: Vec<MeshUpdate>,
+        log: Option<LogHandle>,
+    ) -> Self {
         let ca = Arc::new(TestCa::new());
         // The authority of the mesh vouches for servers outside of it, too.
         let root = ca.root_pem();
@@ -221,6 +230,8 @@ impl World {
             ("SERVICE_ACCOUNT", "way"),
             ("TERMINATION_DRAIN_DURATION", "30s"),
         ]);
+        let with = |env: MapEnv, (name, value): &(&str, &str)| env.with(name, value);
+        let env = more.iter().fold(env, with);
         let mesh = MeshState::new(Mesh::new());
         let (drain, watcher) = drain::new();
         let (pipes, registry, trust) = (Arc::new(Pipes::default()), Registry::new(), TrustStore::default());

@@ -1,6 +1,6 @@
 //! Header fields that end here: those of the hop, and those that only the mesh may set.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::header::{CONNECTION, TE};
 use http::{HeaderMap, HeaderName};
@@ -56,9 +56,13 @@ pub(super) fn strip(headers: &mut HeaderMap, gateway: bool) {
     }
 }
 
-/// The client that a gateway says it speaks for: the last address of the list, which the gateway itself wrote.
+/// The client that a gateway says it speaks for: the last address of the list, which the gateway itself wrote. Some write
+/// the port, too.
 #[must_use]
 pub fn remote_ip(headers: &HeaderMap) -> Option<IpAddr> {
     let last = elements(headers, FORWARDED_FOR).last()?;
-    std::str::from_utf8(last).ok()?.parse().ok()
+    let last = std::str::from_utf8(last).ok()?;
+    let alone = last.parse::<IpAddr>();
+    let address = alone.or_else(|_| last.parse().map(|with_port: SocketAddr| with_port.ip()));
+    Some(address.ok()?.to_canonical())
 }

@@ -1,7 +1,7 @@
 //! Every rule of request hygiene that a head alone decides, as a table, and the writing of what goes upstream.
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version};
 use proptest::prelude::*;
 use tulle_model::reason::Reason;
 use tulle_model::request::{Protocol, Scheme};
@@ -9,7 +9,7 @@ use tulle_model::waypoint::PathNormalization;
 
 use super::answer::{Connection, clean};
 use super::encode::{ClientCert, Telling, encode, request_id};
-use super::{Admitted, Bounds, Rejection, Terms, Upgrade, admit};
+use super::{Admitted, Bounds, Rejection, Terms, Upgrade, admit, remote_ip};
 
 fn terms() -> Terms<'static> {
     Terms {
@@ -169,6 +169,25 @@ fn what_only_the_mesh_says_is_not_taken_from_a_client() {
     let admitted = admit(parts(Version::HTTP_11, "GET", "/", &headers), &gateway).unwrap();
     assert_eq!(admitted.head.headers.len(), 3, "{:?}", admitted.head.headers);
     assert_eq!(admitted.remote_ip, Some("198.51.100.1".parse().unwrap()));
+}
+
+#[test]
+fn the_client_of_a_gateway_is_the_last_address_it_names() {
+    for (told, expect) in [
+        ("203.0.113.7", Some("203.0.113.7")),
+        ("203.0.113.7:5000", Some("203.0.113.7")),
+        ("10.1.1.1, ::ffff:203.0.113.7", Some("203.0.113.7")),
+        ("[2001:db8::1]:5000", Some("2001:db8::1")),
+        ("203.0.113.7, unknown", None),
+        ("", None),
+    ] {
+        let headers = HeaderMap::from_iter([(
+            HeaderName::from_static("x-forwarded-for"),
+            HeaderValue::from_static(told),
+        )]);
+        let expect = expect.map(|address| address.parse().unwrap());
+        assert_eq!(remote_ip(&headers), expect, "{told}");
+    }
 }
 
 #[test]
