@@ -19,6 +19,7 @@ use crate::config::ReasonDetail;
 use crate::connections::Tracked;
 use crate::error::Error;
 use crate::metrics::labels::{Direction, Party};
+use crate::on_demand;
 use crate::pod::{Place, Pod};
 use crate::record::Story;
 
@@ -92,6 +93,11 @@ async fn establish(
     let request = request.map_err(|malformed| bad(malformed.to_string(), malformed.reason()))?;
     story.authority = Some(request.authority.clone());
     let workload = pod.workload().await?;
+    let speaks_for_others = request
+        .original_source
+        .as_ref()
+        .map(|_| (&tunnel.identity, tunnel.peer_ip()));
+    on_demand::learn_own(&pod.node, &workload, speaks_for_others).await;
     let asked = understand(pod, tunnel, &request, workload)?;
     describe(pod, tunnel, &request, &asked, story);
     let permitted = authorize(pod, asked.connection.clone()).await?;

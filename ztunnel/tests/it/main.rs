@@ -17,6 +17,7 @@ mod limits;
 mod logs;
 mod metrics_tunnel;
 mod names;
+mod on_demand;
 mod outbound;
 mod pages;
 mod revocation;
