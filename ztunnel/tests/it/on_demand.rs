@@ -1,9 +1,15 @@
 //! Where addresses are asked for one by one, and what a connection needs is not known when it comes.
 
-use tokio::time::timeout;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tulle_identity::testing::TestCa;
 use tulle_model::Identity;
 use tulle_transport::hbone::{ConnectRequest, HboneStream, OpenError};
+use tulle_ztunnel::outbound::CONNECT_BUDGET;
 
+use crate::outbound::{assert_reset, call};
 use crate::world::{SOON, World, assert_echoes, code, identity};
 
 const SERVES_CART: &str = "services: {shop/cart.shop.svc.cluster.local: {}}";
@@ -92,4 +98,32 @@ async fn a_host_name_leads_to_a_service_that_is_asked_for() {
     };
     let (opened, ()) = tokio::join!(world.ask("cart.shop.svc.cluster.local:80"), telling);
     assert_echoes(&mut opened.unwrap().0, b"by its name").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_to_be_learned_first_counts_towards_the_connect_budget() {
+    let world = World::serve("shop/web-1/web", "workloads: []\n", Arc::new(TestCa::new())).await;
+    world.app.node().mesh.ask_nobody();
+    let began = Instant::now();
+    let mut application = call(&world, "10.1.0.1:80".parse().unwrap()).await;
+    let slowly = async {
+        tokio::time::sleep(Duration::from_millis(4_500)).await;
+        world.apply(
+            "workloads: [{uid: web, name: web-1, namespace: shop, serviceAccount: web, protocol: HBONE}]",
+        );
+        tokio::time::sleep(Duration::from_millis(4_500)).await;
+        // Nobody tells of this one; to wait for it alone takes half of the budget.
+        world.apply(&cart(
+            &world,
+            "waypoint: {destination: shop/way.shop.svc.cluster.local}",
+        ));
+    };
+    tokio::join!(slowly, assert_reset(&mut application));
+    let over = began.elapsed().checked_sub(CONNECT_BUDGET);
+    assert!(
+        over.is_some_and(|over| over < Duration::from_secs(1)),
+        "{:?}",
+        began.elapsed()
+    );
+    world.until_counted("tulle_denied_total{code=\"T0504\"").await;
 }
