@@ -11,6 +11,7 @@ use tulle_transport::hbone::{ConnectRequest, ConnectResponse, HboneStream};
 use tulle_transport::{Baggage, ReasonHeader, proxy_protocol};
 
 use super::asking::Asking;
+use super::asks::Asks;
 use super::authorize::{Permitted, authorize};
 use super::listener::Tunnel;
 use super::{connect, refuse_own_port};
@@ -128,25 +129,20 @@ fn understand(
         .parse()
         .map_err(|error| bad(format!("{}: {error}", request.authority), Reason::BadAuthority))?;
     let snapshot = pod.node.mesh.snapshot();
-    let target = snapshot
-        .inbound_target(&workload, tunnel.local, &authority)
-        .map_err(|reason| {
-            bad(
-                format!("{authority} is not for {}: {}", pod.name, reason.token()),
-                reason,
-            )
-        })?;
-    refuse_own_port(pod, target)?;
+    let asks = Asks {
+        workload: &workload,
+        local: tunnel.local,
+        peer: Some(&tunnel.identity),
+        peer_ip: tunnel.peer_ip(),
+        original_source: request.original_source.as_ref(),
+    };
+    let target = asks.target(&snapshot, &authority)?;
+    refuse_own_port(&pod.node.config.ports, target)?;
     if !pod.leads_to(target.port()) {
         let detail = format!("{authority} is not the port of the metrics of {}", pod.name);
         return Err(bad(detail, Reason::WrongDestination));
     }
-    if request.original_source.is_some()
-        && !snapshot.is_waypoint_of(&workload, &tunnel.identity, tunnel.peer_ip())
-    {
-        let detail = format!("{} may not speak for others here", tunnel.identity);
-        return Err(bad(detail, Reason::SourceNotTrusted));
-    }
+    asks.refuse_untrusted_source(&snapshot)?;
     Ok(Asked {
         service: service_asked_for(&snapshot, &workload, request, &authority),
         connection: Connection {

@@ -83,7 +83,7 @@ async fn establish(
         to: destination,
         after: CONNECT_BUDGET,
     })?;
-    pod.refuse_rejected(destination)?;
+    pod.node.refuse_rejected(destination)?;
     let caller = Caller {
         pod,
         source: &source,

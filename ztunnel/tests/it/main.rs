@@ -8,6 +8,7 @@ mod application_tunnel;
 mod captured;
 mod corpus;
 mod dedicated;
+mod explained;
 mod foreign_agent;
 mod forged;
 mod gateways;
