@@ -71,7 +71,8 @@ impl Dialer {
 }
 
 impl Dialer {
-    /// Counts a tunnel, retires it with its certificate, and ends it when one of its ends is not believed any more.
+    /// Counts a tunnel, retires it with the first certificate that expires, and ends it when one of its ends is not
+    /// believed any more.
     fn watch(
         &self,
         connection: &ClientConnection,
@@ -79,14 +80,14 @@ impl Dialer {
         key: &TunnelKey,
     ) -> Result<(), OpenError> {
         let counted = self.node.metrics.tunnel();
-        let retired = connection.retire_after(own.not_after(), Clock::system());
+        let peer = connection.peer().cloned();
+        let peer = peer.ok_or(OpenError::GoingAway)?;
+        let proofs = Proofs::new(&self.node, own, peer, key.destination.ip());
+        let retired = connection.retire_after(proofs.not_after(), Clock::system());
         tasks::spawn("tunnel-lifetime", async move {
             retired.await;
             drop(counted);
         });
-        let peer = connection.peer().cloned();
-        let peer = peer.ok_or(OpenError::GoingAway)?;
-        let proofs = Proofs::new(&self.node, own, peer, key.destination.ip());
         proofs.judge(&self.node).map_err(|why| OpenError::Certificate {
             reason: why.reason(),
             detail: why.to_string().into(),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tulle_identity::CaClient;
 use tulle_identity::ca::HeldCa;
+use tulle_identity::{CaClient, Clock};
 use tulle_linux::held;
 use tulle_linux::notify::Notify;
 use tulle_runtime::drain::DrainWatcher;
@@ -22,6 +22,8 @@ use crate::config::held::{HELD_CONFIGURATION, HELD_KEYS, Supervision};
 const GATHER: Duration = Duration::from_millis(100);
 /// How long at least passes between two writings of the same.
 const REST: Duration = Duration::from_secs(1);
+/// How long after this process became ready a key of an earlier one is kept for somebody who has not asked for it yet.
+const CLAIM_MAX: Duration = Duration::from_secs(60);
 
 /// What an earlier process left, and where this one leaves its own.
 #[derive(Debug)]
@@ -75,7 +77,8 @@ impl Held {
         if self.notify.is_none() {
             return inner;
         }
-        let authority = Arc::clone(self.authority.get_or_init(|| Arc::new(HeldCa::new(inner))));
+        let new = || Arc::new(HeldCa::new(inner, Clock::system()));
+        let authority = Arc::clone(self.authority.get_or_init(new));
         match self.keys.as_deref().map(|bytes| authority.restore(bytes)) {
             Some(Ok(identities)) => tracing::info!(identities, "keys of an earlier process taken over"),
             Some(Err(error)) => tracing::warn!(%error, "keys of an earlier process"),
@@ -100,14 +103,18 @@ impl Held {
     /// Tells that this process is ready once it is, and leaves what changes for the next, until the drain is over.
     pub fn keep(&self, ready: &Ready, drain: &DrainWatcher) {
         let Some(notify) = &self.notify else { return };
-        let (ready, telling) = (ready.clone(), notify.clone());
+        let (readiness, telling) = (ready.clone(), notify.clone());
         tasks::spawn("tell-ready", async move {
-            ready.wait().await;
+            readiness.wait().await;
             if let Err(error) = telling.tell("READY=1", &[]) {
                 tracing::warn!(%error, "cannot tell that we are ready");
             }
         });
         if let Some(authority) = self.authority.get() {
+            tasks::spawn(
+                "forget-keys",
+                forget_unclaimed(Arc::clone(authority), ready.clone(), drain.clone()),
+            );
             let (changes, authority) = (authority.changes(), Arc::clone(authority));
             let notify = notify.clone();
             let write = move || leave(&notify, HELD_KEYS, &authority.encode());
@@ -116,6 +123,26 @@ impl Held {
         let (changes, keeper, notify) = (self.keeper.changes(), self.keeper.clone(), notify.clone());
         let write = move || leave(&notify, HELD_CONFIGURATION, &keeper.encode());
         tasks::spawn("hold-configuration", write_down(changes, write, drain.clone()));
+    }
+}
+
+/// Forgets the keys of workloads that left while an earlier process served them: nobody here asks for those.
+async fn forget_unclaimed(authority: Arc<HeldCa>, ready: Ready, drain: DrainWatcher) {
+    let settled = async {
+        ready.wait().await;
+        tokio::time::sleep(CLAIM_MAX).await;
+        let identities = authority.settle();
+        if identities > 0 {
+            tracing::info!(
+                identities,
+                "keys of an earlier process forgotten: no workload here has them"
+            );
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = drain.signaled() => {}
+        () = settled => {}
     }
 }
 
@@ -136,8 +163,10 @@ async fn write_down(
         }
     };
     tokio::select! {
-        () = writing => {}
+        // First: what a drain forgets is not lost for the next process.
+        biased;
         _ = drain.signaled() => {}
+        () = writing => {}
     }
 }
 
@@ -146,4 +175,44 @@ fn leave(notify: &Notify, name: &str, bytes: &[u8]) -> io::Result<()> {
     // sd_notify(3): what is stored under a name adds up, so the older one goes first.
     notify.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[])?;
     notify.tell(&format!("FDSTORE=1\nFDNAME={name}"), &[file.as_fd()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tulle_identity::testing::{FakeCa, TestCa};
+    use tulle_model::Identity;
+
+    fn authority() -> Arc<HeldCa> {
+        let inner = FakeCa::new(Arc::new(TestCa::new()), Clock::system());
+        Arc::new(HeldCa::new(Arc::new(inner), Clock::system()))
+    }
+
+    /// For how many identities the next process would find a key.
+    fn left_by(held: &HeldCa) -> usize {
+        authority().restore(&held.encode()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_no_workload_claims_are_forgotten_a_while_after_readiness() {
+        let [gone, here] = ["gone", "here"].map(|name| Identity::new("cluster.local", "shop", name));
+        let earlier = authority();
+        earlier.fetch(&gone).await.unwrap();
+        earlier.fetch(&here).await.unwrap();
+        let authority = authority();
+        authority.restore(&earlier.encode()).unwrap();
+        let ready = Ready::new();
+        let starting = ready.register("starting");
+        let (_trigger, drain) = tulle_runtime::drain::new();
+        let forgetting = tasks::spawn(
+            "test",
+            forget_unclaimed(Arc::clone(&authority), ready.clone(), drain),
+        );
+        tokio::time::sleep(10 * CLAIM_MAX).await;
+        assert_eq!(left_by(&authority), 2, "who is not ready has not asked yet");
+        authority.fetch(&here).await.unwrap();
+        drop(starting);
+        forgetting.await.unwrap();
+        assert_eq!(left_by(&authority), 1);
+    }
 }

@@ -1,6 +1,7 @@
 //! Traffic that arrives at a local workload: tunnels of peers, and plaintext of everyone else.
 
 mod asking;
+mod asks;
 pub mod authorize;
 mod connection;
 pub mod listener;
@@ -15,9 +16,10 @@ use tokio::time::timeout;
 use tulle_transport::socket;
 
 pub(crate) use self::asking::{Asking, Handed};
+pub(crate) use self::asks::Asks;
 pub(crate) use self::connection::{claimed, serve as serve_stream};
 pub(crate) use self::listener::Tunnel;
-use crate::config::SourceAddress;
+use crate::config::{Ports, SourceAddress};
 use crate::error::Error;
 use crate::pod::Pod;
 
@@ -79,8 +81,8 @@ fn may_do_without(pod: &Pod, error: &io::Error) -> bool {
 }
 
 /// Refuses a target that is a port of this proxy, where the connection would begin anew.
-fn refuse_own_port(pod: &Pod, target: SocketAddr) -> Result<(), Error> {
-    if pod.node.config.ports.is_own(target.port()) {
+pub(crate) fn refuse_own_port(ports: &Ports, target: SocketAddr) -> Result<(), Error> {
+    if ports.is_own(target.port()) {
         return Err(Error::SelfCall(target));
     }
     Ok(())

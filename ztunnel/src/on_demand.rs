@@ -1,14 +1,15 @@
 //! Learns what a connection or a question needs, where the control plane is asked for addresses one by one.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use hickory_proto::op::Query as Question;
 use tokio::time::timeout;
 use tulle_model::gateway::{GatewayAddress, GatewayDestination};
 use tulle_model::mesh::Snapshot;
-use tulle_model::{NamespacedHostname, NetworkAddress, Workload};
+use tulle_model::{Identity, NamespacedHostname, NetworkAddress, Service, Workload};
 use tulle_xds_client::on_demand::{LOOKUP_MAX, address_key, service_key};
 
 use crate::dns::answer::mesh_hosts;
@@ -16,6 +17,9 @@ use crate::pod::{Node, Pod};
 
 /// Gateways of one destination that are asked for.
 const GATEWAYS_MAX: usize = 16;
+
+/// Services of one local workload that are asked for, in the order of their names.
+const OWN_SERVICES_MAX: usize = 64;
 
 /// Asks for the destination of a connection, and for the waypoints and gateways on the way to it. Each wait is
 /// bounded; what is not known then is unknown, as in a mesh that is held whole.
@@ -25,14 +29,44 @@ pub async fn learn_destination(node: &Node, source: &Workload, destination: Sock
     }
     let address = NetworkAddress::new(Arc::clone(&node.config.network), destination.ip());
     let found = look_for_address(node, &source.namespace, &address).await;
-    for gateway in found.unwrap_or_default() {
+    look_for_gateways(node, &source.namespace, &found.unwrap_or_default()).await;
+}
+
+/// Asks for what a tunnel to a local workload is judged by: the services it belongs to, and the waypoints of both. The
+/// control plane tells of the workload by itself, and of nothing that it names. A peer that speaks for somebody else is
+/// waited for until it is known as a waypoint. All of it is bounded by [`LOOKUP_MAX`]; who is not known then is nobody.
+pub async fn learn_own(node: &Node, local: &Workload, speaks_for_others: Option<(&Identity, IpAddr)>) {
+    if !node.mesh.on_demand() {
+        return;
+    }
+    let learning = async {
+        let services = local.services.keys().take(OWN_SERVICES_MAX);
+        let waypoints = join_all(services.map(|key| {
+            let search = move |snapshot: &Snapshot| Some(distinct(waypoints_of(snapshot.service(key)?)));
+            node.mesh.look_up(move || service_key(key), search)
+        }));
+        let waypoints = waypoints.await.into_iter().flatten().flatten();
+        let waypoints = distinct(local.waypoint.iter().cloned().chain(waypoints));
+        look_for_gateways(node, &local.namespace, &waypoints).await;
+        if let Some((peer, address)) = speaks_for_others {
+            let known = |snapshot: &Snapshot| snapshot.is_waypoint_of(local, peer, address).then_some(());
+            node.mesh.wait_for(LOOKUP_MAX, known).await;
+        }
+    };
+    // What was not learned is judged as unknown.
+    let _ = timeout(LOOKUP_MAX, learning).await;
+}
+
+async fn look_for_gateways(node: &Node, namespace: &str, gateways: &[GatewayAddress]) {
+    let looking = gateways.iter().map(|gateway| async move {
         match &gateway.destination {
             GatewayDestination::Hostname(key) => drop(look_for_service(node, key).await),
             GatewayDestination::Address(address) => {
-                drop(look_for_address(node, &source.namespace, address).await);
+                drop(look_for_address(node, namespace, address).await);
             }
         }
-    }
+    });
+    join_all(looking).await;
 }
 
 async fn look_for_address(
@@ -52,17 +86,19 @@ async fn look_for_service(node: &Node, key: &NamespacedHostname) -> Option<()> {
 /// The waypoints and gateways on the way to an address; nothing if it is not known.
 fn way_to(snapshot: &Snapshot, namespace: &str, address: &NetworkAddress) -> Option<Vec<GatewayAddress>> {
     if let Some(service) = snapshot.service_by_vip(namespace, address) {
-        let weighted = service
-            .weighted_waypoints
-            .iter()
-            .map(|weighted| &weighted.destination);
         let endpoints = snapshot.endpoints(&service.key());
         let gateways = endpoints.filter_map(|endpoint| endpoint.network_gateway.clone());
-        let way = service.waypoint.iter().chain(weighted).cloned().chain(gateways);
-        return Some(distinct(way));
+        return Some(distinct(waypoints_of(&service).chain(gateways)));
     }
     let workload = snapshot.workload_by_address(address)?;
     Some(workload.waypoint.iter().cloned().collect())
+}
+
+/// The waypoints in front of a service.
+fn waypoints_of(service: &Service) -> impl Iterator<Item = GatewayAddress> {
+    let weighted = service.weighted_waypoints.iter();
+    let weighted = weighted.map(|weighted| &weighted.destination);
+    service.waypoint.iter().chain(weighted).cloned()
 }
 
 fn distinct(way: impl Iterator<Item = GatewayAddress>) -> Vec<GatewayAddress> {

@@ -91,6 +91,21 @@ impl Node {
         self.mark.or(self.config.packet_mark)
     }
 
+    /// An address whose newest description was rejected must not be taken for an unknown one and passed through.
+    ///
+    /// # Errors
+    /// `resource_rejected`.
+    pub fn refuse_rejected(&self, destination: SocketAddr) -> Result<(), Error> {
+        let address = NetworkAddress::new(Arc::clone(&self.config.network), destination.ip());
+        match self.mesh.refused(&address) {
+            Some(resource) => Err(Error::Rejected {
+                destination,
+                resource,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Options of a socket towards a peer or an application.
     #[must_use]
     pub fn socket_options(&self) -> SocketOptions {
@@ -292,21 +307,6 @@ impl Pod {
             mesh.synced().then(|| self.find(snapshot)).flatten()
         });
         found.await.ok_or_else(|| self.unknown())
-    }
-
-    /// An address whose newest description was rejected must not be taken for an unknown one and passed through.
-    ///
-    /// # Errors
-    /// `resource_rejected`.
-    pub fn refuse_rejected(&self, destination: SocketAddr) -> Result<(), Error> {
-        let address = NetworkAddress::new(Arc::clone(&self.node.config.network), destination.ip());
-        match self.node.mesh.refused(&address) {
-            Some(resource) => Err(Error::Rejected {
-                destination,
-                resource,
-            }),
-            None => Ok(()),
-        }
     }
 
     /// The error of a workload that is not described.

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tulle_identity::{Distrust, PeerProof, WorkloadCertificate};
 use tulle_model::trust::Trust;
@@ -35,6 +36,12 @@ impl Proofs {
             peer,
             node: described.map(|workload| Str::clone(&workload.node)),
         }
+    }
+
+    /// When the first of them expires: no stream is to begin later.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        self.own.not_after().min(self.peer.not_after())
     }
 
     /// Whether both still hold.

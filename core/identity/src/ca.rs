@@ -32,6 +32,9 @@ pub type CaFuture<'a> = Pin<Box<dyn Future<Output = Result<Issued, CaError>> + S
 pub trait CaClient: fmt::Debug + Send + Sync + 'static {
     /// Makes a key and asks for a certificate of `identity` over it.
     fn fetch<'a>(&'a self, identity: &'a Identity) -> CaFuture<'a>;
+
+    /// Nobody here needs the certificate of `identity` any more: what is kept of it is to be forgotten. Most keep nothing.
+    fn forget(&self, _identity: &Identity) {}
 }
 
 /// What a certificate authority issued, with the key it is for.

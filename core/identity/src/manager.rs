@@ -286,7 +286,7 @@ impl SecretManager {
             if let Some(slot) = state.slots.get_mut(identity) {
                 slot.current = None;
             }
-            shared.metrics.forgotten(identity);
+            shared.forget(identity);
             shared.wake.notify_one();
         }
     }
@@ -329,6 +329,13 @@ impl Shared {
             wall: self.options.clock.now(),
             monotonic: Instant::now().into_std(),
         }
+    }
+
+    /// Nobody needs the certificate any more, nor its key. Called under the lock of the state, so that what is asked for
+    /// again meanwhile is not forgotten.
+    fn forget(&self, identity: &Identity) {
+        self.metrics.forgotten(identity);
+        self.ca.forget(identity);
     }
 
     /// Notes the use of an identity; yields its certificate when there is nothing to wait for.

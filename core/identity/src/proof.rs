@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::pki_types::CertificateDer;
 use tulle_model::identity::Identity;
 use tulle_model::trust::Serial;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::certificate::system_time;
 use crate::tls::{PeerError, peer_identity};
 
 /// Certificates of a chain that are remembered; no mesh has longer ones.
@@ -18,6 +20,7 @@ const LINKS_MAX: usize = 8;
 pub struct PeerProof {
     identity: Identity,
     serial: Serial,
+    not_after: SystemTime,
     links: Arc<[Link]>,
 }
 
@@ -31,13 +34,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn of(certificate: &CertificateDer<'_>) -> Result<Self, PeerError> {
+    /// The certificate, and the end of its validity.
+    fn of(certificate: &CertificateDer<'_>) -> Result<(Self, SystemTime), PeerError> {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| PeerError::Malformed)?;
         let issuer = parsed.issuer().as_raw();
-        Ok(Self {
+        let link = Self {
             issuer: inside(issuer).into(),
             serial: parsed.raw_serial().into(),
-        })
+        };
+        Ok((link, system_time(parsed.validity().not_after.timestamp())))
     }
 }
 
@@ -48,13 +53,14 @@ impl PeerProof {
     /// When there is no leaf, it does not carry exactly one identity, or a certificate cannot be read.
     pub fn of(chain: &[CertificateDer<'_>]) -> Result<Self, PeerError> {
         let identity = peer_identity(chain)?;
-        let links: Result<Vec<_>, _> = chain.iter().take(LINKS_MAX).map(Link::of).collect();
-        let links = links?;
-        let serial = Serial::from_be_bytes(&links.first().ok_or(PeerError::NoCertificate)?.serial);
+        let read: Result<Vec<_>, _> = chain.iter().take(LINKS_MAX).map(Link::of).collect();
+        let read = read?;
+        let (leaf, not_after) = read.first().ok_or(PeerError::NoCertificate)?;
         Ok(Self {
             identity,
-            serial,
-            links: links.into(),
+            serial: Serial::from_be_bytes(&leaf.serial),
+            not_after: *not_after,
+            links: read.into_iter().map(|(link, _)| link).collect(),
         })
     }
 
@@ -68,6 +74,12 @@ impl PeerProof {
     #[must_use]
     pub fn serial(&self) -> &Serial {
         &self.serial
+    }
+
+    /// The end of validity of its own certificate. What it opened before may end later, nothing new begins.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
     }
 
     pub(crate) fn links(&self) -> &[Link] {
@@ -97,8 +109,18 @@ pub(crate) fn inside(name: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::LIFETIME;
     use crate::testing::TestCa;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
+
+    #[test]
+    fn a_proof_ends_with_the_leaf() {
+        let web = Identity::new("cluster.local", "shop", "web");
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let ca = TestCa::new().intermediate(|intermediate| intermediate.not_after = (now + LIFETIME).into());
+        let proof = PeerProof::of(&ca.issue(&web, now, Duration::from_secs(60)).chain).unwrap();
+        assert_eq!(proof.not_after(), now + Duration::from_secs(60));
+    }
 
     #[test]
     fn a_proof_names_the_identity_and_every_certificate() {

@@ -27,6 +27,8 @@ pub mod session;
 pub mod state;
 pub mod status;
 pub mod stream;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use keep::{Keeper, Kept};
 pub use metrics::Metrics;

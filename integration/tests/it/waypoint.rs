@@ -56,6 +56,41 @@ fn service() -> String {
         .replace("name: tcp-80", "name: http")
 }
 
+/// The destination's node proxy is told who asked, and believes it of this waypoint.
+async fn assert_judged_by_original_source(mesh: &TestMesh, client: &Pod, url: &str) {
+    let only = |account: &str| {
+        let from = manifest::from_account(account);
+        manifest::policy("only-client", "server", "ALLOW", &from)
+    };
+    mesh.apply("only-client", &only("client"));
+    let still = eventually(async || curl(client, &[url]).0 == "200");
+    assert!(still.await, "the original source is allowed\n{}", mesh.logs());
+    mesh.apply("only-client", &only("nobody"));
+    let refused = eventually(async || curl(client, &[url]).0 == "503");
+    assert!(refused.await, "another original source is not\n{}", mesh.logs());
+    mesh.remove("only-client");
+    let again = eventually(async || curl(client, &[url]).0 == "200");
+    assert!(again.await, "{}", mesh.logs());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_proxies_that_ask_for_addresses_one_by_one_believe_a_waypoint_and_whom_it_speaks_for() {
+    let mut mesh = TestMesh::new(&["n1", "n2"]).await;
+    mesh.environment("XDS_ON_DEMAND", "true");
+    let client = mesh.pod("n1", "client").await;
+    let server = mesh.pod("n2", "server").await;
+    mesh.apply("server-service", &service());
+    mesh.start().await;
+    mesh.captured(&[&client, &server]).await;
+    let _nginx = nginx(&mesh, &server).await;
+    mesh.start_waypoint("n2", manifest::NAMESPACE, "way").await;
+
+    let url = format!("http://{SERVICE}/page");
+    let answered = eventually(async || curl(&client, &[&url]).0 == "200");
+    assert!(answered.await, "{}", mesh.logs());
+    assert_judged_by_original_source(&mesh, &client, &url).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_go_through_the_waypoint_and_never_around_it() {
     let mut mesh = TestMesh::new(&["n1", "n2"]).await;
@@ -82,28 +117,7 @@ async fn requests_go_through_the_waypoint_and_never_around_it() {
         "the application sees the waypoint's work, and never the identity that the node proxy was told"
     );
 
-    // The destination's node proxy was told who asked, and believes it of this waypoint.
-    let only_client = manifest::policy(
-        "only-client",
-        "server",
-        "ALLOW",
-        &manifest::from_account("client"),
-    );
-    mesh.apply("only-client", &only_client);
-    let still = eventually(async || curl(&client, &[&url]).0 == "200");
-    assert!(still.await, "the original source is allowed\n{}", mesh.logs());
-    let nobody = manifest::policy(
-        "only-client",
-        "server",
-        "ALLOW",
-        &manifest::from_account("nobody"),
-    );
-    mesh.apply("only-client", &nobody);
-    let refused = eventually(async || curl(&client, &[&url]).0 == "503");
-    assert!(refused.await, "another original source is not\n{}", mesh.logs());
-    mesh.remove("only-client");
-    let again = eventually(async || curl(&client, &[&url]).0 == "200");
-    assert!(again.await, "{}", mesh.logs());
+    assert_judged_by_original_source(&mesh, &client, &url).await;
 
     // Without a waypoint there is no way, rather than one around it.
     mesh.mesh.kill(&running).unwrap();

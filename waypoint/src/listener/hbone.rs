@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tulle_identity::{CertificateError, PeerProof, Priority, WorkloadCertificate};
+use tulle_identity::{CertificateError, Clock, PeerProof, Priority, WorkloadCertificate};
 use tulle_model::{NetworkAddress, Reason};
 use tulle_runtime::tasks;
 use tulle_transport::hbone::server::{self, Accepted};
@@ -94,9 +94,12 @@ async fn streams(
     own: &WorkloadCertificate,
 ) {
     let handle = connection.handle();
+    let not_after = own.not_after().min(peer.not_after());
     let goodbye = async {
-        waypoint.drain.signaled().await;
-        handle.drain();
+        tokio::select! {
+            _ = waypoint.drain.signaled() => handle.drain(),
+            () = handle.retire_after(not_after, Clock::system()) => {}
+        }
         waypoint.drain.urgent().await;
         handle.close();
         std::future::pending::<()>().await;

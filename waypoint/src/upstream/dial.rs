@@ -119,11 +119,12 @@ impl Dialer {
         let expected: Vec<Identity> = key.expected.iter().cloned().collect();
         let tls = certificate.client_config(&expected);
         let connection = client::connect_over(socket, key.destination, tls, &settings()).await?;
-        let retired = connection.retire_after(certificate.not_after(), Clock::system());
-        drop(tasks::spawn("tunnel-lifetime", retired));
         let Some(peer) = connection.peer().cloned() else {
             return Err(OpenError::GoingAway);
         };
+        let not_after = certificate.not_after().min(peer.not_after());
+        let retired = connection.retire_after(not_after, Clock::system());
+        drop(tasks::spawn("tunnel-lifetime", retired));
         let believed = self.trust.judge(&peer, None);
         believed.map_err(|why| OpenError::Certificate {
             reason: why.reason(),

@@ -1,6 +1,6 @@
 //! `/explain`: the decisions of a connection that does not exist, by the functions that decide real ones.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,12 +8,16 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tulle_model::authz::AllowBecause;
-use tulle_model::{Connection, Identity, NetworkAddress, Snapshot, Str, Verdict, Workload};
+use tulle_model::workload::TunnelProtocol;
+use tulle_model::{Authority, Connection, Identity, NetworkAddress, Snapshot, Str, Verdict, Workload};
 
 use super::Pages;
 use crate::config::WorkloadName;
 use crate::error::Error;
-use crate::outbound::plan::{Plan, plan};
+use crate::inbound::{Asks, refuse_own_port};
+use crate::on_demand;
+use crate::outbound::plan::{Plan, plan, refuse_self_call};
+use crate::pod::Node;
 
 /// A connection to explain.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -101,18 +105,32 @@ pub(super) async fn answer(
     State(pages): State<Pages>,
     Json(question): Json<Question>,
 ) -> Result<Json<Explanation>, (StatusCode, String)> {
-    let network = &pages.node.config.network;
-    let explanation = explain(&pages.node.mesh.snapshot(), network, &question);
+    learn(&pages.node, &question).await;
+    let explanation = explain(&pages.node, &question);
     explanation
         .map(Json)
         .map_err(|error| (StatusCode::NOT_FOUND, format!("{error}\n")))
+}
+
+/// Asks for what the connection would ask for.
+async fn learn(node: &Node, question: &Question) {
+    let snapshot = node.mesh.snapshot();
+    let source = question.source.as_ref().map(|source| find(&snapshot, source));
+    if let (Some(Ok(source)), None | Some(Direction::Outbound)) = (source, question.direction) {
+        on_demand::learn_destination(node, &source, question.destination).await;
+    }
+    let address = NetworkAddress::new(Arc::clone(&node.config.network), question.destination.ip());
+    if let Some(workload) = snapshot.workload_by_address(&address) {
+        on_demand::learn_own(node, &workload, None).await;
+    }
 }
 
 /// Explains a connection.
 ///
 /// # Errors
 /// When the source is not known.
-pub fn explain(snapshot: &Snapshot, network: &Str, question: &Question) -> Result<Explanation, Error> {
+pub fn explain(node: &Node, question: &Question) -> Result<Explanation, Error> {
+    let snapshot = &node.mesh.snapshot();
     let source = question
         .source
         .as_ref()
@@ -122,32 +140,35 @@ pub fn explain(snapshot: &Snapshot, network: &Str, question: &Question) -> Resul
         generation: snapshot.generation(),
         ..Explanation::default()
     };
-    let mut target = (question.destination, true);
+    let mut arrival = Arrival::by_tunnel(question.destination);
     if let (Some(source), None | Some(Direction::Outbound)) = (&source, question.direction) {
-        // Always the same choice among equals, so that two answers do not differ for no reason.
-        match plan(snapshot, source, question.destination, &mut |_| 0, &[]) {
+        match send(node, snapshot, source, question.destination) {
             Ok(plan) => {
-                target = target_of(&plan, question.destination);
+                arrival = Arrival::of(&plan, question.destination);
                 explanation.plan = Some(way(&plan));
             }
             Err(error) => {
-                explanation.verdict = Some("deny");
                 explanation.refuse(&error);
                 return Ok(explanation);
             }
         }
     }
     if question.direction != Some(Direction::Outbound) {
-        judge(
-            snapshot,
-            network,
-            question,
-            source.as_deref(),
-            target,
-            &mut explanation,
-        );
+        match judge(node, snapshot, question, source.as_deref(), arrival) {
+            Ok(Some(because)) => explanation.allow(because),
+            Ok(None) => {}
+            Err(error) => explanation.refuse(&error),
+        }
     }
     Ok(explanation)
+}
+
+/// The way of the client's proxy, after what it refuses before it looks for one.
+fn send(node: &Node, snapshot: &Snapshot, source: &Workload, destination: SocketAddr) -> Result<Plan, Error> {
+    refuse_self_call(destination, &node.config.ports)?;
+    node.refuse_rejected(destination)?;
+    // Always the same choice among equals, so that two answers do not differ for no reason.
+    plan(snapshot, source, destination, &mut |_| 0, &[])
 }
 
 fn find(snapshot: &Snapshot, source: &Source) -> Result<Arc<Workload>, Error> {
@@ -164,13 +185,35 @@ fn find(snapshot: &Snapshot, source: &Source) -> Result<Arc<Workload>, Error> {
         })
 }
 
-/// Where the connection arrives, and whether it is by a tunnel.
-fn target_of(plan: &Plan, destination: SocketAddr) -> (SocketAddr, bool) {
-    match plan {
-        // What the far ends of these say is not known here.
-        Plan::Passthrough(_) | Plan::Crossing(_) | Plan::Named(_) => (destination, false),
-        Plan::Plain(endpoint) => (endpoint.dial, false),
-        Plan::Tunnel(endpoint) => (endpoint.authority, true),
+/// Where a connection arrives, and how.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    target: SocketAddr,
+    tunnelled: bool,
+}
+
+impl Arrival {
+    fn by_tunnel(target: SocketAddr) -> Self {
+        Self {
+            target,
+            tunnelled: true,
+        }
+    }
+
+    fn plain(target: SocketAddr) -> Self {
+        Self {
+            target,
+            tunnelled: false,
+        }
+    }
+
+    fn of(plan: &Plan, destination: SocketAddr) -> Self {
+        match plan {
+            // What the far ends of these say is not known here.
+            Plan::Passthrough(_) | Plan::Crossing(_) | Plan::Named(_) => Self::plain(destination),
+            Plan::Plain(endpoint) => Self::plain(endpoint.dial),
+            Plan::Tunnel(endpoint) => Self::by_tunnel(endpoint.authority),
+        }
     }
 }
 
@@ -202,19 +245,21 @@ fn way(plan: &Plan) -> Way {
     }
 }
 
-/// What the server's proxy says; nothing if no workload is known there.
+/// What the server's proxy says; nothing if no workload is known there, or none that has a proxy.
 fn judge(
+    node: &Node,
     snapshot: &Snapshot,
-    network: &Str,
     question: &Question,
     source: Option<&Workload>,
-    (target, tunnelled): (SocketAddr, bool),
-    explanation: &mut Explanation,
-) {
-    let address = NetworkAddress::new(Arc::clone(network), target.ip());
+    Arrival { target, tunnelled }: Arrival,
+) -> Result<Option<AllowBecause>, Error> {
+    let address = NetworkAddress::new(Arc::clone(&node.config.network), target.ip());
     let Some(workload) = snapshot.workload_by_address(&address) else {
-        return;
+        return Ok(None);
     };
+    if !tunnelled && workload.tunnel_protocol == TunnelProtocol::None {
+        return Ok(None);
+    }
     let identity = question
         .identity
         .clone()
@@ -222,28 +267,44 @@ fn judge(
     let source_ip = question
         .source_ip
         .or_else(|| source.and_then(|source| source.addresses.first().copied()));
+    let source_ip = source_ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let peer = identity.filter(|_| tunnelled);
+    let original_source = question.original_source.clone().filter(|_| tunnelled);
+    let asks = Asks {
+        workload: &workload,
+        local: target,
+        peer: peer.as_ref(),
+        peer_ip: source_ip,
+        original_source: original_source.as_ref(),
+    };
+    let target = match tunnelled {
+        true => asks.target(snapshot, &Authority::Ip(target))?,
+        false => target,
+    };
+    refuse_own_port(&node.config.ports, target)?;
+    asks.refuse_untrusted_source(snapshot)?;
     let connection = Connection {
-        peer: identity.filter(|_| tunnelled),
-        original_source: question.original_source.clone().filter(|_| tunnelled),
-        source_ip: source_ip.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
+        peer,
+        original_source,
+        source_ip,
         destination: target,
     };
     match snapshot.policies_for(&workload).check(&connection) {
-        Verdict::Allow { because } => {
-            explanation.verdict = Some("allow");
-            if let AllowBecause::Policy { policy, .. } = because {
-                explanation.policy = Some(policy.to_string());
-            }
-        }
-        Verdict::Deny { because } => {
-            explanation.verdict = Some("deny");
-            explanation.refuse(&Error::Denied(because));
-        }
+        Verdict::Allow { because } => Ok(Some(because)),
+        Verdict::Deny { because } => Err(Error::Denied(because)),
     }
 }
 
 impl Explanation {
+    fn allow(&mut self, because: AllowBecause) {
+        self.verdict = Some("allow");
+        if let AllowBecause::Policy { policy, .. } = because {
+            self.policy = Some(policy.to_string());
+        }
+    }
+
     fn refuse(&mut self, error: &Error) {
+        self.verdict = Some("deny");
         self.reason = error.reason().map(|reason| reason.to_string());
         self.error = Some(error.to_string());
         self.policy = error.policy();

@@ -11,6 +11,7 @@ use tulle_transport::hbone::{ConnectRequest, ConnectResponse, HboneStream};
 use tulle_transport::{Baggage, ReasonHeader, proxy_protocol};
 
 use super::asking::Asking;
+use super::asks::Asks;
 use super::authorize::{Permitted, authorize};
 use super::listener::Tunnel;
 use super::{connect, refuse_own_port};
@@ -19,6 +20,7 @@ use crate::config::ReasonDetail;
 use crate::connections::Tracked;
 use crate::error::Error;
 use crate::metrics::labels::{Direction, Party};
+use crate::on_demand;
 use crate::pod::{Place, Pod};
 use crate::record::Story;
 
@@ -92,6 +94,11 @@ async fn establish(
     let request = request.map_err(|malformed| bad(malformed.to_string(), malformed.reason()))?;
     story.authority = Some(request.authority.clone());
     let workload = pod.workload().await?;
+    let speaks_for_others = request
+        .original_source
+        .as_ref()
+        .map(|_| (&tunnel.identity, tunnel.peer_ip()));
+    on_demand::learn_own(&pod.node, &workload, speaks_for_others).await;
     let asked = understand(pod, tunnel, &request, workload)?;
     describe(pod, tunnel, &request, &asked, story);
     let permitted = authorize(pod, asked.connection.clone()).await?;
@@ -122,25 +129,20 @@ fn understand(
         .parse()
         .map_err(|error| bad(format!("{}: {error}", request.authority), Reason::BadAuthority))?;
     let snapshot = pod.node.mesh.snapshot();
-    let target = snapshot
-        .inbound_target(&workload, tunnel.local, &authority)
-        .map_err(|reason| {
-            bad(
-                format!("{authority} is not for {}: {}", pod.name, reason.token()),
-                reason,
-            )
-        })?;
-    refuse_own_port(pod, target)?;
+    let asks = Asks {
+        workload: &workload,
+        local: tunnel.local,
+        peer: Some(&tunnel.identity),
+        peer_ip: tunnel.peer_ip(),
+        original_source: request.original_source.as_ref(),
+    };
+    let target = asks.target(&snapshot, &authority)?;
+    refuse_own_port(&pod.node.config.ports, target)?;
     if !pod.leads_to(target.port()) {
         let detail = format!("{authority} is not the port of the metrics of {}", pod.name);
         return Err(bad(detail, Reason::WrongDestination));
     }
-    if request.original_source.is_some()
-        && !snapshot.is_waypoint_of(&workload, &tunnel.identity, tunnel.peer_ip())
-    {
-        let detail = format!("{} may not speak for others here", tunnel.identity);
-        return Err(bad(detail, Reason::SourceNotTrusted));
-    }
+    asks.refuse_untrusted_source(&snapshot)?;
     Ok(Asked {
         service: service_asked_for(&snapshot, &workload, request, &authority),
         connection: Connection {

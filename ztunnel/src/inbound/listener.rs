@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tulle_identity::Clock;
 use tulle_model::Identity;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::ServerConnection;
@@ -90,8 +91,10 @@ async fn establish(pod: &Pod, socket: TcpStream) -> Result<(Accepted, Proofs), E
 async fn streams(pod: &Arc<Pod>, mut connection: ServerConnection, tunnel: Tunnel, proofs: &Proofs) {
     let handle = connection.handle();
     let goodbye = async {
-        pod.retiring().await;
-        handle.drain();
+        tokio::select! {
+            () = pod.retiring() => handle.drain(),
+            () = handle.retire_after(proofs.not_after(), Clock::system()) => {}
+        }
         pod.drain.urgent().await;
         handle.close();
         std::future::pending::<()>().await;

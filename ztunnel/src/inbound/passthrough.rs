@@ -50,7 +50,7 @@ pub async fn serve(pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
 /// What the client wanted to reach.
 fn identify(pod: &Pod, client: &TcpStream) -> Result<SocketAddr, Error> {
     let target = socket::original_destination(client).map_err(Error::OriginalDestination)?;
-    refuse_own_port(pod, target)?;
+    refuse_own_port(&pod.node.config.ports, target)?;
     Ok(target)
 }
 

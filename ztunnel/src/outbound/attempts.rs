@@ -7,7 +7,7 @@ use tulle_model::WorkloadUid;
 use tulle_transport::hbone::Retry;
 
 use super::plan::Plan;
-use super::{CAPTURE_PAUSE, CAPTURE_WAIT, CONNECT_BUDGET};
+use super::{CAPTURE_PAUSE, CAPTURE_WAIT};
 use crate::error::Error;
 
 /// The attempts of one connection.
@@ -28,13 +28,12 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// With so many attempts after the first; `avoid` failed for others a moment ago.
-    pub(super) fn new(retries: usize, avoid: Vec<WorkloadUid>) -> Self {
-        let now = Instant::now();
+    /// With so many attempts after the first, all until `deadline`; `avoid` failed for others a moment ago.
+    pub(super) fn new(retries: usize, avoid: Vec<WorkloadUid>, deadline: Instant) -> Self {
         Self {
             left: retries,
-            deadline: now + CONNECT_BUDGET,
-            capture_until: now + CAPTURE_WAIT,
+            deadline,
+            capture_until: Instant::now() + CAPTURE_WAIT,
             avoid,
             tried: Vec::new(),
             repeat: false,
@@ -110,6 +109,7 @@ fn remember(list: &mut Vec<WorkloadUid>, uid: &WorkloadUid) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outbound::CONNECT_BUDGET;
     use std::io;
     use std::net::SocketAddr;
     use std::sync::Arc;
@@ -136,21 +136,32 @@ mod tests {
         Error::Open(OpenError::connect(peer, io::ErrorKind::ConnectionRefused.into()))
     }
 
+    fn with_retries(retries: usize) -> Attempts {
+        Attempts::new(retries, Vec::new(), Instant::now() + CONNECT_BUDGET)
+    }
+
     fn answered(status: u16) -> Error {
         Error::Open(OpenError::Refused(Refusal { status, header: None }))
     }
 
     #[tokio::test(start_paused = true)]
     async fn another_endpoint_is_tried_and_then_no_more() {
-        let mut attempts = Attempts::new(1, Vec::new());
+        let mut attempts = with_retries(1);
         assert!(attempts.after(&tunnel("a"), answered(503)).is_ok());
         assert!(attempts.begin(&tunnel("b")).is_ok());
         assert!(attempts.after(&tunnel("b"), answered(503)).is_err());
     }
 
     #[tokio::test(start_paused = true)]
+    async fn nothing_is_tried_after_the_deadline() {
+        let mut attempts = with_retries(2);
+        tokio::time::advance(CONNECT_BUDGET).await;
+        assert!(attempts.after(&tunnel("a"), answered(503)).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_only_endpoint_is_not_tried_twice() {
-        let mut attempts = Attempts::new(2, Vec::new());
+        let mut attempts = with_retries(2);
         assert!(attempts.after(&tunnel("a"), answered(503)).is_ok());
         assert_eq!(attempts.avoid().len(), 1);
         assert!(attempts.begin(&tunnel("a")).is_err());
@@ -158,13 +169,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_by_policy_is_final() {
-        let mut attempts = Attempts::new(2, Vec::new());
+        let mut attempts = with_retries(2);
         assert!(attempts.after(&tunnel("a"), answered(401)).is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_lost_connection_is_replaced_at_the_same_endpoint() {
-        let mut attempts = Attempts::new(2, Vec::new());
+        let mut attempts = with_retries(2);
         assert!(
             attempts
                 .after(&tunnel("a"), Error::Open(OpenError::GoingAway))
@@ -175,7 +186,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refused_tunnel_port_is_tried_until_capture_should_be_there() {
-        let mut attempts = Attempts::new(0, Vec::new());
+        let mut attempts = with_retries(0);
         let began = Instant::now();
         while let Ok(pause) = attempts.after(&tunnel("a"), refused_port()) {
             tokio::time::advance(pause).await;
@@ -188,7 +199,7 @@ mod tests {
     async fn what_is_passed_through_is_tried_once() {
         let to = SocketAddr::from(([192, 0, 2, 1], 80));
         let source = io::ErrorKind::ConnectionRefused.into();
-        let mut attempts = Attempts::new(2, Vec::new());
+        let mut attempts = with_retries(2);
         assert!(
             attempts
                 .after(&Plan::Passthrough(to), Error::Connect { to, source })

@@ -2,17 +2,19 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tulle_identity::CertificateError;
 use tulle_transport::copy::Endpoint as Remote;
 use tulle_transport::hbone::Retry;
 use tulle_transport::{OpenError, socket};
 
-use super::ATTEMPT_TIME_MAX;
 use super::attempts::Attempts;
 use super::next_hop::{Caller, only};
 use super::plan::{Plan, plan, refuse_self_call};
+use super::{ATTEMPT_TIME_MAX, CONNECT_BUDGET};
 use crate::carry;
 use crate::error::Error;
 use crate::metrics::labels::Direction;
@@ -71,17 +73,23 @@ async fn establish(
     destination: SocketAddr,
     story: &mut Story,
 ) -> Result<Remote, Error> {
+    let deadline = Instant::now() + CONNECT_BUDGET;
     refuse_self_call(destination, &pod.node.config.ports)?;
     let source = pod.workload().await?;
     story.source_is(&pod.node.metrics, &source);
-    on_demand::learn_destination(&pod.node, &source, destination).await;
-    pod.refuse_rejected(destination)?;
+    let learning = on_demand::learn_destination(&pod.node, &source, destination);
+    let learned = timeout_at(deadline, learning).await;
+    learned.map_err(|_| Error::ConnectTimeout {
+        to: destination,
+        after: CONNECT_BUDGET,
+    })?;
+    pod.node.refuse_rejected(destination)?;
     let caller = Caller {
         pod,
         source: &source,
         client,
     };
-    let mut attempts = Attempts::new(pod.node.config.connect_retries, pod.failures.list());
+    let mut attempts = Attempts::new(pod.node.config.connect_retries, pod.failures.list(), deadline);
     loop {
         let plan = {
             // Not held while it is connected: what is replaced meanwhile can be freed.
@@ -116,20 +124,32 @@ async fn attempt(
     deadline: Instant,
     story: &mut Story,
 ) -> Result<Remote, Error> {
-    let plan = caller.resolve(plan).await?;
+    let plan = caller.resolve(plan, deadline).await?;
     tell(story, caller, &plan);
     if let Plan::Tunnel(_) | Plan::Crossing(_) = plan {
         // Before the attempt, so that waiting for it is not taken for a slow peer.
-        caller.pod.certificate(caller.source).await?;
+        let certificate = timeout_at(deadline, caller.pod.certificate(caller.source)).await;
+        certificate.unwrap_or_else(|_| Err(no_certificate(caller)))?;
     }
     let until = deadline.min(Instant::now() + ATTEMPT_TIME_MAX);
     let attempt = timeout_at(until, caller.connect(&plan, story)).await;
-    attempt.unwrap_or_else(|_| Err(late(&plan)))
+    let after = if until == deadline {
+        CONNECT_BUDGET
+    } else {
+        ATTEMPT_TIME_MAX
+    };
+    attempt.unwrap_or_else(|_| Err(late(&plan, after)))
 }
 
-fn late(plan: &Plan) -> Error {
+fn no_certificate(caller: &Caller<'_>) -> Error {
+    Error::Certificate(CertificateError::Unavailable {
+        identity: caller.source.identity(),
+        last: None,
+    })
+}
+
+fn late(plan: &Plan, after: Duration) -> Error {
     let peer = plan.next_hop();
-    let after = ATTEMPT_TIME_MAX;
     match plan {
         Plan::Tunnel(_) | Plan::Crossing(_) => OpenError::ConnectTimeout { peer, after }.into(),
         Plan::Passthrough(_) | Plan::Plain(_) | Plan::Named(_) => Error::ConnectTimeout { to: peer, after },

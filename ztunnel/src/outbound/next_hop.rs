@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tulle_model::upstream::{Crossing, Endpoint, Lookup, NoUpstream};
 use tulle_model::{Identity, Workload};
 use tulle_transport::copy::Endpoint as Remote;
@@ -31,8 +31,8 @@ pub(super) struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// Looks up the host name of a plan that has one.
-    pub(super) async fn resolve(&self, plan: Plan) -> Result<Plan, Error> {
+    /// Looks up the host name of a plan that has one; a name that is not found by `until` is none.
+    pub(super) async fn resolve(&self, plan: Plan, until: Instant) -> Result<Plan, Error> {
         let Some(lookup) = plan.lookup() else {
             return Ok(plan);
         };
@@ -41,7 +41,8 @@ impl Caller<'_> {
         let metrics = &self.pod.node.metrics;
         let source = metrics.described.party(self.source, Some(self.source.identity()));
         metrics.count_looked_up(source, &lookup.hostname);
-        let addresses = self.pod.names.lookup(servers, &lookup.hostname, ipv6).await;
+        let looking = self.pod.names.lookup(servers, &lookup.hostname, ipv6);
+        let addresses = timeout_at(until, looking).await.unwrap_or_default();
         let mut random = |bound: u64| rand::random_range(0..bound.max(1));
         let allows = |address| lookup.allows(address);
         let picked = pick(&addresses, lookup.prefers_ipv4, allows, &mut random);

@@ -1,8 +1,11 @@
 //! Tunnels of peers to a local workload.
 
+use std::time::{Duration, SystemTime};
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tulle_identity::testing::TestCa;
+use tulle_identity::{KeyExchange, WorkloadCertificate};
 use tulle_model::{Identity, Reason};
 use tulle_transport::hbone::{OpenError, Settings, client};
 use tulle_ztunnel::shed::{Pressure, Pressures, Resource};
@@ -135,6 +138,32 @@ async fn a_peer_of_another_trust_domain_is_refused() {
 }
 
 #[tokio::test]
+async fn a_tunnel_takes_no_stream_after_its_client_s_certificate_has_expired() {
+    let world = World::start("").await;
+    let reviews = identity("shop", "reviews");
+    // Long enough for a handshake on a busy machine, and the shortest that ends in whole seconds.
+    let (now, lifetime) = (SystemTime::now(), Duration::from_secs(4));
+    let issued = world.ca.issue(&reviews, now, lifetime);
+    let certificate = WorkloadCertificate::new(&reviews, &issued, KeyExchange::Standard, now).unwrap();
+    let socket = tokio::net::TcpStream::connect(world.hbone).await.unwrap();
+    let tls = certificate.client_config(&[identity("shop", "web")]);
+    let connection = client::connect(socket, tls, &Settings::client()).await.unwrap();
+    let request = tulle_transport::hbone::ConnectRequest::new(world.echo.to_string());
+    let (mut stream, _) = connection.open(&request).await.unwrap();
+    assert_echoes(&mut stream, b"while it is valid").await;
+    // Nothing here retires the connection but the server's goodbye.
+    timeout(SOON, connection.retired())
+        .await
+        .expect("the server says goodbye");
+    assert!(SystemTime::now() >= certificate.not_after());
+    assert!(matches!(
+        connection.open(&request).await,
+        Err(OpenError::GoingAway)
+    ));
+    assert_echoes(&mut stream, b"what is open goes on").await;
+}
+
+#[tokio::test]
 async fn a_server_with_another_identity_is_not_talked_to() {
     let world = World::start("").await;
     let socket = tokio::net::TcpStream::connect(world.hbone).await.unwrap();
@@ -153,7 +182,7 @@ async fn f24_a_changed_policy_ends_an_open_connection() {
     assert_echoes(&mut stream, b"allowed").await;
     world.apply(DENY_REVIEWS);
     let mut buffer = [0; 16];
-    let ended = timeout(std::time::Duration::from_secs(1), stream.read(&mut buffer)).await;
+    let ended = timeout(Duration::from_secs(1), stream.read(&mut buffer)).await;
     assert!(
         ended.expect("within a second").is_err(),
         "a reset, not an orderly end"

@@ -2,6 +2,7 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tulle_model::NetworkAddress;
 
 use crate::world::{SOON, World, assert_echoes};
 
@@ -143,6 +144,74 @@ async fn opens_closes_and_refusals_are_told_as_they_happen() {
         told.contains("T0418") && told.contains("\"sourceNamespace\""),
         "{told}"
     );
+}
+
+/// What `/explain` says.
+pub(crate) async fn explained(world: &World, question: &str) -> Explained {
+    let answer = admin(world, "POST /explain", question).await;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Explained {
+    pub(crate) verdict: Option<String>,
+    pub(crate) reason: Option<String>,
+}
+
+async fn assert_explained(world: &World, question: &str, reason: &str) {
+    let explained = explained(world, question).await;
+    assert_eq!(explained.verdict.as_deref(), Some("deny"), "{question}");
+    assert_eq!(explained.reason.as_deref(), Some(reason), "{question}");
+}
+
+#[tokio::test]
+async fn an_original_source_is_explained_as_it_is_believed() {
+    let world = World::start("waypoint: {destination: /127.0.0.3}").await;
+    world.apply(
+        "workloads: [{uid: way, name: way-1, namespace: shop, serviceAccount: way, workloadIps: [127.0.0.3]}]",
+    );
+    let question = |account: &str, from: &str| {
+        format!(
+            r#"{{"direction":"inbound","destination":"127.0.0.1:80","source_ip":"{from}",
+                "identity":"spiffe://cluster.local/ns/shop/sa/{account}",
+                "original_source":"spiffe://cluster.local/ns/bank/sa/vault"}}"#
+        )
+    };
+    let not_trusted = "T0422 source_not_trusted";
+    assert_explained(&world, &question("reviews", "127.0.0.2"), not_trusted).await;
+    assert_explained(&world, &question("way", "127.0.0.2"), not_trusted).await;
+    let believed = explained(&world, &question("way", "127.0.0.3")).await;
+    assert_eq!(believed.verdict.as_deref(), Some("allow"), "{believed:?}");
+}
+
+#[tokio::test]
+async fn a_rejected_destination_is_explained_as_refused() {
+    let world = World::start("").await;
+    let address = NetworkAddress::new("", "10.9.9.9".parse().unwrap());
+    world.app.node().mesh.reject("shop/odd", address);
+    let question = r#"{"source":{"namespace":"shop","name":"web-1","service_account":"web"},
+                       "destination":"10.9.9.9:80"}"#;
+    assert_explained(&world, question, "T0201 resource_rejected").await;
+}
+
+#[tokio::test]
+async fn a_port_of_the_proxy_itself_is_explained_as_refused_at_either_end() {
+    let world = World::start("").await;
+    for (direction, who) in [
+        (
+            "outbound",
+            r#""source":{"namespace":"shop","name":"web-1","service_account":"web"}"#,
+        ),
+        (
+            "inbound",
+            r#""identity":"spiffe://cluster.local/ns/shop/sa/reviews""#,
+        ),
+    ] {
+        let to = world.hbone;
+        let question = format!(r#"{{"direction":"{direction}",{who},"destination":"{to}"}}"#);
+        assert_explained(&world, &question, "T0421 self_call").await;
+    }
 }
 
 /// Reads on until `told` contains `part`.

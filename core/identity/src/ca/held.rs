@@ -1,11 +1,13 @@
 //! An authority whose answers outlive the process: what it issued is written down for the next one, and what an earlier
-//! one wrote down is handed out once, so that a restart needs no authority.
+//! one wrote down is handed out once, so that a restart needs no authority. A key is written down for as long as somebody
+//! here needs it and its certificate is valid, and no longer.
 //!
 //! The bytes hold private keys. They belong into a sealed memory file, never on a disk.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -14,6 +16,8 @@ use tulle_model::Identity;
 use zeroize::Zeroizing;
 
 use super::{CaClient, CaFuture, Issued};
+use crate::certificate::facts;
+use crate::clock::Clock;
 use crate::csr::PrivateKey;
 
 /// Identities that are written down; beyond that, those that sort last are left out.
@@ -31,11 +35,15 @@ struct Entry {
     key: Zeroizing<Vec<u8>>,
     chain: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
+    /// Nobody accepts it later; what cannot be read was never accepted.
+    not_after: SystemTime,
 }
 
 /// Hands out what was held, once per identity; asks `inner` for everything else.
 pub struct HeldCa {
     inner: Arc<dyn CaClient>,
+    clock: Clock,
+    /// Left by an earlier process, and not asked for yet.
     found: Mutex<HashMap<Identity, Entry>>,
     issued: Mutex<BTreeMap<Identity, Entry>>,
     changed: watch::Sender<()>,
@@ -52,23 +60,26 @@ impl fmt::Debug for HeldCa {
 }
 
 impl HeldCa {
-    /// Nothing is held yet.
+    /// Nothing is held yet. `clock` tells what has expired.
     #[must_use]
-    pub fn new(inner: Arc<dyn CaClient>) -> Self {
+    pub fn new(inner: Arc<dyn CaClient>, clock: Clock) -> Self {
         Self {
             inner,
+            clock,
             found: Mutex::default(),
             issued: Mutex::default(),
             changed: watch::Sender::new(()),
         }
     }
 
-    /// Takes over what an earlier process wrote down; returns for how many identities.
+    /// Takes over what an earlier process wrote down and has not expired; returns for how many identities.
     ///
     /// # Errors
     /// When the bytes are none of ours; nothing is taken over then.
     pub fn restore(&self, bytes: &[u8]) -> Result<usize, Unreadable> {
-        let found = parse(bytes).ok_or(Unreadable)?;
+        let mut found = parse(bytes).ok_or(Unreadable)?;
+        let now = self.clock.now();
+        found.retain(|_, entry| entry.is_valid(now));
         let count = found.len();
         *self.found.lock() = found;
         Ok(count)
@@ -80,12 +91,25 @@ impl HeldCa {
         self.changed.subscribe()
     }
 
-    /// Everything that was issued or held, to be written down. It contains the keys.
+    /// Everything that was issued or held and is of use, to be written down. It contains the keys.
     #[must_use]
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        let now = self.clock.now();
         let found = self.found.lock();
         let issued = self.issued.lock();
-        written(issued.iter().chain(found.iter()).take(HELD_IDENTITIES_MAX))
+        let all = issued.iter().chain(found.iter());
+        let valid = all.filter(|(_, entry)| entry.is_valid(now));
+        written(valid.take(HELD_IDENTITIES_MAX))
+    }
+
+    /// Everybody who needs a certificate here has asked by now: what an earlier process left for others is forgotten.
+    /// Returns how many identities that were.
+    pub fn settle(&self) -> usize {
+        let unclaimed = std::mem::take(&mut *self.found.lock()).len();
+        if unclaimed > 0 {
+            self.changed.send_replace(());
+        }
+        unclaimed
     }
 
     fn note(&self, identity: &Identity, entry: Entry) {
@@ -108,15 +132,40 @@ impl CaClient for HeldCa {
             Ok(issued)
         })
     }
+
+    fn forget(&self, identity: &Identity) {
+        let found = self.found.lock().remove(identity);
+        let issued = self.issued.lock().remove(identity);
+        if found.is_some() || issued.is_some() {
+            self.changed.send_replace(());
+        }
+        self.inner.forget(identity);
+    }
 }
 
 impl Entry {
-    fn of(issued: &Issued) -> Self {
+    fn new(
+        key: Zeroizing<Vec<u8>>,
+        chain: Vec<CertificateDer<'static>>,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Self {
+        let leaf = chain.first().and_then(|leaf| facts(leaf).ok());
+        let not_after = leaf.map_or(UNIX_EPOCH, |leaf| leaf.not_after);
         Self {
-            key: Zeroizing::new(issued.key.der().secret_der().to_vec()),
-            chain: issued.chain.clone(),
-            roots: issued.roots.clone(),
+            key,
+            chain,
+            roots,
+            not_after,
         }
+    }
+
+    fn of(issued: &Issued) -> Self {
+        let key = Zeroizing::new(issued.key.der().secret_der().to_vec());
+        Self::new(key, issued.chain.clone(), issued.roots.clone())
+    }
+
+    fn is_valid(&self, now: SystemTime) -> bool {
+        now <= self.not_after
     }
 
     fn issued(&self) -> Issued {
@@ -176,7 +225,7 @@ fn parse(bytes: &[u8]) -> Option<HashMap<Identity, Entry>> {
         let key = Zeroizing::new(take(&mut rest)?.to_vec());
         let chain = list(&mut rest)?;
         let roots = list(&mut rest)?;
-        all.insert(identity, Entry { key, chain, roots });
+        all.insert(identity, Entry::new(key, chain, roots));
     }
     (all.len() <= HELD_IDENTITIES_MAX).then_some(all)
 }
@@ -205,15 +254,30 @@ fn list(rest: &mut &[u8]) -> Option<Vec<CertificateDer<'static>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Clock, FakeCa, TestCa};
+    use crate::testing::{FakeCa, LIFETIME, TestCa};
     use crate::{KeyExchange, WorkloadCertificate};
+    use std::time::Duration;
 
     fn web() -> Identity {
         Identity::new("cluster.local", "shop", "web")
     }
 
+    fn reviews() -> Identity {
+        Identity::new("cluster.local", "shop", "reviews")
+    }
+
     fn authority() -> HeldCa {
-        HeldCa::new(Arc::new(FakeCa::new(Arc::new(TestCa::new()), Clock::system())))
+        authority_at(Clock::system())
+    }
+
+    fn authority_at(clock: Clock) -> HeldCa {
+        let inner = FakeCa::new(Arc::new(TestCa::new()), clock.clone());
+        HeldCa::new(Arc::new(inner), clock)
+    }
+
+    fn is_held(authority: &HeldCa, identity: &Identity) -> bool {
+        let held = parse(&authority.encode()).expect("what we write down can be read");
+        held.contains_key(identity)
     }
 
     #[tokio::test]
@@ -224,7 +288,7 @@ mod tests {
         assert_eq!(after.restore(&before.encode()), Ok(1));
         let held = after.fetch(&web()).await.unwrap();
         assert_eq!(held.chain, issued.chain);
-        let now = std::time::SystemTime::now();
+        let now = SystemTime::now();
         WorkloadCertificate::new(&web(), &held, KeyExchange::default(), now).expect("key and chain fit");
         assert_eq!(after.encode(), before.encode(), "it is held on");
         let renewed = after.fetch(&web()).await.unwrap();
@@ -241,6 +305,60 @@ mod tests {
         let after = authority();
         after.restore(&before.encode()).unwrap();
         assert_eq!(after.encode(), before.encode());
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_is_not_written_down_whoever_issued_it() {
+        let before = authority();
+        before.fetch(&web()).await.unwrap();
+        before.fetch(&reviews()).await.unwrap();
+        let after = authority();
+        after.restore(&before.encode()).unwrap();
+        after.fetch(&web()).await.unwrap();
+        let mut changes = after.changes();
+        changes.mark_unchanged();
+        after.forget(&reviews());
+        assert!(changes.has_changed().unwrap(), "it is written down anew");
+        assert!(is_held(&after, &web()) && !is_held(&after, &reviews()));
+        after.forget(&web());
+        assert_eq!(&**after.encode(), MAGIC);
+        changes.mark_unchanged();
+        after.forget(&web());
+        assert!(!changes.has_changed().unwrap(), "there was nothing to forget");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_asked_for_is_forgotten_once_all_have_asked() {
+        let before = authority();
+        before.fetch(&web()).await.unwrap();
+        before.fetch(&reviews()).await.unwrap();
+        let after = authority();
+        after.restore(&before.encode()).unwrap();
+        after.fetch(&web()).await.unwrap();
+        assert_eq!(after.settle(), 1);
+        assert!(is_held(&after, &web()) && !is_held(&after, &reviews()));
+        assert_eq!(after.settle(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_has_expired_is_neither_written_down_nor_taken_over() {
+        let start = SystemTime::now();
+        let passed = Arc::new(Mutex::new(Duration::ZERO));
+        let clock = {
+            let passed = Arc::clone(&passed);
+            Clock::from_fn(move || start + *passed.lock())
+        };
+        let before = authority_at(clock.clone());
+        before.fetch(&web()).await.unwrap();
+        let bytes = before.encode();
+        *passed.lock() = LIFETIME - Duration::from_secs(60);
+        before.fetch(&reviews()).await.unwrap();
+        assert!(is_held(&before, &web()), "valid for another minute");
+        *passed.lock() = LIFETIME + Duration::from_secs(60);
+        assert!(is_held(&before, &reviews()) && !is_held(&before, &web()));
+        let after = authority_at(clock);
+        assert_eq!(after.restore(&bytes), Ok(0));
+        assert_eq!(&**after.encode(), MAGIC);
     }
 
     #[tokio::test]

@@ -36,7 +36,7 @@ fn plan(shared: &Shared) -> (Vec<Identity>, Duration) {
     let mut state = shared.state.lock();
     for forgotten in state.schedule.sweep(now) {
         state.slots.remove(&forgotten);
-        shared.metrics.forgotten(&forgotten);
+        shared.forget(&forgotten);
     }
     let mut due = Vec::new();
     while let Some((identity, priority)) = state.schedule.next(now) {
@@ -132,6 +132,8 @@ impl Attempt {
         let mut state = self.shared.state.lock();
         let not_after = certificate.not_after();
         if !state.schedule.fetched(&self.identity, not_after, random(), now) {
+            // Its last workload left while the authority was asked.
+            self.shared.forget(&self.identity);
             return;
         }
         tracing::info!(identity = %self.identity, serial = certificate.serial(), "a certificate was issued");

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ca::HeldCa;
 use crate::testing::{FakeCa, TestCa};
 use tulle_runtime::metrics::Registry;
 
@@ -209,6 +210,66 @@ async fn the_last_release_forgets_the_certificate() {
     settle().await;
     assert_eq!(world.secrets.list(), []);
     assert!(!world.registry.encode().contains("tulle_cert_not_after_seconds{"));
+}
+
+/// A store over an authority whose answers outlive the process.
+fn held() -> (World, Arc<HeldCa>) {
+    let World {
+        ca,
+        registry,
+        secrets,
+    } = world();
+    let options = secrets.shared().options.clone();
+    let held = Arc::new(HeldCa::new(Arc::new(ca.clone()), options.clock.clone()));
+    let authority: Arc<dyn CaClient> = Arc::clone(&held) as _;
+    let world = World {
+        secrets: SecretManager::new(authority, options, Metrics::register(&registry)),
+        ca,
+        registry,
+    };
+    (world, held)
+}
+
+/// For how many identities the next process would find a key.
+fn left(held: &HeldCa) -> usize {
+    let nobody = FakeCa::new(Arc::new(TestCa::new()), Clock::system());
+    let next = HeldCa::new(Arc::new(nobody), Clock::system());
+    next.restore(&held.encode()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_release_takes_the_key_from_the_next_process() {
+    let (world, held) = held();
+    world.secrets.retain(&id("web"));
+    world.secrets.retain(&id("web"));
+    settle().await;
+    world.secrets.release(&id("web"));
+    assert_eq!(left(&held), 1, "one workload is left");
+    world.secrets.release(&id("web"));
+    assert_eq!(left(&held), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_comes_after_the_last_release_is_not_left_to_the_next_process() {
+    let (world, held) = held();
+    world.ca.set_delay(Duration::from_secs(1));
+    world.secrets.retain(&id("web"));
+    settle().await;
+    world.secrets.release(&id("web"));
+    pass(Duration::from_secs(2)).await;
+    assert_eq!(world.ca.asked(), [id("web")]);
+    assert_eq!(left(&held), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_nobody_uses_any_more_is_not_left_to_the_next_process() {
+    let (world, held) = held();
+    world.secrets.fetch(&id("web"), Priority::Waiting).await.unwrap();
+    assert_eq!(left(&held), 1);
+    // Renewed once, as it was used, and not a second time.
+    pass(DAY * 3 / 2).await;
+    assert_eq!(world.secrets.list(), [], "swept");
+    assert_eq!(left(&held), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,17 +7,19 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use futures_util::task::AtomicWaker;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tulle_identity::{HandshakeError, PeerProof, tls};
+use tokio::time::{Instant, timeout};
+use tulle_identity::{Clock, HandshakeError, PeerProof, tls};
 use tulle_model::Identity;
 
 use super::connect::{ConnectRequest, ConnectResponse, MalformedConnect, Refusal};
 use super::error::{AcceptError, StreamError};
+use super::expiry::Expiry;
 use super::liveness::{Slot, Vitals, head_overdue, peer_lost, unused};
 use super::seam::{Answer, Asked, Framing, Ping, ServerFrames};
 use super::settings::Settings;
@@ -139,6 +141,21 @@ impl ServerHandle {
     /// GOAWAY(NO_ERROR): no further stream is accepted, those that are open go on.
     pub fn drain(&self) {
         self.ask(DRAIN);
+    }
+
+    /// As [`Self::drain`], at the end of a certificate of either side, as `clock` or the time that was left tells,
+    /// whichever is first. Ends then.
+    pub fn retire_after(
+        &self,
+        not_after: SystemTime,
+        clock: Clock,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let handle = self.clone();
+        let expiry = Expiry::new(not_after, clock.now(), Instant::now());
+        async move {
+            expiry.passed(&clock).await;
+            handle.drain();
+        }
     }
 
     /// As [`Self::close`]; the streams learn of the reason.

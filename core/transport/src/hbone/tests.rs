@@ -1,14 +1,14 @@
 //! Two peers over an in-memory stream or loopback TLS: what tunnels promise, whoever makes their frames.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tulle_identity::testing::{TestCa, certificate};
+use tulle_identity::testing::{Clock, TestCa, certificate};
 use tulle_model::{Identity, Reason};
 use tulle_runtime::tasks;
 

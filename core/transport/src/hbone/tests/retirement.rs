@@ -77,6 +77,24 @@ async fn a_draining_server_finishes_what_it_took_and_takes_no_more() {
     while pair.incoming.recv().await.is_some() {}
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_takes_no_stream_after_a_certificate_has_expired_and_finishes_what_it_took() {
+    let mut pair = Pair::new().await;
+    let (mut client, mut server) = pair.tunnel().await;
+    let (hour, now) = (Duration::from_secs(3600), SystemTime::now());
+    // The wall clock stands still, as one that was set back.
+    let retired = pair.server.retire_after(now + hour, Clock::from_fn(move || now));
+    let retired = tasks::spawn("test lifetime", retired);
+    tokio::time::sleep(hour - Duration::from_secs(1)).await;
+    let _still = pair.tunnel().await;
+    assert!(!pair.client.is_retired());
+    retired.await.unwrap();
+    pair.client.retired().await;
+    client.write_all(b"goes on").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut server).await, b"goes on");
+}
+
 #[tokio::test]
 async fn a_closed_server_ends_open_streams_at_once() {
     let mut pair = Pair::new().await;
