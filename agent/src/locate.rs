@@ -15,6 +15,7 @@ use crate::error::CaptureError;
 use crate::netns::{self, Located, NetnsName};
 use crate::pods::{Pod, Process};
 use crate::records::{PodId, ProcessId, Record, Records};
+use crate::resolver::Resolver;
 use cri::Cri;
 
 /// Finds pods on this node.
@@ -40,6 +41,8 @@ pub struct Candidate {
     pub addresses: Vec<IpAddr>,
     /// The process by which it was found, if it was found so.
     pub process: Option<ProcessId>,
+    /// What its resolv.conf says, if the runtime told.
+    pub resolver: Option<Resolver>,
 }
 
 impl Locator {
@@ -123,6 +126,7 @@ impl Locator {
             netns: record.netns.clone(),
             addresses: record.addresses.clone(),
             process: record.process,
+            resolver: record.resolver.clone(),
         };
         let located = self.prove(&candidate, pod).await?;
         if located.netns.inode() == record.inode {
@@ -171,6 +175,7 @@ impl Locator {
             netns,
             addresses: Vec::new(),
             process: Some(process),
+            resolver: None,
         })
     }
 
@@ -202,6 +207,7 @@ impl Locator {
             inode: located.netns.inode(),
             addresses: candidate.addresses,
             process: candidate.process,
+            resolver: candidate.resolver,
         };
         if let Err(error) = self.records.put(record, false) {
             tracing::warn!(%error, "a pod's record cannot be written");

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tulle_model::Str;
 
+use crate::resolver::Resolver;
+
 /// Version of the files.
 const VERSION: u32 = 1;
 /// Sandboxes of one node; far above what a node runs.
@@ -67,6 +69,9 @@ pub struct Record {
     /// The process by which it was found, if it was found so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessId>,
+    /// What its resolv.conf says, if its runtime told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolver: Option<Resolver>,
 }
 
 /// A record as a file.
@@ -312,6 +317,7 @@ mod tests {
             inode: 7,
             addresses: vec!["10.0.0.7".parse().unwrap()],
             process: None,
+            resolver: None,
         }
     }
 

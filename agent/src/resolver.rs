@@ -1,8 +1,12 @@
-//! A pod's resolver settings, for the proxy that answers its names: from the file that its containers would read.
+//! A pod's resolver settings, for the proxy that answers its names: from the file that its containers would read, or
+//! from what their runtime will write into it.
 
 use std::fs;
 use std::io::Read as _;
+use std::net::IpAddr;
 use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 
 /// Bytes of a file that are read.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -10,9 +14,11 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 const SERVERS_MAX: usize = 3;
 /// Search domains that are told, as Kubernetes bounds them.
 const SEARCH_MAX: usize = 32;
+/// Bytes of a domain that is searched, as of any name of the DNS.
+const DOMAIN_BYTES_MAX: usize = 253;
 
 /// What a pod's C library would be told.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Resolver {
     /// Addresses of name servers, in the order in which they are asked.
     pub nameservers: Vec<String>,
@@ -20,6 +26,48 @@ pub struct Resolver {
     pub search: Vec<String>,
     /// Dots from which on a name is tried as it is first; 0 if nothing was said.
     pub ndots: u32,
+}
+
+/// Settings as a container runtime has them (`DNSConfig` of the container runtime interface): the lines of a resolv.conf(5)
+/// in three lists. containerd hands them to plugins under names with capitals.
+#[derive(Debug, Default, Deserialize)]
+pub struct Lists {
+    #[serde(default, alias = "Servers")]
+    servers: Option<Vec<String>>,
+    #[serde(default, alias = "Searches")]
+    searches: Option<Vec<String>>,
+    #[serde(default, alias = "Options")]
+    options: Option<Vec<String>>,
+}
+
+impl From<Lists> for Option<Resolver> {
+    /// Nothing if they name no server: the node's own count then.
+    fn from(lists: Lists) -> Self {
+        let mut settings = Resolver {
+            nameservers: lists.servers.unwrap_or_default(),
+            search: lists.searches.unwrap_or_default(),
+            ndots: 0,
+        };
+        settings.heed(lists.options.unwrap_or_default().iter().map(String::as_str));
+        settings.bounded()
+    }
+}
+
+impl Resolver {
+    /// Takes over what options say; the last of them counts.
+    fn heed<'a>(&mut self, options: impl Iterator<Item = &'a str>) {
+        let ndots = options.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok());
+        self.ndots = ndots.last().unwrap_or(self.ndots);
+    }
+
+    /// What of it can be used, if it names a server.
+    fn bounded(mut self) -> Option<Self> {
+        self.nameservers.retain(|server| server.parse::<IpAddr>().is_ok());
+        self.nameservers.truncate(SERVERS_MAX);
+        self.search.retain(|domain| domain.len() <= DOMAIN_BYTES_MAX);
+        self.search.truncate(SEARCH_MAX);
+        (!self.nameservers.is_empty()).then_some(self)
+    }
 }
 
 /// The settings of a namespace with a name: `<folder>/<name>/resolv.conf`, as `ip netns` has them. Nothing if there is no
@@ -41,21 +89,11 @@ fn parse(text: &str) -> Option<Resolver> {
             Some("nameserver") => settings.nameservers.extend(words.next().map(str::to_owned)),
             // The last of them counts.
             Some("search" | "domain") => settings.search = words.map(str::to_owned).collect(),
-            Some("options") => {
-                let ndots = words
-                    .filter_map(|word| word.strip_prefix("ndots:")?.parse().ok())
-                    .next_back();
-                settings.ndots = ndots.unwrap_or(settings.ndots);
-            }
+            Some("options") => settings.heed(words),
             _ => {}
         }
     }
-    settings
-        .nameservers
-        .retain(|server| server.parse::<std::net::IpAddr>().is_ok());
-    settings.nameservers.truncate(SERVERS_MAX);
-    settings.search.truncate(SEARCH_MAX);
-    (!settings.nameservers.is_empty()).then_some(settings)
+    settings.bounded()
 }
 
 #[cfg(test)]
@@ -69,6 +107,35 @@ mod tests {
         assert_eq!(settings.nameservers, ["10.0.0.10"]);
         assert_eq!(settings.search, ["a.example", "b.example"]);
         assert_eq!(settings.ndots, 5);
+    }
+
+    fn listed(text: &str) -> Option<Resolver> {
+        serde_json::from_str::<Lists>(text).unwrap().into()
+    }
+
+    #[test]
+    fn what_a_runtime_lists_is_what_its_file_would_say() {
+        let file = parse("nameserver 10.0.0.10\nnameserver bad\nsearch a.example\noptions edns0 ndots:5\n");
+        assert!(file.is_some());
+        for text in [
+            r#"{"servers": ["10.0.0.10", "bad"], "searches": ["a.example"], "options": ["edns0", "ndots:5"]}"#,
+            r#"{"Servers": ["10.0.0.10", "bad"], "Searches": ["a.example"], "Options": ["edns0", "ndots:5"]}"#,
+        ] {
+            assert_eq!(listed(text), file, "{text}");
+        }
+    }
+
+    #[test]
+    fn lists_are_bounded_and_may_be_missing() {
+        for text in ["{}", r#"{"Servers": null}"#, r#"{"searches": ["a.example"]}"#] {
+            assert_eq!(listed(text), None, "{text}");
+        }
+        let long = "x".repeat(DOMAIN_BYTES_MAX + 1);
+        let many = vec!["10.0.0.10"; SERVERS_MAX + 1];
+        let text = serde_json::json!({"servers": many, "searches": [long, "a.example"], "Options": null});
+        let settings = listed(&text.to_string()).unwrap();
+        assert_eq!(settings.nameservers.len(), SERVERS_MAX);
+        assert_eq!(settings.search, ["a.example"]);
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub struct Order {
     pub name: String,
     /// Its uid.
     pub uid: String,
+    /// The name server that its containers are to ask, if not the node's.
+    pub name_server: Option<IpAddr>,
 }
 
 impl Order {
@@ -83,13 +85,25 @@ impl Order {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             uid: format!("{:08x}-0000-4000-8000-{number:012x}", std::process::id()),
+            name_server: None,
+        }
+    }
+
+    /// The same, with a name server of its own.
+    #[must_use]
+    pub fn asking(self, name_server: IpAddr) -> Self {
+        Self {
+            name_server: Some(name_server),
+            ..self
         }
     }
 
     /// As a manifest: recognised by its uid, at the address it will get.
     #[must_use]
     pub fn manifest(&self, node: &str, address: IpAddr) -> String {
-        let Self { namespace, name, uid } = self;
+        let Self {
+            namespace, name, uid, ..
+        } = self;
         format!(
             "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: {name}\n  \
              namespace: {namespace}\n  annotations:\n    tulle.dev/node: {node}\n    tulle.dev/process: pod:{uid}\n\
@@ -255,6 +269,11 @@ plugins."io.containerd.internal.v1.opt" = {{ path = "{folder}/opt" }}
             }),
             hostname: order.name.clone(),
             log_directory: self.folder.join("logs").display().to_string(),
+            dns_config: order.name_server.map(|server| wire::DnsConfig {
+                servers: vec![server.to_string()],
+                options: vec!["ndots:5".to_owned()],
+                ..Default::default()
+            }),
             linux: Some(wire::LinuxPodSandboxConfig {
                 cgroup_parent: format!("{}/pod{}", self.groups(), order.uid),
             }),

@@ -12,6 +12,7 @@ use tulle_model::Str;
 use tulle_runtime::config::Env;
 
 use crate::records::PodId;
+use crate::resolver::{Lists, Resolver};
 
 /// Versions of the specification that the plugin speaks.
 pub const SUPPORTED: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
@@ -116,9 +117,19 @@ pub struct Configuration {
     /// What the plugins before made, as it came.
     #[serde(default)]
     pub prev_result: Option<Box<RawValue>>,
+    /// What the runtime tells of the pod, for the capabilities of our entry.
+    #[serde(default)]
+    runtime_config: RuntimeConfig,
     /// What may stay at a GC.
     #[serde(default, rename = "cni.dev/valid-attachments")]
     pub valid_attachments: Vec<Attachment>,
+}
+
+/// What a runtime tells of one pod.
+#[derive(Debug, Default, Deserialize)]
+struct RuntimeConfig {
+    #[serde(default)]
+    dns: Option<Lists>,
 }
 
 /// A sandbox that may stay.
@@ -190,6 +201,11 @@ impl Configuration {
             .iter()
             .map(|ip| ip.address.addr().to_canonical())
             .collect())
+    }
+
+    /// What the pod's resolv.conf will say, if the runtime told.
+    pub fn take_resolver(&mut self) -> Option<Resolver> {
+        self.runtime_config.dns.take()?.into()
     }
 
     /// Whether a pod's namespace is left to itself.

@@ -107,6 +107,7 @@ impl Desk {
             inode: netns.inode(),
             addresses: sandbox.addresses.clone(),
             process: None,
+            resolver: sandbox.resolver.clone(),
         };
         let failures = enrolled.as_ref().map_or(0, |pod| self.failures(&pod.uid));
         let records = self.shared.locator.records();

@@ -78,6 +78,7 @@ mod tests {
             },
             netns: None,
             addresses: Vec::new(),
+            resolver: None,
         };
         leave(state.path(), &sandbox).unwrap();
         leave(state.path(), &sandbox).unwrap();

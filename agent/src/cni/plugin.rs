@@ -99,7 +99,7 @@ async fn perform(call: Call) -> Result<String, Refusal> {
     }
 }
 
-async fn add(call: Call) -> Result<String, Refusal> {
+async fn add(mut call: Call) -> Result<String, Refusal> {
     let addresses = call.config.addresses()?;
     let passed_on = call
         .config
@@ -122,6 +122,7 @@ async fn add(call: Call) -> Result<String, Refusal> {
         pod: pod.clone(),
         netns: call.netns,
         addresses,
+        resolver: call.config.take_resolver(),
     };
     let question = Question::Add(sandbox);
     let asked = timeout(ANSWER_WAIT, ask(&call.config.socket, question, CONNECT_WAIT)).await;
@@ -149,6 +150,7 @@ async fn del(call: Call) {
         pod,
         netns: call.netns,
         addresses: Vec::new(),
+        resolver: None,
     };
     let question = Question::Del(sandbox.clone());
     let asked = timeout(DEL_WAIT, ask(&call.config.socket, question, Duration::ZERO)).await;
@@ -174,6 +176,7 @@ async fn check(call: Call) -> Result<String, Refusal> {
         pod,
         netns: call.netns,
         addresses,
+        resolver: None,
     };
     let question = Question::Check(sandbox);
     demand(&call.config.socket, question, code::REFUSED).await

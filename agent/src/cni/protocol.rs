@@ -8,6 +8,7 @@ use tulle_model::Str;
 use tulle_model::reason::Reason;
 
 use crate::records::PodId;
+use crate::resolver::Resolver;
 
 /// Version of the protocol. It changes when an older side would misunderstand.
 pub const VERSION: u32 = 1;
@@ -55,6 +56,9 @@ pub struct Sandbox {
     pub netns: Option<PathBuf>,
     /// The addresses it was given.
     pub addresses: Vec<IpAddr>,
+    /// What its resolv.conf will say, if its runtime told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolver: Option<Resolver>,
 }
 
 /// A reply.
@@ -218,6 +222,10 @@ mod tests {
             },
             netns: Some("/run/netns/x".into()),
             addresses: vec!["10.0.0.7".parse().unwrap()],
+            resolver: Some(Resolver {
+                nameservers: vec!["10.0.0.10".to_owned()],
+                ..Resolver::default()
+            }),
         };
         for question in [
             Question::Add(sandbox.clone()),

@@ -128,10 +128,15 @@ impl PodTask {
 
     /// What the pod would ask without the mesh, if names are captured.
     fn resolver(&self) -> Option<Resolver> {
-        let Some(Process::Netns(name)) = self.pod.process.as_ref().filter(|_| self.wants_dns()) else {
+        if !self.wants_dns() {
             return None;
-        };
-        resolver::of_namespace(&self.shared.resolver_dir, &name.to_string())
+        }
+        if let Some(Process::Netns(name)) = &self.pod.process {
+            return resolver::of_namespace(&self.shared.resolver_dir, &name.to_string());
+        }
+        let records = self.shared.locator.records();
+        let record = records.of(&self.pod.namespace, &self.pod.name)?;
+        self.pod.is(&record.pod).then_some(record.resolver)?
     }
 
     async fn proxy_serves_dns(&self, located: &Located) -> Result<bool, CaptureError> {

@@ -62,6 +62,8 @@ fn is_of(entry: &Value, plugin: &str) -> bool {
 fn described(plugin: &str, entry: &Entry) -> Value {
     json!({
         "type": plugin,
+        // Runtimes tell what each pod's resolv.conf will say.
+        "capabilities": { "dns": true },
         "socket": entry.socket,
         "stateDir": entry.state_dir,
         "excludeNamespaces": entry.exclude_namespaces,

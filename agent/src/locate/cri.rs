@@ -15,6 +15,7 @@ use tulle_proto::cri::runtime_service_client::RuntimeServiceClient;
 
 use super::Candidate;
 use crate::records::PodId;
+use crate::resolver::{Lists, Resolver};
 
 /// How long an answer may take.
 const ANSWER_WAIT: Duration = Duration::from_secs(5);
@@ -111,7 +112,8 @@ impl Cri {
 fn candidate(answer: wire::PodSandboxStatusResponse) -> Option<Candidate> {
     let status = answer.status?;
     let metadata = status.metadata?;
-    let netns = netns_path(answer.info.get("info")?.as_bytes())?;
+    let info = answer.info.get("info")?.as_bytes();
+    let netns = netns_path(info)?;
     let network = status.network.unwrap_or_default();
     let addresses = std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|more| more.ip));
     Some(Candidate {
@@ -126,6 +128,7 @@ fn candidate(answer: wire::PodSandboxStatusResponse) -> Option<Candidate> {
             .filter_map(|address| Some(address.parse::<IpAddr>().ok()?.to_canonical()))
             .collect(),
         process: None,
+        resolver: resolver(info),
     })
 }
 
@@ -137,6 +140,15 @@ struct Info {
     pid: u32,
     #[serde(default)]
     runtime_spec: Option<RuntimeSpec>,
+    #[serde(default)]
+    config: Option<SandboxConfig>,
+}
+
+/// `PodSandboxConfig` of the container runtime interface, as JSON.
+#[derive(Debug, Deserialize)]
+struct SandboxConfig {
+    #[serde(default)]
+    dns_config: Option<Lists>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -176,6 +188,12 @@ pub fn netns_path(info: &[u8]) -> Option<PathBuf> {
     }
 }
 
+/// What a sandbox's verbose information says of its resolv.conf.
+fn resolver(info: &[u8]) -> Option<Resolver> {
+    let info: Info = serde_json::from_slice(info).ok()?;
+    info.config?.dns_config?.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +215,18 @@ mod tests {
         let relative =
             r#"{"pid": 42, "runtimeSpec": {"linux": {"namespaces": [{"type": "network", "path": "x"}]}}}"#;
         assert_eq!(path(relative), Some("/proc/42/ns/net".into()));
+    }
+
+    #[test]
+    fn the_pods_own_resolver_settings_are_taken() {
+        let info = r#"{"pid": 42, "config": {"metadata": {"name": "web"},
+            "dns_config": {"servers": ["10.0.0.10"], "searches": ["shop.svc.cluster.local"], "options": ["ndots:5"]}}}"#;
+        let settings = resolver(info.as_bytes()).unwrap();
+        assert_eq!(settings.nameservers, ["10.0.0.10"]);
+        assert_eq!(settings.search, ["shop.svc.cluster.local"]);
+        assert_eq!(settings.ndots, 5);
+        assert_eq!(path(info), Some("/proc/42/ns/net".into()));
+        assert_eq!(resolver(br#"{"pid": 42, "config": {}}"#), None);
     }
 
     #[test]

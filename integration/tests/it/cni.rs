@@ -1,6 +1,7 @@
 //! Pods that a real container runtime starts: containerd, runc and the plugins of Debian on each node, ours behind them.
 
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tulle_integration::TestMesh;
 use tulle_integration::containerd::{Containerd, Order, Sandbox, is_missing};
 use tulle_integration::manifest::{self, NAMESPACE};
 use tulle_integration::mesh::eventually;
+use tulle_integration::names;
 use tulle_integration::traffic::{Echo, assert_echo};
 use tulle_world::Component;
 
@@ -338,6 +340,42 @@ async fn f28_after_a_boot_a_pod_that_a_runtime_started_without_us_is_mute_until_
     assert_eq!(echo.peers().len(), 1, "nothing came before");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_asks_the_name_server_that_its_runtime_was_told_of_and_not_the_nodes() {
+    if is_missing("a_pod_asks_the_name_server_that_its_runtime_was_told_of_and_not_the_nodes") {
+        return;
+    }
+    let mut cluster = Cluster::start(&["n1"]).await;
+    let server = cluster.mesh.stranger("n1", "nameserver").await;
+    names::serve(&server);
+    let order = Order::new(NAMESPACE, "web").asking(server.ipv4().into());
+    cluster.describe(&order, "n1").await;
+    let web = cluster.runtime("n1").run(&order).await.unwrap();
+    // Nobody lives at this address: only capture can answer for it, and only by the server of the pod's own settings.
+    let nobody = Ipv4Addr::new(198, 51, 100, 53);
+    let answered = || names::ask_udp(&web.netns, nobody, "outside.example");
+    assert_eq!(answered(), Some(names::OUTSIDE), "{}", cluster.mesh.logs());
+
+    // An agent that knows nothing of the pod hears the same from the runtime.
+    let agent = Component::Agent("n1".to_owned());
+    cluster.mesh.mesh.kill(&agent).unwrap();
+    let records = cluster.mesh.mesh.folders().agent_state("n1").join("pods");
+    std::fs::remove_dir_all(&records).unwrap();
+    cluster.mesh.mesh.start_agent(&cluster.mesh.world, "n1").unwrap();
+    cluster.mesh.mesh.wait_ready(&agent).await.unwrap();
+    let captured = eventually(async || cluster.state_of("n1", "web").await == "In").await;
+    assert!(captured, "{}", cluster.mesh.logs());
+    let record = std::fs::read_dir(&records)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let record = std::fs::read_to_string(record).unwrap();
+    assert!(record.contains(&server.ipv4().to_string()), "{record}");
+    assert_eq!(answered(), Some(names::OUTSIDE), "{}", cluster.mesh.logs());
+}
+
 /// Runs the installed plugin once, as the runtime does; returns how long that took.
 async fn call_plugin(cluster: &mut Cluster, verb: &str, order: &Order, sandbox: &Sandbox) -> Duration {
     let socket = cluster.mesh.mesh.cni_socket("n1").display().to_string();
@@ -347,7 +385,9 @@ async fn call_plugin(cluster: &mut Cluster, verb: &str, order: &Order, sandbox: 
         "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": format!("{}/24", sandbox.address)}]},
     });
     let mut command = tokio::process::Command::new(cluster.runtime("n1").bin_dir().join("tulle-cni"));
-    let Order { namespace, name, uid } = order;
+    let Order {
+        namespace, name, uid, ..
+    } = order;
     command
         .env_clear()
         .env("CNI_COMMAND", verb)
