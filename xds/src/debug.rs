@@ -191,7 +191,7 @@ async fn clusterz(State(pages): State<Pages>, Query(query): Query<ClusterQuery>)
     let snapshot = pages.snapshot();
     let objects = snapshot.objects();
     let clients = pages.clients.list(Instant::now());
-    let cut = query.cut.unwrap_or(snapshot.sequence());
+    let cut = query.cut.unwrap_or_else(|| snapshot.sequence());
     Json(json!({
         "clusterId": pages.mesh.cluster_id,
         "synced": snapshot.synced(),

@@ -150,7 +150,14 @@ impl Library {
         let nothing = BTreeMap::new();
         let old = if self.is_told { &self.entries } else { &nothing };
         let events = changes(old, &next.entries);
-        let says = |of: &Self| (of.generation, of.problems.clone(), of.degraded.clone());
+        let says = |of: &Self| {
+            (
+                of.generation,
+                of.problems.clone(),
+                of.degraded.clone(),
+                of.is_whole,
+            )
+        };
         let is_same = self.is_told && events.is_empty() && says(self) == says(&next);
         *self = Self {
             is_told: true,
@@ -368,7 +375,10 @@ impl Library {
             false => changes(&BTreeMap::new(), &self.entries),
         };
         let news = news(&self.problems, &problems);
-        let is_same = events.is_empty() && problems == *self.problems && degraded == self.degraded;
+        let is_same = events.is_empty()
+            && problems == *self.problems
+            && degraded == self.degraded
+            && step.was_whole() == self.is_whole;
         if is_same && self.is_told {
             return Settled {
                 step,

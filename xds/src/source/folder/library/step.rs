@@ -68,6 +68,11 @@ impl Step {
             .is_some_and(|before| before.held_anything && before.is_whole)
     }
 
+    /// Whether what was in force before stood for every file.
+    pub(super) fn was_whole(&self) -> bool {
+        self.before.as_ref().is_some_and(|before| before.is_whole)
+    }
+
     /// The objects that changed, came or went.
     pub(crate) fn objects(&self) -> impl ExactSizeIterator<Item = &Key> {
         self.entries.keys()

@@ -282,6 +282,14 @@ fn a_part_of_the_files_is_no_mesh_until_all_were_read_once() {
         "its last good form is known"
     );
     assert_eq!(paper.label("b").as_deref(), Some("v1"));
+    // One that was only being written, and is gone before it was told of.
+    let mut paper = Paper::new()
+        .put("a.yaml", &service("a", "v1"))
+        .put("b.yaml", "{half");
+    paper.scan.files.get_mut("b.yaml").unwrap().is_fresh = true;
+    assert!(!paper.settle().batch.expect("new").synced);
+    let mut paper = paper.remove("b.yaml");
+    assert!(paper.settle().batch.expect("that it is whole is news").synced);
     let mut unreadable = Paper::new().put("a.yaml", &service("a", "v1"));
     let denied = "permission denied".to_owned();
     unreadable.scan.unreadable.insert("team".into(), denied);
