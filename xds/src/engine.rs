@@ -20,6 +20,7 @@ use crate::snapshot::{FileProblem, ObjectStatus, Order, Snapshot};
 
 pub mod affected;
 mod around;
+mod bearing;
 pub mod compute;
 mod draining;
 mod fronting;
@@ -35,6 +36,7 @@ pub mod trace;
 pub mod world;
 
 use affected::{Affected, affected, differs, everything};
+use bearing::Bearing;
 use compute::{Emitted, OutKey, Part, compute};
 use draining::Draining;
 use fronting::Fronting;
@@ -117,6 +119,7 @@ pub struct Engine {
     reach: Reach,
     shares: Shares,
     placed: Placed,
+    bearing: Bearing,
     fronting: Fronting,
     draining: Draining,
     /// What the certificate authority says; aliases are the mesh's own to say.
@@ -157,6 +160,7 @@ impl Engine {
             reach: Reach::default(),
             shares: Shares::default(),
             placed: Placed::default(),
+            bearing: Bearing::default(),
             fronting: Fronting::default(),
             draining: Draining::default(),
             trust: None,
@@ -268,6 +272,7 @@ impl Engine {
     /// One turn: asks each change what it touches, or computes everything.
     fn turn(&mut self, batch: &Batch, one_by_one: bool) -> Snapshot {
         let affected = self.take(&batch.events, one_by_one);
+        self.bearing.publish(&mut self.snapshot.bearers);
         self.snapshot.workloads = self.snapshot.workloads.next();
         let sequence = self.snapshot.sequence + 1;
         let mut told: BTreeSet<Key> = batch.events.iter().map(|event| event.key.clone()).collect();
@@ -284,8 +289,7 @@ impl Engine {
         changed |= self.keep_draining(sequence);
         changed |= self.publish_trust(sequence);
         changed |= self.rescope(sequence);
-        let (placement, bearers) = (&mut self.snapshot.placement, &mut self.snapshot.bearers);
-        changed |= self.placed.publish(placement, bearers);
+        changed |= self.placed.publish(&mut self.snapshot.placement);
         let fronted = &mut self.snapshot.fronted;
         changed |= self
             .fronting
@@ -326,6 +330,7 @@ impl Engine {
             }
             self.placed
                 .change(key, self.world.get(key), new.as_deref(), self.world.mesh());
+            self.bearing.change(self.world.get(key), new.as_deref());
             self.fronting.touch(key);
             self.world.set(key, new);
             if one_by_one {

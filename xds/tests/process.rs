@@ -30,6 +30,8 @@ use tulle_xds_client::stream::{Client, Options};
 
 #[path = "process/replica.rs"]
 mod replica;
+#[path = "process/scope.rs"]
+mod scope;
 #[path = "process/secrets.rs"]
 mod secrets;
 
