@@ -82,16 +82,8 @@ pub async fn forward(
                 source: arrival.source.clone(),
                 destination: arrival.destination,
                 head: None,
+                passed: taken.let_pass(arrival, &backend),
                 sni: greeting.server_name,
-                passed: Passed {
-                    rules: Arc::clone(state.policies_of(route.map(|name| &**name))),
-                    claims: None,
-                    backend: Arc::clone(&backend),
-                    behind: snapshot
-                        .behind(&backend.key, &arrival.front)
-                        .map(|(_, port)| Arc::clone(port.policies_as_backend())),
-                    claims_behind: None,
-                },
             };
             drop(snapshot);
             let carried = record.opened(&backend, pick.endpoint());
@@ -122,6 +114,21 @@ struct Taken<'a> {
     state: &'a PortState,
     rule: Option<&'a Arc<Rule>>,
     server_name: Option<&'a str>,
+}
+
+impl Taken<'_> {
+    /// The policies that let it pass to a backend.
+    fn let_pass(&self, arrival: &Arrival, backend: &Arc<Backend>) -> Passed {
+        let route = self.rule.map(|rule| &*rule.name);
+        let behind = self.snapshot.behind(&backend.key, &arrival.front);
+        Passed {
+            rules: Arc::clone(self.state.policies_of(route)),
+            claims: None,
+            backend: Arc::clone(backend),
+            behind: behind.map(|(_, port)| Arc::clone(port.policies_as_backend())),
+            claims_behind: None,
+        }
+    }
 }
 
 async fn open(

@@ -217,6 +217,7 @@ impl MeshState {
         }
         match demand.answer(&key) {
             _ if search(&self.snapshot()) => Held::Yes,
+            // Something has that key, though not what the search takes, such as a pod that uses its node's address.
             Some(Answer::Found) => Held::Yes,
             Some(Answer::Absent) => Held::No,
             Some(Answer::Pending) | None => Held::Unknown,
