@@ -307,11 +307,13 @@ async fn status(reading: &Reading) -> anyhow::Result<Exit> {
             })?
         }
         Form::Table => {
-            let (generation, count) = (&source["generation"], objects.len());
+            let more = |list: &str| page["more"][list].as_u64().unwrap_or(0);
             println!(
-                "generation {generation}: {count} objects, {} with findings, {} findings in files",
+                "generation {}: {} objects, {} with findings, {} findings in files",
+                source["generation"],
+                objects.len() as u64 + more("objects"),
                 wrong.len(),
-                problems.len()
+                problems.len() as u64 + more("problems")
             );
             if let Some(degraded) = source["degraded"].as_str() {
                 println!("degraded: {degraded}");

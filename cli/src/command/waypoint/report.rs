@@ -34,16 +34,22 @@ struct Row {
     unbound: Vec<String>,
 }
 
+/// Everything that may be bound to a waypoint is looked at: the page tells less unless it is asked for more.
+const EVERYTHING: &str = "limit=1000000";
+/// The gateways alone.
+const GATEWAYS: &str = "kind=Gateway";
+
 /// The objects that the control plane knows, with their conditions; none if it does not answer.
-async fn objects(reading: &Reading) -> Vec<Value> {
+async fn objects(reading: &Reading, which: &str) -> Vec<Value> {
     let Ok(control) = reading.run_dir().of_kind(Kind::Control) else {
         return Vec::new();
     };
     let Some(control) = control.first() else {
         return Vec::new();
     };
-    let page: Value = control.json("/status").await.unwrap_or_default();
-    page["source"]["objects"].as_array().cloned().unwrap_or_default()
+    let path = format!("/debug/world?{which}");
+    let page: Value = control.json(&path).await.unwrap_or_default();
+    page["objects"].as_array().cloned().unwrap_or_default()
 }
 
 fn rows(folder: &Folder, objects: &[Value]) -> Vec<Row> {
@@ -122,7 +128,7 @@ async fn instance(reading: &Reading, namespace: &str, name: &str) -> Option<&'st
 
 /// Lists waypoints.
 pub(super) async fn list(reading: &Reading, folder: &Folder) -> anyhow::Result<Exit> {
-    let mut rows = rows(folder, &objects(reading).await);
+    let mut rows = rows(folder, &objects(reading, EVERYTHING).await);
     for row in &mut rows {
         row.instance = instance(reading, &row.namespace, &row.name).await;
     }
@@ -151,7 +157,7 @@ pub(super) async fn status(
     namespace: &str,
     name: &str,
 ) -> anyhow::Result<Exit> {
-    let objects = objects(reading).await;
+    let objects = objects(reading, EVERYTHING).await;
     let found = folder
         .find("Gateway", namespace, name)
         .filter(|one| one.is_waypoint());
@@ -213,7 +219,7 @@ pub(super) async fn wait(
 ) -> anyhow::Result<Exit> {
     let deadline = tokio::time::Instant::now() + timeout;
     loop {
-        let row = row(namespace, name, "", &objects(reading).await);
+        let row = row(namespace, name, "", &objects(reading, GATEWAYS).await);
         if row.programmed == "True" {
             println!("{}", line(&row));
             return Ok(Exit::Ok);
