@@ -84,6 +84,41 @@ fn a_route_of_another_namespace_is_for_callers_of_that_namespace_only() {
 }
 
 #[test]
+fn a_route_of_a_waypoint_itself_is_told_to_name_the_service() {
+    let of_way = |parent: &str| {
+        route("HTTPRoute", "shop", "h", "").replace(
+            "{group: '', kind: Service, name: web, namespace: shop, port: 80}",
+            parent,
+        )
+    };
+    for parent in [
+        "{name: way}",
+        "{group: gateway.networking.k8s.io, kind: Gateway, name: way, namespace: shop}",
+    ] {
+        let mut engine = Engine::new(MeshConfig::default());
+        let before = engine.apply(batch(objects(&of_way(parent)).into_iter().map(set).collect()));
+        assert_eq!(
+            reasons(&before, Kind::HttpRoute, "shop", "h"),
+            [""; 0],
+            "{parent}"
+        );
+        let with = engine.apply(batch(objects(WAY).into_iter().map(set).collect()));
+        assert_eq!(
+            reasons(&with, Kind::HttpRoute, "shop", "h"),
+            ["Accepted=False InvalidKind"],
+            "{parent}"
+        );
+        let ingress = WAY.replace("gatewayClassName: tulle-waypoint", "gatewayClassName: ingress");
+        let without = engine.apply(batch(objects(&ingress).into_iter().map(set).collect()));
+        assert_eq!(
+            reasons(&without, Kind::HttpRoute, "shop", "h"),
+            [""; 0],
+            "the gateways of others are not ours to judge"
+        );
+    }
+}
+
+#[test]
 fn the_higher_kind_of_route_takes_the_port() {
     let text =
         WAY.to_owned() + WEB + &route("HTTPRoute", "shop", "h", "") + &route("GRPCRoute", "shop", "g", "");
