@@ -9,6 +9,7 @@ mod config;
 mod edges;
 mod explain;
 mod folder;
+mod mesh;
 mod node;
 pub(crate) mod status;
 pub(crate) mod up;
@@ -67,6 +68,8 @@ pub(crate) struct ControlFolders {
         env = "TULLE_STATE_DIR"
     )]
     pub(crate) state_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) mesh: mesh::MeshFlags,
 }
 
 impl Reading {
@@ -116,7 +119,7 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::WaypointConfig(config) => wait_for(waypoint_config::run(config)),
         Command::Ca(ca) => wait_for(ca::run(ca)),
         Command::Node(node) => wait_for(node::run(node)),
-        Command::Analyze(command) => analyze::run(&command),
+        Command::Analyze(command) => wait_for(analyze::run(command)),
         Command::Config(config) => wait_for(config::run(config)),
         Command::Codes(codes) => codes::run(&codes),
         Command::Completion(completion) => Ok(completion::run(&completion)),

@@ -190,7 +190,11 @@ fn account(text: &str) -> Result<(Str, Str), String> {
     Ok((dns_name(namespace)?.into(), dns_name(name)?.into()))
 }
 
-fn dns_name(text: &str) -> Result<String, &'static str> {
+/// Reads a name of a domain, a namespace or a cluster.
+///
+/// # Errors
+/// It is none.
+pub fn dns_name(text: &str) -> Result<String, &'static str> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     let fits = (1..=253).contains(&text.len()) && text.bytes().all(allowed);
     fits.then(|| text.to_owned())
