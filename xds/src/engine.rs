@@ -18,6 +18,7 @@ use crate::drains::{RELEASES_WAITING_MAX, Release};
 use crate::metrics::EngineMetrics;
 use crate::snapshot::{FileProblem, ObjectStatus, Order, Snapshot};
 
+pub(crate) mod advice;
 pub mod affected;
 mod around;
 pub mod compute;
@@ -34,6 +35,7 @@ mod tests;
 pub mod trace;
 pub mod world;
 
+use advice::Advice;
 use affected::{Affected, affected, differs, everything};
 use compute::{Emitted, OutKey, Part, compute};
 use draining::Draining;
@@ -234,6 +236,11 @@ impl Engine {
             drop(compute(&out, &self.world, &mut steps));
         }
         steps
+    }
+
+    /// What is probably not as it is meant.
+    pub(crate) fn advice(&self) -> BTreeSet<Advice> {
+        advice::advice(&self.world)
     }
 
     /// Takes what is trusted as one turn and returns the new cut.
