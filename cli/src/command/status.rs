@@ -207,8 +207,12 @@ fn object_lines(object: &Value) -> Vec<String> {
         ));
     }
     for condition in array(&object["conditions"]).filter(|condition| condition["status"] == "False") {
+        let of = condition["of"]
+            .as_str()
+            .map(|of| format!(" ({of})"))
+            .unwrap_or_default();
         lines.push(format!(
-            "{name}: {}: {}",
+            "{name}{of}: {}: {}",
             text(&condition["reason"]),
             text(&condition["message"])
         ));

@@ -79,7 +79,8 @@ fn wanted(page: &Value) -> BTreeSet<Gateway> {
         let conditions = object["conditions"].as_array().into_iter().flatten();
         object["key"]["kind"] == "Gateway"
             && conditions
-                .filter(|condition| condition["type"] == "Accepted")
+                // Its listeners have conditions of their own.
+                .filter(|condition| condition["type"] == "Accepted" && condition["of"].is_null())
                 .any(|condition| condition["status"] == "True")
     };
     let objects = page["objects"].as_array().into_iter().flatten();

@@ -107,9 +107,10 @@ fn row(namespace: &str, name: &str, purpose: &str, objects: &[Value]) -> Row {
     row
 }
 
+/// A condition of the object as a whole.
 fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    let conditions = object["conditions"].as_array()?;
-    conditions.iter().find(|condition| condition["type"] == kind)
+    let mut conditions = object["conditions"].as_array()?.iter();
+    conditions.find(|condition| condition["type"] == kind && condition["of"].is_null())
 }
 
 fn text(value: &Value) -> &str {
