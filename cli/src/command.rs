@@ -16,6 +16,7 @@ pub(crate) mod up;
 mod upgrade;
 mod waypoint;
 mod waypoint_config;
+mod workload;
 mod ztunnel_config;
 
 use std::future::Future;
@@ -91,6 +92,7 @@ enum Command {
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
     Waypoint(waypoint::Waypoint),
     WaypointConfig(waypoint_config::WaypointConfig),
+    Workload(workload::Workload),
     Ca(ca::Ca),
     Node(node::Node),
     Analyze(analyze::Analyze),
@@ -117,6 +119,7 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::Waypoint(waypoint) if waypoint.is_process() => return component::run_waypoint(),
         Command::Waypoint(waypoint) => wait_for(waypoint::run(waypoint)),
         Command::WaypointConfig(config) => wait_for(waypoint_config::run(config)),
+        Command::Workload(workload) => wait_for(workload::run(workload)),
         Command::Ca(ca) => wait_for(ca::run(ca)),
         Command::Node(node) => wait_for(node::run(node)),
         Command::Analyze(command) => wait_for(analyze::run(command)),

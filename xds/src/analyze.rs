@@ -235,7 +235,7 @@ const REPLACED: &[(&str, &str, &str)] = &[
     (
         "networking.istio.io",
         "WorkloadGroup",
-        "write a WorkloadEntry per workload, or `tulle workload add`",
+        "write a WorkloadEntry per workload, with the annotations tulle.dev/node and tulle.dev/process; `tulle workload add` does",
     ),
     (
         "networking.istio.io",

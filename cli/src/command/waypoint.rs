@@ -155,7 +155,7 @@ fn manifest(namespace: &str, wanted: &Wanted) -> String {
 }
 
 /// A name of Kubernetes: it stands in manifests, labels and the names of files.
-fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
+pub(super) fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let ends = |name: &str| name.starts_with('-') || name.ends_with('-');
     if name.is_empty() || name.len() > 63 || !name.bytes().all(plain) || ends(name) {
