@@ -50,10 +50,10 @@ pub struct Config {
     /// Further names and addresses of this server in its certificate
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub xds_san: Vec<String>,
-    /// Address of the metrics (/metrics)
+    /// Address of the metrics (/metrics), with /healthz and /readyz
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15014")]
     pub metrics_address: SocketAddr,
-    /// Address of the readiness check (/healthz/ready)
+    /// Address of the readiness check alone (/healthz/ready, /readyz)
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15021")]
     pub readiness_address: SocketAddr,
     /// Trust domain of the identities that are issued
