@@ -9,12 +9,14 @@ mod config;
 mod edges;
 mod explain;
 mod folder;
+mod mesh;
 mod node;
 pub(crate) mod status;
 pub(crate) mod up;
 mod upgrade;
 mod waypoint;
 mod waypoint_config;
+mod workload;
 mod ztunnel_config;
 
 use std::future::Future;
@@ -67,6 +69,8 @@ pub(crate) struct ControlFolders {
         env = "TULLE_STATE_DIR"
     )]
     pub(crate) state_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) mesh: mesh::MeshFlags,
 }
 
 impl Reading {
@@ -88,6 +92,7 @@ enum Command {
     ZtunnelConfig(ztunnel_config::ZtunnelConfig),
     Waypoint(waypoint::Waypoint),
     WaypointConfig(waypoint_config::WaypointConfig),
+    Workload(workload::Workload),
     Ca(ca::Ca),
     Node(node::Node),
     Analyze(analyze::Analyze),
@@ -114,9 +119,10 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::Waypoint(waypoint) if waypoint.is_process() => return component::run_waypoint(),
         Command::Waypoint(waypoint) => wait_for(waypoint::run(waypoint)),
         Command::WaypointConfig(config) => wait_for(waypoint_config::run(config)),
+        Command::Workload(workload) => wait_for(workload::run(workload)),
         Command::Ca(ca) => wait_for(ca::run(ca)),
         Command::Node(node) => wait_for(node::run(node)),
-        Command::Analyze(command) => analyze::run(&command),
+        Command::Analyze(command) => wait_for(analyze::run(command)),
         Command::Config(config) => wait_for(config::run(config)),
         Command::Codes(codes) => codes::run(&codes),
         Command::Completion(completion) => Ok(completion::run(&completion)),

@@ -17,6 +17,7 @@ use tulle_k8s::translate::condition::{CONFLICTED, Condition, Status};
 use tulle_model::{Reason, Str};
 
 use crate::engine::Engine;
+use crate::engine::advice::Advice;
 use crate::history::{ViewError, Writing};
 use crate::snapshot::{FileProblem, Severity};
 use crate::source::folder::library::Library;
@@ -112,7 +113,14 @@ fn findings(texts: &BTreeMap<Str, Result<Arc<str>, String>>, mesh: &MeshConfig) 
         .map(|(key, file, place)| (key, (file, place)))
         .collect();
     if let Some(batch) = settled.batch {
-        let snapshot = Engine::new(mesh.clone()).apply(batch);
+        let mut engine = Engine::new(mesh.clone());
+        let snapshot = engine.apply(batch);
+        found.extend(
+            engine
+                .advice()
+                .into_iter()
+                .map(|advice| of_advice(advice, &places)),
+        );
         for status in snapshot.objects().objects.values() {
             let place = places.get(&status.key);
             let conditions = status.conditions.iter();
@@ -140,6 +148,20 @@ fn of_problem(problem: &FileProblem) -> Finding {
         object: problem.object.as_ref().map(ToString::to_string),
         cause: problem.cause.clone(),
         fix: problem.fix.clone(),
+    }
+}
+
+fn of_advice(advice: Advice, places: &BTreeMap<&Key, (&Str, Place)>) -> Finding {
+    let place = places.get(&advice.key);
+    Finding {
+        file: place.map_or_else(|| "".into(), |(file, _)| (*file).clone()),
+        line: place.map_or(0, |(_, place)| place.line),
+        severity: Severity::Warning,
+        code: advice.reason.code(),
+        token: advice.reason.token(),
+        object: Some(advice.key.to_string()),
+        cause: advice.cause,
+        fix: advice.fix.to_owned(),
     }
 }
 
@@ -213,7 +235,7 @@ const REPLACED: &[(&str, &str, &str)] = &[
     (
         "networking.istio.io",
         "WorkloadGroup",
-        "write a WorkloadEntry per workload, or `tulle workload add`",
+        "write a WorkloadEntry per workload, with the annotations tulle.dev/node and tulle.dev/process; `tulle workload add` does",
     ),
     (
         "networking.istio.io",
@@ -367,6 +389,66 @@ mod tests {
                 .any(|finding| finding.cause.contains("AncestorNotBound")),
             "{found:?}"
         );
+    }
+
+    const WAYS: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: one}\nspec: {gatewayClassName: tulle-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\nstatus: {addresses: [{value: 10.0.0.9}]}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: two}\nspec: {gatewayClassName: tulle-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\nstatus: {addresses: [{value: 10.0.0.8}]}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {app: web}}\nspec: {nodeName: n1}\nstatus: {phase: Running, podIP: 10.0.0.1}\n---\n";
+
+    /// A service of the pod behind a waypoint, with a policy of its own.
+    fn service(name: &str, waypoint: &str, target: u16) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, labels: {{istio.io/use-waypoint: {waypoint}}}}}\nspec: {{selector: {{app: web}}, clusterIPs: [10.9.0.1], ports: [{{name: http, port: 80, targetPort: {target}}}]}}\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}}}\nspec: {{targetRefs: [{{kind: Service, name: {name}}}], rules: [{{}}]}}\n---\n"
+        )
+    }
+
+    /// The objects that a code is said of.
+    fn told(text: &str, code: &str) -> Vec<String> {
+        let found = found(text).into_iter().filter(|one| one.code == code);
+        found.map(|one| one.object.unwrap_or_default()).collect()
+    }
+
+    #[test]
+    fn services_that_share_a_port_behind_different_waypoints_are_told_of_each_other() {
+        let of = |second: &str, target| {
+            let text = WAYS.to_owned() + &service("a", "one", 8080) + &service("b", second, target);
+            told(&text, "T0209")
+        };
+        assert_eq!(of("two", 8080), ["Service default/a", "Service default/b"]);
+        assert_eq!(
+            of("one", 8080),
+            [""; 0],
+            "one waypoint knows the policies of both"
+        );
+        assert_eq!(of("two", 9090), [""; 0], "another port");
+        let text = WAYS.to_owned() + &service("a", "one", 8080) + &service("b", "two", 8080);
+        let unprotected = text.replace("AuthorizationPolicy", "Ignored");
+        assert_eq!(told(&unprotected, "T0209"), [""; 0], "nothing to get past");
+    }
+
+    #[test]
+    fn a_match_that_can_never_win_is_told_with_what_wins() {
+        let route = |name: &str, day: u8, path: &str| {
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, creationTimestamp: '2026-01-0{day}T00:00:00Z'}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: a}}], rules: [{{matches: [{{path: {{type: PathPrefix, value: {path}}}}}], backendRefs: [{{name: a, port: 80}}]}}]}}\n---\n"
+            )
+        };
+        let of = |path: &str| {
+            let text = WAYS.to_owned()
+                + &service("a", "one", 8080)
+                + &route("young", 2, path)
+                + &route("old", 1, "/x");
+            let mut found = found(&text);
+            found.retain(|one| one.code == "T0210");
+            found
+        };
+        let equal = of("/x/");
+        assert_eq!(equal.len(), 1, "{equal:?}");
+        assert_eq!(equal[0].object.as_deref(), Some("HTTPRoute default/young"));
+        let cause = &equal[0].cause;
+        assert!(
+            cause.contains("rules[0].matches[0] of HTTPRoute default/old") && cause.ends_with("is older"),
+            "{cause}"
+        );
+        assert_eq!(of("/x/y"), []);
     }
 
     #[test]

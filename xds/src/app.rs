@@ -497,7 +497,7 @@ fn pages(config: &Config, parts: &Parts) -> Pages {
     }
 }
 
-/// Operators' pages on the unix socket; metrics and readiness on TCP.
+/// Operators' pages on the unix socket; metrics with readiness, and readiness alone, on TCP.
 async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Result<(), Error> {
     let socket = Listener::bind(&Listen::Unix(config.run_dir.join("xds.sock"))).await?;
     let metrics = Listener::bind(&Listen::Tcp(every_family(config.metrics_address))).await?;
@@ -516,6 +516,7 @@ async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Re
         router = router.merge(commands.router());
     }
     let router = router.merge(exported.clone()).merge(ready.clone());
+    let exported = exported.merge(ready.clone());
     parts
         .scope
         .spawn("admin socket", admin::serve(socket, router, drain.clone()));

@@ -50,10 +50,10 @@ pub struct Config {
     /// Further names and addresses of this server in its certificate
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub xds_san: Vec<String>,
-    /// Address of the metrics (/metrics)
+    /// Address of the metrics (/metrics), with /healthz and /readyz
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15014")]
     pub metrics_address: SocketAddr,
-    /// Address of the readiness check (/healthz/ready)
+    /// Address of the readiness check alone (/healthz/ready, /readyz)
     #[arg(long, value_name = "ADDRESS", default_value = "[::]:15021")]
     pub readiness_address: SocketAddr,
     /// Trust domain of the identities that are issued
@@ -190,7 +190,11 @@ fn account(text: &str) -> Result<(Str, Str), String> {
     Ok((dns_name(namespace)?.into(), dns_name(name)?.into()))
 }
 
-fn dns_name(text: &str) -> Result<String, &'static str> {
+/// Reads a name of a domain, a namespace or a cluster.
+///
+/// # Errors
+/// It is none.
+pub fn dns_name(text: &str) -> Result<String, &'static str> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     let fits = (1..=253).contains(&text.len()) && text.bytes().all(allowed);
     fits.then(|| text.to_owned())

@@ -21,14 +21,17 @@ use tulle_runtime::ready::Ready;
 use crate::ca::Authority;
 use crate::ca::keeper::{CaStatus, Keeper};
 use crate::engine::Question;
-use crate::history::{Generation, View};
+use crate::history::View;
 use crate::snapshot::{Objects, ResourceType, Scope, Slot, Snapshot};
 use crate::status::acks::{Acks, all_acks};
 use crate::status::{ClientStatus, Clients, TypeStatus};
 
+mod limit;
 pub mod look;
 mod objects;
 pub mod remote;
+
+use limit::{Limit, More, SomeClients, SomeHistory};
 
 /// Resources in one dump of a type.
 pub const DUMP_RESOURCES_MAX: usize = 100_000;
@@ -88,6 +91,8 @@ pub struct Status {
     /// How many of the clients have accepted everything.
     accepted: Accepted,
     clients: Vec<ClientStatus>,
+    /// What is left out of problems, objects, answers and clients.
+    more: More,
 }
 
 /// Answers of all clients, also as one line.
@@ -156,6 +161,7 @@ impl Pages {
             answers: self.answers(),
             accepted: all_acks(&clients, snapshot.sequence()).into(),
             clients,
+            more: More::default(),
         }
     }
 
@@ -171,8 +177,8 @@ impl Pages {
     }
 }
 
-async fn status(State(pages): State<Pages>) -> Json<Status> {
-    Json(pages.status())
+async fn status(State(pages): State<Pages>, Query(limit): Query<Limit>) -> Json<Status> {
+    Json(limit.status(pages.status()))
 }
 
 async fn ca(State(pages): State<Pages>) -> Json<CaStatus> {
@@ -204,13 +210,19 @@ async fn clusterz(State(pages): State<Pages>, Query(query): Query<ClusterQuery>)
     }))
 }
 
-async fn connections(State(pages): State<Pages>) -> Json<Vec<ClientStatus>> {
-    Json(pages.clients.list(Instant::now()))
+async fn connections(
+    State(pages): State<Pages>,
+    Query(limit): Query<Limit>,
+) -> Json<SomeClients<ClientStatus>> {
+    Json(limit.clients(pages.clients.list(Instant::now())))
 }
 
 /// Who changed what and when, the newest generation last.
-async fn history(State(pages): State<Pages>) -> Result<Json<Vec<Generation>>, StatusCode> {
-    let listed = tokio::task::spawn_blocking(move || pages.history.list()).await;
+async fn history(
+    State(pages): State<Pages>,
+    Query(limit): Query<Limit>,
+) -> Result<Json<SomeHistory>, StatusCode> {
+    let listed = tokio::task::spawn_blocking(move || limit.history(pages.history.list())).await;
     listed.map(Json).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
@@ -381,17 +393,18 @@ struct SyncLine {
     types: BTreeMap<&'static str, Value>,
 }
 
-async fn syncz(State(pages): State<Pages>) -> Json<Vec<SyncLine>> {
-    let clients = pages.clients.list(Instant::now()).into_iter();
-    let lines = clients.map(|client| SyncLine {
-        node: client.node,
-        kind: client.kind,
-        types: ResourceType::ALL
-            .into_iter()
-            .map(|ty| sync_of(ty, &client.types))
-            .collect(),
-    });
-    Json(lines.collect())
+async fn syncz(State(pages): State<Pages>, Query(limit): Query<Limit>) -> Json<SomeClients<SyncLine>> {
+    let clients = limit.clients(pages.clients.list(Instant::now()));
+    Json(clients.map(|client| {
+        SyncLine {
+            node: client.node,
+            kind: client.kind,
+            types: ResourceType::ALL
+                .into_iter()
+                .map(|ty| sync_of(ty, &client.types))
+                .collect(),
+        }
+    }))
 }
 
 fn sync_of(ty: ResourceType, types: &BTreeMap<&'static str, Box<TypeStatus>>) -> (&'static str, Value) {

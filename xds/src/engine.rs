@@ -18,6 +18,7 @@ use crate::drains::{RELEASES_WAITING_MAX, Release};
 use crate::metrics::EngineMetrics;
 use crate::snapshot::{FileProblem, ObjectStatus, Order, Snapshot};
 
+pub(crate) mod advice;
 pub mod affected;
 mod around;
 mod bearing;
@@ -35,6 +36,7 @@ mod tests;
 pub mod trace;
 pub mod world;
 
+use advice::Advice;
 use affected::{Affected, affected, differs, everything};
 use bearing::Bearing;
 use compute::{Emitted, OutKey, Part, compute};
@@ -238,6 +240,11 @@ impl Engine {
             drop(compute(&out, &self.world, &mut steps));
         }
         steps
+    }
+
+    /// What is probably not as it is meant.
+    pub(crate) fn advice(&self) -> BTreeSet<Advice> {
+        advice::advice(&self.world)
     }
 
     /// Takes what is trusted as one turn and returns the new cut.

@@ -7,6 +7,8 @@ use tulle_runtime::exit::Exit;
 use tulle_xds::analyze::{Finding, analyze};
 use tulle_xds::snapshot::Severity;
 
+use super::Reading;
+use super::mesh::MeshFlags;
 use crate::output::Form;
 
 /// Check manifests for mistakes, before they are applied
@@ -29,28 +31,28 @@ pub(crate) struct Analyze {
         env = "TULLE_CONFIG_DIR"
     )]
     config_dir: PathBuf,
-    /// Form of the output
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Form,
+    #[command(flatten)]
+    mesh: MeshFlags,
+    #[command(flatten)]
+    reading: Reading,
 }
 
-pub(crate) fn run(command: &Analyze) -> anyhow::Result<Exit> {
+pub(crate) async fn run(command: Analyze) -> anyhow::Result<Exit> {
     let default = [command.config_dir.clone()];
     let paths = if command.paths.is_empty() {
         &default[..]
     } else {
         &command.paths
     };
-    let found = match analyze(paths, &tulle_k8s::translate::MeshConfig::default())
-        .context("cannot read the manifests")
-    {
+    let mesh = command.mesh.config(&command.reading.run_dir()).await;
+    let found = match analyze(paths, &mesh).context("cannot read the manifests") {
         Ok(found) => found,
         Err(error) => {
             eprintln!("error: {error:#}");
             return Ok(Exit::BadInput);
         }
     };
-    print(&found, command.output)
+    print(&found, command.reading.output())
 }
 
 /// Prints findings; notes alone are no reason to fail.

@@ -108,10 +108,14 @@ enum Action {
 pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
     let view = View::of(&config.folders.state_dir);
     let form = config.reading.output();
+    let mesh = async || config.folders.mesh.config(&config.reading.run_dir()).await;
     match &config.action {
         Action::History => history(&view, form),
         Action::Show { generation } => show(&view, *generation, form),
-        Action::Diff { from, to, effect } => diff(&view, (*from, *to), *effect, form),
+        Action::Diff { from, to, effect } => {
+            let mesh = if *effect { Some(mesh().await) } else { None };
+            diff(&view, (*from, *to), mesh.as_ref(), form)
+        }
         Action::Rollback {
             generation,
             message,
@@ -152,11 +156,16 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<Exit> {
             name,
             message,
             dry_run,
-        } => put(&config, &view, (file, name.as_deref()), message, *dry_run),
+        } => {
+            let mesh = mesh().await;
+            put(&config, &view, (file, name.as_deref()), message, &mesh, *dry_run)
+        }
         Action::Delete(wanted) => {
+            let mesh = mesh().await;
             let target = Target {
                 config_dir: &config.folders.config_dir,
                 state_dir: &config.folders.state_dir,
+                mesh: &mesh,
                 form,
             };
             delete::run(wanted, target)
@@ -227,9 +236,9 @@ fn show(view: &View, generation: u64, form: Form) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-fn diff(view: &View, (from, to): (u64, u64), effect: bool, form: Form) -> anyhow::Result<Exit> {
-    let mesh = MeshConfig::default();
-    let difference = view.diff(from, to, effect.then_some(&mesh))?;
+/// The effect is told if it is known for which mesh.
+fn diff(view: &View, (from, to): (u64, u64), mesh: Option<&MeshConfig>, form: Form) -> anyhow::Result<Exit> {
+    let difference = view.diff(from, to, mesh)?;
     crate::output::print(form, "config.diff", std::slice::from_ref(&difference), || {
         let mut table = table(&["CHANGE", "WHAT"]);
         let marks = [
@@ -253,6 +262,7 @@ fn put(
     view: &View,
     (file, name): (&PathBuf, Option<&str>),
     message: &str,
+    mesh: &MeshConfig,
     dry_run: bool,
 ) -> anyhow::Result<Exit> {
     let is_input = file.as_os_str() == "-";
@@ -271,12 +281,12 @@ fn put(
     let Some(name) = name.or(own) else {
         bail!("a manifest from standard input needs a name; add --name NAME.yaml");
     };
-    let (mesh, folder) = (MeshConfig::default(), &config.folders.config_dir);
-    let mut found = apply(folder, &name.into(), &text, &mesh, Writing::Dry)?;
+    let folder = &config.folders.config_dir;
+    let mut found = apply(folder, &name.into(), &text, mesh, Writing::Dry)?;
     let refused = found.iter().any(|finding| finding.severity == Severity::Error);
     if !dry_run && !refused {
         view.announce(&actor(), message, [(name.into(), Some(&*text))])?;
-        found = apply(folder, &name.into(), &text, &mesh, Writing::Real)?;
+        found = apply(folder, &name.into(), &text, mesh, Writing::Real)?;
     }
     let form = config.reading.output();
     let exit = analyze::print(&found, form)?;
@@ -307,11 +317,13 @@ async fn status(reading: &Reading) -> anyhow::Result<Exit> {
             })?
         }
         Form::Table => {
-            let (generation, count) = (&source["generation"], objects.len());
+            let more = |list: &str| page["more"][list].as_u64().unwrap_or(0);
             println!(
-                "generation {generation}: {count} objects, {} with findings, {} findings in files",
+                "generation {}: {} objects, {} with findings, {} findings in files",
+                source["generation"],
+                objects.len() as u64 + more("objects"),
                 wrong.len(),
-                problems.len()
+                problems.len() as u64 + more("problems")
             );
             if let Some(degraded) = source["degraded"].as_str() {
                 println!("degraded: {degraded}");

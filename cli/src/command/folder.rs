@@ -289,6 +289,8 @@ pub(in crate::command) struct Target<'a> {
     pub(in crate::command) config_dir: &'a Path,
     /// The control plane's state folder.
     pub(in crate::command) state_dir: &'a Path,
+    /// The mesh that they are checked for.
+    pub(in crate::command) mesh: &'a MeshConfig,
     /// How findings are printed.
     pub(in crate::command) form: Form,
 }
@@ -301,13 +303,12 @@ impl Target<'_> {
         message: &str,
         dry_run: bool,
     ) -> anyhow::Result<Exit> {
-        let mesh = MeshConfig::default();
         let check = |change: &Change, writing| match &change.text {
             Some(text) => apply(
                 self.config_dir,
                 &change.file.as_str().into(),
                 text,
-                &mesh,
+                self.mesh,
                 writing,
             ),
             None => Ok(Vec::new()),

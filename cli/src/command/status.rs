@@ -1,14 +1,29 @@
 //! `tulle status`: is everything well, and if not, what is to be done.
 
+mod row;
+mod served;
+
+use std::net::IpAddr;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tulle_model::Reason;
 use tulle_runtime::exit::Exit;
 
+use self::row::{Row, budget, elsewhere, table};
+use self::served::{Served, Who};
 use super::Reading;
 use crate::output::Form;
 use crate::running::{Component, Kind};
 
 /// Show the components, their configuration and certificates, and what is wrong
+///
+/// Components of this machine are asked themselves; proxies on others are shown as the control plane knows them, as
+/// `connected`, without their connections and certificates. SYNC is what a proxy has not accepted yet, in changes, and
+/// for how long its oldest answer is owed; with more than 10 seconds that is a finding. GEN is shown of proxies that lack
+/// nothing. Exit code 1 if something is wrong.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Status {
     #[command(flatten)]
@@ -34,24 +49,6 @@ pub(crate) struct PodError {
     pub(crate) fix: String,
 }
 
-/// One row of the table.
-#[derive(Debug, Default, Serialize)]
-struct Row {
-    component: &'static str,
-    node: String,
-    version: String,
-    /// Generation of the folder; the control plane's alone.
-    generation: Option<u64>,
-    /// Whether everything sent to it was accepted, by the control plane's account.
-    sync: Option<String>,
-    connections: Option<usize>,
-    certificates: Option<usize>,
-    next_expiry: Option<String>,
-    state: String,
-    /// What a person should know, one line each.
-    findings: Vec<String>,
-}
-
 /// What an agent says of its node.
 #[derive(Debug, Deserialize)]
 struct NodeStatus {
@@ -69,157 +66,68 @@ pub(crate) async fn pods(agent: &Component) -> anyhow::Result<Vec<PodStatus>> {
 
 pub(crate) async fn run(status: Status) -> anyhow::Result<Exit> {
     let mut rows = Vec::new();
-    let mut served = Value::Null;
+    let mut served = None;
+    let mut covered = Vec::new();
     for component in status.reading.run_dir().components()? {
-        let mut instance = Value::Null;
+        let mut who = Who::OnNode {
+            kind: component.kind.as_str().to_owned(),
+            node: component.node.clone(),
+        };
         let found = match component.kind {
             // The control plane sorts first, so it has been asked when the others are.
             Kind::Control => control(&component, &mut served).await,
             Kind::Agent => agent(&component).await,
             Kind::Ztunnel => ztunnel(&component).await,
-            Kind::Waypoint => waypoint(&component, &mut instance).await,
+            Kind::Waypoint => {
+                let found = waypoint(&component).await;
+                who = Who::Instance(found.as_ref().ok().and_then(|(_, address)| *address));
+                found.map(|(row, _)| row)
+            }
             // What it runs is shown instead of it.
             Kind::Supervisor => continue,
         };
         let mut row = found.unwrap_or_else(|error| Row {
-            state: "does not answer".to_owned(),
             findings: vec![format!("{error:#}")],
             ..Row::of(&component)
         });
-        row.sync = match component.kind {
-            Kind::Control => None,
-            Kind::Waypoint => sync(&served, |client| is_instance(client, &instance)),
-            // A waypoint may show the credential of its node; it has a row of its own.
-            _ => sync(&served, |client| {
-                client["node"] == component.node && client["kind"] != "waypoint"
-            }),
-        };
+        if component.kind != Kind::Control
+            && let Some(progress) = served.as_ref().and_then(|served| served.progress(&who))
+        {
+            row.follow(&progress);
+        }
+        covered.push(who);
         rows.push(row);
     }
+    rows.extend(served.iter().flat_map(|served| elsewhere(served, &covered)));
     crate::output::print(status.reading.output(), "status", &rows, || table(&rows))?;
     if status.reading.output() == Form::Table {
+        if let Some(budget) = budget(&rows, Timestamp::now()) {
+            println!("{budget}");
+        }
+        if let Some(unlisted) = served.as_ref().map(Served::unlisted).filter(|more| *more > 0) {
+            println!("{unlisted} more proxies are connected, and lack nothing");
+        }
         for row in &rows {
             for finding in &row.findings {
                 println!("‼ {} {}: {finding}", row.component, row.node);
             }
         }
     }
-    let well = rows.iter().all(|row| row.state == "ok");
+    let well = rows.iter().all(|row| row.state.is_well());
     Ok(if well { Exit::Ok } else { Exit::Failed })
 }
 
-fn table(rows: &[Row]) -> comfy_table::Table {
-    let header = [
-        "COMPONENT",
-        "NODE",
-        "VERSION",
-        "GEN",
-        "SYNC",
-        "CONNS",
-        "CERTS",
-        "NEXT-EXPIRY",
-        "STATE",
-    ];
-    let mut table = crate::output::table(&header);
-    let number = |value: Option<usize>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
-    for row in rows {
-        table.add_row([
-            row.component.to_owned(),
-            if row.node.is_empty() {
-                "-".to_owned()
-            } else {
-                row.node.clone()
-            },
-            row.version.clone(),
-            row.generation
-                .map_or_else(|| "-".to_owned(), |generation| generation.to_string()),
-            row.sync.clone().unwrap_or_else(|| "-".to_owned()),
-            number(row.connections),
-            number(row.certificates),
-            row.next_expiry.clone().unwrap_or_else(|| "-".to_owned()),
-            row.state.clone(),
-        ]);
-    }
-    table
-}
-
-impl Row {
-    fn of(component: &Component) -> Self {
-        let (component, node) = (component.kind.as_str(), component.node.clone());
-        Self {
-            component,
-            node,
-            version: "-".to_owned(),
-            ..Self::default()
-        }
-    }
-
-    /// Not ready, or something to know: not ok.
-    async fn judge(mut self, component: &Component) -> Self {
-        self.state = match component.text("/healthz/ready").await {
-            Err(error) => {
-                self.findings.push(format!("{error:#}"));
-                "not ready"
-            }
-            Ok(_) if self.findings.is_empty() => "ok",
-            Ok(_) => "attention",
-        }
-        .to_owned();
-        self
-    }
-}
-
-/// Whether a client of the control plane is the waypoint at this address.
-fn is_instance(client: &Value, address: &Value) -> bool {
-    let from = client["address"].as_str().unwrap_or_default();
-    let from = from
-        .parse::<std::net::SocketAddr>()
-        .map(|from| from.ip().to_canonical());
-    let own = address.as_str().unwrap_or_default().parse::<std::net::IpAddr>();
-    client["kind"] == "waypoint" && matches!((from, own), (Ok(from), Ok(own)) if from == own)
-}
-
-/// Whether these clients, such as a node's agent and proxy, have accepted everything that was sent to them.
-fn sync(served: &Value, is_it: impl Fn(&Value) -> bool) -> Option<String> {
-    let types = |client: &Value| client["types"].as_object().cloned().unwrap_or_default();
-    let clients: Vec<_> = array(&served["clients"]).filter(|client| is_it(client)).collect();
-    if served.is_null() {
-        return None;
-    }
-    if clients.is_empty() {
-        return Some("not connected".to_owned());
-    }
-    let lag = |client: &&Value| {
-        types(client)
-            .values()
-            .filter_map(|one| one["lagMs"].as_u64())
-            .max()
-            .unwrap_or(0)
-    };
-    let waiting = |client: &&Value| {
-        types(client)
-            .values()
-            .any(|one| one["unacked"].as_u64() != Some(0))
-    };
-    let rejected = clients
-        .iter()
-        .map(|client| array(&client["rejections"]).count())
-        .sum::<usize>();
-    Some(match (clients.iter().any(waiting), rejected) {
-        (_, 1..) => format!("rejects {rejected}"),
-        (false, 0) => "synced".to_owned(),
-        (true, 0) => format!("lag {} ms", clients.iter().map(lag).max().unwrap_or(0)),
-    })
-}
-
-async fn control(component: &Component, served: &mut Value) -> anyhow::Result<Row> {
+/// The control plane's row; `served` becomes what it says of its clients.
+async fn control(component: &Component, served: &mut Option<Served>) -> anyhow::Result<Row> {
     let status: Value = component.json("/status").await?;
-    served.clone_from(&status);
+    let clients =
+        Served::deserialize(&status).context("the control plane tells of its clients in another form")?;
+    *served = Some(clients);
     let source = &status["source"];
     let mut row = Row::of(component);
     row.version = text(&status["version"]);
     row.generation = source["generation"].as_u64();
-    row.connections = status["clients"].as_array().map(Vec::len);
+    row.connections = served.as_ref().map(Served::streams);
     row.next_expiry = status["issuer"]["notAfter"].as_str().map(str::to_owned);
     if let Some(degraded) = source["degraded"].as_str() {
         row.findings
@@ -239,7 +147,9 @@ async fn control(component: &Component, served: &mut Value) -> anyhow::Result<Ro
                 text(&rejection["name"]),
                 text(&rejection["text"]),
             );
-            row.findings.push(format!("T0201 {node} rejected {name}: {said}"));
+            let code = Reason::ResourceRejected.code();
+            row.findings
+                .push(format!("{code} {node} rejected {name}: {said}"));
         }
     }
     Ok(row.judge(component).await)
@@ -291,13 +201,18 @@ fn object_lines(object: &Value) -> Vec<String> {
     );
     let mut lines = Vec::new();
     if let Some(generation) = object["staleSince"].as_u64() {
+        let code = Reason::ResourceRejected.code();
         lines.push(format!(
-            "T0204 {name}: an older form is in force since generation {generation}"
+            "{code} {name}: an older form is in force since generation {generation}"
         ));
     }
     for condition in array(&object["conditions"]).filter(|condition| condition["status"] == "False") {
+        let of = condition["of"]
+            .as_str()
+            .map(|of| format!(" ({of})"))
+            .unwrap_or_default();
         lines.push(format!(
-            "{name}: {}: {}",
+            "{name}{of}: {}: {}",
             text(&condition["reason"]),
             text(&condition["message"])
         ));
@@ -339,12 +254,7 @@ async fn ztunnel(component: &Component) -> anyhow::Result<Row> {
     row.version = text(&dump["version"]["version"]);
     row.connections = Some(connections.len());
     let certificates: Vec<&Value> = array(&dump["certificates"]).collect();
-    row.certificates = Some(certificates.len());
-    row.next_expiry = certificates
-        .iter()
-        .filter_map(|one| one["notAfter"].as_str())
-        .min()
-        .map(str::to_owned);
+    row.certified(&certificates);
     for certificate in certificates.iter().filter(|one| !one["lastError"].is_null()) {
         row.findings.push(format!(
             "{}: {}",
@@ -355,27 +265,23 @@ async fn ztunnel(component: &Component) -> anyhow::Result<Row> {
     Ok(row.judge(component).await)
 }
 
-/// A waypoint's row; `instance` becomes its address.
-async fn waypoint(component: &Component, instance: &mut Value) -> anyhow::Result<Row> {
-    let mut dump: Value = component.json("/config_dump").await?;
-    *instance = dump["config"]["instanceIp"].take();
+/// A waypoint's row, and the address of the instance.
+async fn waypoint(component: &Component) -> anyhow::Result<(Row, Option<IpAddr>)> {
+    let dump: Value = component.json("/config_dump").await?;
+    let instance = dump["config"]["instanceIp"].as_str();
+    let instance = instance.and_then(|address| address.parse::<IpAddr>().ok());
     let mut row = Row::of(component);
     row.node = component.node.replacen('.', "/", 1);
     row.version = tulle_runtime::build_info::tag();
-    let certificates: Vec<&Value> = array(&dump["certificates"]).collect();
-    row.certificates = Some(certificates.len());
-    row.next_expiry = certificates
-        .iter()
-        .filter_map(|one| one["notAfter"].as_str())
-        .min()
-        .map(str::to_owned);
+    row.certified(&array(&dump["certificates"]).collect::<Vec<_>>());
     for front in array(&dump["fronts"]) {
         for missing in array(&front["missingPolicies"]) {
             row.findings
                 .push(format!("T0414 nobody passes until {} arrives", text(missing)));
         }
     }
-    Ok(row.judge(component).await)
+    let instance = instance.map(|address| address.to_canonical());
+    Ok((row.judge(component).await, instance))
 }
 
 fn array(value: &Value) -> impl Iterator<Item = &Value> {
@@ -384,4 +290,21 @@ fn array(value: &Value) -> impl Iterator<Item = &Value> {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or("-").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_object_with_an_older_form_in_force_was_rejected() {
+        let key = json!({"kind": "Service", "namespace": "shop", "name": "web"});
+        let lines = object_lines(&json!({"key": key, "staleSince": 7, "conditions": []}));
+        assert_eq!(
+            lines,
+            ["T0201 Service shop/web: an older form is in force since generation 7"]
+        );
+    }
 }

@@ -155,7 +155,7 @@ fn manifest(namespace: &str, wanted: &Wanted) -> String {
 }
 
 /// A name of Kubernetes: it stands in manifests, labels and the names of files.
-fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
+pub(super) fn check_name(what: &str, name: &str) -> anyhow::Result<()> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let ends = |name: &str| name.starts_with('-') || name.ends_with('-');
     if name.is_empty() || name.len() > 63 || !name.bytes().all(plain) || ends(name) {
@@ -184,7 +184,9 @@ pub(crate) async fn run(command: Waypoint) -> anyhow::Result<Exit> {
             dry_run,
         } => {
             check_name("the waypoint", &wanted.name)?;
-            let exit = command.put(wanted, *enroll_namespace, *overwrite, *dry_run)?;
+            let exit = command
+                .put(wanted, *enroll_namespace, *overwrite, *dry_run)
+                .await?;
             if !*wait || *dry_run || exit == Exit::BadInput {
                 return Ok(exit);
             }
@@ -196,7 +198,7 @@ pub(crate) async fn run(command: Waypoint) -> anyhow::Result<Exit> {
             let folder = Folder::read(&command.folders.config_dir)?;
             report::status(&command.reading, &folder, &command.namespace, name).await
         }
-        Verb::Delete { name, dry_run } => command.delete(name, *dry_run),
+        Verb::Delete { name, dry_run } => command.delete(name, *dry_run).await,
     }
 }
 
@@ -206,7 +208,13 @@ impl Waypoint {
         self.verb.is_none()
     }
 
-    fn put(&self, wanted: &Wanted, enroll: bool, overwrite: bool, dry_run: bool) -> anyhow::Result<Exit> {
+    async fn put(
+        &self,
+        wanted: &Wanted,
+        enroll: bool,
+        overwrite: bool,
+        dry_run: bool,
+    ) -> anyhow::Result<Exit> {
         let folder = Folder::read(&self.folders.config_dir)?;
         let mut changes = Vec::new();
         let text = manifest(&self.namespace, wanted);
@@ -228,7 +236,7 @@ impl Waypoint {
             folder.label(&self.namespace, Some(&wanted.name), &mut changes)?;
         }
         let message = format!("waypoint {}/{}", self.namespace, wanted.name);
-        let exit = self.write(&changes, &message, dry_run)?;
+        let exit = self.write(&changes, &message, dry_run).await?;
         if exit != Exit::BadInput && self.reading.output() == Form::Table {
             let enrolled = if enroll {
                 ", the namespace goes through it"
@@ -246,7 +254,7 @@ impl Waypoint {
         Ok(exit)
     }
 
-    fn delete(&self, name: &str, dry_run: bool) -> anyhow::Result<Exit> {
+    async fn delete(&self, name: &str, dry_run: bool) -> anyhow::Result<Exit> {
         let folder = Folder::read(&self.folders.config_dir)?;
         let Some(found) = folder.find("Gateway", &self.namespace, name) else {
             bail!(
@@ -260,7 +268,7 @@ impl Waypoint {
             folder.label(&self.namespace, None, &mut changes)?;
         }
         let message = format!("waypoint {}/{name} deleted", self.namespace);
-        let exit = self.write(&changes, &message, dry_run)?;
+        let exit = self.write(&changes, &message, dry_run).await?;
         if exit != Exit::BadInput && self.reading.output() == Form::Table {
             let done = if dry_run { "would be deleted" } else { "deleted" };
             println!("waypoint {}/{name} {done}", self.namespace);
@@ -268,10 +276,12 @@ impl Waypoint {
         Ok(exit)
     }
 
-    fn write(&self, changes: &[Change], message: &str, dry_run: bool) -> anyhow::Result<Exit> {
+    async fn write(&self, changes: &[Change], message: &str, dry_run: bool) -> anyhow::Result<Exit> {
+        let mesh = self.folders.mesh.config(&self.reading.run_dir()).await;
         let target = Target {
             config_dir: &self.folders.config_dir,
             state_dir: &self.folders.state_dir,
+            mesh: &mesh,
             form: self.reading.output(),
         };
         target.write(changes, message, dry_run)

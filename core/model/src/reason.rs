@@ -64,6 +64,8 @@ reasons! {
     PolicyWidenedDeny "T0206" "policy_widened_deny" None "part of a DENY rule cannot be evaluated, so the rule denies more than it says";
     KindNotRead "T0207" "kind_not_read" None "a manifest is of a kind that means nothing to the mesh; `tulle analyze` names what stands in its place";
     NotEffective "T0208" "not_effective" None "a configuration object, or a part of it, has no effect as it stands; its condition says why";
+    SharedBackend "T0209" "shared_backend" None "services with different waypoints share a port of a workload: what one waypoint refuses, the other may let in";
+    MatchNeverWins "T0210" "match_never_wins" None "a match of a route can never win, whatever the request: another one goes before it";
     CaIncomplete "T0301" "ca_incomplete" None "the certificate authority's files are incomplete or unsafe; nothing is generated over them";
     NotPlacedOnNode "T0305" "not_placed_on_node" None "the asking node has no workload with that identity";
     NodeNotTrusted "T0306" "node_not_trusted" None "the caller's credential is missing, unknown or for another node";

@@ -20,6 +20,7 @@ pub mod split;
 pub mod streams;
 #[cfg(test)]
 mod tests;
+pub mod unreached;
 
 pub use explain::{Explained, Fate};
 pub use kind::{Candidate, Standing, standing};

@@ -10,7 +10,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tulle_k8s::Kind;
+use tulle_model::Str;
 
+use super::limit::{Limit, World};
 use super::{Pages, describe};
 use crate::engine::Question;
 use crate::engine::trace::Step;
@@ -99,9 +101,28 @@ impl Pages {
     }
 }
 
-/// Every object in force.
-pub(super) async fn world(State(pages): State<Pages>) -> Json<Objects> {
-    Json(pages.objects())
+/// Narrows the objects.
+#[derive(Debug, Deserialize)]
+pub(super) struct OfKind {
+    /// Only those of this kind.
+    kind: Option<Str>,
+}
+
+/// Every object in force, as far as the page goes.
+pub(super) async fn world(
+    State(pages): State<Pages>,
+    Query(limit): Query<Limit>,
+    Query(OfKind { kind }): Query<OfKind>,
+) -> Json<World> {
+    let mut objects = pages.objects();
+    if let Some(kind) = kind {
+        let all = std::mem::take(&mut objects.objects);
+        let wanted = all.iter().filter(|(key, _)| *key.kind.as_str() == *kind);
+        objects.objects = wanted
+            .map(|(key, object)| (key.clone(), object.clone()))
+            .collect();
+    }
+    Json(limit.world(objects))
 }
 
 /// One object: where it comes from, what it became, and who holds that.

@@ -80,7 +80,14 @@ pub struct Part {
 /// Computes an output, and tells how. No clock, no I/O, no history.
 #[must_use]
 pub fn compute(out: &OutKey, world: &World, trace: &mut impl Trace) -> Vec<Part> {
-    let parts = parts(out, world, trace);
+    let mut parts = parts(out, world, trace);
+    for part in &mut parts {
+        let generation = world
+            .get(&part.owner)
+            .map_or(0, |object| object.meta().generation);
+        let conditions = std::mem::take(&mut part.conditions).into_iter();
+        part.conditions = conditions.map(|condition| condition.at(generation)).collect();
+    }
     for part in &parts {
         for condition in &part.conditions {
             trace.step(|| said(&part.owner, condition));

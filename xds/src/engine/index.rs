@@ -175,11 +175,11 @@ fn references(object: &Object, namespace: &Str, mesh: &MeshConfig, keys: &mut Ve
             } else {
                 &parent.namespace
             };
-            keys.push(IndexKey::Attached(
-                parent.kind.clone(),
-                home.clone(),
-                parent.name.clone(),
-            ));
+            let kind = match route::is_gateway(parent) {
+                true => "Gateway".into(),
+                false => parent.kind.clone(),
+            };
+            keys.push(IndexKey::Attached(kind, home.clone(), parent.name.clone()));
         }
     }
     for backend in route::backend_refs(object) {

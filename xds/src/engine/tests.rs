@@ -146,6 +146,15 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
         ])
     };
     let kind = || prop::sample::select(vec!["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"]);
+    let parent = || {
+        prop::sample::select(vec![
+            "group: '', kind: Service, name: x",
+            "group: '', kind: Service, name: y",
+            "group: '', kind: Service, name: z",
+            "group: gateway.networking.k8s.io, kind: Gateway, name: way",
+            "name: other",
+        ])
+    };
     let target = || {
         prop::sample::select(vec![
             ("", "Service", "x"),
@@ -176,10 +185,10 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}, labels: {labels}, annotations: {{istio.io/use-waypoint-canary-weight: '20'}}}}\nspec: {{selector: {{app: '1'}}, clusterIPs: [10.9.0.7], ports: [{{name: {port}, port: 80, targetPort: 8080}}, {{name: http-b, port: 81}}]}}\n")),
         1 => (namespace(), name(), use_way()).prop_map(|(namespace, name, labels)| format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{app: '1', gateway.networking.k8s.io/gateway-name: way, {}}}}}\nspec: {{nodeName: n1, serviceAccountName: way}}\nstatus: {{phase: Running, podIP: '10.0.0.1'}}\n", labels.trim_matches(['{', '}']))),
-        4 => (kind(), namespace(), name(), namespace(), name(), namespace(), name(), created(), prop::sample::select(vec!["", ", port: 80", ", port: 99"])).prop_map(|(kind, namespace, name, parent_ns, parent, backend_ns, backend, created, port)| {
+        4 => (kind(), namespace(), name(), namespace(), parent(), namespace(), name(), created(), prop::sample::select(vec!["", ", port: 80", ", port: 99"])).prop_map(|(kind, namespace, name, parent_ns, parent, backend_ns, backend, created, port)| {
             let version = if kind == "TCPRoute" || kind == "TLSRoute" { "v1alpha2" } else { "v1" };
             let auth = if kind == "HTTPRoute" { format!("filters: [{{type: ExternalAuth, externalAuth: {{protocol: GRPC, backendRef: {{name: {backend}, namespace: {backend_ns}, port: 80}}}}}}], ") } else { String::new() };
-            format!("apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: {parent}, namespace: {parent_ns}{port}}}], rules: [{{{auth}backendRefs: [{{name: {backend}, namespace: {backend_ns}, port: 80}}]}}]}}\n")
+            format!("apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: {{parentRefs: [{{{parent}, namespace: {parent_ns}{port}}}], rules: [{{{auth}backendRefs: [{{name: {backend}, namespace: {backend_ns}, port: 80}}]}}]}}\n")
         }),
         1 => (namespace(), name(), namespace()).prop_map(|(namespace, name, from)| format!(
             "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {from}}}], to: [{{group: '', kind: Service}}]}}\n")),

@@ -169,11 +169,12 @@ pub fn conditions(object: &ObjectStatus, acks: &Acks) -> Vec<Condition> {
     if object.key.kind != Kind::Gateway {
         return conditions;
     }
+    // Of the gateway, and of each of its listeners.
     let programmed = conditions
         .iter_mut()
-        .find(|one| one.kind == PROGRAMMED && one.status == Status::True);
-    if let Some(condition) = programmed.filter(|_| acks.acked == 0) {
-        *condition = match acks.said.first() {
+        .filter(|one| one.kind == PROGRAMMED && one.status == Status::True);
+    for condition in programmed.filter(|_| acks.acked == 0) {
+        let pending = match acks.said.first() {
             Some((_, text)) if acks.pending == 0 => Condition::fails(
                 PROGRAMMED,
                 "Invalid",
@@ -184,6 +185,11 @@ pub fn conditions(object: &ObjectStatus, acks: &Acks) -> Vec<Condition> {
                     "no waypoint has accepted it yet; see that its pods run and reach the control plane";
                 Condition::fails(PROGRAMMED, "Pending", text)
             }
+        };
+        *condition = Condition {
+            of: condition.of.take(),
+            observed_generation: condition.observed_generation,
+            ..pending
         };
     }
     conditions

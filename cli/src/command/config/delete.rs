@@ -84,6 +84,8 @@ pub(super) fn run(delete: &Delete, target: Target<'_>) -> anyhow::Result<Exit> {
 
 #[cfg(test)]
 mod tests {
+    use tulle_k8s::translate::MeshConfig;
+
     use super::*;
 
     const BOTH: &str = "# why\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: shop}\nspec: {clusterIPs: [10.9.0.1], ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
@@ -110,6 +112,7 @@ mod tests {
             let target = Target {
                 config_dir: self.config.path(),
                 state_dir: self.state.path(),
+                mesh: &MeshConfig::default(),
                 form: Form::Json,
             };
             run(&delete, target)

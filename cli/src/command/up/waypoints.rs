@@ -74,15 +74,16 @@ fn steps(wanted: &BTreeSet<Gateway>, there: &BTreeSet<Gateway>, leaving: &BTreeS
 }
 
 /// The Gateways that are waypoints, by what the control plane says of its objects: it has nothing to say of others.
-fn wanted(status: &Value) -> BTreeSet<Gateway> {
+fn wanted(page: &Value) -> BTreeSet<Gateway> {
     let accepted = |object: &&Value| {
         let conditions = object["conditions"].as_array().into_iter().flatten();
         object["key"]["kind"] == "Gateway"
             && conditions
-                .filter(|condition| condition["type"] == "Accepted")
+                // Its listeners have conditions of their own.
+                .filter(|condition| condition["type"] == "Accepted" && condition["of"].is_null())
                 .any(|condition| condition["status"] == "True")
     };
-    let objects = status["source"]["objects"].as_array().into_iter().flatten();
+    let objects = page["objects"].as_array().into_iter().flatten();
     let gateway = |object: &Value| {
         let text = |field: &str| object["key"][field].as_str().map(str::to_owned);
         Some(Gateway {
@@ -125,12 +126,12 @@ impl Waypoints {
         let mut news = self.bury(world).await?;
         news.extend(self.restart(world, mesh)?);
         let control = self.run_dir.component(Kind::Control, "");
-        let Ok(status) = control.json::<Value>("/status").await else {
+        let Ok(gateways) = control.json::<Value>("/debug/world?kind=Gateway").await else {
             return Ok(news);
         };
         let there = self.running.keys().cloned().collect();
         let leaving = self.leaving.iter().map(|one| one.gateway.clone()).collect();
-        for step in steps(&wanted(&status), &there, &leaving) {
+        for step in steps(&wanted(&gateways), &there, &leaving) {
             news.push(match step {
                 Step::Start(gateway) => self.start(gateway, world, mesh).await?,
                 Step::Drain(gateway) => self.drain(gateway)?,
@@ -298,10 +299,10 @@ mod tests {
         };
         let ingress =
             json!({"key": {"kind": "Gateway", "namespace": "shop", "name": "edge"}, "conditions": []});
-        let status = json!({"source": {"objects": [
+        let page = json!({"objects": [
             object("Gateway", "way", "True"), object("Gateway", "bad", "False"), object("HTTPRoute", "r", "True"), ingress,
-        ]}});
-        assert_eq!(wanted(&status), gateways(&["way"]));
+        ]});
+        assert_eq!(wanted(&page), gateways(&["way"]));
         assert_eq!(wanted(&Value::Null), gateways(&[]));
     }
 }

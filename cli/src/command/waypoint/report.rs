@@ -34,16 +34,22 @@ struct Row {
     unbound: Vec<String>,
 }
 
+/// Everything that may be bound to a waypoint is looked at: the page tells less unless it is asked for more.
+const EVERYTHING: &str = "limit=1000000";
+/// The gateways alone.
+const GATEWAYS: &str = "kind=Gateway";
+
 /// The objects that the control plane knows, with their conditions; none if it does not answer.
-async fn objects(reading: &Reading) -> Vec<Value> {
+async fn objects(reading: &Reading, which: &str) -> Vec<Value> {
     let Ok(control) = reading.run_dir().of_kind(Kind::Control) else {
         return Vec::new();
     };
     let Some(control) = control.first() else {
         return Vec::new();
     };
-    let page: Value = control.json("/status").await.unwrap_or_default();
-    page["source"]["objects"].as_array().cloned().unwrap_or_default()
+    let path = format!("/debug/world?{which}");
+    let page: Value = control.json(&path).await.unwrap_or_default();
+    page["objects"].as_array().cloned().unwrap_or_default()
 }
 
 fn rows(folder: &Folder, objects: &[Value]) -> Vec<Row> {
@@ -101,9 +107,10 @@ fn row(namespace: &str, name: &str, purpose: &str, objects: &[Value]) -> Row {
     row
 }
 
+/// A condition of the object as a whole.
 fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    let conditions = object["conditions"].as_array()?;
-    conditions.iter().find(|condition| condition["type"] == kind)
+    let mut conditions = object["conditions"].as_array()?.iter();
+    conditions.find(|condition| condition["type"] == kind && condition["of"].is_null())
 }
 
 fn text(value: &Value) -> &str {
@@ -122,7 +129,7 @@ async fn instance(reading: &Reading, namespace: &str, name: &str) -> Option<&'st
 
 /// Lists waypoints.
 pub(super) async fn list(reading: &Reading, folder: &Folder) -> anyhow::Result<Exit> {
-    let mut rows = rows(folder, &objects(reading).await);
+    let mut rows = rows(folder, &objects(reading, EVERYTHING).await);
     for row in &mut rows {
         row.instance = instance(reading, &row.namespace, &row.name).await;
     }
@@ -151,7 +158,7 @@ pub(super) async fn status(
     namespace: &str,
     name: &str,
 ) -> anyhow::Result<Exit> {
-    let objects = objects(reading).await;
+    let objects = objects(reading, EVERYTHING).await;
     let found = folder
         .find("Gateway", namespace, name)
         .filter(|one| one.is_waypoint());
@@ -213,7 +220,7 @@ pub(super) async fn wait(
 ) -> anyhow::Result<Exit> {
     let deadline = tokio::time::Instant::now() + timeout;
     loop {
-        let row = row(namespace, name, "", &objects(reading).await);
+        let row = row(namespace, name, "", &objects(reading, GATEWAYS).await);
         if row.programmed == "True" {
             println!("{}", line(&row));
             return Ok(Exit::Ok);

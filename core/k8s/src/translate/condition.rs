@@ -1,6 +1,7 @@
 //! Conditions: what became of an object, in the words of Kubernetes.
 
 use std::borrow::Cow;
+use std::num::NonZeroI64;
 
 /// Type of the condition on security objects that node proxies enforce.
 pub const ZTUNNEL_ACCEPTED: &str = "ZtunnelAccepted";
@@ -38,6 +39,9 @@ pub struct Condition {
     /// The parent or target it speaks of, for objects that have several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub of: Option<String>,
+    /// Generation of the object that it speaks of, as its metadata counts them; none without one.
+    #[serde(skip_serializing_if = "Option::is_none", rename = "observedGeneration")]
+    pub observed_generation: Option<NonZeroI64>,
 }
 
 /// Value of a condition.
@@ -57,6 +61,13 @@ impl Condition {
         self
     }
 
+    /// The same, said of this generation of the object; zero is none.
+    #[must_use]
+    pub fn at(mut self, generation: i64) -> Self {
+        self.observed_generation = NonZeroI64::new(generation);
+        self
+    }
+
     /// A condition that holds.
     pub fn holds(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
         Self {
@@ -65,6 +76,7 @@ impl Condition {
             reason: reason.into(),
             message: message.into(),
             of: None,
+            observed_generation: None,
         }
     }
 
@@ -76,6 +88,7 @@ impl Condition {
             reason: reason.into(),
             message: message.into(),
             of: None,
+            observed_generation: None,
         }
     }
 }

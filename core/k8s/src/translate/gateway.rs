@@ -3,9 +3,10 @@
 use tulle_model::Str;
 use tulle_model::waypoint::{PathNormalization, Scope, Settings, SourceIdentity};
 
-use super::condition::{ACCEPTED, Condition, PROGRAMMED, RESOLVED_REFS};
+use super::condition::{ACCEPTED, CONFLICTED, Condition, PROGRAMMED, RESOLVED_REFS, Status};
 use super::lookup::Lookup;
 use super::waypoint::{self, is_waypoint, is_waypoint_class};
+use crate::api::gateway::Listener;
 use crate::api::{Gateway, GatewayClass};
 
 /// Annotation of waypoints whose applications are told who asked.
@@ -75,7 +76,73 @@ pub fn conditions(gateway: &Gateway, around: &impl Lookup) -> Vec<Condition> {
         }
     };
     let resolved = Condition::holds(RESOLVED_REFS, "ResolvedRefs", "it refers to nothing");
-    vec![accepted, programmed, resolved]
+    let taken = waypoint::listener(gateway, class);
+    let listeners = &gateway.spec.listeners;
+    let of_listeners = listeners.iter().enumerate().flat_map(|(place, listener)| {
+        let is_bound = taken.is_some_and(|taken| std::ptr::eq(taken, listener));
+        let is_taken = is_bound || waypoint::hbone(&listener);
+        of_listener(listener, &listeners[..place], is_taken, &programmed)
+    });
+    let of_listeners: Vec<Condition> = of_listeners.collect();
+    let mut all = vec![accepted, programmed, resolved];
+    all.extend(of_listeners);
+    all
+}
+
+/// What is said of a listener: an earlier one keeps its port.
+fn of_listener(
+    listener: &Listener,
+    earlier: &[Listener],
+    is_taken: bool,
+    gateway: &Condition,
+) -> Vec<Condition> {
+    let rival = earlier.iter().find(|other| {
+        let is_same = other.hostname == listener.hostname || waypoint::hbone(&listener);
+        other.port == listener.port && (other.protocol != listener.protocol || is_same)
+    });
+    let mut conditions = Vec::new();
+    if let Some(rival) = rival {
+        let reason = match rival.protocol == listener.protocol {
+            true => "HostnameConflict",
+            false => "ProtocolConflict",
+        };
+        let message = format!(
+            "listener {} has port {} already; remove one of them",
+            rival.name, listener.port
+        );
+        conditions.push(Condition::fails(ACCEPTED, "PortUnavailable", message.clone()));
+        conditions.push(Condition::holds(CONFLICTED, reason, message));
+    } else if is_taken {
+        let message = "the waypoint takes traffic on it";
+        conditions.push(Condition::holds(ACCEPTED, "Accepted", message));
+    } else {
+        let message = "a waypoint takes traffic on port 15008 by protocol HBONE, and as its inbound binding says; remove \
+                       this listener";
+        conditions.push(Condition::fails(ACCEPTED, "UnsupportedProtocol", message));
+    }
+    conditions.push(match gateway.status {
+        _ if rival.is_some() || !is_taken => Condition::fails(
+            PROGRAMMED,
+            "Invalid",
+            "it is not accepted; see its other condition",
+        ),
+        Status::True => gateway.clone(),
+        Status::False => Condition::fails(
+            PROGRAMMED,
+            "Pending",
+            "the gateway is not programmed; see its condition",
+        ),
+    });
+    conditions.push(Condition::holds(
+        RESOLVED_REFS,
+        "ResolvedRefs",
+        "it refers to nothing",
+    ));
+    let of = format!("listener {}", listener.name);
+    conditions
+        .into_iter()
+        .map(|condition| condition.of(of.clone()))
+        .collect()
 }
 
 /// What is said of a class of waypoints.

@@ -108,6 +108,13 @@ pub fn is_service_entry(group: Option<&str>, kind: &str) -> bool {
     group == Some("networking.istio.io") && kind == "ServiceEntry"
 }
 
+/// Whether a parent is a gateway, which is also what one without group and kind is.
+#[must_use]
+pub fn is_gateway(parent: &ParentRef) -> bool {
+    matches!(parent.group.as_deref(), None | Some("gateway.networking.k8s.io"))
+        && matches!(&*parent.kind, "" | "Gateway")
+}
+
 /// A translated route.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Translated {
@@ -130,6 +137,8 @@ pub fn route(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Trans
     let rules = rules::rules(object, &facts, around);
     for parent in facts.parents {
         let Some(of) = parents::describe(parent, facts.meta) else {
+            let waypoint = parents::waypoint(parent, facts.meta, around);
+            translated.conditions.extend(waypoint.map(misattached));
             continue;
         };
         match parents::accept(&facts, parent, rivals, around) {
@@ -224,6 +233,11 @@ fn resolved(rules: &[RuleOf]) -> Condition {
         None => Condition::holds(RESOLVED_REFS, "ResolvedRefs", "everything it refers to is there"),
         Some(invalid) => Condition::fails(RESOLVED_REFS, invalid.reason, invalid.message.clone()),
     }
+}
+
+fn misattached(waypoint: String) -> Condition {
+    let message = "a waypoint follows the routes of the services behind it; name the Service as parent";
+    Condition::fails(ACCEPTED, "InvalidKind", message).of(waypoint)
 }
 
 fn not_programmed() -> Condition {

@@ -20,8 +20,8 @@ mod attach;
 #[cfg(test)]
 mod tests;
 
-pub(super) use attach::purpose;
 pub use attach::{Traffic, accepts, inbound_binding, is_waypoint, is_waypoint_class};
+pub(super) use attach::{listener, purpose};
 
 /// Label that asks for a waypoint; `none` asks for none.
 const USE_WAYPOINT: &str = "istio.io/use-waypoint";

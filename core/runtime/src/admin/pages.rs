@@ -13,7 +13,8 @@ use crate::metrics::{Format, Registry};
 use crate::ready::Ready;
 use crate::telemetry::LogHandle;
 
-/// `GET /healthz/ready`: 200 `ready`, or 500 with what is pending.
+/// `GET /healthz/ready` and `GET /readyz`: 200 `ready`, or 500 with what is pending. `GET /healthz`: 200 for as long as the
+/// process answers.
 pub fn readiness(ready: &Ready) -> Router {
     async fn answer(State(ready): State<Ready>) -> Response {
         let pending = ready.pending();
@@ -28,6 +29,8 @@ pub fn readiness(ready: &Ready) -> Router {
     }
     Router::new()
         .route("/healthz/ready", get(answer))
+        .route("/readyz", get(answer))
+        .route("/healthz", get(async || "alive\n"))
         .with_state(ready.clone())
 }
 

@@ -49,10 +49,19 @@ async fn readiness_names_what_is_pending_and_nothing_else_is_served() {
     let answer = ask(address, "GET", "/healthz/ready", "Host: pod\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
     assert!(answer.contains("configuration"), "{answer}");
+    let same = ask(address, "GET", "/readyz", "Host: pod\r\n").await;
+    assert!(
+        same.starts_with("HTTP/1.1 500") && same.contains("configuration"),
+        "{same}"
+    );
+    let alive = ask(address, "GET", "/healthz", "Host: pod\r\n").await;
+    assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
     drop(pending);
     let answer = ask(address, "GET", "/healthz/ready", "Host: pod\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert!(answer.ends_with("ready\n"), "{answer}");
+    let same = ask(address, "GET", "/readyz", "Host: pod\r\n").await;
+    assert!(same.starts_with("HTTP/1.1 200"), "{same}");
     assert!(
         ask(address, "GET", "/other", "Host: pod\r\n")
             .await

@@ -173,7 +173,7 @@ fn conflicted(hostname: &str, winner: &Key) -> Condition {
 }
 
 /// Whether anything asks for the protection of a waypoint: of the definition itself, or of a waypoint it names.
-pub(super) fn protection(key: &Key, object: &Object, binding: &Binding, world: &World) -> bool {
+pub(in crate::engine) fn protection(key: &Key, object: &Object, binding: &Binding, world: &World) -> bool {
     let itself = asked(key.kind.as_str(), &key.namespace, &key.name, world);
     let canary = waypoint::canary(object.meta(), world.namespace(&key.namespace));
     itself

@@ -84,6 +84,41 @@ fn a_route_of_another_namespace_is_for_callers_of_that_namespace_only() {
 }
 
 #[test]
+fn a_route_of_a_waypoint_itself_is_told_to_name_the_service() {
+    let of_way = |parent: &str| {
+        route("HTTPRoute", "shop", "h", "").replace(
+            "{group: '', kind: Service, name: web, namespace: shop, port: 80}",
+            parent,
+        )
+    };
+    for parent in [
+        "{name: way}",
+        "{group: gateway.networking.k8s.io, kind: Gateway, name: way, namespace: shop}",
+    ] {
+        let mut engine = Engine::new(MeshConfig::default());
+        let before = engine.apply(batch(objects(&of_way(parent)).into_iter().map(set).collect()));
+        assert_eq!(
+            reasons(&before, Kind::HttpRoute, "shop", "h"),
+            [""; 0],
+            "{parent}"
+        );
+        let with = engine.apply(batch(objects(WAY).into_iter().map(set).collect()));
+        assert_eq!(
+            reasons(&with, Kind::HttpRoute, "shop", "h"),
+            ["Accepted=False InvalidKind"],
+            "{parent}"
+        );
+        let ingress = WAY.replace("gatewayClassName: tulle-waypoint", "gatewayClassName: ingress");
+        let without = engine.apply(batch(objects(&ingress).into_iter().map(set).collect()));
+        assert_eq!(
+            reasons(&without, Kind::HttpRoute, "shop", "h"),
+            [""; 0],
+            "the gateways of others are not ours to judge"
+        );
+    }
+}
+
+#[test]
 fn the_higher_kind_of_route_takes_the_port() {
     let text =
         WAY.to_owned() + WEB + &route("HTTPRoute", "shop", "h", "") + &route("GRPCRoute", "shop", "g", "");
@@ -248,4 +283,53 @@ fn settings_of_the_mesh_are_in_force_and_unreadable_ones_are_strict() {
     assert!(strict(&snapshot(&(config("mtlsMode: strict") + POD))));
     assert!(strict(&snapshot(&(config("mtlsMod: permissive") + POD))));
     assert!(!strict(&snapshot(&(config("mtlsMode: permissive") + POD))));
+}
+
+#[test]
+fn every_listener_is_judged_and_an_earlier_one_keeps_its_port() {
+    let listeners = "listeners: [{name: mesh, port: 15008, protocol: HBONE}, {name: again, port: 15008, protocol: HBONE}, {name: other, port: 15008, protocol: HTTP}, {name: web, port: 80, protocol: HTTP}]";
+    let text = WAY
+        .replace(
+            "listeners: [{name: mesh, port: 15008, protocol: HBONE}]",
+            listeners,
+        )
+        .replace("namespace: shop}", "namespace: shop, generation: 7}");
+    let snapshot = snapshot(&text);
+    let status = snapshot.objects().object(&Key::new(Kind::Gateway, "shop", "way"));
+    let conditions = &status.expect("the gateway").conditions;
+    let of = |name: Option<&str>| -> Vec<String> {
+        let of_name = conditions.iter().filter(|one| one.of.as_deref() == name);
+        of_name
+            .map(|one| format!("{}={:?} {}", one.kind, one.status, one.reason))
+            .collect()
+    };
+    let good = [
+        "Accepted=True Accepted",
+        "Programmed=True Programmed",
+        "ResolvedRefs=True ResolvedRefs",
+    ];
+    let refused = |reason: &str, conflict: &str| -> Vec<String> {
+        [
+            format!("Accepted=False {reason}"),
+            conflict.to_owned(),
+            "Programmed=False Invalid".to_owned(),
+            good[2].to_owned(),
+        ]
+        .into_iter()
+        .filter(|one| !one.is_empty())
+        .collect()
+    };
+    assert_eq!(of(None), good);
+    assert_eq!(of(Some("listener mesh")), good);
+    assert_eq!(
+        of(Some("listener again")),
+        refused("PortUnavailable", "Conflicted=True HostnameConflict")
+    );
+    assert_eq!(
+        of(Some("listener other")),
+        refused("PortUnavailable", "Conflicted=True ProtocolConflict")
+    );
+    assert_eq!(of(Some("listener web")), refused("UnsupportedProtocol", ""));
+    let observed = |one: &tulle_k8s::translate::condition::Condition| one.observed_generation.map(i64::from);
+    assert!(conditions.iter().all(|one| observed(one) == Some(7)));
 }

@@ -116,6 +116,28 @@ fn a_gateway_that_every_waypoint_rejects_says_why() {
 }
 
 #[test]
+fn a_listener_is_programmed_when_its_gateway_is() {
+    let (clients, head) = (Clients::default(), cut(1, b"one"));
+    let mut gateway = gateway();
+    let of_listener = gateway.conditions[0].clone().of("listener mesh").at(7);
+    gateway.conditions.push(of_listener);
+    let said = |clients: &Clients| {
+        let acks = acks(&head, &clients.list(Instant::now()), &gateway);
+        conditions(&gateway, &acks).remove(1)
+    };
+    let pending = said(&clients);
+    assert_eq!((pending.status, &*pending.reason), (Status::False, "Pending"));
+    assert_eq!(pending.of.as_deref(), Some("listener mesh"));
+    assert_eq!(pending.observed_generation.map(i64::from), Some(7));
+    Waypoint::new(&clients, &head).answer(&head, None);
+    let gone = said(&clients);
+    assert_eq!(gone.status, Status::False, "its stream has ended");
+    let mut waypoint = Waypoint::new(&clients, &head);
+    waypoint.answer(&head, None);
+    assert_eq!(said(&clients).status, Status::True);
+}
+
+#[test]
 fn a_node_is_not_asked_about_what_it_never_gets() {
     let (clients, head) = (Clients::default(), cut(1, b"one"));
     let status = ClientStatus::new("n1".into(), ClientKind::Ztunnel, Features::default());

@@ -7,7 +7,8 @@ use tulle_model::service::{AppProtocol, Service, Visibility};
 use tulle_model::{NamespacedHostname, Str};
 
 use super::super::lookup::{Definition, Lookup, NoDefinition};
-use super::{Facts, facts, is_service, is_service_entry};
+use super::super::waypoint::is_waypoint;
+use super::{Facts, facts, is_gateway, is_service, is_service_entry};
 use crate::Object;
 use crate::api::Meta;
 use crate::api::route::ParentRef;
@@ -39,6 +40,17 @@ pub(super) fn describe(parent: &ParentRef, meta: &Meta) -> Option<String> {
     let namespace = namespace(parent, meta);
     let port = parent.port.map(|port| format!(":{port}")).unwrap_or_default();
     ours.then(|| format!("{} {namespace}/{}{port}", parent.kind, parent.name))
+}
+
+/// A waypoint that is named as if it were an ingress gateway, as it is called in conditions.
+pub(super) fn waypoint(parent: &ParentRef, meta: &Meta, around: &impl Lookup) -> Option<String> {
+    if !is_gateway(parent) {
+        return None;
+    }
+    let namespace = namespace(parent, meta);
+    let gateway = around.gateway(namespace, &parent.name)?;
+    let class = around.gateway_class(&gateway.spec.gateway_class_name);
+    is_waypoint(gateway, class).then(|| format!("Gateway {namespace}/{}", parent.name))
 }
 
 fn namespace<'a>(parent: &'a ParentRef, meta: &'a Meta) -> &'a Str {

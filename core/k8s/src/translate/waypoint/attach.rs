@@ -114,7 +114,11 @@ pub(super) fn allows(
     }
 }
 
-fn listener<'a>(gateway: &'a Gateway, class: Option<&'a GatewayClass>) -> Option<&'a Listener> {
+/// The listener that a waypoint takes traffic on.
+pub(in crate::translate) fn listener<'a>(
+    gateway: &'a Gateway,
+    class: Option<&'a GatewayClass>,
+) -> Option<&'a Listener> {
     let listeners = &gateway.spec.listeners;
     match inbound_binding(gateway, class) {
         Some((protocol, port)) => listeners.iter().find(|listener| {
