@@ -7,6 +7,7 @@ mod fleet;
 mod plane;
 mod resync;
 mod signing;
+mod writer;
 
 use std::time::Duration;
 
@@ -188,6 +189,7 @@ fn push(scale: Scale) -> Run {
         ] {
             figure = figure
                 .none(&format!("{name}_missed"), pushed.missed)
+                .with_time(&format!("{name}_writer_late"), pushed.written.late(1000))
                 .noting(vec![describe(name, pushed)]);
         }
         figure
@@ -225,7 +227,13 @@ fn wide(scale: Scale) -> Run {
 
 fn describe(name: &str, pushed: &Pushed) -> String {
     format!(
-        "{name}: max {:?}, writer late {:?}, {} responses of {} bytes, control plane {:.2} processors",
-        pushed.max, pushed.writer_late, pushed.responses, pushed.bytes, pushed.cpu
+        "{name}: max {:?}, writer late {:?} at most and {:?} in 99 of 100, {} responses of {} bytes, control plane {:.2} \
+         processors",
+        pushed.max,
+        pushed.written.late(1000),
+        pushed.written.late(990),
+        pushed.responses,
+        pushed.bytes,
+        pushed.cpu
     )
 }
