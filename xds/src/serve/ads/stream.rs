@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
@@ -148,12 +150,13 @@ impl Stream {
         if let Err(end) = conversation.take(first, &self.shared) {
             return refusal(end);
         }
-        // What hardly ever happens is waited for once, not anew at each turn: a turn is taken by thousands at once.
-        let mut over = std::pin::pin!(over(
+        // What hardly ever happens is waited for once, and looked at when it has something to say, not at each turn: a turn
+        // is taken by thousands at once.
+        let mut over = FuturesUnordered::from_iter([over(
             self.shared.clone(),
             self.caller.clone(),
-            self.responses.clone()
-        ));
+            self.responses.clone(),
+        )]);
         let mut head = std::pin::pin!(newer(snapshots));
         let mut stall = std::pin::pin!(Stall::new(self.shared.options.write_stall_max));
         loop {
@@ -201,7 +204,7 @@ impl Stream {
                     // The engine is gone: the process is ending.
                     None => return Ended::ByAge,
                 },
-                ended = &mut over => return ended,
+                Some(ended) = over.next() => return ended,
             }
         }
     }
