@@ -166,7 +166,7 @@ impl Stream {
             connected.update(&conversation.session, &conversation.head);
             let untaken = self.responses.capacity() == 0;
             let waiting = conversation.waiting.is_some() && conversation.gate.is_none();
-            let paused = conversation.paused();
+            let paused = conversation.paused(&self.shared);
             tokio::select! {
                 permit = self.responses.reserve(), if waiting => {
                     let (Ok(permit), Some(response)) = (permit, conversation.waiting.take()) else {
@@ -388,15 +388,15 @@ impl Conversation {
     }
 
     /// Until when changes are gathered instead of sent.
-    fn paused(&self) -> Option<Instant> {
+    fn paused(&self, shared: &Shared) -> Option<Instant> {
         self.pace
-            .wait_until(Instant::now().into_std())
+            .wait_until(Instant::now().into_std(), shared.options.batch_interval)
             .map(Instant::from_std)
     }
 
     /// Makes the next response, if none waits and there is one.
     fn prepare(&mut self, shared: &Shared) {
-        if self.waiting.is_some() || self.paused().is_some() {
+        if self.waiting.is_some() || self.paused(shared).is_some() {
             return;
         }
         let (begin, from) = (Instant::now(), self.session.cut().sequence());
