@@ -24,6 +24,8 @@ use crate::status::Clients;
 mod grpc;
 #[cfg(test)]
 mod pair;
+#[cfg(test)]
+mod returns;
 mod stream;
 mod wire;
 

@@ -232,7 +232,8 @@ impl<S: Store> Session<S> {
         }
         let (cut, viewer, subscription) = (&self.cut, &self.viewer, &state.subscription);
         let wanted = |slot: &Arc<Slot>| push::wants(ty, cut, viewer, subscription, slot);
-        let taken = state.queue.take(ty, cut, wanted, last);
+        let mut taken = state.queue.take(ty, cut, wanted, last);
+        state.queue.confirm(ty, cut, viewer, subscription, &mut taken);
         self.begun = true;
         let response = self.response(ty.type_url().into(), taken);
         let state = self.types.get_mut(&ty)?;

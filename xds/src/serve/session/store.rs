@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tulle_model::Str;
-use tulle_proto::resume::{Digests, bucket_of};
+use tulle_proto::resume::{Bucket, Digests, Layout};
 
 use crate::serve::viewer::Viewer;
 use crate::snapshot::{Change, Chunk, ResourceType, Slot, Snapshot, Step};
@@ -31,19 +31,20 @@ pub trait Store: Clone {
         None
     }
     /// The resources of one bucket.
-    fn bucket(&self, ty: ResourceType, bucket: u16) -> Vec<&Arc<Slot>> {
+    fn bucket(&self, ty: ResourceType, bucket: Bucket) -> Vec<&Arc<Slot>> {
         let resources = self.resources(ty);
-        resources.filter(|slot| bucket_of(&slot.name) == bucket).collect()
+        resources.filter(|slot| bucket.holds(&slot.name)).collect()
     }
     /// Whether a viewer may receive this resource at all.
     fn lets(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
         viewer.receives(ty, slot)
     }
     /// What a viewer whose wildcard is up to date would tell of what it holds.
-    fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
+    fn digests(&self, viewer: &Viewer, ty: ResourceType, layout: Layout) -> Arc<Digests> {
         let held = |slot: &&Arc<Slot>| self.lets(viewer, ty, slot) && self.covers(viewer, ty, slot);
         let held = self.resources(ty).filter(held);
-        Digests::of(held.map(|slot| (&*slot.name, &*slot.version)))
+        let held = held.map(|slot| (&*slot.name, &*slot.version));
+        Arc::new(Digests::of(layout, held))
     }
     /// What a viewer that asks by name is told along: what runs on its node, and what goes with the names.
     fn along(&self, _viewer: &Viewer, _ty: ResourceType, _names: &BTreeSet<Str>) -> BTreeSet<Str> {
@@ -91,8 +92,8 @@ impl Store for Arc<Snapshot> {
             .flatten()
     }
 
-    fn bucket(&self, ty: ResourceType, bucket: u16) -> Vec<&Arc<Slot>> {
-        self.table(ty).bucket(bucket).iter().collect()
+    fn bucket(&self, ty: ResourceType, bucket: Bucket) -> Vec<&Arc<Slot>> {
+        self.table(ty).bucket(bucket).collect()
     }
 
     fn lets(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
@@ -106,18 +107,15 @@ impl Store for Arc<Snapshot> {
         }
     }
 
-    fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
+    fn digests(&self, viewer: &Viewer, ty: ResourceType, layout: Layout) -> Arc<Digests> {
         let table = self.table(ty);
         if is_for_all(viewer, ty) {
-            return Digests::by_bucket(|bucket| table.digest(bucket));
+            return table.digests(layout);
         }
         let held = |slot: &&Arc<Slot>| self.lets(viewer, ty, slot) && self.covers(viewer, ty, slot);
-        Digests::of(
-            table
-                .iter()
-                .filter(held)
-                .map(|slot| (&*slot.name, &*slot.version)),
-        )
+        let held = table.iter().filter(held);
+        let held = held.map(|slot| (&*slot.name, &*slot.version));
+        Arc::new(Digests::of(layout, held))
     }
 
     fn along(&self, viewer: &Viewer, ty: ResourceType, names: &BTreeSet<Str>) -> BTreeSet<Str> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tulle_model::Str;
-use tulle_proto::resume::{DIGEST_NAME, Digests};
+use tulle_proto::resume::Layout;
 
 use crate::serve::push::{self, Queue};
 use crate::serve::session::{Delivery, End, NAMES_MAX, Request, Store, Subscription};
@@ -63,14 +63,13 @@ impl TypeState {
         // A nonce of an earlier stream says nothing here, but is counted.
         state.delivery.on_answer(&request.nonce, request.error.as_ref());
         let (held, subscription, queue) = (&request.initial_versions, &state.subscription, &mut state.queue);
-        state.opened = match held.get(DIGEST_NAME).filter(|_| subscription.is_wildcard()) {
-            Some(text) => {
-                let digests = Digests::parse(text);
-                match push::resumed(ty, cut, viewer, subscription, digests.as_ref(), queue) {
-                    0 => Opened::Equal,
-                    _ => Opened::Buckets,
-                }
-            }
+        let told = |layout: Layout| Some((layout, &**held.get(layout.name())?));
+        let told = Layout::ALL.into_iter().find_map(told);
+        state.opened = match told.filter(|_| subscription.is_wildcard()) {
+            Some(told) => match push::resumed(ty, cut, viewer, subscription, told, queue) {
+                0 => Opened::Equal,
+                _ => Opened::Buckets,
+            },
             None => {
                 push::initial(ty, cut, viewer, subscription, held, queue);
                 match held.is_empty() {
