@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tulle_benches::control::{ControlPlane, first};
 use tulle_benches::mesh::{REPLICAS, batch, manifests, parse, resident_kib};
-use tulle_proto::resume::{DIGEST_NAME, Digests};
+use tulle_proto::resume::{Digests, Layout};
 use tulle_xds::ca::order;
 use tulle_xds::snapshot::ResourceType;
 
@@ -128,10 +128,10 @@ async fn resume(plane: &ControlPlane) {
     let held = snapshot
         .resources(ResourceType::Address)
         .map(|slot| (&*slot.name, &*slot.version));
-    let digests = Digests::of(held).to_text();
+    let digests = Digests::of(Layout::Fine, held).to_text();
     let mut request = first("n-back", ResourceType::Address);
     let asked = digests.len();
-    request.initial_resource_versions = [(DIGEST_NAME.to_owned(), digests)].into();
+    request.initial_resource_versions = [(Layout::Fine.name().to_owned(), digests)].into();
     let sent = plane.sent();
     let begin = Instant::now();
     let mut client = plane.connect("n-back", request, true).await;

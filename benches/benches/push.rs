@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tulle_benches::mesh::{batch, manifests, parse};
 use tulle_k8s::translate::MeshConfig;
-use tulle_proto::resume::{DIGEST_NAME, Digests};
+use tulle_proto::resume::{Digests, Layout};
 use tulle_xds::engine::Engine;
 use tulle_xds::serve::frame::{Encoding, Payload, Shared};
 use tulle_xds::serve::session::{Request, Session};
@@ -68,9 +68,9 @@ fn push(criterion: &mut Criterion) {
     }
     let held = head.by_name(ResourceType::Address).into_iter();
     let held = held.map(|slot| (&*slot.name, &*slot.version));
-    let digests = Digests::of(held).to_text();
+    let digests = Digests::of(Layout::Fine, held).to_text();
     let back = Request {
-        initial_versions: [(DIGEST_NAME.into(), digests.into())].into(),
+        initial_versions: [(Layout::Fine.name().into(), digests.into())].into(),
         ..first()
     };
     group.bench_function("back with digests", |bencher| {

@@ -445,6 +445,7 @@ fn source(
 fn ads_options(config: &Config) -> AdsOptions {
     AdsOptions {
         age_max: Some(config.max_stream_age).filter(|age| !age.is_zero()),
+        batch_interval: config.batch_interval,
         cluster_id: config.cluster_id.as_str().into(),
         ..AdsOptions::default()
     }

@@ -11,6 +11,7 @@ use tulle_runtime::telemetry::LogFormat;
 
 use crate::ca::issue::TTL_MIN;
 use crate::ca::rotation::Waits;
+use crate::serve::pace::BATCH_APART_MAX;
 use crate::token::jwt::Issuer;
 
 /// Longest validity that certificates can be configured to have.
@@ -122,6 +123,9 @@ pub struct Config {
     /// Age at which a client's stream is ended so that it connects anew, varied by a quarter; 0: never
     #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
     pub max_stream_age: Duration,
+    /// Least time between two batches to a client while more than 50 changes a second come; at most 10ms, 0: none
+    #[arg(long, value_name = "DURATION", default_value = "5ms", value_parser = batch_interval)]
+    pub batch_interval: Duration,
     /// Form of the log lines: text or json
     #[arg(long, value_name = "FORM", default_value = "text", env = "LOG_FORMAT")]
     pub log_format: LogFormat,
@@ -210,9 +214,19 @@ fn certificate_ttl(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn batch_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text).map_err(|error| error.to_string())?;
+    if interval <= BATCH_APART_MAX {
+        Ok(interval)
+    } else {
+        Err("must be at most 10ms: every change waits for it".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::pace::BATCH_APART;
     use clap::Parser;
 
     #[derive(Debug, Parser)]
@@ -233,6 +247,7 @@ mod tests {
             (config.metrics_address.port(), config.readiness_address.port()),
             (15014, 15021)
         );
+        assert_eq!(config.batch_interval, BATCH_APART);
         assert_eq!(
             (&*config.trust_domain, &*config.root_namespace),
             ("cluster.local", "istio-system")
@@ -244,6 +259,7 @@ mod tests {
         for arguments in [
             ["--max-certificate-ttl", "30s"],
             ["--max-certificate-ttl", "2161h"],
+            ["--batch-interval", "11ms"],
             ["--trust-domain", "a/b"],
             ["--root-namespace", ""],
             ["--log-format", "xml"],

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use tulle_model::Str;
+use tulle_proto::resume::Layout;
 
 use crate::ca::crl;
 use crate::ca::issue::Csr;
 use crate::engine::table::Resource;
-use crate::serve::session::{Nack, Request, Session};
+use crate::serve::session::{Nack, Request, Session, Store as _};
 use crate::serve::viewer::{Features, Viewer};
 use crate::snapshot::{Order, ResourceType, Scope, Snapshot};
 use crate::token::{Token, jwt};
@@ -49,7 +51,8 @@ pub fn ads_session(data: &[u8]) {
     } else {
         ""
     });
-    let mut session = Session::new(7, Viewer::node("n1").with(features), head.clone());
+    let viewer = Viewer::node("n1").with(features);
+    let mut session = Session::new(7, viewer.clone(), head.clone());
     let mut nonces = BTreeSet::new();
     let mut last = (ResourceType::Address, String::new());
     for operation in data.chunks_exact(2).take(256) {
@@ -66,7 +69,19 @@ pub fn ads_session(data: &[u8]) {
                 match what % 6 {
                     1 => request.subscribe = vec![name],
                     2 => request.unsubscribe = vec![name],
-                    _ => drop(request.initial_versions.insert(name, "1".into())),
+                    _ => {
+                        let layout = Layout::ALL[usize::from(argument >> 5 & 1)];
+                        let held: (Str, Str) = match argument >> 6 {
+                            // Digests of the newest cut, or what is none.
+                            2 => {
+                                let digests = head.digests(&viewer, ty, layout);
+                                (layout.name().into(), digests.to_text().into())
+                            }
+                            3 => (layout.name().into(), String::from_utf8_lossy(data).into()),
+                            _ => (name, "1".into()),
+                        };
+                        request.initial_versions.extend([held]);
+                    }
                 }
                 if session.on_request(&request, &head).is_err() {
                     return;

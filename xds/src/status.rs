@@ -166,6 +166,13 @@ impl Clients {
         })
     }
 
+    /// Adds the proxy of a node.
+    #[cfg(test)]
+    pub(crate) fn connect_proxy(&self, node: &str) -> Connected {
+        let status = ClientStatus::new(node.into(), Kind::Ztunnel, Features::default());
+        self.connect(status).expect("it has no other streams")
+    }
+
     fn changed(&self) {
         self.changes.fetch_add(1, Ordering::Relaxed);
     }

@@ -22,7 +22,7 @@ use std::fmt::Write as _;
 use tulle_model::{MeshUpdate, Str};
 use tulle_proto::core::Node;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use tulle_proto::resume::{DIGEST_NAME, bucket_named, bucket_of};
+use tulle_proto::resume::{self, Bucket, Layout};
 use tulle_proto::rpc_status::Status as RpcStatus;
 use tulle_proto::stub::RefusedAddresses;
 
@@ -54,6 +54,10 @@ struct Subscription {
     /// Answered in any way.
     answered: bool,
     part: Part,
+    /// What the server says must be held once this response is taken, as it stands among removals.
+    confirmation: Option<String>,
+    /// Short digests hid a change: the next ones are longer.
+    was_misled: bool,
 }
 
 /// How much of a type is asked for, and when.
@@ -78,6 +82,8 @@ pub struct Outcome {
     pub first_ack: Option<ResourceType>,
     /// Whether what is rejected or refused may have changed.
     pub rejections_changed: bool,
+    /// Short digests hid a change from the server: the stream is to be ended, and the next one will tell.
+    pub misled: bool,
 }
 
 impl Outcome {
@@ -97,6 +103,8 @@ impl Session {
             held: Held::default(),
             acked: false,
             answered: false,
+            confirmation: None,
+            was_misled: false,
             part: if *kind == ResourceType::Trust {
                 Part::IfOffered { offered: false }
             } else {
@@ -123,6 +131,7 @@ impl Session {
     /// The stream is gone; another server may answer the next one.
     pub fn on_close(&mut self) {
         for subscription in &mut self.subscriptions {
+            subscription.confirmation = None;
             if let Part::IfOffered { offered } = &mut subscription.part {
                 *offered = false;
             }
@@ -137,7 +146,7 @@ impl Session {
             Part::IfOffered { offered } => *offered = true,
             Part::All | Part::OnDemand => return None,
         }
-        Some(subscription.first(&[], false))
+        Some(subscription.first(&[], None))
     }
 
     /// Asks for addresses by name, and no longer for others.
@@ -161,16 +170,16 @@ impl Session {
     /// As [`Self::on_open`] where addresses are asked for one by one: these were asked for, and are not held.
     #[must_use]
     pub fn on_open_asking(&self, asked: &[Str]) -> Vec<DeltaDiscoveryRequest> {
-        self.first_requests(asked, false)
+        self.first_requests(asked, None)
     }
 
-    /// As [`Self::on_open_asking`] towards a server that understands digests of what is held.
+    /// As [`Self::on_open_asking`] towards a server that understands such digests of what is held, and coarser ones.
     #[must_use]
-    pub fn on_resume(&self, asked: &[Str]) -> Vec<DeltaDiscoveryRequest> {
-        self.first_requests(asked, true)
+    pub fn on_resume(&self, asked: &[Str], layout: Layout) -> Vec<DeltaDiscoveryRequest> {
+        self.first_requests(asked, Some(layout))
     }
 
-    fn first_requests(&self, asked: &[Str], digests: bool) -> Vec<DeltaDiscoveryRequest> {
+    fn first_requests(&self, asked: &[Str], digests: Option<Layout>) -> Vec<DeltaDiscoveryRequest> {
         let at_once = |subscription: &&Subscription| !matches!(subscription.part, Part::IfOffered { .. });
         let subscriptions = self.subscriptions.iter().filter(at_once);
         let mut requests: Vec<_> = subscriptions.map(|one| one.first(asked, digests)).collect();
@@ -181,18 +190,25 @@ impl Session {
         requests
     }
 
-    /// Puts names in the place of the buckets that a response removes: everything held of them that it does not tell.
-    pub fn name_buckets(&self, response: &mut DeltaDiscoveryResponse) {
-        let named = |name: &String| bucket_named(name);
-        let buckets: BTreeSet<u16> = response.removed_resources.iter().filter_map(named).collect();
-        let kind = ResourceType::from_type_url(&response.type_url);
-        let of_kind = |subscription: &&Subscription| Some(subscription.kind) == kind;
-        let Some(subscription) = self
-            .subscriptions
+    /// Puts names in the place of the buckets that a response removes: everything held of them that it does not tell. Keeps
+    /// what it says of everything until it is taken.
+    pub fn name_buckets(&mut self, response: &mut DeltaDiscoveryResponse) {
+        let buckets: BTreeSet<Bucket> = response
+            .removed_resources
             .iter()
-            .find(of_kind)
-            .filter(|_| !buckets.is_empty())
-        else {
+            .filter_map(|name| Bucket::named(name))
+            .collect();
+        let kind = ResourceType::from_type_url(&response.type_url);
+        let of_kind = |subscription: &&mut Subscription| Some(subscription.kind) == kind;
+        let Some(subscription) = self.subscriptions.iter_mut().find(of_kind) else {
+            return;
+        };
+        let confirmation = response
+            .removed_resources
+            .iter()
+            .position(|name| resume::is_whole(name));
+        subscription.confirmation = confirmation.map(|at| response.removed_resources.remove(at));
+        let Some(layout) = buckets.first().map(|bucket| bucket.layout()) else {
             return;
         };
         let told: BTreeSet<&str> = response
@@ -201,11 +217,11 @@ impl Session {
             .map(|resource| resource.name.as_str())
             .collect();
         let gone = subscription.held.names();
-        let gone = gone.filter(|name| !told.contains(name) && buckets.contains(&bucket_of(name)));
+        let gone = gone.filter(|name| !told.contains(name) && buckets.contains(&layout.bucket_of(name)));
         let gone: Vec<String> = gone.map(ToOwned::to_owned).collect();
         response
             .removed_resources
-            .retain(|name| bucket_named(name).is_none());
+            .retain(|name| Bucket::named(name).is_none());
         response.removed_resources.extend(gone);
     }
 
@@ -269,13 +285,18 @@ pub struct Summary<'a> {
 }
 
 impl Subscription {
-    fn first(&self, asked: &[Str], digests: bool) -> DeltaDiscoveryRequest {
-        let by_digests = digests && self.part == Part::All && self.held.len() >= DIGESTS_MIN;
+    fn first(&self, asked: &[Str], digests: Option<Layout>) -> DeltaDiscoveryRequest {
+        let digests = digests
+            .filter(|_| self.part == Part::All && self.held.len() >= DIGESTS_MIN)
+            .map(|layout| if self.was_misled { Layout::Coarse } else { layout });
         let mut first = DeltaDiscoveryRequest {
             type_url: self.kind.type_url().into(),
-            initial_resource_versions: match by_digests {
-                true => [(DIGEST_NAME.to_owned(), self.held.digests().to_text())].into(),
-                false => self.held.versions(),
+            initial_resource_versions: match digests {
+                Some(layout) => {
+                    let text = self.held.digests(layout).to_text();
+                    [(layout.name().to_owned(), text)].into()
+                }
+                None => self.held.versions(),
             },
             ..DeltaDiscoveryRequest::default()
         };
@@ -307,12 +328,20 @@ impl Subscription {
         let first = accepted && !self.acked;
         self.acked |= accepted;
         self.answered = true;
+        let confirmation = self.confirmation.take();
+        self.was_misled = confirmation.is_some_and(|whole| !self.is_confirmed_by(&whole));
         Outcome {
             updates,
             answer: answer(response.type_url, response.nonce, &flaws),
             first_ack: first.then_some(self.kind),
             rejections_changed: !accepted || rejected_before != self.held.rejected().count(),
+            misled: self.was_misled,
         }
+    }
+
+    /// Whether everything that was told is what the server says it is. One that says it in other words is not understood.
+    fn is_confirmed_by(&self, whole: &str) -> bool {
+        self.held.told(Layout::Fine).whole_name().as_deref() == Some(whole)
     }
 }
 
@@ -324,6 +353,7 @@ fn not_asked_for(response: DeltaDiscoveryResponse) -> Outcome {
         answer: answer(response.type_url, response.nonce, &[flaw]),
         first_ack: None,
         rejections_changed: false,
+        misled: false,
     }
 }
 

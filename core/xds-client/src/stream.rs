@@ -16,7 +16,7 @@ use tulle_model::{Reason, Str};
 use tulle_proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tulle_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_proto::names::{FEATURES_HEADER, TRUST_FEATURE};
-use tulle_proto::resume::{RESUME_HEADER, RESUME_VERSION};
+use tulle_proto::resume::{Layout, RESUME_HEADER};
 use tulle_proto::stub::RefusedAddresses;
 use tulle_runtime::backoff::Backoff;
 use tulle_runtime::drain::DrainWatcher;
@@ -48,11 +48,10 @@ const PUSHBACK_MAX: Duration = Duration::from_secs(60);
 /// How long the server's header is waited for before the first messages go out without it.
 const HEADERS_WAIT: Duration = Duration::from_millis(100);
 
-/// Whether a server reads digests of what is held.
-fn understands_digests(header: &tonic::metadata::MetadataMap) -> bool {
-    header
-        .get(RESUME_HEADER)
-        .is_some_and(|value| value == RESUME_VERSION)
+/// Which digests of what is held a server reads, if any.
+fn understood(header: &tonic::metadata::MetadataMap) -> Option<Layout> {
+    let lines = header.get_all(RESUME_HEADER).iter();
+    Layout::best(lines.filter_map(|line| line.to_str().ok()))
 }
 
 /// Types beyond the usual ones that a server says it knows, in the header of its stream.
@@ -172,6 +171,8 @@ enum End {
     Broken(GrpcStatus),
     #[error("the server ended the stream")]
     Finished,
+    #[error("the digests that the stream began with hid a change; the next one tells longer ones")]
+    Misled,
 }
 
 /// Whether an error of the socket says that nobody answered.
@@ -185,7 +186,7 @@ impl End {
         match self {
             Self::NotOpened(_) => TerminationReason::ConnectionError,
             Self::Broken(_) => TerminationReason::Error,
-            Self::Finished => TerminationReason::Reconnect,
+            Self::Finished | Self::Misled => TerminationReason::Reconnect,
         }
     }
 }
@@ -324,12 +325,14 @@ impl Client {
         let mut opening = std::pin::pin!(opening);
         // A server of ours says at once what it understands; others wait for the first message.
         let early = tokio::time::timeout(HEADERS_WAIT, &mut opening).await;
-        let resumes = matches!(&early, Ok(Ok(response)) if understands_digests(response.metadata()));
+        let resumes = match &early {
+            Ok(Ok(response)) => understood(response.metadata()),
+            Ok(Err(_)) | Err(_) => None,
+        };
         let asked = self.state.demand().map(Demand::all).unwrap_or_default();
-        let first = if resumes {
-            self.session.on_resume(&asked)
-        } else {
-            self.session.on_open_asking(&asked)
+        let first = match resumes {
+            Some(layout) => self.session.on_resume(&asked, layout),
+            None => self.session.on_open_asking(&asked),
         };
         for request in first {
             // The channel holds them all. If nobody takes them, the stream is over already, and says below how.
@@ -342,7 +345,7 @@ impl Client {
         match opened {
             Err(status) => End::NotOpened(status),
             Ok(response) => {
-                tracing::info!(resumes, "connected to the control plane");
+                tracing::info!(resumes = resumes.is_some(), "connected to the control plane");
                 self.state.update_status(crate::Status::heard);
                 for kind in offered(response.metadata()) {
                     if let Some(first) = self.session.on_offer(kind) {
@@ -375,17 +378,21 @@ impl Client {
                 Err(status) => return End::Broken(status),
                 Ok(None) => return End::Finished,
                 Ok(Some(response)) => {
-                    let answer = self.take(response);
+                    let (answer, misled) = self.take(response);
                     if answers.send(answer).await.is_err() {
                         return End::Finished;
+                    }
+                    if misled {
+                        return End::Misled;
                     }
                 }
             }
         }
     }
 
-    /// The new state is visible before anyone is woken, and both before the answer goes out.
-    fn take(&mut self, mut response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    /// The new state is visible before anyone is woken, and both before the answer goes out. Gives the answer, and whether
+    /// digests hid a change.
+    fn take(&mut self, mut response: DeltaDiscoveryResponse) -> (DeltaDiscoveryRequest, bool) {
         self.session.name_buckets(&mut response);
         self.metrics.received(&response);
         let answered = Answered::by(&response, &self.state);
@@ -425,7 +432,7 @@ impl Client {
             accepted,
             "response applied"
         );
-        outcome.answer
+        (outcome.answer, outcome.misled)
     }
 
     fn publish(&self, outcome: &Outcome) {

@@ -91,12 +91,18 @@ fn goes_first(processor: usize) -> bool {
     let tied = only
         .set(processor)
         .and_then(|()| sched_setaffinity(Pid::from_raw(0), &only));
+    tied.is_ok() && goes_before_others()
+}
+
+/// Puts the thread before all that is not of real time; says whether it may.
+#[must_use]
+pub fn goes_before_others() -> bool {
     let thread = gettid().to_string();
     let first = std::process::Command::new("chrt")
         .args(["--fifo", "--pid", PRIORITY, &thread])
         .stderr(std::process::Stdio::null())
         .status();
-    tied.is_ok() && first.is_ok_and(|status| status.success())
+    first.is_ok_and(|status| status.success())
 }
 
 fn watch(processor: usize, seen: &Mutex<Vec<Pause>>, stopped: &mpsc::Receiver<()>) {

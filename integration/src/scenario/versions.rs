@@ -5,7 +5,7 @@ use prost::Message as _;
 use tulle_linux::seqpacket::SeqPacket;
 use tulle_proto::convert::zds::{Answer, Hello, PACKET_MAX, Request};
 use tulle_proto::discovery::DeltaDiscoveryRequest;
-use tulle_proto::resume::DIGEST_NAME;
+use tulle_proto::resume::Layout;
 use tulle_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, TRUST_TYPE, security};
 
 use super::fed::{Fed, NODE, resource};
@@ -151,7 +151,10 @@ async fn older_server(fed: &Fed) -> (usize, bool) {
         .map(|request| request.initial_resource_versions.clone())
         .unwrap_or_default();
     let no_trust = all.iter().all(|request| request.type_url != TRUST_TYPE);
-    let plain = !versions.is_empty() && !versions.contains_key(DIGEST_NAME);
+    let by_digests = Layout::ALL
+        .iter()
+        .any(|layout| versions.contains_key(layout.name()));
+    let plain = !versions.is_empty() && !by_digests;
     (versions.len(), plain && no_trust)
 }
 

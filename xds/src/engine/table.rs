@@ -10,6 +10,7 @@ use bytes::Bytes;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use rpds::RedBlackTreeMapSync;
 use tulle_model::Str;
+use tulle_proto::resume::{Bucket, Digests, Layout};
 
 use crate::few::Few;
 use crate::snapshot::chunk::{Buckets, Chunk};
@@ -80,15 +81,14 @@ impl Table {
     }
 
     /// The resources of one bucket.
-    #[must_use]
-    pub fn bucket(&self, bucket: u16) -> &[Arc<Slot>] {
+    pub fn bucket(&self, bucket: Bucket) -> impl Iterator<Item = &Arc<Slot>> {
         self.buckets.resources(bucket)
     }
 
-    /// The digest of one bucket.
+    /// What a client tells that holds all of it.
     #[must_use]
-    pub fn digest(&self, bucket: u16) -> u64 {
-        self.buckets.digest(bucket)
+    pub fn digests(&self, layout: Layout) -> Arc<Digests> {
+        self.buckets.digests(layout)
     }
 
     /// Bytes of all resources, as far as they count for what is sent.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tulle_k8s::document::documents;
 use tulle_k8s::object::{Reading, read};
 use tulle_k8s::{Key, Object};
-use tulle_proto::resume::BUCKETS;
+use tulle_proto::resume::Layout;
 
 use super::*;
 use crate::snapshot::{Change, ResourceType, Scope, Slot};
@@ -273,7 +273,7 @@ fn content(snapshot: &Snapshot) -> impl PartialEq + std::fmt::Debug + use<> {
             let chunks = table.chunks();
             let names = chunks.iter().flat_map(|chunk| chunk.resources().iter());
             let names: Vec<Str> = names.map(|slot| slot.name.clone()).collect();
-            let digests: Vec<u64> = (0..BUCKETS).map(|bucket| table.digest(bucket)).collect();
+            let digests = Layout::ALL.map(|layout| table.digests(layout));
             (names, digests, table.bytes())
         })
         .collect();

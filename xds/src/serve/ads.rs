@@ -16,6 +16,7 @@ use crate::metrics::{Metrics, ReasonLabel};
 use crate::serve::admission::Admission;
 use crate::serve::authenticate::{Authenticator, Unauthenticated};
 use crate::serve::frame::{self, Encoding, Message};
+use crate::serve::pace::BATCH_APART;
 use crate::serve::viewer::Features;
 use crate::snapshot::Snapshot;
 use crate::status::Clients;
@@ -23,6 +24,8 @@ use crate::status::Clients;
 mod grpc;
 #[cfg(test)]
 mod pair;
+#[cfg(test)]
+mod returns;
 mod stream;
 mod wire;
 
@@ -38,6 +41,8 @@ pub struct AdsOptions {
     pub first_request_wait: Duration,
     /// Age at which a stream is ended, so that clients spread over replicas; varied by a quarter. `None`: never.
     pub age_max: Option<Duration>,
+    /// Least time between two batches of changes while many come.
+    pub batch_interval: Duration,
     /// Cluster that clients must belong to, if they name one.
     pub cluster_id: Str,
     /// What whole tables may take of the machine.
@@ -52,6 +57,7 @@ impl Default for AdsOptions {
             write_stall_max: Duration::from_secs(20),
             first_request_wait: Duration::from_secs(30),
             age_max: Some(Duration::from_secs(30 * 60)),
+            batch_interval: BATCH_APART,
             cluster_id: "Kubernetes".into(),
             admission: Admission::default(),
             waiting: Holds::default(),

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 /// Cuts per second above which they go out in batches.
 pub const CALM_MAX: usize = 50;
-/// Least time between two batches then.
+/// Least time between two batches then, if nothing else is set.
 pub const BATCH_APART: Duration = Duration::from_millis(5);
+/// Most that it may be set to: a change waits for it.
+pub const BATCH_APART_MAX: Duration = Duration::from_millis(10);
 /// What "per second" is counted over.
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -32,15 +34,15 @@ impl Pace {
         self.sent = Some(now);
     }
 
-    /// Until when to wait before the next batch; `None` is now.
+    /// Until when to wait before the next batch, where batches are so far apart; `None` is now.
     #[must_use]
-    pub fn wait_until(&self, now: Instant) -> Option<Instant> {
+    pub fn wait_until(&self, now: Instant, apart: Duration) -> Option<Instant> {
         let busy = self.cuts.len() > CALM_MAX
             && self
                 .cuts
                 .front()
                 .is_some_and(|oldest| now.duration_since(*oldest) < WINDOW);
-        let earliest = self.sent? + BATCH_APART;
+        let earliest = self.sent? + apart;
         (busy && earliest > now).then_some(earliest)
     }
 }
@@ -55,7 +57,7 @@ mod tests {
         for at in 0..CALM_MAX {
             let now = start + Duration::from_millis(20) * u32::try_from(at).unwrap();
             pace.on_cut(now);
-            assert_eq!(pace.wait_until(now), None);
+            assert_eq!(pace.wait_until(now, BATCH_APART), None);
             pace.on_sent(now);
         }
     }
@@ -66,11 +68,18 @@ mod tests {
         for _ in 0..=CALM_MAX {
             pace.on_cut(start);
         }
-        assert_eq!(pace.wait_until(start), None, "nothing was sent yet");
+        assert_eq!(pace.wait_until(start, BATCH_APART), None, "nothing was sent yet");
         pace.on_sent(start);
-        assert_eq!(pace.wait_until(start), Some(start + BATCH_APART));
-        assert_eq!(pace.wait_until(start + BATCH_APART), None);
+        for apart in [BATCH_APART, BATCH_APART_MAX] {
+            assert_eq!(pace.wait_until(start, apart), Some(start + apart));
+            assert_eq!(pace.wait_until(start + apart, apart), None);
+        }
+        assert_eq!(
+            pace.wait_until(start, Duration::ZERO),
+            None,
+            "batches are not held apart"
+        );
         pace.on_sent(start + WINDOW);
-        assert_eq!(pace.wait_until(start + WINDOW), None);
+        assert_eq!(pace.wait_until(start + WINDOW, BATCH_APART), None);
     }
 }

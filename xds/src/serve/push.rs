@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use tulle_model::Str;
-use tulle_proto::resume::{self, Digests};
+use tulle_proto::resume::{Bucket, Digests, Layout};
 
 use crate::serve::session::{Store, Subscription};
 use crate::serve::viewer::Viewer;
@@ -33,7 +33,9 @@ pub struct Queue {
     /// All there is to be sent, for a client that is sent everything and lacks one step; then nothing else is queued.
     step: Option<Arc<Step>>,
     /// Buckets that a client that came back holds in another form.
-    buckets: BTreeSet<u16>,
+    buckets: BTreeSet<Bucket>,
+    /// The last response says what the client must hold then.
+    confirms: bool,
     additions: BTreeSet<(Order, Str)>,
     removals: BTreeSet<(Reverse<Order>, Str)>,
     /// An answer is owed even if it is empty.
@@ -159,6 +161,7 @@ impl Queue {
         self.whole.clear();
         self.step = None;
         self.buckets.clear();
+        self.confirms = false;
         self.additions.clear();
         self.removals.clear();
     }
@@ -263,6 +266,32 @@ impl Queue {
         taken
     }
 
+    /// Says in the last response to short digests what the client must hold then, which is all that it wants of this cut:
+    /// of what differs, they may have hidden some.
+    pub fn confirm<S: Store>(
+        &mut self,
+        ty: ResourceType,
+        cut: &S,
+        viewer: &Viewer,
+        subscription: &Subscription,
+        taken: &mut Taken,
+    ) {
+        if !self.confirms || !self.is_empty() {
+            return;
+        }
+        self.confirms = false;
+        let digests = match subscription.is_wildcard() && subscription.names().is_empty() {
+            true => cut.digests(viewer, ty, Layout::Fine),
+            false => {
+                let held = cut.resources(ty);
+                let held = held.filter(|slot| wants(ty, cut, viewer, subscription, slot));
+                let held = held.map(|slot| (&*slot.name, &*slot.version));
+                Arc::new(Digests::of(Layout::Fine, held))
+            }
+        };
+        taken.removed.extend(digests.whole_name().map(Str::from));
+    }
+
     /// The first addition, with all that come of the same object of a user.
     fn first_together<S: Store>(&self, ty: ResourceType, cut: &S) -> Vec<Arc<Slot>> {
         let Some((first, name)) = self.additions.first() else {
@@ -306,7 +335,7 @@ impl Queue {
                 break;
             }
             resources.append(&mut of);
-            removed.push(resume::bucket_name(bucket).into());
+            removed.push(bucket.to_string().into());
             self.buckets.pop_first();
         }
         resources.sort_by(|one, other| (one.order, &one.name).cmp(&(other.order, &other.name)));
@@ -354,14 +383,15 @@ pub fn resumed<S: Store>(
     cut: &S,
     viewer: &Viewer,
     subscription: &Subscription,
-    digests: Option<&Digests>,
+    (layout, told): (Layout, &str),
     queue: &mut Queue,
 ) -> usize {
-    // What cannot be read says nothing: then every bucket is another.
-    queue.buckets = match digests {
-        Some(held) => cut.digests(viewer, ty).differing(held),
-        None => (0..resume::BUCKETS).collect(),
+    queue.buckets = match Digests::parse(layout, told) {
+        Some(held) => cut.digests(viewer, ty, layout).differing(&held),
+        // What cannot be read says nothing: then every bucket is another.
+        None => layout.all().collect(),
     };
+    queue.confirms = layout == Layout::Fine && !queue.buckets.is_empty();
     for name in subscription.names() {
         asked(ty, cut, viewer, subscription, name, queue);
     }

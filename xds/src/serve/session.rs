@@ -16,21 +16,25 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tulle_model::Str;
-use tulle_proto::resume::{DIGEST_NAME, Digests, bucket_of};
 
 use crate::serve::push::{self, Queue, Taken};
 use crate::serve::viewer::Viewer;
-use crate::snapshot::{Change, Chunk, ResourceType, Slot, Snapshot, Step};
+use crate::snapshot::{ResourceType, Slot};
 
 mod again;
 mod delivery;
 mod message;
+mod store;
 mod subscription;
+mod type_state;
 
 pub(crate) use again::{named_of, node_of};
 pub use delivery::{Delivery, Rejection};
 pub use message::{Nack, Request, Response};
+pub use store::Store;
 pub use subscription::Subscription;
+pub use type_state::Opened;
+use type_state::TypeState;
 
 /// Responses of one type that may wait for an answer.
 pub const UNACKED_RESPONSES_MAX: usize = 4;
@@ -40,163 +44,6 @@ pub const UNACKED_BYTES_MAX: usize = 8 << 20;
 pub const NAMES_MAX: usize = 250_000;
 /// Types outside our own that one stream may ask for.
 pub const UNKNOWN_TYPES_MAX: usize = 64;
-
-/// What a session reads: one immutable cut.
-pub trait Store: Clone {
-    /// Number of the cut.
-    fn sequence(&self) -> u64;
-    /// The resource of this name.
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>>;
-    /// The resources with this name or alias.
-    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>>;
-    /// Every resource of a type.
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>>;
-    /// What changed after the cut `sequence`; `None` if that is not known any more.
-    fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>>;
-    /// Everything of a type in chunks that others are sent, too; `None` where each viewer sees something else.
-    fn chunks(&self, _viewer: &Viewer, _ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
-        None
-    }
-    /// What changed since an older cut for a viewer that is sent everything of a type, as one value for all of them;
-    /// `None` where each viewer sees something else, or the log does not reach back.
-    fn step(&self, _old: &Self, _viewer: &Viewer, _ty: ResourceType) -> Option<Arc<Step>> {
-        None
-    }
-    /// The resources of one bucket.
-    fn bucket(&self, ty: ResourceType, bucket: u16) -> Vec<&Arc<Slot>> {
-        let resources = self.resources(ty);
-        resources.filter(|slot| bucket_of(&slot.name) == bucket).collect()
-    }
-    /// Whether a viewer may receive this resource at all.
-    fn lets(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
-        viewer.receives(ty, slot)
-    }
-    /// What a viewer whose wildcard is up to date would tell of what it holds.
-    fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
-        let held = |slot: &&Arc<Slot>| self.lets(viewer, ty, slot) && self.covers(viewer, ty, slot);
-        let held = self.resources(ty).filter(held);
-        Digests::of(held.map(|slot| (&*slot.name, &*slot.version)))
-    }
-    /// What a viewer that asks by name is told along: what runs on its node, and what goes with the names.
-    fn along(&self, _viewer: &Viewer, _ty: ResourceType, _names: &BTreeSet<Str>) -> BTreeSet<Str> {
-        BTreeSet::new()
-    }
-    /// Whether a wildcard of this viewer means this resource: everything for node proxies, its own part for a
-    /// waypoint.
-    fn covers(&self, _viewer: &Viewer, _ty: ResourceType, _slot: &Slot) -> bool {
-        true
-    }
-    /// Names whose [`Self::covers`] or [`Self::lets`] may differ from that of an older cut although they did not change.
-    fn covered_anew(&self, _old: &Self, _viewer: &Viewer, _ty: ResourceType) -> Vec<Str> {
-        Vec::new()
-    }
-}
-
-impl Store for Arc<Snapshot> {
-    fn sequence(&self) -> u64 {
-        Snapshot::sequence(self)
-    }
-
-    fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
-        Snapshot::resource(self, ty, name)
-    }
-
-    fn resolve(&self, ty: ResourceType, name_or_alias: &str) -> Vec<&Arc<Slot>> {
-        Snapshot::resolve(self, ty, name_or_alias)
-    }
-
-    fn resources(&self, ty: ResourceType) -> impl Iterator<Item = &Arc<Slot>> {
-        Snapshot::resources(self, ty)
-    }
-
-    fn changed_since(&self, ty: ResourceType, sequence: u64) -> Option<impl Iterator<Item = Change>> {
-        Snapshot::changed_since(self, ty, sequence)
-    }
-
-    fn chunks(&self, viewer: &Viewer, ty: ResourceType) -> Option<Vec<Arc<Chunk>>> {
-        is_for_all(viewer, ty).then(|| self.table(ty).chunks())
-    }
-
-    fn step(&self, old: &Self, viewer: &Viewer, ty: ResourceType) -> Option<Arc<Step>> {
-        is_for_all(viewer, ty)
-            .then(|| Snapshot::step(self, old, ty))
-            .flatten()
-    }
-
-    fn bucket(&self, ty: ResourceType, bucket: u16) -> Vec<&Arc<Slot>> {
-        self.table(ty).bucket(bucket).iter().collect()
-    }
-
-    fn lets(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
-        match (viewer.waypoint(), ty) {
-            // A waypoint is judged by what its own replicas name, and gets no other policy of node proxies.
-            (Some(waypoint), ResourceType::Authorization) => {
-                let fronts = self.fronted().of(waypoint);
-                fronts.is_some_and(|fronts| fronts.authorizations.contains(&slot.name))
-            }
-            _ => viewer.receives(ty, slot),
-        }
-    }
-
-    fn digests(&self, viewer: &Viewer, ty: ResourceType) -> Digests {
-        let table = self.table(ty);
-        if is_for_all(viewer, ty) {
-            return Digests::by_bucket(|bucket| table.digest(bucket));
-        }
-        let held = |slot: &&Arc<Slot>| self.lets(viewer, ty, slot) && self.covers(viewer, ty, slot);
-        Digests::of(
-            table
-                .iter()
-                .filter(held)
-                .map(|slot| (&*slot.name, &*slot.version)),
-        )
-    }
-
-    fn along(&self, viewer: &Viewer, ty: ResourceType, names: &BTreeSet<Str>) -> BTreeSet<Str> {
-        let (Some(node), ResourceType::Address) = (viewer.node_name(), ty) else {
-            return BTreeSet::new();
-        };
-        let resolve = |name: &str| -> Vec<Str> {
-            let found = Snapshot::resolve(self, ty, name).into_iter();
-            found.map(|slot| slot.name.clone()).collect()
-        };
-        let asked = names.iter().flat_map(|name| resolve(name));
-        let mut along = self.around().along(asked, resolve);
-        along.extend(self.around().of_node(node).cloned());
-        along
-    }
-
-    fn covers(&self, viewer: &Viewer, ty: ResourceType, slot: &Slot) -> bool {
-        match (viewer.waypoint(), ty) {
-            (Some(waypoint), ResourceType::Address | ResourceType::Workload) => {
-                self.waypoint_addresses(waypoint, &slot.name)
-            }
-            _ => true,
-        }
-    }
-
-    fn covered_anew(&self, old: &Self, viewer: &Viewer, ty: ResourceType) -> Vec<Str> {
-        let Some(waypoint) = viewer.waypoint() else {
-            return Vec::new();
-        };
-        let names = |cut: &Self| -> BTreeSet<Str> {
-            let fronts = cut.fronted().of(waypoint);
-            let names = fronts.map(|fronts| match ty {
-                ResourceType::Address | ResourceType::Workload => fronts.addresses.clone(),
-                ResourceType::Authorization => fronts.authorizations.clone(),
-                _ => BTreeSet::new(),
-            });
-            names.unwrap_or_default()
-        };
-        let (old, new) = (names(old), names(self));
-        old.symmetric_difference(&new).cloned().collect()
-    }
-}
-
-/// Whether every viewer of this kind receives everything of the type: addresses are every node's.
-fn is_for_all(viewer: &Viewer, ty: ResourceType) -> bool {
-    viewer.waypoint().is_none() && matches!(ty, ResourceType::Address | ResourceType::Workload)
-}
 
 /// Why the server ends a stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -239,41 +86,6 @@ pub struct Behind {
     pub opening: usize,
 }
 
-/// How a client began with a type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Opened {
-    /// It held nothing.
-    #[default]
-    Fresh,
-    /// It listed what it held.
-    Versions,
-    /// It told digests, and they were ours.
-    Equal,
-    /// It told digests, and some differed.
-    Buckets,
-}
-
-impl Opened {
-    /// The word for it in metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Fresh => "fresh",
-            Self::Versions => "versions",
-            Self::Equal => "equal",
-            Self::Buckets => "buckets",
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct TypeState {
-    opened: Opened,
-    subscription: Subscription,
-    queue: Queue,
-    delivery: Delivery,
-}
-
 impl<S: Store> Session<S> {
     /// A stream of this viewer, beginning at a synced cut.
     pub fn new(epoch: u64, viewer: Viewer, cut: S) -> Self {
@@ -300,7 +112,7 @@ impl<S: Store> Session<S> {
         self.advance(head);
         match self.types.get_mut(&ty) {
             None => {
-                let state = open(ty, request, &self.cut, &self.viewer)?;
+                let state = TypeState::open(ty, request, &self.cut, &self.viewer)?;
                 if ty == ResourceType::Address && !request.initial_versions.is_empty() {
                     let changed = state.queue.additions();
                     self.again
@@ -420,7 +232,8 @@ impl<S: Store> Session<S> {
         }
         let (cut, viewer, subscription) = (&self.cut, &self.viewer, &state.subscription);
         let wanted = |slot: &Arc<Slot>| push::wants(ty, cut, viewer, subscription, slot);
-        let taken = state.queue.take(ty, cut, wanted, last);
+        let mut taken = state.queue.take(ty, cut, wanted, last);
+        state.queue.confirm(ty, cut, viewer, subscription, &mut taken);
         self.begun = true;
         let response = self.response(ty.type_url().into(), taken);
         let state = self.types.get_mut(&ty)?;
@@ -504,110 +317,5 @@ impl<S: Store> Session<S> {
     #[must_use]
     pub fn unknown_types(&self) -> usize {
         self.unknown.len()
-    }
-}
-
-/// The first request of a type: subscription, and what the client lacks compared with what it reports to hold.
-fn open<S: Store>(ty: ResourceType, request: &Request, cut: &S, viewer: &Viewer) -> Result<TypeState, End> {
-    let mut state = TypeState {
-        subscription: Subscription::open(request),
-        ..TypeState::default()
-    };
-    state.check_bounds()?;
-    // A nonce of an earlier stream says nothing here, but is counted.
-    state.delivery.on_answer(&request.nonce, request.error.as_ref());
-    let (held, subscription, queue) = (&request.initial_versions, &state.subscription, &mut state.queue);
-    state.opened = match held.get(DIGEST_NAME).filter(|_| subscription.is_wildcard()) {
-        Some(text) => {
-            let digests = Digests::parse(text);
-            match push::resumed(ty, cut, viewer, subscription, digests.as_ref(), queue) {
-                0 => Opened::Equal,
-                _ => Opened::Buckets,
-            }
-        }
-        None => {
-            push::initial(ty, cut, viewer, subscription, held, queue);
-            match held.is_empty() {
-                true => Opened::Fresh,
-                false => Opened::Versions,
-            }
-        }
-    };
-    state.tell_along(ty, cut, viewer, &request.initial_versions);
-    if state.subscription.is_wildcard() || request.names_wildcard() {
-        state.queue.owe_answer();
-    }
-    Ok(state)
-}
-
-impl TypeState {
-    /// Whether the client is sent everything of the type and nothing stands in the way of the next step.
-    fn takes_steps(&self) -> bool {
-        let of = &self.subscription;
-        of.is_wildcard()
-            && of.names().is_empty()
-            && of.along().is_empty()
-            && self.queue.is_empty()
-            && !self.delivery.has_rejected()
-    }
-
-    fn change<S: Store>(
-        &mut self,
-        ty: ResourceType,
-        request: &Request,
-        cut: &S,
-        viewer: &Viewer,
-    ) -> Result<(), End> {
-        if !request.changes_subscription() {
-            return Ok(());
-        }
-        let before = self.subscription.clone();
-        let asked = self.subscription.change(request);
-        self.check_bounds()?;
-        self.tell_along(ty, cut, viewer, &BTreeMap::new());
-        if self.subscription.is_empty() {
-            self.queue.clear();
-            return Ok(());
-        }
-        self.queue.spread();
-        self.queue.narrow(ty, cut, viewer, &self.subscription);
-        if self.subscription.is_wildcard() && !before.is_wildcard() {
-            push::widened(ty, cut, viewer, &before, &self.subscription, &mut self.queue);
-            self.queue.owe_answer();
-        }
-        for name in &asked {
-            push::asked(ty, cut, viewer, &self.subscription, name, &mut self.queue);
-        }
-        if !request.subscribe.is_empty() {
-            // What was sent under an earlier subscription may arrive under this one: the client must know what is gone.
-            let under_way = self.delivery.under_way();
-            push::gone(ty, cut, viewer, &self.subscription, under_way, &mut self.queue);
-        }
-        Ok(())
-    }
-
-    /// Queues what goes with the names and did not before.
-    fn tell_along<S: Store>(
-        &mut self,
-        ty: ResourceType,
-        cut: &S,
-        viewer: &Viewer,
-        held: &BTreeMap<Str, Str>,
-    ) {
-        if !self.subscription.is_on_demand() {
-            self.subscription.set_along(Arc::default());
-            return;
-        }
-        let along = Arc::new(cut.along(viewer, ty, self.subscription.names()));
-        let new = along.difference(self.subscription.along());
-        push::along(ty, cut, viewer, new, held, &mut self.queue);
-        self.subscription.set_along(along);
-    }
-
-    fn check_bounds(&self) -> Result<(), End> {
-        if self.subscription.names().len() > NAMES_MAX {
-            return Err(End::TooManyNames);
-        }
-        Ok(())
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rpds::RedBlackTreeMapSync;
-use tulle_proto::resume::{BUCKETS, bucket_of, digest};
+use tulle_proto::resume::{self, Digests, Layout};
 
 use super::{Order, Slot};
 use crate::serve::frame::Payload;
@@ -67,17 +67,21 @@ pub(crate) struct Bucket {
     digest: OnceLock<u64>,
 }
 
+/// Rows of a table.
+const ROWS: u16 = resume::BUCKETS;
 /// Rows that one family is spread over, so that a large one is not told anew as a whole.
 const ROWS_PER_FAMILY: u16 = 4;
 
 /// Resources whose families fall together, by name.
 type Row = Vec<Arc<Slot>>;
 
-/// A table's resources by bucket. Clones share what is equal, and the chunks.
+/// A table's resources by bucket of the fine layout. Clones share what is equal, and the chunks.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Buckets {
     buckets: RedBlackTreeMapSync<u16, Arc<Bucket>>,
-    /// The same resources by family, as many rows as there are buckets.
+    /// What a client tells that holds all of it, in each layout that somebody came back with since the last change.
+    digests: [OnceLock<Arc<Digests>>; Layout::ALL.len()],
+    /// The same resources by family.
     rows: RedBlackTreeMapSync<u16, Arc<Row>>,
     /// Resources by order.
     counts: BTreeMap<Order, usize>,
@@ -116,7 +120,8 @@ impl Buckets {
             self.bytes += size_of(new);
             *self.counts.entry(new.order).or_default() += 1;
         }
-        let at = bucket_of(&name);
+        self.digests = Default::default();
+        let at = place_of(&name);
         if !self.buckets.contains_key(&at) {
             self.buckets.insert_mut(at, Arc::default());
         }
@@ -136,7 +141,7 @@ impl Buckets {
 
     /// The resource of this name.
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Slot>> {
-        let of = self.resources(bucket_of(name));
+        let of = self.within(place_of(name));
         let at = of.binary_search_by(|slot| (*slot.name).cmp(name)).ok()?;
         of.get(at)
     }
@@ -161,18 +166,38 @@ impl Buckets {
         self.bytes
     }
 
-    /// The resources of one bucket, by name.
-    pub(crate) fn resources(&self, bucket: u16) -> &[Arc<Slot>] {
-        self.buckets.get(&bucket).map_or(&[], |bucket| &bucket.resources)
+    /// The resources of one bucket.
+    pub(crate) fn resources(&self, bucket: resume::Bucket) -> impl Iterator<Item = &Arc<Slot>> {
+        // A coarse bucket is every so manieth fine one: its number is what remains of theirs.
+        let parts = (bucket.number()..Layout::Fine.buckets()).step_by(bucket.layout().buckets().into());
+        parts.flat_map(move |part| self.within(part))
     }
 
-    /// What a client that holds all of a bucket tells of it.
-    pub(crate) fn digest(&self, bucket: u16) -> u64 {
+    fn within(&self, fine: u16) -> &[Arc<Slot>] {
+        self.buckets.get(&fine).map_or(&[], |bucket| &bucket.resources)
+    }
+
+    /// What a client tells that holds all of it.
+    pub(crate) fn digests(&self, layout: Layout) -> Arc<Digests> {
+        let make = || {
+            let digests = match layout {
+                Layout::Fine => Digests::by_bucket(layout, |bucket| self.digest(bucket.number())),
+                Layout::Coarse => {
+                    let pairs = self.iter().map(|slot| (&*slot.name, &*slot.version));
+                    Digests::of(layout, pairs)
+                }
+            };
+            Arc::new(digests)
+        };
+        self.digests[layout as usize].get_or_init(make).clone()
+    }
+
+    fn digest(&self, fine: u16) -> u64 {
         let of = |bucket: &Arc<Bucket>| {
             let pairs = bucket.resources.iter().map(|slot| (&*slot.name, &*slot.version));
-            *bucket.digest.get_or_init(|| digest(pairs))
+            *bucket.digest.get_or_init(|| resume::digest(pairs))
         };
-        self.buckets.get(&bucket).map_or(0, of)
+        self.buckets.get(&fine).map_or(0, of)
     }
 
     /// Everything, in the order in which it is sent. A small table is one chunk.
@@ -194,13 +219,13 @@ impl Buckets {
             return vec![Group {
                 order: None,
                 first: 0,
-                rows: BUCKETS,
+                rows: ROWS,
             }];
         }
         let filled = self.counts.iter().filter(|(_, count)| **count > 0);
         let of_order = |(order, count): (&Order, &usize)| {
             let (order, rows) = (Some(*order), rows_per_chunk(*count));
-            let starts = (0..BUCKETS).step_by(rows.into());
+            let starts = (0..ROWS).step_by(rows.into());
             starts.map(move |first| Group { order, first, rows })
         };
         filled.flat_map(of_order).collect()
@@ -256,14 +281,18 @@ fn replace_in(resources: &mut Vec<Arc<Slot>>, name: &str, new: Option<&Arc<Slot>
 /// The row of a name: that of its family, which is what stands before the last dash, and one of its few for the rest.
 fn row_of(name: &str) -> u16 {
     let (family, own) = name.rsplit_once('-').unwrap_or((name, ""));
-    let first = bucket_of(family) / ROWS_PER_FAMILY * ROWS_PER_FAMILY;
-    first + bucket_of(own) % ROWS_PER_FAMILY
+    let first = resume::bucket_of(family) / ROWS_PER_FAMILY * ROWS_PER_FAMILY;
+    first + resume::bucket_of(own) % ROWS_PER_FAMILY
+}
+
+fn place_of(name: &str) -> u16 {
+    Layout::Fine.bucket_of(name).number()
 }
 
 /// As many neighbouring rows as hold no more than a chunk should; a power of two, so that groups meet their bounds.
 fn rows_per_chunk(resources: usize) -> u16 {
-    let mut rows = BUCKETS;
-    while rows > 1 && resources * usize::from(rows) > CHUNK_RESOURCES_MAX * usize::from(BUCKETS) {
+    let mut rows = ROWS;
+    while rows > 1 && resources * usize::from(rows) > CHUNK_RESOURCES_MAX * usize::from(ROWS) {
         rows /= 2;
     }
     rows
@@ -423,7 +452,7 @@ mod tests {
         assert_eq!(rows.len(), usize::from(ROWS_PER_FAMILY));
         let (first, last) = (rows.first().unwrap(), rows.last().unwrap());
         assert_eq!(last - first, ROWS_PER_FAMILY - 1);
-        assert!(row_of("") < BUCKETS && row_of("-") < BUCKETS);
+        assert!(row_of("") < ROWS && row_of("-") < ROWS);
     }
 
     #[test]
@@ -436,20 +465,36 @@ mod tests {
     #[test]
     fn digests_follow_content() {
         let (mut buckets, all) = filled(100, 100);
-        let at = bucket_of(&all[0].name);
-        let before: Vec<u64> = (0..BUCKETS).map(|bucket| buckets.digest(bucket)).collect();
-        let of = all.iter().map(|slot| (&*slot.name, &*slot.version));
-        let expected = tulle_proto::resume::Digests::of(of);
-        assert_eq!(
-            tulle_proto::resume::Digests::by_bucket(|bucket| buckets.digest(bucket)),
-            expected
-        );
-        buckets.replace(Some(&all[0]), Some(&slot(&all[0].name, "2", Order::Service)));
-        assert_ne!(buckets.digest(at), before[usize::from(at)]);
-        buckets.replace(Some(&slot(&all[0].name, "2", Order::Service)), Some(&all[0]));
-        assert_eq!(buckets.digest(at), before[usize::from(at)]);
+        for layout in Layout::ALL {
+            let before = buckets.digests(layout);
+            let of = all.iter().map(|slot| (&*slot.name, &*slot.version));
+            assert_eq!(*before, Digests::of(layout, of));
+            let new = slot(&all[0].name, "2", Order::Service);
+            buckets.replace(Some(&all[0]), Some(&new));
+            let at = layout.bucket_of(&new.name);
+            assert_eq!(before.differing(&buckets.digests(layout)), BTreeSet::from([at]));
+            buckets.replace(Some(&new), Some(&all[0]));
+            assert_eq!(buckets.digests(layout), before);
+        }
         all.iter().for_each(|slot| buckets.replace(Some(slot), None));
-        assert!((0..BUCKETS).all(|bucket| buckets.digest(bucket) == 0));
+        for layout in Layout::ALL {
+            assert_eq!(*buckets.digests(layout), Digests::of(layout, std::iter::empty()));
+        }
         assert_eq!((buckets.bytes(), buckets.chunks().len()), (0, 0));
+    }
+
+    #[test]
+    fn each_bucket_holds_what_falls_into_it_and_nothing_else() {
+        let (buckets, all) = filled(3_000, 300);
+        for layout in Layout::ALL {
+            let mut count = 0;
+            for bucket in layout.all() {
+                for slot in buckets.resources(bucket) {
+                    assert!(bucket.holds(&slot.name));
+                    count += 1;
+                }
+            }
+            assert_eq!(count, all.len());
+        }
     }
 }

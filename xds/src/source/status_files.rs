@@ -1,6 +1,7 @@
 //! What became of each object and who has accepted it, as a file of its own:
 //! `<state dir>/status/<kind>/<namespace>/<name>.yaml`; and what is wrong with a file of the folder: `<state dir>/status/_files/<path>.yaml`, for as long as something is.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,8 +45,7 @@ pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<S
         let snapshot = snapshots.borrow_and_update().clone();
         let answered = clients.changes();
         if snapshot.synced() {
-            let clients = clients.list(Instant::now());
-            let is_over = ending.0.clone();
+            let (clients, is_over) = (clients.clone(), ending.0.clone());
             let update = move || files.update(&snapshot, &clients, answered, &is_over);
             let updated = spawn_blocking(update).await;
             files = match updated {
@@ -96,6 +96,8 @@ struct Files {
     everything_from: Option<Instant>,
     /// Objects looked at in the last round.
     looked_at: usize,
+    /// Whether the answers of clients were looked at in it.
+    asked: bool,
 }
 
 /// What the files say already.
@@ -121,6 +123,7 @@ impl Files {
             seen: None,
             everything_from: None,
             looked_at: 0,
+            asked: false,
         }
     }
 
@@ -131,7 +134,8 @@ impl Files {
                 && self.everything_from.is_none_or(|from| now >= from)
     }
 
-    /// The objects whose files may have to be written anew; all of them after answers, where those are told of all.
+    /// The objects whose files may have to be written anew; after answers all of them, where those are told of all, else
+    /// the gateways.
     fn due(&self, objects: &Objects, now: &mut Seen) -> Vec<ObjectKey> {
         let everything = || {
             let keys: BTreeSet<&ObjectKey> = objects.objects.keys().chain(self.written.keys()).collect();
@@ -143,10 +147,11 @@ impl Files {
         else {
             return everything();
         };
-        if now.compared && now.answered != seen.answered {
-            if self.wants(now.answered, Instant::now()) {
-                return everything();
-            }
+        let answers = self.wants(now.answered, Instant::now());
+        if answers && now.compared {
+            return everything();
+        }
+        if !answers {
             // What changed is written, the rest later.
             now.answered = seen.answered;
         }
@@ -154,7 +159,7 @@ impl Files {
             return everything();
         };
         let gateways = objects.objects.range(ObjectKey::new(Kind::Gateway, "", "")..);
-        let gateways = gateways.take_while(|(key, _)| key.kind == Kind::Gateway);
+        let gateways = gateways.take_while(|(key, _)| answers && key.kind == Kind::Gateway);
         let keys: BTreeSet<&ObjectKey> = changed.chain(gateways.map(|(key, _)| key)).collect();
         keys.into_iter().cloned().collect()
     }
@@ -162,7 +167,7 @@ impl Files {
     fn update(
         mut self,
         snapshot: &Arc<Snapshot>,
-        clients: &[ClientStatus],
+        clients: &Clients,
         answered: u64,
         is_over: &AtomicBool,
     ) -> Self {
@@ -181,17 +186,18 @@ impl Files {
             compared,
         };
         let due = self.due(objects, &mut seen);
+        // Copied for the first object that somebody has to answer: thousands of streams note their answers meanwhile.
+        let answers = OnceCell::new();
+        let told = || &**answers.get_or_init(|| clients.list(Instant::now()));
         let mut failed = None;
         self.looked_at = due.len();
         for key in due {
             if is_over.load(Ordering::Relaxed) {
                 return self;
             }
-            failed = self
-                .update_one(&key, snapshot, clients, compared)
-                .err()
-                .or(failed);
+            failed = self.update_one(&key, snapshot, &told, compared).err().or(failed);
         }
+        self.asked = answers.get().is_some();
         if std::mem::take(&mut self.fresh) >= PACKED_MIN {
             // Filled in order, its nodes are only half full.
             self.written = std::mem::take(&mut self.written).into_iter().collect();
@@ -210,11 +216,11 @@ impl Files {
         self
     }
 
-    fn update_one(
+    fn update_one<'a>(
         &mut self,
         key: &ObjectKey,
         snapshot: &Arc<Snapshot>,
-        clients: &[ClientStatus],
+        told: impl Fn() -> &'a [ClientStatus],
         compared: bool,
     ) -> io::Result<()> {
         let Some(status) = snapshot.objects().objects.get(key) else {
@@ -225,7 +231,7 @@ impl Files {
         };
         // What is said of a gateway hangs on the answers, however many there are.
         let answers = match compared || key.kind == Kind::Gateway {
-            true => acks(snapshot, clients, status),
+            true => acks(snapshot, told(), status),
             false => Acks::default(),
         };
         let same = |(written, before): &(Arc<ObjectStatus>, Option<Box<Acks>>)| {
@@ -387,7 +393,8 @@ mod tests {
         let ending = Ending::default();
         let is_over = ending.0.clone();
         drop(ending);
-        let files = Files::new(folder.path().join("status")).update(&snapshot, &[], 0, &is_over);
+        let files =
+            Files::new(folder.path().join("status")).update(&snapshot, &Clients::default(), 0, &is_over);
         assert_eq!((files.looked_at, files.written.len()), (200, 0));
         assert!(files.seen.is_none(), "nothing counts as written");
     }
@@ -397,11 +404,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut engine = Engine::new(tulle_k8s::translate::MeshConfig::default());
         let all = (0..200).map(|number| event(&format!("s{number}"), "1")).collect();
-        let files = Files::new(folder.path().join("status"));
-        let files = files.update(&Arc::new(engine.apply(batch(all))), &[], 0, &never());
+        let (files, nobody) = (Files::new(folder.path().join("status")), Clients::default());
+        let files = files.update(&Arc::new(engine.apply(batch(all))), &nobody, 0, &never());
         assert_eq!((files.looked_at, files.written.len()), (200, 200));
         let changed = engine.apply(batch(vec![event("s7", "2")]));
-        let mut files = files.update(&Arc::new(changed), &[], 0, &never());
+        let mut files = files.update(&Arc::new(changed), &nobody, 0, &never());
         assert_eq!(files.looked_at, 1);
         let written = std::fs::read_to_string(path(&files.root, &event("s7", "2").key)).unwrap();
         assert!(written.contains("generation: 2"), "{written}");
@@ -412,7 +419,7 @@ mod tests {
         let snapshot = Arc::new(engine.apply(batch(vec![gone.clone()])));
         // Answers came, and every object was looked at a moment ago: that waits.
         files.everything_from = Some(Instant::now() + Duration::from_secs(3600));
-        let mut files = files.update(&snapshot, &[], 1, &never());
+        let mut files = files.update(&snapshot, &nobody, 1, &never());
         assert_eq!(
             (files.looked_at, path(&files.root, &gone.key).exists()),
             (1, false)
@@ -420,8 +427,27 @@ mod tests {
         assert!(!files.wants(1, Instant::now()));
         files.everything_from = None;
         assert!(files.wants(1, Instant::now()));
-        let files = files.update(&snapshot, &[], 1, &never());
+        let files = files.update(&snapshot, &nobody, 1, &never());
         assert_eq!(files.looked_at, 199);
         assert!(!files.wants(1, Instant::now()));
+    }
+    #[test]
+    fn where_answers_are_not_told_of_every_object_a_cut_copies_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut engine = Engine::new(tulle_k8s::translate::MeshConfig::default());
+        let all = (0..200).map(|number| event(&format!("s{number}"), "1")).collect();
+        let snapshot = Arc::new(engine.apply(batch(all)));
+        let clients = Clients::default();
+        let connect = |number: usize| clients.connect_proxy(&format!("n{number}"));
+        let few: Vec<_> = (0..COMPARED_MAX / 200).map(connect).collect();
+        let files = Files::new(folder.path().join("status")).update(&snapshot, &clients, 1, &never());
+        assert!(files.asked, "each object is asked for");
+        let one_more = connect(few.len());
+        let files = files.update(&snapshot, &clients, 2, &never());
+        assert_eq!((files.looked_at, files.asked), (200, false));
+        let changed = Arc::new(engine.apply(batch(vec![event("s7", "2")])));
+        let files = files.update(&changed, &clients, 3, &never());
+        assert_eq!((files.looked_at, files.asked), (1, false));
+        drop(one_more);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use tulle_proto::resume::{DIGEST_NAME, Digests};
+use tulle_proto::resume::{Digests, Layout};
 use tulle_xds::serve::session::{End, Nack, Request, Response, Session};
 use tulle_xds::serve::viewer::Viewer;
 use tulle_xds::snapshot::ResourceType;
@@ -49,13 +49,18 @@ pub(crate) fn holding(mut request: Request, held: &[&str]) -> Request {
 }
 
 /// With digests of what the client holds from before.
-pub(crate) fn resuming(mut request: Request, held: &[&str]) -> Request {
+pub(crate) fn resuming(mut request: Request, layout: Layout, held: &[&str]) -> Request {
+    let text = digests(layout, held).to_text();
+    request.initial_versions = [(layout.name().into(), text.into())].into();
+    request
+}
+
+/// Of `name@version`.
+pub(crate) fn digests(layout: Layout, held: &[&str]) -> Digests {
     let held = held
         .iter()
         .map(|text| text.split_once('@').expect("name@version"));
-    let text = Digests::of(held).to_text();
-    request.initial_versions = [(DIGEST_NAME.into(), text.into())].into();
-    request
+    Digests::of(layout, held)
 }
 
 impl Peer {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use tulle_model::Str;
-use tulle_proto::resume::{DIGEST_NAME, Digests, bucket_named, bucket_of};
+use tulle_proto::resume::{Bucket, Digests, Layout};
 use tulle_xds::serve::session::{Nack, Request, Response, Session, Store};
 use tulle_xds::serve::viewer::Viewer;
 use tulle_xds::snapshot::ResourceType;
@@ -29,7 +29,7 @@ enum Step {
     /// The client takes the next response.
     Receive,
     /// The connection breaks; everything in flight is lost. Comes back with digests instead of versions, or not.
-    Reconnect(bool),
+    Reconnect(Option<Layout>),
 }
 
 #[derive(Debug, Clone)]
@@ -74,7 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..TYPES.len()).prop_map(Step::Request),
         4 => Just(Step::Send),
         4 => Just(Step::Receive),
-        1 => any::<bool>().prop_map(Step::Reconnect),
+        1 => prop::option::of(prop::sample::select(Layout::ALL.to_vec())).prop_map(Step::Reconnect),
     ]
 }
 
@@ -117,12 +117,12 @@ impl Pair {
             requests: Default::default(),
             responses: VecDeque::new(),
         };
-        pair.open(false);
+        pair.open(None);
         pair
     }
 
     /// A new stream: everything in flight is gone, and each type says what it wants and holds.
-    fn open(&mut self, digests: bool) {
+    fn open(&mut self, digests: Option<Layout>) {
         self.session = Session::new(1, Viewer::node("n1"), self.cut.clone());
         self.responses.clear();
         for (at, ty) in TYPES.iter().enumerate() {
@@ -143,12 +143,15 @@ impl Pair {
                 request.unsubscribe.push("*".into());
             }
             let held = state.held.iter();
-            request.initial_versions = if digests && state.wildcard {
-                let digests = Digests::of(held.map(|(name, (version, _))| (&**name, &**version)));
-                [(DIGEST_NAME.into(), digests.to_text().into())].into()
-            } else {
-                held.map(|(name, (version, _))| (name.clone(), version.clone()))
-                    .collect()
+            request.initial_versions = match digests.filter(|_| state.wildcard) {
+                Some(layout) => {
+                    let pairs = held.map(|(name, (version, _))| (&**name, &**version));
+                    let digests = Digests::of(layout, pairs);
+                    [(layout.name().into(), digests.to_text().into())].into()
+                }
+                None => held
+                    .map(|(name, (version, _))| (name.clone(), version.clone()))
+                    .collect(),
             };
             self.requests[at] = VecDeque::from([request]);
         }
@@ -309,10 +312,9 @@ impl ClientType {
         }
         for name in &response.removed {
             self.held.remove(name);
-            if let Some(bucket) = bucket_named(name) {
+            if let Some(bucket) = Bucket::named(name) {
                 let told = |name: &Str| response.resources.iter().any(|slot| slot.name == *name);
-                self.held
-                    .retain(|name, _| bucket_of(name) != bucket || told(name));
+                self.held.retain(|name, _| !bucket.holds(name) || told(name));
             }
         }
         rejected

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tulle_model::{MeshUpdate, NamespacedHostname, NamespacedName, Str, WorkloadUid};
 use tulle_proto::discovery::Resource as Envelope;
-use tulle_proto::resume::Digests;
+use tulle_proto::resume::{Digests, Layout};
 use tulle_proto::stub::{self, RefusedAddresses};
 use tulle_proto::{Cause, Malformed, Resource};
 
@@ -81,12 +81,18 @@ impl Held {
     }
 
     /// [`Self::versions`] in short.
-    pub(super) fn digests(&self) -> Digests {
-        Digests::of(
-            self.names
-                .iter()
-                .map(|(name, entry)| (name.as_ref(), entry.version.as_ref())),
-        )
+    pub(super) fn digests(&self, layout: Layout) -> Digests {
+        let pairs = self.names.iter();
+        Digests::of(layout, pairs.map(|(name, entry)| (&**name, &*entry.version)))
+    }
+
+    /// The same of what was told last, be it accepted or not.
+    pub(super) fn told(&self, layout: Layout) -> Digests {
+        let pairs = self.names.iter().map(|(name, entry)| {
+            let rejected = self.rejected.get(name).map(|rejection| &rejection.version);
+            (&**name, &**rejected.unwrap_or(&entry.version))
+        });
+        Digests::of(layout, pairs)
     }
 
     pub(super) fn in_force(&self) -> usize {

@@ -406,3 +406,107 @@ fn a_nack_of_many_resources_stays_within_its_bound() {
     assert!(nack.len() < NACK_TEXT_MAX + 64, "{}", nack.len());
     assert!(nack.ends_with(" more"), "{nack}");
 }
+
+/// A client that holds so many workloads that it tells digests, each at version 1.
+fn with_many() -> Client {
+    let mut client = Client::new();
+    let many = (0..DIGESTS_MIN).map(|number| workload(&format!("w{number}"), "1", 0));
+    assert_eq!(client.addresses(many.collect()), None);
+    client
+}
+
+/// What must be held of these workloads and no other.
+fn whole(changed: &[(&str, &str)]) -> String {
+    let names: Vec<String> = (0..DIGESTS_MIN).map(|number| format!("w{number}")).collect();
+    let pairs = names.iter().map(|name| {
+        let changed = changed.iter().find(|(of, _)| of == name);
+        (name.as_str(), changed.map_or("1", |(_, version)| *version))
+    });
+    let digests = resume::Digests::of(Layout::Fine, pairs);
+    digests.whole_name().expect("there is one")
+}
+
+/// Under which name digests are told of addresses, if they are.
+fn told(client: &Client) -> Option<String> {
+    let requests = client.session.on_resume(&[], Layout::Fine);
+    let of = |request: &DeltaDiscoveryRequest| request.type_url == ResourceType::Address.type_url();
+    let request = requests.into_iter().find(of)?;
+    let names = request.initial_resource_versions.into_keys();
+    names.into_iter().find(|name| name.starts_with('#'))
+}
+
+fn resumed(client: &mut Client, resources: Vec<Envelope>, removed: &[&str]) -> Outcome {
+    let mut response = response(ResourceType::Address, resources, removed);
+    client.session.name_buckets(&mut response);
+    assert!(
+        response
+            .removed_resources
+            .iter()
+            .all(|name| !name.starts_with('#'))
+    );
+    client.session.on_response(response)
+}
+
+#[test]
+fn a_bucket_takes_what_it_does_not_tell() {
+    for layout in Layout::ALL {
+        let mut client = with_many();
+        let bucket = layout.bucket_of("w7").to_string();
+        resumed(&mut client, Vec::new(), &[&bucket]);
+        let held = client.versions(ResourceType::Address);
+        assert!(!held.contains_key("w7"));
+        let gone = (0..DIGESTS_MIN).map(|number| format!("w{number}"));
+        let gone = gone.filter(|name| !held.contains_key(name));
+        gone.for_each(|name| assert_eq!(layout.bucket_of(&name).to_string(), bucket));
+    }
+}
+
+#[test]
+fn who_holds_what_it_must_goes_on_with_fine_digests() {
+    let mut client = with_many();
+    let outcome = resumed(
+        &mut client,
+        vec![workload("w7", "2", 0)],
+        &[&whole(&[("w7", "2")])],
+    );
+    assert!(!outcome.misled && outcome.accepted());
+    assert_eq!(told(&client).as_deref(), Some(Layout::Fine.name()));
+}
+
+#[test]
+fn who_was_not_told_of_a_change_comes_back_with_coarse_digests_once() {
+    let mut client = with_many();
+    let all = whole(&[("w7", "2"), ("w9", "2")]);
+    let outcome = resumed(&mut client, vec![workload("w7", "2", 0)], &[&all]);
+    assert!(outcome.misled && outcome.accepted());
+    client.session.on_close();
+    assert_eq!(told(&client).as_deref(), Some(Layout::Coarse.name()));
+    let bucket = Layout::Coarse.bucket_of("w9");
+    let beside = client.versions(ResourceType::Address).into_iter();
+    let mut bucket_of: Vec<Envelope> = beside
+        .filter(|(name, _)| bucket.holds(name) && name != "w9")
+        .map(|(name, version)| workload(&name, &version, 0))
+        .collect();
+    bucket_of.push(workload("w9", "2", 0));
+    let outcome = resumed(&mut client, bucket_of, &[&bucket.to_string()]);
+    assert!(!outcome.misled);
+    assert_eq!(client.versions(ResourceType::Address)["w9"], "2");
+    assert_eq!(told(&client).as_deref(), Some(Layout::Fine.name()));
+}
+
+#[test]
+fn what_was_told_and_rejected_is_no_change_that_was_hidden() {
+    let mut client = with_many();
+    let told = vec![workload("w7", "2", 77), workload("w9", "2", 0)];
+    let outcome = resumed(&mut client, told, &[&whole(&[("w7", "2"), ("w9", "2")])]);
+    assert!(!outcome.misled && !outcome.accepted());
+    assert_eq!(client.versions(ResourceType::Address)["w7"], "1");
+}
+
+#[test]
+fn a_digest_in_other_words_is_not_understood_and_asked_for_again() {
+    let mut client = with_many();
+    let outcome = resumed(&mut client, Vec::new(), &["#whole/of later versions"]);
+    assert!(outcome.misled);
+    assert_eq!(told(&client).as_deref(), Some(Layout::Coarse.name()));
+}

@@ -10,6 +10,7 @@ use tulle_identity::ChannelConfig;
 use tulle_proto::ADDRESS_TYPE;
 
 use super::plane::{CHANGING, Plane, node};
+use super::writer::{Series, Writer, Written};
 use crate::ads::{Raw, Stream, Table, first};
 use crate::traffic::spawn;
 
@@ -25,10 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What all streams tell.
 #[derive(Debug, Default)]
 struct Heard {
-    /// What the addresses of this fleet's changes begin with.
-    era: u8,
-    /// When the versions of each changing pod were due; the first stands for what it was at the start.
-    due: RwLock<Vec<Vec<Instant>>>,
+    /// The changes that are heard of. It is set between two series and known to no writer.
+    series: RwLock<Option<Series>>,
     /// Microseconds from due to heard, of every change at every stream.
     lags: Mutex<Vec<u32>>,
     /// Streams that broke, and how one did.
@@ -53,11 +52,7 @@ pub(super) struct Fleet {
 impl Fleet {
     /// Opens the streams and waits until each was told everything.
     pub(super) async fn connect(plane: &Plane, streams: usize) -> Self {
-        let heard = Arc::new(Heard {
-            era: plane.era(),
-            ..Heard::default()
-        });
-        *heard.due.write() = vec![vec![Instant::now()]; CHANGING];
+        let heard = Arc::new(Heard::default());
         let configs: Vec<_> = (0..streams).map(|index| plane.config_of(&node(index))).collect();
         let begun = Instant::now();
         // One reads everything, so that the others know how much there is.
@@ -106,32 +101,11 @@ impl Fleet {
     pub(super) async fn changes(&self, plane: &Plane, per_second: usize, time: Duration) -> Pushed {
         let (before, bytes) = (plane.cpu(), self.heard.bytes.load(Ordering::Relaxed));
         let responses = self.heard.responses.load(Ordering::Relaxed);
-        self.heard.lags.lock().clear();
         let changes = per_second * usize::try_from(time.as_secs()).expect("some seconds");
-        let apart = Duration::from_secs(1) / u32::try_from(per_second).expect("a rate");
-        let begun = Instant::now();
-        let mut latest = Duration::ZERO;
-        for number in 0..changes {
-            let due = begun + apart * u32::try_from(number).expect("a count");
-            tokio::time::sleep_until(due).await;
-            let index = number % CHANGING;
-            let version = {
-                let mut all = self.heard.due.write();
-                all[index].push(due);
-                all[index].len() - 1
-            };
-            plane.change(
-                index,
-                Some(format!(
-                    "{}.{index}.{}.{}",
-                    self.heard.era,
-                    version / 250,
-                    version % 250
-                )),
-            );
-            latest = latest.max(due.elapsed());
-        }
-        let written = begun.elapsed();
+        let (series, begun) = (Series::new(plane.era(), per_second), Instant::now());
+        *self.heard.series.write() = Some(series);
+        self.heard.lags.lock().clear();
+        let written = Writer::start(plane.manifests(), series, changes).written().await;
         let (all, last) = (changes * self.streams, Instant::now());
         while self.heard.lags.lock().len() < all && last.elapsed() < PATIENCE {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -152,8 +126,8 @@ impl Fleet {
             max: at(1000),
             missed: (all - lags.len().min(all)) as u64,
             settled,
-            writer_late: latest,
-            rate: changes as f64 / written.as_secs_f64(),
+            rate: changes as f64 / written.took.as_secs_f64(),
+            written,
             cpu: (plane.cpu() - before).as_secs_f64() / begun.elapsed().as_secs_f64(),
             responses: self.heard.responses.load(Ordering::Relaxed) - responses,
             bytes: self.heard.bytes.load(Ordering::Relaxed) - bytes,
@@ -189,8 +163,8 @@ pub(super) struct Pushed {
     pub missed: u64,
     /// Time from the last change until everybody had it.
     pub settled: Duration,
-    /// How late the writer of the folder was at worst: that part of a lag is not the control plane's.
-    pub writer_late: Duration,
+    /// How late the writer of the folder was.
+    pub written: Written,
     /// Changes per second that were written in fact.
     pub rate: f64,
     /// Share of a processor that the control plane used.
@@ -242,13 +216,13 @@ async fn next(stream: &mut Stream, largest: usize) -> Result<Raw, String> {
 
 /// Hears until the stream ends; says how it did.
 async fn follow(mut stream: Stream, table: Option<Arc<Mutex<Table>>>, heard: &Heard) -> String {
-    let mut versions = vec![0; CHANGING];
+    let mut hearing = Hearing::default();
     loop {
         let raw = match next(&mut stream, CHANGE_BYTES_MAX).await {
             Ok(raw) => raw,
             Err(error) => return error,
         };
-        let now = Instant::now();
+        let now = std::time::Instant::now();
         heard.bytes.fetch_add(raw.length as u64, Ordering::Relaxed);
         heard.responses.fetch_add(1, Ordering::Relaxed);
         if raw.length > CHANGE_BYTES_MAX {
@@ -257,37 +231,40 @@ async fn follow(mut stream: Stream, table: Option<Arc<Mutex<Table>>>, heard: &He
         if let Some(table) = &table {
             table.lock().take(&raw.decode());
         }
-        let changed = raw.aliases();
-        let changed = changed.iter().filter_map(|alias| changed_in(heard.era, alias));
-        let lags = lags(changed, &mut versions, now, &heard.due.read());
+        let Some(series) = *heard.series.read() else {
+            continue;
+        };
+        let lags = hearing.lags(series, &raw.aliases(), now);
         heard.lags.lock().extend(lags);
     }
 }
 
-/// How late each change is that a response tells, those that it passes over included.
-fn lags(
-    changed: impl Iterator<Item = (usize, usize)>,
-    versions: &mut [usize],
-    now: Instant,
-    due: &[Vec<Instant>],
-) -> Vec<u32> {
-    let mut lags = Vec::new();
-    for (index, version) in changed {
-        for due in due[index].iter().take(version + 1).skip(versions[index] + 1) {
-            let lag = now.saturating_duration_since(*due);
-            lags.push(u32::try_from(lag.as_micros()).unwrap_or(u32::MAX));
-        }
-        versions[index] = versions[index].max(version);
-    }
-    lags
+/// How far one stream is with a series of changes.
+#[derive(Debug, Default)]
+struct Hearing {
+    era: u8,
+    /// Versions of each pod that it was told of, or that one it was told of passed over.
+    versions: Vec<usize>,
 }
 
-/// Which change put a pod at this address: `/<era>.<pod>.<version>`.
-fn changed_in(era: u8, alias: &str) -> Option<(usize, usize)> {
-    let mut parts = alias.strip_prefix('/')?.split('.').map(str::parse::<usize>);
-    let mut part = || parts.next()?.ok();
-    (part()? == usize::from(era)).then_some(())?;
-    Some((part()?, part()? * 250 + part()?))
+impl Hearing {
+    /// How late, in microseconds, each change is that a response tells, those that it passes over included.
+    fn lags(&mut self, series: Series, aliases: &[String], now: std::time::Instant) -> Vec<u32> {
+        if self.era != series.era() {
+            (self.era, self.versions) = (series.era(), vec![0; CHANGING]);
+        }
+        let mut lags = Vec::new();
+        for number in aliases.iter().filter_map(|alias| series.number_of(alias)) {
+            let (index, version) = (number % CHANGING, number / CHANGING + 1);
+            let before = self.versions[index];
+            for passed in before..version {
+                let lag = now.saturating_duration_since(series.due(passed * CHANGING + index));
+                lags.push(u32::try_from(lag.as_micros()).unwrap_or(u32::MAX));
+            }
+            self.versions[index] = version.max(before);
+        }
+        lags
+    }
 }
 
 #[cfg(test)]
@@ -295,9 +272,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_tells_which_change_it_is_of() {
-        assert_eq!(changed_in(11, "/11.42.1.3"), Some((42, 253)));
-        assert_eq!(changed_in(12, "/11.42.1.3"), None);
-        assert_eq!(changed_in(11, "ns0/s0.ns0.svc.cluster.local"), None);
+    fn a_change_that_was_passed_over_counts_from_when_it_was_due_and_each_counts_once() {
+        let (series, mut hearing) = (Series::new(11, 1_000), Hearing::default());
+        let now = series.due(1_000);
+        let mut heard = |alias: &str| hearing.lags(series, &[alias.to_owned()], now);
+        // Versions 1, 2 and 3 of pod 7 are changes 7, 107 and 207.
+        assert_eq!(heard("/11.0.0.107"), [993_000, 893_000]);
+        assert_eq!(heard("/11.0.0.207"), [793_000]);
+        assert_eq!(heard("/11.0.0.7"), [0; 0], "an older one says nothing");
+        assert_eq!(heard("/12.0.1.57"), [0; 0], "of another series");
     }
 }

@@ -91,6 +91,34 @@ fn service(index: usize) -> String {
     )
 }
 
+/// The files of the folder.
+#[derive(Debug, Clone)]
+pub(super) struct Manifests {
+    folder: PathBuf,
+    size: Size,
+}
+
+impl Manifests {
+    fn write(&self, name: &str, text: &str) {
+        let path = self.folder.join(format!("{name}.yaml"));
+        let draft = path.with_extension("yaml~");
+        std::fs::write(&draft, text).unwrap();
+        std::fs::rename(draft, path).unwrap();
+    }
+
+    fn write_all(&self, name: &str, objects: impl Iterator<Item = String>) {
+        let objects: Vec<String> = objects.collect();
+        for (number, some) in objects.chunks(OBJECTS_PER_FILE).enumerate() {
+            self.write(&format!("{name}-{number}"), &some.concat());
+        }
+    }
+
+    /// Writes one of the changing pods anew.
+    pub(super) fn change(&self, index: usize, address: Option<String>) {
+        self.write(&format!("changing-{index}"), &pod(self.size, index, address));
+    }
+}
+
 /// The process and its files. It ends with the value.
 #[derive(Debug)]
 pub(super) struct Plane {
@@ -116,7 +144,7 @@ impl Plane {
             eras: AtomicU8::new(0),
             _files: files,
         };
-        let mut text = String::new();
+        let (manifests, mut text) = (plane.manifests(), String::new());
         for namespace in 0..NAMESPACES {
             let _ = write!(
                 text,
@@ -124,37 +152,26 @@ impl Plane {
                  {{istio.io/dataplane-mode: ambient}}}}\n"
             );
         }
-        plane.write("namespaces", &text);
-        plane.write_all("services", (0..size.services()).map(service));
+        manifests.write("namespaces", &text);
+        manifests.write_all("services", (0..size.services()).map(service));
         for index in 0..CHANGING {
-            plane.change(index, None);
+            manifests.change(index, None);
         }
-        plane.write_all("pods", (CHANGING..size.pods).map(|index| pod(size, index, None)));
+        manifests.write_all("pods", (CHANGING..size.pods).map(|index| pod(size, index, None)));
         plane
     }
 
-    fn write_all(&self, name: &str, objects: impl Iterator<Item = String>) {
-        let objects: Vec<String> = objects.collect();
-        for (number, some) in objects.chunks(OBJECTS_PER_FILE).enumerate() {
-            self.write(&format!("{name}-{number}"), &some.concat());
+    /// The files, for whoever changes them.
+    pub(super) fn manifests(&self) -> Manifests {
+        Manifests {
+            folder: self.folders.config.clone(),
+            size: self.size,
         }
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        let path = self.folders.config.join(format!("{name}.yaml"));
-        let draft = path.with_extension("yaml~");
-        std::fs::write(&draft, text).unwrap();
-        std::fs::rename(draft, path).unwrap();
     }
 
     /// Where the addresses of a new series of changes begin: none of them was there before.
     pub(super) fn era(&self) -> u8 {
         ERA_FIRST + self.eras.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Writes one of the changing pods anew.
-    pub(super) fn change(&self, index: usize, address: Option<String>) {
-        self.write(&format!("changing-{index}"), &pod(self.size, index, address));
     }
 
     /// Starts the process and gives the time until it said that it was ready.

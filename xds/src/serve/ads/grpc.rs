@@ -18,7 +18,7 @@ use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstDecoder;
 use tulle_proto::discovery::DeltaDiscoveryRequest;
 use tulle_proto::names::FEATURES_HEADER;
-use tulle_proto::resume::{RESUME_HEADER, RESUME_VERSION};
+use tulle_proto::resume::{Layout, RESUME_HEADER};
 
 use super::{Ads, FEATURES, REQUEST_BYTES_MAX, Sent};
 use crate::serve::frame::Encoding;
@@ -82,7 +82,10 @@ impl Ads {
         let mut response = http::Response::new(Body::new(Responses::new(responses)));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(RESUME_HEADER, HeaderValue::from_static(RESUME_VERSION));
+        // The oldest first: its clients read that line alone.
+        for layout in Layout::ALL.into_iter().rev() {
+            headers.append(RESUME_HEADER, HeaderValue::from_static(layout.word()));
+        }
         headers.insert(FEATURES_HEADER, HeaderValue::from_static(FEATURES));
         if best != Encoding::Raw {
             headers.insert(ENCODING, HeaderValue::from_static(best.as_str()));

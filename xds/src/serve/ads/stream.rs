@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
@@ -148,12 +150,13 @@ impl Stream {
         if let Err(end) = conversation.take(first, &self.shared) {
             return refusal(end);
         }
-        // What hardly ever happens is waited for once, not anew at each turn: a turn is taken by thousands at once.
-        let mut over = std::pin::pin!(over(
+        // What hardly ever happens is waited for once, and looked at when it has something to say, not at each turn: a turn
+        // is taken by thousands at once.
+        let mut over = FuturesUnordered::from_iter([over(
             self.shared.clone(),
             self.caller.clone(),
-            self.responses.clone()
-        ));
+            self.responses.clone(),
+        )]);
         let mut head = std::pin::pin!(newer(snapshots));
         let mut stall = std::pin::pin!(Stall::new(self.shared.options.write_stall_max));
         loop {
@@ -163,7 +166,7 @@ impl Stream {
             connected.update(&conversation.session, &conversation.head);
             let untaken = self.responses.capacity() == 0;
             let waiting = conversation.waiting.is_some() && conversation.gate.is_none();
-            let paused = conversation.paused();
+            let paused = conversation.paused(&self.shared);
             tokio::select! {
                 permit = self.responses.reserve(), if waiting => {
                     let (Ok(permit), Some(response)) = (permit, conversation.waiting.take()) else {
@@ -201,7 +204,7 @@ impl Stream {
                     // The engine is gone: the process is ending.
                     None => return Ended::ByAge,
                 },
-                ended = &mut over => return ended,
+                Some(ended) = over.next() => return ended,
             }
         }
     }
@@ -385,15 +388,15 @@ impl Conversation {
     }
 
     /// Until when changes are gathered instead of sent.
-    fn paused(&self) -> Option<Instant> {
+    fn paused(&self, shared: &Shared) -> Option<Instant> {
         self.pace
-            .wait_until(Instant::now().into_std())
+            .wait_until(Instant::now().into_std(), shared.options.batch_interval)
             .map(Instant::from_std)
     }
 
     /// Makes the next response, if none waits and there is one.
     fn prepare(&mut self, shared: &Shared) {
-        if self.waiting.is_some() || self.paused().is_some() {
+        if self.waiting.is_some() || self.paused(shared).is_some() {
             return;
         }
         let (begin, from) = (Instant::now(), self.session.cut().sequence());

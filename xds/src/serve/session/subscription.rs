@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tulle_model::Str;
-use tulle_proto::resume::DIGEST_NAME;
+use tulle_proto::resume::Layout;
 
 use crate::serve::session::Request;
 use crate::snapshot::Slot;
@@ -35,10 +35,9 @@ impl Subscription {
             subscription.subscribe(&request.subscribe);
             let wildcard_given_up = request.unsubscribe.iter().any(|name| &**name == "*");
             if !subscription.wildcard || wildcard_given_up {
-                let held = request
-                    .initial_versions
-                    .keys()
-                    .filter(|name| !matches!(&***name, "*" | DIGEST_NAME));
+                let held = request.initial_versions.keys().filter(|name| {
+                    &***name != "*" && !Layout::ALL.iter().any(|layout| layout.name() == &***name)
+                });
                 subscription.names.extend(held.cloned());
             }
             subscription.unsubscribe(&request.unsubscribe);
