@@ -79,7 +79,7 @@ where
         .secrets
         .fetch(&waypoint.identity, Priority::Waiting)
         .await?;
-    let settings = buffers::tunnel(Settings::server());
+    let settings = buffers::tunnel(Settings::server(), waypoint.config.stream_window);
     let accepted = server::accept_over(stream, peer, own.server_config(), &settings).await?;
     waypoint.trust.judge(&accepted.peer, None)?;
     Ok((accepted, own, place))
