@@ -2,9 +2,13 @@
 //!
 //! Prints what it measured; there is nothing to repeat, so criterion takes no part. An argument, `h2` or `own`, says
 //! which framing: memory that one has used would be there for the next, so each is measured by a run of its own.
+//!
+//! With `waypoint`: bytes that a waypoint has allocated for an idle connection of HTTP/1.1, and for a call of HTTP/2 that
+//! is open. It runs on one thread, whose allocations are counted.
 
 use std::io::Write;
 
+use tulle_benches::l7::idle;
 use tulle_benches::{Path, Peers, resident, runtime};
 use tulle_transport::hbone::Framing;
 
@@ -18,6 +22,11 @@ const PER_TUNNEL: usize = 100;
 const TUNNELS: usize = 200;
 
 fn main() {
+    if std::env::args().any(|argument| argument == "waypoint") {
+        return idle::measure(one_thread, &mut allocated, |row| {
+            let _ = writeln!(std::io::stdout(), "{row}");
+        });
+    }
     let connections = CONNECTIONS.min(descriptors().saturating_sub(1_000) / 4);
     let runtime = runtime();
     let framing = std::env::args().find_map(|name| Framing::from_name(&name));
@@ -45,6 +54,16 @@ fn main() {
     for (what, bytes) in runtime.block_on(sizes(&peers)) {
         let _ = writeln!(std::io::stdout(), "future of {what}: {bytes} bytes");
     }
+}
+
+fn one_thread() -> tokio::runtime::Runtime {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().expect("epoll is there")
+}
+
+/// Bytes that this thread has allocated since, and not freed.
+fn allocated(run: &mut dyn FnMut()) -> i64 {
+    allocation_counter::measure(run).bytes_current
 }
 
 /// What the futures of a connection's life take while they wait.

@@ -11,6 +11,7 @@ pub mod bodies;
 pub mod churn;
 mod client;
 pub mod fair;
+pub mod idle;
 mod peers;
 pub mod routes;
 pub mod rules;

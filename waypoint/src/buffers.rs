@@ -45,11 +45,11 @@ pub fn window(usual: u32) -> u32 {
     }
 }
 
-/// The settings of a new tunnel.
+/// The settings of a new tunnel, whose streams have this window towards us.
 #[must_use]
-pub fn tunnel(usual: Settings) -> Settings {
+pub fn tunnel(usual: Settings, stream_window: u32) -> Settings {
     Settings {
-        stream_window: window(usual.stream_window),
+        stream_window: window(stream_window),
         connection_window: window(usual.connection_window),
         ..usual
     }
@@ -128,7 +128,10 @@ mod tests {
 
     #[test]
     fn windows_are_as_usual_while_there_is_room() {
-        let usual = Settings { ..Settings::server() };
-        assert_eq!(tunnel(Settings::server()), usual);
+        let usual = Settings {
+            stream_window: 3 * SMALL_WINDOW,
+            ..Settings::server()
+        };
+        assert_eq!(tunnel(Settings::server(), 3 * SMALL_WINDOW), usual);
     }
 }

@@ -5,6 +5,7 @@ pub mod reference;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tulle_identity::ca::Impersonation;
 use tulle_model::gateway::HBONE_PORT;
 use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
 use tulle_model::{Identity, Str};
-use tulle_runtime::config::{Collector, ConfigError, Env, format_duration};
+use tulle_runtime::config::{Collector, ConfigError, Env, format_duration, parse_size};
 use tulle_xds_client::node::{JSON_PREFIX, TEXT_PREFIX, metadata_from};
 
 /// Everything that can be set for the process.
@@ -66,6 +67,8 @@ pub struct Config {
     pub reason_detail: ReasonDetail,
     /// Bytes that may wait in this process for slow readers, as configured; a memory limit may lower it.
     pub buffers: u64,
+    /// Bytes that a peer may send on one stream of a tunnel before they were taken.
+    pub stream_window: u32,
     /// Networks that names outside of the mesh may lead to although they are near, such as the machine's own.
     pub egress_allow: Vec<IpNet>,
     /// Networks that no name outside of the mesh may lead to; they count before those that may.
@@ -133,6 +136,11 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
 /// Bytes that may wait for slow readers.
 const DEFAULT_BUFFERS: u64 = 256 * MEBIBYTE;
 const MEBIBYTE: u64 = 1024 * 1024;
+/// A quarter of what node proxies have: what fills it, waits in this process, which stands between two tunnels
+/// (docs/decisions/0019).
+const DEFAULT_STREAM_WINDOW: u32 = 1024 * 1024;
+/// Windows that a stream can have: no less than the protocol begins with, no more than it knows.
+const STREAM_WINDOWS: RangeInclusive<u32> = 65_535..=(1 << 31) - 1;
 /// Of a memory limit, this part may wait for slow readers: one of four.
 const BUFFERS_SHARE: u64 = 4;
 /// Fewest threads when nothing is set.
@@ -198,6 +206,7 @@ impl Config {
             policy_wait: read.duration("TULLE_POLICY_WAIT", Duration::from_secs(2)),
             reason_detail: read.value("TULLE_REASON_DETAIL", ReasonDetail::Full, reason_detail),
             buffers: read.size("TULLE_WAYPOINT_BUFFERS", DEFAULT_BUFFERS),
+            stream_window: read.value("HTTP2_STREAM_WINDOW_SIZE", DEFAULT_STREAM_WINDOW, window),
             egress_allow: read.value("TULLE_WAYPOINT_EGRESS_ALLOW", Vec::new(), networks),
             egress_deny: read.value("TULLE_WAYPOINT_EGRESS_DENY", Vec::new(), networks),
             jwks_roots: read.string("TULLE_JWKS_ROOTS", "SYSTEM"),
@@ -260,6 +269,17 @@ fn reason_detail(text: &str) -> Result<ReasonDetail, &'static str> {
         "none" => Ok(ReasonDetail::None),
         _ => Err("must be full, code or none"),
     }
+}
+
+fn window(text: &str) -> Result<u32, String> {
+    let size = parse_size(text).map_err(|error| error.to_string())?;
+    u32::try_from(size)
+        .ok()
+        .filter(|size| STREAM_WINDOWS.contains(size))
+        .ok_or_else(|| {
+            let (least, most) = STREAM_WINDOWS.into_inner();
+            format!("must lie between {least} and {most} bytes")
+        })
 }
 
 fn networks(text: &str) -> Result<Vec<IpNet>, &'static str> {
@@ -340,12 +360,14 @@ mod tests {
             .with("TULLE_CREDENTIAL", "stolen")
             .with("TULLE_ADMIN_PORT", "x")
             .with("TULLE_WAYPOINT_BUFFERS", "much")
+            .with("HTTP2_STREAM_WINDOW_SIZE", "2GiB")
             .with("TERMINATION_DRAIN_DURATION", "soon");
         let error = Config::from_env(&env).unwrap_err().to_string();
         for name in [
             "TULLE_CREDENTIAL",
             "TULLE_ADMIN_PORT",
             "TULLE_WAYPOINT_BUFFERS",
+            "HTTP2_STREAM_WINDOW_SIZE",
             "TERMINATION_DRAIN_DURATION",
         ] {
             assert!(error.contains(name), "{error}");

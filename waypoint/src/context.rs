@@ -105,6 +105,7 @@ impl Waypoint {
             secrets.clone(),
             trust.clone(),
             Arc::clone(&network),
+            config.stream_window,
         );
         let builder = Builder::new(&config, mesh.clone(), &metrics);
         let view = builder.view();

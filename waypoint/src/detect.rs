@@ -3,6 +3,7 @@
 pub mod first;
 pub mod sni;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tulle_transport::hbone::{HboneStream, ResetCode};
 
 use crate::context::Waypoint;
 use crate::http::server;
-use crate::listener::arrival::{Arrival, Found};
+use crate::listener::arrival::Found;
 use crate::snapshot::PortState;
 use crate::tcp;
 use first::First;
@@ -66,12 +67,16 @@ pub fn declared(state: &PortState, port: u16, namespace: Option<&str>) -> Declar
     }
 }
 
-/// Serves a stream that was let in, as what it turns out to be.
-pub async fn serve(waypoint: Arc<Waypoint>, mut stream: HboneStream, found: Found) {
+/// Serves a stream to its end. Boxed by itself, so that what was needed to find out takes no place beside it.
+pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What serves a stream that was let in, as what it turns out to be; `None` if that is nothing.
+pub async fn detect(waypoint: Arc<Waypoint>, mut stream: HboneStream, found: Found) -> Option<Serving> {
     let Found { front, arrival } = found;
     let port = arrival.destination.address.port();
     let Some(state) = front.port(port).cloned() else {
-        return stream.reset(ResetCode::Connect);
+        stream.reset(ResetCode::Connect);
+        return None;
     };
     drop(front);
     let namespace = arrival
@@ -79,34 +84,32 @@ pub async fn serve(waypoint: Arc<Waypoint>, mut stream: HboneStream, found: Foun
         .identity
         .as_ref()
         .map(|identity| &*identity.namespace);
-    match declared(&state, port, namespace) {
-        Declared::Tcp => tcp::forward(&waypoint, &arrival, &state, stream, Greeting::default()).await,
-        Declared::Tls => {
-            let greeting = greeting(&mut stream).await;
-            tcp::forward(&waypoint, &arrival, &state, stream, greeting).await;
-        }
+    let first = match declared(&state, port, namespace) {
+        Declared::Tcp => First::Bytes,
+        Declared::Tls => First::Tls,
         Declared::Http => match first_bytes(&mut stream, None).await {
-            Some(First::Http2) => server::http2(waypoint, arrival, stream).await,
+            Some(First::Http2) => First::Http2,
             // What is no request is answered as one that cannot be read.
-            Some(_) => server::http1(waypoint, arrival, stream).await,
-            None => stream.reset(ResetCode::Cancel),
+            Some(_) => First::Http1,
+            None => {
+                stream.reset(ResetCode::Cancel);
+                return None;
+            }
         },
-        Declared::Unknown => unknown(&waypoint, arrival, &state, stream).await,
-    }
-}
-
-async fn unknown(waypoint: &Arc<Waypoint>, arrival: Arrival, state: &PortState, mut stream: HboneStream) {
-    match first_bytes(&mut stream, Some(SILENCE_MAX)).await {
-        Some(First::Http2) => server::http2(Arc::clone(waypoint), arrival, stream).await,
-        Some(First::Http1) => server::http1(Arc::clone(waypoint), arrival, stream).await,
-        Some(First::Tls) => {
-            let greeting = greeting(&mut stream).await;
-            tcp::forward(waypoint, &arrival, state, stream, greeting).await;
+        Declared::Unknown => {
+            let seen = first_bytes(&mut stream, Some(SILENCE_MAX)).await;
+            seen.unwrap_or(First::Bytes)
         }
-        Some(First::Bytes | First::More) | None => {
-            tcp::forward(waypoint, &arrival, state, stream, Greeting::default()).await;
-        }
-    }
+    };
+    let greeting = match first {
+        First::Http1 => return Some(Box::pin(server::http1(waypoint, arrival, stream))),
+        First::Http2 => return Some(Box::pin(server::http2(waypoint, arrival, stream))),
+        First::Tls => greeting(&mut stream).await,
+        First::Bytes | First::More => Greeting::default(),
+    };
+    Some(Box::pin(async move {
+        tcp::forward(&waypoint, &arrival, &state, stream, greeting).await;
+    }))
 }
 
 /// What the first bytes look like; `None` if there was none in time, or the stream broke.

@@ -88,17 +88,22 @@ pub fn measure(bytes: u64, rounds: usize, mut each: impl FnMut(&Measured)) {
 /// A waypoint whose route has no time for an answer to be whole in.
 fn unhurried(site: &Site, version: Version) -> Device {
     let fronting = Fronting::start(&site.ca, site.tunnel, version);
-    let route = Route {
-        timeouts: Timeouts::default(),
-        ..rule()
-    };
-    fronting.apply(vec![MeshUpdate::Route(Arc::new(route))]);
+    fronting.apply(untimed());
     Device {
         name: "waypoint",
         reached: Reached::Tunnel(fronting.address),
         cpu: Cpu::Nobody,
         _lives: Lives::Fronting(Box::new(fronting)),
     }
+}
+
+/// The route of the benchmark, without its time.
+pub(super) fn untimed() -> Vec<MeshUpdate> {
+    let route = Route {
+        timeouts: Timeouts::default(),
+        ..rule()
+    };
+    vec![MeshUpdate::Route(Arc::new(route))]
 }
 
 /// Looks at the memory of this process until it is told to end.

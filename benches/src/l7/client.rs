@@ -23,7 +23,7 @@ use super::{ANSWER, BULK, Device, GRPC, KIND, Reached, SERVER, STREAM, Site, UNA
 use crate::pace;
 
 /// Streams of one tunnel, at most: as many as a waypoint takes at once.
-const STREAMS_PER_TUNNEL: usize = 200;
+pub(super) const STREAMS_PER_TUNNEL: usize = 200;
 /// A message of a client: no compression, and 100 bytes.
 static MESSAGE: [u8; 105] = {
     let mut message = [b'q'; 105];

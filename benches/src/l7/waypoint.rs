@@ -26,7 +26,7 @@ use tulle_waypoint::metrics::Metrics;
 use tulle_waypoint::upstream::dial::{Connecting, Network, Resolving, Socket};
 use tulle_xds_client::MeshState;
 
-use super::{KIND, Version, address, listen, threads};
+use super::{KIND, Site, Version, address, listen, threads};
 
 /// What its threads are called.
 pub(super) const THREADS: &str = "waypoint";
@@ -88,8 +88,22 @@ impl Fronting {
         pods: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
         updates: Vec<MeshUpdate>,
     ) -> Self {
-        let pods: HashMap<_, _> = pods.into_iter().collect();
-        let runtime = threads(THREADS);
+        Self::with(threads(THREADS), ca, pods.into_iter().collect(), updates)
+    }
+
+    /// Starts one on this runtime, in front of the servers of a site.
+    #[must_use]
+    pub fn on(runtime: Runtime, site: &Site, version: Version) -> Self {
+        let pod = (ENDPOINT.parse().expect("an address"), site.tunnel);
+        Self::with(runtime, &site.ca, HashMap::from([pod]), updates(version))
+    }
+
+    fn with(
+        runtime: Runtime,
+        ca: &Arc<TestCa>,
+        pods: HashMap<SocketAddr, SocketAddr>,
+        updates: Vec<MeshUpdate>,
+    ) -> Self {
         let env = MapEnv::from([("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "way")]);
         let config = Config::from_env(&env).expect("an identity is all it needs");
         let mesh = MeshState::new(Mesh::new());
@@ -124,6 +138,11 @@ impl Fronting {
             _drain: drain,
             runtime,
         }
+    }
+
+    /// Runs something on its threads.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
     }
 
     /// Changes what the control plane says, and waits until requests are decided by it. How long that took.

@@ -10,7 +10,7 @@ use super::body;
 
 use tulle_benches::l7::routes::{self, SERVICES};
 use tulle_benches::l7::table::{Plan, json, line, measure, ratios};
-use tulle_benches::l7::{bodies, churn, fair, rules};
+use tulle_benches::l7::{bodies, churn, fair, idle, rules, threads};
 
 /// Bytes of a large body.
 const BODY: u64 = 1 << 30;
@@ -35,6 +35,7 @@ Options:
   --crowded          instead: the same with all routes on one service
   --rules            instead: what a policy of many rules costs
   --bodies           instead: how fast a body of 1 GiB passes, and the memory it takes
+  --idle             instead: memory of idle connections and open calls, clients in the process included
   --fair             instead: who gets how many requests of four endpoints, one of which is slow
   --churn            instead: memory while a route changes and requests run
   --changes N        how often it changes, up to 1000000 (default 1000: 15 s)
@@ -54,6 +55,7 @@ enum Instead {
     Routes(&'static str, usize),
     Rules,
     Bodies,
+    Idle,
     Fair,
     /// So many changes.
     Churn(usize),
@@ -71,6 +73,10 @@ impl Instead {
             Self::Bodies => {
                 println!("{}", in_a_mesh());
                 bodies::measure(BODY, plan.rounds, |row| println!("{row}"));
+            }
+            Self::Idle => {
+                tulle_runtime::limits::raise_nofile().ok();
+                idle::measure(|| threads("waypoint"), &mut grown, |row| println!("{row}"));
             }
             Self::Fair => fair::measure(plan.turn, |row| println!("{row}")),
             Self::Churn(changes) => println!("{}", churn::measure(changes)),
@@ -105,6 +111,14 @@ pub fn run(arguments: Vec<String>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// By how much the memory of this process grew while this ran.
+fn grown(run: &mut dyn FnMut()) -> i64 {
+    let resident = || i64::try_from(tulle_benches::resident()).unwrap_or(i64::MAX);
+    let before = resident();
+    run();
+    resident() - before
 }
 
 /// What a waypoint between node proxies takes for bodies: first of all, while this process has one thread.
@@ -147,6 +161,7 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
             "--crowded" => options.instead = Some(Instead::Routes("5,000 routes of one service", 1)),
             "--rules" => options.instead = Some(Instead::Rules),
             "--bodies" => options.instead = Some(Instead::Bodies),
+            "--idle" => options.instead = Some(Instead::Idle),
             "--fair" => options.instead = Some(Instead::Fair),
             "--churn" => churns = Some(churns.unwrap_or(CHANGES)),
             "--changes" => churns = Some(count(&value()?, CHANGES_MAX)?),

@@ -135,6 +135,11 @@ const TRAFFIC: &[Variable] = &[
         "How much may wait for slow readers, in all; a quarter of the memory limit, if that is less; `0` is no bound",
     ),
     Variable::new(
+        "HTTP2_STREAM_WINDOW_SIZE",
+        Value("1MiB"),
+        "How much of one stream of a tunnel may be on its way to it, and wait in it",
+    ),
+    Variable::new(
         "TULLE_WAYPOINT_EGRESS_ALLOW",
         Nothing,
         "Networks that names outside of the mesh may lead to although nobody may be sent there, such as `127.0.0.0/8`",

@@ -103,7 +103,7 @@ impl Client {
             return Poll::Ready(None);
         };
         self.record.body_begins();
-        let Poll::Ready(frame) = Pin::new(incoming).poll_frame(cx) else {
+        let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
             // Once the answer is on its way, a client may take its time: calls stay open for hours.
             if self.idle.poll(cx).is_ready() && !self.record.is_answered() {
                 self.record.body_failed(Reason::BodyIdle);
@@ -123,6 +123,10 @@ impl Client {
             }
             Some(Err(_)) => self.record.body_failed(Reason::ClientGone),
             None => {}
+        }
+        let is_over = frame.is_none() || incoming.is_end_stream() && matches!(frame, Some(Ok(_)));
+        if is_over {
+            self.record.body_ended();
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
     }

@@ -13,7 +13,7 @@ use std::task::Poll;
 
 use http::header::UPGRADE;
 use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tulle_model::request::{Scheme, Source};
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{Reason, RequestHead};
@@ -105,8 +105,11 @@ pub async fn exchange(session: Session, mut request: Request<Incoming>) -> Respo
     let owed = aside.map(Aside::begin);
     let fault = bytes.and_then(|bytes| bytes.heads.lock().serve());
     let id = request_id(request.headers().get(REQUEST_ID));
-    let record = Arc::new(Record::begin(&session, &request, &id, is_grpc(&request)));
-    let mut ending = Ending::new(&record, session.pace().request(), owed);
+    let unfinished = by_connect || asked || !request.body().is_end_stream();
+    let (running, turn) = session.pace().request(unfinished);
+    let record = Record::begin(&session, turn, &request, &id, is_grpc(&request));
+    let record = Arc::new(record);
+    let mut ending = Ending::new(&record, running, owed);
     let mut response = answering(session.clone(), Arc::clone(&record), id, fault, request).await;
     aside.inspect(|aside| aside.answered());
     let switched = response.body_mut().take_switched();

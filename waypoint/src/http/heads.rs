@@ -79,6 +79,12 @@ impl Heads {
         (number == self.served).then_some(reason)
     }
 
+    /// Whether all that arrived belongs to requests that were served, and nothing of it was odd.
+    #[must_use]
+    pub fn is_between(&self) -> bool {
+        self.at == At::Line && !self.head.begun && self.fault.is_none() && self.read == self.served
+    }
+
     /// Looks at what arrived.
     pub fn see(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -276,6 +282,26 @@ mod tests {
     fn what_may_become_a_stream_of_bytes_is_left_alone() {
         let asked = "GET /a HTTP/1.1\r\nUpgrade: websocket\r\n\r\n";
         assert_eq!(refused(&format!("{asked}{FRAGMENT}"), 9, 2), []);
+    }
+
+    #[test]
+    fn one_is_between_requests_only_when_all_of_them_were_served() {
+        let after = |sent: &str, served: usize| {
+            let mut heads = Heads::default();
+            heads.see(sent.as_bytes());
+            for _ in 0..served {
+                let _ = heads.serve();
+            }
+            heads.is_between()
+        };
+        for whole in [PLAIN, SIZED, CHUNKED] {
+            assert!(after(whole, 1), "{whole}");
+            assert!(after(&format!("{whole}\r\n"), 1), "an empty line is none");
+            assert!(!after(whole, 0), "{whole}");
+            assert!(!after(&whole[..whole.len() - 1], 1), "{whole}");
+            assert!(!after(&format!("{whole}G"), 1), "{whole}");
+        }
+        assert!(!after(FRAGMENT, 1) && !after("odd\r\nodd\r\n\r\n", 1));
     }
 
     proptest! {

@@ -40,6 +40,8 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 #[derive(Debug)]
 pub struct Record {
     session: Session,
+    /// Its number among the requests of its connection.
+    turn: u64,
     asked: Asked,
     id: HeaderValue,
     is_grpc: bool,
@@ -111,10 +113,17 @@ struct Reached {
 impl Record {
     /// Begins with what the client wrote.
     #[must_use]
-    pub fn begin(session: &Session, request: &Request<Incoming>, id: &HeaderValue, is_grpc: bool) -> Self {
+    pub fn begin(
+        session: &Session,
+        turn: u64,
+        request: &Request<Incoming>,
+        id: &HeaderValue,
+        is_grpc: bool,
+    ) -> Self {
         let headers = request.headers();
         Self {
             session: session.clone(),
+            turn,
             asked: Asked {
                 method: request.method().clone(),
                 uri: request.uri().clone(),
@@ -176,6 +185,13 @@ impl Record {
     /// Its body is read.
     pub fn body_begins(&self) {
         self.body_begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Its body was read to its end.
+    pub fn body_ended(&self) {
+        if self.asked.version < Version::HTTP_2 {
+            self.session.pace().finished(self.turn);
+        }
     }
 
     /// Its body ended before its end, and it was the client that ended it.

@@ -1,4 +1,14 @@
 //! Connections of clients inside of tunnels: HTTP/1 and HTTP/2, bounded, and ended in order.
+//!
+//! A connection of HTTP/1 that is quiet rests: the library gives back its bytes and goes, with its two buffers and all
+//! that serves requests, and another begins when the client says something.
+//!
+//! ```text
+//!          bytes, or their end
+//! resting ────────────────────▶ awake ──▶ ended
+//!         ◀────────────────────
+//!           between two requests, for a second
+//! ```
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
@@ -12,6 +22,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rand::RngExt;
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 use tulle_model::Reason;
 use tulle_transport::hbone::HboneStream;
@@ -55,6 +66,8 @@ const AGE_JITTER: f64 = 0.2;
 
 /// What the library reads and writes.
 type Bytes<T> = TokioIo<Wire<HboneStream, T>>;
+/// What lies under the library while it serves HTTP/1.
+type Http1Wire = Wire<HboneStream, Seen>;
 
 /// What is seen of the bytes of a connection of HTTP/1.
 #[derive(Debug)]
@@ -94,9 +107,15 @@ impl Tap for SeenFrames {
 }
 
 /// Serves a connection of HTTP/1 to its end, and to that of a stream of bytes that it may have become.
-pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStream) {
-    let limits = waypoint.view.load().settings.limits.clone();
-    let pace = Pace::begin(limits.head_timeout);
+///
+/// Not an async function, whose state would have room for what it is given.
+pub fn http1(
+    waypoint: Arc<Waypoint>,
+    arrival: Arrival,
+    stream: HboneStream,
+) -> impl Future<Output = ()> + Send {
+    let head_timeout = waypoint.view.load().settings.limits.head_timeout;
+    let pace = Pace::resting(head_timeout);
     let aside = Aside::speaking(waypoint.detail_for(&arrival.peer, arrival.is_gateway));
     let heads = Arc::default();
     let seen = Seen {
@@ -107,7 +126,22 @@ pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
         aside: Arc::clone(&aside),
         heads,
     };
-    let session = Session::new(waypoint, arrival, &pace, Some(known));
+    let session = Session::new(waypoint, arrival, &pace, Some(known.clone()));
+    let mut wire = Wire::new(stream, seen, aside);
+    async move {
+        // Boxed: a connection that rests has no room for what serves one.
+        while let Some(resting) = Box::pin(awake(&session, &known, wire)).await {
+            wire = resting;
+            if !rest(&session, &mut wire).await {
+                break;
+            }
+        }
+        session.ended().await;
+    }
+}
+
+/// Serves requests until the connection ends, or is to rest.
+async fn awake(session: &Session, known: &Http1Bytes, wire: Http1Wire) -> Option<Http1Wire> {
     let serving = session.clone();
     let service = service_fn(move |request| {
         let session = serving.clone();
@@ -117,26 +151,62 @@ pub async fn http1(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
             Ok::<_, Infallible>(farewell::mark(drain.is_draining(), answer))
         }
     });
-    let wire = Wire::new(stream, seen, Arc::clone(&aside));
-    let connection = http1::Builder::new()
+    let head_bytes = session.waypoint().view.load().settings.limits.header_bytes;
+    let mut connection = http1::Builder::new()
         .max_headers(HEAD_FIELDS_MAX)
-        .max_buf_size(limits.header_bytes.unwrap_or(HEAD_BYTES_MAX) as usize)
+        .max_buf_size(head_bytes.unwrap_or(HEAD_BYTES_MAX) as usize)
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(wire), service)
         .with_upgrades();
-    serve_http1(&session, &pace, &aside, pin!(connection)).await;
-    session.ended().await;
+    if serve_http1(session, known, Pin::new(&mut connection)).await == Over::Ended {
+        return None;
+    }
+    let parts = connection.into_parts()?;
+    // Every byte was a request's, so what the library has not used is empty lines. Were it anything else, where the last
+    // request ended would not be certain, and nothing after it could be believed.
+    let is_certain = parts.read_buf.iter().all(|byte| matches!(byte, b'\r' | b'\n'));
+    is_certain.then(|| {
+        let mut wire = parts.io.into_inner();
+        wire.give_back(&parts.read_buf);
+        wire
+    })
+}
+
+/// Waits without the library until the client says something; false if the connection is to end.
+async fn rest(session: &Session, wire: &mut Http1Wire) -> bool {
+    let drain = &session.waypoint().drain;
+    tokio::select! {
+        biased;
+        stirred = wire.stirs() => return stirred.is_ok(),
+        () = drain.urgent() => return false,
+        () = farewell::due(drain) => {}
+        _ = session.pace().overdue(|| false) => {}
+    }
+    // The end that the library would write.
+    let _ = wire.shutdown().await;
+    false
+}
+
+/// Why a connection of HTTP/1 is not served any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    Ended,
+    /// It is between two requests, and quiet.
+    Rests,
 }
 
 async fn serve_http1<S, F>(
     session: &Session,
-    pace: &Arc<Pace>,
-    aside: &Aside,
+    known: &Http1Bytes,
     mut connection: Pin<&mut http1::UpgradeableConnection<Bytes<Seen>, S>>,
-) where
+) -> Over
+where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible, Future = F>,
     F: Future<Output = Result<Response<ResponseBody>, Infallible>> + Send + 'static,
 {
+    let Http1Bytes { aside, heads } = known;
+    // Every byte that came was a request that was answered, and the answer has left: nothing is lost with the library.
+    let may_rest = || aside.is_silent() && heads.lock().is_between();
     let (drain, mut draining, mut leaving) = (session.waypoint().drain.clone(), false, false);
     loop {
         tokio::select! {
@@ -149,16 +219,17 @@ async fn serve_http1<S, F>(
                         session.unread(aside.refused().unwrap_or_else(|| unreadable(&error)));
                     }
                 }
-                return;
+                return Over::Ended;
             }
-            () = drain.urgent() => return,
+            () = drain.urgent() => return Over::Ended,
             // Its last word has been said, or it does not take it.
-            () = std::future::ready(()), if leaving => return,
+            () = std::future::ready(()), if leaving => return Over::Ended,
             () = farewell::due(&drain), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }
-            overdue = pace.overdue(), if !draining => match overdue {
+            overdue = session.pace().overdue(may_rest), if !draining => match overdue {
+                Overdue::Rest => return Over::Rests,
                 Overdue::Idle => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
@@ -186,7 +257,11 @@ fn unreadable(error: &hyper::Error) -> Reason {
 }
 
 /// Serves a connection of HTTP/2 to its end.
-pub async fn http2(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStream) {
+pub fn http2(
+    waypoint: Arc<Waypoint>,
+    arrival: Arrival,
+    stream: HboneStream,
+) -> impl Future<Output = ()> + Send {
     let limits = waypoint.view.load().settings.limits.clone();
     let pace = Pace::begin(limits.head_timeout);
     let session = Session::new(waypoint, arrival, &pace, None);
@@ -212,8 +287,10 @@ pub async fn http2(waypoint: Arc<Waypoint>, arrival: Arrival, stream: HboneStrea
         .max_send_buf_size(SEND_BUFFER_MAX)
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(wire), service);
-    serve_http2(&session, &pace, pin!(connection)).await;
-    session.ended().await;
+    async move {
+        serve_http2(&session, &pace, pin!(connection)).await;
+        session.ended().await;
+    }
 }
 
 async fn serve_http2<S, F>(
@@ -231,7 +308,7 @@ async fn serve_http2<S, F>(
             tokio::select! {
                 _ = drain.signaled() => {}
                 () = &mut age => {}
-                _ = pace.overdue() => {}
+                _ = pace.overdue(|| false) => {}
             }
         };
         tokio::select! {

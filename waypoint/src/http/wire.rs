@@ -15,6 +15,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tulle_model::Reason;
+use tulle_transport::hbone::{HboneStream, StreamError};
 
 use super::respond;
 use crate::config::ReasonDetail;
@@ -114,6 +115,13 @@ impl Aside {
         }
     }
 
+    /// Whether the last answer has left whole, and nothing else is to be said.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        let state = self.0.lock();
+        state.between && !state.owed && !state.leaving && state.waiting.is_empty()
+    }
+
     /// What is said and has not gone out.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> String {
@@ -136,6 +144,8 @@ impl Aside {
 #[derive(Debug)]
 pub struct Wire<S, T> {
     stream: S,
+    /// What the library has read before, and given back: it was looked at.
+    again: Bytes,
     tap: T,
     aside: Arc<Aside>,
 }
@@ -144,7 +154,27 @@ impl<S, T> Wire<S, T> {
     /// The connection `stream`.
     #[must_use]
     pub fn new(stream: S, tap: T, aside: Arc<Aside>) -> Self {
-        Self { stream, tap, aside }
+        Self {
+            stream,
+            again: Bytes::new(),
+            tap,
+            aside,
+        }
+    }
+
+    /// Goes on with what the library has read and not used. It is copied: its buffer is large.
+    pub fn give_back(&mut self, unused: &[u8]) {
+        self.again = Bytes::copy_from_slice(unused);
+    }
+}
+
+impl<T> Wire<HboneStream, T> {
+    /// Waits until something arrives, or the end. It is left there.
+    ///
+    /// # Errors
+    /// The stream was reset, or its connection lost.
+    pub async fn stirs(&mut self) -> Result<(), StreamError> {
+        self.stream.peek(0).await.map(|_| ())
     }
 }
 
@@ -211,6 +241,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin, T: Tap + Unpin> AsyncRead for Wire<S, T>
         let this = self.get_mut();
         if this.aside.0.lock().leaving {
             this.leave(cx);
+            return Poll::Ready(Ok(()));
+        }
+        if !this.again.is_empty() {
+            let again = this.again.split_to(this.again.len().min(buffer.remaining()));
+            buffer.put_slice(&again);
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
@@ -394,6 +429,33 @@ mod tests {
             ours.contains("\r\nx-tulle-reason: T0614; bad_framing; id="),
             "{ours}"
         );
+    }
+
+    #[tokio::test]
+    async fn what_was_given_back_comes_again_and_is_not_looked_at_again() {
+        let (mut wire, _, mut far) = wire(64);
+        wire.give_back(b"again!");
+        far.write_all(b" more").await.unwrap();
+        let mut read = [0; 4];
+        for expected in [b"agai".as_slice(), b"n!", b" mor", b"e"] {
+            let length = wire.read(&mut read).await.unwrap();
+            assert_eq!(&read[..length], expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_is_silent_once_the_answer_has_left() {
+        let (mut wire, aside, _far) = wire(64);
+        let owed = aside.begin();
+        wire.flush().await.unwrap();
+        assert!(!aside.is_silent(), "nothing was answered");
+        wire.write_all(b"one").await.unwrap();
+        drop(owed);
+        assert!(!aside.is_silent(), "it has not left");
+        wire.flush().await.unwrap();
+        assert!(aside.is_silent());
+        aside.leave(b"bye");
+        assert!(!aside.is_silent());
     }
 
     #[tokio::test]

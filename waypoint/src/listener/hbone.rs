@@ -20,7 +20,7 @@ use super::limits::{StreamPlace, TunnelPlace};
 use crate::buffers;
 use crate::config::ReasonDetail;
 use crate::context::Waypoint;
-use crate::detect;
+use crate::detect::{self, Serving};
 use crate::metrics::Counted;
 
 /// Why a tunnel connection is not served.
@@ -79,7 +79,7 @@ where
         .secrets
         .fetch(&waypoint.identity, Priority::Waiting)
         .await?;
-    let settings = buffers::tunnel(Settings::server());
+    let settings = buffers::tunnel(Settings::server(), waypoint.config.stream_window);
     let accepted = server::accept_over(stream, peer, own.server_config(), &settings).await?;
     waypoint.trust.judge(&accepted.peer, None)?;
     Ok((accepted, own, place))
@@ -131,23 +131,39 @@ async fn streams(
 }
 
 /// One stream, from its CONNECT to its end.
-async fn stream(waypoint: Arc<Waypoint>, mut incoming: Incoming, tunnel: Tunnel) {
+async fn stream(waypoint: Arc<Waypoint>, incoming: Incoming, tunnel: Tunnel) {
+    // Boxed: what was needed to decide is given back before bytes are carried.
+    if let Some((serving, _held)) = Box::pin(begin(waypoint, incoming, tunnel)).await {
+        serving.await;
+    }
+}
+
+/// What a stream is counted by while it lives.
+type Held = (StreamPlace, Counted);
+
+/// What serves a stream, if it is let in.
+async fn begin(waypoint: Arc<Waypoint>, mut incoming: Incoming, tunnel: Tunnel) -> Option<(Serving, Held)> {
     let request = incoming.request().cloned();
     let admitted = tokio::select! {
         admitted = admit(&waypoint, &tunnel, request) => admitted,
-        () = incoming.cancelled() => return,
-        () = waypoint.drain.urgent() => return,
+        () = incoming.cancelled() => return None,
+        () = waypoint.drain.urgent() => return None,
     };
-    let (found, _place) = match admitted {
+    let (found, place) = match admitted {
         Ok(admitted) => admitted,
-        Err(refused) => return refuse(&waypoint, incoming, &tunnel, &refused),
+        Err(refused) => {
+            refuse(&waypoint, incoming, &tunnel, &refused);
+            return None;
+        }
     };
-    let _counted = Counted::new(&waypoint.metrics.streams);
+    let held = (place, Counted::new(&waypoint.metrics.streams));
     let own = Baggage::of(&waypoint.view.load().own);
     match incoming.accept(&ConnectResponse { baggage: own }) {
-        // Boxed: what was needed to decide is given back before bytes are carried.
-        Ok(stream) => Box::pin(detect::serve(waypoint, stream, found)).await,
-        Err(error) => tracing::debug!(%error, "the caller was gone before it was answered"),
+        Ok(stream) => Some((detect::detect(waypoint, stream, found).await?, held)),
+        Err(error) => {
+            tracing::debug!(%error, "the caller was gone before it was answered");
+            None
+        }
     }
 }
 

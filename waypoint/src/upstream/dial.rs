@@ -88,22 +88,25 @@ pub struct Dialer {
     secrets: SecretManager,
     trust: TrustStore,
     network: Arc<dyn Network>,
+    stream_window: u32,
 }
 
 impl Dialer {
-    /// A dialer that shows the certificate of `identity`.
+    /// A dialer that shows the certificate of `identity`; streams of its tunnels have this window towards us.
     #[must_use]
     pub fn new(
         identity: Identity,
         secrets: SecretManager,
         trust: TrustStore,
         network: Arc<dyn Network>,
+        stream_window: u32,
     ) -> Self {
         Self {
             identity,
             secrets,
             trust,
             network,
+            stream_window,
         }
     }
 
@@ -118,7 +121,8 @@ impl Dialer {
         socket.keep_queue_short();
         let expected: Vec<Identity> = key.expected.iter().cloned().collect();
         let tls = certificate.client_config(&expected);
-        let connection = client::connect_over(socket, key.destination, tls, &settings()).await?;
+        let connection =
+            client::connect_over(socket, key.destination, tls, &settings(self.stream_window)).await?;
         let Some(peer) = connection.peer().cloned() else {
             return Err(OpenError::GoingAway);
         };
@@ -148,14 +152,14 @@ impl Dial for Dialer {
 }
 
 /// HTTP/2 of tunnels to endpoints.
-pub(super) fn settings() -> Settings {
+pub(super) fn settings(stream_window: u32) -> Settings {
     let usual = Settings {
         ping_after: std::time::Duration::from_secs(10),
         ping_timeout: std::time::Duration::from_secs(20),
         idle_timeout: super::pool::IDLE_MAX,
         ..Settings::client()
     };
-    buffers::tunnel(usual)
+    buffers::tunnel(usual, stream_window)
 }
 
 impl AsyncRead for Socket {

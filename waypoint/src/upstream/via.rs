@@ -260,7 +260,8 @@ impl Via {
         })?;
         let expected: Vec<Identity> = self.expected.iter().cloned().collect();
         let tls = certificate.client_config(&expected);
-        let session = client::connect_over(tunnel, self.dial, tls, &dial::settings()).await?;
+        let window = waypoint.config.stream_window;
+        let session = client::connect_over(tunnel, self.dial, tls, &dial::settings(window)).await?;
         let peer = session.peer().ok_or(OpenError::GoingAway)?;
         let believed = waypoint.trust.judge(peer, None);
         believed.map_err(|why| OpenError::Certificate {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_runtime::tasks;
 use tulle_transport::hbone::HboneStream;
+use tulle_waypoint::http::pace::REST_AFTER;
 
 use super::strict::{Reader, Seen};
 use super::world::{World, front, get, identity, web};
@@ -114,9 +115,19 @@ async fn answer_ok(mut stream: HboneStream, seen: Arc<Mutex<Vec<Seen>>>) {
     }
 }
 
-/// Sends bytes and an end; gives back all that comes.
-async fn exchange(world: &World, bytes: &str) -> Vec<u8> {
+/// A connection that has served a request, and rests since.
+async fn rested(world: &World) -> HboneStream {
     let mut stream = world.ask("client", "10.96.0.1:80").await.unwrap();
+    let first = b"POST /first HTTP/1.1\r\nHost: web.shop\r\nContent-Length: 2\r\n\r\nok";
+    stream.write_all(first).await.unwrap();
+    let head = super::world::read_head(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    tokio::time::sleep(2 * REST_AFTER).await;
+    stream
+}
+
+/// Sends bytes and an end; gives back all that comes.
+async fn exchange(mut stream: HboneStream, bytes: &str) -> Vec<u8> {
     let mut answer = Vec::new();
     let talking = async {
         // The other side may have seen enough before the end.
@@ -172,14 +183,28 @@ fn judge(input: &Front, seen: &[Seen], answer: &[u8]) -> Result<(), String> {
 
 #[tokio::test(start_paused = true)]
 async fn what_clients_send_is_refused_or_goes_up_as_rules_saw_it() {
+    assert!(fronts().len() + backs().len() >= INPUTS_MIN);
+    check_fronts(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_clients_send_after_a_rest_is_read_no_other_way() {
+    check_fronts(true).await;
+}
+
+async fn check_fronts(after_a_rest: bool) {
     let inputs = fronts();
-    assert!(inputs.len() + backs().len() >= INPUTS_MIN);
     let world = world().await;
     let seen = record(&world);
     let mut wrong = Vec::new();
     for input in &inputs {
+        let stream = if after_a_rest {
+            rested(&world).await
+        } else {
+            world.ask("client", "10.96.0.1:80").await.unwrap()
+        };
         seen.lock().clear();
-        let answer = exchange(&world, &input.send).await;
+        let answer = exchange(stream, &input.send).await;
         let seen = seen.lock().clone();
         if let Err(what) = judge(input, &seen, &answer) {
             wrong.push(format!("{}: {what}", input.name));

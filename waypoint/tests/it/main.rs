@@ -18,6 +18,7 @@ mod policies;
 mod rebuilds;
 mod requests;
 mod resilience;
+mod resting;
 mod routes;
 mod stream_routes;
 mod streams;

@@ -34,6 +34,11 @@ pub(super) trait ReadChunks: Send {
     /// The next chunk, never empty; `None` once the peer has finished.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>>;
 
+    /// The next chunk if it is there. Nobody is woken when it comes later; how the stream ended is not told here.
+    fn chunk_at_hand(&mut self) -> Option<Bytes> {
+        None
+    }
+
     /// Lets the peer send as many bytes again, now that they were taken.
     fn release(&mut self, bytes: usize);
 }
@@ -221,11 +226,22 @@ impl AsyncRead for HboneStream {
             return Poll::Ready(Ok(()));
         };
         let mut chunk = chunk?;
-        let taken = chunk.len().min(buffer.remaining());
-        buffer.put_slice(&chunk[..taken]);
-        chunk.advance(taken);
+        let before = buffer.remaining();
+        // All that is there, as far as there is room: whoever reads is spared a turn for each chunk.
+        loop {
+            let taken = chunk.len().min(buffer.remaining());
+            buffer.put_slice(&chunk[..taken]);
+            chunk.advance(taken);
+            if !chunk.is_empty() || buffer.remaining() == 0 {
+                break;
+            }
+            match reader.chunks.chunk_at_hand() {
+                Some(next) => chunk = next,
+                None => break,
+            }
+        }
         reader.unread = chunk;
-        reader.release(taken);
+        reader.release(before - buffer.remaining());
         Poll::Ready(Ok(()))
     }
 }
@@ -299,7 +315,63 @@ impl fmt::Debug for HboneWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::AsyncReadExt;
+
     use super::*;
+
+    /// Chunks that are there, and how many bytes of them were taken.
+    struct There(VecDeque<Bytes>, Arc<AtomicUsize>);
+
+    impl ReadChunks for There {
+        fn poll_chunk(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
+            Poll::Ready(self.0.pop_front().map(Ok))
+        }
+
+        fn chunk_at_hand(&mut self) -> Option<Bytes> {
+            self.0.pop_front()
+        }
+
+        fn release(&mut self, bytes: usize) {
+            self.1.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes what it is given.
+    struct Sink;
+
+    impl WriteChunks for Sink {
+        fn poll_write(&mut self, _: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<usize, StreamError>> {
+            Poll::Ready(Ok(std::mem::take(chunk).len()))
+        }
+
+        fn finish(&mut self) -> Result<(), StreamError> {
+            Ok(())
+        }
+
+        fn reset(&mut self, _: ResetCode) {}
+
+        fn poll_reset(&mut self, _: &mut Context<'_>) -> Poll<StreamError> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn one_read_takes_all_that_is_there_and_no_more_than_there_is_room_for() {
+        let chunks: VecDeque<_> = ["one", "two", "three"].map(Bytes::from).into();
+        let released = Arc::default();
+        let mut stream = HboneStream::new(There(chunks, Arc::clone(&released)), Sink);
+        stream.peek(0).await.unwrap();
+        let mut read = [0; 8];
+        for expected in ["onetwoth", "ree", ""] {
+            let length = stream.read(&mut read).await.unwrap();
+            assert_eq!(&read[..length], expected.as_bytes());
+        }
+        assert_eq!(released.load(Ordering::Relaxed), 11);
+    }
 
     #[test]
     fn pieces_go_in_one_and_no_more_than_may_be_copied() {

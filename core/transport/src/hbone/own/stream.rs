@@ -78,6 +78,13 @@ impl ReadChunks for Reader {
         Poll::Ready(read.map(|read| read.map_err(|gone| self.shared.explain(gone))))
     }
 
+    fn chunk_at_hand(&mut self) -> Option<Bytes> {
+        let Handle { conn, id } = &self.shared.handle;
+        let chunk = conn.with(|core| core.take_received(*id))?;
+        self.shared.slot.moved(chunk.len());
+        Some(chunk)
+    }
+
     fn release(&mut self, bytes: usize) {
         let Handle { conn, id } = &self.shared.handle;
         conn.with(|core| core.release(*id, bytes));

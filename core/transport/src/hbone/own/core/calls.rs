@@ -36,6 +36,11 @@ impl Core {
         Poll::Pending
     }
 
+    /// What has arrived, if anything has; nobody is woken for more.
+    pub(in super::super) fn take_received(&mut self, id: u32) -> Option<Bytes> {
+        self.streams.get_mut(&id)?.received.pop()
+    }
+
     /// Takes at least a byte off the front of `chunk`.
     pub(in super::super) fn write(
         &mut self,
