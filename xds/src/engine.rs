@@ -276,6 +276,7 @@ impl Engine {
         self.tell(batch, told);
         self.outputs.pack();
         self.world.pack();
+        self.snapshot.addresses.pack();
         if changed || batch.synced != self.snapshot.synced {
             self.snapshot.sequence = sequence;
         }

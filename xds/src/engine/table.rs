@@ -12,6 +12,7 @@ use rpds::RedBlackTreeMapSync;
 use tulle_model::Str;
 
 use crate::few::Few;
+use crate::leaves::Leaves;
 use crate::snapshot::chunk::{Buckets, Chunk};
 use crate::snapshot::{Change, Order, Scope, Slot};
 
@@ -43,7 +44,7 @@ type LogPosition = (u64, u32);
 /// The resources of one type.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
-    aliases: RedBlackTreeMapSync<Str, Few<Str>>,
+    aliases: Leaves<Str, Few<Str>>,
     log: RedBlackTreeMapSync<LogPosition, Str>,
     /// The resources themselves.
     buckets: Buckets,
@@ -240,6 +241,11 @@ impl Table {
             self.log.remove_mut(&oldest);
             self.forgotten = oldest.0;
         }
+    }
+
+    /// Gives back what the index of aliases takes that was not filled in order, once that is much.
+    pub(super) fn pack(&mut self) {
+        self.aliases.pack();
     }
 
     /// The workloads among these addresses as bare ones, as the older type carries them; `sequence` is that of the cut.
