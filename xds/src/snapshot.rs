@@ -196,28 +196,32 @@ impl Change {
     }
 }
 
+/// An identity on a node, and how many workloads carry it there.
+pub(crate) type Carried = (Arc<Identity>, usize);
+
 /// Which identities run on which node: what a node may ask certificates for.
 #[derive(Debug, Clone, Default)]
 pub struct Placement {
     /// In order.
-    nodes: RedBlackTreeMapSync<Str, Arc<[Identity]>>,
+    nodes: RedBlackTreeMapSync<Str, Arc<[Carried]>>,
 }
 
 impl Placement {
     /// Whether a workload with this identity is placed on this node.
     #[must_use]
     pub fn holds(&self, node: &str, identity: &Identity) -> bool {
-        self.nodes
-            .get(node)
-            .is_some_and(|identities| identities.binary_search(identity).is_ok())
+        let place = |carried: &[Carried]| carried.binary_search_by(|(known, _)| (**known).cmp(identity));
+        self.nodes.get(node).is_some_and(|carried| place(carried).is_ok())
     }
 
     /// The identities placed on a node, in order.
     pub fn identities(&self, node: &str) -> impl Iterator<Item = &Identity> {
-        self.nodes
-            .get(node)
-            .into_iter()
-            .flat_map(|identities| identities.iter())
+        self.carried(node).iter().map(|(identity, _)| &**identity)
+    }
+
+    /// The identities placed on a node, in order, with the number of workloads that carry each.
+    pub(crate) fn carried(&self, node: &str) -> &[Carried] {
+        self.nodes.get(node).map_or(&[], |carried| &**carried)
     }
 
     /// The nodes that hold any identity.
@@ -225,13 +229,20 @@ impl Placement {
         self.nodes.keys()
     }
 
-    /// Replaces the identities of a node; an empty set forgets the node.
-    pub fn place(&mut self, node: Str, identities: BTreeSet<Identity>) {
-        if identities.is_empty() {
+    /// Replaces the identities of a node, which come in order; without any, the node is forgotten.
+    pub(crate) fn carry(&mut self, node: Str, carried: Vec<Carried>) {
+        if carried.is_empty() {
             self.nodes.remove_mut(&node);
         } else {
-            self.nodes.insert_mut(node, identities.into_iter().collect());
+            self.nodes.insert_mut(node, carried.into());
         }
+    }
+
+    /// Places these identities on a node, each carried by one workload.
+    #[cfg(test)]
+    pub(crate) fn place(&mut self, node: Str, identities: BTreeSet<Identity>) {
+        let one = |identity| (Arc::new(identity), 1);
+        self.carry(node, identities.into_iter().map(one).collect());
     }
 }
 
