@@ -16,6 +16,7 @@ pub mod chunk;
 pub mod fronted;
 pub mod objects;
 mod step;
+pub mod version;
 
 pub use around::Around;
 pub use chunk::Chunk;
@@ -23,6 +24,7 @@ pub use fronted::Fronted;
 pub use fronted::Fronts;
 pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
 pub use step::Step;
+pub use version::Version;
 
 use bare::Bare;
 use step::Steps;
@@ -87,9 +89,9 @@ pub struct Slot {
     /// Resource name.
     pub name: Str,
     /// Other names it can be asked for by.
-    pub aliases: Vec<Str>,
-    /// First 8 bytes of the SHA-256 of [`Self::body`], in hex; equal on every replica.
-    pub version: Str,
+    pub aliases: Box<[Str]>,
+    /// Of [`Self::body`]; equal on every replica.
+    pub version: Version,
     /// The encoded message, which is the value of the `Any` on the wire.
     pub body: Bytes,
     /// Sequence of the cut that last changed the body, the aliases or the scope.
@@ -123,12 +125,7 @@ pub enum Scope {
     /// Every node: addresses, and policies of the whole mesh.
     Everyone,
     /// A policy of one namespace; the nodes are those that hold a workload of that namespace.
-    Namespace {
-        /// The namespace.
-        namespace: Str,
-        /// Nodes that hold one of its workloads.
-        nodes: Arc<BTreeSet<Str>>,
-    },
+    Namespace(Arc<InNamespace>),
     /// A policy of selected workloads: for the nodes that hold one of them, and for proxies of one of them alone.
     Workloads {
         /// Nodes that hold such a workload, and the identities of such workloads as URIs, which no node is called.
@@ -141,13 +138,23 @@ pub enum Scope {
     },
 }
 
+/// The nodes of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InNamespace {
+    /// The namespace.
+    pub namespace: Str,
+    /// Nodes that hold one of its workloads.
+    pub nodes: BTreeSet<Str>,
+}
+
 impl Scope {
     /// Whether the proxy of this node may receive the resource.
     #[must_use]
     pub fn reaches(&self, node: &str) -> bool {
         match self {
             Self::Everyone => true,
-            Self::Namespace { nodes, .. } | Self::Workloads { nodes } => nodes.contains(node),
+            Self::Namespace(of) => of.nodes.contains(node),
+            Self::Workloads { nodes } => nodes.contains(node),
             Self::Waypoints { .. } => false,
         }
     }
@@ -157,7 +164,7 @@ impl Scope {
     pub fn reaches_workload(&self, identity: &Identity) -> bool {
         match self {
             Self::Everyone => true,
-            Self::Namespace { namespace, .. } => *namespace == identity.namespace,
+            Self::Namespace(of) => of.namespace == identity.namespace,
             Self::Workloads { nodes } => nodes.contains(identity.to_string().as_str()),
             Self::Waypoints { .. } => false,
         }
@@ -170,7 +177,7 @@ impl Scope {
     pub fn reaches_waypoint(&self, waypoint: &str) -> bool {
         match self {
             Self::Everyone => true,
-            Self::Namespace { .. } | Self::Workloads { .. } => false,
+            Self::Namespace(_) | Self::Workloads { .. } => false,
             Self::Waypoints { waypoints } => waypoints.contains(waypoint),
         }
     }
@@ -407,5 +414,20 @@ impl Snapshot {
             ResourceType::Route => &mut self.routes,
             ResourceType::Policy => &mut self.policies,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_takes_two_lines_of_a_cache_beside_its_texts() {
+        // There are two counters before it.
+        assert!(
+            size_of::<Slot>() + 2 * size_of::<usize>() <= 128,
+            "{}",
+            size_of::<Slot>()
+        );
     }
 }
