@@ -321,7 +321,7 @@ fn describe(ty: ResourceType, slot: &Slot) -> Value {
     };
     let nodes = match &slot.scope {
         Scope::Everyone => Value::Null,
-        Scope::Namespace { nodes, .. } => json!(nodes),
+        Scope::Namespace(of) => json!(of.nodes),
         Scope::Workloads { nodes } => json!(
             nodes
                 .iter()

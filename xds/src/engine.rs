@@ -297,13 +297,11 @@ impl Engine {
         changed |= self.publish_trust(sequence);
         changed |= self.rescope(sequence);
         changed |= self.placed.publish(&mut self.snapshot.placement);
-        let fronted = &mut self.snapshot.fronted;
-        changed |= self
-            .fronting
-            .publish(&self.world, (&self.outputs, &self.snapshot.addresses), fronted);
+        changed |= self.publish_fronted();
         self.tell(batch, told);
         self.outputs.pack();
         self.world.pack();
+        self.snapshot.addresses.pack();
         if changed || batch.synced != self.snapshot.synced {
             self.snapshot.sequence = sequence;
         }
@@ -380,6 +378,14 @@ impl Engine {
         }
         self.outputs.put(out, parts);
         changed
+    }
+
+    /// Brings up to date what each waypoint needs; says whether anything moved.
+    fn publish_fronted(&mut self) -> bool {
+        let snapshot = &mut self.snapshot;
+        let computed = (&self.outputs, &snapshot.addresses);
+        self.fronting
+            .publish(&self.world, &snapshot.around, computed, &mut snapshot.fronted)
     }
 
     fn relate(&mut self, emitted: &Emitted, add: bool) {

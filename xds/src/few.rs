@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-/// Things kept in a sorted list; from one more on they are kept in a tree.
-const LISTED_MAX: usize = 16;
+/// Things kept in a sorted list, such as the pods of a node; from one more on they are kept in a tree.
+const LISTED_MAX: usize = 64;
 
 /// A set. One thing stands for itself, a few are a list, many are a tree.
 #[allow(
@@ -127,7 +127,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_holds_what_a_tree_holds(steps in prop::collection::vec((any::<bool>(), 0_u8..40), 0..200)) {
+        fn it_holds_what_a_tree_holds(steps in prop::collection::vec((any::<bool>(), 0_u8..160), 0..800)) {
             let (mut few, mut tree) = (Few::default(), BTreeSet::new());
             for (add, thing) in steps {
                 let (one, other) = match add {
@@ -145,9 +145,9 @@ mod tests {
     #[test]
     fn sets_of_the_same_are_equal_however_they_came_about() {
         let (mut grown, mut shrunk) = (Few::default(), Few::default());
-        (0..12).for_each(|thing| assert!(grown.insert(thing)));
-        (0..40).for_each(|thing| assert!(shrunk.insert(thing)));
-        (12..40).for_each(|thing| assert!(shrunk.remove(&thing)));
+        (0..48).for_each(|thing| assert!(grown.insert(thing)));
+        (0..160).for_each(|thing| assert!(shrunk.insert(thing)));
+        (48..160).for_each(|thing| assert!(shrunk.remove(&thing)));
         assert!(matches!((&grown, &shrunk), (Few::Listed(_), Few::Many(_))));
         assert_eq!(grown, shrunk);
     }

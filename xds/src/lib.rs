@@ -29,6 +29,7 @@ mod few;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 pub mod history;
+pub mod leaves;
 pub mod metrics;
 pub mod serve;
 pub mod snapshot;

@@ -17,6 +17,7 @@ pub mod chunk;
 pub mod fronted;
 pub mod objects;
 mod step;
+pub mod version;
 
 pub use around::Around;
 pub use bearers::{Bearer, Bearers};
@@ -25,6 +26,7 @@ pub use fronted::Fronted;
 pub use fronted::Fronts;
 pub use objects::{FileProblem, ObjectKey, ObjectStatus, Objects, Severity};
 pub use step::Step;
+pub use version::Version;
 
 use bare::Bare;
 use step::Steps;
@@ -89,9 +91,9 @@ pub struct Slot {
     /// Resource name.
     pub name: Str,
     /// Other names it can be asked for by.
-    pub aliases: Vec<Str>,
-    /// First 8 bytes of the SHA-256 of [`Self::body`], in hex; equal on every replica.
-    pub version: Str,
+    pub aliases: Box<[Str]>,
+    /// Of [`Self::body`]; equal on every replica.
+    pub version: Version,
     /// The encoded message, which is the value of the `Any` on the wire.
     pub body: Bytes,
     /// Sequence of the cut that last changed the body, the aliases or the scope.
@@ -125,12 +127,7 @@ pub enum Scope {
     /// Every node: addresses, and policies of the whole mesh.
     Everyone,
     /// A policy of one namespace; the nodes are those that hold a workload of that namespace.
-    Namespace {
-        /// The namespace.
-        namespace: Str,
-        /// Nodes that hold one of its workloads.
-        nodes: Arc<BTreeSet<Str>>,
-    },
+    Namespace(Arc<InNamespace>),
     /// A policy of selected workloads: for the nodes that hold one of them, and for proxies of one of them alone.
     Workloads {
         /// Nodes that hold such a workload, and the identities of such workloads as URIs, which no node is called.
@@ -143,13 +140,23 @@ pub enum Scope {
     },
 }
 
+/// The nodes of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InNamespace {
+    /// The namespace.
+    pub namespace: Str,
+    /// Nodes that hold one of its workloads.
+    pub nodes: BTreeSet<Str>,
+}
+
 impl Scope {
     /// Whether the proxy of this node may receive the resource.
     #[must_use]
     pub fn reaches(&self, node: &str) -> bool {
         match self {
             Self::Everyone => true,
-            Self::Namespace { nodes, .. } | Self::Workloads { nodes } => nodes.contains(node),
+            Self::Namespace(of) => of.nodes.contains(node),
+            Self::Workloads { nodes } => nodes.contains(node),
             Self::Waypoints { .. } => false,
         }
     }
@@ -159,7 +166,7 @@ impl Scope {
     pub fn reaches_workload(&self, identity: &Identity) -> bool {
         match self {
             Self::Everyone => true,
-            Self::Namespace { namespace, .. } => *namespace == identity.namespace,
+            Self::Namespace(of) => of.namespace == identity.namespace,
             Self::Workloads { nodes } => nodes.contains(identity.to_string().as_str()),
             Self::Waypoints { .. } => false,
         }
@@ -172,7 +179,7 @@ impl Scope {
     pub fn reaches_waypoint(&self, waypoint: &str) -> bool {
         match self {
             Self::Everyone => true,
-            Self::Namespace { .. } | Self::Workloads { .. } => false,
+            Self::Namespace(_) | Self::Workloads { .. } => false,
             Self::Waypoints { waypoints } => waypoints.contains(waypoint),
         }
     }
@@ -198,28 +205,32 @@ impl Change {
     }
 }
 
+/// An identity on a node, and how many workloads carry it there.
+pub(crate) type Carried = (Arc<Identity>, usize);
+
 /// Which identities run on which node: what a node may ask certificates for.
 #[derive(Debug, Clone, Default)]
 pub struct Placement {
     /// In order.
-    nodes: RedBlackTreeMapSync<Str, Arc<[Identity]>>,
+    nodes: RedBlackTreeMapSync<Str, Arc<[Carried]>>,
 }
 
 impl Placement {
     /// Whether a workload with this identity is placed on this node.
     #[must_use]
     pub fn holds(&self, node: &str, identity: &Identity) -> bool {
-        self.nodes
-            .get(node)
-            .is_some_and(|identities| identities.binary_search(identity).is_ok())
+        let place = |carried: &[Carried]| carried.binary_search_by(|(known, _)| (**known).cmp(identity));
+        self.nodes.get(node).is_some_and(|carried| place(carried).is_ok())
     }
 
     /// The identities placed on a node, in order.
     pub fn identities(&self, node: &str) -> impl Iterator<Item = &Identity> {
-        self.nodes
-            .get(node)
-            .into_iter()
-            .flat_map(|identities| identities.iter())
+        self.carried(node).iter().map(|(identity, _)| &**identity)
+    }
+
+    /// The identities placed on a node, in order, with the number of workloads that carry each.
+    pub(crate) fn carried(&self, node: &str) -> &[Carried] {
+        self.nodes.get(node).map_or(&[], |carried| &**carried)
     }
 
     /// The nodes that hold any identity.
@@ -227,13 +238,20 @@ impl Placement {
         self.nodes.keys()
     }
 
-    /// Replaces the identities of a node; an empty set forgets the node.
-    pub fn place(&mut self, node: Str, identities: BTreeSet<Identity>) {
-        if identities.is_empty() {
+    /// Replaces the identities of a node, which come in order; without any, the node is forgotten.
+    pub(crate) fn carry(&mut self, node: Str, carried: Vec<Carried>) {
+        if carried.is_empty() {
             self.nodes.remove_mut(&node);
         } else {
-            self.nodes.insert_mut(node, identities.into_iter().collect());
+            self.nodes.insert_mut(node, carried.into());
         }
+    }
+
+    /// Places these identities on a node, each carried by one workload.
+    #[cfg(test)]
+    pub(crate) fn place(&mut self, node: Str, identities: BTreeSet<Identity>) {
+        let one = |identity| (Arc::new(identity), 1);
+        self.carry(node, identities.into_iter().map(one).collect());
     }
 }
 
@@ -405,5 +423,20 @@ impl Snapshot {
             ResourceType::Route => &mut self.routes,
             ResourceType::Policy => &mut self.policies,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resource_takes_two_lines_of_a_cache_beside_its_texts() {
+        // There are two counters before it.
+        assert!(
+            size_of::<Slot>() + 2 * size_of::<usize>() <= 128,
+            "{}",
+            size_of::<Slot>()
+        );
     }
 }

@@ -198,9 +198,7 @@ impl Engine {
                 }
             }
         }
-        let fronted = &mut self.snapshot.fronted;
-        self.fronting
-            .publish(&self.world, (&self.outputs, &self.snapshot.addresses), fronted);
+        self.publish_fronted();
         self.snapshot.draining = Arc::new(self.draining.list());
         self.snapshot.sequence = sequence;
         self.snapshot.clone()

@@ -16,9 +16,8 @@ use super::kept::Outputs;
 use super::replicas::Replicas;
 use super::table::Table;
 use super::world::World;
-use crate::few::Few;
-use crate::snapshot::Fronted;
 use crate::snapshot::fronted::Fronts;
+use crate::snapshot::{Around, Fronted};
 
 /// How often something is needed.
 type Counts = BTreeMap<Str, usize>;
@@ -32,8 +31,6 @@ pub(super) struct Fronting {
     needs: BTreeMap<Str, Counts>,
     /// Waypoints, by service.
     needed_by: BTreeMap<Str, Counts>,
-    /// Workloads, by service.
-    endpoints: BTreeMap<Str, Few<Str>>,
     replicas: Replicas,
     moved: BTreeSet<Str>,
 }
@@ -52,8 +49,11 @@ impl Fronting {
     pub(super) fn count(&mut self, emitted: &Emitted, add: bool) {
         match emitted {
             Emitted::Workload(workload, _) => {
-                for service in workload.services.keys() {
-                    self.endpoint(service.to_string().into(), &workload.uid.0, add);
+                // Where no service is needed by anybody, its endpoints are nobody's concern.
+                let services = workload.services.keys().filter(|_| !self.needed_by.is_empty());
+                for service in services.map(|service| Str::from(service.to_string())) {
+                    let waypoints = self.needed_by.get(&service).into_iter().flat_map(BTreeMap::keys);
+                    self.moved.extend(waypoints.cloned());
                 }
                 self.moved.extend(self.replicas.count(workload, add));
             }
@@ -107,21 +107,6 @@ impl Fronting {
         }
     }
 
-    fn endpoint(&mut self, service: Str, uid: &Str, add: bool) {
-        if let Some(waypoints) = self.needed_by.get(&service) {
-            self.moved.extend(waypoints.keys().cloned());
-        }
-        let uids = self.endpoints.entry(service.clone()).or_default();
-        if add {
-            uids.insert(uid.clone());
-        } else {
-            uids.remove(uid);
-        }
-        if uids.is_empty() {
-            self.endpoints.remove(&service);
-        }
-    }
-
     fn need(&mut self, waypoint: &Str, names: Vec<Str>, add: bool) {
         self.moved.insert(waypoint.clone());
         for name in names {
@@ -135,10 +120,11 @@ impl Fronting {
         self.known.contains(waypoint)
     }
 
-    /// Brings the published waypoints up to date; says whether anything moved.
+    /// Brings the published waypoints up to date; says whether anything moved. `around` knows the endpoints of services.
     pub(super) fn publish(
         &mut self,
         world: &World,
+        around: &Around,
         computed: (&Outputs, &Table),
         fronted: &mut Fronted,
     ) -> bool {
@@ -148,24 +134,21 @@ impl Fronting {
             self.replicas.find(&name, identity.as_ref(), world, computed);
         }
         for name in std::mem::take(&mut self.moved) {
-            let fronts = self.known.contains(&name).then(|| self.fronts(&name, world));
+            let fronts = self
+                .known
+                .contains(&name)
+                .then(|| self.fronts(&name, world, around));
             changed |= fronted.set(&name, fronts.flatten());
         }
         changed
     }
 
-    fn fronts(&self, name: &Str, world: &World) -> Option<Fronts> {
+    fn fronts(&self, name: &Str, world: &World, around: &Around) -> Option<Fronts> {
         let identity = identity(name, world)?;
         let mut addresses: BTreeSet<Str> = self.replicas.uids(name).cloned().collect();
         for needed in self.needs.get(name).into_iter().flat_map(BTreeMap::keys) {
             addresses.insert(needed.clone());
-            addresses.extend(
-                self.endpoints
-                    .get(needed)
-                    .into_iter()
-                    .flat_map(Few::iter)
-                    .cloned(),
-            );
+            addresses.extend(around.of_service(needed).cloned());
         }
         Some(Fronts {
             identity,

@@ -1,8 +1,8 @@
 //! What each object can be found by.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use tulle_k8s::Object;
 use tulle_k8s::api::Meta;
 use tulle_k8s::api::meta::Labels;
 use tulle_k8s::api::route::BackendRef;
@@ -11,7 +11,10 @@ use tulle_k8s::translate::workload::{entry_labels, node_of, pod_addresses};
 use tulle_k8s::translate::{
     MeshConfig, authorization, peer_authentication, policy, route, service, waypoint,
 };
+use tulle_k8s::{Key, Object};
 use tulle_model::Str;
+
+use crate::few::Few;
 
 /// One entry of the reverse index.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +56,57 @@ impl IndexKey {
     /// The entry of a selector.
     pub(super) fn selector(namespace: &str, name: &Str, value: &Str) -> Self {
         Self::Selector(namespace.into(), name.clone(), value.clone())
+    }
+}
+
+/// Objects by what they can be found by.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Index {
+    /// Apart from the rest, whose entries are twice as large: nearly every workload has one that is its own.
+    addresses: BTreeMap<IpAddr, Few<Key>>,
+    others: BTreeMap<IndexKey, Few<Key>>,
+}
+
+impl Index {
+    /// Lets an object be found by an entry.
+    pub(super) fn insert(&mut self, entry: IndexKey, key: Key) {
+        let keys = match entry {
+            IndexKey::Address(address) => self.addresses.entry(address).or_default(),
+            other => self.others.entry(other).or_default(),
+        };
+        keys.insert(key);
+    }
+
+    /// Lets an object not be found by an entry any more.
+    pub(super) fn remove(&mut self, entry: &IndexKey, key: &Key) {
+        match entry {
+            IndexKey::Address(address) => take(&mut self.addresses, address, key),
+            other => take(&mut self.others, other, key),
+        }
+    }
+
+    /// The objects that are found by an entry.
+    pub(super) fn get<'a>(&'a self, entry: &IndexKey) -> impl Iterator<Item = &'a Key> + use<'a> {
+        let keys = match entry {
+            IndexKey::Address(address) => self.addresses.get(address),
+            other => self.others.get(other),
+        };
+        keys.into_iter().flat_map(Few::iter)
+    }
+
+    /// Gives back what maps take that were filled in order: their nodes are only half full.
+    pub(super) fn pack(&mut self) {
+        self.addresses = std::mem::take(&mut self.addresses).into_iter().collect();
+        self.others = std::mem::take(&mut self.others).into_iter().collect();
+    }
+}
+
+fn take<E: Ord>(entries: &mut BTreeMap<E, Few<Key>>, entry: &E, key: &Key) {
+    if let Some(keys) = entries.get_mut(entry) {
+        keys.remove(key);
+        if keys.is_empty() {
+            entries.remove(entry);
+        }
     }
 }
 
@@ -248,4 +302,17 @@ fn refer(backend: &BackendRef, namespace: &Str, keys: &mut Vec<IndexKey>) {
 /// An address in the form it is compared in.
 pub(super) fn address(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_takes_half_of_any_other_entry() {
+        let (address, other) = (size_of::<(IpAddr, Few<Key>)>(), size_of::<(IndexKey, Few<Key>)>());
+        assert_eq!((address, other), (40, 72));
+        // In a node of a tree keys and values stand apart: an address takes 17 bytes there.
+        assert_eq!(size_of::<IpAddr>() + size_of::<Few<Key>>(), 33);
+    }
 }

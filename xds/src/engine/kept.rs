@@ -21,20 +21,14 @@ const PACKED_MIN: usize = 1_000;
 /// Everything that was computed.
 #[derive(Debug, Default)]
 pub(super) struct Outputs {
-    outputs: BTreeMap<OutKey, Output>,
+    /// Names of the workloads of sources that became one, and of which nothing is to be said. Apart, as most are of these.
+    plain: BTreeMap<Key, Str>,
+    /// Every other output.
+    parts: BTreeMap<OutKey, Box<[Kept]>>,
     /// Outputs that say something of an object, beside the workloads it is itself the source of.
     owned: BTreeMap<Key, Few<OutKey>>,
     /// Outputs that came since the maps were packed.
     fresh: usize,
-}
-
-/// What an output is.
-#[derive(Debug)]
-enum Output {
-    /// A source of workloads became this one, and nothing is to be said of it.
-    Workload(Str),
-    /// Anything else.
-    Parts(Box<[Kept]>),
 }
 
 /// What came of one object.
@@ -111,31 +105,40 @@ impl Kept {
 impl Outputs {
     /// The outputs there are.
     pub(super) fn keys(&self) -> impl Iterator<Item = OutKey> {
-        self.outputs.keys().cloned()
+        let plain = self.plain.keys().cloned().map(OutKey::Workloads);
+        plain.chain(self.parts.keys().cloned())
+    }
+
+    /// The workload that an output is, if it is a plain one.
+    fn plain_of(&self, out: &OutKey) -> Option<&Str> {
+        match out {
+            OutKey::Workloads(key) => self.plain.get(key),
+            _ => None,
+        }
     }
 
     /// Takes an output away, to be computed anew or not at all. `addresses` still has what it became.
     pub(super) fn take(&mut self, out: &OutKey, addresses: &Table) -> Vec<Part> {
-        let parts = match (self.outputs.remove(out), out) {
-            (Some(Output::Workload(name)), OutKey::Workloads(owner)) => vec![Part {
+        if let OutKey::Workloads(owner) = out
+            && let Some(name) = self.plain.remove(owner)
+        {
+            return vec![Part {
                 owner: owner.clone(),
                 emitted: read_back(&name, addresses).into_iter().collect(),
                 conditions: Vec::new(),
-            }],
-            (Some(Output::Parts(kept)), _) => {
-                let restored = |kept: Kept| Part {
-                    owner: kept.owner,
-                    emitted: kept
-                        .sent
-                        .into_iter()
-                        .filter_map(|sent| sent.restored(addresses))
-                        .collect(),
-                    conditions: kept.conditions.into(),
-                };
-                kept.into_iter().map(restored).collect()
-            }
-            _ => Vec::new(),
+            }];
+        }
+        let restored = |kept: Kept| Part {
+            owner: kept.owner,
+            emitted: kept
+                .sent
+                .into_iter()
+                .filter_map(|sent| sent.restored(addresses))
+                .collect(),
+            conditions: kept.conditions.into(),
         };
+        let kept = self.parts.remove(out).unwrap_or_default();
+        let parts: Vec<Part> = kept.into_iter().map(restored).collect();
         for part in parts.iter().filter(|part| !is_own(out, &part.owner)) {
             if let Some(outputs) = self.owned.get_mut(&part.owner) {
                 outputs.remove(out);
@@ -156,23 +159,26 @@ impl Outputs {
             let outputs = self.owned.entry(part.owner.clone()).or_default();
             outputs.insert(out.clone());
         }
-        let is_read_back = is_read_back(&out);
-        let output = match (parts.as_slice(), &out) {
-            ([part], OutKey::Workloads(key)) if is_read_back && part.owner == *key => plain(part),
-            _ => None,
-        };
-        let output = output.unwrap_or_else(|| {
-            let kept = parts.into_iter().map(|part| Kept::of(part, is_read_back));
-            Output::Parts(kept.collect())
-        });
-        self.outputs.insert(out, output);
         self.fresh += 1;
+        let is_read_back = is_read_back(&out);
+        if let ([part], OutKey::Workloads(key)) = (parts.as_slice(), &out)
+            && is_read_back
+            && part.owner == *key
+            && let Some(name) = plain(part)
+        {
+            // The key is that of the object itself, which everybody shares.
+            self.plain.insert(part.owner.clone(), name);
+            return;
+        }
+        let kept = parts.into_iter().map(|part| Kept::of(part, is_read_back));
+        self.parts.insert(out, kept.collect());
     }
 
     /// Gives back what maps take that were filled in order, once that is much.
     pub(super) fn pack(&mut self) {
         if std::mem::take(&mut self.fresh) >= PACKED_MIN {
-            self.outputs = std::mem::take(&mut self.outputs).into_iter().collect();
+            self.plain = std::mem::take(&mut self.plain).into_iter().collect();
+            self.parts = std::mem::take(&mut self.parts).into_iter().collect();
             self.owned = std::mem::take(&mut self.owned).into_iter().collect();
         }
     }
@@ -182,7 +188,7 @@ impl Outputs {
         let own = OutKey::Workloads(owner.clone());
         let others = self.owned.get(owner).into_iter().flat_map(Few::iter);
         let all = std::iter::once(&own).chain(others);
-        all.filter(|out| self.outputs.contains_key(out))
+        all.filter(|out| self.plain_of(out).is_some() || self.parts.contains_key(out))
             .cloned()
             .collect()
     }
@@ -190,21 +196,14 @@ impl Outputs {
     /// What is to be said of an object, and the names of what it became.
     pub(super) fn tell(&self, owner: &Key) -> (Vec<Condition>, Vec<Str>) {
         let (mut conditions, mut resources) = (Vec::new(), Vec::new());
+        resources.extend(self.plain.get(owner).cloned());
         let own = OutKey::Workloads(owner.clone());
         let others = self.owned.get(owner).into_iter().flat_map(Few::iter);
-        for output in std::iter::once(&own)
-            .chain(others)
-            .filter_map(|out| self.outputs.get(out))
-        {
-            match output {
-                Output::Workload(name) => resources.push(name.clone()),
-                Output::Parts(kept) => {
-                    for part in kept.iter().filter(|part| part.owner == *owner) {
-                        conditions.extend(part.conditions.iter().cloned());
-                        resources.extend(part.sent.iter().map(Sent::name));
-                    }
-                }
-            }
+        let kept = std::iter::once(&own).chain(others);
+        let kept = kept.filter_map(|out| self.parts.get(out)).flatten();
+        for part in kept.filter(|part| part.owner == *owner) {
+            conditions.extend(part.conditions.iter().cloned());
+            resources.extend(part.sent.iter().map(Sent::name));
         }
         conditions.shrink_to_fit();
         resources.shrink_to_fit();
@@ -217,18 +216,13 @@ impl Outputs {
             Emitted::Workload(workload, _) => Some(workload),
             _ => None,
         };
-        match self.outputs.get(out) {
-            None => Vec::new(),
-            Some(Output::Workload(name)) => read_back(name, addresses).and_then(of).into_iter().collect(),
-            Some(Output::Parts(kept)) => {
-                let sent = kept.iter().flat_map(|kept| &kept.sent);
-                let emitted = sent.filter_map(|sent| match sent {
-                    Sent::Address(name) => read_back(name, addresses),
-                    Sent::Here(emitted) => Some(emitted.clone()),
-                });
-                emitted.filter_map(of).collect()
-            }
-        }
+        let plain = self.plain_of(out).and_then(|name| read_back(name, addresses));
+        let kept = self.parts.get(out).into_iter().flatten();
+        let emitted = kept.flat_map(|kept| &kept.sent).filter_map(|sent| match sent {
+            Sent::Address(name) => read_back(name, addresses),
+            Sent::Here(emitted) => Some(emitted.clone()),
+        });
+        plain.into_iter().chain(emitted).filter_map(of).collect()
     }
 }
 
@@ -237,11 +231,10 @@ fn is_own(out: &OutKey, owner: &Key) -> bool {
     matches!(out, OutKey::Workloads(key) if key == owner)
 }
 
-fn plain(part: &Part) -> Option<Output> {
+/// The name of the workload that a part is, if there is nothing else in it.
+fn plain(part: &Part) -> Option<Str> {
     match part.emitted.as_slice() {
-        [Emitted::Workload(workload, _)] if part.conditions.is_empty() => {
-            Some(Output::Workload(workload.uid.0.clone()))
-        }
+        [Emitted::Workload(workload, _)] if part.conditions.is_empty() => Some(workload.uid.0.clone()),
         _ => None,
     }
 }

@@ -8,7 +8,7 @@ use tulle_model::waypoint::Waypoint;
 use tulle_model::{Str, Workload};
 
 use super::compute::Emitted;
-use crate::snapshot::Scope;
+use crate::snapshot::{InNamespace, Scope};
 
 /// Workloads per node.
 type Nodes = BTreeMap<Str, usize>;
@@ -97,25 +97,19 @@ impl Reach {
     }
 
     fn of(&self, name: &Str, namespace: &Str, scope: PolicyScope) -> Scope {
-        let nodes = |counts: Option<&Nodes>| {
-            Arc::new(
-                counts
-                    .into_iter()
-                    .flat_map(|counts| counts.keys().cloned())
-                    .collect::<BTreeSet<Str>>(),
-            )
+        let nodes = |counts: Option<&Nodes>| -> BTreeSet<Str> {
+            let counts = counts.into_iter();
+            counts.flat_map(|counts| counts.keys().cloned()).collect()
         };
         match scope {
             PolicyScope::Global => Scope::Everyone,
             PolicyScope::Namespace => {
                 let nodes = nodes(self.by_namespace.get(namespace));
-                Scope::Namespace {
-                    namespace: namespace.clone(),
-                    nodes,
-                }
+                let namespace = namespace.clone();
+                Scope::Namespace(Arc::new(InNamespace { namespace, nodes }))
             }
             PolicyScope::WorkloadSelector => Scope::Workloads {
-                nodes: nodes(self.by_policy.get(name)),
+                nodes: Arc::new(nodes(self.by_policy.get(name))),
             },
         }
     }

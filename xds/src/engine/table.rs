@@ -3,7 +3,6 @@
 //! Tables are persistent: the engine edits its own clone while readers keep theirs, and both share what is equal.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,8 +12,9 @@ use tulle_model::Str;
 use tulle_proto::resume::{Bucket, Digests, Layout};
 
 use crate::few::Few;
+use crate::leaves::Leaves;
 use crate::snapshot::chunk::{Buckets, Chunk};
-use crate::snapshot::{Change, Order, Scope, Slot};
+use crate::snapshot::{Change, Order, Scope, Slot, Version};
 
 /// Changes remembered per type. A client further behind gets a comparison by versions instead.
 pub const LOG_ENTRIES_MAX: usize = 65_536;
@@ -44,7 +44,7 @@ type LogPosition = (u64, u32);
 /// The resources of one type.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
-    aliases: RedBlackTreeMapSync<Str, Few<Str>>,
+    aliases: Leaves<Str, Few<Str>>,
     log: RedBlackTreeMapSync<LogPosition, Str>,
     /// The resources themselves.
     buckets: Buckets,
@@ -146,8 +146,8 @@ impl Table {
             return false;
         }
         let version = match &old {
-            Some(old) if old.body == resource.body => old.version.clone(),
-            _ => version_of(&resource.body),
+            Some(old) if old.body == resource.body => old.version,
+            _ => Version::of(&resource.body),
         };
         self.rename(
             &resource.name,
@@ -164,7 +164,7 @@ impl Table {
         self.record(&name, sequence);
         let slot = Arc::new(Slot {
             name,
-            aliases,
+            aliases: aliases.into(),
             version,
             body,
             sequence,
@@ -242,6 +242,11 @@ impl Table {
         }
     }
 
+    /// Gives back what the index of aliases takes that was not filled in order, once that is much.
+    pub(super) fn pack(&mut self) {
+        self.aliases.pack();
+    }
+
     /// The workloads among these addresses as bare ones, as the older type carries them; `sequence` is that of the cut.
     #[must_use]
     pub(crate) fn bare(&self, sequence: u64) -> Self {
@@ -254,7 +259,7 @@ impl Table {
                 continue;
             };
             let slot = Arc::new(Slot {
-                version: version_of(&body),
+                version: Version::of(&body),
                 body,
                 ..Slot::clone(slot)
             });
@@ -289,17 +294,7 @@ fn bare_body(order: Order, address: &Bytes) -> Option<Bytes> {
 
 fn same(slot: &Slot, resource: &Resource) -> bool {
     slot.body == resource.body
-        && slot.aliases == resource.aliases
+        && *slot.aliases == *resource.aliases
         && slot.order == resource.order
         && slot.scope == resource.scope
-}
-
-/// First 8 bytes of the SHA-256 of an encoded message, as 16 hex digits.
-pub(super) fn version_of(body: &[u8]) -> Str {
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, body);
-    let mut text = String::with_capacity(16);
-    for byte in &digest.as_ref()[..8] {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-    }
-    text.into()
 }

@@ -10,7 +10,7 @@ use tulle_k8s::{Key, Object};
 use tulle_proto::resume::Layout;
 
 use super::*;
-use crate::snapshot::{Change, ResourceType, Scope, Slot};
+use crate::snapshot::{Change, ResourceType, Scope, Slot, Version};
 
 mod cuts;
 mod explain;
@@ -285,7 +285,7 @@ fn content(snapshot: &Snapshot) -> impl PartialEq + std::fmt::Debug + use<> {
 #[derive(Default)]
 struct Replay {
     at: u64,
-    held: BTreeMap<Str, (Str, Scope)>,
+    held: BTreeMap<Str, (Version, Scope)>,
 }
 
 impl Replay {
@@ -294,7 +294,7 @@ impl Replay {
             // Bare workloads are made when somebody asks: what was before is not known.
             assert_eq!(ty, ResourceType::Workload, "the log reaches back");
             let all = snapshot.resources(ty);
-            let all = all.map(|slot| (slot.name.clone(), (slot.version.clone(), slot.scope.clone())));
+            let all = all.map(|slot| (slot.name.clone(), (slot.version, slot.scope.clone())));
             (self.held, self.at) = (all.collect(), snapshot.sequence());
             return;
         };
@@ -302,7 +302,7 @@ impl Replay {
             match change {
                 Change::Set(slot) => drop(
                     self.held
-                        .insert(slot.name.clone(), (slot.version.clone(), slot.scope.clone())),
+                        .insert(slot.name.clone(), (slot.version, slot.scope.clone())),
                 ),
                 Change::Removed(name) => drop(self.held.remove(&name)),
             }
@@ -359,7 +359,7 @@ proptest! {
                 // Some clients are further behind than others.
                 if ty == ResourceType::Address || number % 3 == 0 {
                     replay.catch_up(&snapshot, ty);
-                    let table: BTreeMap<_, _> = snapshot.resources(ty).map(|slot| (slot.name.clone(), (slot.version.clone(), slot.scope.clone()))).collect();
+                    let table: BTreeMap<_, _> = snapshot.resources(ty).map(|slot| (slot.name.clone(), (slot.version, slot.scope.clone()))).collect();
                     prop_assert_eq!(&replay.held, &table);
                 }
             }

@@ -16,8 +16,7 @@ use tulle_k8s::translate::condition::{ACCEPTED, Condition};
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::Str;
 
-use super::index::{self, IndexKey};
-use crate::few::Few;
+use super::index::{self, Index, IndexKey};
 
 /// Name of the ConfigMap with settings of the mesh, in the root namespace.
 const SETTINGS: &str = "tulle";
@@ -40,7 +39,7 @@ pub struct World {
     /// With what objects say.
     mesh: MeshConfig,
     objects: BTreeMap<Key, Arc<Object>>,
-    index: BTreeMap<IndexKey, Few<Key>>,
+    index: Index,
     /// Objects that came since the maps were packed.
     fresh: usize,
 }
@@ -73,7 +72,7 @@ impl World {
             flags: mesh.clone(),
             mesh,
             objects: BTreeMap::new(),
-            index: BTreeMap::new(),
+            index: Index::default(),
             fresh: 0,
         }
     }
@@ -114,15 +113,10 @@ impl World {
             None => self.objects.remove(key),
         };
         for entry in old.iter().flat_map(|old| index::keys(old, &self.mesh)) {
-            if let Some(keys) = self.index.get_mut(&entry) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.index.remove(&entry);
-                }
-            }
+            self.index.remove(&entry, key);
         }
         for entry in object.iter().flat_map(|new| index::keys(new, &self.mesh)) {
-            self.index.entry(entry).or_default().insert(key.clone());
+            self.index.insert(entry, key.clone());
         }
         self.fresh += usize::from(object.is_some());
         if self.is_settings(key) {
@@ -196,7 +190,7 @@ impl World {
 
     /// The keys found under an index entry.
     pub fn lookup<'a>(&'a self, entry: &IndexKey) -> impl Iterator<Item = &'a Key> + use<'a> {
-        self.index.get(entry).into_iter().flat_map(Few::iter)
+        self.index.get(entry)
     }
 
     /// The objects of a kind.
@@ -276,10 +270,7 @@ impl World {
     pub fn selected(&self, namespace: &str, selector: &Labels) -> impl Iterator<Item = &Key> {
         let first = selector.iter().next();
         let entry = first.map(|(name, value)| IndexKey::label(namespace, name, value));
-        entry
-            .and_then(|entry| self.index.get(&entry))
-            .into_iter()
-            .flat_map(Few::iter)
+        entry.into_iter().flat_map(|entry| self.index.get(&entry))
     }
 
     /// The sources of workloads in a namespace.
@@ -294,7 +285,7 @@ impl World {
     pub(super) fn pack(&mut self) {
         if std::mem::take(&mut self.fresh) >= PACKED_MIN {
             self.objects = std::mem::take(&mut self.objects).into_iter().collect();
-            self.index = std::mem::take(&mut self.index).into_iter().collect();
+            self.index.pack();
         }
     }
 }

@@ -398,6 +398,12 @@ pub fn resumed<S: Store>(
     queue.buckets.len()
 }
 
+/// Whether a client that holds these versions lacks this one.
+fn differs(held: &BTreeMap<Str, Str>, slot: &Slot) -> bool {
+    held.get(&slot.name)
+        .is_none_or(|version| **version != *slot.version)
+}
+
 /// Queues what a type's first request lacks, given what the client reports to hold.
 pub fn initial<S: Store>(
     ty: ResourceType,
@@ -407,7 +413,7 @@ pub fn initial<S: Store>(
     held: &BTreeMap<Str, Str>,
     queue: &mut Queue,
 ) {
-    let differs = |slot: &Arc<Slot>| held.get(&slot.name) != Some(&slot.version);
+    let differs = |slot: &Arc<Slot>| differs(held, slot);
     let whole = cut
         .chunks(viewer, ty)
         .filter(|_| subscription.is_wildcard() && held.is_empty());
@@ -503,7 +509,7 @@ pub fn along<'a, S: Store>(
 ) {
     let slots = names.filter_map(|name| cut.resource(ty, name));
     slots
-        .filter(|slot| cut.lets(viewer, ty, slot) && held.get(&slot.name) != Some(&slot.version))
+        .filter(|slot| cut.lets(viewer, ty, slot) && differs(held, slot))
         .for_each(|slot| queue.set(slot));
 }
 

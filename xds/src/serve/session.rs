@@ -307,7 +307,7 @@ impl<S: Store> Session<S> {
             rejections
                 .filter(move |(name, rejection)| {
                     let slot = self.cut.resource(*ty, name);
-                    slot.is_some_and(|slot| slot.version == rejection.version)
+                    slot.is_some_and(|slot| *slot.version == *rejection.version)
                 })
                 .map(move |(name, rejection)| (*ty, name, rejection))
         })

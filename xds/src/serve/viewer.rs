@@ -162,12 +162,12 @@ mod tests {
     use tulle_model::testing::deny;
 
     use super::*;
-    use crate::snapshot::Order;
+    use crate::snapshot::{InNamespace, Order};
 
     fn slot(body: Bytes, scope: Scope) -> Slot {
         Slot {
             name: "shop/p".into(),
-            aliases: Vec::new(),
+            aliases: [].into(),
             version: "1".into(),
             body,
             sequence: 1,
@@ -201,10 +201,10 @@ mod tests {
         let nodes = |names: &[&str]| Arc::new(names.iter().map(|name| Str::from(*name)).collect());
         assert!(gets(Scope::Everyone));
         for (namespace, own) in [("shop", true), ("other", false)] {
-            let of_namespace = Scope::Namespace {
+            let of_namespace = Scope::Namespace(Arc::new(InNamespace {
                 namespace: namespace.into(),
-                nodes: nodes(&["n1"]),
-            };
+                nodes: ["n1".into()].into(),
+            }));
             assert_eq!(gets(of_namespace), own, "{namespace}");
         }
         for (holders, own) in [(["n1", &*web.to_string()], true), (["n1", "n2"], false)] {

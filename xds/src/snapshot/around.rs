@@ -4,11 +4,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rpds::{RedBlackTreeMapSync, RedBlackTreeSetSync};
+use rpds::RedBlackTreeSetSync;
 use tulle_model::Str;
 
+use crate::leaves::Leaves;
+
 /// Names by name.
-type Index = RedBlackTreeMapSync<Str, Names>;
+type Index = Leaves<Str, Names>;
 
 /// Names up to which a list is copied for each change of it.
 const LISTED_MAX: usize = 64;
@@ -102,6 +104,11 @@ impl Around {
     /// The workloads of a node.
     pub fn of_node(&self, node: &str) -> impl Iterator<Item = &Str> {
         of(&self.by_node, node)
+    }
+
+    /// The workloads of a service.
+    pub fn of_service(&self, service: &str) -> impl Iterator<Item = &Str> {
+        of(&self.by_service, service)
     }
 
     /// What is to be known along with these resources: their endpoints, and the waypoints of both with theirs.

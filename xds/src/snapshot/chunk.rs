@@ -333,7 +333,7 @@ mod tests {
     fn slot(name: &str, version: &str, order: Order) -> Arc<Slot> {
         Arc::new(Slot {
             name: name.into(),
-            aliases: Vec::new(),
+            aliases: [].into(),
             version: version.into(),
             body: bytes::Bytes::from(vec![1; 100]),
             sequence: 1,

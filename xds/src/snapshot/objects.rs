@@ -7,6 +7,8 @@ use serde::{Serialize, Serializer};
 use tulle_k8s::translate::condition::Condition;
 use tulle_model::{Reason, Str};
 
+use crate::leaves::Leaves;
+
 /// What a configuration object is called by.
 pub use tulle_k8s::Key as ObjectKey;
 
@@ -103,7 +105,7 @@ pub struct Objects {
     pub problems: Arc<Vec<FileProblem>>,
     /// Every object in force, by key.
     #[serde(serialize_with = "values")]
-    pub objects: RedBlackTreeMapSync<ObjectKey, Arc<ObjectStatus>>,
+    pub objects: Leaves<ObjectKey, Arc<ObjectStatus>>,
     /// Objects whose state changed, in the order in which they did.
     #[serde(skip)]
     log: RedBlackTreeMapSync<u64, ObjectKey>,
@@ -116,7 +118,7 @@ pub struct Objects {
 const LOG_ENTRIES_MAX: usize = 10_000;
 
 fn values<S: Serializer>(
-    objects: &RedBlackTreeMapSync<ObjectKey, Arc<ObjectStatus>>,
+    objects: &Leaves<ObjectKey, Arc<ObjectStatus>>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(objects.values())

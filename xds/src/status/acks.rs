@@ -153,7 +153,7 @@ fn answer(snapshot: &Arc<Snapshot>, client: &ClientStatus, slots: &[(ResourceTyp
     for (ty, slot, state) in concerned {
         let rejection = client.rejections.iter();
         let mut rejection = rejection.filter(|one| one.type_url == ty.type_url() && one.name == slot.name);
-        if let Some(rejection) = rejection.find(|one| one.version == slot.version) {
+        if let Some(rejection) = rejection.find(|one| *one.version == *slot.version) {
             return Answer::Rejected(rejection.text.clone());
         }
         let told = state.acked.is_some_and(|acked| acked >= slot.sequence);

@@ -264,7 +264,7 @@ impl Pair {
             let wanted = self.cut.resources(*ty).filter(|slot| slot.scope.reaches("n1"));
             let wanted = wanted.filter(|slot| state.wants(&slot.name, &slot.aliases));
             let wanted: BTreeMap<_, _> = wanted
-                .map(|slot| (slot.name.clone(), slot.version.clone()))
+                .map(|slot| (slot.name.clone(), Str::from(&*slot.version)))
                 .collect();
             for (name, version) in &wanted {
                 let held = state.held.get(name).map(|(version, _)| version);
@@ -304,7 +304,7 @@ impl ClientType {
                 rejected.push(slot.name.clone());
                 self.rejected.insert(slot.name.clone());
             } else if self.wants(&slot.name, &slot.aliases) {
-                let value = (slot.version.clone(), slot.aliases.clone());
+                let value = (Str::from(&*slot.version), slot.aliases.to_vec());
                 self.held.insert(slot.name.clone(), value);
             } else {
                 self.held.remove(&slot.name);

@@ -126,7 +126,7 @@ pub(crate) enum Edit {
 pub(crate) fn slot(name: &str, version: &str) -> Slot {
     Slot {
         name: name.into(),
-        aliases: Vec::new(),
+        aliases: [].into(),
         version: version.into(),
         body: Bytes::copy_from_slice(version.as_bytes()),
         sequence: 0,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use tulle_model::Str;
@@ -46,14 +47,14 @@ pub struct PodSpec {
     pub service_account_name: Str,
     /// Whether it shares the node's network.
     pub host_network: bool,
-    /// Containers.
-    pub containers: Vec<Container>,
+    /// Containers; pods that declare the same share them.
+    pub containers: Arc<[Container]>,
     /// Containers that start before.
-    pub init_containers: Vec<Container>,
+    pub init_containers: Arc<[Container]>,
 }
 
 /// A container, as far as its ports go.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Container {
     /// Ports it declares.
@@ -63,7 +64,7 @@ pub struct Container {
 }
 
 /// A declared port.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerPort {
     /// Name that services may refer to.
@@ -85,9 +86,9 @@ pub struct PodStatus {
     pub pod_ip: Option<IpAddr>,
     /// Every address.
     #[serde(rename = "podIPs")]
-    pub pod_ips: Vec<PodIp>,
-    /// Conditions.
-    pub conditions: Vec<StatusCondition>,
+    pub pod_ips: Box<[PodIp]>,
+    /// Conditions; pods in the same state share them.
+    pub conditions: Arc<[StatusCondition]>,
 }
 
 /// One address of a pod.
@@ -103,8 +104,8 @@ pub struct PodIp {
 pub struct Service {
     /// Metadata.
     pub metadata: Meta,
-    /// Wanted state.
-    pub spec: ServiceSpec,
+    /// Wanted state; apart, so that it does not make pods as large as it is.
+    pub spec: Box<ServiceSpec>,
 }
 
 /// Wanted state of a [`Service`].

@@ -1,5 +1,7 @@
 //! What every object carries: name, labels, annotations, age.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use tulle_model::{NamespacedName, Str};
 
@@ -21,12 +23,12 @@ pub struct Meta {
     pub annotations: Labels,
     /// When it was created; decides ties.
     pub creation_timestamp: Option<jiff::Timestamp>,
-    /// Set while it is being deleted.
-    pub deletion_timestamp: Option<jiff::Timestamp>,
+    /// Set while it is being deleted; apart, as few objects are.
+    pub deletion_timestamp: Option<Box<jiff::Timestamp>>,
     /// Counts changes of the spec; zero where nobody counts.
     pub generation: i64,
-    /// Who made it.
-    pub owner_references: Vec<Owner>,
+    /// Who made it; objects of the same owner share that.
+    pub owner_references: Arc<[Owner]>,
 }
 
 impl Meta {
@@ -63,7 +65,7 @@ impl Meta {
 }
 
 /// An owner of an object.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Owner {
     /// Kind.
@@ -83,7 +85,7 @@ pub fn selects(selector: &Labels, labels: &Labels) -> bool {
 }
 
 /// A status condition.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Deserialize)]
 #[serde(default)]
 pub struct StatusCondition {
     /// Type.

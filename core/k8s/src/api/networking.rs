@@ -1,5 +1,7 @@
 //! Kinds of `networking.istio.io` that describe workloads and services.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use tulle_model::Str;
 
@@ -22,8 +24,8 @@ pub struct WorkloadEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(default)]
 pub struct WorkloadEntryStatus {
-    /// Conditions.
-    pub conditions: Vec<StatusCondition>,
+    /// Conditions; entries in the same state share them.
+    pub conditions: Arc<[StatusCondition]>,
 }
 
 /// An endpoint: a workload entry, or one of those written into a service entry.
@@ -52,8 +54,8 @@ pub struct EndpointSpec {
 pub struct ServiceEntry {
     /// Metadata.
     pub metadata: Meta,
-    /// Wanted state.
-    pub spec: ServiceEntrySpec,
+    /// Wanted state; apart, so that it does not make objects of every other kind as large as it is.
+    pub spec: Box<ServiceEntrySpec>,
     /// Observed state.
     pub status: ServiceEntryStatus,
 }

@@ -13,8 +13,8 @@ use super::meta::{Labels, Meta};
 pub struct AuthorizationPolicy {
     /// Metadata.
     pub metadata: Meta,
-    /// The rules.
-    pub spec: AuthorizationPolicySpec,
+    /// Wanted state; apart, so that it does not make objects of every other kind as large as it is.
+    pub spec: Box<AuthorizationPolicySpec>,
     /// Why the spec cannot be read, if so. What it selects, as far as that could be read, still stands.
     #[serde(skip)]
     pub unreadable: Option<Unreadable>,
@@ -236,8 +236,8 @@ pub enum MtlsMode {
 pub struct RequestAuthentication {
     /// Metadata.
     pub metadata: Meta,
-    /// What it is attached to, and the tokens.
-    pub spec: RequestAuthenticationSpec,
+    /// Wanted state; apart, so that it does not make objects of every other kind as large as it is.
+    pub spec: Box<RequestAuthenticationSpec>,
     /// Why the spec cannot be read, if so.
     #[serde(skip)]
     pub unreadable: Option<Unreadable>,

@@ -1,19 +1,23 @@
 //! Texts that many objects have in common, held once: names of nodes, namespaces and accounts, and labels.
 
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use tulle_model::Str;
 
 use super::{Key, Object};
-use crate::api::core::{Pod, Service};
-use crate::api::meta::{Labels, Meta, StatusCondition};
+use crate::api::core::{Container, Pod, Service};
+use crate::api::meta::{Labels, Meta, Owner, StatusCondition};
 
 /// The texts of objects that are read together.
 #[derive(Debug, Default)]
 pub struct Pool {
     texts: HashSet<Str>,
     labels: HashSet<Labels>,
+    conditions: HashSet<Arc<[StatusCondition]>>,
+    containers: HashSet<Arc<[Container]>>,
+    owners: HashSet<Arc<[Owner]>>,
 }
 
 impl Pool {
@@ -47,17 +51,16 @@ impl Pool {
         self.text(&mut pod.spec.service_account_name);
         self.text(&mut pod.status.phase);
         self.conditions(&mut pod.status.conditions);
-        pod.status.pod_ips.shrink_to_fit();
         for containers in [&mut pod.spec.containers, &mut pod.spec.init_containers] {
-            containers.shrink_to_fit();
-            for container in containers {
-                self.text(&mut container.restart_policy);
+            let texts = &mut self.texts;
+            list(&mut self.containers, containers, |container| {
+                text(texts, &mut container.restart_policy);
                 container.ports.shrink_to_fit();
                 for port in &mut container.ports {
-                    self.text(&mut port.name);
-                    self.text(&mut port.protocol);
+                    text(texts, &mut port.name);
+                    text(texts, &mut port.protocol);
                 }
-            }
+            });
         }
     }
 
@@ -86,27 +89,24 @@ impl Pool {
         self.text(&mut meta.namespace);
         self.labels(&mut meta.labels);
         self.labels(&mut meta.annotations);
-        meta.owner_references.shrink_to_fit();
-        for owner in &mut meta.owner_references {
-            self.text(&mut owner.kind);
-            self.text(&mut owner.name);
-        }
+        let texts = &mut self.texts;
+        list(&mut self.owners, &mut meta.owner_references, |owner| {
+            text(texts, &mut owner.kind);
+            text(texts, &mut owner.name);
+        });
     }
 
-    fn conditions(&mut self, conditions: &mut Vec<StatusCondition>) {
-        conditions.shrink_to_fit();
-        for condition in conditions {
-            self.text(&mut condition.kind);
-            self.text(&mut condition.status);
-        }
+    fn conditions(&mut self, conditions: &mut Arc<[StatusCondition]>) {
+        let texts = &mut self.texts;
+        list(&mut self.conditions, conditions, |condition| {
+            text(texts, &mut condition.kind);
+            text(texts, &mut condition.status);
+        });
     }
 
     /// Lets a text be the one that others before it have.
-    pub fn text(&mut self, text: &mut Str) {
-        match self.texts.get(text) {
-            Some(known) => text.clone_from(known),
-            None => drop(self.texts.insert(text.clone())),
-        }
+    pub fn text(&mut self, one: &mut Str) {
+        text(&mut self.texts, one);
     }
 
     fn labels(&mut self, labels: &mut Labels) {
@@ -126,6 +126,26 @@ impl Pool {
             }
         }
     }
+}
+
+fn text(known: &mut HashSet<Str>, text: &mut Str) {
+    match known.get(text) {
+        Some(known) => text.clone_from(known),
+        None => drop(known.insert(text.clone())),
+    }
+}
+
+/// Lets a list be the one that others before it have. The first of its kind may still have parts in common with others.
+fn list<T: Eq + Hash>(known: &mut HashSet<Arc<[T]>>, list: &mut Arc<[T]>, mut share: impl FnMut(&mut T)) {
+    if let Some(known) = known.get(list) {
+        list.clone_from(known);
+        return;
+    }
+    // Nobody else holds what was just read.
+    if let Some(parts) = Arc::get_mut(list) {
+        parts.iter_mut().for_each(&mut share);
+    }
+    known.insert(list.clone());
 }
 
 #[cfg(test)]
@@ -167,9 +187,7 @@ mod tests {
         // An account that is called like the value of a label is one text with it.
         let labelled = other.metadata.labels.get("app").expect("it has one");
         assert!(same(&one.spec.service_account_name, labelled));
-        assert!(same(
-            &one.status.conditions[0].kind,
-            &other.status.conditions[0].kind
-        ));
+        assert!(Arc::ptr_eq(&one.status.conditions, &other.status.conditions));
+        assert!(Arc::ptr_eq(&one.spec.containers, &other.spec.containers));
     }
 }

@@ -98,5 +98,7 @@ fn a_selector_that_cannot_be_honoured_is_unreadable() {
 #[test]
 fn a_rare_kind_does_not_make_the_common_ones_large() {
     let (object, pod) = (size_of::<Object>(), size_of::<Pod>());
-    assert!(object <= pod + 64, "{object} bytes for a pod of {pod}");
+    assert!(object <= pod + 8, "{object} bytes for a pod of {pod}");
+    // There may be a hundred thousand of them; lists that pods have in common and what few have stand apart.
+    assert!(pod <= 280, "{pod} bytes");
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tulle_k8s::translate::waypoint::{self, Binding, Ports};
 use tulle_model::{NamespacedName, Str, Workload};
 
-use super::super::table::version_of;
 use super::super::world::World;
 use super::{Emitted, services};
+use crate::snapshot::Version;
 
 /// Adds to a workload the policies that keep everyone but the waypoints from its protected ports. `own` is the
 /// waypoint of the workload itself.
@@ -83,7 +83,7 @@ fn name(ports: &Ports, principals: &BTreeSet<Str>) -> Str {
     format!(
         "{}{}",
         tulle_model::authz::matcher::REQUIRE_WAYPOINT_PREFIX,
-        version_of(content.as_bytes())
+        Version::of(content.as_bytes())
     )
     .into()
 }

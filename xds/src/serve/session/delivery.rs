@@ -128,7 +128,7 @@ impl Delivery {
             let room = self.rejections.len() < REJECTIONS_MAX || self.rejections.contains_key(name);
             if room && !superseded.contains(name) {
                 let rejection = Rejection {
-                    version: version.clone(),
+                    version: (**version).into(),
                     text: escape(text).into(),
                 };
                 self.rejections.insert(name.clone(), rejection);

@@ -1,6 +1,7 @@
 //! A node that was taken over: with everything that node has, nothing of another node is to be had.
 
 use super::*;
+use crate::snapshot::InNamespace;
 
 /// Requests per server: beneath the burst that one node may send, so that every refusal is one of authority.
 const WAYS_PER_SERVER: usize = 400;
@@ -115,10 +116,10 @@ async fn r501_a_stolen_node_receives_nothing_that_is_scoped_to_another() {
     let nodes = Arc::new(BTreeSet::from(["n2".into()]));
     let waypoints = Arc::new(BTreeSet::from(["shop/way".into()]));
     let of_node = Scope::Workloads { nodes: nodes.clone() };
-    let of_namespace = Scope::Namespace {
+    let of_namespace = Scope::Namespace(Arc::new(InNamespace {
         namespace: "shop".into(),
-        nodes,
-    };
+        nodes: BTreeSet::clone(&nodes),
+    }));
     let secrets = [
         (ResourceType::Authorization, of_node),
         (ResourceType::Authorization, of_namespace),

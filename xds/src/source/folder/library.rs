@@ -316,7 +316,7 @@ impl Library {
             if key.kind == tulle_k8s::Kind::Gateway {
                 gateways.insert(key.clone());
             }
-            for entry in old.iter().chain(self.entries.get(key)) {
+            for entry in old.as_deref().into_iter().chain(self.entries.get(key)) {
                 if let Some((namespace, name)) = gateways::gateway_of(key, &entry.in_force.object) {
                     gateways.insert(Key::new(tulle_k8s::Kind::Gateway, namespace, name));
                 }

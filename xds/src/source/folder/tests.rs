@@ -12,7 +12,7 @@ use tulle_runtime::tasks::Scope;
 use super::*;
 use crate::engine::Engine;
 use crate::metrics::EngineMetrics;
-use crate::snapshot::{ObjectKey, ResourceType, Snapshot};
+use crate::snapshot::{ObjectKey, ResourceType, Snapshot, Version};
 use crate::source::{FolderConfig, start};
 use crate::status::Clients;
 
@@ -192,11 +192,9 @@ async fn a_replica_serves_the_same_and_writes_no_status() {
     let (mesh, metrics) = (MeshConfig::default(), EngineMetrics::default());
     let trust = watch::channel(None).1;
     owner.snapshots = start(following, mesh, trust, Clients::default(), metrics, &scope).snapshots;
-    let versions = |snapshot: &Snapshot| -> Vec<(Str, Str)> {
+    let versions = |snapshot: &Snapshot| -> Vec<(Str, Version)> {
         let slots = snapshot.by_name(ResourceType::Address).into_iter();
-        slots
-            .map(|slot| (slot.name.clone(), slot.version.clone()))
-            .collect()
+        slots.map(|slot| (slot.name.clone(), slot.version)).collect()
     };
     let replica = owner.until(|snapshot| tunnel(snapshot).is_some()).await;
     assert_eq!(versions(&replica), versions(&owned));
@@ -291,7 +289,7 @@ async fn the_last_good_form_survives_a_restart() {
     let version = |snapshot: &Snapshot| {
         snapshot
             .resource(ResourceType::Address, UID)
-            .map(|slot| slot.version.clone())
+            .map(|slot| slot.version)
     };
     assert_eq!(version(&after), version(&before));
     assert!(version(&after).is_some());

@@ -81,7 +81,7 @@ fn x13_a_missing_name_is_removed_and_sent_once_it_is_created() {
 
 fn aliased(name: &str, version: &str, alias: &str) -> Edit {
     let mut slot = slot(name, version);
-    slot.aliases = vec![alias.into()];
+    slot.aliases = [alias.into()].into();
     Edit::Set(Address, slot)
 }
 
@@ -94,7 +94,7 @@ fn x14_an_alias_answers_under_the_real_names() {
         response
             .resources
             .iter()
-            .all(|slot| slot.aliases == ["/10.0.0.1".into()])
+            .all(|slot| *slot.aliases == ["/10.0.0.1".into()])
     );
     peer.edit([aliased("new", "1", "/10.0.0.2"), remove(Address, "pod")]);
     peer.expect(Address, &["new@1"], &["pod"]);

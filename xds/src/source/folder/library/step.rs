@@ -13,8 +13,8 @@ use crate::source::folder::allocate::Allocations;
 /// What one look changed.
 #[derive(Debug, Default)]
 pub(crate) struct Step {
-    /// Objects that changed, as they were.
-    pub(super) entries: BTreeMap<Key, Option<Entry>>,
+    /// Objects that changed, as they were; apart, as the first step holds every object, and nothing of any.
+    pub(super) entries: BTreeMap<Key, Option<Box<Entry>>>,
     /// Files that changed, as they were known.
     pub(super) files: BTreeMap<Str, Option<Known>>,
     before: Option<Before>,
@@ -95,7 +95,9 @@ impl Library {
             Some(new) => self.entries.insert(key.clone(), new),
             None => self.entries.remove(key),
         };
-        step.entries.entry(key.clone()).or_insert(old);
+        step.entries
+            .entry(key.clone())
+            .or_insert_with(|| old.map(Box::new));
     }
 
     /// Takes everything back that a step changed.
@@ -108,7 +110,7 @@ impl Library {
         }
         for (key, old) in step.entries {
             match old {
-                Some(old) => drop(self.entries.insert(key, old)),
+                Some(old) => drop(self.entries.insert(key, *old)),
                 None => drop(self.entries.remove(&key)),
             }
         }

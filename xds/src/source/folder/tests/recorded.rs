@@ -257,11 +257,9 @@ fn after_a_kill_every_generation_means_what_it_meant() {
 }
 
 /// Names and versions of every address: virtual addresses included.
-fn versions(snapshot: &Snapshot) -> Vec<(Str, Str)> {
+fn versions(snapshot: &Snapshot) -> Vec<(Str, Version)> {
     let slots = snapshot.resources(ResourceType::Address);
-    slots
-        .map(|slot| (slot.name.clone(), slot.version.clone()))
-        .collect()
+    slots.map(|slot| (slot.name.clone(), slot.version)).collect()
 }
 
 /// Runs on a thread of its own, in a mount namespace where this folder is a disk of that many bytes. Says whether it
