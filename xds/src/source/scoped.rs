@@ -47,7 +47,7 @@ impl Scoped {
     ) -> mpsc::Receiver<Batch> {
         // The source has a line of its own.
         let (shown, waiting) = mpsc::channel(1);
-        scope.spawn("scope", async move {
+        scope.spawn_vital("scope of namespaces", async move {
             while let Some(batch) = batches.recv().await {
                 if shown.send(self.show(batch)).await.is_err() {
                     return;
