@@ -105,6 +105,16 @@ impl<K: Ord, V> Leaves<K, V> {
     }
 }
 
+impl<K: Ord + Clone, V: Clone> FromIterator<(K, V)> for Leaves<K, V> {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        let mut all = Self::default();
+        for (key, value) in entries {
+            all.insert_mut(key, value);
+        }
+        all
+    }
+}
+
 impl<K: Ord + Clone, V: Clone> Leaves<K, V> {
     /// Puts a value in the place of the one there was.
     pub fn insert_mut(&mut self, key: K, value: V) {
@@ -225,9 +235,7 @@ mod tests {
     use super::*;
 
     fn filled(keys: impl IntoIterator<Item = u32>) -> Leaves<u32, u32> {
-        let mut leaves = Leaves::default();
-        keys.into_iter().for_each(|key| leaves.insert_mut(key, key));
-        leaves
+        keys.into_iter().map(|key| (key, key)).collect()
     }
 
     /// Entries that the leaves have room for.
@@ -271,15 +279,7 @@ mod tests {
                 .iter()
                 .eq((0..1000).map(|key| (key, key)).collect::<BTreeMap<_, _>>().iter())
         );
-        assert_eq!(
-            leaves,
-            [(7, 8)]
-                .into_iter()
-                .fold(Leaves::default(), |mut one, (key, value)| {
-                    one.insert_mut(key, value);
-                    one
-                })
-        );
+        assert_eq!(leaves, [(7, 8)].into_iter().collect());
     }
 
     #[test]
