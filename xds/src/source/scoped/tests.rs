@@ -116,9 +116,9 @@ proptest! {
         let whole = fresh.apply(batch(whole.collect()));
         let last = last.expect("there was a step");
         for ty in ResourceType::ALL {
-            let slots = |snapshot: &crate::snapshot::Snapshot| -> Vec<(Str, Str)> {
+            let slots = |snapshot: &crate::snapshot::Snapshot| -> Vec<(Str, String)> {
                 let slots = snapshot.by_name(ty).into_iter();
-                slots.map(|slot| (slot.name.clone(), slot.version.clone())).collect()
+                slots.map(|slot| (slot.name.clone(), slot.version.to_string())).collect()
             };
             prop_assert_eq!(slots(&last), slots(&whole));
         }
