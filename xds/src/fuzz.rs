@@ -70,17 +70,10 @@ pub fn ads_session(data: &[u8]) {
                     1 => request.subscribe = vec![name],
                     2 => request.unsubscribe = vec![name],
                     _ => {
-                        let layout = Layout::ALL[usize::from(argument >> 5 & 1)];
-                        let held: (Str, Str) = match argument >> 6 {
-                            // Digests of the newest cut, or what is none.
-                            2 => {
-                                let digests = head.digests(&viewer, ty, layout);
-                                (layout.name().into(), digests.to_text().into())
-                            }
-                            3 => (layout.name().into(), String::from_utf8_lossy(data).into()),
-                            _ => (name, "1".into()),
-                        };
-                        request.initial_versions.extend([held]);
+                        let digests = |layout| head.digests(&viewer, ty, layout).to_text();
+                        request
+                            .initial_versions
+                            .extend([held(data, argument, name, digests)]);
                     }
                 }
                 if session.on_request(&request, &head).is_err() {
@@ -118,6 +111,16 @@ pub fn ads_session(data: &[u8]) {
                 }
             }
         }
+    }
+}
+
+/// What a client says that it holds: a version, digests of the newest cut, or what is neither.
+fn held(data: &[u8], argument: u8, name: Str, digests: impl Fn(Layout) -> String) -> (Str, Str) {
+    let layout = Layout::ALL[usize::from(argument >> 5 & 1)];
+    match argument >> 6 {
+        2 => (layout.name().into(), digests(layout).into()),
+        3 => (layout.name().into(), String::from_utf8_lossy(data).into()),
+        _ => (name, "1".into()),
     }
 }
 

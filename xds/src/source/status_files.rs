@@ -195,7 +195,7 @@ impl Files {
             if is_over.load(Ordering::Relaxed) {
                 return self;
             }
-            failed = self.update_one(&key, snapshot, &told, compared).err().or(failed);
+            failed = self.update_one(&key, snapshot, told, compared).err().or(failed);
         }
         self.asked = answers.get().is_some();
         if std::mem::take(&mut self.fresh) >= PACKED_MIN {

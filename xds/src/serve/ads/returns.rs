@@ -193,13 +193,16 @@ fn shares(families: &[Family], changed: Changed) -> [f64; 2] {
     })
 }
 
+/// How many pods each owner has, by its number.
+type Sizes = fn(usize) -> usize;
+
 /// A quarter of a whole table is what one of a hundred pods may bring; this leaves some of it.
 const SHARE_MAX: f64 = 20.0;
 
 #[test]
 #[allow(clippy::print_stdout, reason = "the figures are published")]
 fn one_pod_of_a_hundred_brings_less_than_a_fifth_of_a_table_wherever_it_is() {
-    let sizes: [(&str, fn(usize) -> usize); 3] = [
+    let sizes: [(&str, Sizes); 3] = [
         ("ten each", |_| 10),
         ("one to a thousand", |number| {
             [1, 1, 2, 2, 3, 3, 5, 8, 13, 40][number % 10] * if number % 97 == 89 { 25 } else { 1 }
