@@ -82,7 +82,7 @@ fn stem<'a>(name: &'a str, kind: &str) -> &'a str {
 
 /// The names given where a source registers or writes metrics.
 fn registered(source: &str) -> Vec<&str> {
-    let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let source = source.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     let calls = [
         "register(",
         "register_with_unit(",

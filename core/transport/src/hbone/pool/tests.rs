@@ -373,6 +373,17 @@ async fn a_connection_retires_with_its_certificate_and_its_streams_go_on() {
     assert_eq!(bytes, b"goes on");
 }
 
+/// Lets others have their turn until something holds, as it must before long.
+async fn turned(holds: impl Fn() -> bool) {
+    let turns = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let turned = tokio::time::timeout(Duration::from_secs(10), turns).await;
+    turned.expect("it does not become so");
+}
+
 #[tokio::test]
 async fn new_streams_avoid_a_connection_that_moves_much() {
     let (network, mut accepted) = Network::new(Settings::server());
@@ -396,9 +407,7 @@ async fn new_streams_avoid_a_connection_that_moves_much() {
     }
     // It was blocked too long as well, so the next stream asks for another connection, and those after it go there.
     let mut mice = vec![open(&pool, 1).await];
-    while pool.peers()[0].connections < 2 {
-        tokio::task::yield_now().await;
-    }
+    turned(|| pool.peers()[0].connections == 2).await;
     for _ in 0..20 {
         mice.push(open(&pool, 1).await);
     }
@@ -412,10 +421,9 @@ async fn new_streams_avoid_a_connection_that_moves_much() {
     };
     assert_eq!(streams, [2, 20]);
     drop((elephant, sink));
-    while pool.inner.state.lock().peers[&key(1)].connections[0]
-        .traffic()
-        .has_bulk()
-    {
-        tokio::task::yield_now().await;
-    }
+    let has_bulk = || {
+        let state = pool.inner.state.lock();
+        state.peers[&key(1)].connections[0].traffic().has_bulk()
+    };
+    turned(|| !has_bulk()).await;
 }
