@@ -380,7 +380,7 @@ async fn turned(holds: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    let turned = tokio::time::timeout(Duration::from_secs(10), turns).await;
+    let turned = timeout(Duration::from_secs(10), turns).await;
     turned.expect("it does not become so");
 }
 
