@@ -8,12 +8,16 @@ use crate::connections::{Judged, Tracked};
 use crate::error::Error;
 use crate::pod::Pod;
 use crate::record::Story;
+use crate::revocation;
 
 /// Takes an open connection into the index.
 #[must_use]
 pub fn track(pod: &Pod, story: Story, judged: Option<Judged>) -> Tracked {
     let newest = || pod.node.mesh.snapshot();
-    pod.node.connections.open(story, judged, newest)
+    let tracked = pod.node.connections.open(story, judged, newest);
+    // Whoever walks what is open may have walked between the proof and this entry.
+    revocation::look_at(&pod.node, tracked.live());
+    tracked
 }
 
 /// Moves bytes until both ends are done, a policy changes its mind, or the pod must end; then writes the line. The

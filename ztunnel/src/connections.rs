@@ -299,6 +299,11 @@ impl Connections {
 }
 
 impl Tracked {
+    /// The entry.
+    pub(crate) fn live(&self) -> &Live {
+        &self.live
+    }
+
     /// What the copier counts with and is ended by.
     #[must_use]
     pub fn transfer(&self) -> Arc<Transfer> {

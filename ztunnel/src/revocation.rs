@@ -94,10 +94,15 @@ pub async fn walk(node: Arc<Node>, drain: DrainWatcher) {
             changed = moved.changed() => if changed.is_err() { return },
         }
         for live in node.connections.list() {
-            if is_denied(&node, &live) {
-                live.revoke();
-            }
+            look_at(&node, &live);
         }
+    }
+}
+
+/// Ends an open stream if one of its ends is not believed.
+pub(crate) fn look_at(node: &Node, live: &Live) {
+    if is_denied(node, live) {
+        live.revoke();
     }
 }
 
