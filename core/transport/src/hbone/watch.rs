@@ -15,7 +15,6 @@ pub(super) struct Watch {
     frames: Frames,
     /// Heads of the peer open streams.
     server: bool,
-    write_failed: bool,
     write_blocked: bool,
     owed: Option<u64>,
 }
@@ -36,7 +35,6 @@ impl Watch {
             vitals,
             frames: Frames::new(preface, Instant::now()),
             server: preface > 0,
-            write_failed: false,
             write_blocked: false,
             owed: None,
         }
@@ -93,10 +91,5 @@ impl Watch {
                 traffic.write_resumed(now);
             }
         }
-    }
-
-    /// Whether a failed write is to wait for what the peer has to say of it; once.
-    pub(super) fn waits_for_a_reason(&mut self) -> bool {
-        !std::mem::replace(&mut self.write_failed, true)
     }
 }

@@ -18,6 +18,8 @@ pin_project_lite::pin_project! {
         #[pin]
         inner: S,
         watch: Watch,
+        // A failed write has waited for what the peer has to say of it.
+        write_failed: bool,
     }
 }
 
@@ -27,6 +29,7 @@ impl<S> Watched<S> {
         Self {
             inner,
             watch: Watch::server(vitals),
+            write_failed: false,
         }
     }
 
@@ -35,6 +38,7 @@ impl<S> Watched<S> {
         Self {
             inner,
             watch: Watch::client(vitals),
+            write_failed: false,
         }
     }
 }
@@ -76,13 +80,28 @@ impl<S: AsyncRead> Watched<S> {
         let mut byte = [0];
         match this.inner.poll_read(cx, &mut ReadBuf::new(&mut byte)) {
             Poll::Ready(Err(error)) => this.watch.failed(&error),
-            Poll::Pending if this.watch.waits_for_a_reason() => return Poll::Pending,
+            Poll::Pending if !std::mem::replace(this.write_failed, true) => return Poll::Pending,
             _ => {}
         }
         result
     }
 }
 
+impl<S: AsyncWrite> Watched<S> {
+    /// Writes for whoever reads on when that fails, and so hears why.
+    pub(super) fn poll_send(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.project();
+        let result = this.inner.poll_write_vectored(cx, slices);
+        this.watch.blocked(result.is_pending());
+        result
+    }
+}
+
+/// For a library that ends with the first write that fails.
 impl<S: AsyncRead + AsyncWrite> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = self.as_mut().project().inner.poll_write(cx, bytes);

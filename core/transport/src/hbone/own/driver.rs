@@ -44,7 +44,15 @@ pub(super) struct Driver<L> {
     /// What streams hold for their readers.
     held: usize,
     streams_max: u32,
+    unwritable: Option<Unwritable>,
     over: Option<Result<(), String>>,
+}
+
+/// Writing has failed: what the peer said before it closed is still to be heard.
+#[derive(Debug)]
+struct Unwritable {
+    error: io::Error,
+    waited: bool,
 }
 
 impl<L: Link> Driver<L> {
@@ -56,6 +64,7 @@ impl<L: Link> Driver<L> {
             chunks: Vec::new(),
             held: 0,
             streams_max: settings.streams_max,
+            unwritable: None,
             over: None,
         }
     }
@@ -111,7 +120,16 @@ impl<L: Link> Driver<L> {
         self.conn.register(cx);
         let mut left = TURN;
         while left > 0 {
-            let written = self.write(cx)?;
+            if self.unwritable.is_some() {
+                return self.poll_hear_out(cx);
+            }
+            let written = match self.write(cx) {
+                Ok(written) => written,
+                Err(error) => {
+                    self.unwritable = Some(Unwritable { error, waited: false });
+                    continue;
+                }
+            };
             match self.conn.drive(Core::next) {
                 Next::Read => {}
                 Next::Wait => return Poll::Pending,
@@ -133,6 +151,21 @@ impl<L: Link> Driver<L> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Reads what is left to read, now that nothing can be written: answers that came in whole, or why the peer refused
+    /// our certificate. It is there, or will be in a moment: a failed socket is always readable.
+    fn poll_hear_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while matches!(self.conn.drive(Core::next), Next::Read) {
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Pending if self.unwritable.as_mut().is_some_and(Unwritable::waits) => {
+                    return Poll::Pending;
+                }
+                _ => break,
+            }
+        }
+        Poll::Ready(self.unwritable.take().map_or(Ok(()), |it| Err(it.error)))
     }
 
     /// Writes until nothing is left, the stream takes no more, or it is the turn of others; says how much.
@@ -219,6 +252,13 @@ impl<L: Link> Driver<L> {
     }
 }
 
+impl Unwritable {
+    /// Yes, once.
+    fn waits(&mut self) -> bool {
+        !std::mem::replace(&mut self.waited, true)
+    }
+}
+
 impl<L> Drop for Driver<L> {
     fn drop(&mut self) {
         self.conn
@@ -252,10 +292,14 @@ impl Ping for Question {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::task::{Wake, Waker};
 
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
     use super::*;
+    use crate::hbone::ConnectRequest;
     use crate::hbone::liveness::Vitals;
     use crate::hbone::own::client;
 
@@ -266,6 +310,66 @@ mod tests {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// SETTINGS, and on the first stream `:status: 200` and a body, whole.
+    const ANSWERED: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x04\0\0\0\x01\x88\0\0\x03\0\x01\0\0\0\x01yes";
+
+    /// Once its peer has closed it, nothing can be written, and what the peer said before can be read.
+    struct ClosedByPeer {
+        said: &'static [u8],
+        closed: Arc<AtomicBool>,
+    }
+
+    impl AsyncRead for ClosedByPeer {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            room: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.closed.load(Ordering::Relaxed) {
+                room.put_slice(std::mem::take(&mut self.said));
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for ClosedByPeer {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let closed = self.closed.load(Ordering::Relaxed);
+            Poll::Ready(if closed {
+                Err(io::ErrorKind::BrokenPipe.into())
+            } else {
+                Ok(bytes.len())
+            })
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_came_in_whole_is_read_though_nothing_can_be_written_any_more() {
+        let closed = Arc::<AtomicBool>::default();
+        let stream = ClosedByPeer {
+            said: ANSWERED,
+            closed: Arc::clone(&closed),
+        };
+        let client = crate::hbone::client::handshake(stream, &Settings::client())
+            .await
+            .unwrap();
+        tokio::task::yield_now().await;
+        closed.store(true, Ordering::Relaxed);
+        let (mut stream, _) = client.open(&ConnectRequest::new("10.0.0.1:80")).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "yes");
     }
 
     #[tokio::test]

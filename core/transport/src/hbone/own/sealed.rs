@@ -335,19 +335,7 @@ where
     fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut Outbox) -> Poll<io::Result<()>> {
         let result = self.poll_send(cx, out);
         self.watch.blocked(result.is_pending());
-        if !matches!(result, Poll::Ready(Err(_))) {
-            return result;
-        }
-        // A peer that refused our certificate has closed by the time we write. What it said still waits to be read, or
-        // will be there in a moment: a failed socket is always readable.
-        let mut lost = Vec::new();
-        loop {
-            match self.poll_read(cx, 0, &mut lost) {
-                Poll::Ready(Ok(1..)) => lost.clear(),
-                Poll::Pending if self.watch.waits_for_a_reason() => return Poll::Pending,
-                _ => return result,
-            }
-        }
+        result
     }
 
     fn poll_read(

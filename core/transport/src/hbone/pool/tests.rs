@@ -373,18 +373,18 @@ async fn a_connection_retires_with_its_certificate_and_its_streams_go_on() {
     assert_eq!(bytes, b"goes on");
 }
 
-/// Lets others have their turn until something holds, as it must before long.
+/// Lets others have their turn until something holds, as it must before long. The time is a paused one.
 async fn turned(holds: impl Fn() -> bool) {
     let turns = async {
         while !holds() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_micros(10)).await;
         }
     };
     let turned = timeout(Duration::from_secs(10), turns).await;
     turned.expect("it does not become so");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn new_streams_avoid_a_connection_that_moves_much() {
     let (network, mut accepted) = Network::new(Settings::server());
     let config = PoolConfig {
@@ -399,11 +399,14 @@ async fn new_streams_avoid_a_connection_that_moves_much() {
     let (written, read) = tokio::join!(elephant.write_all(&sent), sink.read_exact(&mut bytes));
     written.unwrap();
     read.unwrap();
+    // The connection is at rest, and so old that it can have been blocked for that long.
+    let long = Duration::from_millis(50);
+    tokio::time::sleep(long).await;
     {
         let state = pool.inner.state.lock();
         let traffic = state.peers[&key(1)].connections[0].traffic();
         assert!(traffic.has_bulk());
-        traffic.write_blocked(Instant::now().checked_sub(Duration::from_millis(50)).unwrap());
+        traffic.write_blocked(Instant::now().checked_sub(long).unwrap());
     }
     // It was blocked too long as well, so the next stream asks for another connection, and those after it go there.
     let mut mice = vec![open(&pool, 1).await];
