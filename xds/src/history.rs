@@ -302,7 +302,7 @@ impl History {
 
     /// Stores the texts of files that are not stored yet, and returns the SHA-256 of each that is there.
     fn store_texts(&mut self, library: &Library, changed: &BTreeSet<Str>) -> io::Result<BTreeMap<Str, Str>> {
-        let mut files = BTreeMap::new();
+        let (mut files, mut texts) = (BTreeMap::new(), BTreeMap::new());
         for path in changed {
             let Some((text, sha256)) = library.text(path) else {
                 continue;
@@ -311,13 +311,17 @@ impl History {
             let known = self.files.get(&(pages::page_of_file(path), path.clone()));
             match text {
                 Text::Open(text) if known != Some(sha256) && !stored.exists() => {
-                    self.keep.write(&stored, text.as_bytes())?;
+                    texts.insert(stored, text);
                     self.work.texts += 1;
                 }
                 _ => {}
             }
             files.insert(path.clone(), sha256.clone());
+            if texts.len() == keep::SYNCED_AT_ONCE {
+                self.keep.write_all(&std::mem::take(&mut texts))?;
+            }
         }
+        self.keep.write_all(&texts)?;
         Ok(files)
     }
 
@@ -418,13 +422,16 @@ impl Draft {
         })
     }
 
-    /// Puts it in its place. `durable` waits for the disk.
-    fn place(self, path: &Path, durable: bool) -> io::Result<()> {
-        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
-        if durable {
-            file.sync_all()?;
-        }
+    /// Puts it in its place.
+    fn place(mut self, path: &Path) -> io::Result<()> {
+        self.flush()?;
         fs::rename(&self.path, path)
+    }
+
+    /// Waits until it is on the disk.
+    fn sync(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.file.get_ref().sync_all()
     }
 }
 
@@ -442,7 +449,10 @@ impl Write for Draft {
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
     let mut draft = Draft::of(path)?;
     draft.write_all(bytes)?;
-    draft.place(path, durable)
+    if durable {
+        draft.sync()?;
+    }
+    draft.place(path)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use jiff::{SignedDuration, Timestamp};
 use tulle_model::Str;
@@ -18,6 +19,9 @@ const AGE_MAX: SignedDuration = SignedDuration::from_hours(30 * 24);
 pub(super) const GENERATIONS_MAX: usize = 100;
 /// Bytes that they may take with all they hold; the newest is kept whatever it takes.
 const BYTES_MAX: u64 = 256 << 20;
+
+/// Files that wait for the disk side by side, each in a thread of its own.
+pub(super) const SYNCED_AT_ONCE: usize = 64;
 
 /// What lies in the folder of the history.
 #[derive(Debug)]
@@ -78,10 +82,39 @@ impl Keep {
         self.place(file, path, bytes.len() as u64)
     }
 
+    /// Writes files as wholes, [`SYNCED_AT_ONCE`] at most, and counts them. Their waits for the disk overlap: what a file system with a journal commits
+    /// for one of them it commits for all, while one after the other each would wait for a commit of its own.
+    pub(super) fn write_all(&mut self, files: &BTreeMap<PathBuf, String>) -> io::Result<()> {
+        let write = |path: &Path, text: &str| {
+            let mut draft = Draft::of(path)?;
+            draft.write_all(text.as_bytes())?;
+            draft.sync()?;
+            Ok(draft)
+        };
+        let drafts: io::Result<Vec<Draft>> = thread::scope(|scope| {
+            let begun: Vec<_> = files
+                .iter()
+                .map(|(path, text)| scope.spawn(move || write(path, text)))
+                .collect();
+            let panicked = |_| io::Error::other("a file could not be written");
+            let written = begun.into_iter().map(|file| file.join().map_err(panicked)?);
+            written.collect()
+        });
+        for (draft, (path, text)) in drafts?.into_iter().zip(files) {
+            self.rename(draft, path, text.len() as u64)?;
+        }
+        Ok(())
+    }
+
     /// Puts a file with so many bytes in its place, and counts it.
-    pub(super) fn place(&mut self, file: Draft, path: &Path, bytes: u64) -> io::Result<()> {
+    pub(super) fn place(&mut self, mut file: Draft, path: &Path, bytes: u64) -> io::Result<()> {
+        file.sync()?;
+        self.rename(file, path, bytes)
+    }
+
+    fn rename(&mut self, file: Draft, path: &Path, bytes: u64) -> io::Result<()> {
         let before = fs::metadata(path).map_or(0, |file| file.len());
-        file.place(path, true)?;
+        file.place(path)?;
         if let Some(all) = &mut self.bytes {
             *all = (*all + bytes).saturating_sub(before);
         }

@@ -212,6 +212,29 @@ fn a_disk_that_takes_nothing_refuses_the_generation() {
 }
 
 #[test]
+fn many_files_of_one_generation_are_all_stored_and_alike_ones_once() {
+    let mut paper = Paper::new();
+    for file in 0..200 {
+        paper.put(&format!("{file}.yaml"), &[&format!("s{file}")]);
+    }
+    // Comments, alike: texts without an object.
+    for file in ["x.yaml", "y.yaml"] {
+        paper.files.insert(file.into(), Ok("# nothing here\n".into()));
+    }
+    paper.look().unwrap();
+    assert_eq!(paper.loaded().entries().len(), 200);
+    let stored = fs::read_dir(paper.history.root.join(FILES)).unwrap();
+    let names: Vec<_> = stored.map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(
+        names.len(),
+        201,
+        "each text by its hash, and no draft is left: {names:?}"
+    );
+    let back = paper.view().show(1).unwrap();
+    assert!(back.contains_key("Service default/s199"));
+}
+
+#[test]
 fn an_object_that_was_defined_elsewhere_for_a_while_is_recorded_when_it_comes_back() {
     let mut paper = Paper::new();
     let labelled = |label: &str| -> Arc<str> {
