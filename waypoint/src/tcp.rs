@@ -28,10 +28,10 @@ use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf, Opened, To};
 use crate::upstream::dial::Socket;
 use crate::upstream::outcome::Outcome;
-use crate::upstream::outside;
+use crate::upstream::outside::{self, Wanted};
 use crate::watched::{Look, Watched};
 
-/// Endpoints that are tried: one, and two more if no connection is had.
+/// Endpoints that are tried, or addresses of one that is known by name: one, and two more if no connection is had.
 const ENDPOINTS_MAX: usize = 3;
 /// How often what an open stream has moved is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(15);
@@ -164,13 +164,23 @@ async fn open(
             break;
         };
         let endpoint = pick.endpoint();
-        if tried.iter().any(|one| Arc::ptr_eq(one, &endpoint.state)) {
+        let before = tried
+            .iter()
+            .filter(|one| Arc::ptr_eq(one, &endpoint.state))
+            .count();
+        if before > 0 && !endpoint.is_named() {
             break;
         }
         tried.push(Arc::clone(&endpoint.state));
-        let asked = arrival.destination.address;
-        let address = match outside::address(waypoint, snapshot, endpoint, server_name, asked).await {
-            Ok(address) => address,
+        let wanted = Wanted {
+            host: server_name,
+            address: arrival.destination.address,
+            tried: before,
+        };
+        let address = match outside::address(waypoint, snapshot, endpoint, wanted).await {
+            // It was tried at all of its addresses.
+            Ok(place) if before >= place.of => break,
+            Ok(place) => place.address,
             Err(reason) => {
                 last = reason;
                 continue;

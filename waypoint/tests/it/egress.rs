@@ -61,7 +61,11 @@ fn serve(world: &World, at: &str, tls: Option<TlsServer>) {
 }
 
 fn known(world: &World, name: &str, address: &str) {
-    let addresses: Vec<IpAddr> = vec![address.parse().unwrap()];
+    known_as(world, name, &[address]);
+}
+
+fn known_as(world: &World, name: &str, addresses: &[&str]) {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|one| one.parse().unwrap()).collect();
     world.pipes.names.lock().insert(name.to_owned(), addresses);
 }
 
@@ -159,6 +163,33 @@ async fn bytes_go_outside_by_name_too() {
     }
     let counted = world.metric("tulle_waypoint_local_replies_total{reason=\"egress_address_refused\"}");
     assert_eq!(counted, 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_address_of_a_name_is_tried_when_one_is_not_reached() {
+    for (at, reached) in [(0, true), (1, true), (2, true), (3, false)] {
+        let addresses = ["2001:db8::1", "203.0.113.5", "203.0.113.6", "203.0.113.7"];
+        let listening = SocketAddr::new(addresses[at].parse().unwrap(), 8080).to_string();
+        let world = named(AppProtocol::Http11).await;
+        known_as(&world, "api.example", &addresses);
+        serve(&world, &listening, None);
+        let (status, ..) = ask(&world, get("/a")).await;
+        assert_eq!(status == 200, reached, "HTTP at {listening}: {status}");
+        let world = named(AppProtocol::Tcp).await;
+        known_as(&world, "api.example", &addresses);
+        let mut sockets = world.pipes.listen(&listening);
+        let tunnel = world.tunnel(&identity("client")).await.unwrap();
+        let opened = tunnel.open(&ConnectRequest::new("10.96.0.1:80")).await;
+        if reached {
+            let (mut stream, _) = opened.unwrap();
+            stream.write_all(b"ping").await.unwrap();
+            let mut socket = sockets.recv().await.unwrap();
+            assert_eq!(read_text(&mut socket, 4).await, "ping", "bytes at {listening}");
+        } else if let Ok((mut refused, _)) = opened {
+            // Three addresses are tried, no more.
+            assert!(refused.read_u8().await.is_err(), "bytes at {listening}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
