@@ -27,6 +27,8 @@ use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf, Opened, To};
 use crate::upstream::dial::Socket;
+use crate::upstream::endpoint::EndpointState;
+use crate::upstream::hash;
 use crate::upstream::outcome::Outcome;
 use crate::upstream::outside::{self, Wanted};
 use crate::watched::{Look, Watched};
@@ -131,11 +133,12 @@ impl Taken<'_> {
     }
 }
 
-async fn open(
-    waypoint: &Waypoint,
-    arrival: &Arrival,
-    taken: &Taken<'_>,
-) -> Result<(Arc<Backend>, Opened, (Pick, Guard)), (Reason, Option<Str>)> {
+/// An endpoint that was reached, and what holds its place.
+type Reached = (Arc<Backend>, Opened, (Pick, Guard));
+/// Why a stream is refused, and the policy or route that says so.
+type Refusal = (Reason, Option<Str>);
+
+async fn open(waypoint: &Waypoint, arrival: &Arrival, taken: &Taken<'_>) -> Result<Reached, Refusal> {
     let Taken {
         snapshot,
         state,
@@ -150,17 +153,35 @@ async fn open(
     if let Some((front, port)) = snapshot.behind(&backend.key, &arrival.front) {
         crate::policy::admit_stream(waypoint, front, port.policies_as_backend(), arrival, server_name)?;
     }
-    let behalf = Behalf::of(arrival, snapshot);
+    reach(waypoint, arrival, taken, backend).await
+}
+
+/// An endpoint of a backend for a stream, of which none in `tried` was reached.
+fn pick(backend: &Backend, arrival: &Arrival, tried: &[Arc<EndpointState>]) -> Option<Pick> {
+    let cluster = backend.cluster()?;
+    backend.pick(&Ask {
+        now: backend.now(),
+        hash: hash::of_stream(cluster.hash_keys(), &arrival.source),
+        session: None,
+        tried,
+        // Nothing was said to the one that was not reached.
+        moves_on: true,
+        address: Some(arrival.destination.address.ip()),
+    })
+}
+
+/// Opens a stream to an endpoint, or to the next one if that is not reached.
+async fn reach(
+    waypoint: &Waypoint,
+    arrival: &Arrival,
+    taken: &Taken<'_>,
+    backend: &Arc<Backend>,
+) -> Result<Reached, Refusal> {
+    let behalf = Behalf::of(arrival, taken.snapshot);
     let mut tried = Vec::new();
     let mut last = Reason::NoHealthyEndpoint;
     while tried.len() < ENDPOINTS_MAX {
-        let ask = Ask {
-            now: backend.now(),
-            tried: &tried,
-            address: Some(arrival.destination.address.ip()),
-            ..Ask::default()
-        };
-        let Some(mut pick) = backend.pick(&ask) else {
+        let Some(mut pick) = pick(backend, arrival, &tried) else {
             break;
         };
         let endpoint = pick.endpoint();
@@ -173,11 +194,11 @@ async fn open(
         }
         tried.push(Arc::clone(&endpoint.state));
         let wanted = Wanted {
-            host: server_name,
+            host: taken.server_name,
             address: arrival.destination.address,
             tried: before,
         };
-        let address = match outside::address(waypoint, snapshot, endpoint, wanted).await {
+        let address = match outside::address(waypoint, taken.snapshot, endpoint, wanted).await {
             // It was tried at all of its addresses.
             Ok(place) if before >= place.of => break,
             Ok(place) => place.address,

@@ -275,6 +275,7 @@ impl Sending<'_> {
                 hash: hashed.hash,
                 session: state.token.map(|token| token.fingerprint),
                 tried: &state.tried,
+                moves_on: false,
                 address: Some(self.arrival.destination.address.ip()),
             };
             let picked = drawn.backend.pick(&ask);
