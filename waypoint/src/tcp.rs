@@ -30,11 +30,9 @@ use crate::upstream::dial::Socket;
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::hash;
 use crate::upstream::outcome::Outcome;
-use crate::upstream::outside::{self, Wanted};
+use crate::upstream::walk::Walk;
 use crate::watched::{Look, Watched};
 
-/// Endpoints that are tried, or addresses of one that is known by name: one, and two more if no connection is had.
-const ENDPOINTS_MAX: usize = 3;
 /// How often what an open stream has moved is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(15);
 
@@ -178,35 +176,20 @@ async fn reach(
     backend: &Arc<Backend>,
 ) -> Result<Reached, Refusal> {
     let behalf = Behalf::of(arrival, taken.snapshot);
-    let mut tried = Vec::new();
+    let mut walk = Walk::default();
     let mut last = Reason::NoHealthyEndpoint;
-    while tried.len() < ENDPOINTS_MAX {
-        let Some(mut pick) = pick(backend, arrival, &tried) else {
-            break;
-        };
-        let endpoint = pick.endpoint();
-        let before = tried
-            .iter()
-            .filter(|one| Arc::ptr_eq(one, &endpoint.state))
-            .count();
-        if before > 0 && !endpoint.is_named() {
-            break;
-        }
-        tried.push(Arc::clone(&endpoint.state));
-        let wanted = Wanted {
-            host: taken.server_name,
-            address: arrival.destination.address,
-            tried: before,
-        };
-        let address = match outside::address(waypoint, taken.snapshot, endpoint, wanted).await {
-            // It was tried at all of its addresses.
-            Ok(place) if before >= place.of => break,
-            Ok(place) => place.address,
-            Err(reason) => {
+    while let Some(mut pick) = pick(backend, arrival, walk.tried()) {
+        let around = (waypoint, taken.snapshot);
+        let asked = arrival.destination.address;
+        let address = match walk.turn_to(around, &pick, taken.server_name, asked).await {
+            None => break,
+            Some(Ok(address)) => address,
+            Some(Err(reason)) => {
                 last = reason;
                 continue;
             }
         };
+        let endpoint = pick.endpoint();
         let (breaker, limits) = (&pick.cluster().state().breaker, pick.cluster().policy().limits);
         let Ok(guard) = breaker.connection(limits).await else {
             return Err((Reason::Overflow, None));
