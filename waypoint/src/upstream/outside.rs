@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
+use tulle_model::service::Service;
 use tulle_model::{NetworkAddress, Reason, Str};
 use tulle_xds_client::on_demand::{Held, address_key};
 
@@ -178,9 +179,36 @@ pub async fn address(
 ) -> Result<Place, Reason> {
     match endpoint.address(wanted.address) {
         Some(address) => Ok(Place { address, of: 1 }),
+        None if endpoint.original.is_some() => {
+            let address = Box::pin(original(waypoint, snapshot, endpoint, wanted.address)).await?;
+            Ok(Place { address, of: 1 })
+        }
         None if endpoint.is_named() => Box::pin(find(waypoint, snapshot, endpoint, wanted)).await,
         None => Err(Reason::NoHealthyEndpoint),
     }
+}
+
+/// Where an endpoint is that stands for the addresses of its service: where it was asked for, if that is one of them.
+async fn original(
+    waypoint: &Waypoint,
+    snapshot: &Snapshot,
+    endpoint: &Endpoint,
+    asked: SocketAddr,
+) -> Result<SocketAddr, Reason> {
+    let ip = asked.ip().to_canonical();
+    if !endpoint.stands_for(ip) {
+        return Err(Reason::NoHealthyEndpoint);
+    }
+    let own = endpoint.original.as_deref();
+    may_dial(
+        judge(waypoint, snapshot, ip, own).await,
+        &endpoint.workload.uid.0,
+        ip,
+    )?;
+    Ok(SocketAddr::new(
+        ip,
+        endpoint.target_port.unwrap_or_else(|| asked.port()),
+    ))
 }
 
 /// Where an endpoint is that is known by name: at one of its addresses, in the order in which they were said. Who was
@@ -208,17 +236,11 @@ pub async fn find(
     let of = addresses.len();
     let nth = wanted.tried % of.max(1);
     let address = *addresses.get(nth).ok_or(Reason::NoHealthyEndpoint)?;
-    match judge(waypoint, snapshot, address.to_canonical()).await {
-        Dial::May => {}
-        Dial::MustNot => {
-            tracing::warn!(%host, %address, "a name outside of the mesh leads to where nobody may be sent");
-            return Err(Reason::EgressAddressRefused);
-        }
-        Dial::Unknown => {
-            tracing::warn!(%host, %address, "the control plane does not say whether the mesh has this address");
-            return Err(Reason::NoHealthyEndpoint);
-        }
-    }
+    may_dial(
+        judge(waypoint, snapshot, address.to_canonical(), None).await,
+        &host,
+        address,
+    )?;
     let port = endpoint.target_port.unwrap_or_else(|| wanted.address.port());
     let address = SocketAddr::new(address, port);
     Ok(Place { address, of })
@@ -232,9 +254,25 @@ enum Dial {
     Unknown,
 }
 
+/// What a judgement of an address means to who asked for this host, or by this endpoint.
+fn may_dial(judged: Dial, host: &str, address: IpAddr) -> Result<(), Reason> {
+    match judged {
+        Dial::May => Ok(()),
+        Dial::MustNot => {
+            tracing::warn!(%host, %address, "a way out of the mesh leads to where nobody may be sent");
+            Err(Reason::EgressAddressRefused)
+        }
+        Dial::Unknown => {
+            tracing::warn!(%host, %address, "the control plane does not say whether the mesh has this address");
+            Err(Reason::NoHealthyEndpoint)
+        }
+    }
+}
+
 /// Judges an address: not this machine, not a link or what clouds hand out secrets at, not the control plane, and nothing
-/// that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked about the rest.
-async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> Dial {
+/// that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked about the rest. That the service itself, which has
+/// its callers go where they meant to, has the address is no reason against it.
+async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr, of: Option<&Service>) -> Dial {
     let config = &waypoint.config;
     let is_among = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
     if is_among(&config.egress_deny) {
@@ -248,10 +286,15 @@ async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> Dia
         return Dial::MustNot;
     }
     let at = NetworkAddress::new(snapshot.own.network.clone(), address);
+    let own = of.map(Service::key);
     let known = |mesh: &tulle_model::Snapshot| {
-        mesh.workload_by_address(&at).is_some() || mesh.services_at(&at).next().is_some()
+        let mut services = mesh.services_at(&at);
+        mesh.workload_by_address(&at).is_some() || services.any(|one| own.as_ref() != Some(&one.key()))
     };
+    // The control plane, asked for an address that the service itself has, answers with that service.
+    let is_answer = of.is_some_and(|service| service.addresses.contains(&at));
     match waypoint.mesh.has(|| address_key(&at), known).await {
+        Held::Yes if is_answer && !known(&waypoint.mesh.snapshot()) => Dial::May,
         Held::Yes => Dial::MustNot,
         Held::No => Dial::May,
         Held::Unknown => Dial::Unknown,
