@@ -4,7 +4,9 @@ mod record;
 mod way;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -21,7 +23,8 @@ use crate::http::idle::{HALF_CLOSED_MAX, STREAM_IDLE_MAX};
 use crate::http::rule::Rule;
 use crate::listener::arrival::Arrival;
 use crate::policy::live::{Ended, Open, Passed};
-use crate::snapshot::{PortState, Snapshot};
+use crate::policy::rules::Rules;
+use crate::snapshot::{FrontState, PortState, Snapshot};
 use crate::upstream::backend::Backend;
 use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
@@ -64,6 +67,7 @@ pub async fn forward(
         state,
         rule,
         server_name: greeting.server_name.as_deref(),
+        on_trial: record.on_trial(),
     };
     let opened = tokio::select! {
         opened = open(waypoint, arrival, &taken) => opened,
@@ -75,7 +79,8 @@ pub async fn forward(
     };
     let idle = snapshot.settings.limits.stream_idle.unwrap_or(STREAM_IDLE_MAX);
     match opened {
-        Ok((backend, opened, (pick, _connection))) => {
+        Ok(reached) => {
+            let backend = Arc::clone(&reached.backend);
             let open = Open {
                 front: arrival.front.clone(),
                 route: route.cloned(),
@@ -86,9 +91,11 @@ pub async fn forward(
                 sni: greeting.server_name,
             };
             drop(snapshot);
-            let carried = record.opened(&backend, pick.endpoint());
+            let carried = record.opened(&reached);
+            let Reached { opened, held, .. } = reached;
             let denied = open.ended(Arc::clone(waypoint));
             let (carried, reason) = carry(waypoint, (stream, opened), carried, denied, idle).await;
+            drop(held);
             record.ended(carried, reason);
         }
         Err((reason, policy)) => {
@@ -114,6 +121,8 @@ struct Taken<'a> {
     state: &'a PortState,
     rule: Option<&'a Arc<Rule>>,
     server_name: Option<&'a str>,
+    /// Is set where a policy on trial would have refused it.
+    on_trial: &'a AtomicBool,
 }
 
 impl Taken<'_> {
@@ -132,7 +141,14 @@ impl Taken<'_> {
 }
 
 /// An endpoint that was reached, and what holds its place.
-type Reached = (Arc<Backend>, Opened, (Pick, Guard));
+struct Reached {
+    backend: Arc<Backend>,
+    opened: Opened,
+    address: SocketAddr,
+    attempts: u32,
+    /// Its place among what is with the endpoint.
+    held: (Pick, Guard),
+}
 /// Why a stream is refused, and the policy or route that says so.
 type Refusal = (Reason, Option<Str>);
 
@@ -142,14 +158,18 @@ async fn open(waypoint: &Waypoint, arrival: &Arrival, taken: &Taken<'_>) -> Resu
         state,
         rule,
         server_name,
+        on_trial,
     } = *taken;
     let front = snapshot.front(&arrival.front).ok_or((Reason::NotFronted, None))?;
     let route = rule.map(|rule| &*rule.name);
-    crate::policy::admit_stream(waypoint, front, state.policies_of(route), arrival, server_name)?;
+    let may = |front: &FrontState, rules: &Rules| {
+        crate::policy::admit_stream(waypoint, (front, rules), arrival, server_name, on_trial)
+    };
+    may(front, state.policies_of(route))?;
     let invalid = || (Reason::BackendInvalid, rule.map(|rule| rule.name.clone()));
     let backend = way::backend(rule, &state.backend, rand::random()).ok_or_else(invalid)?;
     if let Some((front, port)) = snapshot.behind(&backend.key, &arrival.front) {
-        crate::policy::admit_stream(waypoint, front, port.policies_as_backend(), arrival, server_name)?;
+        may(front, port.policies_as_backend())?;
     }
     reach(waypoint, arrival, taken, backend).await
 }
@@ -203,7 +223,15 @@ async fn reach(
         let connected = connect::open(waypoint, to, &behalf, limits.connect).await;
         pick.settle(&connect::outcome(&connected), backend.now());
         match connected {
-            Ok(opened) => return Ok((Arc::clone(backend), opened, (pick, guard))),
+            Ok(opened) => {
+                return Ok(Reached {
+                    backend: Arc::clone(backend),
+                    opened,
+                    address,
+                    attempts: u32::try_from(walk.tried().len()).unwrap_or(u32::MAX),
+                    held: (pick, guard),
+                });
+            }
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
                 last = connect::reason(&error);

@@ -375,6 +375,7 @@ impl<'a> Exchange<'a> {
             destination: self.arrival.destination,
             route,
             id: self.id.to_str().unwrap_or_default(),
+            on_trial: self.record.on_trial(),
         }
     }
 

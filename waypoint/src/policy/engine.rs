@@ -2,6 +2,7 @@
 //! fault*. Each may end the request with a reply; what passes carries what it changes of request and answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -56,6 +57,8 @@ pub struct Asking<'a> {
     pub route: Option<&'a str>,
     /// The id of the request.
     pub id: &'a str,
+    /// Is set where a policy on trial would have refused it.
+    pub on_trial: &'a AtomicBool,
 }
 
 /// What passed, with what is to be changed.
@@ -164,7 +167,7 @@ impl Engine {
         for (policy, decider) in &rules.asked {
             Box::pin(self.decide(policy, decider, ask, head, body, of, passed)).await?;
         }
-        self.authorize(rules, &attributes)
+        self.authorize(rules, &attributes, of.on_trial)
             .map_err(|denial| denied(&denial))
     }
 
@@ -172,9 +175,10 @@ impl Engine {
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn authorize(&self, rules: &Rules, of: &Attributes<'_>) -> Result<(), Denial> {
+    pub fn authorize(&self, rules: &Rules, of: &Attributes<'_>, on_trial: &AtomicBool) -> Result<(), Denial> {
         for run in rules.authorizer.dry_runs(of) {
             if run.denies {
+                on_trial.store(true, Ordering::Relaxed);
                 self.metrics.judged("deny", &run.policy, true);
                 tracing::info!(policy = %run.policy, rule = run.rule, source = ?of.source.identity, "dry_run_denied");
             }

@@ -17,6 +17,7 @@ use super::fault::Injector;
 use super::jwt::Authentication;
 use super::limit::global::GlobalLimiter;
 use super::limit::local::Limiter;
+use super::metrics::PolicyMetrics;
 
 /// What applies at one place. It is made once and never changed.
 #[derive(Debug, Default)]
@@ -44,9 +45,19 @@ pub type Decider = Option<Arc<ext_authz::Authorizer>>;
 pub struct Limiters {
     known: HashMap<Str, (LocalRateLimit, Weak<Limiter>)>,
     replicas: u32,
+    metrics: PolicyMetrics,
 }
 
 impl Limiters {
+    /// None yet. What happens to them is counted there.
+    #[must_use]
+    pub fn new(metrics: PolicyMetrics) -> Self {
+        Self {
+            metrics,
+            ..Self::default()
+        }
+    }
+
     /// Says how many replicas of the waypoint are ready, and forgets limits that nobody has.
     pub fn refresh(&mut self, replicas: u32) {
         self.replicas = replicas;
@@ -68,7 +79,7 @@ impl Limiters {
         {
             return limiter;
         }
-        let limiter = Arc::new(Limiter::new(limit));
+        let limiter = Arc::new(Limiter::counted(limit, self.metrics.overflows(&name)));
         limiter.set_replicas(self.replicas);
         self.known.insert(name, (limit.clone(), Arc::downgrade(&limiter)));
         limiter

@@ -22,6 +22,10 @@ use crate::buffers;
 /// A port to ask for routes by; nothing is sent there.
 const DISCARD: u16 = 9;
 
+/// Our end of what is in memory.
+#[cfg(any(test, feature = "testing"))]
+const MEMORY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9)), 40_000);
+
 /// A connected socket, or what stands for one where there is no network.
 #[derive(Debug)]
 pub enum Socket {
@@ -33,6 +37,16 @@ pub enum Socket {
 }
 
 impl Socket {
+    /// Our end of it.
+    #[must_use]
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Memory(_) => Some(MEMORY),
+        }
+    }
+
     fn keep_queue_short(&self) {
         match self {
             // A socket that cannot take its options is already dead; the handshake will find out.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
+mod access;
 mod allocations;
 mod arrival;
 mod asked;

@@ -149,6 +149,27 @@ async fn a_policy_that_is_only_tried_refuses_nobody_and_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_without_a_bucket_of_their_own_are_counted() {
+    let world = World::web().await;
+    let limit = LocalRateLimit {
+        requests: 100,
+        per: Duration::from_secs(1),
+        keys: vec![Key::Header("x-user".into())],
+        keys_max: Some(1),
+        ..LocalRateLimit::default()
+    };
+    let limit = Concern::LocalRateLimit(limit);
+    world.apply(vec![told_policy("few", limit)]).await;
+    let series = r#"tulle_waypoint_rate_limit_overflow_total{policy="TestPolicy/shop/few/localRateLimit"}"#;
+    for (user, expect) in [("ann", 0.0), ("ben", 1.0), ("eve", 2.0)] {
+        let mut request = get("/");
+        request.headers_mut().insert("x-user", user.parse().unwrap());
+        assert_eq!(status(&world, "client", request).await, 200);
+        assert_eq!(world.metric(series), expect, "{user}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_over_a_limit_is_told_when_to_come_again() {
     let world = World::web().await;
     let limit = LocalRateLimit {

@@ -108,6 +108,7 @@ impl Sending<'_> {
                 return failed(connect::outcome_of(&error), connect::reason(&error));
             }
         };
+        self.note(|record| record.sent_from(lease.local()));
         Ok(self.over(lease, (state, head, version), request, waiting).await)
     }
 
