@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 use tulle_model::{Reason, Str};
@@ -89,6 +90,7 @@ pub async fn forward(
                 head: None,
                 passed: taken.let_pass(arrival, &backend),
                 sni: greeting.server_name,
+                id: HeaderValue::from_static(""),
             };
             drop(snapshot);
             let carried = record.opened(&reached);

@@ -31,7 +31,7 @@ use super::policies::{authz, helper, status, to};
 use super::resilience::{Count, retrying, statuses, told};
 use super::world::{Answer, World, application, body, get, identity, policy_on, settings, told_policy};
 
-fn backend(name: &str) -> Backend {
+pub(crate) fn backend(name: &str) -> Backend {
     Backend {
         to: BackendTo::Service {
             service: service_key(&format!("shop/{name}")),
@@ -64,7 +64,7 @@ async fn asked<M: Message + Default>(request: Request<Incoming>) -> M {
     M::decode(&bytes[5..]).unwrap()
 }
 
-fn asks(ask: Ask) -> ExtAuthz {
+pub(crate) fn asks(ask: Ask) -> ExtAuthz {
     ExtAuthz {
         ask,
         headers: vec![],
@@ -77,7 +77,7 @@ fn asks(ask: Ask) -> ExtAuthz {
     }
 }
 
-fn provider(name: &str, kind: ProviderKind) -> MeshUpdate {
+pub(crate) fn provider(name: &str, kind: ProviderKind) -> MeshUpdate {
     let mut settings = settings();
     settings.providers = vec![Provider {
         name: name.into(),
@@ -92,7 +92,7 @@ async fn judge(world: &World, questions: &Arc<Mutex<Vec<CheckRequest>>>) {
 }
 
 /// What lets pass what asks for `/admin/good` and keeps its questions.
-fn judging(
+pub(crate) fn judging(
     questions: &Arc<Mutex<Vec<CheckRequest>>>,
 ) -> impl Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync + 'static {
     let keep = Arc::clone(questions);

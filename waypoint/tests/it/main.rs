@@ -13,6 +13,7 @@ mod classes;
 mod desync;
 mod egress;
 mod explain;
+mod held;
 mod hostile;
 mod interim;
 mod policies;

@@ -57,7 +57,7 @@ pub(crate) fn to(method: &str, prefix: &str) -> Rule {
     }
 }
 
-fn from_namespace(name: &str) -> Rule {
+pub(crate) fn from_namespace(name: &str) -> Rule {
     Rule {
         from: vec![From {
             namespaces: exact(name),
@@ -160,7 +160,7 @@ async fn requests_without_a_bucket_of_their_own_are_counted() {
     };
     let limit = Concern::LocalRateLimit(limit);
     world.apply(vec![told_policy("few", limit)]).await;
-    let series = r#"tulle_waypoint_rate_limit_overflow_total{policy="TestPolicy/shop/few/localRateLimit"}"#;
+    let series = r#"tulle_waypoint_rate_limit_overflow_total{policy="TestPolicy/shop/few/local_rate_limit"}"#;
     for (user, expect) in [("ann", 0.0), ("ben", 1.0), ("eve", 2.0)] {
         let mut request = get("/");
         request.headers_mut().insert("x-user", user.parse().unwrap());
@@ -340,7 +340,7 @@ async fn what_is_denied_while_it_is_held_back_reaches_no_endpoint() {
 }
 
 /// An application that begins to answer and never ends.
-async fn endless(_: Request<Incoming>) -> Answer {
+pub(crate) async fn endless(_: Request<Incoming>) -> Answer {
     let first = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"first")))]);
     let rest = futures_util::StreamExt::chain(first, futures_util::stream::pending());
     Response::new(StreamBody::new(rest).boxed())
