@@ -90,6 +90,7 @@ fn matching() -> Match {
             method: None,
             regex: true,
         }),
+        unreadable: None,
     }
 }
 
@@ -191,7 +192,12 @@ fn route() -> Route {
                 hostnames: vec!["*.example".into()],
             },
         ],
-        matches: vec![matching(), regex, Match::default()],
+        matches: vec![
+            matching(),
+            regex,
+            Match::default(),
+            Match::unreadable("what is it"),
+        ],
         filters: filters(),
         backends: vec![backend(), invalid],
         timeouts: Timeouts {

@@ -11,6 +11,8 @@ pub mod live;
 pub mod metrics;
 pub mod rules;
 
+use std::sync::atomic::AtomicBool;
+
 use tulle_model::policy::authz::Attributes;
 use tulle_model::{Reason, Str};
 
@@ -31,16 +33,16 @@ pub fn admit(front: &FrontState) -> Result<(), Reason> {
     }
 }
 
-/// Whether a stream that is not read may pass.
+/// Whether a stream that is not read may pass. `on_trial` is set where a policy on trial would have refused it.
 ///
 /// # Errors
 /// Why not, and which policy decides, if one does. What can only be told of a request refuses.
 pub fn admit_stream(
     waypoint: &Waypoint,
-    front: &FrontState,
-    rules: &Rules,
+    (front, rules): (&FrontState, &Rules),
     arrival: &Arrival,
     sni: Option<&str>,
+    on_trial: &AtomicBool,
 ) -> Result<(), (Reason, Option<Str>)> {
     admit(front).map_err(|reason| (reason, front.missing.first().cloned()))?;
     let of = Attributes::of_stream(&arrival.source, arrival.destination, sni);
@@ -50,6 +52,6 @@ pub fn admit_stream(
     rules
         .ask_nobody()
         .map_err(|(reason, policy)| (reason, Some(policy)))?;
-    let judged = waypoint.policies.authorize(rules, &of);
+    let judged = waypoint.policies.authorize(rules, &of, on_trial);
     judged.map_err(|denial| (denial.reason(), denial.policy().cloned()))
 }

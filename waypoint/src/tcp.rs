@@ -4,9 +4,12 @@ mod record;
 mod way;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 use tulle_model::{Reason, Str};
@@ -21,18 +24,19 @@ use crate::http::idle::{HALF_CLOSED_MAX, STREAM_IDLE_MAX};
 use crate::http::rule::Rule;
 use crate::listener::arrival::Arrival;
 use crate::policy::live::{Ended, Open, Passed};
-use crate::snapshot::{PortState, Snapshot};
+use crate::policy::rules::Rules;
+use crate::snapshot::{FrontState, PortState, Snapshot};
 use crate::upstream::backend::Backend;
 use crate::upstream::breaker::Guard;
 use crate::upstream::cluster::{Ask, Pick};
 use crate::upstream::connect::{self, Behalf, Opened, To};
 use crate::upstream::dial::Socket;
+use crate::upstream::endpoint::EndpointState;
+use crate::upstream::hash;
 use crate::upstream::outcome::Outcome;
-use crate::upstream::outside;
+use crate::upstream::walk::Walk;
 use crate::watched::{Look, Watched};
 
-/// Endpoints that are tried: one, and two more if no connection is had.
-const ENDPOINTS_MAX: usize = 3;
 /// How often what an open stream has moved is counted.
 const COUNT_EVERY: Duration = Duration::from_secs(15);
 
@@ -64,6 +68,7 @@ pub async fn forward(
         state,
         rule,
         server_name: greeting.server_name.as_deref(),
+        on_trial: record.on_trial(),
     };
     let opened = tokio::select! {
         opened = open(waypoint, arrival, &taken) => opened,
@@ -75,7 +80,8 @@ pub async fn forward(
     };
     let idle = snapshot.settings.limits.stream_idle.unwrap_or(STREAM_IDLE_MAX);
     match opened {
-        Ok((backend, opened, (pick, _connection))) => {
+        Ok(reached) => {
+            let backend = Arc::clone(&reached.backend);
             let open = Open {
                 front: arrival.front.clone(),
                 route: route.cloned(),
@@ -84,11 +90,14 @@ pub async fn forward(
                 head: None,
                 passed: taken.let_pass(arrival, &backend),
                 sni: greeting.server_name,
+                id: HeaderValue::from_static(""),
             };
             drop(snapshot);
-            let carried = record.opened(&backend, pick.endpoint());
+            let carried = record.opened(&reached);
+            let Reached { opened, held, .. } = reached;
             let denied = open.ended(Arc::clone(waypoint));
             let (carried, reason) = carry(waypoint, (stream, opened), carried, denied, idle).await;
+            drop(held);
             record.ended(carried, reason);
         }
         Err((reason, policy)) => {
@@ -114,6 +123,8 @@ struct Taken<'a> {
     state: &'a PortState,
     rule: Option<&'a Arc<Rule>>,
     server_name: Option<&'a str>,
+    /// Is set where a policy on trial would have refused it.
+    on_trial: &'a AtomicBool,
 }
 
 impl Taken<'_> {
@@ -131,51 +142,76 @@ impl Taken<'_> {
     }
 }
 
-async fn open(
-    waypoint: &Waypoint,
-    arrival: &Arrival,
-    taken: &Taken<'_>,
-) -> Result<(Arc<Backend>, Opened, (Pick, Guard)), (Reason, Option<Str>)> {
+/// An endpoint that was reached, and what holds its place.
+struct Reached {
+    backend: Arc<Backend>,
+    opened: Opened,
+    address: SocketAddr,
+    attempts: u32,
+    /// Its place among what is with the endpoint.
+    held: (Pick, Guard),
+}
+/// Why a stream is refused, and the policy or route that says so.
+type Refusal = (Reason, Option<Str>);
+
+async fn open(waypoint: &Waypoint, arrival: &Arrival, taken: &Taken<'_>) -> Result<Reached, Refusal> {
     let Taken {
         snapshot,
         state,
         rule,
         server_name,
+        on_trial,
     } = *taken;
     let front = snapshot.front(&arrival.front).ok_or((Reason::NotFronted, None))?;
     let route = rule.map(|rule| &*rule.name);
-    crate::policy::admit_stream(waypoint, front, state.policies_of(route), arrival, server_name)?;
+    let may = |front: &FrontState, rules: &Rules| {
+        crate::policy::admit_stream(waypoint, (front, rules), arrival, server_name, on_trial)
+    };
+    may(front, state.policies_of(route))?;
     let invalid = || (Reason::BackendInvalid, rule.map(|rule| rule.name.clone()));
     let backend = way::backend(rule, &state.backend, rand::random()).ok_or_else(invalid)?;
     if let Some((front, port)) = snapshot.behind(&backend.key, &arrival.front) {
-        crate::policy::admit_stream(waypoint, front, port.policies_as_backend(), arrival, server_name)?;
+        may(front, port.policies_as_backend())?;
     }
-    let behalf = Behalf::of(arrival, snapshot);
-    let mut tried = Vec::new();
+    reach(waypoint, arrival, taken, backend).await
+}
+
+/// An endpoint of a backend for a stream, of which none in `tried` was reached.
+fn pick(backend: &Backend, arrival: &Arrival, tried: &[Arc<EndpointState>]) -> Option<Pick> {
+    let cluster = backend.cluster()?;
+    backend.pick(&Ask {
+        now: backend.now(),
+        hash: hash::of_stream(cluster.hash_keys(), &arrival.source),
+        session: None,
+        tried,
+        // Nothing was said to the one that was not reached.
+        moves_on: true,
+        address: Some(arrival.destination.address.ip()),
+    })
+}
+
+/// Opens a stream to an endpoint, or to the next one if that is not reached.
+async fn reach(
+    waypoint: &Waypoint,
+    arrival: &Arrival,
+    taken: &Taken<'_>,
+    backend: &Arc<Backend>,
+) -> Result<Reached, Refusal> {
+    let behalf = Behalf::of(arrival, taken.snapshot);
+    let mut walk = Walk::default();
     let mut last = Reason::NoHealthyEndpoint;
-    while tried.len() < ENDPOINTS_MAX {
-        let ask = Ask {
-            now: backend.now(),
-            tried: &tried,
-            address: Some(arrival.destination.address.ip()),
-            ..Ask::default()
-        };
-        let Some(mut pick) = backend.pick(&ask) else {
-            break;
-        };
-        let endpoint = pick.endpoint();
-        if tried.iter().any(|one| Arc::ptr_eq(one, &endpoint.state)) {
-            break;
-        }
-        tried.push(Arc::clone(&endpoint.state));
+    while let Some(mut pick) = pick(backend, arrival, walk.tried()) {
+        let around = (waypoint, taken.snapshot);
         let asked = arrival.destination.address;
-        let address = match outside::address(waypoint, snapshot, endpoint, server_name, asked).await {
-            Ok(address) => address,
-            Err(reason) => {
+        let address = match walk.turn_to(around, &pick, taken.server_name, asked).await {
+            None => break,
+            Some(Ok(address)) => address,
+            Some(Err(reason)) => {
                 last = reason;
                 continue;
             }
         };
+        let endpoint = pick.endpoint();
         let (breaker, limits) = (&pick.cluster().state().breaker, pick.cluster().policy().limits);
         let Ok(guard) = breaker.connection(limits).await else {
             return Err((Reason::Overflow, None));
@@ -189,7 +225,15 @@ async fn open(
         let connected = connect::open(waypoint, to, &behalf, limits.connect).await;
         pick.settle(&connect::outcome(&connected), backend.now());
         match connected {
-            Ok(opened) => return Ok((Arc::clone(backend), opened, (pick, guard))),
+            Ok(opened) => {
+                return Ok(Reached {
+                    backend: Arc::clone(backend),
+                    opened,
+                    address,
+                    attempts: u32::try_from(walk.tried().len()).unwrap_or(u32::MAX),
+                    held: (pick, guard),
+                });
+            }
             Err(error) => {
                 tracing::debug!(%error, %address, "an endpoint was not reached");
                 last = connect::reason(&error);

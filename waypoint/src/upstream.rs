@@ -20,6 +20,7 @@ pub mod retry;
 pub mod session;
 pub mod timeout;
 pub mod via;
+pub mod walk;
 
 use std::sync::Arc;
 use std::time::Duration;

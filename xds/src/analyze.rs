@@ -452,6 +452,18 @@ mod tests {
     }
 
     #[test]
+    fn a_match_that_cannot_be_read_is_told_with_its_place() {
+        let text = WAYS.to_owned()
+            + &service("a", "one", 8080)
+            + "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\nspec: {parentRefs: [{group: '', kind: Service, name: a}], rules: [{matches: [{path: {value: /x}}, {headers: [{name: x-a, type: Prefix, value: b}]}], backendRefs: [{name: a, port: 80}]}]}\n";
+        let mut found = found(&text);
+        found.retain(|one| one.code == "T0208");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].cause.contains("rules[0].matches[1]: "), "{found:?}");
+        assert_eq!(found[0].fix, "it matches no request until it is corrected");
+    }
+
+    #[test]
     fn what_is_applied_with_an_error_is_not_written() {
         let folder = tempfile::tempdir().unwrap();
         let mesh = MeshConfig::default();

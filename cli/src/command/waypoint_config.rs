@@ -233,6 +233,9 @@ fn route(route: &Route) -> Value {
 
 /// `GET /v2/* x-team=blue ?debug=1`.
 fn matched(of: &Match) -> String {
+    if let Some(cause) = &of.unreadable {
+        return format!("nothing ({cause})");
+    }
     let mut parts: Vec<String> = of.method.iter().map(ToString::to_string).collect();
     parts.extend(of.path.as_ref().map(|path| match path {
         PathMatch::Exact(path) => path.to_string(),
@@ -362,5 +365,7 @@ mod tests {
             ..Match::default()
         };
         assert_eq!(matched(&of), "GET /v2/* x-team=blue");
+        let unreadable = Match::unreadable("the type is unknown");
+        assert_eq!(matched(&unreadable), "nothing (the type is unknown)");
     }
 }

@@ -176,6 +176,19 @@ pub struct Match {
     pub query: Vec<KeyMatch>,
     /// On the call of gRPC.
     pub grpc: Option<GrpcMatch>,
+    /// Why its conditions cannot be read: it matches nothing then.
+    pub unreadable: Option<Str>,
+}
+
+impl Match {
+    /// A match that matches nothing, because its conditions cannot be read.
+    #[must_use]
+    pub fn unreadable(cause: impl Into<Str>) -> Self {
+        Self {
+            unreadable: Some(cause.into()),
+            ..Self::default()
+        }
+    }
 }
 
 /// A condition on the canonical path.

@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tulle_model::RequestHead;
 use tulle_model::request::Source;
 
@@ -41,6 +43,8 @@ pub(super) struct Aim<'a> {
     /// What came, unless something makes another request of it.
     head: Cow<'a, RequestHead>,
     passed: Passed,
+    /// What it has passed since, where policies have changed.
+    again: Mutex<Option<live::Passed>>,
 }
 
 impl<'a> Aim<'a> {
@@ -54,6 +58,7 @@ impl<'a> Aim<'a> {
             },
             head: Cow::Owned(head),
             passed: Passed::default(),
+            again: Mutex::default(),
         }
     }
 
@@ -69,6 +74,7 @@ impl<'a> Aim<'a> {
             drawn,
             head,
             passed,
+            again: Mutex::default(),
         })
     }
 
@@ -98,6 +104,7 @@ impl<'a> Aim<'a> {
         if let Some(draws) = self.draws.filter(|_| drawn.weighted != self.drawn.weighted) {
             (self.head, self.passed) = draws.judge(&drawn, body).await?;
             self.drawn = drawn;
+            self.again = Mutex::default();
         }
         Ok(())
     }
@@ -123,11 +130,26 @@ impl<'a> Aim<'a> {
     }
 
     /// Why it ends by what a snapshot says, if it does. A copy is judged by who sends it.
-    pub(super) fn judge_again(&self, snapshot: &Snapshot) -> Option<Ended> {
-        let draws = self.draws.as_ref()?;
-        draws
-            .let_pass(&self.drawn, &self.passed)
-            .judge(draws.as_asked(), snapshot)
+    pub(super) fn judge_again(&self, snapshot: Arc<Snapshot>) -> BoxFuture<'_, Option<Ended>> {
+        Box::pin(async move {
+            let draws = self.draws.as_ref()?;
+            let asked = draws.as_asked();
+            let judged = {
+                let mut again = self.again.lock();
+                let passed = again.get_or_insert_with(|| draws.let_pass(&self.drawn, &self.passed));
+                passed.judge(asked, &snapshot)
+            };
+            match judged {
+                Err(ended) => Some(ended),
+                Ok(unasked) => asked.ask(draws.exchange.waypoint(), unasked).await,
+            }
+        })
+    }
+
+    /// The policies that let it pass to where it went.
+    pub(super) fn let_pass(&self, draws: &Draws<'_>) -> live::Passed {
+        let again = self.again.lock().take();
+        again.unwrap_or_else(|| draws.let_pass(&self.drawn, &self.passed))
     }
 }
 
@@ -147,6 +169,7 @@ impl<'a> Draws<'a> {
             destination,
             head: Some(self.asked.clone()),
             sni: None,
+            id: self.exchange.id().clone(),
             passed: self.let_pass(drawn, passed),
         }
     }
@@ -176,6 +199,7 @@ impl<'a> Draws<'a> {
             destination: arrival.destination,
             head: Some(self.asked),
             sni: None,
+            id: self.exchange.id().to_str().unwrap_or_default(),
         }
     }
 
@@ -196,8 +220,9 @@ impl<'a> Draws<'a> {
         }
         let mut head = self.asked.clone();
         if let Some(port) = guarding {
+            let of = (&drawn.backend.key, port);
             exchange
-                .police_backend(port, self.source, (&mut head, body), &mut passed)
+                .police_backend(self, of, (&mut head, body), &mut passed)
                 .await?;
         }
         let mut head = self.way.changed(drawn, head);

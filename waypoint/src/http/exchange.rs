@@ -36,7 +36,7 @@ use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
 use crate::policy;
 use crate::policy::engine::{Asking, Passed};
-use crate::policy::live::{self, Open};
+use crate::policy::live::{self, Behind, Held, Open};
 use crate::snapshot::{FrontState, PortState, Snapshot};
 use crate::spare;
 use crate::telemetry::request_id::fresh;
@@ -228,6 +228,7 @@ impl<'a> Exchange<'a> {
                     destination: self.arrival.destination,
                     head: Some(admitted.head),
                     sni: None,
+                    id: self.id.clone(),
                     passed,
                 };
                 // It ends when policies deny it while it is on its way.
@@ -294,7 +295,7 @@ impl<'a> Exchange<'a> {
         let mut answer = sending.run(&mut aim, body).await?;
         aim.passed().change_response(answer.headers_mut());
         let drawn = aim.drawn().clone();
-        let passed = draws.let_pass(&drawn, aim.passed());
+        let passed = aim.let_pass(&draws);
         Ok(Taken::Sent(answer, drawn, passed))
     }
 
@@ -331,7 +332,7 @@ impl<'a> Exchange<'a> {
         body: &mut RequestBody,
     ) -> Result<Passed, Reply> {
         let route = way.name().map(|name| &**name);
-        let (rules, of) = (place.port.policies_of(route), self.asking(source, route));
+        let (rules, of) = (place.port.policies_of(route), self.asking(place, source, route));
         let engine = &self.waypoint.policies;
         engine.judge(rules, &**self.waypoint, head, body, of).await
     }
@@ -357,24 +358,47 @@ impl<'a> Exchange<'a> {
     /// What the security policies say that guard a backend, with the same source.
     pub(super) async fn police_backend(
         &self,
-        port: &PortState,
-        source: &Source,
+        draws: &Draws<'_>,
+        (key, port): (&BackendKey, &PortState),
         (head, body): (&mut RequestHead, &mut RequestBody),
         passed: &mut Passed,
     ) -> Result<(), Reply> {
         let engine = &self.waypoint.policies;
         let (rules, ask) = (port.policies_as_backend(), &**self.waypoint);
-        engine
-            .judge_security(rules, ask, head, body, self.asking(source, None), passed)
-            .await
+        let claims = passed.claims.clone();
+        let mut of = self.asking(draws.place, draws.source, None);
+        of.held.route = draws.way.name().map(|name| &**name);
+        of.held.backend = Some(Behind {
+            key,
+            claims: claims.as_deref(),
+        });
+        engine.judge_security(rules, ask, head, body, of, passed).await
     }
 
-    fn asking<'s>(&'s self, source: &'s Source, route: Option<&'s str>) -> Asking<'s> {
+    /// The id of the request.
+    pub(super) fn id(&self) -> &'a HeaderValue {
+        self.record.id()
+    }
+
+    /// What everything shares.
+    pub(super) fn waypoint(&self) -> &'a Arc<Waypoint> {
+        self.waypoint
+    }
+
+    fn asking<'s>(&'s self, place: &'s Place, source: &'s Source, route: Option<&'s str>) -> Asking<'s> {
         Asking {
+            held: Held {
+                view: &self.waypoint.view,
+                by: &place.snapshot,
+                front: &self.arrival.front,
+                route,
+                backend: None,
+            },
             source,
             destination: self.arrival.destination,
             route,
             id: self.id.to_str().unwrap_or_default(),
+            on_trial: self.record.on_trial(),
         }
     }
 

@@ -58,6 +58,8 @@ pub struct Record {
     body_failed: OnceLock<Reason>,
     /// The head of its answer is on its way.
     answered: AtomicBool,
+    /// A policy on trial would have refused it.
+    on_trial: AtomicBool,
     course: Mutex<Course>,
     /// What is judged again when policies change, until somebody watches.
     open: Mutex<Option<Open>>,
@@ -107,6 +109,7 @@ struct Outcome {
 struct Reached {
     party: Arc<Party>,
     address: SocketAddr,
+    local: Option<SocketAddr>,
     is_tunnelled: bool,
 }
 
@@ -144,6 +147,7 @@ impl Record {
             body_begun: AtomicBool::new(false),
             body_failed: OnceLock::new(),
             answered: AtomicBool::new(false),
+            on_trial: AtomicBool::new(false),
             course: Mutex::default(),
             open: Mutex::default(),
         }
@@ -308,8 +312,21 @@ impl Record {
         course.endpoint = Some(Reached {
             party: Arc::clone(&endpoint.party),
             address,
+            local: None,
             is_tunnelled: endpoint.is_tunnelled(),
         });
+    }
+
+    /// It goes out from this end of the connection to the endpoint, where that is known.
+    pub fn sent_from(&self, local: Option<SocketAddr>) {
+        if let Some(reached) = &mut self.course.lock().endpoint {
+            reached.local = local;
+        }
+    }
+
+    /// Is set where a policy on trial would have refused it.
+    pub fn on_trial(&self) -> &AtomicBool {
+        &self.on_trial
     }
 
     /// The endpoint was not reached.
@@ -413,6 +430,8 @@ impl Record {
             authority: asked.uri.authority().map(|authority| authority.as_str()).or(host),
             upstream_host: course.endpoint.as_ref().map(|reached| reached.address),
             upstream_cluster: backend.as_deref(),
+            upstream_local: course.endpoint.as_ref().and_then(|reached| reached.local),
+            dry_run_denied: self.on_trial.load(Ordering::Relaxed),
             downstream_local: Some(arrival.destination.address),
             downstream_remote: Some(SocketAddr::new(arrival.source.ip, arrival.peer_address.port())),
             route: course.route.as_deref(),

@@ -143,6 +143,7 @@ impl Sending<'_> {
             // What came is dropped, and its connection with it, before the wait.
             drop(brought);
             let waiting = pin!(sleep(wait));
+            let aim = &*aim;
             vigil
                 .keep(waiting, |snapshot| aim.judge_again(snapshot))
                 .await
@@ -231,6 +232,7 @@ impl Sending<'_> {
         let ends = limit.limit().map(|limit| Instant::now() + limit);
         (state.span, state.started) = (rand::random::<u64>().max(1), SystemTime::now());
         let brought = {
+            let aim = &*aim;
             let trying = pin!(self.attempt(state, aim, body, &pick));
             let keeping = vigil.keep(trying, |snapshot| aim.judge_again(snapshot));
             // Waited for at one point only: at two, its state would share its room with nothing else.
@@ -275,6 +277,7 @@ impl Sending<'_> {
                 hash: hashed.hash,
                 session: state.token.map(|token| token.fingerprint),
                 tried: &state.tried,
+                moves_on: false,
                 address: Some(self.arrival.destination.address.ip()),
             };
             let picked = drawn.backend.pick(&ask);

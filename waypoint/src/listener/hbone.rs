@@ -22,6 +22,7 @@ use crate::config::ReasonDetail;
 use crate::context::Waypoint;
 use crate::detect::{self, Serving};
 use crate::metrics::Counted;
+use crate::telemetry::request_id::fresh;
 
 /// Why a tunnel connection is not served.
 #[derive(Debug, thiserror::Error)]
@@ -218,9 +219,12 @@ fn ask_who_called(waypoint: &Waypoint, request: &ConnectRequest, found: &Found) 
 }
 
 fn refuse(waypoint: &Waypoint, incoming: Incoming, tunnel: &Tunnel, refused: &Refused) {
-    let status = refused.status();
+    let (status, id) = (refused.status(), fresh(rand::random()));
+    // What stands in the answer is found again in the log.
+    let id = id.to_str().unwrap_or_default();
     waypoint.metrics.replied(refused.reason);
     tracing::info!(
+        id,
         source = %tunnel.identity,
         peer = %tunnel.peer,
         code = refused.reason.code(),
@@ -228,7 +232,7 @@ fn refuse(waypoint: &Waypoint, incoming: Incoming, tunnel: &Tunnel, refused: &Re
         detail = refused.detail,
         "stream refused"
     );
-    let header = ReasonHeader::new(refused.reason);
+    let header = ReasonHeader::new(refused.reason).id(id);
     let is_gateway = is_gateway(&waypoint.view.load().settings, &tunnel.identity);
     let detail = waypoint.detail_for(&tunnel.identity, is_gateway);
     let header = match (detail, &refused.policy) {

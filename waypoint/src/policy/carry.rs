@@ -1,4 +1,7 @@
-//! Carries questions of policies over the waypoint's own connections: through tunnels where the service is in the mesh.
+//! Carries questions of policies over the waypoint's own connections: through tunnels where the service is in the mesh,
+//! and outside of it as requests go there, with the same judgement of where its name leads.
+
+mod helpers;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
@@ -8,7 +11,7 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Limited};
 use tulle_identity::RootSource;
-use tulle_model::NamespacedHostname;
+use tulle_model::{NamespacedHostname, Reason};
 use tulle_transport::Baggage;
 
 use super::ask::{Answer, Ask, AskError, Asked, Over, Question};
@@ -20,13 +23,16 @@ use super::jwt::target::Target;
 use crate::context::Waypoint;
 use crate::http::body::RequestBody;
 use crate::http::interim::Hears;
-use crate::upstream::backend::{Backend, BackendKey};
-use crate::upstream::cluster;
+use crate::upstream::backend::Backend;
+use crate::upstream::cluster::{self, Pick};
 use crate::upstream::connect::{self, Behalf, To};
-use crate::upstream::endpoint::Endpoint;
-use crate::upstream::metrics::Events;
+use crate::upstream::endpoint::{Endpoint, EndpointState};
 use crate::upstream::origination::Origination;
-use crate::upstream::pool::{Bounds, Key, Version};
+use crate::upstream::outcome::{self, Outcome};
+use crate::upstream::pool::{Bounds, Key, LeaseError, Version};
+use crate::upstream::walk::Walk;
+
+pub use helpers::Helpers;
 
 impl Ask for Waypoint {
     fn ask<'a>(&'a self, question: Question<'a>) -> BoxFuture<'a, Result<Answer, AskError>> {
@@ -34,61 +40,101 @@ impl Ask for Waypoint {
     }
 }
 
+/// Why a try brought no answer.
+enum Failed {
+    /// Nothing was sent: another endpoint, or another address, may do.
+    Unreached(String),
+    /// It may have been heard.
+    Asked(AskError),
+}
+
 impl Waypoint {
     async fn carry(&self, question: Question<'_>) -> Result<Answer, AskError> {
         let Asked { service, port } = question.to;
         let snapshot = self.view.load();
-        let backend = Backend::new(BackendKey::Service(service.clone(), *port), Events::default());
-        backend.refresh(&snapshot.mesh, &snapshot.own, &snapshot.settings);
-        drop(snapshot);
-        let nobody = || AskError::NoEndpoint(service.clone());
-        let ask = cluster::Ask {
-            now: backend.now(),
-            ..cluster::Ask::default()
+        let events = &self.metrics.upstream.events;
+        let backend = self.helpers.backend(question.to, &snapshot, events);
+        let asked = SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port));
+        let mut walk = Walk::default();
+        let mut last = AskError::NoEndpoint(service.clone());
+        let pick = |tried: &[Arc<EndpointState>]| {
+            backend.pick(&cluster::Ask {
+                now: backend.now(),
+                tried,
+                ..cluster::Ask::default()
+            })
         };
         // Held until the answer is whole: the endpoint counts the question until then.
-        let pick = backend.pick(&ask).ok_or_else(nobody)?;
-        let endpoint = pick.endpoint();
-        let asked = SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port));
-        let address = endpoint.address(asked).ok_or_else(nobody)?;
+        while let Some(mut pick) = pick(walk.tried()) {
+            let address = match walk.turn_to((self, &snapshot), &pick, None, asked).await {
+                None => break,
+                Some(Ok(address)) => address,
+                Some(Err(Reason::NoHealthyEndpoint)) => continue,
+                Some(Err(reason)) => {
+                    last = AskError::Connection(format!("{service}: {reason}"));
+                    continue;
+                }
+            };
+            match self.put(&question, (&backend, &mut pick), address).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failed::Unreached(why)) => last = AskError::Connection(why),
+                Err(Failed::Asked(error)) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// Puts a question to one endpoint, at one address.
+    async fn put(
+        &self,
+        question: &Question<'_>,
+        (backend, pick): (&Backend, &mut Pick),
+        address: SocketAddr,
+    ) -> Result<Answer, Failed> {
+        let Asked { service, port } = question.to;
+        let cluster = Arc::clone(pick.cluster());
         let behalf = Behalf {
-            client: asked,
+            client: SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port)),
             source: None,
             baggage: Baggage::default(),
             host: Some(service.hostname.to_string()),
             hops: 1,
         };
-        let tls = pick.cluster().tls_to(endpoint);
-        let key = key(question.over, endpoint, address, tls);
+        let endpoint = pick.endpoint().clone();
+        let tls = cluster.tls_to(&endpoint);
+        let key = key(question.over, &endpoint, address, tls);
         let to = To {
-            endpoint,
+            endpoint: &endpoint,
             address,
             tls,
             speaks: Some(key.version),
         };
-        let cluster = pick.cluster();
         let bounds = Bounds {
             breaker: &cluster.state().breaker,
             limits: cluster.policy().limits,
         };
-        let mut request = question.request.map(RequestBody::text);
+        let mut request = question.request.clone().map(RequestBody::text);
         loop {
             let open = || connect::open(self, to, &behalf, bounds.limits.connect);
-            let broken = |error: &dyn std::fmt::Display| AskError::Connection(error.to_string());
-            let mut lease = self
-                .upstreams
-                .http
-                .lease(&key, bounds, open)
-                .await
-                .map_err(|error| broken(&error))?;
+            let broken =
+                |error: &dyn std::fmt::Display| Failed::Asked(AskError::Connection(error.to_string()));
+            let mut lease = match self.upstreams.http.lease(&key, bounds, open).await {
+                Ok(lease) => lease,
+                Err(LeaseError::Open(error)) => {
+                    pick.settle(&connect::outcome_of(&error), backend.now());
+                    return Err(Failed::Unreached(error.to_string()));
+                }
+                Err(LeaseError::Overflow(_)) => return Err(Failed::Asked(AskError::Busy)),
+            };
             let reused = lease.reused;
             match lease.send(request, Hears::default()).await {
                 Ok(response) => {
                     let (parts, body) = response.into_parts();
+                    pick.settle(&answered(parts.status.as_u16()), backend.now());
                     let collected = Limited::new(body, question.answer_bytes_max).collect().await;
                     let collected = collected.map_err(|error| match error.downcast::<hyper::Error>() {
                         Ok(error) => broken(&error),
-                        Err(_) => AskError::TooLong,
+                        Err(_) => Failed::Asked(AskError::TooLong),
                     })?;
                     lease.finish();
                     let trailers = collected.trailers().cloned().unwrap_or_default();
@@ -100,11 +146,22 @@ impl Waypoint {
                 // A connection that waited may be gone; nothing was sent over it.
                 Err(failed) => match failed.unsent {
                     Some(unsent) if reused => request = *unsent,
-                    _ => return Err(broken(&failed.error)),
+                    _ => {
+                        pick.settle(&Outcome::Reset, backend.now());
+                        return Err(broken(&failed.error));
+                    }
                 },
             }
         }
     }
+}
+
+fn answered(status: u16) -> Outcome {
+    Outcome::Answered(outcome::Answer {
+        status,
+        grpc: None,
+        hint: None,
+    })
 }
 
 /// Fetches keys of tokens: from services of the mesh by its tunnels, else by HTTPS.

@@ -2,11 +2,13 @@
 //! fault*. Each may end the request with a reply; what passes carries what it changes of request and answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
 use tulle_model::policy::authz::{Attributes, Denial, Verdict};
 use tulle_model::reason::http::grpc_status;
 use tulle_model::request::{Destination, RequestHead, Source};
@@ -22,6 +24,7 @@ use super::jwt::{Effects, Fetch, Jwks};
 use super::limit::global::{Counted, Questions};
 use super::limit::key::Keyed;
 use super::limit::local::{self, Refused};
+use super::live::Held;
 use super::metrics::PolicyMetrics;
 use super::rules::{Decider, Rules};
 use crate::http::body::RequestBody;
@@ -32,6 +35,11 @@ const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
+/// Questions about open requests at once, when a policy comes that has somebody decide about them.
+const AGAIN_MAX: usize = 256;
+/// How long such a question waits for its turn; the request ends if it does not come.
+const AGAIN_WAIT: Duration = Duration::from_millis(500);
+
 /// What all requests of the process share for their policies.
 #[derive(Debug)]
 pub struct Engine {
@@ -40,6 +48,8 @@ pub struct Engine {
     tokens: Cache,
     delays: Delays,
     questions: Questions,
+    /// Questions about open requests that may run at once.
+    again: Semaphore,
     /// What is counted.
     pub metrics: PolicyMetrics,
     started: Instant,
@@ -56,6 +66,33 @@ pub struct Asking<'a> {
     pub route: Option<&'a str>,
     /// The id of the request.
     pub id: &'a str,
+    /// Is set where a policy on trial would have refused it.
+    pub on_trial: &'a AtomicBool,
+    /// Where it stands while it is held back.
+    pub held: Held<'a>,
+}
+
+impl Asking<'_> {
+    /// Does what holds a request back, unless policies deny it meanwhile.
+    async fn hold<T>(
+        &self,
+        head: &RequestHead,
+        claims: Option<&Claims>,
+        doing: impl Future<Output = T>,
+    ) -> Result<T, Reply> {
+        let denied = self.held.ended((self.source, self.destination), head, claims);
+        tokio::select! {
+            biased;
+            done = doing => Ok(done),
+            ended = denied => {
+                tracing::info!(?ended, id = self.id, "a request ends that was held back");
+                Err(Reply {
+                    because: ended.policy().cloned(),
+                    ..Reason::PolicyChanged.into()
+                })
+            }
+        }
+    }
 }
 
 /// What passed, with what is to be changed.
@@ -107,6 +144,7 @@ impl Engine {
             tokens: Cache::default(),
             delays: Delays::default(),
             questions: Questions::default(),
+            again: Semaphore::new(AGAIN_MAX),
             metrics,
             started: Instant::now(),
         }
@@ -164,7 +202,7 @@ impl Engine {
         for (policy, decider) in &rules.asked {
             Box::pin(self.decide(policy, decider, ask, head, body, of, passed)).await?;
         }
-        self.authorize(rules, &attributes)
+        self.authorize(rules, &attributes, of.on_trial)
             .map_err(|denial| denied(&denial))
     }
 
@@ -172,9 +210,10 @@ impl Engine {
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn authorize(&self, rules: &Rules, of: &Attributes<'_>) -> Result<(), Denial> {
+    pub fn authorize(&self, rules: &Rules, of: &Attributes<'_>, on_trial: &AtomicBool) -> Result<(), Denial> {
         for run in rules.authorizer.dry_runs(of) {
             if run.denies {
+                on_trial.store(true, Ordering::Relaxed);
                 self.metrics.judged("deny", &run.policy, true);
                 tracing::info!(policy = %run.policy, rule = run.rule, source = ?of.source.identity, "dry_run_denied");
             }
@@ -264,7 +303,8 @@ impl Engine {
         let sent = match decider.wants_body() {
             None => Bytes::new(),
             Some(max) => {
-                let (bytes, is_whole) = body.peek(max).await.map_err(|_| reply(Reason::ClientGone))?;
+                let peeked = of.hold(head, passed.claims.as_deref(), body.peek(max)).await?;
+                let (bytes, is_whole) = peeked.map_err(|_| reply(Reason::ClientGone))?;
                 if !is_whole && !decider.allows_partial() {
                     return Err(reply(Reason::BodyTooLarge));
                 }
@@ -280,7 +320,8 @@ impl Engine {
             now: now(),
         };
         let before = Instant::now();
-        let decision = decider.decide(ask, subject).await;
+        let deciding = decider.decide(ask, subject);
+        let decision = of.hold(head, passed.claims.as_deref(), deciding).await?;
         self.metrics.ext_authz.observe(before.elapsed().as_secs_f64());
         match decision {
             Decision::Allow(changes) => {
@@ -306,6 +347,34 @@ impl Engine {
                 Err(with(reply(Reason::ExtAuthzError), status, HeaderMap::new(), None))
             }
         }
+    }
+
+    /// Whether somebody who decides now lets an open request pass that was let pass before. What of its body would have to
+    /// be seen has gone by.
+    pub async fn ask_again(
+        &self,
+        policy: &Str,
+        decider: &Decider,
+        ask: &dyn Ask,
+        subject: Subject<'_>,
+    ) -> bool {
+        let asking = async {
+            let decider = decider.as_ref()?;
+            if decider.wants_body().is_some() && !decider.allows_partial() {
+                return None;
+            }
+            let permit = timeout(AGAIN_WAIT, self.again.acquire()).await;
+            let _permit = permit.ok()?.ok()?;
+            let before = Instant::now();
+            let decision = decider.decide(ask, subject).await;
+            self.metrics.ext_authz.observe(before.elapsed().as_secs_f64());
+            matches!(decision, Decision::Allow(_) | Decision::AllowUnasked(_)).then_some(())
+        };
+        let passes = asking.await.is_some();
+        if !passes {
+            self.metrics.judged("custom", policy, false);
+        }
+        passes
     }
 
     async fn count(
@@ -363,7 +432,8 @@ impl Engine {
         let random = |whole| rand::random_range(0..whole);
         let injected = injector.draw(of.source, head, random);
         if let Some(delay) = injected.delay {
-            let waited = self.delays.wait(delay).await;
+            let waiting = self.delays.wait(delay);
+            let waited = of.hold(head, passed.claims.as_deref(), waiting).await?;
             self.metrics.fault(if waited { "delay" } else { "delay_skipped" });
             passed.delayed_by = waited.then(|| policy.clone());
         }

@@ -3,8 +3,10 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::BoxFuture;
+use http::HeaderValue;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tulle_model::Str;
@@ -12,12 +14,13 @@ use tulle_model::policy::authz::{Attributes, Denial, Verdict};
 use tulle_model::request::{Destination, RequestHead, Source};
 use tulle_model::waypoint::FrontOf;
 
+use super::ext_authz::Subject;
 use super::jwt::token::Claims;
-use super::rules::Rules;
+use super::rules::{Decider, Rules};
 use crate::context::Waypoint;
 use crate::snapshot::{FrontState, Snapshot, View};
 use crate::spare;
-use crate::upstream::backend::Backend;
+use crate::upstream::backend::{Backend, BackendKey};
 
 /// How long changes are gathered before open streams are judged. What is denied ends within a second.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -37,6 +40,8 @@ pub struct Open {
     pub head: Option<RequestHead>,
     /// The server name it asked for.
     pub sni: Option<String>,
+    /// The id of the request.
+    pub id: HeaderValue,
     /// What it passed.
     pub passed: Passed,
 }
@@ -56,7 +61,12 @@ pub struct Asked<'a> {
     pub head: Option<&'a RequestHead>,
     /// The server name it asked for.
     pub sni: Option<&'a str>,
+    /// The id of the request.
+    pub id: &'a str,
 }
+
+/// Those who decide about it now and did not before, each with the policy that says so.
+pub type Unasked = Vec<(Str, Decider)>;
 
 /// The policies that let it pass.
 #[derive(Debug)]
@@ -91,6 +101,8 @@ pub enum Ended {
     Pending(Str),
     /// A policy would have somebody else decide, and nobody can be asked about what is not read.
     Unasked(Str),
+    /// Somebody who decides by this policy now refuses it, or does not answer.
+    Refused(Str),
 }
 
 impl Open {
@@ -105,13 +117,19 @@ impl Open {
             }
             sleep(PAUSE).await;
             changes.mark_unchanged();
-            if let Some(ended) = self.judge(&waypoint.view.load()) {
+            let (asked, passed) = self.parts();
+            let judged = passed.judge(asked, &waypoint.view.load());
+            let ended = match judged {
+                Err(ended) => Some(ended),
+                Ok(unasked) => asked.ask(&waypoint, unasked).await,
+            };
+            if let Some(ended) = ended {
                 return ended;
             }
         }
     }
 
-    fn judge(&mut self, snapshot: &Snapshot) -> Option<Ended> {
+    fn parts(&mut self) -> (Asked<'_>, &mut Passed) {
         let asked = Asked {
             front: &self.front,
             route: self.route.as_deref(),
@@ -119,8 +137,9 @@ impl Open {
             destination: self.destination,
             head: self.head.as_ref(),
             sni: self.sni.as_deref(),
+            id: self.id.to_str().unwrap_or_default(),
         };
-        self.passed.judge(asked, snapshot)
+        (asked, &mut self.passed)
     }
 }
 
@@ -130,25 +149,30 @@ impl Ended {
     pub fn policy(&self) -> Option<&Str> {
         match self {
             Self::Denied(denial) => denial.policy(),
-            Self::Pending(policy) | Self::Unasked(policy) => Some(policy),
+            Self::Pending(policy) | Self::Unasked(policy) | Self::Refused(policy) => Some(policy),
         }
     }
 }
 
 impl Passed {
-    /// Why it ends by what a snapshot says. What nobody fronts any more is drained elsewhere, not cut here.
-    pub fn judge(&mut self, asked: Asked<'_>, snapshot: &Snapshot) -> Option<Ended> {
-        let front = snapshot.front(asked.front)?;
+    /// Judges it by what a snapshot says. What nobody fronts any more is drained elsewhere, not cut here. What is to be
+    /// asked is told once.
+    ///
+    /// # Errors
+    /// Why it ends.
+    pub fn judge(&mut self, asked: Asked<'_>, snapshot: &Snapshot) -> Result<Unasked, Ended> {
+        let Some(front) = snapshot.front(asked.front) else {
+            return Ok(Unasked::new());
+        };
         let port = front.port(asked.destination.address.port());
         let rules = port.map(|port| port.policies_of(asked.route));
-        let ended = asked.judge(front, rules, &mut self.rules, self.claims.as_deref());
-        if ended.is_some() {
-            return ended;
+        let mut unasked = asked.judge(front, rules, &mut self.rules, self.claims.as_deref())?;
+        if let Some((front, port)) = snapshot.behind(&self.backend.key, asked.front) {
+            let rules = port.policies_as_backend();
+            let known = self.behind.get_or_insert_default();
+            unasked.extend(asked.judge(front, Some(rules), known, self.claims_behind.as_deref())?);
         }
-        let (front, port) = snapshot.behind(&self.backend.key, asked.front)?;
-        let rules = port.policies_as_backend();
-        let known = self.behind.get_or_insert_default();
-        asked.judge(front, Some(rules), known, self.claims_behind.as_deref())
+        Ok(unasked)
     }
 }
 
@@ -160,29 +184,137 @@ impl Asked<'_> {
         rules: Option<&Arc<Rules>>,
         known: &mut Arc<Rules>,
         claims: Option<&Claims>,
-    ) -> Option<Ended> {
+    ) -> Result<Unasked, Ended> {
         if let Some(missing) = front.missing.first() {
-            return Some(Ended::Pending(missing.clone()));
+            return Err(Ended::Pending(missing.clone()));
         }
-        let rules = rules.filter(|rules| !Arc::ptr_eq(rules, known))?;
-        *known = Arc::clone(rules);
+        let Some(rules) = rules.filter(|rules| !Arc::ptr_eq(rules, known)) else {
+            return Ok(Unasked::new());
+        };
+        let before = std::mem::replace(known, Arc::clone(rules));
         let token = claims.map(|claims| &claims.token);
         let attributes = match self.head {
             Some(head) => Attributes::of_request(self.source, self.destination, head, token),
             None => Attributes::of_stream(self.source, self.destination, self.sni),
         };
+        let unasked = match self.head {
+            Some(_) => rules.deciders_since(&before, &attributes),
+            None => Unasked::new(),
+        };
         if self.head.is_none() {
             let asks = rules.authorizer.asks(&attributes).next();
-            let unasked = asks.map(|(matched, _)| matched.policy);
-            let unasked = unasked.or_else(|| rules.ask_nobody().err().map(|(_, policy)| policy));
-            if let Some(policy) = unasked {
-                return Some(Ended::Unasked(policy));
+            let policy = asks.map(|(matched, _)| matched.policy);
+            let policy = policy.or_else(|| rules.ask_nobody().err().map(|(_, policy)| policy));
+            if let Some(policy) = policy {
+                return Err(Ended::Unasked(policy));
             }
         }
         match rules.authorizer.check(&attributes) {
-            Verdict::Allow(_) => None,
-            Verdict::Deny(denial) => Some(Ended::Denied(denial)),
+            Verdict::Allow(_) => Ok(unasked),
+            Verdict::Deny(denial) => Err(Ended::Denied(denial)),
         }
+    }
+
+    /// Asks those who decide about it now; says why it ends, if one of them does not let it pass.
+    pub async fn ask(self, waypoint: &Waypoint, unasked: Unasked) -> Option<Ended> {
+        let head = self.head.filter(|_| !unasked.is_empty())?;
+        for (policy, decider) in unasked {
+            let subject = Subject {
+                source: self.source,
+                destination: self.destination,
+                head,
+                id: self.id,
+                // It has gone by.
+                body: &[],
+                now: now(),
+            };
+            let passes = waypoint.policies.ask_again(&policy, &decider, waypoint, subject);
+            if !passes.await {
+                return Some(Ended::Refused(policy));
+            }
+        }
+        None
+    }
+}
+
+/// A request that is held back before it goes anywhere: by who decides about it, or on purpose.
+#[derive(Debug, Clone, Copy)]
+pub struct Held<'a> {
+    /// Where newer snapshots are seen.
+    pub view: &'a View,
+    /// What it is judged by so far.
+    pub by: &'a Snapshot,
+    /// What was asked for.
+    pub front: &'a FrontOf,
+    /// Name of the route that was chosen.
+    pub route: Option<&'a str>,
+    /// The backend whose policies it is held by, if it is not held by those of what was asked for.
+    pub backend: Option<Behind<'a>>,
+}
+
+/// A backend with policies of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Behind<'a> {
+    /// The backend.
+    pub key: &'a BackendKey,
+    /// What the token of the request says to the policies of what was asked for.
+    pub claims: Option<&'a Claims>,
+}
+
+impl Held<'_> {
+    /// Waits until policies deny it, which may be never. `claims` are those that the policies which hold it go by.
+    pub async fn ended(
+        &self,
+        (source, destination): (&Source, Destination),
+        head: &RequestHead,
+        claims: Option<&Claims>,
+    ) -> Ended {
+        let mut changes = self.view.subscribe();
+        if !std::ptr::eq(&*self.view.load(), self.by) {
+            changes.mark_changed();
+        }
+        let asked = Asked {
+            front: self.front,
+            route: self.route,
+            source,
+            destination,
+            head: Some(head),
+            sni: None,
+            id: "",
+        };
+        loop {
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            sleep(PAUSE).await;
+            changes.mark_unchanged();
+            if let Err(ended) = self.judge(asked, claims, &self.view.load()) {
+                return ended;
+            }
+        }
+    }
+
+    /// By DENY and ALLOW: who else decides is asked before it goes anywhere.
+    fn judge(&self, asked: Asked<'_>, claims: Option<&Claims>, snapshot: &Snapshot) -> Result<(), Ended> {
+        let number = asked.destination.address.port();
+        let port = |snapshot: &Snapshot| -> Option<(Arc<FrontState>, Arc<Rules>)> {
+            let front = snapshot.front(self.front)?;
+            let rules = front.port(number)?.policies_of(self.route);
+            Some((Arc::clone(front), Arc::clone(rules)))
+        };
+        let of_front = self.backend.map_or(claims, |behind| behind.claims);
+        if let (Some((_, mut known)), Some((front, rules))) = (port(self.by), port(snapshot)) {
+            asked.judge(&front, Some(&rules), &mut known, of_front)?;
+        }
+        let Some(Behind { key, .. }) = self.backend else {
+            return Ok(());
+        };
+        let (before, after) = (self.by.behind(key, self.front), snapshot.behind(key, self.front));
+        if let (Some((_, before)), Some((front, after))) = (before, after) {
+            let mut known = Arc::clone(before.policies_as_backend());
+            asked.judge(front, Some(after.policies_as_backend()), &mut known, claims)?;
+        }
+        Ok(())
     }
 }
 
@@ -209,13 +341,13 @@ impl<'a> Vigil<'a> {
     ///
     /// # Errors
     /// Why it ends.
-    pub async fn keep<F: Future>(
+    pub async fn keep<'j, F: Future>(
         &mut self,
         mut doing: Pin<&mut F>,
-        judge: impl Fn(&Snapshot) -> Option<Ended>,
+        judge: impl Fn(Arc<Snapshot>) -> BoxFuture<'j, Option<Ended>>,
     ) -> Result<F::Output, Ended> {
         if self.changes.has_changed().unwrap_or_default() {
-            self.judge(&judge)?;
+            self.look(&judge).await.map_or(Ok(()), Err)?;
         }
         loop {
             tokio::select! {
@@ -228,14 +360,29 @@ impl<'a> Vigil<'a> {
             tokio::select! {
                 biased;
                 done = doing.as_mut() => return Ok(done),
-                () = gathering => self.judge(&judge)?,
+                () = gathering => {}
+            }
+            let judging = self.look(&judge);
+            tokio::select! {
+                biased;
+                done = doing.as_mut() => return Ok(done),
+                ended = judging => ended.map_or(Ok(()), Err)?,
             }
         }
     }
 
-    fn judge(&mut self, judge: impl Fn(&Snapshot) -> Option<Ended>) -> Result<(), Ended> {
-        // Before the look, so that what comes after it is another change.
+    /// What is looked at is marked as seen before the look, so that what comes after it is another change.
+    fn look<'j>(
+        &mut self,
+        judge: &impl Fn(Arc<Snapshot>) -> BoxFuture<'j, Option<Ended>>,
+    ) -> BoxFuture<'j, Option<Ended>> {
         self.changes.mark_unchanged();
-        judge(&self.view.load()).map_or(Ok(()), Err)
+        judge(self.view.load())
     }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

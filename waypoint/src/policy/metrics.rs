@@ -15,6 +15,7 @@ const SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 pub struct PolicyMetrics {
     authz: Family<OfPolicy, Counter>,
     limited: Family<OfLimit, Counter>,
+    overflows: Family<OfLimit, Counter>,
     tokens: Family<OfToken, Counter>,
     faults: Family<OfFault, Counter>,
     /// Seconds that authorizers took.
@@ -48,6 +49,7 @@ impl Default for PolicyMetrics {
         Self {
             authz: Family::default(),
             limited: Family::default(),
+            overflows: Family::default(),
             tokens: Family::default(),
             faults: Family::default(),
             ext_authz: Histogram::new(SECONDS),
@@ -69,6 +71,11 @@ impl PolicyMetrics {
             "tulle_waypoint_rate_limited",
             "Requests over a rate limit, by policy",
             made.limited.clone(),
+        );
+        registry.register(
+            "tulle_waypoint_rate_limit_overflow",
+            "Requests that had to share a bucket of a local rate limit, which has as many as it may have, by policy",
+            made.overflows.clone(),
         );
         registry.register(
             "tulle_waypoint_jwt_failures",
@@ -104,6 +111,15 @@ impl PolicyMetrics {
             policy: policy.to_string(),
         };
         self.limited.get_or_create(&labels).inc();
+    }
+
+    /// Counts the requests to a limit that find no room for a bucket of their own.
+    #[must_use]
+    pub fn overflows(&self, policy: &Str) -> Counter {
+        let labels = OfLimit {
+            policy: policy.to_string(),
+        };
+        self.overflows.get_or_create(&labels).clone()
     }
 
     /// A token was not valid.

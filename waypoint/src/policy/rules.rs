@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use tulle_model::filter::{ExtAuthz, Filter};
 use tulle_model::policy::applies::{self, Place};
-use tulle_model::policy::authz::Authorizer;
+use tulle_model::policy::authz::{Attributes, Authorizer};
 use tulle_model::policy::traffic::LocalRateLimit;
 use tulle_model::policy::{Concern, Policy};
 use tulle_model::route::Route;
@@ -17,6 +17,7 @@ use super::fault::Injector;
 use super::jwt::Authentication;
 use super::limit::global::GlobalLimiter;
 use super::limit::local::Limiter;
+use super::metrics::PolicyMetrics;
 
 /// What applies at one place. It is made once and never changed.
 #[derive(Debug, Default)]
@@ -44,9 +45,19 @@ pub type Decider = Option<Arc<ext_authz::Authorizer>>;
 pub struct Limiters {
     known: HashMap<Str, (LocalRateLimit, Weak<Limiter>)>,
     replicas: u32,
+    metrics: PolicyMetrics,
 }
 
 impl Limiters {
+    /// None yet. What happens to them is counted there.
+    #[must_use]
+    pub fn new(metrics: PolicyMetrics) -> Self {
+        Self {
+            metrics,
+            ..Self::default()
+        }
+    }
+
     /// Says how many replicas of the waypoint are ready, and forgets limits that nobody has.
     pub fn refresh(&mut self, replicas: u32) {
         self.replicas = replicas;
@@ -68,7 +79,7 @@ impl Limiters {
         {
             return limiter;
         }
-        let limiter = Arc::new(Limiter::new(limit));
+        let limiter = Arc::new(Limiter::counted(limit, self.metrics.overflows(&name)));
         limiter.set_replicas(self.replicas);
         self.known.insert(name, (limit.clone(), Arc::downgrade(&limiter)));
         limiter
@@ -136,6 +147,21 @@ impl Rules {
     #[must_use]
     pub fn provider(&self, name: Option<&Str>) -> Decider {
         name.and_then(|name| self.custom.get(name)?.clone())
+    }
+
+    /// Who decides about a request by these rules and did not by those of before.
+    #[must_use]
+    pub fn deciders_since(&self, before: &Self, of: &Attributes<'_>) -> Vec<(Str, Decider)> {
+        let known: Vec<_> = before.authorizer.asks(of).collect();
+        let is_known = |policy: &Str, provider: Option<&Str>| {
+            let mut known = known.iter();
+            known.any(|(matched, named)| matched.policy == *policy && *named == provider)
+        };
+        let custom = self.authorizer.asks(of);
+        let custom = custom.filter(|(matched, provider)| !is_known(&matched.policy, *provider));
+        let custom = custom.map(|(matched, provider)| (matched.policy, self.provider(provider)));
+        let is_new = |(policy, _): &&(Str, Decider)| before.asked.iter().all(|(known, _)| known != policy);
+        custom.chain(self.asked.iter().filter(is_new).cloned()).collect()
     }
 
     /// Whether a stream that is not read may pass, so far as somebody else would have to decide: nobody can be asked

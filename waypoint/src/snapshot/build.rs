@@ -50,7 +50,7 @@ impl Builder {
             everything: true,
             ..Affected::default()
         };
-        let mut kept = Kept::new(metrics.upstream.clone());
+        let mut kept = Kept::new(metrics);
         let first = build(&me, &mut kept, current, None, &all);
         Self {
             mesh,

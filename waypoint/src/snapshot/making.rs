@@ -13,6 +13,7 @@ use tulle_model::{NamespacedHostname, Snapshot as MeshSnapshot, Str};
 
 use super::front::{FrontState, Fronted, PortPolicies, PortState};
 use crate::http::rule::Rule;
+use crate::metrics::Metrics;
 use crate::policy::rules::{self, Limiters, Rules};
 use crate::upstream::backend::{self, Backend, BackendKey, on_route};
 use crate::upstream::metrics::UpstreamMetrics;
@@ -32,11 +33,11 @@ type Known = (BackendKey, Option<RuleOf>);
 type RuleOf = (Str, Str);
 
 impl Kept {
-    pub(super) fn new(metrics: UpstreamMetrics) -> Self {
+    pub(super) fn new(metrics: &Metrics) -> Self {
         Self {
             backends: HashMap::new(),
-            limiters: Limiters::default(),
-            metrics,
+            limiters: Limiters::new(metrics.policies.clone()),
+            metrics: metrics.upstream.clone(),
         }
     }
 

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use tulle_model::{Reason, Str};
 use tulle_transport::Transfer;
 
+use super::Reached;
 use crate::clock::Time;
 use crate::context::Waypoint;
 use crate::listener::arrival::Arrival;
@@ -17,7 +19,6 @@ use crate::telemetry::party::{Party, ServiceLabels};
 use crate::telemetry::request_id::fresh;
 use crate::telemetry::requests::OpenStream;
 use crate::upstream::backend::Backend;
-use crate::upstream::endpoint::Endpoint;
 
 /// What is known of one stream.
 pub(super) struct Record<'a> {
@@ -27,6 +28,7 @@ pub(super) struct Record<'a> {
     server_name: Option<String>,
     route: Option<Str>,
     generation: u64,
+    on_trial: AtomicBool,
     started: SystemTime,
     begun: Time,
 }
@@ -35,7 +37,9 @@ pub(super) struct Record<'a> {
 pub(super) struct Carried {
     open: OpenStream,
     backend: String,
-    upstream: Option<SocketAddr>,
+    upstream: SocketAddr,
+    local: Option<SocketAddr>,
+    attempts: u32,
     sent: u64,
     received: u64,
 }
@@ -66,6 +70,7 @@ impl<'a> Record<'a> {
             server_name,
             route: None,
             generation: snapshot.mesh.generation(),
+            on_trial: AtomicBool::new(false),
             started: SystemTime::now(),
             begun: waypoint.clock.now(),
         }
@@ -76,8 +81,14 @@ impl<'a> Record<'a> {
         self.route = route.cloned();
     }
 
+    /// Is set where a policy on trial would have refused it.
+    pub(super) fn on_trial(&self) -> &AtomicBool {
+        &self.on_trial
+    }
+
     /// An endpoint was reached: the stream is open.
-    pub(super) fn opened(&self, backend: &Backend, endpoint: &Endpoint) -> Carried {
+    pub(super) fn opened(&self, reached: &Reached) -> Carried {
+        let (backend, endpoint) = (&*reached.backend, reached.held.0.endpoint());
         let labels = TrafficLabels {
             destination: Arc::clone(&endpoint.party),
             mutual_tls: endpoint.is_tunnelled(),
@@ -86,7 +97,9 @@ impl<'a> Record<'a> {
         Carried {
             open: self.waypoint.metrics.traffic.stream(&labels, self.begun),
             backend: backend.key.told(),
-            upstream: endpoint.address(self.arrival.destination.address),
+            upstream: reached.address,
+            local: reached.opened.local(),
+            attempts: reached.attempts,
             sent: 0,
             received: 0,
         }
@@ -104,8 +117,9 @@ impl<'a> Record<'a> {
             received: carried.received,
             sent: carried.sent,
             upstream_cluster: Some(&carried.backend),
-            upstream_host: carried.upstream,
-            attempts: 1,
+            upstream_host: Some(carried.upstream),
+            upstream_local: carried.local,
+            attempts: carried.attempts,
             ..Entry::default()
         });
     }
@@ -156,6 +170,7 @@ impl<'a> Record<'a> {
             downstream_remote: Some(SocketAddr::new(arrival.source.ip, arrival.peer_address.port())),
             server_name: self.server_name.as_deref(),
             route: self.route.as_deref(),
+            dry_run_denied: self.on_trial.load(Ordering::Relaxed),
             source_principal: Some(&self.source.principal),
             source_workload: Some(&self.source.workload),
             source_namespace: Some(&self.source.namespace),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tulle_model::policy::traffic::{self, Algorithm, LoadBalancing};
-use tulle_model::service::{LoadBalancingMode, Service};
+use tulle_model::service::Service;
 use tulle_model::upstream::Serving;
 use tulle_model::workload::{TunnelProtocol, Workload};
 use tulle_model::{Identity, Str};
@@ -22,7 +22,7 @@ use super::locality::{Places, Spread};
 use super::metrics::Events;
 use super::origination::Origination;
 use super::outlier::{self, Bench, Phase};
-use super::via::Via;
+use super::via::{Via, is_passthrough};
 use crate::clock::Time;
 use crate::telemetry::party::{Party, ServiceLabels};
 
@@ -233,6 +233,13 @@ impl Cluster {
         });
         let mut endpoints = Vec::with_capacity(serving.len());
         let via = |index: usize| sources.via.get(index).and_then(Option::as_ref);
+        let passthrough = service.is_some_and(|service| is_passthrough(service));
+        let original = |index: usize| {
+            let workload = &serving[index].workload;
+            let stands_in = workload.addresses.is_empty() && workload.hostname.is_empty();
+            let is_one = passthrough && stands_in && via(index).is_none();
+            service.filter(|_| is_one).cloned()
+        };
         let build = |members: &Vec<usize>| {
             let start = endpoints.len();
             let taking = members.iter().filter(|index| serving[**index].healthy);
@@ -241,6 +248,7 @@ impl Cluster {
                 target_port: service.map(|_| serving[*index].target_port),
                 expected: Arc::new(expected(&serving[*index].workload, service, via(*index))),
                 via: via(*index).cloned(),
+                original: original(*index),
                 party: Arc::new(party(&serving[*index].workload)),
                 state: Arc::clone(&states[*index]),
             }));
@@ -254,8 +262,6 @@ impl Cluster {
         };
         let spread = places.spread;
         let places = places.members.iter().map(build).collect();
-        let balancing = service.and_then(|service| service.load_balancing.as_ref());
-        let mode = balancing.map(|balancing| balancing.mode);
         Self {
             sessions: sessions(&name, &endpoints),
             name,
@@ -265,7 +271,7 @@ impl Cluster {
             places,
             spread,
             policy,
-            passthrough: mode == Some(LoadBalancingMode::Passthrough),
+            passthrough,
             state: Arc::clone(state),
         }
     }
@@ -350,6 +356,7 @@ impl Cluster {
         found.ok().map(|position| self.sessions[position].1)
     }
 
+    /// Who has an address, or else who stands for it.
     fn at(&self, address: IpAddr) -> Option<usize> {
         let address = address.to_canonical();
         let has = |endpoint: &Endpoint| {
@@ -359,7 +366,10 @@ impl Cluster {
                 .iter()
                 .any(|own| own.to_canonical() == address)
         };
-        self.endpoints.iter().position(has)
+        let stands_for = |endpoint: &Endpoint| endpoint.stands_for(address);
+        let mut endpoints = self.endpoints.iter();
+        let found = endpoints.position(has);
+        found.or_else(|| self.endpoints.iter().position(stands_for))
     }
 
     /// Whether outlier detection leaves the endpoint alone.

@@ -32,6 +32,18 @@ pub enum Opened {
     Secured(Box<Secured>),
 }
 
+impl Opened {
+    /// Our end of it, where it is a socket of its own. A tunnel has one for all of its streams.
+    #[must_use]
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tunnel(_) => None,
+            Self::Plain(socket) => socket.local(),
+            Self::Secured(stream) => stream.get_ref().0.local(),
+        }
+    }
+}
+
 /// On whose behalf a stream is opened, as far as the endpoint is told.
 #[derive(Debug, Clone)]
 pub struct Behalf {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,6 +19,13 @@ use tulle_transport::socket::{self, SocketOptions};
 
 use crate::buffers;
 
+/// A port to ask for routes by; nothing is sent there.
+const DISCARD: u16 = 9;
+
+/// Our end of what is in memory.
+#[cfg(any(test, feature = "testing"))]
+const MEMORY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9)), 40_000);
+
 /// A connected socket, or what stands for one where there is no network.
 #[derive(Debug)]
 pub enum Socket {
@@ -30,6 +37,16 @@ pub enum Socket {
 }
 
 impl Socket {
+    /// Our end of it.
+    #[must_use]
+    pub fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.local_addr().ok(),
+            #[cfg(any(test, feature = "testing"))]
+            Self::Memory(_) => Some(MEMORY),
+        }
+    }
+
     fn keep_queue_short(&self) {
         match self {
             // A socket that cannot take its options is already dead; the handshake will find out.
@@ -53,6 +70,12 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
 
     /// The addresses of a host. The caller bounds the time, and judges them.
     fn resolve<'a>(&'a self, host: &'a str) -> Resolving<'a>;
+
+    /// Whether there is any way to an address: a host of one family has none to those of the other. Who cannot say
+    /// lets it be tried.
+    fn has_route(&self, _to: IpAddr) -> bool {
+        true
+    }
 }
 
 /// The network this process is in.
@@ -79,6 +102,27 @@ impl Network for OwnNetwork {
             Ok(found.map(|address| address.ip()).collect())
         })
     }
+
+    /// Nothing is sent: that a datagram's socket is connected only asks the kernel for a route and an address of ours.
+    fn has_route(&self, to: IpAddr) -> bool {
+        let any: IpAddr = if to.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let connected = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((to, DISCARD)));
+        // Any other error, such as too many open files, says nothing of routes.
+        !connected.is_err_and(|error| is_no_route(&error))
+    }
+}
+
+/// Whether the kernel says that it has no way there: no route, no address, or not even the family.
+fn is_no_route(error: &io::Error) -> bool {
+    const FAMILY_NOT_SUPPORTED: i32 = 97;
+    let kind = error.kind();
+    kind == io::ErrorKind::NetworkUnreachable
+        || kind == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(FAMILY_NOT_SUPPORTED)
 }
 
 /// Dials tunnels.
@@ -198,6 +242,20 @@ impl AsyncWrite for Socket {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             #[cfg(any(test, feature = "testing"))]
             Self::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_has_a_route_to_itself_and_knows_what_the_lack_of_one_looks_like() {
+        assert!(OwnNetwork.has_route(Ipv4Addr::LOCALHOST.into()));
+        for (raw, expect) in [(101, true), (99, true), (97, true), (24, false), (113, false)] {
+            let error = io::Error::from_raw_os_error(raw);
+            assert_eq!(is_no_route(&error), expect, "{error}");
         }
     }
 }

@@ -1,12 +1,13 @@
 //! Endpoints: what a snapshot says of them, and what is remembered of them from one snapshot to the next.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tulle_model::service::Service;
 use tulle_model::workload::{TunnelProtocol, Workload};
-use tulle_model::{Identity, Str, WorkloadUid};
+use tulle_model::{Identity, NetworkAddress, Str, WorkloadUid};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::balance::peak_ewma::Latency;
@@ -97,6 +98,8 @@ pub struct Endpoint {
     pub expected: Arc<BTreeSet<Identity>>,
     /// How it is reached, if not at its own address.
     pub via: Option<Arc<Via>>,
+    /// Whose addresses it stands for: it is wherever its callers meant to go, as long as that is one of them.
+    pub original: Option<Arc<Service>>,
     /// How metrics know it.
     pub party: Arc<Party>,
     /// What is remembered of it.
@@ -116,6 +119,18 @@ impl Endpoint {
         let same = addresses.iter().find(|ip| ip.is_ipv4() == asked.is_ipv4());
         let ip = same.or_else(|| addresses.first())?;
         Some(SocketAddr::new(*ip, port))
+    }
+
+    /// Whether it stands for this address.
+    #[must_use]
+    pub fn stands_for(&self, address: IpAddr) -> bool {
+        let at = NetworkAddress::new(self.workload.network.clone(), address);
+        self.original.as_ref().is_some_and(|service| {
+            let mut ranges = service.cidrs.iter();
+            let in_range =
+                ranges.any(|range| range.network == at.network && range.cidr.contains(&at.address));
+            in_range || service.addresses.contains(&at)
+        })
     }
 
     /// Whether it is known by a name alone, which has to be looked up.

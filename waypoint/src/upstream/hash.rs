@@ -23,7 +23,7 @@ pub struct Hashed {
 #[must_use]
 pub fn of(keys: &[Key], head: &RequestHead, source: &Source, fresh: u64) -> Hashed {
     for key in keys {
-        if let Some(value) = value(key, head, source) {
+        if let Some(value) = of_head(key, head).or_else(|| of_source(key, source)) {
             return Hashed {
                 hash: Some(xxh64(value.as_bytes(), 0)),
                 set_cookie: None,
@@ -38,19 +38,20 @@ pub fn of(keys: &[Key], head: &RequestHead, source: &Source, fresh: u64) -> Hash
     Hashed::default()
 }
 
-fn value(key: &Key, head: &RequestHead, source: &Source) -> Option<String> {
+/// The hash of the first key that a stream has which is not read: who opened it, from where, or what is the same for all.
+#[must_use]
+pub fn of_stream(keys: &[Key], source: &Source) -> Option<u64> {
+    let value = keys.iter().find_map(|key| of_source(key, source))?;
+    Some(xxh64(value.as_bytes(), 0))
+}
+
+fn of_head(key: &Key, head: &RequestHead) -> Option<String> {
     match key {
         Key::Header(name) => {
             let value = head.headers.get(&**name)?;
             Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
         }
         Key::Cookie(key) => cookie::find(&head.headers, &key.name).map(str::to_owned),
-        Key::SourceIdentity => source.identity.as_ref().map(ToString::to_string),
-        Key::SourceNamespace => source
-            .identity
-            .as_ref()
-            .map(|identity| identity.namespace.to_string()),
-        Key::SourceIp => Some(source.ip.to_string()),
         Key::Query(name) => {
             let pairs = head.query.as_deref()?.split('&');
             let named = |pair: &str| Some(pair.split_once('=').unwrap_or((pair, "")).1.to_owned());
@@ -58,8 +59,20 @@ fn value(key: &Key, head: &RequestHead, source: &Source) -> Option<String> {
             found.next().and_then(named)
         }
         Key::Method => Some(head.method.to_string()),
+        _ => None,
+    }
+}
+
+fn of_source(key: &Key, source: &Source) -> Option<String> {
+    match key {
+        Key::SourceIdentity => source.identity.as_ref().map(ToString::to_string),
+        Key::SourceNamespace => source
+            .identity
+            .as_ref()
+            .map(|identity| identity.namespace.to_string()),
+        Key::SourceIp => Some(source.ip.to_string()),
         Key::Constant(text) => Some(text.to_string()),
-        Key::Route => None,
+        _ => None,
     }
 }
 
@@ -114,6 +127,28 @@ mod tests {
         head.headers.insert("x-user", HeaderValue::from_static("ann"));
         assert_eq!(of(&keys, &head, &source(), 1).hash, Some(xxh64(b"ann", 0)));
         assert_eq!(of(&keys[1..2], &head, &source(), 1), Hashed::default());
+    }
+
+    #[test]
+    fn a_stream_is_hashed_by_what_needs_no_request() {
+        let keys = [
+            Key::Header("x-user".into()),
+            Key::Method,
+            Key::SourceIdentity,
+            Key::SourceIp,
+            Key::Constant("all".into()),
+        ];
+        assert_eq!(of_stream(&keys, &source()), Some(xxh64(b"10.0.0.1", 0)));
+        assert_eq!(of_stream(&keys[4..], &source()), Some(xxh64(b"all", 0)));
+        assert_eq!(of_stream(&keys[..3], &source()), None);
+        let known = Source {
+            identity: Some("spiffe://cluster.local/ns/shop/sa/a".parse().unwrap()),
+            ..source()
+        };
+        let own = Some(xxh64(b"spiffe://cluster.local/ns/shop/sa/a", 0));
+        assert_eq!(of_stream(&keys, &known), own);
+        let namespace = [Key::SourceNamespace];
+        assert_eq!(of_stream(&namespace, &known), Some(xxh64(b"shop", 0)));
     }
 
     #[test]

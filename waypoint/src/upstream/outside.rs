@@ -3,7 +3,7 @@
 //! A name may lead anywhere, and whoever answers for it may be anybody. So every address is judged before it is dialled,
 //! and it is the address that was judged that is dialled: a second look-up cannot lead elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
+use tulle_model::service::Service;
 use tulle_model::{NetworkAddress, Reason, Str};
 use tulle_xds_client::on_demand::{Held, address_key};
 
@@ -81,8 +82,8 @@ impl Names {
         let looked = looked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let is_stale = found.said.is_none_or(|said| said.elapsed() >= STALE_MAX);
         let (addresses, fresh) = match looked {
-            Ok(mut addresses) if !addresses.is_empty() => {
-                addresses.truncate(ADDRESSES_MAX);
+            Ok(addresses) if !addresses.is_empty() => {
+                let addresses = reached(addresses, network);
                 found.said = Some(Instant::now());
                 (addresses, FRESH)
             }
@@ -122,6 +123,16 @@ impl Names {
     }
 }
 
+/// The addresses that there is a route to, in the order of who said them. Without any, all of them: the dial says why.
+fn reached(mut addresses: Vec<IpAddr>, network: &dyn Network) -> Vec<IpAddr> {
+    let mut unique = HashSet::with_capacity(addresses.len());
+    addresses.retain(|address| unique.insert(*address));
+    addresses.truncate(ADDRESSES_MAX);
+    let there = |address: &&IpAddr| network.has_route(**address);
+    let reached: Vec<_> = addresses.iter().filter(there).copied().collect();
+    if reached.is_empty() { addresses } else { reached }
+}
+
 /// The host that an endpoint stands for, for who asks for `asked`: its own, or any that its wildcard takes.
 ///
 /// # Errors
@@ -136,6 +147,26 @@ pub fn host_of(endpoint: &Endpoint, asked: Option<&str>) -> Result<Str, Reason> 
     asked.filter(taken).map(Str::from).ok_or(Reason::RouteNotFound)
 }
 
+/// What an endpoint is asked for by.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The host, as far as it is known.
+    pub host: Option<&'a str>,
+    /// The address.
+    pub address: SocketAddr,
+    /// How often the endpoint was tried before: each try of a name takes the next of its addresses.
+    pub tried: usize,
+}
+
+/// Where an endpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The address that is dialled.
+    pub address: SocketAddr,
+    /// How many addresses the endpoint has.
+    pub of: usize,
+}
+
 /// Where an endpoint is: at its own address, or where its name leads.
 ///
 /// # Errors
@@ -144,17 +175,44 @@ pub async fn address(
     waypoint: &Waypoint,
     snapshot: &Snapshot,
     endpoint: &Endpoint,
-    host: Option<&str>,
-    asked: SocketAddr,
-) -> Result<SocketAddr, Reason> {
-    match endpoint.address(asked) {
-        Some(address) => Ok(address),
-        None if endpoint.is_named() => Box::pin(find(waypoint, snapshot, endpoint, host, asked.port())).await,
+    wanted: Wanted<'_>,
+) -> Result<Place, Reason> {
+    match endpoint.address(wanted.address) {
+        Some(address) => Ok(Place { address, of: 1 }),
+        None if endpoint.original.is_some() => {
+            let address = Box::pin(original(waypoint, snapshot, endpoint, wanted.address)).await?;
+            Ok(Place { address, of: 1 })
+        }
+        None if endpoint.is_named() => Box::pin(find(waypoint, snapshot, endpoint, wanted)).await,
         None => Err(Reason::NoHealthyEndpoint),
     }
 }
 
-/// Where an endpoint is that is known by name.
+/// Where an endpoint is that stands for the addresses of its service: where it was asked for, if that is one of them.
+async fn original(
+    waypoint: &Waypoint,
+    snapshot: &Snapshot,
+    endpoint: &Endpoint,
+    asked: SocketAddr,
+) -> Result<SocketAddr, Reason> {
+    let ip = asked.ip().to_canonical();
+    if !endpoint.stands_for(ip) {
+        return Err(Reason::NoHealthyEndpoint);
+    }
+    let own = endpoint.original.as_deref();
+    may_dial(
+        judge(waypoint, snapshot, ip, own).await,
+        &endpoint.workload.uid.0,
+        ip,
+    )?;
+    Ok(SocketAddr::new(
+        ip,
+        endpoint.target_port.unwrap_or_else(|| asked.port()),
+    ))
+}
+
+/// Where an endpoint is that is known by name: at one of its addresses, in the order in which they were said. Who was
+/// there before in vain comes to the next one.
 ///
 /// # Errors
 /// Why it is not reached: nobody asked for it by a name that it takes, the name leads nowhere, or to where nobody may
@@ -163,10 +221,9 @@ pub async fn find(
     waypoint: &Waypoint,
     snapshot: &Snapshot,
     endpoint: &Endpoint,
-    asked: Option<&str>,
-    port: u16,
-) -> Result<SocketAddr, Reason> {
-    let host = host_of(endpoint, asked)?;
+    wanted: Wanted<'_>,
+) -> Result<Place, Reason> {
+    let host = host_of(endpoint, wanted.host)?;
     let upstreams = &waypoint.upstreams;
     let addresses = upstreams
         .names
@@ -176,20 +233,17 @@ pub async fn find(
             tracing::info!(%error, "an endpoint outside of the mesh is not reached");
             Reason::NoHealthyEndpoint
         })?;
-    let start = rand::random_range(0..addresses.len().max(1));
-    let address = *addresses.get(start).ok_or(Reason::NoHealthyEndpoint)?;
-    match judge(waypoint, snapshot, address.to_canonical()).await {
-        Dial::May => {}
-        Dial::MustNot => {
-            tracing::warn!(%host, %address, "a name outside of the mesh leads to where nobody may be sent");
-            return Err(Reason::EgressAddressRefused);
-        }
-        Dial::Unknown => {
-            tracing::warn!(%host, %address, "the control plane does not say whether the mesh has this address");
-            return Err(Reason::NoHealthyEndpoint);
-        }
-    }
-    Ok(SocketAddr::new(address, endpoint.target_port.unwrap_or(port)))
+    let of = addresses.len();
+    let nth = wanted.tried % of.max(1);
+    let address = *addresses.get(nth).ok_or(Reason::NoHealthyEndpoint)?;
+    may_dial(
+        judge(waypoint, snapshot, address.to_canonical(), None).await,
+        &host,
+        address,
+    )?;
+    let port = endpoint.target_port.unwrap_or_else(|| wanted.address.port());
+    let address = SocketAddr::new(address, port);
+    Ok(Place { address, of })
 }
 
 /// Whether an address may be dialled that a name outside of the mesh leads to.
@@ -200,9 +254,25 @@ enum Dial {
     Unknown,
 }
 
+/// What a judgement of an address means to who asked for this host, or by this endpoint.
+fn may_dial(judged: Dial, host: &str, address: IpAddr) -> Result<(), Reason> {
+    match judged {
+        Dial::May => Ok(()),
+        Dial::MustNot => {
+            tracing::warn!(%host, %address, "a way out of the mesh leads to where nobody may be sent");
+            Err(Reason::EgressAddressRefused)
+        }
+        Dial::Unknown => {
+            tracing::warn!(%host, %address, "the control plane does not say whether the mesh has this address");
+            Err(Reason::NoHealthyEndpoint)
+        }
+    }
+}
+
 /// Judges an address: not this machine, not a link or what clouds hand out secrets at, not the control plane, and nothing
-/// that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked about the rest.
-async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> Dial {
+/// that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked about the rest. That the service itself, which has
+/// its callers go where they meant to, has the address is no reason against it.
+async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr, of: Option<&Service>) -> Dial {
     let config = &waypoint.config;
     let is_among = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
     if is_among(&config.egress_deny) {
@@ -216,10 +286,15 @@ async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> Dia
         return Dial::MustNot;
     }
     let at = NetworkAddress::new(snapshot.own.network.clone(), address);
+    let own = of.map(Service::key);
     let known = |mesh: &tulle_model::Snapshot| {
-        mesh.workload_by_address(&at).is_some() || mesh.services_at(&at).next().is_some()
+        let mut services = mesh.services_at(&at);
+        mesh.workload_by_address(&at).is_some() || services.any(|one| own.as_ref() != Some(&one.key()))
     };
+    // The control plane, asked for an address that the service itself has, answers with that service.
+    let is_answer = of.is_some_and(|service| service.addresses.contains(&at));
     match waypoint.mesh.has(|| address_key(&at), known).await {
+        Held::Yes if is_answer && !known(&waypoint.mesh.snapshot()) => Dial::May,
         Held::Yes => Dial::MustNot,
         Held::No => Dial::May,
         Held::Unknown => Dial::Unknown,
@@ -271,6 +346,42 @@ mod tests {
                 let address = answer.ok_or(io::ErrorKind::NotFound)?;
                 Ok(vec![address.parse().unwrap()])
             })
+        }
+    }
+
+    /// Says four addresses of two families, and has a route to those of one.
+    #[derive(Debug)]
+    struct OneFamily {
+        is_ipv4: Option<bool>,
+    }
+
+    impl Network for OneFamily {
+        fn connect(&self, _: SocketAddr) -> Connecting<'_> {
+            Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+        }
+
+        fn resolve<'a>(&'a self, _: &'a str) -> Resolving<'a> {
+            let said = ["2001:db8::2", "2.2.2.2", "2001:db8::1", "2.2.2.2", "1.1.1.1"];
+            Box::pin(async move { Ok(said.iter().map(|one| one.parse().unwrap()).collect()) })
+        }
+
+        fn has_route(&self, to: IpAddr) -> bool {
+            self.is_ipv4 == Some(to.is_ipv4())
+        }
+    }
+
+    #[tokio::test]
+    async fn addresses_keep_their_order_and_those_without_a_route_are_left_out() {
+        for (is_ipv4, expect) in [
+            (Some(true), &["2.2.2.2", "1.1.1.1"][..]),
+            (Some(false), &["2001:db8::2", "2001:db8::1"]),
+            (None, &["2001:db8::2", "2.2.2.2", "2001:db8::1", "1.1.1.1"]),
+        ] {
+            let names = Names::default();
+            let (host, network) = ("api.example".into(), OneFamily { is_ipv4 });
+            let found = names.look_up(&host, &network).await.unwrap();
+            let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+            assert_eq!(found, expect, "{is_ipv4:?}");
         }
     }
 

@@ -110,11 +110,31 @@ struct Usage {
     spoken: Spoken,
     /// What the library holds of its answers.
     carried: Arc<Carried>,
+    /// Our end of it, where it has a socket of its own.
+    local: Option<SocketAddr>,
     /// Its place among the connections of its backend: a connection that has become a stream of bytes is none to the
     /// library any more, and is one to the endpoint.
     _held: Arc<Guard>,
     /// Requests and age at which it is closed, as of its last request.
     bounds: parking_lot::Mutex<(Option<u32>, Option<Duration>)>,
+}
+
+/// A connection that was opened, and on which HTTP begins.
+#[derive(Debug)]
+struct Begun {
+    carried: Arc<Carried>,
+    local: Option<SocketAddr>,
+    held: Arc<Guard>,
+}
+
+impl Begun {
+    fn new(opened: &Opened, guard: Guard) -> Self {
+        Self {
+            carried: Arc::default(),
+            local: opened.local(),
+            held: Arc::new(guard),
+        }
+    }
 }
 
 /// What is known of a connection by what it speaks.
@@ -127,7 +147,8 @@ enum Spoken {
 }
 
 impl Usage {
-    fn new(breaker: &Arc<Breaker>, spoken: Spoken, carried: Arc<Carried>, held: Arc<Guard>) -> Arc<Self> {
+    fn new(breaker: &Arc<Breaker>, spoken: Spoken, begun: Begun) -> Arc<Self> {
+        let Begun { carried, local, held } = begun;
         Arc::new(Self {
             breaker: Arc::clone(breaker),
             opened: Instant::now(),
@@ -137,6 +158,7 @@ impl Usage {
             bounds: parking_lot::Mutex::new((None, None)),
             spoken,
             carried,
+            local,
             _held: held,
         })
     }
@@ -269,9 +291,10 @@ impl HttpPool {
                 Ok(self.lease_of(key, sender, usage.begin(limits), true))
             }
             Found::Leave(guard) => {
-                let (held, carried) = (Arc::new(guard), Arc::default());
-                let (sender, answers) = http1_over(open().await?, Arc::clone(&held), &carried).await?;
-                let running = Usage::new(breaker, Spoken::Http1(answers), carried, held).begin(limits);
+                let opened = open().await?;
+                let begun = Begun::new(&opened, guard);
+                let (sender, answers) = http1_over(opened, Arc::clone(&begun.held), &begun.carried).await?;
+                let running = Usage::new(breaker, Spoken::Http1(answers), begun).begin(limits);
                 Ok(self.lease_of(key, sender, running, false))
             }
         }
@@ -357,11 +380,12 @@ impl HttpPool {
             Found::Connection(lease) => return Ok(lease),
             Found::Leave(guard) => guard,
         };
-        let (held, carried) = (Arc::new(guard), Arc::default());
-        let (sender, extended) = http2_over(open().await?, Arc::clone(&held), &carried).await?;
+        let opened = open().await?;
+        let begun = Begun::new(&opened, guard);
+        let (sender, extended) = http2_over(opened, Arc::clone(&begun.held), &begun.carried).await?;
         let shared = Shared {
             sender,
-            usage: Usage::new(breaker, Spoken::Http2(extended), carried, held),
+            usage: Usage::new(breaker, Spoken::Http2(extended), begun),
         };
         let lease = Lease::shared(&shared, limits, false);
         self.peers.entry(key.clone()).or_default().shared.push(shared);
@@ -491,6 +515,12 @@ impl Lease {
             Spoken::Http1(answers) => answers.is_malformed(),
             Spoken::Http2(_) => false,
         }
+    }
+
+    /// Our end of the connection, where it has a socket of its own.
+    #[must_use]
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.usage().local
     }
 
     /// So many bytes of its answer were handed on.

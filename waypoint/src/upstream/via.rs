@@ -71,14 +71,17 @@ pub fn ways(mesh: &Snapshot, own: &Workload, service: &Service, port: u16) -> Wa
             ways.all.push((one, None));
         }
     }
-    if ways.all.is_empty() && service.hostname.starts_with("*.") && !is_passthrough(service) {
+    if is_passthrough(service) {
+        ways.all
+            .extend(original(own, service, port).map(|original| (original, None)));
+    } else if ways.all.is_empty() && service.hostname.starts_with("*.") {
         ways.all
             .extend(any_host(own, service, port).map(|any| (any, None)));
     }
     ways
 }
 
-fn is_passthrough(service: &Service) -> bool {
+pub(super) fn is_passthrough(service: &Service) -> bool {
     let balancing = service.load_balancing.as_ref();
     balancing.is_some_and(|balancing| balancing.mode == LoadBalancingMode::Passthrough)
 }
@@ -86,13 +89,26 @@ fn is_passthrough(service: &Service) -> bool {
 /// Stands for every host that a wildcard takes and that nobody has written down: which one is meant, each request says.
 fn any_host(own: &Workload, service: &Service, port: u16) -> Option<Serving> {
     let declared = service.ports.get(&port)?;
+    let target_port = declared.target_port.unwrap_or(port);
+    Some(stand_in(own, service, &service.hostname, target_port))
+}
+
+/// Stands for the addresses of a service that has its callers go where they meant to: which one, each of them says.
+fn original(own: &Workload, service: &Service, port: u16) -> Option<Serving> {
+    let has_any = !service.addresses.is_empty() || !service.cidrs.is_empty();
+    let declared = service.ports.contains_key(&port);
+    (has_any && declared).then(|| stand_in(own, service, "", port))
+}
+
+/// A workload without addresses in the place of what is outside of the mesh.
+fn stand_in(own: &Workload, service: &Service, hostname: &str, target_port: u16) -> Serving {
     let workload = Workload {
         uid: WorkloadUid(format!("outside/{}", service.key()).into()),
         name: service.name.clone(),
         namespace: service.namespace.clone(),
         service_account: "default".into(),
         addresses: Vec::new(),
-        hostname: service.hostname.clone(),
+        hostname: hostname.into(),
         tunnel_protocol: TunnelProtocol::None,
         native_tunnel: false,
         waypoint: None,
@@ -102,12 +118,12 @@ fn any_host(own: &Workload, service: &Service, port: u16) -> Option<Serving> {
         canonical_name: service.name.clone(),
         ..own.clone()
     };
-    Some(Serving {
+    Serving {
         workload: Arc::new(workload),
-        target_port: declared.target_port.unwrap_or(port),
+        target_port,
         rank: 0,
         healthy: true,
-    })
+    }
 }
 
 /// The waypoints in front of a service, with their weights; none if this is one of them, since all of them decide alike.

@@ -48,6 +48,18 @@ async fn only_fronts_and_their_ports_are_let_in() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_refusal_has_an_id_of_its_own() {
+    let world = World::web().await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let refusal = world.ask("client", "10.96.0.2:80").await.map(drop).unwrap_err();
+        ids.push(refusal.header.unwrap().id.expect("an id"));
+    }
+    assert_ne!(ids[0], ids[1]);
+    assert!(ids.iter().all(|id| id.len() == 36), "{ids:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn callers_who_may_not_see_a_front_are_not_let_in() {
     let world = World::web().await;
     let narrow = front("shop/web", |front| front.client_namespaces = vec!["shop".into()]);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -13,12 +15,12 @@ use parking_lot::Mutex;
 use prost::Message;
 use tulle_model::MeshUpdate;
 use tulle_model::filter::{Ask, ExtAuthz};
-use tulle_model::policy::Concern;
 use tulle_model::policy::authz::{Action, Rule};
-use tulle_model::policy::traffic::{Descriptor, Entry, GlobalRateLimit, Key};
+use tulle_model::policy::traffic::{Algorithm, Descriptor, Entry, GlobalRateLimit, Key, LoadBalancing};
+use tulle_model::policy::{Concern, On};
 use tulle_model::route::{Backend, BackendTo};
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::service_key;
+use tulle_model::testing::{service, service_key, workload};
 use tulle_model::waypoint::{Provider, ProviderKind, Target as ServicePort, Waypoint as Told};
 use tulle_proto::ext_authz::check_response::HttpResponse;
 use tulle_proto::ext_authz::{CheckRequest, CheckResponse, HeaderValueOption, OkHttpResponse};
@@ -27,9 +29,9 @@ use tulle_waypoint::admin::explain::{Question, explain};
 
 use super::policies::{authz, helper, status, to};
 use super::resilience::{Count, retrying, statuses, told};
-use super::world::{Answer, World, body, get, identity, settings, told_policy};
+use super::world::{Answer, World, application, body, get, identity, policy_on, settings, told_policy};
 
-fn backend(name: &str) -> Backend {
+pub(crate) fn backend(name: &str) -> Backend {
     Backend {
         to: BackendTo::Service {
             service: service_key(&format!("shop/{name}")),
@@ -62,7 +64,7 @@ async fn asked<M: Message + Default>(request: Request<Incoming>) -> M {
     M::decode(&bytes[5..]).unwrap()
 }
 
-fn asks(ask: Ask) -> ExtAuthz {
+pub(crate) fn asks(ask: Ask) -> ExtAuthz {
     ExtAuthz {
         ask,
         headers: vec![],
@@ -75,7 +77,7 @@ fn asks(ask: Ask) -> ExtAuthz {
     }
 }
 
-fn provider(name: &str, kind: ProviderKind) -> MeshUpdate {
+pub(crate) fn provider(name: &str, kind: ProviderKind) -> MeshUpdate {
     let mut settings = settings();
     settings.providers = vec![Provider {
         name: name.into(),
@@ -86,8 +88,15 @@ fn provider(name: &str, kind: ProviderKind) -> MeshUpdate {
 
 /// The service `shop/judge`, which lets pass what asks for `/admin/good` and keeps its questions.
 async fn judge(world: &World, questions: &Arc<Mutex<Vec<CheckRequest>>>) {
+    helper(world, "judge", judging(questions)).await;
+}
+
+/// What lets pass what asks for `/admin/good` and keeps its questions.
+pub(crate) fn judging(
+    questions: &Arc<Mutex<Vec<CheckRequest>>>,
+) -> impl Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync + 'static {
     let keep = Arc::clone(questions);
-    helper(world, "judge", move |request| {
+    move |request| {
         let keep = Arc::clone(&keep);
         async move {
             let question: CheckRequest = asked(request).await;
@@ -122,8 +131,79 @@ async fn judge(world: &World, questions: &Arc<Mutex<Vec<CheckRequest>>>) {
                 http_response: is_good.then_some(HttpResponse::OkResponse(ok)),
             })
         }
-    })
-    .await;
+        .boxed()
+    }
+}
+
+/// The service `shop/judge` outside of the mesh, where it stands for `judge.example` at these addresses.
+async fn judge_outside(world: &World, addresses: &[&str]) {
+    let mut judge = workload("shop/judge-1").serves("shop/judge").build();
+    judge.addresses.clear();
+    judge.hostname = "judge.example".into();
+    let service = service("shop/judge").vip("10.96.0.9").port(80, 8080);
+    world
+        .apply(vec![service.into(), MeshUpdate::Workload(Arc::new(judge))])
+        .await;
+    let addresses = addresses.iter().map(|one| one.parse().unwrap()).collect();
+    let mut names = world.pipes.names.lock();
+    names.insert("judge.example".to_owned(), addresses);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authorizer_outside_of_the_mesh_is_asked_at_the_addresses_of_its_name() {
+    for (addresses, expect) in [
+        (&["203.0.113.1", "203.0.113.2", "203.0.113.3"][..], 200),
+        // Three are tried, no more; and nobody is sent where nobody may be sent.
+        (&["203.0.113.1", "203.0.113.2", "203.0.113.4", "203.0.113.3"], 403),
+        (&["127.0.0.1"], 403),
+    ] {
+        let world = World::web().await;
+        let questions: Arc<Mutex<Vec<CheckRequest>>> = Arc::default();
+        for at in ["203.0.113.3:8080", "127.0.0.1:8080"] {
+            world.serve_outside(at, application(judging(&questions)));
+        }
+        judge_outside(&world, addresses).await;
+        let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
+        world.apply(vec![provider("judge", judge)]).await;
+        let custom = authz(Action::Custom, vec![Rule::default()]);
+        world.apply(vec![told_policy("ask", custom)]).await;
+        let got = status(&world, "client", get("/admin/good")).await;
+        assert_eq!(got, expect, "{addresses:?}");
+        assert_eq!(
+            questions.lock().len(),
+            usize::from(expect == 200),
+            "{addresses:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_are_asked_take_turns_by_the_policy_of_their_service() {
+    let world = World::web().await;
+    let questions = [(); 2].map(|()| Arc::<Mutex<Vec<CheckRequest>>>::default());
+    let turns = LoadBalancing {
+        algorithm: Some(Algorithm::RoundRobin),
+        ..LoadBalancing::default()
+    };
+    let on = On::Service(service_key("shop/judge"));
+    let turns = policy_on("turns", on, Concern::LoadBalancing(turns));
+    judge(&world, &questions[0]).await;
+    let second = workload("shop/judge-2").sa("judge").ip("10.0.0.18").hbone();
+    world
+        .apply(vec![
+            second.serves("shop/judge").into(),
+            MeshUpdate::WaypointPolicy(Arc::new(turns)),
+        ])
+        .await;
+    world.serve("10.0.0.18", "judge", application(judging(&questions[1])));
+    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
+    world.apply(vec![provider("judge", judge)]).await;
+    let custom = authz(Action::Custom, vec![Rule::default()]);
+    world.apply(vec![told_policy("ask", custom)]).await;
+    for _ in 0..4 {
+        assert_eq!(status(&world, "client", get("/admin/good")).await, 200);
+    }
+    assert_eq!(questions.map(|one| one.lock().len()), [2, 2]);
 }
 
 #[tokio::test(start_paused = true)]

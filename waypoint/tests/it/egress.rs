@@ -16,12 +16,13 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, advance, sleep};
 use tulle_identity::testing::TlsServer;
+use tulle_model::network::NetworkCidr;
 use tulle_model::policy::traffic::SubjectAltName;
 use tulle_model::policy::{BackendTls, Concern};
-use tulle_model::service::AppProtocol;
+use tulle_model::service::{AppProtocol, HealthPolicy, LoadBalancing, LoadBalancingMode};
 use tulle_model::testing::{service, workload};
 use tulle_model::waypoint::FrontOf;
-use tulle_model::{MeshUpdate, NamespacedHostname};
+use tulle_model::{MeshUpdate, NamespacedHostname, NetworkAddress};
 use tulle_runtime::metrics::Registry;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::tasks;
@@ -61,7 +62,11 @@ fn serve(world: &World, at: &str, tls: Option<TlsServer>) {
 }
 
 fn known(world: &World, name: &str, address: &str) {
-    let addresses: Vec<IpAddr> = vec![address.parse().unwrap()];
+    known_as(world, name, &[address]);
+}
+
+fn known_as(world: &World, name: &str, addresses: &[&str]) {
+    let addresses: Vec<IpAddr> = addresses.iter().map(|one| one.parse().unwrap()).collect();
     world.pipes.names.lock().insert(name.to_owned(), addresses);
 }
 
@@ -159,6 +164,33 @@ async fn bytes_go_outside_by_name_too() {
     }
     let counted = world.metric("tulle_waypoint_local_replies_total{reason=\"egress_address_refused\"}");
     assert_eq!(counted, 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_address_of_a_name_is_tried_when_one_is_not_reached() {
+    for (at, reached) in [(0, true), (1, true), (2, true), (3, false)] {
+        let addresses = ["2001:db8::1", "203.0.113.5", "203.0.113.6", "203.0.113.7"];
+        let listening = SocketAddr::new(addresses[at].parse().unwrap(), 8080).to_string();
+        let world = named(AppProtocol::Http11).await;
+        known_as(&world, "api.example", &addresses);
+        serve(&world, &listening, None);
+        let (status, ..) = ask(&world, get("/a")).await;
+        assert_eq!(status == 200, reached, "HTTP at {listening}: {status}");
+        let world = named(AppProtocol::Tcp).await;
+        known_as(&world, "api.example", &addresses);
+        let mut sockets = world.pipes.listen(&listening);
+        let tunnel = world.tunnel(&identity("client")).await.unwrap();
+        let opened = tunnel.open(&ConnectRequest::new("10.96.0.1:80")).await;
+        if reached {
+            let (mut stream, _) = opened.unwrap();
+            stream.write_all(b"ping").await.unwrap();
+            let mut socket = sockets.recv().await.unwrap();
+            assert_eq!(read_text(&mut socket, 4).await, "ping", "bytes at {listening}");
+        } else if let Ok((mut refused, _)) = opened {
+            // Three addresses are tried, no more.
+            assert!(refused.read_u8().await.is_err(), "bytes at {listening}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -329,4 +361,63 @@ async fn a_network_that_is_denied_is_denied_although_it_is_allowed() {
         known(&world, "api.example", at);
         assert_eq!(ask(&world, get("/a")).await.0, expect, "{name}");
     }
+}
+
+/// A service that has its callers go where they meant to: to one address, or to any of a range.
+async fn passthrough(protocol: AppProtocol) -> World {
+    let mut any = service("shop/web").vip("203.0.113.7").port(80, 80).build();
+    any.cidrs = vec![NetworkCidr {
+        network: "".into(),
+        cidr: "198.51.100.0/24".parse().unwrap(),
+    }];
+    any.addresses.push(NetworkAddress::new("", [127, 0, 0, 1].into()));
+    any.load_balancing = Some(LoadBalancing {
+        routing_preference: Vec::new(),
+        mode: LoadBalancingMode::Passthrough,
+        health_policy: HealthPolicy::AllowAll,
+    });
+    any.ports.get_mut(&80).unwrap().app_protocol = protocol;
+    World::start(vec![
+        MeshUpdate::Service(Arc::new(any)),
+        workload("bank/vault").ip("198.51.100.9").into(),
+        front("shop/web", |_| {}),
+    ])
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_without_resolution_sends_each_caller_where_it_meant_to_go_and_nowhere_else() {
+    for (asked, expect) in [
+        ("203.0.113.7:80", Some(200)),
+        ("198.51.100.77:80", Some(200)),
+        // A workload of the mesh, and this machine.
+        ("198.51.100.9:80", Some(403)),
+        ("127.0.0.1:80", Some(403)),
+        // Neither of its addresses, nor of its ports.
+        ("203.0.113.8:80", None),
+        ("203.0.113.7:81", None),
+    ] {
+        let world = passthrough(AppProtocol::Http11).await;
+        serve(&world, asked, None);
+        let Ok(stream) = world.ask("client", asked).await else {
+            assert_eq!(expect, None, "{asked}");
+            continue;
+        };
+        let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        drop(tasks::spawn("client", async move { drop(connection.await) }));
+        let answer = client.send_request(get("/a")).await.unwrap();
+        assert_eq!(Some(answer.status().as_u16()), expect, "{asked}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_go_where_they_were_meant_to_go() {
+    let world = passthrough(AppProtocol::Tcp).await;
+    let mut sockets = world.pipes.listen("198.51.100.77:80");
+    let mut stream = world.ask("client", "198.51.100.77:80").await.unwrap();
+    stream.write_all(b"ping").await.unwrap();
+    let mut socket = sockets.recv().await.unwrap();
+    assert_eq!(read_text(&mut socket, 4).await, "ping");
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
+mod access;
 mod allocations;
 mod arrival;
 mod asked;
@@ -12,6 +13,7 @@ mod classes;
 mod desync;
 mod egress;
 mod explain;
+mod held;
 mod hostile;
 mod interim;
 mod policies;

@@ -57,7 +57,7 @@ pub(crate) fn to(method: &str, prefix: &str) -> Rule {
     }
 }
 
-fn from_namespace(name: &str) -> Rule {
+pub(crate) fn from_namespace(name: &str) -> Rule {
     Rule {
         from: vec![From {
             namespaces: exact(name),
@@ -146,6 +146,27 @@ async fn a_policy_that_is_only_tried_refuses_nobody_and_is_counted() {
     let series =
         r#"tulle_waypoint_authz_total{action="deny",policy="TestPolicy/shop/try/authz",dry_run="true"}"#;
     assert!(world.metric(series) > 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_without_a_bucket_of_their_own_are_counted() {
+    let world = World::web().await;
+    let limit = LocalRateLimit {
+        requests: 100,
+        per: Duration::from_secs(1),
+        keys: vec![Key::Header("x-user".into())],
+        keys_max: Some(1),
+        ..LocalRateLimit::default()
+    };
+    let limit = Concern::LocalRateLimit(limit);
+    world.apply(vec![told_policy("few", limit)]).await;
+    let series = r#"tulle_waypoint_rate_limit_overflow_total{policy="TestPolicy/shop/few/local_rate_limit"}"#;
+    for (user, expect) in [("ann", 0.0), ("ben", 1.0), ("eve", 2.0)] {
+        let mut request = get("/");
+        request.headers_mut().insert("x-user", user.parse().unwrap());
+        assert_eq!(status(&world, "client", request).await, 200);
+        assert_eq!(world.metric(series), expect, "{user}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -319,7 +340,7 @@ async fn what_is_denied_while_it_is_held_back_reaches_no_endpoint() {
 }
 
 /// An application that begins to answer and never ends.
-async fn endless(_: Request<Incoming>) -> Answer {
+pub(crate) async fn endless(_: Request<Incoming>) -> Answer {
     let first = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"first")))]);
     let rest = futures_util::StreamExt::chain(first, futures_util::stream::pending());
     Response::new(StreamBody::new(rest).boxed())

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout};
 use tulle_model::MeshUpdate;
+use tulle_model::policy::Concern;
+use tulle_model::policy::traffic::{Algorithm, Key, LoadBalancing};
 use tulle_model::route::{Kind, Route};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{route, service, workload};
 use tulle_transport::HboneStream;
 use tulle_transport::hbone::{ConnectRequest, OpenError};
 
-use crate::world::{World, identity, read_text};
+use crate::world::{World, front, identity, read_text, told_policy, web};
 
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const OTHER: &str = "shop/other.shop.svc.cluster.local";
@@ -241,4 +244,50 @@ async fn silence_where_a_server_name_decides_is_no_way_around_it() {
     let ended = timeout(Duration::from_secs(60), client.read(&mut byte)).await;
     assert_eq!(ended.unwrap().unwrap(), 0, "closed");
     assert!((5..6).contains(&begun.elapsed().as_secs()));
+}
+
+/// Which of four endpoints of `shop/web` take the streams of one caller, where one of them may not be reached.
+async fn takers(silent: Option<usize>) -> Vec<usize> {
+    let ips = ["10.0.0.21", "10.0.0.22", "10.0.0.23", "10.0.0.24"];
+    let balancing = LoadBalancing {
+        algorithm: Some(Algorithm::RingHash),
+        hash: vec![Key::Header("x-user".into()), Key::SourceIdentity],
+        ..LoadBalancing::default()
+    };
+    let mut told = vec![
+        web(AppProtocol::Tcp),
+        front("shop/web", |_| {}),
+        told_policy("ring", Concern::LoadBalancing(balancing)),
+    ];
+    for (n, ip) in ips.iter().enumerate() {
+        let one = workload(&format!("shop/web-{n}")).sa("web").ip(ip).hbone();
+        told.push(one.serves("shop/web").into());
+    }
+    let world = World::start(told).await;
+    let mut endpoints: Vec<_> = ips.iter().map(|ip| world.endpoint(ip, "web")).collect();
+    let (_kept, nobody) = unbounded_channel();
+    if let Some(silent) = silent {
+        world.pipes.silence(&format!("{}:15008", ips[silent]));
+        endpoints[silent] = nobody;
+    }
+    let mut taken = Vec::new();
+    for _ in 0..6 {
+        let _stream = world.ask("client", "10.96.0.1:80").await.unwrap();
+        let came = endpoints.iter_mut().map(|streams| Box::pin(streams.recv()));
+        let (stream, index, _) = select_all(came).await;
+        assert!(stream.is_some());
+        taken.push(index);
+    }
+    taken
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_of_one_caller_stay_with_an_endpoint_and_go_on_to_the_next_if_it_is_not_reached() {
+    let taken = takers(None).await;
+    let first = taken[0];
+    assert_eq!(taken, [first; 6]);
+    let taken = takers(Some(first)).await;
+    let next = taken[0];
+    assert_ne!(next, first);
+    assert_eq!(taken, [next; 6]);
 }

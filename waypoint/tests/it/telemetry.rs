@@ -330,14 +330,14 @@ impl Write for Sink {
 }
 
 /// A log of access lines alone.
-struct Log {
+pub(crate) struct Log {
     sink: Sink,
-    handle: LogHandle,
+    pub(crate) handle: LogHandle,
     _guard: tracing::dispatcher::DefaultGuard,
 }
 
 impl Log {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let sink = Sink::default();
         let (dispatch, handle) = to_sink(LogFormat::Text, "off,access=info", sink.clone()).unwrap();
         Self {
@@ -347,14 +347,14 @@ impl Log {
         }
     }
 
-    fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.handle.flush();
         let text = String::from_utf8(self.sink.0.lock().clone()).unwrap();
         text.lines().map(str::to_owned).collect()
     }
 
     /// A world whose settings want these lines.
-    async fn world(&self, access_log: AccessLog, json: bool) -> World {
+    pub(crate) async fn world(&self, access_log: AccessLog, json: bool) -> World {
         let mut settings = settings();
         settings.telemetry = Telemetry {
             access_log,

@@ -20,7 +20,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, DuplexStream};
 use tokio::sync::mpsc;
 use tulle_identity::testing::{Clock, FakeCa, TestCa};
 use tulle_identity::{SecretManager, TrustStore};
@@ -324,6 +324,17 @@ impl World {
         }));
     }
 
+    /// Lets an application answer outside of the mesh: over sockets, without tunnels.
+    pub(crate) fn serve_outside(&self, at: &str, application: Application) {
+        let mut sockets = self.pipes.listen(at);
+        drop(tasks::spawn("outside", async move {
+            while let Some(socket) = sockets.recv().await {
+                let answering = answer(socket, Arc::clone(&application));
+                drop(tasks::spawn("outside-connection", answering));
+            }
+        }));
+    }
+
     /// The streams that arrive in the tunnels of an endpoint.
     pub(crate) fn endpoint(&self, ip: &str, account: &str) -> mpsc::UnboundedReceiver<HboneStream> {
         let certificate = self.ca.certificate(&identity(account));
@@ -403,7 +414,10 @@ impl World {
 }
 
 /// Serves one connection at an endpoint, in whichever HTTP it comes.
-async fn answer(stream: HboneStream, application: Application) {
+async fn answer<S>(stream: S, application: Application)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let service = service_fn(move |request| {
         let answering = application(request);
         async move { Ok::<_, Infallible>(answering.await) }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tulle_model::Str;
-use tulle_model::route::{Created, Kind, Origin, Parent, Route};
+use tulle_model::route::{Created, Kind, Match, Origin, Parent, Route};
 
 use super::condition::{ACCEPTED, Condition, PARTIALLY_INVALID, PROGRAMMED, RESOLVED_REFS};
 use super::lookup::Lookup;
@@ -23,6 +23,9 @@ pub(super) use backends::Invalid;
 pub use backends::{Referred, backend};
 pub use filters::is_reserved;
 pub(super) use rules::{http_match, session};
+
+/// Errors that one condition tells of.
+const ERRORS_MAX: usize = 16;
 
 /// A route in the form that is common to its kinds.
 #[derive(Debug, Clone, Copy)]
@@ -205,26 +208,49 @@ struct RuleOf {
     unresolved: Vec<Invalid>,
 }
 
+impl RuleOf {
+    /// Whether no request is served by it: it cannot be followed, or none of its matches can be read.
+    fn is_useless(&self) -> bool {
+        let matches = &self.route.matches;
+        let never = !matches.is_empty() && matches.iter().all(|one| one.unreadable.is_some());
+        never || self.route.error.is_some()
+    }
+
+    /// What cannot be followed of it, where it stands at this place.
+    fn errors(&self, index: usize) -> Vec<String> {
+        let of_match = |(number, one): (usize, &Match)| {
+            let cause = one.unreadable.as_ref()?;
+            let place = format!("rules[{index}].matches[{number}]");
+            Some(format!(
+                "{place}: {cause}; it matches no request until it is corrected"
+            ))
+        };
+        let of_rule = self.route.error.iter();
+        let of_rule = of_rule.map(|error| format!("rules[{index}]: {error}; requests that match it get 500"));
+        let matches = self.route.matches.iter().enumerate();
+        of_rule.chain(matches.filter_map(of_match)).collect()
+    }
+}
+
 fn accepted_condition(rules: &[RuleOf]) -> Condition {
-    let errors: Vec<String> = errors(rules);
-    if !errors.is_empty() && errors.len() == rules.len() {
-        return Condition::fails(ACCEPTED, "UnsupportedValue", errors.join("; "));
+    if !rules.is_empty() && rules.iter().all(RuleOf::is_useless) {
+        return Condition::fails(ACCEPTED, "UnsupportedValue", errors(rules));
     }
     Condition::holds(ACCEPTED, "Accepted", "the route is used")
 }
 
 fn partial(rules: &[RuleOf]) -> Option<Condition> {
     let errors = errors(rules);
-    (!errors.is_empty() && errors.len() < rules.len())
-        .then(|| Condition::holds(PARTIALLY_INVALID, "UnsupportedValue", errors.join("; ")))
+    (!errors.is_empty() && !rules.iter().all(RuleOf::is_useless))
+        .then(|| Condition::holds(PARTIALLY_INVALID, "UnsupportedValue", errors))
 }
 
-fn errors(rules: &[RuleOf]) -> Vec<String> {
-    let errors = rules.iter().enumerate().filter_map(|(index, rule)| {
-        let error = rule.route.error.as_ref()?;
-        Some(format!("rules[{index}]: {error}; requests that match it get 500"))
-    });
-    errors.collect()
+/// What cannot be followed of all of them, up to [`ERRORS_MAX`].
+fn errors(rules: &[RuleOf]) -> String {
+    let of = rules.iter().enumerate();
+    let mut errors: Vec<String> = of.flat_map(|(index, rule)| rule.errors(index)).collect();
+    errors.truncate(ERRORS_MAX);
+    errors.join("; ")
 }
 
 fn resolved(rules: &[RuleOf]) -> Condition {

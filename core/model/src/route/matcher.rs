@@ -40,6 +40,9 @@ pub enum MatchError {
     /// A path begins with `/`.
     #[error("the path `{0}` does not begin with `/`")]
     Path(Str),
+    /// The control plane could not read it.
+    #[error("{0}")]
+    Unreadable(Str),
 }
 
 /// The conditions of one match; all must hold.
@@ -91,6 +94,9 @@ impl Compiler {
 
 impl Conditions {
     pub(super) fn compile(of: &Match, compiler: &mut Compiler) -> Result<Self, MatchError> {
+        if let Some(cause) = &of.unreadable {
+            return Err(MatchError::Unreadable(cause.clone()));
+        }
         let mut headers: Vec<(HeaderName, Want)> = Vec::with_capacity(of.headers.len());
         for KeyMatch { name, value } in &of.headers {
             let parsed = HeaderName::from_bytes(name.as_bytes());

@@ -34,10 +34,11 @@ fn holds(kind: Kind, one: &Match, head: &RequestHead) -> bool {
     } else {
         path_holds(one, &head.path)
     };
-    path && one
-        .method
-        .as_ref()
-        .is_none_or(|method| **method == *head.method.as_str())
+    path && one.unreadable.is_none()
+        && one
+            .method
+            .as_ref()
+            .is_none_or(|method| **method == *head.method.as_str())
         && first_of_each(&one.headers, true).iter().all(|(name, want)| {
             let values: Vec<_> = head
                 .headers

@@ -57,6 +57,7 @@ pub fn unreached<'r>(hung: &[(&'r Route, &'r Parent)]) -> Vec<Unreached<'r>> {
         placed.extend(
             all.chain(none)
                 .enumerate()
+                .filter(|(_, one)| one.unreadable.is_none())
                 .map(|(index, one)| Placed::of(route, parent, one, index)),
         );
     }
@@ -88,6 +89,7 @@ static EVERYTHING: Match = Match {
     headers: Vec::new(),
     query: Vec::new(),
     grpc: None,
+    unreadable: None,
 };
 
 impl<'r> Placed<'r> {

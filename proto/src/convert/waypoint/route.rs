@@ -12,6 +12,9 @@ use super::{
 use crate::waypoint as wire;
 use crate::waypoint::{backend, key_match, parent, path_match, session};
 
+/// Not a method, so that no request has it.
+const NO_METHOD: &str = "(none)";
+
 pub(super) fn parse(message: wire::Route) -> Result<Route, Flaw> {
     Ok(Route {
         origin: origin("origin", message.origin)?,
@@ -85,6 +88,9 @@ fn parent(message: wire::Parent) -> Result<Parent, Flaw> {
 }
 
 pub(super) fn matching(message: wire::Match) -> Result<Match, Flaw> {
+    if let Some(cause) = optional(message.unreadable) {
+        return Ok(Match::unreadable(cause));
+    }
     let path = |path: wire::PathMatch| {
         Ok(match path.kind.ok_or_else(|| unset("kind"))? {
             path_match::Kind::Exact(text) => PathMatch::Exact(text.into()),
@@ -102,6 +108,7 @@ pub(super) fn matching(message: wire::Match) -> Result<Match, Flaw> {
             method: optional(grpc.method),
             regex: grpc.regex,
         }),
+        unreadable: None,
     })
 }
 
@@ -228,6 +235,13 @@ impl From<&Parent> for wire::Parent {
 
 impl From<&Match> for wire::Match {
     fn from(matching: &Match) -> Self {
+        if let Some(cause) = &matching.unreadable {
+            return Self {
+                method: NO_METHOD.to_owned(),
+                unreadable: cause.as_ref().into(),
+                ..Self::default()
+            };
+        }
         let path = matching.path.as_ref().map(|path| match path {
             PathMatch::Exact(text) => path_match::Kind::Exact(text.as_ref().into()),
             PathMatch::Prefix(text) => path_match::Kind::Prefix(text.as_ref().into()),
@@ -243,6 +257,7 @@ impl From<&Match> for wire::Match {
                 method: text(&grpc.method),
                 regex: grpc.regex,
             }),
+            unreadable: String::new(),
         }
     }
 }

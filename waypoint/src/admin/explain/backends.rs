@@ -104,6 +104,7 @@ pub(super) fn share(backend: &Backend, weight: u32, asked: u16) -> Share {
             let address = match endpoint.workload.addresses.first() {
                 Some(address) => SocketAddr::new(*address, port).to_string(),
                 None if endpoint.is_named() => format!("{}:{port}", endpoint.workload.hostname),
+                None if endpoint.original.is_some() => format!("the address that is asked for, port {port}"),
                 None => return None,
             };
             Some(End {

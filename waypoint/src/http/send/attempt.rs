@@ -25,7 +25,7 @@ use crate::upstream::cluster::Pick;
 use crate::upstream::connect::{self, Behalf, To};
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::outcome::{Answer, Outcome, Unsent};
-use crate::upstream::outside;
+use crate::upstream::outside::{self, Wanted};
 use crate::upstream::pool::{Bounds, Key, Lease, LeaseError, SendFailed, Version};
 use crate::upstream::retry::{look_ahead, retry_after};
 use crate::upstream::timeout as limits;
@@ -45,13 +45,16 @@ impl Sending<'_> {
         let (head, backend) = (aim.head(), &aim.drawn().backend);
         let failed = |outcome, reason| Ok(Brought::failed(outcome, reason));
         let endpoint = pick.endpoint();
-        let (host, asked) = (
-            host::without_port(&head.authority),
-            self.arrival.destination.address,
-        );
-        let found = outside::address(self.waypoint, self.snapshot, endpoint, Some(host), asked).await;
+        // This try is among them already.
+        let before = state.tried.iter().filter(|one| Arc::ptr_eq(one, &endpoint.state));
+        let wanted = Wanted {
+            host: Some(host::without_port(&head.authority)),
+            address: self.arrival.destination.address,
+            tried: before.count().saturating_sub(1),
+        };
+        let found = outside::address(self.waypoint, self.snapshot, endpoint, wanted).await;
         let address = match found {
-            Ok(address) => address,
+            Ok(place) => place.address,
             Err(reason @ Reason::NoHealthyEndpoint) => {
                 return failed(Outcome::Unsent(Unsent::Connect), reason);
             }
@@ -105,6 +108,7 @@ impl Sending<'_> {
                 return failed(connect::outcome_of(&error), connect::reason(&error));
             }
         };
+        self.note(|record| record.sent_from(lease.local()));
         Ok(self.over(lease, (state, head, version), request, waiting).await)
     }
 

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tulle_model::policy::matches::Matches;
 use tulle_model::policy::traffic::{Key, LocalRateLimit};
 use tulle_model::request::RequestHead;
@@ -42,7 +43,7 @@ pub struct Limiter {
     keys_max: usize,
     /// The one bucket of a limit without keys, and that of keys for which there is no room.
     other: AtomicU64,
-    overflows: AtomicU64,
+    overflows: Counter,
     table: OnceLock<Table>,
     hasher: ahash::RandomState,
 }
@@ -127,9 +128,18 @@ impl Limiter {
             replicas: AtomicU32::new(1),
             keys_max: usize::try_from(keys_max).unwrap_or(usize::MAX),
             other: AtomicU64::new(0),
-            overflows: AtomicU64::new(0),
+            overflows: Counter::default(),
             table: OnceLock::new(),
             hasher: ahash::RandomState::new(),
+        }
+    }
+
+    /// The same, whose requests without a bucket of their own are counted there.
+    #[must_use]
+    pub fn counted(of: &LocalRateLimit, overflows: Counter) -> Self {
+        Self {
+            overflows,
+            ..Self::new(of)
         }
     }
 
@@ -141,7 +151,7 @@ impl Limiter {
     /// Requests that had to share a bucket because there was no room for their key.
     #[must_use]
     pub fn overflows(&self) -> u64 {
-        self.overflows.load(Ordering::Relaxed)
+        self.overflows.get()
     }
 
     /// Keys with a bucket of their own.
@@ -212,7 +222,7 @@ impl Limiter {
         // Idle for twice the time in which it fills.
         let idle = span.saturating_mul(2);
         table.find(hash, now, idle, self.keys_max).unwrap_or_else(|| {
-            self.overflows.fetch_add(1, Ordering::Relaxed);
+            self.overflows.inc();
             &self.other
         })
     }

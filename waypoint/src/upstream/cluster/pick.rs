@@ -26,6 +26,8 @@ pub struct Ask<'a> {
     pub session: Option<u128>,
     /// Endpoints that were tried before.
     pub tried: &'a [Arc<EndpointState>],
+    /// Whether who hashes leaves the endpoint of its key, too, once that was tried.
+    pub moves_on: bool,
     /// The address the client asked for, for services that want that.
     pub address: Option<IpAddr>,
 }
@@ -57,8 +59,9 @@ impl Cluster {
         if let Some(index) = self.probation(ask) {
             return Some(self.picked(index, true, ask.now));
         }
-        // Who hashes wants one endpoint for one key, also when it is tried again.
-        let tried: &[_] = if ask.hash.is_some() { &[] } else { ask.tried };
+        // Requests that hash want one endpoint for one key, also when they are tried again.
+        let stays = ask.hash.is_some() && !ask.moves_on;
+        let tried: &[_] = if stays { &[] } else { ask.tried };
         let index = self
             .among_places(ask, tried, random)
             .or_else(|| self.among_places(ask, &[], random).filter(|_| !tried.is_empty()))?;

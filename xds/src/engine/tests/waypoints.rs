@@ -160,7 +160,44 @@ fn a_backend_that_is_not_there_keeps_its_share_and_is_told() {
 }
 
 #[test]
-fn r111_a_regular_expression_that_is_too_large_answers_500_and_costs_nothing() {
+fn a_match_that_cannot_be_read_matches_nothing_and_its_neighbours_go_on() {
+    let header = |kind: &str| format!("{{headers: [{{name: x-a, type: {kind}, value: b}}]}}");
+    let call = |kind: &str| format!("{{method: {{type: {kind}, service: s}}}}");
+    let of = |kind: &str, list: &[String]| {
+        let matches = format!("matches: [{}], ", list.join(", "));
+        let snapshot = snapshot(&(WAY.to_owned() + WEB + &route(kind, "shop", "r", &matches)));
+        let object = if kind == "GRPCRoute" {
+            Kind::GrpcRoute
+        } else {
+            Kind::HttpRoute
+        };
+        let route = routes(&snapshot).remove(0);
+        assert_eq!(route.error, None, "the rule itself is whole");
+        let read: Vec<_> = route.matches.iter().map(|one| one.unreadable.is_none()).collect();
+        (read, reasons(&snapshot, object, "shop", "r"))
+    };
+    for (kind, [good, bad]) in [
+        ("HTTPRoute", ["Exact", "Prefix"].map(header)),
+        ("GRPCRoute", ["Exact", "Prefix"].map(call)),
+    ] {
+        let (read, told) = of(kind, &[bad.clone(), good]);
+        assert_eq!(read, [false, true], "{kind}");
+        assert!(told.contains(&"Accepted=True Accepted".to_owned()), "{told:?}");
+        assert!(
+            told.contains(&"PartiallyInvalid=True UnsupportedValue".to_owned()),
+            "{told:?}"
+        );
+        let (read, told) = of(kind, &[bad]);
+        assert_eq!(read, [false], "{kind}");
+        assert!(
+            told.contains(&"Accepted=False UnsupportedValue".to_owned()),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
+fn r111_a_regular_expression_that_is_too_large_matches_nothing_and_costs_nothing() {
     let started = Instant::now();
     for pattern in [
         "a".repeat(10_000),
@@ -169,7 +206,7 @@ fn r111_a_regular_expression_that_is_too_large_answers_500_and_costs_nothing() {
     ] {
         let matches = format!("matches: [{{path: {{type: RegularExpression, value: '/{pattern}'}}}}], ");
         let snapshot = snapshot(&(WAY.to_owned() + WEB + &route("HTTPRoute", "shop", "h", &matches)));
-        assert!(routes(&snapshot)[0].error.is_some());
+        assert!(routes(&snapshot)[0].matches[0].unreadable.is_some());
         assert!(
             reasons(&snapshot, Kind::HttpRoute, "shop", "h")
                 .contains(&"Accepted=False UnsupportedValue".to_owned())

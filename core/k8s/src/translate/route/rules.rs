@@ -11,8 +11,8 @@ use super::backends::{Invalid, Referred, resolve};
 use super::{Facts, RuleOf, filters, origin_of};
 use crate::Object;
 use crate::api::route::{
-    BackendRef, GrpcMethod, GrpcRule, HttpMatch, HttpRule, KeyMatch as KeySpec, RouteFilter, RouteRetry,
-    SessionPersistence, StreamRule,
+    BackendRef, GrpcMatch as CallMatch, GrpcMethod, GrpcRule, HttpMatch, HttpRule, KeyMatch as KeySpec,
+    RouteFilter, RouteRetry, SessionPersistence, StreamRule,
 };
 
 /// Translates every rule of a route.
@@ -47,7 +47,8 @@ pub(super) fn rules(object: &Object, facts: &Facts<'_>, around: &impl Lookup) ->
     }
 }
 
-/// A rule under construction: the first error makes the whole rule answer 500.
+/// A rule under construction: the first error makes the whole rule answer 500. A match that cannot be read is no error of
+/// the rule: it matches nothing, and the others go on.
 struct Draft<'a, L> {
     route: Route,
     unresolved: Vec<Invalid>,
@@ -82,6 +83,11 @@ impl<'a, L: Lookup> Draft<'a, L> {
 
     fn take<T>(&mut self, read: Result<T, String>) -> Option<T> {
         read.map_err(|cause| self.fail(cause)).ok()
+    }
+
+    fn matches(&mut self, read: Result<Match, String>) {
+        let read = read.unwrap_or_else(Match::unreadable);
+        self.route.matches.push(read);
     }
 
     fn filters(&mut self, of: &[RouteFilter]) {
@@ -120,8 +126,7 @@ impl<'a, L: Lookup> Draft<'a, L> {
 fn http(rule: &HttpRule, facts: &Facts<'_>, by: Referred<'_>, around: &impl Lookup) -> RuleOf {
     let mut draft = Draft::new(facts, by, around);
     for matching in &rule.matches {
-        let read = draft.take(http_match(matching));
-        draft.route.matches.extend(read);
+        draft.matches(http_match(matching));
     }
     draft.filters(&rule.filters);
     draft.backends(&rule.backend_refs);
@@ -141,15 +146,7 @@ fn http(rule: &HttpRule, facts: &Facts<'_>, by: Referred<'_>, around: &impl Look
 fn grpc(rule: &GrpcRule, facts: &Facts<'_>, by: Referred<'_>, around: &impl Lookup) -> RuleOf {
     let mut draft = Draft::new(facts, by, around);
     for matching in &rule.matches {
-        let call = matching.method.as_ref().map(grpc_match).transpose();
-        let headers = keys(&matching.headers);
-        if let (Some(grpc), Some(headers)) = (draft.take(call), draft.take(headers)) {
-            draft.route.matches.push(Match {
-                grpc,
-                headers,
-                ..Match::default()
-            });
-        }
+        draft.matches(call_match(matching));
     }
     draft.filters(&rule.filters);
     draft.backends(&rule.backend_refs);
@@ -174,6 +171,9 @@ pub(in crate::translate) fn http_match(of: &HttpMatch) -> Result<Match, String> 
     let path = of.path.as_ref().map(|path| {
         let value = path.value.clone().unwrap_or_else(|| "/".into());
         match &*path.kind {
+            "" | "PathPrefix" | "Exact" if !value.starts_with('/') => {
+                Err("a path begins with `/`, unless it is a RegularExpression".to_owned())
+            }
             "" | "PathPrefix" => Ok(PathMatch::Prefix(value)),
             "Exact" => Ok(PathMatch::Exact(value)),
             "RegularExpression" => regex(&value).map(|()| PathMatch::Regex(value)),
@@ -186,6 +186,16 @@ pub(in crate::translate) fn http_match(of: &HttpMatch) -> Result<Match, String> 
         headers: keys(&of.headers)?,
         query: keys(&of.query_params)?,
         grpc: None,
+        unreadable: None,
+    })
+}
+
+/// Conditions on a call.
+fn call_match(of: &CallMatch) -> Result<Match, String> {
+    Ok(Match {
+        grpc: of.method.as_ref().map(grpc_match).transpose()?,
+        headers: keys(&of.headers)?,
+        ..Match::default()
     })
 }
 

@@ -63,15 +63,16 @@ fn grpc_match() -> impl Strategy<Value = Option<GrpcMatch>> {
 
 fn one_match() -> impl Strategy<Value = Match> {
     let method = prop::option::of(prop::sample::select(vec!["GET", "POST", "get"]));
-    (path_match(), method, keys(), keys(), grpc_match()).prop_map(|(path, method, headers, query, grpc)| {
-        Match {
-            path,
-            method: method.map(Into::into),
-            headers,
-            query,
-            grpc,
-        }
-    })
+    let read = (path_match(), method, keys(), keys(), grpc_match());
+    let read = read.prop_map(|(path, method, headers, query, grpc)| Match {
+        path,
+        method: method.map(Into::into),
+        headers,
+        query,
+        grpc,
+        unreadable: None,
+    });
+    prop_oneof![9 => read, 1 => Just(Match::unreadable("of a type that nobody knows"))]
 }
 
 fn routes(kind: Kind) -> impl Strategy<Value = Vec<Route>> {

@@ -139,6 +139,18 @@ fn a_match_that_cannot_be_used_never_matches_and_is_named() {
 }
 
 #[test]
+fn a_rule_none_of_whose_matches_was_read_never_matches_and_is_still_a_rule() {
+    let routes = [on("bad", Match::unreadable("of a type that nobody knows"))];
+    assert_eq!(router(&routes).problems().len(), 1);
+    assert_eq!(taken(&routes, &get("/x")), "-");
+    let routes = [
+        on("bad", Match::unreadable("of a type that nobody knows")),
+        on("good", prefix("/x")),
+    ];
+    assert_eq!(taken(&routes, &get("/x")), "good");
+}
+
+#[test]
 fn the_length_of_the_prefix_comes_with_the_rule() {
     let routes = router(&[on("it", prefix("/a/b/")), on("all", exact("/a"))]);
     let length = |path| match routes.select(&get(path)) {

@@ -1,0 +1,205 @@
+//! Requests that are held back, or open, when policies come that deny them or have somebody else decide.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+use tulle_model::filter::Ask;
+use tulle_model::policy::Concern;
+use tulle_model::policy::authz::{Action, Rule};
+use tulle_model::policy::traffic::Fault;
+use tulle_model::service::AppProtocol;
+use tulle_model::waypoint::ProviderKind;
+use tulle_proto::ext_authz::CheckRequest;
+
+use super::asked::{asks, backend, judging, provider};
+use super::policies::{authz, endless, from_namespace, helper, status, to};
+use super::world::{World, application, get, told_policy};
+
+/// Lets `judge` decide, which answers after this time at most.
+async fn judged_within(world: &World, limit: Duration) {
+    let mut judge = asks(Ask::Grpc(backend("judge")));
+    judge.timeout = Some(limit);
+    judge.body_bytes_max = 0;
+    let judge = ProviderKind::ExtAuthz(Box::new(judge));
+    world.apply(vec![provider("judge", judge)]).await;
+}
+
+/// Has somebody decide about what asks for `/admin/…`.
+async fn ask_about_admin(world: &World) {
+    let custom = authz(Action::Custom, vec![to("GET", "/admin/")]);
+    world.apply(vec![told_policy("ask", custom)]).await;
+}
+
+/// Denies everything after a second; how long a request to this path took from then on, and its status.
+async fn denied_meanwhile(world: &World, path: &str) -> (Duration, u16) {
+    let denying = async {
+        sleep(Duration::from_secs(1)).await;
+        let deny = authz(Action::Deny, vec![from_namespace("shop")]);
+        world.apply(vec![told_policy("deny", deny)]).await;
+        Instant::now()
+    };
+    let answering = async {
+        let answered = status(world, "client", get(path)).await;
+        (answered, Instant::now())
+    };
+    let ((answered, ended), denied) = tokio::join!(answering, denying);
+    (ended - denied, answered)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_held_back_on_purpose_ends_within_a_second_of_a_policy_that_denies_it() {
+    let world = World::web().await;
+    let fault = Fault {
+        delay: Some(Duration::from_secs(60)),
+        delay_ppm: 1_000_000,
+        ..Fault::default()
+    };
+    let slow = told_policy("slow", Concern::Fault(fault));
+    world.apply(vec![slow]).await;
+    let (took, answered) = denied_meanwhile(&world, "/").await;
+    assert_eq!(answered, 403);
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+    assert!(world.connects.lock().is_empty(), "no endpoint was asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_who_decides_ends_within_a_second_of_a_policy_that_denies_it() {
+    let world = World::web().await;
+    helper(&world, "judge", |_| std::future::pending()).await;
+    judged_within(&world, Duration::from_secs(60)).await;
+    ask_about_admin(&world).await;
+    let (took, answered) = denied_meanwhile(&world, "/admin/good").await;
+    assert_eq!(answered, 403);
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+}
+
+/// Questions that `judge` was asked.
+type Questions = Arc<Mutex<Vec<CheckRequest>>>;
+
+/// A world whose answers never end, and `judge`, which lets pass what asks for `/admin/good`.
+async fn open_answers() -> (World, Questions) {
+    let world = World::web_with(AppProtocol::Http11, application(endless)).await;
+    let questions = Questions::default();
+    helper(&world, "judge", judging(&questions)).await;
+    judged_within(&world, Duration::from_secs(1)).await;
+    (world, questions)
+}
+
+/// An answer that has begun, with what its connection needs to go on.
+struct Begun {
+    _client: SendRequest<Full<Bytes>>,
+    body: Incoming,
+}
+
+impl Begun {
+    /// Whether it is reset, and soon.
+    async fn is_cut(&mut self) -> bool {
+        let ended = timeout(Duration::from_secs(10), self.body.frame()).await;
+        ended.is_ok_and(|frame| frame.is_some_and(|frame| frame.is_err()))
+    }
+}
+
+async fn begun(world: &World, path: &str) -> Begun {
+    let mut client = world.http1("client").await;
+    let mut body = client.send_request(get(path)).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    Begun {
+        _client: client,
+        body,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_decides_is_asked_about_open_requests_too_and_once() {
+    let (world, questions) = open_answers().await;
+    let mut bad = begun(&world, "/admin/bad").await;
+    let mut good = begun(&world, "/admin/good").await;
+    let mut other = begun(&world, "/other").await;
+    let before = Instant::now();
+    ask_about_admin(&world).await;
+    assert!(bad.is_cut().await, "it is refused now");
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+    for n in 0..3 {
+        let unrelated = authz(Action::Deny, vec![to("GET", &format!("/unrelated/{n}"))]);
+        world.apply(vec![told_policy("unrelated", unrelated)]).await;
+        for still in [&mut good, &mut other] {
+            let ended = timeout(Duration::from_secs(2), still.body.frame()).await;
+            assert!(ended.is_err(), "it goes on");
+        }
+    }
+    let mut paths: Vec<_> = questions.lock().iter().map(path_of).collect();
+    paths.sort();
+    assert_eq!(paths, ["/admin/bad", "/admin/good"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_decides_is_asked_about_the_next_request_of_a_connection() {
+    let world = World::web().await;
+    let questions = Questions::default();
+    helper(&world, "judge", judging(&questions)).await;
+    judged_within(&world, Duration::from_secs(1)).await;
+    let mut client = world.http1("client").await;
+    for expect in [200, 403] {
+        let answer = client.send_request(get("/admin/bad")).await.unwrap();
+        assert_eq!(answer.status(), expect);
+        let _ = answer.into_body().collect().await;
+        ask_about_admin(&world).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_decides_is_asked_about_a_request_that_waits_for_its_answer() {
+    let world = World::web_with(AppProtocol::Http11, application(|_| std::future::pending())).await;
+    let questions = Questions::default();
+    helper(&world, "judge", judging(&questions)).await;
+    judged_within(&world, Duration::from_secs(1)).await;
+    let asking = async {
+        sleep(Duration::from_secs(1)).await;
+        ask_about_admin(&world).await;
+        Instant::now()
+    };
+    let answering = timeout(
+        Duration::from_secs(10),
+        status(&world, "client", get("/admin/bad")),
+    );
+    let (answered, asked) = tokio::join!(answering, asking);
+    assert_eq!(answered.ok(), Some(403));
+    assert!(asked.elapsed() <= Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert_eq!(questions.lock().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_decides_about_ends() {
+    let (world, _questions) = open_answers().await;
+    let mut answer = begun(&world, "/admin/good").await;
+    world.pipes.silence("10.0.0.8:15008");
+    let other = provider(
+        "other",
+        ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("nobody"))))),
+    );
+    world.apply(vec![other]).await;
+    let before = Instant::now();
+    let custom = authz(Action::Custom, vec![Rule::default()]);
+    world.apply(vec![told_policy("ask", custom)]).await;
+    assert!(answer.body.frame().await.unwrap().is_err());
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+}
+
+fn path_of(question: &CheckRequest) -> String {
+    let attributes = question.attributes.clone().unwrap();
+    attributes.request.unwrap().http.unwrap().path
+}
