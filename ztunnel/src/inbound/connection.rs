@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::metrics::labels::{Direction, Party};
 use crate::on_demand;
 use crate::pod::{Place, Pod};
-use crate::record::Story;
+use crate::record::{Story, TraceId};
 
 /// What was asked for, understood.
 struct Asked {
@@ -69,6 +69,8 @@ async fn answer(pod: &Pod, mut asking: Asking, tunnel: Tunnel) -> Option<Answere
     story.mutual_tls = true;
     story.source_proved(tunnel.identity.clone());
     let request = asking.request();
+    let told = request.as_ref().ok().and_then(|request| request.traceparent);
+    story.trace = Some(TraceId::of(told));
     let established = tokio::select! {
         established = establish(pod, &tunnel, request, &mut story) => established,
         () = asking.cancelled() => return None,
