@@ -96,11 +96,14 @@ async fn establish(
     let request = request.map_err(|malformed| bad(malformed.to_string(), malformed.reason()))?;
     story.authority = Some(request.authority.clone());
     let workload = pod.workload().await?;
-    let speaks_for_others = request
-        .original_source
-        .as_ref()
-        .map(|_| (&tunnel.identity, tunnel.peer_ip()));
-    on_demand::learn_own(&pod.node, &workload, speaks_for_others).await;
+    // One that cannot be read is refused below.
+    let authority = request.authority.parse::<Authority>().ok();
+    let speaks_for_others = request.original_source.as_ref();
+    let said = on_demand::Said {
+        authority: authority.as_ref().map(|authority| (authority, tunnel.local)),
+        speaks_for_others: speaks_for_others.map(|_| (&tunnel.identity, tunnel.peer_ip())),
+    };
+    on_demand::learn_own(&pod.node, &workload, said).await;
     let asked = understand(pod, tunnel, &request, workload)?;
     describe(pod, tunnel, &request, &asked, story);
     let permitted = authorize(pod, asked.connection.clone()).await?;
