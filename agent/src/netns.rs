@@ -57,7 +57,7 @@ impl fmt::Display for NetnsName {
 pub struct Located {
     /// The namespace.
     pub netns: NetNs,
-    /// Whether it has IPv6.
+    /// Whether it has IPv6, as far as was seen: it may get it later.
     pub ipv6: bool,
     /// Where it was found.
     pub path: PathBuf,
@@ -68,6 +68,14 @@ impl Located {
     #[must_use]
     pub fn is_still_there(&self) -> bool {
         NetNs::open(&self.path).is_ok_and(|found| found == self.netns)
+    }
+
+    /// Whether it has IPv6 by now.
+    ///
+    /// # Errors
+    /// When it cannot be entered.
+    pub async fn has_ipv6(&self) -> io::Result<bool> {
+        self.netns.run_async(sysctl::has_ipv6_here).await
     }
 }
 

@@ -37,12 +37,19 @@ pub(crate) struct Tulle {
     command: Command,
 }
 
-/// Options of every command that reads a running mesh.
+/// Where the mesh is that a command asks.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Reading {
+pub(crate) struct Place {
     /// Folder with the components' admin sockets [default: /run/tulle, or /tmp/tulle-UID when not root]
     #[arg(long, global = true, env = "TULLE_RUN_DIR", value_name = "DIR")]
     run_dir: Option<PathBuf>,
+}
+
+/// Options of every command that reads a running mesh.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Reading {
+    #[command(flatten)]
+    place: Place,
     /// Form of the output
     #[arg(short, long, global = true, value_enum, default_value_t)]
     output: Form,
@@ -73,9 +80,15 @@ pub(crate) struct ControlFolders {
     pub(crate) mesh: mesh::MeshFlags,
 }
 
-impl Reading {
+impl Place {
     pub(crate) fn run_dir(&self) -> RunDir {
         RunDir::new(self.run_dir.clone().unwrap_or_else(default_run_dir))
+    }
+}
+
+impl Reading {
+    pub(crate) fn run_dir(&self) -> RunDir {
+        self.place.run_dir()
     }
 
     pub(crate) fn output(&self) -> Form {

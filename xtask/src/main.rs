@@ -164,11 +164,13 @@ fn test(may_install: bool) -> Result<(), String> {
     suite::run(&namespaces, &root())?;
     // `tulle-cli` has no library to test: it is named so that the crates of others are those that stand built already.
     step(
-        "tests of certificates and of the node proxy with BoringSSL, with exported access lines, without profiles",
+        "tests of certificates, tunnels and the node proxy with BoringSSL, with exported access lines, without profiles",
         cargo(&[
             "test",
             "--package",
             "tulle-identity",
+            "--package",
+            "tulle-transport",
             "--package",
             "tulle-ztunnel",
             "--package",

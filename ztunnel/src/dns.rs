@@ -9,6 +9,7 @@
 //! The packet rules of a pod decide whether anything arrives here at all.
 
 pub mod answer;
+pub mod complaint;
 pub mod forward;
 pub mod frame;
 pub mod metrics;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::answer::Settings;
+use self::complaint::Complaints;
 use self::forward::Upstream;
 use self::network::PodNetwork;
 use self::resolv_conf::ResolvConf;
@@ -47,6 +49,8 @@ pub struct Dns {
     pub upstream: Upstream,
     /// What they answered before.
     pub stale: Stale,
+    /// What is said when they do not answer.
+    pub complaints: Complaints,
     questions: Arc<Semaphore>,
     streams: Arc<Semaphore>,
 }
@@ -76,6 +80,7 @@ impl Dns {
                 servers,
             },
             stale: Stale::default(),
+            complaints: Complaints::default(),
             questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         }

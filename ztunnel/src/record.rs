@@ -5,11 +5,13 @@ pub mod otlp;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU128;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tulle_model::reason::ResponseFlag;
 use tulle_model::{Identity, NamespacedName, Reason, Service, Str, Workload};
+use tulle_transport::TraceParent;
 
 use crate::error::Error;
 use crate::events::Event;
@@ -45,6 +47,7 @@ macro_rules! access {
             policy = $fields.policy.as_deref(),
             id = %$story.id,
             generation = $story.generation,
+            trace_id = $fields.trace.as_deref(),
             $message
         )
     };
@@ -65,6 +68,35 @@ impl ConnectionId {
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// The trace that a tunnelled connection is part of, as its two ends name it; written as 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceId(NonZeroU128);
+
+impl TraceId {
+    /// The one of a tunnel request; a fresh one if the request names none that can be used.
+    #[must_use]
+    pub fn of(request: Option<TraceParent>) -> Self {
+        let id = |request: TraceParent| NonZeroU128::new(request.trace_id);
+        let named = request.and_then(id).or_else(|| id(TraceParent::random()));
+        Self(named.unwrap_or(NonZeroU128::MIN))
+    }
+
+    /// What the next tunnel request of it says: a step of its own within the trace.
+    #[must_use]
+    pub fn step(self) -> TraceParent {
+        TraceParent {
+            trace_id: self.0.get(),
+            ..TraceParent::random()
+        }
+    }
+}
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
     }
 }
 
@@ -91,6 +123,8 @@ pub struct Story {
     pub service: Shared<ServiceLabels>,
     /// Whether both ends were proven by mutual TLS.
     pub mutual_tls: bool,
+    /// The trace its tunnel request names; `None` without a tunnel.
+    pub trace: Option<TraceId>,
     /// The policy that let it pass.
     pub policy: Option<NamespacedName>,
     /// Generation of the configuration it was decided on.
@@ -124,6 +158,7 @@ impl Story {
             destination: Shared::default(),
             service: Shared::default(),
             mutual_tls: false,
+            trace: None,
             policy: None,
             generation: 0,
             planned: false,
@@ -143,6 +178,11 @@ impl Story {
     /// Learns who the client has proven to be, and nothing else.
     pub fn source_proved(&mut self, identity: Identity) {
         self.source = Party::default().proven(Some(identity)).into();
+    }
+
+    /// The trace that its tunnel requests name, however many are tried.
+    pub fn traced(&mut self) -> TraceId {
+        *self.trace.get_or_insert_with(|| TraceId::of(None))
     }
 
     /// Learns the service the client named.
@@ -310,6 +350,7 @@ struct Fields {
     error: Option<String>,
     reason: Option<String>,
     policy: Option<String>,
+    trace: Option<String>,
 }
 
 impl Fields {
@@ -333,6 +374,7 @@ impl Fields {
             error: error.map(ToString::to_string),
             reason: error.and_then(Error::reason).map(|reason| reason.to_string()),
             policy: error.map_or_else(allowed_by, Error::policy),
+            trace: story.trace.map(|trace| trace.to_string()),
         }
     }
 }

@@ -69,7 +69,7 @@ impl PodTask {
 
     /// Compares the pod with its plan and puts right what is not as planned.
     pub(super) async fn verify(&mut self) -> Event {
-        let Some(located) = self.located.clone() else {
+        let Some(mut located) = self.located.clone() else {
             return Event::NetnsLost;
         };
         if !located.is_still_there() {
@@ -77,8 +77,11 @@ impl PodTask {
             return Event::NetnsLost;
         }
         self.count_forged_marks(&located).await;
-        let planned = self.follow_plan(&located).await;
-        let deviations = match planned {
+        let followed = match self.follow_families(&mut located).await {
+            Ok(()) => self.follow_plan(&located).await,
+            Err(error) => Err(error),
+        };
+        let deviations = match followed {
             Ok(()) => self.deviations(&located).await,
             Err(error) => Err(error),
         };
@@ -99,6 +102,24 @@ impl PodTask {
             self.shared.board.failed(&self.pod.uid, &error);
         }
         Event::Repaired
+    }
+
+    /// IPv6 may be switched on or off in a pod that is captured already. The table is for both families, and our listeners
+    /// are there before an address is; route and rule are not. That is no deviation of the pod's: what it has now is
+    /// captured. Not done, it is tried again by the next verification.
+    async fn follow_families(&mut self, located: &mut Located) -> Result<(), CaptureError> {
+        let ipv6 = located.has_ipv6().await;
+        let ipv6 = ipv6.map_err(CaptureError::kernel("enter the pod's namespace"))?;
+        if ipv6 == located.ipv6 {
+            return Ok(());
+        }
+        tracing::info!(uid = %self.pod.uid, ipv6, "a captured pod has other address families than before");
+        located.ipv6 = ipv6;
+        if ipv6 {
+            self.shared.capture.repair_routes(located).await?;
+        }
+        self.located = Some(located.clone());
+        Ok(())
     }
 
     /// What the pod's table should be may have changed: its annotations, or whose sockets may carry the mark. That is no

@@ -35,6 +35,7 @@ with_each_backend! {
     listeners_and_rules_survive_a_restart_of_the_agent,
     what_a_pod_changes_of_its_capture_is_put_back_and_counted,
     a_listener_that_was_closed_is_found_and_opened_again,
+    a_pod_that_gets_ipv6_later_is_captured_over_it_too,
     a_deleted_pod_keeps_its_rules_and_nothing_is_held_for_it,
     rules_of_an_earlier_run_are_removed_from_a_pod_that_is_not_wanted,
 }
@@ -411,6 +412,41 @@ async fn a_listener_that_was_closed_is_found_and_opened_again(backend: Backend) 
     let (mut captured, _) = inbound.accept().unwrap();
     assert_alive(&mut caller, &mut captured);
     agent.until("In").await;
+}
+
+/// Switches IPv6 of the pod on or off, as whoever sets it up may do late.
+fn switch_ipv6(world: &World, on: bool) {
+    for what in ["all", "default", "lo", "eth0"] {
+        let off = u8::from(!on);
+        world.output("sysctl", &format!("-w net.ipv6.conf.{what}.disable_ipv6={off}"));
+    }
+}
+
+async fn a_pod_that_gets_ipv6_later_is_captured_over_it_too(backend: Backend) {
+    let Some(world) = World::new("a_pod_that_gets_ipv6_later_is_captured_over_it_too") else {
+        return;
+    };
+    switch_ipv6(&world, false);
+    let agent = Agent::start(&world, backend, Goal::Captured).await;
+    let proxy = connect(&world, "1").await;
+    proxy.snapshot().await;
+    take(&proxy).await;
+    agent.until("In").await;
+    let present = async |ipv6| tulle_agent::routes::present(&world.pod, ipv6).await.unwrap();
+    assert_eq!((present(false).await, present(true).await), (true, false));
+
+    switch_ipv6(&world, true);
+    let routed = async {
+        while !present(true).await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, routed)
+        .await
+        .expect("routed in time");
+    for check in [Check::listeners, Check::routes, Check::rules] {
+        assert_eq!(agent.repairs(check), 0, "{check} is no deviation of the pod's");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

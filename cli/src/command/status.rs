@@ -36,6 +36,9 @@ pub(crate) struct PodStatus {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) state: String,
+    /// What the state is about, if it says more.
+    #[serde(default)]
+    pub(crate) detail: Option<String>,
     #[serde(default)]
     pub(crate) error: Option<PodError>,
 }
@@ -233,18 +236,30 @@ async fn agent(component: &Component) -> anyhow::Result<Row> {
         let (token, message, fix) = (text(&note["token"]), text(&note["message"]), text(&note["fix"]));
         row.findings.push(format!("{token}: {message}; {fix}"));
     }
-    for pod in &pods {
-        let name = format!("{}/{}", pod.namespace, pod.name);
-        if let Some(error) = &pod.error {
-            row.findings.push(format!(
-                "{} {name} ({}): {}; {}",
-                error.code, pod.state, error.message, error.fix
-            ));
-        } else if pod.state == "Degraded" {
-            row.findings.push(format!("{name} is degraded"));
-        }
-    }
+    row.findings.extend(pods.iter().filter_map(pod_line));
     Ok(row.judge(component).await)
+}
+
+/// What is wrong with a pod, if anything is: a step that failed, or why it is degraded.
+fn pod_line(pod: &PodStatus) -> Option<String> {
+    let name = format!("{}/{}", pod.namespace, pod.name);
+    let is_degraded = pod.state == "Degraded";
+    let detail = pod.detail.as_deref().filter(|_| is_degraded);
+    let state = match detail {
+        Some(detail) => format!("{}: {detail}", pod.state),
+        None => pod.state.clone(),
+    };
+    match &pod.error {
+        Some(error) => Some(format!(
+            "{} {name} ({state}): {}; {}",
+            error.code, error.message, error.fix
+        )),
+        None if is_degraded => Some(match detail {
+            Some(detail) => format!("{name} is degraded: {detail}"),
+            None => format!("{name} is degraded"),
+        }),
+        None => None,
+    }
 }
 
 async fn ztunnel(component: &Component) -> anyhow::Result<Row> {
@@ -297,6 +312,47 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_degraded_pod_says_why() {
+        let line = |state: &str, detail: Value, error: Value| {
+            let pod =
+                json!({"namespace": "shop", "name": "web", "state": state, "detail": detail, "error": error});
+            pod_line(&serde_json::from_value(pod).unwrap())
+        };
+        let (rules, step) = (
+            "something in the pod changes its rules",
+            "a step failed and is tried again",
+        );
+        let error = json!({"code": "T0104", "message": "port 15001 is taken by nginx", "fix": "free it"});
+        for (state, detail, error, expect) in [
+            (
+                "Degraded",
+                json!(rules),
+                Value::Null,
+                Some("shop/web is degraded: something in the pod changes its rules"),
+            ),
+            (
+                "Degraded",
+                json!(rules),
+                error.clone(),
+                Some(
+                    "T0104 shop/web (Degraded: something in the pod changes its rules): \
+                     port 15001 is taken by nginx; free it",
+                ),
+            ),
+            (
+                "Retry",
+                json!(step),
+                error,
+                Some("T0104 shop/web (Retry): port 15001 is taken by nginx; free it"),
+            ),
+            ("Degraded", Value::Null, Value::Null, Some("shop/web is degraded")),
+            ("In", Value::Null, Value::Null, None),
+        ] {
+            assert_eq!(line(state, detail, error).as_deref(), expect);
+        }
+    }
 
     #[test]
     fn an_object_with_an_older_form_in_force_was_rejected() {

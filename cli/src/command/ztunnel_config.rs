@@ -1,29 +1,73 @@
 //! `tulle ztunnel-config`: what the node proxies know and do, in istioctl's columns.
 
-use clap::Subcommand;
+mod columns;
+mod log;
+
+use clap::{Subcommand, ValueEnum};
 use serde_json::Value;
 use tulle_runtime::exit::Exit;
 
-use super::Reading;
+use self::columns::Width;
+use self::log::Log;
+use super::Place;
+use crate::output::Form;
 use crate::running::{Component, Kind};
 
-/// Show what the node proxies know and do: workloads, policies, certificates, connections
+/// Show what the node proxies know and do: workloads, services, policies, certificates, connections
+///
+/// Tables have the columns of `istioctl ztunnel-config`, so that what reads those reads these; `-o wide` adds ours behind
+/// them.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  tulle ztunnel-config workloads\n  tulle ztunnel-config certificates --node n1 -o json"
+    after_help = "Examples:\n  tulle ztunnel-config workloads\n  tulle ztunnel-config connections -o wide\n  \
+                  tulle ztunnel-config certificates --node n1 -o json\n  \
+                  tulle ztunnel-config log --node n1 --level dns:debug,info"
 )]
 pub(crate) struct ZtunnelConfig {
     #[command(subcommand)]
-    what: What,
+    what: Command,
     /// Only this node [default: every node; what all nodes share is taken from the first]
     #[arg(long, global = true)]
     node: Option<String>,
     #[command(flatten)]
-    reading: Reading,
+    place: Place,
+    /// Form of the output
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Output,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
-enum What {
+/// Form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Output {
+    /// A table with istioctl's columns
+    #[default]
+    Table,
+    /// The same, by istioctl's word for it
+    Short,
+    /// A table with further columns behind those
+    Wide,
+    /// One JSON object
+    Json,
+}
+
+impl Output {
+    fn form(self) -> Form {
+        match self {
+            Self::Table | Self::Short | Self::Wide => Form::Table,
+            Self::Json => Form::Json,
+        }
+    }
+
+    fn width(self) -> Width {
+        match self {
+            Self::Wide => Width::Wide,
+            Self::Table | Self::Short | Self::Json => Width::Usual,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+enum Command {
     /// Workloads the proxies know
     #[command(alias = "workload")]
     Workloads,
@@ -39,9 +83,30 @@ enum What {
     /// Open connections, per node
     #[command(alias = "connection")]
     Connections,
+    /// All of these, one table after the other
+    All,
+    Log(Log),
+}
+
+/// What is asked of a proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Workloads,
+    Services,
+    Policies,
+    Certificates,
+    Connections,
 }
 
 impl What {
+    const EACH: [Self; 5] = [
+        Self::Workloads,
+        Self::Services,
+        Self::Policies,
+        Self::Certificates,
+        Self::Connections,
+    ];
+
     fn schema(self) -> &'static str {
         match self {
             Self::Workloads => "ztunnel-config.workloads",
@@ -67,104 +132,10 @@ impl What {
             Self::Connections => ("/connections", None),
         }
     }
-
-    fn header(self) -> &'static [&'static str] {
-        match self {
-            Self::Workloads => &["NAMESPACE", "NAME", "ADDRESS", "NODE", "WAYPOINT", "PROTOCOL"],
-            Self::Services => &[
-                "NAMESPACE",
-                "SERVICE NAME",
-                "SERVICE VIP",
-                "WAYPOINT",
-                "ENDPOINTS",
-            ],
-            Self::Policies => &["NODE", "NAMESPACE", "POLICY NAME", "ACTION", "SCOPE", "RULES"],
-            Self::Certificates => &[
-                "NODE",
-                "CERTIFICATE NAME",
-                "STATUS",
-                "SERIAL NUMBER",
-                "NOT AFTER",
-                "NOT BEFORE",
-            ],
-            Self::Connections => &[
-                "NODE",
-                "WORKLOAD",
-                "DIRECTION",
-                "LOCAL",
-                "REMOTE",
-                "REMOTE TARGET",
-                "PROTOCOL",
-                "BYTES",
-            ],
-        }
-    }
-
-    fn row(self, item: &Value) -> Vec<String> {
-        match self {
-            Self::Workloads => vec![
-                text(&item["namespace"]),
-                text(&item["name"]),
-                list(&item["addresses"]),
-                text(&item["node"]),
-                waypoint(&item["waypoint"]),
-                text(&item["tunnelProtocol"]),
-            ],
-            Self::Services => vec![
-                text(&item["namespace"]),
-                text(&item["name"]),
-                list(&item["addresses"]),
-                waypoint(&item["waypoint"]),
-                item["endpoints"].as_array().map_or(0, Vec::len).to_string(),
-            ],
-            Self::Policies => vec![
-                text(&item["onNode"]),
-                text(&item["namespace"]),
-                text(&item["name"]),
-                text(&item["action"]),
-                text(&item["scope"]),
-                item["rules"].as_array().map_or(0, Vec::len).to_string(),
-            ],
-            Self::Certificates => vec![
-                text(&item["onNode"]),
-                text(&item["identity"]),
-                text(&item["state"]),
-                text(&item["serial"]),
-                text(&item["notAfter"]),
-                text(&item["notBefore"]),
-            ],
-            Self::Connections => connection_row(item),
-        }
-    }
-}
-
-fn connection_row(item: &Value) -> Vec<String> {
-    let inbound = item["direction"] == "inbound";
-    let (own, other) = if inbound {
-        ("destinationWorkload", "sourceWorkload")
-    } else {
-        ("sourceWorkload", "destinationWorkload")
-    };
-    let (local, remote) = if inbound {
-        (&item["dst"], &item["src"])
-    } else {
-        (&item["src"], &item["dst"])
-    };
-    let bytes = item["bytesSent"].as_u64().unwrap_or(0) + item["bytesRecv"].as_u64().unwrap_or(0);
-    vec![
-        text(&item["onNode"]),
-        text(&item[own]),
-        text(&item["direction"]),
-        text(local),
-        text(remote),
-        text(&item[other]),
-        if item["mutualTls"] == true { "HBONE" } else { "TCP" }.to_owned(),
-        bytes.to_string(),
-    ]
 }
 
 pub(crate) async fn run(config: ZtunnelConfig) -> anyhow::Result<Exit> {
-    let components = config.reading.run_dir().of_kind(Kind::Ztunnel)?;
+    let components = config.place.run_dir().of_kind(Kind::Ztunnel)?;
     let wanted = |component: &Component| config.node.as_ref().is_none_or(|node| *node == component.node);
     let components: Vec<_> = components.into_iter().filter(wanted).collect();
     anyhow::ensure!(
@@ -175,24 +146,37 @@ pub(crate) async fn run(config: ZtunnelConfig) -> anyhow::Result<Exit> {
             None => String::new(),
         }
     );
-    let what = config.what;
+    let asked = match &config.what {
+        Command::Workloads => &[What::Workloads][..],
+        Command::Services => &[What::Services],
+        Command::Policies => &[What::Policies],
+        Command::Certificates => &[What::Certificates],
+        Command::Connections => &[What::Connections],
+        Command::All => &What::EACH,
+        Command::Log(log) => return log.run(&components, config.output.form()).await,
+    };
+    for (number, what) in asked.iter().enumerate() {
+        if number > 0 && config.output.form() == Form::Table {
+            println!();
+        }
+        show(*what, &components, config.output).await?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn show(what: What, components: &[Component], output: Output) -> anyhow::Result<()> {
     let asked = if what.is_shared() {
         &components[..1]
     } else {
-        &components[..]
+        components
     };
     let mut items = Vec::new();
     for component in asked {
         items.extend(fetch(component, what).await?);
     }
-    crate::output::print(config.reading.output(), what.schema(), &items, || {
-        let mut table = crate::output::table(what.header());
-        for item in &items {
-            table.add_row(what.row(item));
-        }
-        table
-    })?;
-    Ok(Exit::Ok)
+    crate::output::print(output.form(), what.schema(), &items, || {
+        columns::table(what, output.width(), &items)
+    })
 }
 
 /// The items of one node, each with the node it is from.
@@ -210,37 +194,4 @@ async fn fetch(component: &Component, what: What) -> anyhow::Result<Vec<Value>> 
         item.insert("onNode".to_owned(), component.node.clone().into());
     }
     Ok(items)
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) if !text.is_empty() => text.clone(),
-        Value::Null | Value::String(_) => "-".to_owned(),
-        other => other.to_string(),
-    }
-}
-
-/// Addresses, with or without their network.
-fn list(value: &Value) -> String {
-    let address = |item: &Value| match &item["address"] {
-        Value::Null => text(item),
-        address => text(address),
-    };
-    let items: Vec<_> = value.as_array().into_iter().flatten().map(address).collect();
-    if items.is_empty() {
-        "-".to_owned()
-    } else {
-        items.join(",")
-    }
-}
-
-fn waypoint(value: &Value) -> String {
-    let destination = &value["destination"];
-    match &destination["hostname"]["hostname"] {
-        Value::String(hostname) => hostname.split('.').next().unwrap_or(hostname).to_owned(),
-        _ => match &destination["address"]["address"] {
-            Value::String(address) => address.clone(),
-            _ => "None".to_owned(),
-        },
-    }
 }

@@ -137,6 +137,7 @@ reasons! {
     DrainClosed "T0632" "drain_closed" None "the waypoint ends, and its drain time is over";
     ConnectNotCarried "T0633" "connect_not_carried" None "an application asked for a tunnel with CONNECT, which is not carried";
     NameNotResolved "T0701" "name_not_resolved" Connect "the destination's host name could not be resolved";
+    DnsUpstreamTimeout "T0702" "upstream_timeout" None "no name server of a workload answered in time; see that those of its resolv.conf run and are reachable from it on port 53";
 }
 
 /// Value of the `response_flags` label (Istio's vocabulary).

@@ -10,7 +10,7 @@ use tulle_integration::names::{
     resolve_by, said, serve, two_resolvers,
 };
 use tulle_integration::{TestMesh, manifest};
-use tulle_world::Pod;
+use tulle_world::{Component, Pod};
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 50);
 
@@ -146,6 +146,21 @@ async fn f20_what_was_known_outlives_a_name_server_that_is_dead_slow_failing_or_
             mesh.logs()
         );
     }
+    // Silence has a reason, counted for each question and said once. Where it failed by its own word, it answered.
+    let unanswered = [
+        "tulle_dns_unanswered_total{",
+        "code=\"T0702\"",
+        "reason=\"upstream_timeout\"",
+    ];
+    let counted = mesh.metric("n1", &unanswered).await;
+    assert!((counted - 2.0).abs() < 0.1, "{counted}\n{}", mesh.logs());
+    let log = mesh.log(&Component::Ztunnel("n1".to_owned()));
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("T0702")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(
+        lines[0].contains("WARN") && lines[0].contains("never.example"),
+        "{lines:?}"
+    );
     // Whose server it is decides, and nobody else's: not even while it is dead, and another pod's answer is known.
     let before = moody.asked().len();
     assert_eq!(ask(&job, "known.example"), Some((0, Some(OUTSIDE))));

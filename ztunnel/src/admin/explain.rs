@@ -121,7 +121,7 @@ async fn learn(node: &Node, question: &Question) {
     }
     let address = NetworkAddress::new(Arc::clone(&node.config.network), question.destination.ip());
     if let Some(workload) = snapshot.workload_by_address(&address) {
-        on_demand::learn_own(node, &workload, None).await;
+        on_demand::learn_own(node, &workload, on_demand::Said::default()).await;
     }
 }
 

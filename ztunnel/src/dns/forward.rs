@@ -9,6 +9,7 @@ use std::time::Duration;
 use socket2::Domain;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
+use tulle_model::Reason;
 use tulle_transport::socket::{self, SocketOptions};
 
 use super::frame;
@@ -38,6 +39,17 @@ pub enum ForwardError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+impl ForwardError {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NoAnswer => Reason::DnsUpstreamTimeout,
+            Self::NoServers | Self::Server { .. } => Reason::NameNotResolved,
+        }
+    }
 }
 
 /// The name servers of a workload.

@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tulle_model::Reason;
 use tulle_model::workload::Workload;
 
 use super::wire::Transport;
@@ -33,6 +34,15 @@ pub struct DnsMetrics {
     series: SeriesTable<DnsLabels>,
     /// `tulle_dns_stale_answers_total`
     pub stale: Counter,
+    /// `tulle_dns_unanswered_total`
+    unanswered: Family<UnansweredLabels, Counter>,
+}
+
+/// Why nobody answered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UnansweredLabels {
+    code: &'static str,
+    reason: &'static str,
 }
 
 /// The labels of a question.
@@ -88,6 +98,7 @@ impl Default for DnsMetrics {
             forwarded: Family::default(),
             failures: Family::default(),
             stale: Counter::default(),
+            unanswered: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
         }
     }
@@ -121,6 +132,11 @@ impl DnsMetrics {
             "DNS requests that were answered as before because no name server answered",
             self.stale.clone(),
         );
+        registry.register(
+            "tulle_dns_unanswered",
+            "DNS requests that were answered with SERVFAIL because no name server answered, by reason",
+            self.unanswered.clone(),
+        );
     }
 
     /// Counts one request; the labels that come back are those of its series, for what follows of it.
@@ -152,6 +168,14 @@ impl DnsMetrics {
             self.failures.get_or_create(labels).inc();
         }
         self.durations.get_or_create(labels).observe(took.as_secs_f64());
+    }
+
+    /// Counts one forwarded request that nobody answered, nor could be answered as before.
+    pub fn count_unanswered(&self, reason: Reason) {
+        let (code, reason) = (reason.code(), reason.token());
+        self.unanswered
+            .get_or_create(&UnansweredLabels { code, reason })
+            .inc();
     }
 }
 

@@ -13,6 +13,7 @@ use tulle_model::workload::Workload;
 use tulle_runtime::tasks;
 
 use super::answer::{Decision, decide};
+use super::forward::ForwardError;
 use super::metrics::DnsLabels;
 use super::stale::Answered;
 use super::wire::{self, DATAGRAM_BYTES_MAX, Query, Received, Transport};
@@ -153,10 +154,27 @@ async fn forward(pod: &Pod, query: &Query<'_>, transport: Transport, labels: &Dn
             reply
         }
         Err(error) => {
+            metrics.count_unanswered(error.reason());
             tracing::debug!(target: "dns", workload = %pod.name, name = %query.question.name(), %error, "not forwarded");
+            if let Some(questions) = pod.dns.complaints.note() {
+                complain(pod, query, &error, questions);
+            }
             reply::failure(query, ResponseCode::ServFail)
         }
     }
+}
+
+/// Says once for many `questions` that nobody answers, this one the last of them.
+fn complain(pod: &Pod, query: &Query<'_>, error: &ForwardError, questions: u64) {
+    tracing::warn!(
+        target: "dns",
+        workload = %pod.name,
+        reason = %error.reason(),
+        servers = ?pod.dns.upstream.servers,
+        questions,
+        last = %query.question.name(),
+        "{error}; see that a name server of the pod runs and is reachable from it on port 53"
+    );
 }
 
 fn log(pod: &Pod, query: &Query<'_>, outcome: &'static str) {

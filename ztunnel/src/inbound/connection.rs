@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::metrics::labels::{Direction, Party};
 use crate::on_demand;
 use crate::pod::{Place, Pod};
-use crate::record::Story;
+use crate::record::{Story, TraceId};
 
 /// What was asked for, understood.
 struct Asked {
@@ -69,6 +69,8 @@ async fn answer(pod: &Pod, mut asking: Asking, tunnel: Tunnel) -> Option<Answere
     story.mutual_tls = true;
     story.source_proved(tunnel.identity.clone());
     let request = asking.request();
+    let told = request.as_ref().ok().and_then(|request| request.traceparent);
+    story.trace = Some(TraceId::of(told));
     let established = tokio::select! {
         established = establish(pod, &tunnel, request, &mut story) => established,
         () = asking.cancelled() => return None,
@@ -94,11 +96,14 @@ async fn establish(
     let request = request.map_err(|malformed| bad(malformed.to_string(), malformed.reason()))?;
     story.authority = Some(request.authority.clone());
     let workload = pod.workload().await?;
-    let speaks_for_others = request
-        .original_source
-        .as_ref()
-        .map(|_| (&tunnel.identity, tunnel.peer_ip()));
-    on_demand::learn_own(&pod.node, &workload, speaks_for_others).await;
+    // One that cannot be read is refused below.
+    let authority = request.authority.parse::<Authority>().ok();
+    let speaks_for_others = request.original_source.as_ref();
+    let said = on_demand::Said {
+        authority: authority.as_ref().map(|authority| (authority, tunnel.local)),
+        speaks_for_others: speaks_for_others.map(|_| (&tunnel.identity, tunnel.peer_ip())),
+    };
+    on_demand::learn_own(&pod.node, &workload, said).await;
     let asked = understand(pod, tunnel, &request, workload)?;
     describe(pod, tunnel, &request, &asked, story);
     let permitted = authorize(pod, asked.connection.clone()).await?;

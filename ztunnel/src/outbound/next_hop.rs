@@ -10,7 +10,7 @@ use tulle_model::upstream::{Crossing, Endpoint, Lookup, NoUpstream};
 use tulle_model::{Identity, Workload};
 use tulle_transport::copy::Endpoint as Remote;
 use tulle_transport::hbone::{ConnectRequest, TunnelKey, client};
-use tulle_transport::{Baggage, Forwarded, TraceParent, socket};
+use tulle_transport::{Baggage, Forwarded, socket};
 
 use super::ATTEMPT_TIME_MAX;
 use super::names::pick;
@@ -71,7 +71,7 @@ impl Caller<'_> {
         connected.map(Into::into).map_err(failed)
     }
 
-    async fn tunnel(&self, endpoint: &Endpoint, story: &Story) -> Result<Remote, Error> {
+    async fn tunnel(&self, endpoint: &Endpoint, story: &mut Story) -> Result<Remote, Error> {
         let Self { pod, source, client } = *self;
         let request = self.request(endpoint.authority.to_string(), story);
         let (stream, _response) = match same_node::neighbour(pod, source, client, endpoint) {
@@ -114,7 +114,7 @@ impl Caller<'_> {
         }
     }
 
-    fn request(&self, authority: String, story: &Story) -> ConnectRequest {
+    fn request(&self, authority: String, story: &mut Story) -> ConnectRequest {
         ConnectRequest {
             authority,
             baggage: Baggage::of(self.source),
@@ -122,7 +122,7 @@ impl Caller<'_> {
                 client: self.client,
                 host: story.service.hostname.as_ref().map(ToString::to_string),
             }),
-            traceparent: Some(TraceParent::random()),
+            traceparent: Some(story.traced().step()),
             ..ConnectRequest::default()
         }
     }

@@ -113,7 +113,7 @@ async fn post(collector: LogCollector, body: Bytes) -> Result<(), DeliveryError>
 
 /// A line with the keys of the log, in their order.
 fn record(story: &Story, line: &Line, fields: &Fields) -> LogRecord {
-    let mut attributes = Vec::with_capacity(21);
+    let mut attributes = Vec::with_capacity(22);
     let mut text = |key: &str, value: Option<&str>| {
         attributes.extend(value.map(|value| KeyValue::text(key, value)));
     };
@@ -142,6 +142,12 @@ fn record(story: &Story, line: &Line, fields: &Fields) -> LogRecord {
     text("policy", fields.policy.as_deref());
     text("id", Some(&story.id.to_string()));
     attributes.push(KeyValue::count("generation", story.generation));
+    attributes.extend(
+        fields
+            .trace
+            .as_deref()
+            .map(|trace| KeyValue::text("trace_id", trace)),
+    );
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let (severity, body) = line.severity();
     LogRecord::new(

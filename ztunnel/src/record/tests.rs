@@ -7,7 +7,7 @@ use tulle_runtime::telemetry::{self, LogFormat};
 use super::*;
 
 /// The keys of an access line, in their order.
-pub(super) const KEYS: [&str; 21] = [
+pub(super) const KEYS: [&str; 22] = [
     "src.addr",
     "src.workload",
     "src.namespace",
@@ -29,6 +29,7 @@ pub(super) const KEYS: [&str; 21] = [
     "policy",
     "id",
     "generation",
+    "trace_id",
 ];
 
 pub(super) const BYTES: Bytes = Bytes {
@@ -81,6 +82,7 @@ pub(super) fn story(direction: Direction) -> Story {
             ..ServiceLabels::default()
         }),
         mutual_tls: true,
+        trace: Some(TraceId::of(None)),
         planned: true,
         ..Story::begin(direction, address("192.0.2.1:40000"), address("192.0.2.2:15008"))
     }

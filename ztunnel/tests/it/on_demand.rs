@@ -100,6 +100,68 @@ async fn a_host_name_leads_to_a_service_that_is_asked_for() {
     assert_echoes(&mut opened.unwrap().0, b"by its name").await;
 }
 
+const SERVES_WAY: &str = "services: {shop/way.shop.svc.cluster.local: {}}";
+
+/// A service that the local workload is no endpoint of.
+fn shelf(world: &World, waypoint: &str) -> String {
+    let port = world.echo.port();
+    format!(
+        "services:\n- {{name: shelf, namespace: store, hostname: shelf.store.svc.cluster.local, vips: [/10.1.0.9], \
+         ports: {{80: {port}}}, {waypoint}}}\n"
+    )
+}
+
+#[tokio::test]
+async fn the_owner_of_an_authority_is_asked_for_before_its_waypoint_refuses_it() {
+    for (waypoint, takes_it) in [
+        ("waypoint: {destination: shop/way.shop.svc.cluster.local}", true),
+        (
+            "waypoint: {destination: shop/other.shop.svc.cluster.local}",
+            false,
+        ),
+    ] {
+        let world = World::start(SERVES_WAY).await;
+        world.app.node().mesh.ask_nobody();
+        let telling = async {
+            for (key, told) in [
+                (
+                    "shop/way.shop.svc.cluster.local",
+                    "services:\n- {name: way, namespace: shop, hostname: way.shop.svc.cluster.local, ports: {15008: 15008}}\n",
+                ),
+                ("/10.1.0.9", &shelf(&world, waypoint)),
+            ] {
+                asked(&world, key).await;
+                world.apply(told);
+            }
+            if !takes_it {
+                asked(&world, "shop/other.shop.svc.cluster.local").await;
+                world.apply(
+                    "services:\n- {name: other, namespace: shop, hostname: other.shop.svc.cluster.local}\n",
+                );
+            }
+        };
+        let authority = format!("10.1.0.9:{}", world.echo.port());
+        let (opened, ()) = tokio::join!(world.ask(&authority), telling);
+        match opened {
+            Ok((mut stream, _)) if takes_it => assert_echoes(&mut stream, b"in front of it").await,
+            Err(refusal) if !takes_it => assert_eq!((refusal.status, code(&refusal)), (400, "T0418")),
+            other => panic!("{waypoint}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_name_of_a_service_of_others_is_asked_for_where_its_name_says() {
+    let world = World::start("").await;
+    world.app.node().mesh.ask_nobody();
+    let telling = async {
+        asked(&world, "store/shelf.store.svc.cluster.local").await;
+        world.apply(&shelf(&world, "canonical: true"));
+    };
+    let (opened, ()) = tokio::join!(world.ask("shelf.store.svc.cluster.local:80"), telling);
+    assert_echoes(&mut opened.unwrap().0, b"by its name").await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_has_to_be_learned_first_counts_towards_the_connect_budget() {
     let world = World::serve("shop/web-1/web", "workloads: []\n", Arc::new(TestCa::new())).await;
