@@ -12,6 +12,7 @@ mod configuration;
 mod conformance;
 mod enrolment;
 mod families;
+mod fronts;
 mod half_closed;
 mod hostile;
 mod interop;
