@@ -20,6 +20,7 @@ mod local;
 mod matrix;
 mod names;
 mod node;
+mod observed;
 mod outage;
 mod peers;
 mod policy;
