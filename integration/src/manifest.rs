@@ -135,6 +135,35 @@ pub fn service(name: &str, addresses: &[IpAddr], ports: &[(u16, u16)]) -> String
     yaml
 }
 
+/// A node in a zone of the only region.
+#[must_use]
+pub fn node(name: &str, zone: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels:\n    \
+         topology.kubernetes.io/region: north\n    topology.kubernetes.io/zone: {zone}\n"
+    )
+}
+
+/// A service entry whose port 80 is served at 8080 by the pods of an app; its addresses may be ranges.
+#[must_use]
+pub fn service_entry(namespace: &str, name: &str, addresses: &str, app: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: {name}\n  \
+         namespace: {namespace}\nspec:\n  hosts: [{name}.example.com]\n  addresses: [\"{addresses}\"]\n  \
+         location: MESH_INTERNAL\n  resolution: STATIC\n  ports:\n  \
+         - {{number: 80, name: tcp, protocol: TCP, targetPort: 8080}}\n  \
+         workloadSelector:\n    labels:\n      app: {app}\n"
+    )
+}
+
+/// A manifest whose object of this name has further metadata, given as YAML.
+#[must_use]
+pub fn with_metadata(manifest: &str, name: &str, metadata: &str) -> String {
+    let named = format!("metadata:\n  name: {name}\n");
+    assert!(manifest.contains(&named), "{name} is not in {manifest}");
+    manifest.replacen(&named, &format!("{named}{metadata}"), 1)
+}
+
 /// A policy on the pods of an app; `rules` is the YAML of its rules.
 #[must_use]
 pub fn policy(name: &str, app: &str, action: &str, rules: &str) -> String {

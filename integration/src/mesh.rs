@@ -236,6 +236,12 @@ impl TestMesh {
         );
     }
 
+    /// Writes a pod anew, as its user edited it.
+    pub fn write(&mut self, pod: &Pod, manifest: String) {
+        self.workloads.insert(pod.name().to_owned(), manifest);
+        self.write_workloads();
+    }
+
     /// Takes a pod out of the configuration; its world stays.
     pub fn forget(&mut self, pod: &Pod) {
         self.workloads.remove(pod.name());
@@ -312,6 +318,25 @@ impl TestMesh {
     /// Asks a component's admin socket.
     pub async fn ask(&self, component: &Component, path: &str) -> serde_json::Value {
         serde_json::from_str(&self.text(component, path).await).unwrap_or(serde_json::Value::Null)
+    }
+
+    /// Waits until a node's proxy has a value in what it knows of one of its `workloads` or `services`; `pointer` leads
+    /// to the value.
+    pub async fn known(&self, node: &str, kind: &str, name: &str, pointer: &str, value: serde_json::Value) {
+        let proxy = Component::Ztunnel(node.to_owned());
+        let mut known = None;
+        let reached = eventually(async || {
+            let dump = self.ask(&proxy, "/config_dump").await;
+            let all = dump[kind].as_array().into_iter().flatten();
+            let mut of_name = all.filter(|one| one["name"] == name);
+            known = of_name.next().and_then(|one| one.pointer(pointer).cloned());
+            known.as_ref() == Some(&value)
+        });
+        assert!(
+            reached.await,
+            "{name} has {known:?} at {pointer}, wanted {value}\n{}",
+            self.logs()
+        );
     }
 
     /// A page of a component's admin socket; empty when it does not answer.

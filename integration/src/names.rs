@@ -1,7 +1,7 @@
 //! Questions for names that pods ask, and name servers in pods, moody ones among them.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,10 @@ pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 pub const LIE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
 /// For how long answers may be kept.
 pub const TTL: Duration = Duration::from_secs(60);
+/// Type of a record with an IPv4 address.
+const A: &[u8] = &[0, 1];
+/// Type of a record with an IPv6 address.
+const AAAA: &[u8] = &[0, 28];
 /// How long a slow server takes.
 const SLOW: Duration = Duration::from_secs(5);
 
@@ -67,6 +71,39 @@ pub fn address_in(message: &[u8]) -> Option<Ipv4Addr> {
     (answers > 0).then(|| last.into())
 }
 
+/// Every address of an answer, sorted; nothing if it is cut short.
+#[must_use]
+pub fn addresses_in(message: &[u8]) -> Option<Vec<IpAddr>> {
+    let answers = u16::from_be_bytes([*message.get(6)?, *message.get(7)?]);
+    let mut rest = after_name(message.get(12..)?)?.get(4..)?;
+    let mut addresses = Vec::new();
+    for _ in 0..answers {
+        let record = after_name(rest)?;
+        let (kind, length) = (record.get(..2)?, record.get(8..10)?);
+        let end = 10 + usize::from(u16::from_be_bytes(length.try_into().ok()?));
+        let data = record.get(10..end)?;
+        match kind {
+            A => addresses.push(IpAddr::from(<[u8; 4]>::try_from(data).ok()?)),
+            AAAA => addresses.push(IpAddr::from(<[u8; 16]>::try_from(data).ok()?)),
+            _ => {}
+        }
+        rest = record.get(end..)?;
+    }
+    addresses.sort();
+    Some(addresses)
+}
+
+/// What follows a name, which ends by itself or in a reference to an earlier one.
+fn after_name(mut message: &[u8]) -> Option<&[u8]> {
+    loop {
+        match message {
+            [0, rest @ ..] | [0xc0..=0xff, _, rest @ ..] => return Some(rest),
+            [length, rest @ ..] => message = rest.get(usize::from(*length)..)?,
+            [] => return None,
+        }
+    }
+}
+
 /// A name server in a pod, over UDP and TCP.
 pub fn serve(pod: &Pod) {
     serve_as(pod, OUTSIDE);
@@ -107,7 +144,10 @@ pub fn serve_as(pod: &Pod, address: Ipv4Addr) {
 /// What a question is answered with.
 #[must_use]
 pub fn exchange_udp(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<Vec<u8>> {
-    let message = question(7, name);
+    exchange(from, server, question(7, name))
+}
+
+fn exchange(from: &NetNs, server: Ipv4Addr, message: Vec<u8>) -> Option<Vec<u8>> {
     let asked = from.run(move || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -130,7 +170,26 @@ pub fn ask_udp(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
     address_in(&exchange_udp(from, server, name)?)
 }
 
-/// The same over TCP.
+/// Every IPv4 address that a name is answered with over UDP, sorted.
+#[must_use]
+pub fn ask_all(from: &NetNs, server: Ipv4Addr, name: &str) -> Vec<IpAddr> {
+    let answer = exchange_udp(from, server, name);
+    answer
+        .and_then(|answer| addresses_in(&answer))
+        .unwrap_or_default()
+}
+
+/// The code of an answer to a question for IPv6 addresses, and all of them.
+#[must_use]
+pub fn ask_v6(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<(u8, Vec<IpAddr>)> {
+    let mut message = question(11, name);
+    let kind = message.len() - 4;
+    message[kind..kind + 2].copy_from_slice(AAAA);
+    let answer = exchange(from, server, message)?;
+    Some((answer[3] & 0xf, addresses_in(&answer)?))
+}
+
+/// The same as [`ask_udp`] over TCP.
 #[must_use]
 pub fn ask_tcp(from: &NetNs, server: Ipv4Addr, name: &str) -> Option<Ipv4Addr> {
     let message = question(9, name);

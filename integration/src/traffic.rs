@@ -122,6 +122,18 @@ pub async fn gets_through(namespace: &NetNs, to: SocketAddr) -> bool {
         .is_ok_and(|answer| answer == b"may I?")
 }
 
+/// How many calls each server answers. They are made one after the other, and each must come back whole.
+pub async fn shares(namespace: &NetNs, to: SocketAddr, calls: usize, servers: &[Echo]) -> Vec<usize> {
+    let before: Vec<_> = servers.iter().map(|server| server.peers().len()).collect();
+    for _ in 0..calls {
+        assert_echo(namespace, to).await;
+    }
+    let after = servers.iter().map(|server| server.peers().len());
+    let shares: Vec<_> = after.zip(before).map(|(after, before)| after - before).collect();
+    assert_eq!(shares.iter().sum::<usize>(), calls, "{shares:?}");
+    shares
+}
+
 /// Connections that stay open and exchange a byte now and then.
 #[derive(Debug)]
 pub struct Pinned {

@@ -68,7 +68,32 @@ pub struct Workload {
     pub extensions: BTreeMap<Str, Str>,
 }
 
+/// Extension with the names of the workload-selector policies that are only judged, apart by spaces. They stand apart from
+/// those that are enforced, as nobody is to wait for them: not every proxy is told of them.
+const DRY_RUNS_EXTENSION: &str = "tulle.dev/dry-run-policies";
+
 impl Workload {
+    /// The workload-selector policies that judge who connects to it and refuse nobody.
+    pub fn dry_runs(&self) -> impl Iterator<Item = NamespacedName> + '_ {
+        let names = self.extensions.get(DRY_RUNS_EXTENSION);
+        let names = names.into_iter().flat_map(|names| names.split(' '));
+        names.filter_map(|text| {
+            let (namespace, name) = text.split_once('/')?;
+            Some(NamespacedName::new(namespace, name))
+        })
+    }
+
+    /// Names the policies of [`Self::dry_runs`].
+    pub fn set_dry_runs(&mut self, policies: &[NamespacedName]) {
+        let names: Vec<_> = policies.iter().map(ToString::to_string).collect();
+        if names.is_empty() {
+            self.extensions.remove(DRY_RUNS_EXTENSION);
+        } else {
+            self.extensions
+                .insert(DRY_RUNS_EXTENSION.into(), names.join(" ").into());
+        }
+    }
+
     /// The identity its certificate carries.
     #[must_use]
     pub fn identity(&self) -> Identity {

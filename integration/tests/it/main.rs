@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod addressing;
+mod balancing;
 mod capture;
 mod certificates;
 mod clear;
@@ -10,6 +12,7 @@ mod configuration;
 mod conformance;
 mod enrolment;
 mod families;
+mod fronts;
 mod half_closed;
 mod hostile;
 mod interop;
@@ -17,6 +20,7 @@ mod local;
 mod matrix;
 mod names;
 mod node;
+mod observed;
 mod outage;
 mod peers;
 mod policy;

@@ -156,3 +156,33 @@ async fn a_policy_that_cannot_be_evaluated_here_denies_what_it_selects() {
         "the status names the policy: {status}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_on_trial_is_counted_and_told_and_refuses_nobody() {
+    let (mesh, web, db) = TestMesh::pair().await;
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    let deny = manifest::policy("no-web", "db", "DENY", &manifest::from_account("web"));
+    let on_trial = "  annotations:\n    istio.io/dry-run: \"true\"\n";
+    mesh.apply("deny", &manifest::with_metadata(&deny, "no-web", on_trial));
+    let would = eventually(async || {
+        assert_echo(web.namespace(), echo.address()).await;
+        mesh.metric("n2", &["tulle_would_deny_total", "T0412"]).await >= 1.0
+    });
+    assert!(would.await, "{}", mesh.logs());
+    let told = || mesh.log(&Component::Ztunnel("n2".into()));
+    assert!(
+        eventually(async || told().contains("a dry-run policy would deny")).await,
+        "{}",
+        told()
+    );
+    let pinned = Pinned::open(web.namespace(), echo.address(), 2).await;
+    assert_eq!(mesh.metric("n2", &["tulle_denied_total"]).await, 0.0);
+
+    mesh.apply("deny", &deny);
+    assert!(
+        eventually(async || pinned.lost() == 2).await,
+        "in earnest\n{}",
+        mesh.logs()
+    );
+    assert!(!gets_through(web.namespace(), echo.address()).await);
+}

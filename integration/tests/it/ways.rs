@@ -10,6 +10,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tulle_agent::rules::nft;
@@ -65,6 +66,31 @@ async fn an_endpoint_that_has_a_host_name_only_is_asked_for_by_the_pods_own_name
     assert_eq!(mesh.metric("n1", &looked_up).await, 1.0, "{}", mesh.logs());
 }
 
+/// Requests of SOCKS5 for port 80 of a name, and for an address.
+fn asking_for(name: &[u8], address: SocketAddr) -> [Vec<u8>; 2] {
+    let IpAddr::V4(ip) = address.ip() else {
+        panic!("{address} is IPv6");
+    };
+    let length = u8::try_from(name.len()).unwrap();
+    [
+        [&[5, 1, 0, 3, length][..], name, &[0, 80]].concat(),
+        [&[5, 1, 0, 1][..], &ip.octets(), &address.port().to_be_bytes()].concat(),
+    ]
+}
+
+/// A connection that the proxy on loopback was asked for, by SOCKS5.
+async fn ask_proxy(namespace: &NetNs, request: &[u8]) -> TcpStream {
+    let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, 15080));
+    let mut stream = connect(namespace, proxy).await.unwrap();
+    stream.write_all(&[5, 1, 0]).await.unwrap();
+    stream.read_exact(&mut [0; 2]).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut reply = [0; 10];
+    stream.read_exact(&mut reply).await.unwrap();
+    assert_eq!(reply[1], 0, "{request:?}");
+    stream
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_application_that_asks_for_its_proxy_is_led_like_a_captured_one() {
     let mut mesh = TestMesh::new(&["n1", "n2"]).await;
@@ -76,19 +102,10 @@ async fn an_application_that_asks_for_its_proxy_is_led_like_a_captured_one() {
     mesh.start().await;
     mesh.captured(&[&web, &db]).await;
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
-    let name = b"db.app.svc.cluster.local";
-    let by_name = [&[5, 1, 0, 3, 24][..], name, &[0, 80]].concat();
-    let by_address = [&[5, 1, 0, 1][..], &db.ipv4().octets(), &8080u16.to_be_bytes()].concat();
-    for request in [by_name, by_address] {
-        let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, 15080));
-        let mut stream = connect(web.namespace(), proxy).await.unwrap();
-        stream.write_all(&[5, 1, 0]).await.unwrap();
-        stream.read_exact(&mut [0; 2]).await.unwrap();
-        stream.write_all(&request).await.unwrap();
-        let mut reply = [0; 10];
-        stream.read_exact(&mut reply).await.unwrap();
-        assert_eq!(reply[1], 0, "{}", mesh.logs());
-        exchange(&mut stream).await.unwrap();
+    for request in asking_for(b"db.app.svc.cluster.local", echo.address()) {
+        exchange(&mut ask_proxy(web.namespace(), &request).await)
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{}", mesh.logs()));
     }
     assert_eq!(
         echo.peers()[0].ip(),
@@ -305,7 +322,7 @@ fn capture_by_hand(machine: &Pod, folder: &std::path::Path) {
 }
 
 /// A proxy for a machine alone, under the machine's own token: all it knows and has comes from the control plane.
-fn proxy_of_a_machine(mesh: &TestMesh, machine: &Pod, token: &str) -> Process {
+fn proxy_of_a_machine(mesh: &TestMesh, machine: &Pod, token: &str, variables: &[(&str, &str)]) -> Process {
     let token_file = mesh.folder().join("machine.token");
     std::fs::write(&token_file, token).unwrap();
     let folders = mesh.mesh.folders().clone();
@@ -324,16 +341,17 @@ fn proxy_of_a_machine(mesh: &TestMesh, machine: &Pod, token: &str) -> Process {
         .env("AUTH_TOKEN", &token_file)
         .env("TULLE_RUN_DIR", &own_run)
         .env("RUST_LOG", "info")
+        .envs(variables.iter().copied())
         .stdin(Stdio::piped());
     machine.spawn("machine", command).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_without_an_agent_takes_part_by_a_proxy_and_a_token_of_its_own() {
+/// A running mesh with `db` on n2, and a machine that is a workload of the mesh, on a node that has no agent; with the
+/// machine's token.
+async fn with_machine() -> (TestMesh, Pod, Pod, String) {
     let mut mesh = TestMesh::new(&["n1", "n2"]).await;
     let db = mesh.pod("n2", "db").await;
     let machine = mesh.stranger("n1", "machine").await;
-    // It is a workload of the mesh, on a node that has no agent.
     mesh.apply(
         "machine",
         &format!(
@@ -347,9 +365,40 @@ async fn a_machine_without_an_agent_takes_part_by_a_proxy_and_a_token_of_its_own
     mesh.mesh.set_control_arguments(&["--jwt-issuer", &issuer]);
     mesh.start().await;
     mesh.captured(&[&db]).await;
+    (mesh, db, machine, token)
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_whose_traffic_nothing_captures_reaches_the_mesh_by_asking_its_proxy() {
+    let (mesh, db, machine, token) = with_machine().await;
+    let vip: IpAddr = "10.96.0.50".parse().unwrap();
+    mesh.apply("db-service", &manifest::service("db", &[vip], &[(80, 8080)]));
+    // The machine's proxy is told of it with all else, before it answers anybody.
+    mesh.known("n2", "services", "db", "/name", json!("db")).await;
+    let _proxy = proxy_of_a_machine(&mesh, &machine, &token, &[("UNSTABLE_ENABLE_SOCKS5", "true")]);
+    let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, 15080));
+    let listens = eventually(async || connect(machine.namespace(), proxy).await.is_ok()).await;
+    assert!(listens, "{}", mesh.logs());
+    let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
+    for request in asking_for(b"db.app.svc.cluster.local", echo.address()) {
+        let mut stream = ask_proxy(machine.namespace(), &request).await;
+        let exchanged = exchange(&mut stream).await;
+        assert!(exchanged.is_ok(), "{exchanged:?}\n{}", mesh.logs());
+    }
+    let proven = "source_principal=\"spiffe://cluster.local/ns/app/sa/machine\"";
+    assert_eq!(
+        mesh.metric("n2", &[TUNNELLED[0], TUNNELLED[1], proven]).await,
+        2.0
+    );
+    let seen: Vec<_> = echo.peers().iter().map(SocketAddr::ip).collect();
+    assert_eq!(seen, [IpAddr::V4(machine.ipv4()); 2]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_without_an_agent_takes_part_by_a_proxy_and_a_token_of_its_own() {
+    let (mesh, db, machine, token) = with_machine().await;
     capture_by_hand(&machine, mesh.folder());
-    let _proxy = proxy_of_a_machine(&mesh, &machine, &token);
+    let _proxy = proxy_of_a_machine(&mesh, &machine, &token, &[]);
     let echo = Echo::start(db.namespace(), db.ipv4(), 8080).await;
     let reached = eventually(async || gets_through(machine.namespace(), echo.address()).await).await;
     assert!(reached, "{}", mesh.logs());

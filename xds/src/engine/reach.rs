@@ -55,12 +55,16 @@ impl Reach {
         {
             self.namespaces_moved.insert(workload.namespace.clone());
         }
-        if workload.authorization_policies.is_empty() {
+        let enforced = workload.authorization_policies.iter().map(ToString::to_string);
+        let mut named = enforced
+            .chain(workload.dry_runs().map(|policy| policy.to_string()))
+            .peekable();
+        if named.peek().is_none() {
             return;
         }
         let own: Str = workload.identity().to_string().into();
-        for policy in &workload.authorization_policies {
-            let name: Str = policy.to_string().into();
+        for policy in named {
+            let name: Str = policy.into();
             for place in node.into_iter().chain([&own]) {
                 if step(&mut self.by_policy, &name, place, add) {
                     self.policies_moved.insert(name.clone());

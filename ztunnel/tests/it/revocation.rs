@@ -166,3 +166,32 @@ async fn a_denied_node_cuts_what_its_workloads_have_open_among_themselves() {
     let mut application = call(&world, world.echo).await;
     assert_reset(&mut application).await;
 }
+
+/// The local workload, and a policy that it names.
+const NAMES_A_POLICY: &str = "workloads:\n\
+    - {uid: web, name: web-1, namespace: shop, serviceAccount: web, workloadIps: [127.0.0.1], protocol: HBONE, \
+       authorizationPolicies: [shop/allow-web]}\n";
+const ALLOW_WEB: &str = "policies:\n\
+    - {name: allow-web, namespace: shop, scope: WorkloadSelector, action: Allow, \
+       rules: [[[{principals: [{Exact: cluster.local/ns/shop/sa/web}]}]]]}\n";
+
+/// No tunnel is under a stream of one process, so that nothing but the list of what is open leads to it.
+#[tokio::test]
+async fn a_stream_whose_end_is_denied_after_its_proof_and_before_it_is_listed_is_cut() {
+    let world = World::start_with("", &[("TULLE_POLICY_WAIT", "20s")]).await;
+    let mut listed = call(&world, world.echo).await;
+    crate::outbound::assert_echoes(&mut listed, b"believed").await;
+    // The next one has proven who it is, and is held until the policy comes.
+    world.apply(NAMES_A_POLICY);
+    let mut held = call(&world, world.echo).await;
+    world
+        .until_counted("istio_tcp_sockets_open{reporter=\"destination\"} 2")
+        .await;
+
+    deny(&world, Subject::Identity(identity("shop", "web")));
+    // What is listed was walked.
+    assert_reset(&mut listed).await;
+    world.apply(ALLOW_WEB);
+    assert_reset(&mut held).await;
+    world.until_counted("tulle_same_node_connections_total 2").await;
+}

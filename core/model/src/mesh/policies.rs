@@ -156,7 +156,19 @@ impl Policies {
                 None => set.missing.push(name.clone()),
             }
         }
+        set.policies.extend(self.on_trial(workload));
         set
+    }
+
+    /// What is only judged is never missing, and one that is enforced meanwhile waits until it is named as such.
+    fn on_trial(&self, workload: &Workload) -> impl Iterator<Item = Arc<Policy>> {
+        let named = workload
+            .dry_runs()
+            .filter(move |name| !workload.authorization_policies.contains(name));
+        let found = named.filter_map(move |name| self.by_key.get(&name));
+        found
+            .filter(|policy| policy.scope == Scope::WorkloadSelector && policy.dry_run)
+            .cloned()
     }
 
     /// How many entries all indexes hold, to prove that none is left behind.

@@ -281,6 +281,29 @@ fn policies_apply_by_scope() {
 }
 
 #[test]
+fn a_dry_run_that_is_named_as_such_applies_and_is_neither_enforced_nor_missing() {
+    let snapshot = mesh()
+        .with(deny("a/trial").always().selector().dry_run())
+        .with(deny("a/earnest").always().selector())
+        .snapshot();
+    let mut web = workload("a/web").build();
+    web.set_dry_runs(&["a/trial", "a/earnest", "a/unknown"].map(name));
+    let set = snapshot.policies_for(&web);
+    let names = |set: &PolicySet| -> Vec<String> {
+        set.policies
+            .iter()
+            .map(|policy| policy.key().to_string())
+            .collect()
+    };
+    assert_eq!(names(&set), ["a/trial"]);
+    assert!(set.missing.is_empty());
+    web.authorization_policies = vec![name("a/trial")];
+    assert_eq!(names(&snapshot.policies_for(&web)), ["a/trial"], "once");
+    web.set_dry_runs(&[]);
+    assert!(web.extensions.is_empty());
+}
+
+#[test]
 fn a_named_policy_of_another_namespaces_scope_does_not_apply() {
     let snapshot = mesh().with(deny("b/all").always()).snapshot();
     let set = snapshot.policies_for(&workload("a/web").policy("b/all").build());

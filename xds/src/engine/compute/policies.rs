@@ -121,10 +121,10 @@ fn is_static_wanted(world: &World) -> bool {
         || world.of_kind(Kind::PeerAuthentication).next().is_some()
 }
 
-/// The policies that a workload with these labels refers to, in order.
-pub(super) fn selecting(namespace: &str, labels: &Labels, world: &World) -> Vec<NamespacedName> {
+/// The authorization policies that select these labels, of those that are dry runs or of the others.
+fn authorizing(dry_run: bool, namespace: &str, labels: &Labels, world: &World) -> Vec<NamespacedName> {
     let root = &*world.mesh().root_namespace;
-    let mut names: Vec<NamespacedName> = Vec::new();
+    let mut names = Vec::new();
     for home in [namespace, root]
         .into_iter()
         .take(if namespace == root { 1 } else { 2 })
@@ -133,12 +133,26 @@ pub(super) fn selecting(namespace: &str, labels: &Labels, world: &World) -> Vec<
             let Object::AuthorizationPolicy(policy) = object else {
                 continue;
             };
-            // A proxy that does not get dry runs would wait for them for ever.
-            if authorization::is_emitted(policy) && !authorization::is_dry_run(policy) {
+            if authorization::is_emitted(policy) && authorization::is_dry_run(policy) == dry_run {
                 names.push(NamespacedName::new(key.namespace.clone(), key.name.clone()));
             }
         }
     }
+    names
+}
+
+/// The policies that judge callers of a workload with these labels and refuse nobody, in order.
+pub(super) fn on_trial(namespace: &str, labels: &Labels, world: &World) -> Vec<NamespacedName> {
+    let mut names = authorizing(true, namespace, labels, world);
+    names.sort();
+    names
+}
+
+/// The policies that a workload with these labels refers to, in order. Dry runs are none of them: a proxy that does not
+/// get those would wait for them for ever.
+pub(super) fn selecting(namespace: &str, labels: &Labels, world: &World) -> Vec<NamespacedName> {
+    let root = &*world.mesh().root_namespace;
+    let mut names = authorizing(false, namespace, labels, world);
     for home in [namespace, root]
         .into_iter()
         .take(if namespace == root { 1 } else { 2 })

@@ -50,7 +50,8 @@ pub(super) fn pod(key: &Key, world: &World, trace: &mut impl Trace) -> Vec<Part>
         node,
         ..around(key, &pod.metadata.labels, services, &network, world)
     };
-    let translated = workload::pod(pod, &around);
+    let mut translated = workload::pod(pod, &around);
+    try_out(&mut translated.0, &pod.metadata.labels, world);
     tell(&translated, key, world, trace);
     finish(part, translated, &pod.metadata, world, trace)
 }
@@ -81,9 +82,18 @@ pub(super) fn entry(key: &Key, world: &World, trace: &mut impl Trace) -> Vec<Par
         node,
         ..around(key, &labels, services, &network, world)
     };
-    let translated = workload::workload_entry(entry, &around);
+    let mut translated = workload::workload_entry(entry, &around);
+    try_out(&mut translated.0, &labels, world);
     tell(&translated, key, world, trace);
     finish(part, translated, &entry.metadata, world, trace)
+}
+
+/// Names the policies that only judge.
+fn try_out(found: &mut Option<Workload>, labels: &Labels, world: &World) {
+    if let Some(found) = found {
+        let policies = policies::on_trial(&found.namespace, labels, world);
+        found.set_dry_runs(&policies);
+    }
 }
 
 fn part(key: &Key) -> Part {
@@ -131,6 +141,12 @@ fn tell((found, _): &(Option<Workload>, Vec<Condition>), key: &Key, world: &Worl
     for policy in &found.authorization_policies {
         trace.step(|| {
             Step::of("policy", "spec.selector", policy.to_string()).saying("it judges who may connect to it")
+        });
+    }
+    for policy in found.dry_runs() {
+        trace.step(|| {
+            let text = "it is tried out: it judges who connects to it, and refuses nobody";
+            Step::of("policy", "spec.selector", policy.to_string()).saying(text)
         });
     }
 }

@@ -100,12 +100,14 @@ fn a_dry_run_is_sent_and_not_waited_for() {
         "namespace: shop, annotations: {istio.io/dry-run: 'true'}",
     );
     let (_, snapshot) = engine(&(entry("web", "10.0.0.1", "") + &dry));
-    assert!(workload(&snapshot, WEB).authorization_policies.is_empty());
-    assert!(
-        snapshot
-            .resource(ResourceType::Authorization, "shop/deny")
-            .is_some()
-    );
+    let web = workload(&snapshot, WEB);
+    assert!(web.authorization_policies.is_empty());
+    let tried_out: Vec<_> = web.dry_runs().map(|policy| policy.to_string()).collect();
+    assert_eq!(tried_out, ["shop/deny"]);
+    let slot = snapshot
+        .resource(ResourceType::Authorization, "shop/deny")
+        .expect("the policy");
+    assert!(slot.scope.reaches("n1") && !slot.scope.reaches("n2"));
 }
 
 #[test]
