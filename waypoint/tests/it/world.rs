@@ -367,8 +367,13 @@ impl World {
 
     /// What a CONNECT of a caller is answered with.
     pub(crate) async fn ask(&self, who: &str, authority: &str) -> Result<HboneStream, Refusal> {
+        self.ask_by(who, &ConnectRequest::new(authority)).await
+    }
+
+    /// The same, of a CONNECT that says more than what is asked for.
+    pub(crate) async fn ask_by(&self, who: &str, request: &ConnectRequest) -> Result<HboneStream, Refusal> {
         let tunnel = self.tunnel(&identity(who)).await.unwrap();
-        match tunnel.open(&ConnectRequest::new(authority)).await {
+        match tunnel.open(request).await {
             Ok((stream, _)) => Ok(stream),
             Err(OpenError::Refused(refusal)) => Err(refusal),
             Err(other) => panic!("neither opened nor refused: {other}"),
