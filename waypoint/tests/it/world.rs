@@ -354,6 +354,15 @@ impl World {
 
     /// A tunnel connection of a caller at 10.0.0.1.
     pub(crate) async fn tunnel(&self, who: &Identity) -> Result<ClientConnection, OpenError> {
+        self.tunnel_by(who, &TunnelSettings::client()).await
+    }
+
+    /// The same, of a caller with these settings.
+    pub(crate) async fn tunnel_by(
+        &self,
+        who: &Identity,
+        settings: &TunnelSettings,
+    ) -> Result<ClientConnection, OpenError> {
         let (near, far) = tokio::io::duplex(PIPE);
         let (peer, local) = (
             "10.0.0.1:5000".parse().unwrap(),
@@ -362,7 +371,7 @@ impl World {
         let serving = hbone::serve_over(Arc::clone(&self.waypoint), far, peer, local);
         drop(tasks::spawn("waypoint-tunnel", serving));
         let tls = self.ca.certificate(who).client_config(&[identity("way")]);
-        client::connect_over(near, local, tls, &TunnelSettings::client()).await
+        client::connect_over(near, local, tls, settings).await
     }
 
     /// What a CONNECT of a caller is answered with.

@@ -333,3 +333,23 @@ fn every_listener_is_judged_and_an_earlier_one_keeps_its_port() {
     let observed = |one: &tulle_k8s::translate::condition::Condition| one.observed_generation.map(i64::from);
     assert!(conditions.iter().all(|one| observed(one) == Some(7)));
 }
+
+#[test]
+fn routes_name_statuses_of_grpc_that_are_tried_again() {
+    let annotated = |kind: &str, rest: &str, codes: &str| {
+        let text = route(kind, "shop", "r", rest).replace(
+            "name: r,",
+            &format!("name: r, annotations: {{tulle.dev/retry-grpc-codes: '{codes}'}},"),
+        );
+        routes(&snapshot(&(WAY.to_owned() + WEB + POD + &text))).remove(0)
+    };
+    let http = annotated("HTTPRoute", "retry: {attempts: 1}, ", "resource-exhausted");
+    assert_eq!(http.retry.map(|retry| retry.grpc_codes), Some(vec![8]));
+    let grpc = annotated("GRPCRoute", "", "unavailable, 10");
+    assert_eq!(grpc.retry.map(|retry| retry.grpc_codes), Some(vec![10, 14]));
+    let wrong = annotated("GRPCRoute", "", "never");
+    assert!(
+        wrong.error.is_some_and(|error| error.contains("`never`")),
+        "it answers 500"
+    );
+}
