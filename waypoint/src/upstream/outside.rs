@@ -200,8 +200,9 @@ enum Dial {
     Unknown,
 }
 
-/// Judges an address: not this machine, not a link or what clouds hand out secrets at, not the control plane, and nothing
-/// that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked about the rest.
+/// Judges an address: not this machine, not a node, not a link or what clouds hand out secrets at, not the control plane,
+/// and nothing that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked
+/// about the rest.
 async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> Dial {
     let config = &waypoint.config;
     let is_among = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
@@ -212,7 +213,8 @@ async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> Dia
         return Dial::May;
     }
     let is_own = config.instance_ip == Some(address) || snapshot.own.addresses.contains(&address);
-    if is_forbidden(address) || is_own || is_control_plane(waypoint, address).await {
+    let is_near = is_own || snapshot.settings.is_node(address);
+    if is_forbidden(address) || is_near || is_control_plane(waypoint, address).await {
         return Dial::MustNot;
     }
     let at = NetworkAddress::new(snapshot.own.network.clone(), address);

@@ -148,6 +148,7 @@ pub(crate) fn settings() -> Settings {
         providers: Vec::new(),
         gateway_identities: Vec::new(),
         forward_client_cert: false,
+        node_addresses: Vec::new(),
     }
 }
 
