@@ -1,7 +1,7 @@
 //! A waypoint's path of requests beside a reverse proxy of hyper alone: one request after the other on one connection, by
 //! criterion. Tables of more are printed instead for words after `--`:
 //!
-//! `cargo bench -p tulle-benches --bench request -- [table|routes|crowded|bodies|fair|churn]`. `routes` and `crowded`
+//! `cargo bench -p tulle-benches --bench request -- [table|routes|crowded|bodies|fair|callers|churn]`. `routes` and `crowded`
 //! measure memory, each best in a process of its own. `cargo xtask bench waypoint` has nginx and haproxy in the same run.
 
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion};
 use tulle_benches::l7::routes::{self, SERVICES};
 use tulle_benches::l7::table::{Plan, line, measure, ratios};
-use tulle_benches::l7::{Ask, Device, Load, Site, Version, bodies, churn, fair, threads};
+use tulle_benches::l7::{Ask, Device, Load, Site, Version, bodies, callers, churn, fair, threads};
 
 fn main() {
     match std::env::args().nth(1).as_deref() {
@@ -18,6 +18,7 @@ fn main() {
         Some("crowded") => print(&routes::measure("5,000 routes of one service", 1)),
         Some("bodies") => bodies::measure(1 << 30, 5, |row| print(row)),
         Some("fair") => fair::measure(Duration::from_secs(2), |row| print(row)),
+        Some("callers") => callers::measure(Duration::from_secs(2), |row| print(row)),
         Some("churn") => print(&churn::measure(1_000)),
         Some("table") => {
             let rows = measure(&Plan::default(), |row| print(&line(row)));

@@ -8,6 +8,7 @@
 
 mod bare;
 pub mod bodies;
+pub mod callers;
 pub mod churn;
 mod client;
 pub mod fair;

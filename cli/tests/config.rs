@@ -216,6 +216,76 @@ fn analyze_tells_by_its_exit_code_whether_anything_is_wrong() {
     assert_eq!(misspelt["object"], "AuthorizationPolicy shop/bad");
 }
 
+const GUARDED: &str = "apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, clusterIPs: [10.9.0.1], ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: read-only, namespace: shop}
+spec: {targetRefs: [{kind: Service, name: web}], rules: [{to: [{operation: {methods: [GET]}}]}]}
+";
+
+#[test]
+fn a_waypoint_that_comes_or_goes_says_who_enforces_what() {
+    let folders = Folders::new();
+    folders.write("config/web.yaml", ENTRY);
+    folders.write("config/service.yaml", GUARDED);
+    let apply = ["waypoint", "apply", "-n", "shop", "--enroll-namespace"];
+    let dry = folders.tulle(&[&apply[..], &["--dry-run"]].concat());
+    assert_eq!(dry.code, Some(0), "{dry:?}");
+    let words: Vec<Vec<&str>> = dry
+        .out
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    for row in [
+        "Service shop/web traffic to it direct waypoint",
+        "AuthorizationPolicy shop/read-only policy on Service web nobody waypoint",
+    ] {
+        assert!(
+            words.iter().any(|line| line.join(" ") == row),
+            "{row}: {}",
+            dry.out
+        );
+    }
+    assert!(!folders.path("config/waypoint-shop-waypoint.yaml").exists());
+
+    let applied = folders.tulle(&[&apply[..], &["-o", "json"]].concat());
+    let service = |items: &[Value]| {
+        let found = items.iter().find(|item| item["object"] == "Service shop/web");
+        found.cloned().unwrap_or_else(|| panic!("{items:?}"))
+    };
+    let row = service(&applied.items("tulle.waypoint.apply/v1"));
+    assert_eq!(row["about"], "traffic");
+    assert_eq!(
+        (&row["before"]["by"], &row["after"]["by"]),
+        (&"nobody".into(), &"waypoint".into())
+    );
+    let again = folders.tulle(&apply);
+    assert!(
+        again.out.contains("waypoint shop/waypoint unchanged"),
+        "{again:?}"
+    );
+
+    // It serves: whoever takes it away is told what that means.
+    let instance = ENTRY
+        .replace("10.0.0.1", "10.0.0.9")
+        .replace("web", "waypoint")
+        .replace(
+            "app: waypoint",
+            "gateway.networking.k8s.io/gateway-name: waypoint",
+        );
+    folders.write("config/instance.yaml", &instance);
+    let gone = folders.tulle(&["waypoint", "delete", "-n", "shop", "-o", "json"]);
+    let row = service(&gone.items("tulle.waypoint.delete/v1"));
+    assert_eq!(
+        (&row["before"]["by"], &row["after"]["by"]),
+        (&"waypoint".into(), &"nobody".into())
+    );
+}
+
 #[test]
 fn without_a_control_plane_status_says_so_and_wait_gives_up() {
     let folders = Folders::new();

@@ -262,6 +262,7 @@ fn settings() -> Waypoint {
         ],
         gateway_identities: vec!["cluster.local/ns/edge/sa/gw".into()],
         forward_client_cert: true,
+        node_addresses: vec![[192, 0, 2, 1].into(), [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into()],
     }))
 }
 

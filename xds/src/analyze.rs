@@ -20,8 +20,13 @@ use crate::engine::Engine;
 use crate::engine::advice::Advice;
 use crate::history::{ViewError, Writing};
 use crate::snapshot::{FileProblem, Severity};
-use crate::source::folder::library::Library;
+use crate::source::folder::library::{Library, Settled};
 use crate::source::folder::scan::{Scan, Scanner};
+
+pub mod enforced;
+
+/// What stands in files, by their names: text, or why it cannot be read.
+type Texts = BTreeMap<Str, Result<Arc<str>, String>>;
 
 /// Most files of one analysis.
 const FILES_MAX: usize = 20_000;
@@ -76,7 +81,7 @@ impl std::fmt::Display for Finding {
 /// # Errors
 /// A path cannot be read at all.
 pub fn analyze(paths: &[PathBuf], mesh: &MeshConfig) -> io::Result<Vec<Finding>> {
-    let mut texts: BTreeMap<Str, Result<Arc<str>, String>> = BTreeMap::new();
+    let mut texts = Texts::new();
     for path in paths {
         if fs::metadata(path)?.is_dir() {
             let scan = Scanner::new(path.clone()).scan();
@@ -101,11 +106,17 @@ pub fn analyze(paths: &[PathBuf], mesh: &MeshConfig) -> io::Result<Vec<Finding>>
     Ok(findings(&texts, mesh))
 }
 
-/// The findings of some texts.
-fn findings(texts: &BTreeMap<Str, Result<Arc<str>, String>>, mesh: &MeshConfig) -> Vec<Finding> {
+/// Some texts, read as those of a folder that somebody has just begun to look at.
+fn settled(texts: &Texts) -> (Library, Settled) {
     let mut library = Library::default();
     let scan = Scan::of_texts(texts.iter().map(|(path, text)| (path.clone(), text.clone())));
     let settled = library.settle(&scan, Timestamp::UNIX_EPOCH);
+    (library, settled)
+}
+
+/// The findings of some texts.
+fn findings(texts: &Texts, mesh: &MeshConfig) -> Vec<Finding> {
+    let (library, settled) = settled(texts);
     let mut found: Vec<Finding> = library.problems().iter().map(of_problem).collect();
     found.retain(|finding| finding.severity > Severity::Note);
     let places: BTreeMap<&Key, (&Str, Place)> = library
@@ -320,8 +331,7 @@ pub fn apply(
     writing: Writing,
 ) -> Result<Vec<Finding>, ViewError> {
     let scan = Scanner::new(config_dir.to_owned()).scan();
-    let mut texts: BTreeMap<Str, Result<Arc<str>, String>> =
-        scan.texts().map(|(path, text)| (path.clone(), text)).collect();
+    let mut texts: Texts = scan.texts().map(|(path, text)| (path.clone(), text)).collect();
     let before = findings(&texts, mesh);
     texts.insert(name.clone(), Ok(text.into()));
     let mut news = findings(&texts, mesh);

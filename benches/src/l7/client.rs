@@ -1,5 +1,6 @@
 //! The client: as many requests as connections carry, or one at each tick of a clock.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tulle_identity::WorkloadCertificate;
 use tulle_identity::testing::TlsClient;
 use tulle_model::Identity;
 use tulle_runtime::tasks;
@@ -231,6 +233,18 @@ impl Load {
         version: Version,
         connections: usize,
     ) -> Self {
+        Self::open_by(runtime, site, device, version, (connections, 1))
+    }
+
+    /// The same by several callers, each with an identity and tunnels of its own where the proxy is a waypoint:
+    /// connections and callers.
+    pub fn open_by(
+        runtime: &Runtime,
+        site: &Site,
+        device: &Device,
+        version: Version,
+        (connections, callers): (usize, usize),
+    ) -> Self {
         runtime.block_on(async {
             match device.reached {
                 Reached::Tls(address) => {
@@ -247,22 +261,20 @@ impl Load {
                     }
                 }
                 Reached::Tunnel(address) => {
-                    let own = site
-                        .ca
-                        .certificate(&Identity::new("cluster.local", "shop", "client"));
                     let (mut senders, mut tunnels) = (Vec::new(), Vec::new());
-                    while senders.len() < connections {
-                        let tls = own.client_config(&[waypoint::identity()]);
-                        let socket = TcpStream::connect(address).await.expect("the waypoint listens");
-                        let _ = socket.set_nodelay(true);
-                        let tunnel = client::connect_over(socket, address, tls, &Settings::client()).await;
-                        let tunnel = tunnel.expect("the waypoint takes tunnels");
-                        for _ in 0..STREAMS_PER_TUNNEL.min(connections - senders.len()) {
-                            let request = ConnectRequest::new(waypoint::VIP);
-                            let (stream, _) = tunnel.open(&request).await.expect("the front is there");
-                            senders.push(Sender::new(Connection::over(stream, version).await));
+                    for caller in 0..callers {
+                        let until = connections * (caller + 1) / callers;
+                        let who = format!("client-{caller}");
+                        let own = site.ca.certificate(&Identity::new("cluster.local", "shop", who));
+                        while senders.len() < until {
+                            let tunnel = tunnel_to(address, &own).await;
+                            for _ in 0..STREAMS_PER_TUNNEL.min(until - senders.len()) {
+                                let request = ConnectRequest::new(waypoint::VIP);
+                                let (stream, _) = tunnel.open(&request).await.expect("the front is there");
+                                senders.push(Sender::new(Connection::over(stream, version).await));
+                            }
+                            tunnels.push(tunnel);
                         }
-                        tunnels.push(tunnel);
                     }
                     Self {
                         senders,
@@ -380,10 +392,15 @@ fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-async fn by_tls(
-    tls: &TlsClient,
-    address: std::net::SocketAddr,
-) -> impl AsyncRead + AsyncWrite + Unpin + Send + use<> {
+async fn tunnel_to(address: SocketAddr, own: &WorkloadCertificate) -> ClientConnection {
+    let tls = own.client_config(&[waypoint::identity()]);
+    let socket = TcpStream::connect(address).await.expect("the waypoint listens");
+    let _ = socket.set_nodelay(true);
+    let tunnel = client::connect_over(socket, address, tls, &Settings::client()).await;
+    tunnel.expect("the waypoint takes tunnels")
+}
+
+async fn by_tls(tls: &TlsClient, address: SocketAddr) -> impl AsyncRead + AsyncWrite + Unpin + Send + use<> {
     let socket = TcpStream::connect(address).await.expect("the proxy listens");
     let _ = socket.set_nodelay(true);
     let stream = tls.connect(SERVER, socket).await;

@@ -230,5 +230,6 @@ fn settings() -> Settings {
         providers: Vec::new(),
         gateway_identities: Vec::new(),
         forward_client_cert: false,
+        node_addresses: Vec::new(),
     }
 }

@@ -1,12 +1,16 @@
 //! `tulle waypoint VERB`: puts waypoints into the configuration folder and says what became of them.
 
+mod enforced;
 mod report;
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::{Subcommand, ValueEnum};
+use tulle_k8s::translate::MeshConfig;
+use tulle_model::{NamespacedName, Str};
 use tulle_runtime::exit::Exit;
+use tulle_xds::analyze::enforced::{Shift, enforcement};
 
 use super::folder::{Change, Folder, Target};
 use super::{ControlFolders, Reading};
@@ -62,7 +66,7 @@ pub(crate) struct Waypoint {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Put a waypoint into the folder
+    /// Put a waypoint into the folder, and say who enforces what before and after
     Apply {
         #[command(flatten)]
         wanted: Wanted,
@@ -97,7 +101,7 @@ enum Verb {
         #[arg(default_value = "waypoint")]
         name: String,
     },
-    /// Take a waypoint out of the folder, and the label of its namespace with it
+    /// Take a waypoint out of the folder, and the label of its namespace with it; say who enforces what then
     Delete {
         /// Its name
         #[arg(default_value = "waypoint")]
@@ -236,8 +240,13 @@ impl Waypoint {
             folder.label(&self.namespace, Some(&wanted.name), &mut changes)?;
         }
         let message = format!("waypoint {}/{}", self.namespace, wanted.name);
-        let exit = self.write(&changes, &message, dry_run).await?;
-        if exit != Exit::BadInput && self.reading.output() == Form::Table {
+        let mesh = self.folders.mesh.config(&self.reading.run_dir()).await;
+        let shifts = self.shifts(&changes, &wanted.name, &mesh)?;
+        let exit = self.write(&changes, &message, &mesh, dry_run)?;
+        if exit == Exit::BadInput {
+            return Ok(exit);
+        }
+        if self.reading.output() == Form::Table {
             let enrolled = if enroll {
                 ", the namespace goes through it"
             } else {
@@ -251,6 +260,7 @@ impl Waypoint {
             let state = if dry_run { "would be applied" } else { state };
             println!("waypoint {}/{} {state}{enrolled}", self.namespace, wanted.name);
         }
+        enforced::print(self.reading.output(), "waypoint.apply", &shifts)?;
         Ok(exit)
     }
 
@@ -268,20 +278,42 @@ impl Waypoint {
             folder.label(&self.namespace, None, &mut changes)?;
         }
         let message = format!("waypoint {}/{name} deleted", self.namespace);
-        let exit = self.write(&changes, &message, dry_run).await?;
-        if exit != Exit::BadInput && self.reading.output() == Form::Table {
+        let mesh = self.folders.mesh.config(&self.reading.run_dir()).await;
+        let shifts = self.shifts(&changes, name, &mesh)?;
+        let exit = self.write(&changes, &message, &mesh, dry_run)?;
+        if exit == Exit::BadInput {
+            return Ok(exit);
+        }
+        if self.reading.output() == Form::Table {
             let done = if dry_run { "would be deleted" } else { "deleted" };
             println!("waypoint {}/{name} {done}", self.namespace);
         }
+        enforced::print(self.reading.output(), "waypoint.delete", &shifts)?;
         Ok(exit)
     }
 
-    async fn write(&self, changes: &[Change], message: &str, dry_run: bool) -> anyhow::Result<Exit> {
-        let mesh = self.folders.mesh.config(&self.reading.run_dir()).await;
+    /// What the changes mean for who enforces what, once the waypoint is ready.
+    fn shifts(&self, changes: &[Change], name: &str, mesh: &MeshConfig) -> anyhow::Result<Vec<Shift>> {
+        let changes: Vec<(Str, Option<&str>)> = changes
+            .iter()
+            .map(|change| (change.file.as_str().into(), change.text.as_deref()))
+            .collect();
+        let waypoint = NamespacedName::new(self.namespace.as_str(), name);
+        enforcement(&self.folders.config_dir, &changes, &waypoint, mesh)
+            .context("cannot tell who enforces what")
+    }
+
+    fn write(
+        &self,
+        changes: &[Change],
+        message: &str,
+        mesh: &MeshConfig,
+        dry_run: bool,
+    ) -> anyhow::Result<Exit> {
         let target = Target {
             config_dir: &self.folders.config_dir,
             state_dir: &self.folders.state_dir,
-            mesh: &mesh,
+            mesh,
             form: self.reading.output(),
         };
         target.write(changes, message, dry_run)
@@ -290,7 +322,6 @@ impl Waypoint {
 
 #[cfg(test)]
 mod tests {
-    use tulle_k8s::translate::MeshConfig;
     use tulle_xds::analyze::apply;
     use tulle_xds::history::Writing;
     use tulle_xds::snapshot::Severity;

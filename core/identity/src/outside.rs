@@ -219,3 +219,28 @@ impl ServerCertVerifier for OneOf {
             .supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::testing::TestCa;
+
+    #[tokio::test]
+    async fn a_server_of_tls_1_2_alone_is_told_by_that() {
+        let roots = RootSource::Pem(TestCa::new().root_pem());
+        let (near, mut far) = tokio::io::duplex(16 * 1024);
+        let server = async {
+            // A ClientHello, then a fatal alert: protocol_version.
+            let _ = far.read(&mut [0; 4 * 1024]).await;
+            far.write_all(&[21, 3, 3, 0, 2, 2, 70]).await.unwrap();
+        };
+        let (connected, ()) = tokio::join!(connect(&roots, "old.example", near), server);
+        let said = connected.map(drop).unwrap_err().to_string();
+        assert!(
+            said.contains("old.example") && said.contains("does not speak TLS 1.3"),
+            "{said}"
+        );
+    }
+}

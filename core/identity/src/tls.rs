@@ -48,7 +48,7 @@ pub enum HandshakeError {
     #[error(transparent)]
     Peer(PeerError),
     /// The peer ended the handshake with an alert; most often it did not accept our certificate.
-    #[error("the peer refused the handshake: {0:?}")]
+    #[error("the peer refused the handshake: {:?}{}", .0, hint(*.0))]
     Refused(AlertDescription),
     /// TLS itself failed.
     #[error("TLS failed: {0}")]
@@ -56,6 +56,14 @@ pub enum HandshakeError {
     /// The connection failed under the handshake.
     #[error("the connection failed during the TLS handshake: {0}")]
     Io(io::Error),
+}
+
+/// What an alert tells an operator beyond its name.
+fn hint(alert: AlertDescription) -> &'static str {
+    match alert {
+        AlertDescription::ProtocolVersion => "; it does not speak TLS 1.3, and nothing older is spoken here",
+        _ => "",
+    }
 }
 
 impl HandshakeError {

@@ -1,5 +1,6 @@
 //! A waypoint as it receives itself: its settings, and what it stands in front of.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::filter::ExtAuthz;
@@ -55,9 +56,17 @@ pub struct Settings {
     pub gateway_identities: Vec<Str>,
     /// Whether `x-forwarded-client-cert` tells applications who asked.
     pub forward_client_cert: bool,
+    /// Addresses of nodes, in order.
+    pub node_addresses: Vec<IpAddr>,
 }
 
 impl Settings {
+    /// Whether an address is that of a node.
+    #[must_use]
+    pub fn is_node(&self, address: IpAddr) -> bool {
+        self.node_addresses.binary_search(&address).is_ok()
+    }
+
     /// `<namespace>/<gateway>`.
     #[must_use]
     pub fn name(&self) -> Str {

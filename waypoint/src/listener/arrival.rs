@@ -181,8 +181,10 @@ fn hops(snapshot: &Snapshot, tunnel: &Tunnel, request: &ConnectRequest) -> Resul
     let address = NetworkAddress::new(snapshot.own.network.clone(), tunnel.peer.ip());
     let by_address = snapshot.mesh.workload_by_address(&address);
     // A waypoint shows its own certificate; a node proxy shows its pod's. Either way the number is of use only to
-    // end a loop, so it counts for every peer but those that are known to be no waypoint.
-    let ordinary = by_address.is_some_and(|workload| !workload.native_tunnel);
+    // end a loop, so it counts for every peer but those that are known to be no waypoint: whose address and identity
+    // are both those of a pod that takes no tunnels itself.
+    let is_its_own = |workload: &Workload| workload.identity() == tunnel.identity;
+    let ordinary = by_address.is_some_and(|workload| !workload.native_tunnel && is_its_own(&workload));
     let hops = if ordinary { 0 } else { request.hops };
     if hops > HOPS_MAX {
         return Err(Refused::new(

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -23,6 +24,10 @@ use crate::context::Waypoint;
 use crate::detect::{self, Serving};
 use crate::metrics::Counted;
 use crate::telemetry::request_id::fresh;
+
+/// How long a tunnel without streams is kept: its peers are node proxies, which close what they do not need much sooner,
+/// and gateways, which come back to the same few waypoints for a long time.
+const TUNNEL_IDLE_MAX: Duration = Duration::from_secs(3_600);
 
 /// Why a tunnel connection is not served.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +85,11 @@ where
         .secrets
         .fetch(&waypoint.identity, Priority::Waiting)
         .await?;
-    let settings = buffers::tunnel(Settings::server(), waypoint.config.stream_window);
+    let usual = Settings {
+        idle_timeout: TUNNEL_IDLE_MAX,
+        ..Settings::server()
+    };
+    let settings = buffers::tunnel(usual, waypoint.config.stream_window);
     let accepted = server::accept_over(stream, peer, own.server_config(), &settings).await?;
     waypoint.trust.judge(&accepted.peer, None)?;
     Ok((accepted, own, place))

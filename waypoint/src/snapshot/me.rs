@@ -59,6 +59,7 @@ impl Me {
             providers: Vec::new(),
             gateway_identities: Vec::new(),
             forward_client_cert: false,
+            node_addresses: Vec::new(),
         })
     }
 

@@ -269,9 +269,10 @@ fn may_dial(judged: Dial, host: &str, address: IpAddr) -> Result<(), Reason> {
     }
 }
 
-/// Judges an address: not this machine, not a link or what clouds hand out secrets at, not the control plane, and nothing
-/// that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked about the rest. That the service itself, which has
-/// its callers go where they meant to, has the address is no reason against it.
+/// Judges an address: not this machine, not a node, not a link or what clouds hand out secrets at, not the control plane,
+/// and nothing that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked
+/// about the rest. That the service itself, which has its callers go where they meant to, has the address is no reason
+/// against it.
 async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr, of: Option<&Service>) -> Dial {
     let config = &waypoint.config;
     let is_among = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
@@ -282,7 +283,8 @@ async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr, of: Op
         return Dial::May;
     }
     let is_own = config.instance_ip == Some(address) || snapshot.own.addresses.contains(&address);
-    if is_forbidden(address) || is_own || is_control_plane(waypoint, address).await {
+    let is_near = is_own || snapshot.settings.is_node(address);
+    if is_forbidden(address) || is_near || is_control_plane(waypoint, address).await {
         return Dial::MustNot;
     }
     let at = NetworkAddress::new(snapshot.own.network.clone(), address);

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use tulle_model::policy::Concern;
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{service, workload};
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{MeshUpdate, Reason};
+use tulle_runtime::tasks;
+use tulle_transport::hbone::ConnectRequest;
 
-use crate::world::{World, front, told_policy, web};
+use crate::world::{World, front, get, told_policy, web};
 
 /// What a CONNECT is refused with: status and reason.
 async fn refused(world: &World, who: &str, authority: &str) -> (u16, Reason) {
@@ -120,4 +123,62 @@ async fn one_caller_does_not_take_all_streams() {
         (503, Reason::Overload)
     );
     assert!(world.ask("dev/other", "10.96.0.1:80").await.is_ok());
+}
+
+/// What becomes of a CONNECT of `shop/client` that says it has passed so many waypoints: the number that the endpoint is
+/// told, or the status and reason of the refusal.
+async fn passed(world: &World, hops: u8) -> Result<u8, (u16, Reason)> {
+    let request = ConnectRequest {
+        hops,
+        ..ConnectRequest::new("10.96.0.1:80")
+    };
+    let asked = world.ask_by("client", &request).await;
+    let stream = asked.map_err(|refusal| (refusal.status, refusal.reason()))?;
+    world.connects.lock().clear();
+    let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    drop(tasks::spawn("client", async move { drop(connection.await) }));
+    let answer = client.send_request(get("/")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    Ok(world.connects.lock().pop().unwrap().hops)
+}
+
+/// What is known of whoever connects from 10.0.0.1.
+fn at_the_callers_address(account: &str, takes_tunnels: bool) -> MeshUpdate {
+    let mut known = workload("shop/client").sa(account).ip("10.0.0.1").hbone().build();
+    known.native_tunnel = takes_tunnels;
+    MeshUpdate::Workload(Arc::new(known))
+}
+
+const TOO_MANY: Result<u8, (u16, Reason)> = Err((400, Reason::LoopDetected));
+
+#[tokio::test(start_paused = true)]
+async fn the_third_waypoint_of_a_request_refuses_it() {
+    for (who, known) in [
+        ("nobody knows the caller", None),
+        (
+            "the caller is a waypoint",
+            Some(at_the_callers_address("client", true)),
+        ),
+        (
+            "the address is that of another's pod",
+            Some(at_the_callers_address("other", false)),
+        ),
+    ] {
+        let world = World::web().await;
+        world.apply(known.into_iter().collect()).await;
+        assert_eq!(passed(&world, 1).await, Ok(2), "{who}");
+        assert_eq!(passed(&world, 2).await, TOO_MANY, "{who}");
+        assert_eq!(passed(&world, u8::MAX).await, TOO_MANY, "{who}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_cannot_count_waypoints() {
+    for hops in [1, 2, u8::MAX] {
+        let world = World::web().await;
+        world.apply(vec![at_the_callers_address("client", false)]).await;
+        assert_eq!(passed(&world, hops).await, Ok(1), "it begins anew");
+    }
 }

@@ -1,14 +1,16 @@
 //! Backends that are not reached at their own address: behind a waypoint of their own, or in another network.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tulle_model::MeshUpdate;
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{http_route, prefix, service, workload};
-use tulle_transport::HboneStream;
+use tulle_model::{MeshUpdate, Reason};
+use tulle_runtime::tasks;
 use tulle_transport::hbone::{ConnectRequest, ConnectResponse, Settings, server};
+use tulle_transport::{HboneStream, ReasonHeader};
 
 use crate::world::{World, body, get, identity, read_head};
 
@@ -43,6 +45,19 @@ fn behind(name: &str, vip: &str) -> MeshUpdate {
         .into()
 }
 
+/// The other waypoint, at 10.0.0.5.
+fn way2() -> Vec<MeshUpdate> {
+    vec![
+        service("shop/way2").vip("10.96.0.5").port(15008, 15008).into(),
+        workload("shop/way2-1")
+            .sa("way2")
+            .ip("10.0.0.5")
+            .hbone()
+            .serves("shop/way2")
+            .into(),
+    ]
+}
+
 async fn status(world: &World, path: &str) -> u16 {
     let answer = world.http1("client").await.send_request(get(path)).await.unwrap();
     let status = answer.status().as_u16();
@@ -56,7 +71,7 @@ async fn answer_next(streams: &mut UnboundedReceiver<HboneStream>) -> String {
     let head = read_head(&mut stream).await;
     stream.write_all(OK).await.unwrap();
     // It stays open, so that it could be used again.
-    drop(tulle_runtime::tasks::spawn("kept", async move {
+    drop(tasks::spawn("kept", async move {
         let _ = read_head(&mut stream).await;
     }));
     head
@@ -74,17 +89,7 @@ async fn a_backend_behind_another_waypoint_is_asked_for_there() {
         .into();
     world.apply(vec![direct]).await;
     assert_eq!(status(&world, "/a").await, 503);
-    world
-        .apply(vec![
-            service("shop/way2").vip("10.96.0.5").port(15008, 15008).into(),
-            workload("shop/way2-1")
-                .sa("way2")
-                .ip("10.0.0.5")
-                .hbone()
-                .serves("shop/way2")
-                .into(),
-        ])
-        .await;
+    world.apply(way2()).await;
     let mut streams = world.endpoint("10.0.0.5", "way2");
     for (path, asked) in [("/a", "10.96.0.3:80"), ("/b", "10.96.0.4:80")] {
         let (status, head) = tokio::join!(status(&world, path), answer_next(&mut streams));
@@ -93,6 +98,46 @@ async fn a_backend_behind_another_waypoint_is_asked_for_there() {
         let connect = world.connects.lock().pop().unwrap();
         assert_eq!((&*connect.authority, connect.hops), (asked, 1));
         assert_eq!(connect.original_source, None, "it asks for itself");
+    }
+}
+
+/// Lets the other waypoint refuse whatever it is asked for, and counts how often it was asked.
+fn refusing(world: &World, status: u16, reason: Option<Reason>) -> Arc<AtomicU32> {
+    let certificate = world.ca.certificate(&identity("way2"));
+    let mut sockets = world.pipes.listen("10.0.0.5:15008");
+    let asked = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&asked);
+    drop(tasks::spawn("refusing", async move {
+        while let Some(socket) = sockets.recv().await {
+            let from = "10.0.0.9:4000".parse().unwrap();
+            let mut accepted =
+                server::accept_over(socket, from, certificate.server_config(), &Settings::server())
+                    .await
+                    .unwrap();
+            while let Some(incoming) = accepted.connection.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                incoming.reject(status, reason.map(ReasonHeader::new));
+            }
+        }
+    }));
+    asked
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_that_the_next_waypoint_finds_is_told_as_one() {
+    for (said, told) in [
+        (Some(Reason::LoopDetected), (508, "T0629; loop_detected")),
+        (Some(Reason::NotFronted), (503, "T0501; connect_failed")),
+        (None, (503, "T0501; connect_failed")),
+    ] {
+        let world = world([behind("a", "10.96.0.3"), behind("b", "10.96.0.4")]).await;
+        world.apply(way2()).await;
+        let asked = refusing(&world, 400, said);
+        let answer = world.http1("client").await.send_request(get("/a")).await.unwrap();
+        let reason = answer.headers()["x-tulle-reason"].to_str().unwrap().to_owned();
+        assert_eq!(answer.status(), told.0, "{reason}");
+        assert!(reason.starts_with(told.1), "{reason}");
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "whoever says 400 says it again");
     }
 }
 

@@ -30,7 +30,7 @@ use tulle_transport::hbone::ConnectRequest;
 use tulle_xds_client::on_demand::LOOKUP_MAX;
 use tulle_xds_client::{Client, NodeInfo, NodeKind, Options};
 
-use super::world::{World, body, echo, front, get, identity, read_text, told_policy, web};
+use super::world::{World, body, echo, front, get, identity, read_text, settings, told_policy, web};
 
 const OUTSIDE: &str = "203.0.113.7:8080";
 
@@ -420,4 +420,25 @@ async fn bytes_go_where_they_were_meant_to_go() {
     stream.write_all(b"ping").await.unwrap();
     let mut socket = sockets.recv().await.unwrap();
     assert_eq!(read_text(&mut socket, 4).await, "ping");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_leads_to_a_node_is_refused_unless_its_network_is_allowed() {
+    for (allow, expect) in [("", 403), ("203.0.113.0/24", 200)] {
+        let world = named_with(AppProtocol::Http11, &[("TULLE_WAYPOINT_EGRESS_ALLOW", allow)]).await;
+        serve(&world, OUTSIDE, None);
+        known(&world, "api.example", "203.0.113.7");
+        assert_eq!(
+            ask(&world, get("/a")).await.0,
+            200,
+            "nobody said that it is a node"
+        );
+        let mut told = settings();
+        told.node_addresses = vec!["192.0.2.1".parse().unwrap(), "203.0.113.7".parse().unwrap()];
+        let told = tulle_model::waypoint::Waypoint::Settings(Box::new(told));
+        world.apply(vec![MeshUpdate::Waypoint(Arc::new(told))]).await;
+        // What is open already is no new connection.
+        advance(Duration::from_secs(120)).await;
+        assert_eq!(ask(&world, get("/a")).await.0, expect, "{allow}");
+    }
 }

@@ -7,8 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 use tulle_model::service::AppProtocol;
 use tulle_runtime::drain::DrainMode;
+use tulle_transport::hbone::{ConnectRequest, Settings};
 
-use crate::world::{World, application, body, echo, front, get, read_head, read_text, text};
+use crate::world::{World, application, body, echo, front, get, identity, read_head, read_text, text};
 
 async fn answer_to_end(stream: &mut tulle_transport::HboneStream) -> String {
     let mut answer = Vec::new();
@@ -316,4 +317,21 @@ async fn a_front_that_drains_is_still_served_and_judged() {
     world.apply(vec![needing]).await;
     let answer = client.send_request(get("/a")).await.unwrap();
     assert_eq!(answer.status(), 403);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_without_streams_is_kept_for_an_hour() {
+    let world = World::web().await;
+    let patient = Settings {
+        idle_timeout: Duration::from_secs(24 * 3_600),
+        ..Settings::client()
+    };
+    let tunnel = world.tunnel_by(&identity("client"), &patient).await.unwrap();
+    let asked = ConnectRequest::new("10.96.0.1:80");
+    for minutes in [0, 59, 59] {
+        sleep(Duration::from_secs(minutes * 60)).await;
+        assert!(tunnel.open(&asked).await.is_ok(), "after {minutes} minutes");
+    }
+    sleep(Duration::from_secs(61 * 60)).await;
+    assert!(tunnel.open(&asked).await.is_err());
 }

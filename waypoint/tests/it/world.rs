@@ -148,6 +148,7 @@ pub(crate) fn settings() -> Settings {
         providers: Vec::new(),
         gateway_identities: Vec::new(),
         forward_client_cert: false,
+        node_addresses: Vec::new(),
     }
 }
 
@@ -365,6 +366,15 @@ impl World {
 
     /// A tunnel connection of a caller at 10.0.0.1.
     pub(crate) async fn tunnel(&self, who: &Identity) -> Result<ClientConnection, OpenError> {
+        self.tunnel_by(who, &TunnelSettings::client()).await
+    }
+
+    /// The same, of a caller with these settings.
+    pub(crate) async fn tunnel_by(
+        &self,
+        who: &Identity,
+        settings: &TunnelSettings,
+    ) -> Result<ClientConnection, OpenError> {
         let (near, far) = tokio::io::duplex(PIPE);
         let (peer, local) = (
             "10.0.0.1:5000".parse().unwrap(),
@@ -373,13 +383,18 @@ impl World {
         let serving = hbone::serve_over(Arc::clone(&self.waypoint), far, peer, local);
         drop(tasks::spawn("waypoint-tunnel", serving));
         let tls = self.ca.certificate(who).client_config(&[identity("way")]);
-        client::connect_over(near, local, tls, &TunnelSettings::client()).await
+        client::connect_over(near, local, tls, settings).await
     }
 
     /// What a CONNECT of a caller is answered with.
     pub(crate) async fn ask(&self, who: &str, authority: &str) -> Result<HboneStream, Refusal> {
+        self.ask_by(who, &ConnectRequest::new(authority)).await
+    }
+
+    /// The same, of a CONNECT that says more than what is asked for.
+    pub(crate) async fn ask_by(&self, who: &str, request: &ConnectRequest) -> Result<HboneStream, Refusal> {
         let tunnel = self.tunnel(&identity(who)).await.unwrap();
-        match tunnel.open(&ConnectRequest::new(authority)).await {
+        match tunnel.open(request).await {
             Ok((stream, _)) => Ok(stream),
             Err(OpenError::Refused(refusal)) => Err(refusal),
             Err(other) => panic!("neither opened nor refused: {other}"),

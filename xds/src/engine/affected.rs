@@ -40,7 +40,8 @@ pub fn differs(old: Option<&Object>, new: Option<&Object>) -> bool {
                 names.iter().map(|name| labels.get(name).cloned()).collect()
             };
             let enrolment = |labels: &Labels| labels.get(ENROLMENT_ANNOTATION).cloned();
-            locality(&old.metadata.labels) != locality(&new.metadata.labels)
+            old.status != new.status
+                || locality(&old.metadata.labels) != locality(&new.metadata.labels)
                 || enrolment(&old.metadata.annotations) != enrolment(&new.metadata.annotations)
         }
         (old, new) => old != new,
@@ -72,7 +73,12 @@ fn touch(key: &Key, object: &Object, world: &World, out: &mut Affected) {
         Object::EndpointSlice(object) => slice(key, object, world, out),
         Object::Namespace(_) if key.name == world.mesh().root_namespace => everything(world, out),
         Object::Namespace(_) => namespace(&key.name, world, out),
-        Object::Node(_) => {
+        Object::Node(node) => {
+            if node.status.ips().next().is_some() {
+                // Every waypoint is told where nodes are.
+                let gateways = world.of_kind(Kind::Gateway);
+                out.extend(gateways.map(|(key, _)| OutKey::Gateways(key.clone())));
+            }
             for key in world.lookup(&IndexKey::Node(key.name.clone())) {
                 sharing(key, world, out);
             }

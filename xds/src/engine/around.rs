@@ -1,5 +1,8 @@
 //! The world, as translation asks for it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use tulle_k8s::api::{Gateway, GatewayClass, Namespace, ReferenceGrant};
 use tulle_k8s::translate::lookup::{Definition, Lookup, NoDefinition};
 use tulle_k8s::translate::waypoint::Binding;
@@ -90,6 +93,18 @@ impl Lookup for World {
 
     fn is_bound(&self, service: &NamespacedHostname) -> bool {
         binding(service, self).is_some_and(|binding| binding.is_bound())
+    }
+
+    fn node_addresses(&self) -> Vec<IpAddr> {
+        let nodes = self.of_kind(Kind::Node).filter_map(|(_, object)| match object {
+            Object::Node(node) => Some(node),
+            _ => None,
+        });
+        let all: BTreeSet<IpAddr> = nodes
+            .flat_map(|node| node.status.ips())
+            .map(|address| address.to_canonical())
+            .collect();
+        all.into_iter().collect()
     }
 }
 

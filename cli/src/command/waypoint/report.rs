@@ -221,13 +221,13 @@ pub(super) async fn wait(
     let deadline = tokio::time::Instant::now() + timeout;
     loop {
         let row = row(namespace, name, "", &objects(reading, GATEWAYS).await);
-        if row.programmed == "True" {
-            println!("{}", line(&row));
-            return Ok(Exit::Ok);
-        }
-        if tokio::time::Instant::now() >= deadline {
-            println!("{}", line(&row));
-            return Ok(Exit::Failed);
+        let is_programmed = row.programmed == "True";
+        if is_programmed || tokio::time::Instant::now() >= deadline {
+            // What programs read is one document: who enforces what, printed before.
+            if reading.output() == Form::Table {
+                println!("{}", line(&row));
+            }
+            return Ok(if is_programmed { Exit::Ok } else { Exit::Failed });
         }
         tokio::time::sleep(ASK_EVERY).await;
     }

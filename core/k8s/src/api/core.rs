@@ -23,6 +23,31 @@ pub struct Namespace {
 pub struct Node {
     /// Metadata.
     pub metadata: Meta,
+    /// Observed state.
+    pub status: NodeStatus,
+}
+
+/// Observed state of a [`Node`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// Where it is reached.
+    pub addresses: Vec<NodeAddress>,
+}
+
+impl NodeStatus {
+    /// Its addresses; names that stand for it are none.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().filter_map(|one| one.address.parse().ok())
+    }
+}
+
+/// An address or a name of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    /// The address, or the name.
+    pub address: Str,
 }
 
 /// A pod.

@@ -39,6 +39,7 @@ pub fn settings(gateway: &Gateway, around: &impl Lookup) -> Option<Settings> {
         providers: around.mesh().providers.clone(),
         gateway_identities: of_mesh.gateway_identities.clone(),
         forward_client_cert: meta.annotation(XFCC) == Some("true"),
+        node_addresses: around.node_addresses(),
     })
 }
 

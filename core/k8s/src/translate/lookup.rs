@@ -1,5 +1,7 @@
 //! What translation asks of the objects around the one it translates.
 
+use std::net::IpAddr;
+
 use tulle_model::service::Service as Model;
 use tulle_model::{NamespacedHostname, Str};
 
@@ -50,6 +52,8 @@ pub trait Lookup {
     fn waypoints_of(&self, service: &NamespacedHostname) -> Vec<Str>;
     /// Whether a waypoint in front of a service is ready.
     fn is_bound(&self, service: &NamespacedHostname) -> bool;
+    /// The addresses of all nodes, in order.
+    fn node_addresses(&self) -> Vec<IpAddr>;
 }
 
 /// A reference from one object to another.

@@ -15,6 +15,7 @@ use crate::{Kind as ObjectKind, Object};
 mod backends;
 mod filters;
 mod parents;
+mod retry;
 mod rules;
 #[cfg(test)]
 mod tests;

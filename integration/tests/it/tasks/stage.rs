@@ -83,10 +83,18 @@ impl Stage {
         };
         stage.furnish(&outside);
         let said = stage.run("tulle waypoint apply --namespace shop --enroll-namespace");
+        let lines: Vec<String> = said
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
         assert_eq!(
-            said,
-            "waypoint shop/waypoint applied, the namespace goes through it\n"
+            lines[0],
+            "waypoint shop/waypoint applied, the namespace goes through it"
         );
+        for (name, _) in SERVICES {
+            let row = format!("Service shop/{name} traffic to it direct waypoint");
+            assert!(lines.contains(&row), "{said}");
+        }
         stage.mesh.start_instance("n2", "shop", "waypoint").await;
         stage.own = stage.configured();
         stage

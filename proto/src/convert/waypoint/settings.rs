@@ -1,12 +1,14 @@
 //! A waypoint's settings and fronts.
 
+use std::net::IpAddr;
+
 use tulle_model::waypoint::{
     AccessLog, Front, FrontOf, Limits, PathNormalization, Provider, ProviderKind, Scope, Settings,
     SourceIdentity, Target, Telemetry, Waypoint,
 };
 
 use super::super::gateway::gateway;
-use super::super::{Flaw, each, known, real_port, required};
+use super::super::{Flaw, each, ip, known, octets, real_port, required};
 use super::{duration, filter, hostname, names, optional, text, texts, to_duration, unset};
 use crate::waypoint as wire;
 use crate::waypoint::{front, provider, waypoint};
@@ -50,7 +52,16 @@ fn settings(message: wire::Settings) -> Result<Settings, Flaw> {
         providers: each("providers", message.providers, provider)?,
         gateway_identities: names(message.gateway_identities),
         forward_client_cert: message.forward_client_cert,
+        node_addresses: nodes(message.node_addresses)?,
     })
+}
+
+/// In order, whatever order they came in: they are searched.
+fn nodes(messages: Vec<Vec<u8>>) -> Result<Vec<IpAddr>, Flaw> {
+    let mut nodes: Vec<IpAddr> = each("node_addresses", messages, |bytes| ip(&bytes))?;
+    nodes.sort_unstable();
+    nodes.dedup();
+    Ok(nodes)
 }
 
 fn limits(message: wire::Limits) -> Result<Limits, Flaw> {
@@ -159,6 +170,7 @@ impl From<&Settings> for wire::Settings {
             gateway_identities: texts(&settings.gateway_identities),
             class: settings.class.as_ref().into(),
             forward_client_cert: settings.forward_client_cert,
+            node_addresses: settings.node_addresses.iter().copied().map(octets).collect(),
         }
     }
 }

@@ -101,6 +101,7 @@ mod tests {
             providers: Vec::new(),
             gateway_identities: Vec::new(),
             forward_client_cert: false,
+            node_addresses: Vec::new(),
         }
     }
 

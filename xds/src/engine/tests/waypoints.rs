@@ -370,3 +370,62 @@ fn every_listener_is_judged_and_an_earlier_one_keeps_its_port() {
     let observed = |one: &tulle_k8s::translate::condition::Condition| one.observed_generation.map(i64::from);
     assert!(conditions.iter().all(|one| observed(one) == Some(7)));
 }
+
+/// Where a waypoint is told that nodes are.
+fn nodes_told(snapshot: &Snapshot) -> Vec<String> {
+    let slot = snapshot
+        .resource(ResourceType::Waypoint, "shop/way")
+        .expect("the settings");
+    match decode_waypoint("shop/way", &slot.body).expect("it decodes") {
+        Waypoint::Settings(settings) => settings.node_addresses.iter().map(ToString::to_string).collect(),
+        Waypoint::Front(_) => panic!("the settings"),
+    }
+}
+
+#[test]
+fn a_waypoint_is_told_where_nodes_are() {
+    let node = |name: &str, addresses: &str| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus: {{addresses: [{addresses}]}}\n---\n"
+        )
+    };
+    let first = node(
+        "n1",
+        "{type: InternalIP, address: 192.0.2.9}, {type: Hostname, address: n1}, {type: InternalIP, address: '2001:db8::9'}",
+    );
+    let mut engine = Engine::new(MeshConfig::default());
+    let apply =
+        |engine: &mut Engine, text: &str| engine.apply(batch(objects(text).into_iter().map(set).collect()));
+    let snapshot = apply(&mut engine, &(first + WAY));
+    assert_eq!(
+        nodes_told(&snapshot),
+        ["192.0.2.9", "2001:db8::9"],
+        "names are none"
+    );
+    let snapshot = apply(&mut engine, &node("n2", "{type: InternalIP, address: 192.0.2.1}"));
+    assert_eq!(nodes_told(&snapshot), ["192.0.2.1", "192.0.2.9", "2001:db8::9"]);
+    let snapshot = apply(&mut engine, &node("n2", "{type: InternalIP, address: 192.0.2.2}"));
+    assert_eq!(nodes_told(&snapshot), ["192.0.2.2", "192.0.2.9", "2001:db8::9"]);
+    let snapshot = apply(&mut engine, &node("n2", ""));
+    assert_eq!(nodes_told(&snapshot), ["192.0.2.9", "2001:db8::9"]);
+}
+
+#[test]
+fn routes_name_statuses_of_grpc_that_are_tried_again() {
+    let annotated = |kind: &str, rest: &str, codes: &str| {
+        let text = route(kind, "shop", "r", rest).replace(
+            "name: r,",
+            &format!("name: r, annotations: {{tulle.dev/retry-grpc-codes: '{codes}'}},"),
+        );
+        routes(&snapshot(&(WAY.to_owned() + WEB + POD + &text))).remove(0)
+    };
+    let http = annotated("HTTPRoute", "retry: {attempts: 1}, ", "resource-exhausted");
+    assert_eq!(http.retry.map(|retry| retry.grpc_codes), Some(vec![8]));
+    let grpc = annotated("GRPCRoute", "", "unavailable, 10");
+    assert_eq!(grpc.retry.map(|retry| retry.grpc_codes), Some(vec![10, 14]));
+    let wrong = annotated("GRPCRoute", "", "never");
+    assert!(
+        wrong.error.is_some_and(|error| error.contains("`never`")),
+        "it answers 500"
+    );
+}

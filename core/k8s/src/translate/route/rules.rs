@@ -2,17 +2,17 @@
 
 use tulle_model::Str;
 use tulle_model::route::{
-    Backend, GrpcMatch, KeyMatch, Kind, Match, PathMatch, Pattern, Retry, Route, Session, SessionBy,
-    Timeouts, ValueMatch,
+    Backend, GrpcMatch, KeyMatch, Kind, Match, PathMatch, Pattern, Route, Session, SessionBy, Timeouts,
+    ValueMatch,
 };
 
 use super::super::lookup::Lookup;
 use super::backends::{Invalid, Referred, resolve};
-use super::{Facts, RuleOf, filters, origin_of};
+use super::{Facts, RuleOf, filters, origin_of, retry};
 use crate::Object;
 use crate::api::route::{
     BackendRef, GrpcMatch as CallMatch, GrpcMethod, GrpcRule, HttpMatch, HttpRule, KeyMatch as KeySpec,
-    RouteFilter, RouteRetry, SessionPersistence, StreamRule,
+    RouteFilter, SessionPersistence, StreamRule,
 };
 
 /// Translates every rule of a route.
@@ -136,7 +136,9 @@ fn http(rule: &HttpRule, facts: &Facts<'_>, by: Referred<'_>, around: &impl Look
             backend_request: timeouts.backend_request.map(|span| span.0),
         };
     }
-    draft.route.retry = rule.retry.as_ref().map(retry);
+    draft.route.retry = draft
+        .take(retry::of_http(rule.retry.as_ref(), facts.meta))
+        .flatten();
     if let Some(of) = &rule.session_persistence {
         draft.route.session = draft.take(session(of));
     }
@@ -150,6 +152,7 @@ fn grpc(rule: &GrpcRule, facts: &Facts<'_>, by: Referred<'_>, around: &impl Look
     }
     draft.filters(&rule.filters);
     draft.backends(&rule.backend_refs);
+    draft.route.retry = draft.take(retry::of_grpc(facts.meta)).flatten();
     if let Some(of) = &rule.session_persistence {
         draft.route.session = draft.take(session(of));
     }
@@ -246,15 +249,6 @@ fn grpc_match(of: &GrpcMethod) -> Result<GrpcMatch, String> {
 /// Whether a regular expression is one that waypoints can follow: they compile it in the same way.
 fn regex(pattern: &str) -> Result<(), String> {
     Pattern::new(pattern).map(drop).map_err(|error| error.to_string())
-}
-
-fn retry(of: &RouteRetry) -> Retry {
-    Retry {
-        attempts: of.attempts,
-        codes: of.codes.clone(),
-        grpc_codes: Vec::new(),
-        backoff: of.backoff.map(|span| span.0),
-    }
 }
 
 /// Whether clients stay with an endpoint.
