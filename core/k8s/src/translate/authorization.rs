@@ -6,7 +6,7 @@
 use tulle_model::authz::policy::{Action, Authorization, Rule, Scope};
 
 use super::MeshConfig;
-use super::condition::{Condition, ZTUNNEL_ACCEPTED};
+use super::condition::{Condition, Status, ZTUNNEL_ACCEPTED};
 use crate::api::meta::Labels;
 use crate::api::security::LabelSelector;
 use crate::api::{AuthorizationPolicy, RequestAuthentication};
@@ -207,7 +207,14 @@ fn rules(policy: &AuthorizationPolicy, mesh: &MeshConfig, effect: Effect) -> (Ve
                 .map(|what| format!("rules[{index}].{what}")),
         );
     }
-    let condition = judge(effect, unknown.join(", "), rules.is_empty());
+    let condition = match judge(effect, unknown.join(", "), rules.is_empty()) {
+        holds if holds.status == Status::True && is_dry_run(policy) => Condition::holds(
+            ZTUNNEL_ACCEPTED,
+            "Accepted",
+            "node proxies judge by the policy and refuse nobody",
+        ),
+        condition => condition,
+    };
     (rules, condition)
 }
 

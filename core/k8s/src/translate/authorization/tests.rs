@@ -9,7 +9,6 @@ mod direct;
 
 use super::*;
 use crate::testing::{authorization_policy, workload_entry};
-use crate::translate::condition::Status;
 
 fn policy(namespace: &str, spec: &str) -> AuthorizationPolicy {
     authorization_policy(&format!(
@@ -274,12 +273,20 @@ fn a_policy_with_targets_is_for_waypoints() {
 }
 
 #[test]
-fn a_dry_run_is_marked() {
+fn a_dry_run_is_marked_and_its_condition_says_that_it_refuses_nobody() {
     let policy = authorization_policy(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, annotations: {istio.io/dry-run: 'true'}}\nspec: {}\n",
     );
-    let (policy, _) = authorization(&policy, &MeshConfig::default());
+    let (policy, conditions) = authorization(&policy, &MeshConfig::default());
     assert!(policy.expect("emitted").dry_run);
+    let [condition] = &conditions[..] else {
+        panic!("one condition: {conditions:?}");
+    };
+    assert_eq!(condition.status, Status::True);
+    assert_eq!(
+        condition.message,
+        "node proxies judge by the policy and refuse nobody"
+    );
 }
 
 fn target() -> Workload {
