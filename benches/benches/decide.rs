@@ -95,6 +95,33 @@ fn check_policies(c: &mut Criterion) {
     group.finish();
 }
 
+/// A workload that names many policies, none of which is about the caller.
+fn named_policies(c: &mut Criterion) {
+    let mut group = c.benchmark_group("policies_of_a_workload");
+    let connection = Connection {
+        peer: Some(Identity::new("cluster.local", "ns-1", "pod-1")),
+        original_source: None,
+        source_ip: "10.1.2.3".parse().expect("an address"),
+        destination: "10.0.0.7:8080".parse().expect("an address"),
+    };
+    for count in [1, 100, 5_000] {
+        let (mut mesh, mut local) = (mesh(), workload("web").ip("10.0.0.7"));
+        for name in (0..count).map(|n| format!("deny-{n}")) {
+            mesh = mesh.with(deny(&name).selector().from_namespace("dev"));
+            local = local.policy(&name);
+        }
+        let (snapshot, local) = (mesh.snapshot(), local.build());
+        group.bench_function(BenchmarkId::new("collect_and_check", count), |b| {
+            b.iter(|| {
+                snapshot
+                    .policies_for(black_box(&local))
+                    .check(black_box(&connection))
+            });
+        });
+    }
+    group.finish();
+}
+
 /// One policy of many rules, each for a network of its own; the last one matches.
 fn long_policies(c: &mut Criterion) {
     let mut group = c.benchmark_group("policy_rules");
@@ -214,6 +241,6 @@ criterion_group! {
     name = decide;
     // All benches of the tree are to be run through in minutes.
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = check_policies, long_policies, pick_upstream, apply_changes
+    targets = check_policies, named_policies, long_policies, pick_upstream, apply_changes
 }
 criterion_main!(decide);

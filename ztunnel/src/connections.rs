@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Notify;
 use tulle_model::authz::DenyBecause;
-use tulle_model::mesh::Snapshot;
+use tulle_model::mesh::{PolicySet, Snapshot};
 use tulle_model::reason::ResponseFlag;
 use tulle_model::{Connection, Reason, Verdict, Workload, WorkloadUid};
 use tulle_transport::Transfer;
@@ -143,11 +143,16 @@ impl Live {
 
     /// The verdict on this connection now; `None` if it is not one that is judged.
     fn judge(&self, snapshot: &Snapshot) -> Option<Verdict> {
+        let workload = snapshot.workload(&self.judged.as_ref()?.workload.uid);
+        let policies = workload.map(|workload| snapshot.policies_for(workload));
+        self.judge_by(snapshot, policies.as_ref())
+    }
+
+    /// The same by the policies of its workload; where that is gone, by those of what it was.
+    fn judge_by(&self, snapshot: &Snapshot, policies: Option<&PolicySet>) -> Option<Verdict> {
         let judged = self.judged.as_ref()?;
-        let workload = snapshot
-            .workload(&judged.workload.uid)
-            .unwrap_or(&judged.workload);
-        Some(snapshot.policies_for(workload).check(&judged.connection))
+        let check = |policies: &PolicySet| policies.check(&judged.connection);
+        Some(policies.map_or_else(|| check(&snapshot.policies_for(&judged.workload)), check))
     }
 }
 

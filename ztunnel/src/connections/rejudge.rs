@@ -88,8 +88,15 @@ impl Connections {
     ) -> HashSet<WorkloadUid> {
         let mut waiting = HashSet::new();
         for uid in workloads {
-            for live in self.of_workload(uid) {
-                match live.judge(snapshot) {
+            let open = self.of_workload(uid);
+            if open.is_empty() {
+                continue;
+            }
+            // Once for all of them: there may be thousands of either.
+            let workload = snapshot.workload(uid);
+            let policies = workload.map(|workload| snapshot.policies_for(workload));
+            for live in open {
+                match live.judge_by(snapshot, policies.as_ref()) {
                     Some(Verdict::Deny {
                         because: DenyBecause::PolicyPending { .. },
                     }) if pending == Pending::Keep => {

@@ -1,5 +1,6 @@
 //! Policies in the form they are evaluated in, and which of them apply to a workload.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{Map, OrderedMap, empty_map};
@@ -137,17 +138,15 @@ impl Policies {
         self.by_key.get(key)
     }
 
-    /// A named policy applies only if its scope says so: one of another scope already applies, or does not.
+    /// A named policy applies only if its scope says so: one of another scope already applies, or does not. One that is named
+    /// twice is judged by twice, which changes nothing; this is on the way of every connection, and there may be thousands.
     pub(super) fn of(&self, workload: &Workload) -> PolicySet {
         let mut set = PolicySet::default();
         set.policies.extend(self.global.values().cloned());
         if let Some(group) = self.by_namespace.get(&workload.namespace) {
             set.policies.extend(group.values().cloned());
         }
-        for (at, name) in workload.authorization_policies.iter().enumerate() {
-            if workload.authorization_policies[..at].contains(name) {
-                continue;
-            }
+        for name in &workload.authorization_policies {
             match self.by_key.get(name) {
                 Some(policy) if policy.scope == Scope::WorkloadSelector => {
                     set.policies.push(Arc::clone(policy));
@@ -156,19 +155,21 @@ impl Policies {
                 None => set.missing.push(name.clone()),
             }
         }
-        set.policies.extend(self.on_trial(workload));
+        self.try_out(workload, &mut set);
         set
     }
 
     /// What is only judged is never missing, and one that is enforced meanwhile waits until it is named as such.
-    fn on_trial(&self, workload: &Workload) -> impl Iterator<Item = Arc<Policy>> {
-        let named = workload
-            .dry_runs()
-            .filter(move |name| !workload.authorization_policies.contains(name));
-        let found = named.filter_map(move |name| self.by_key.get(&name));
-        found
-            .filter(|policy| policy.scope == Scope::WorkloadSelector && policy.dry_run)
-            .cloned()
+    fn try_out(&self, workload: &Workload, set: &mut PolicySet) {
+        let mut named = workload.dry_runs().peekable();
+        if named.peek().is_none() {
+            return;
+        }
+        let enforced: HashSet<_> = workload.authorization_policies.iter().collect();
+        let named = named.filter(|name| !enforced.contains(name));
+        let found = named.filter_map(|name| self.by_key.get(&name));
+        let tried = found.filter(|policy| policy.scope == Scope::WorkloadSelector && policy.dry_run);
+        set.policies.extend(tried.cloned());
     }
 
     /// How many entries all indexes hold, to prove that none is left behind.
