@@ -52,15 +52,20 @@ fn exactly(principals: std::ops::Range<u32>) -> Match {
     }
 }
 
+/// A connection of the same pod from this address.
+fn from_pod(address: &str) -> Connection {
+    Connection {
+        peer: Some(Identity::new("cluster.local", "ns-1", "pod-1")),
+        original_source: None,
+        source_ip: address.parse().expect("an address"),
+        destination: "10.0.0.7:8080".parse().expect("an address"),
+    }
+}
+
 fn check_policies(c: &mut Criterion) {
     let mut group = c.benchmark_group("policy_check");
     let local = workload("web").ip("10.0.0.7").build();
-    let connection = Connection {
-        peer: Some(Identity::new("cluster.local", "ns-1", "pod-1")),
-        original_source: None,
-        source_ip: "10.1.2.3".parse().expect("an address"),
-        destination: "10.0.0.7:8080".parse().expect("an address"),
-    };
+    let connection = from_pod("10.1.2.3");
     let ports = |ports: &[u16]| Match {
         destination_ports: ports.to_vec(),
         ..Match::default()
@@ -98,12 +103,7 @@ fn check_policies(c: &mut Criterion) {
 /// A workload that names many policies, none of which is about the caller.
 fn named_policies(c: &mut Criterion) {
     let mut group = c.benchmark_group("policies_of_a_workload");
-    let connection = Connection {
-        peer: Some(Identity::new("cluster.local", "ns-1", "pod-1")),
-        original_source: None,
-        source_ip: "10.1.2.3".parse().expect("an address"),
-        destination: "10.0.0.7:8080".parse().expect("an address"),
-    };
+    let connection = from_pod("10.1.2.3");
     for count in [1, 100, 5_000] {
         let (mut mesh, mut local) = (mesh(), workload("web").ip("10.0.0.7"));
         for name in (0..count).map(|n| format!("deny-{n}")) {
@@ -138,16 +138,7 @@ fn long_policies(c: &mut Criterion) {
         let policy = (1..=rules).fold(deny("networks"), |policy, n| policy.when(from(n)));
         let snapshot = mesh().with(policy).snapshot();
         let set = snapshot.policies_for(&local);
-        let connection = |from: &str| Connection {
-            peer: Some(Identity::new("cluster.local", "ns-1", "pod-1")),
-            original_source: None,
-            source_ip: from.parse().expect("an address"),
-            destination: "10.0.0.7:8080".parse().expect("an address"),
-        };
-        for (kind, connection) in [
-            ("last", connection(&of(rules))),
-            ("none", connection("192.0.2.1")),
-        ] {
+        for (kind, connection) in [("last", from_pod(&of(rules))), ("none", from_pod("192.0.2.1"))] {
             group.bench_function(BenchmarkId::new(kind, rules), |b| {
                 b.iter(|| black_box(&set).check(black_box(&connection)));
             });

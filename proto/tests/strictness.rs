@@ -55,23 +55,6 @@ fn the_legacy_tunnel_is_refused() {
 }
 
 #[test]
-fn a_policy_that_a_workload_names_twice_is_named_once() {
-    let decoded = decode_one(wire::Workload {
-        authorization_policies: ["shop/b", "shop/a", "shop/b"].map(Into::into).to_vec(),
-        ..workload()
-    });
-    let Ok(Resource::Workload(decoded)) = decoded else {
-        panic!("no workload: {decoded:?}");
-    };
-    let names: Vec<_> = decoded
-        .authorization_policies
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(names, ["shop/b", "shop/a"]);
-}
-
-#[test]
 fn an_address_of_five_bytes_is_refused_with_its_place() {
     let flaw = decode_one(wire::Workload {
         addresses: vec![vec![0; 4], vec![0; 5]],

@@ -47,7 +47,7 @@ pub struct Workload {
     pub cluster_id: Str,
     /// Where it runs.
     pub locality: Locality,
-    /// Names of its workload-selector policies, each once.
+    /// Names of its workload-selector policies.
     pub authorization_policies: Vec<NamespacedName>,
     /// Services it is an endpoint of, with its own port mapping (service port → target port).
     #[serde(with = "by_service")]

@@ -1,6 +1,6 @@
 //! Workloads: `istio.workload.Workload` and back.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use prost::Message;
 use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
@@ -8,7 +8,7 @@ use tulle_model::workload::{
     ApplicationProtocol, ApplicationTunnel, HealthStatus, Locality, NetworkMode, PortMapping, TunnelProtocol,
     Workload, WorkloadType,
 };
-use tulle_model::{NamespacedHostname, NamespacedName, Str, WorkloadUid};
+use tulle_model::{NamespacedHostname, Str, WorkloadUid};
 
 use super::gateway::optional_gateway;
 use super::{
@@ -55,7 +55,11 @@ pub(super) fn parse(workload: wire::Workload) -> Result<Workload, Flaw> {
         node: workload.node.into(),
         cluster_id: or_default(&workload.cluster_id, DEFAULT_CLUSTER),
         locality: locality(workload.locality),
-        authorization_policies: policies(&workload.authorization_policies)?,
+        authorization_policies: each(
+            "authorization_policies",
+            &workload.authorization_policies,
+            |name| namespaced(name),
+        )?,
         services: workload
             .services
             .into_iter()
@@ -69,14 +73,6 @@ pub(super) fn parse(workload: wire::Workload) -> Result<Workload, Flaw> {
         canonical_revision: workload.canonical_revision.into(),
         extensions: extensions(workload.extensions),
     })
-}
-
-/// Each once, so that whoever judges by them need not look for those that are named twice.
-fn policies(names: &[String]) -> Result<Vec<NamespacedName>, Flaw> {
-    let mut policies: Vec<_> = each("authorization_policies", names, |name| namespaced(name))?;
-    let mut seen = HashSet::with_capacity(policies.len());
-    policies.retain(|name| seen.insert(name.clone()));
-    Ok(policies)
 }
 
 fn tunnel_protocol(value: i32) -> Result<TunnelProtocol, Flaw> {

@@ -9,6 +9,9 @@ use crate::authz::policy::{Authorization, Scope};
 use crate::name::{NamespacedName, Str};
 use crate::workload::Workload;
 
+/// Names up to which each is compared with those before it.
+const COMPARED_MAX: usize = 16;
+
 /// A policy and its compiled rules. It reads like the [`Authorization`] it was made from.
 #[derive(Debug)]
 pub struct Policy {
@@ -138,15 +141,14 @@ impl Policies {
         self.by_key.get(key)
     }
 
-    /// A named policy applies only if its scope says so: one of another scope already applies, or does not. No name is compared
-    /// with those before it: this is on the way of every connection, and there may be thousands.
+    /// A named policy applies only if its scope says so: one of another scope already applies, or does not.
     pub(super) fn of(&self, workload: &Workload) -> PolicySet {
         let mut set = PolicySet::default();
         set.policies.extend(self.global.values().cloned());
         if let Some(group) = self.by_namespace.get(&workload.namespace) {
             set.policies.extend(group.values().cloned());
         }
-        for name in &workload.authorization_policies {
+        for name in each_once(&workload.authorization_policies) {
             match self.by_key.get(name) {
                 Some(policy) if policy.scope == Scope::WorkloadSelector => {
                     set.policies.push(Arc::clone(policy));
@@ -181,4 +183,17 @@ impl Policies {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.by_key.values()
     }
+}
+
+/// Each name once, where it stands first. This is on the way of every connection: a few names are compared without an
+/// allocation, and of thousands none is compared with all before it.
+fn each_once(names: &[NamespacedName]) -> impl Iterator<Item = &NamespacedName> {
+    let mut seen = HashSet::with_hasher(ahash::RandomState::new());
+    names.iter().enumerate().filter_map(move |(at, name)| {
+        let is_new = match names.len() {
+            ..=COMPARED_MAX => !names[..at].contains(name),
+            _ => seen.insert(name),
+        };
+        is_new.then_some(name)
+    })
 }

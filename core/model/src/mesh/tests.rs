@@ -270,7 +270,7 @@ fn policies_apply_by_scope() {
         .with(allow("a/named").selector())
         .with(allow("a/unnamed").selector())
         .snapshot();
-    let set = snapshot.policies_for(&workload("a/web").policy("a/named").build());
+    let set = snapshot.policies_for(&workload("a/web").policy("a/named").policy("a/named").build());
     let names: Vec<_> = set
         .policies
         .iter()
@@ -311,10 +311,26 @@ fn a_named_policy_of_another_namespaces_scope_does_not_apply() {
 }
 
 #[test]
-fn a_named_policy_that_has_not_come_is_missing() {
+fn a_named_policy_that_has_not_come_is_missing_once() {
     let snapshot = Mesh::new().snapshot();
-    let set = snapshot.policies_for(&workload("web").policy("p").build());
+    let set = snapshot.policies_for(&workload("web").policy("p").policy("p").build());
     assert_eq!(set.missing, [name("p")]);
+}
+
+#[test]
+fn of_many_names_each_counts_once() {
+    let names = (0..50).map(|n| format!("p{}", n % 40));
+    let all = names.fold(workload("web"), |web, name| web.policy(&name));
+    let set = mesh()
+        .with(deny("p7").selector())
+        .snapshot()
+        .policies_for(&all.build());
+    assert_eq!(set.policies.len(), 1);
+    let missing: Vec<_> = (0..40)
+        .filter(|n| *n != 7)
+        .map(|n| name(&format!("p{n}")))
+        .collect();
+    assert_eq!(set.missing, missing);
 }
 
 #[test]
