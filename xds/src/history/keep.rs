@@ -82,8 +82,9 @@ impl Keep {
         self.place(file, path, bytes.len() as u64)
     }
 
-    /// Writes files as wholes, [`SYNCED_AT_ONCE`] at most, and counts them. Their waits for the disk overlap: what a file system with a journal commits
-    /// for one of them it commits for all, while one after the other each would wait for a commit of its own.
+    /// Writes files as wholes, [`SYNCED_AT_ONCE`] at most, and counts them. Their waits for the disk overlap: what a file
+    /// system with a journal commits for one of them it commits for all, while one after the other each would wait for a
+    /// commit of its own.
     pub(super) fn write_all(&mut self, files: &BTreeMap<PathBuf, String>) -> io::Result<()> {
         let write = |path: &Path, text: &str| {
             let mut draft = Draft::of(path)?;
@@ -92,12 +93,13 @@ impl Keep {
             Ok(draft)
         };
         let drafts: io::Result<Vec<Draft>> = thread::scope(|scope| {
+            // Those that were begun are waited for, also where no further thread is to be had.
             let begun: Vec<_> = files
                 .iter()
-                .map(|(path, text)| scope.spawn(move || write(path, text)))
+                .map(|(path, text)| thread::Builder::new().spawn_scoped(scope, move || write(path, text)))
                 .collect();
-            let panicked = |_| io::Error::other("a file could not be written");
-            let written = begun.into_iter().map(|file| file.join().map_err(panicked)?);
+            let panicked = |_| io::Error::other("writing a file of the history panicked");
+            let written = begun.into_iter().map(|file| file?.join().map_err(panicked)?);
             written.collect()
         });
         for (draft, (path, text)) in drafts?.into_iter().zip(files) {
