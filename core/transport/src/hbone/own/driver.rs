@@ -52,6 +52,7 @@ pub(super) struct Driver<L> {
 #[derive(Debug)]
 struct Unwritable {
     error: io::Error,
+    /// Nothing was there when it was last looked for.
     waited: bool,
 }
 
@@ -154,11 +155,16 @@ impl<L: Link> Driver<L> {
     }
 
     /// Reads what is left to read, now that nothing can be written: answers that came in whole, or why the peer refused
-    /// our certificate. It is there, or will be in a moment: a failed socket is always readable.
+    /// our certificate. It is there, or will be in a moment: a failed socket is always readable. It is no more than the
+    /// windows let come, which cannot be opened any further.
     fn poll_hear_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while matches!(self.conn.drive(Core::next), Next::Read) {
             match self.poll_read(cx) {
-                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(1..)) => self
+                    .unwritable
+                    .as_mut()
+                    .into_iter()
+                    .for_each(|it| it.waited = false),
                 Poll::Pending if self.unwritable.as_mut().is_some_and(Unwritable::waits) => {
                     return Poll::Pending;
                 }
@@ -253,7 +259,7 @@ impl<L: Link> Driver<L> {
 }
 
 impl Unwritable {
-    /// Yes, once.
+    /// Yes, once for each time that something came.
     fn waits(&mut self) -> bool {
         !std::mem::replace(&mut self.waited, true)
     }
@@ -315,23 +321,31 @@ mod tests {
     /// SETTINGS, and on the first stream `:status: 200` and a body, whole.
     const ANSWERED: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x01\x01\x04\0\0\0\x01\x88\0\0\x03\0\x01\0\0\0\x01yes";
 
-    /// Once its peer has closed it, nothing can be written, and what the peer said before can be read.
+    /// Once its peer has closed it, nothing can be written, and what the peer said before can be read, a little at a time.
     struct ClosedByPeer {
         said: &'static [u8],
         closed: Arc<AtomicBool>,
+        pauses: bool,
     }
 
     impl AsyncRead for ClosedByPeer {
         fn poll_read(
             mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
+            cx: &mut Context<'_>,
             room: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            if self.closed.load(Ordering::Relaxed) {
-                room.put_slice(std::mem::take(&mut self.said));
-                return Poll::Ready(Ok(()));
+            self.pauses = !self.pauses;
+            if !self.closed.load(Ordering::Relaxed) {
+                return Poll::Pending;
             }
-            Poll::Pending
+            if self.pauses {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let (some, rest) = self.said.split_at(self.said.len().min(10));
+            self.said = rest;
+            room.put_slice(some);
+            Poll::Ready(Ok(()))
         }
     }
 
@@ -360,6 +374,7 @@ mod tests {
         let stream = ClosedByPeer {
             said: ANSWERED,
             closed: Arc::clone(&closed),
+            pauses: false,
         };
         let client = crate::hbone::client::handshake(stream, &Settings::client())
             .await
