@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ReasonDetail};
 use crate::listener::limits::Limits;
 use crate::metrics::Metrics;
-use crate::policy::carry::{Fetcher, Helpers};
+use crate::policy::carry::{AskedServices, Fetcher};
 use crate::policy::engine::Engine;
 use crate::policy::jwt::ahead;
 use crate::snapshot::View;
@@ -54,7 +54,7 @@ pub struct Waypoint {
     /// What policies of requests share.
     pub policies: Engine,
     /// Services that policies and collectors ask.
-    pub helpers: Helpers,
+    pub asked_services: AskedServices,
     /// What time it is for metrics.
     pub clock: Clock,
     /// Where spans go.
@@ -122,7 +122,7 @@ impl Waypoint {
             policies: Engine::new(Arc::new(Fetcher(this.clone())), metrics.policies.clone()),
             spans: Spans::start(&name, ToProvider(this.clone()), metrics.spans_dropped.clone()),
             limits: Limits::default(),
-            helpers: Helpers::default(),
+            asked_services: AskedServices::default(),
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             config,
             identity,

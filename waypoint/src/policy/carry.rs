@@ -1,7 +1,7 @@
 //! Carries questions of policies over the waypoint's own connections: through tunnels where the service is in the mesh,
 //! and outside of it as requests go there, with the same judgement of where its name leads.
 
-mod helpers;
+mod asked_services;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Weak};
@@ -32,7 +32,7 @@ use crate::upstream::outcome::{self, Outcome};
 use crate::upstream::pool::{Bounds, Key, LeaseError, Version};
 use crate::upstream::walk::Walk;
 
-pub use helpers::Helpers;
+pub use asked_services::AskedServices;
 
 impl Ask for Waypoint {
     fn ask<'a>(&'a self, question: Question<'a>) -> BoxFuture<'a, Result<Answer, AskError>> {
@@ -53,7 +53,7 @@ impl Waypoint {
         let Asked { service, port } = question.to;
         let snapshot = self.view.load();
         let events = &self.metrics.upstream.events;
-        let backend = self.helpers.backend(question.to, &snapshot, events);
+        let backend = self.asked_services.backend(question.to, &snapshot, events);
         let asked = SocketAddr::from((Ipv4Addr::UNSPECIFIED, *port));
         let mut walk = Walk::default();
         let mut last = AskError::NoEndpoint(service.clone());

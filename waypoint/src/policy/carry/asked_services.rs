@@ -12,31 +12,31 @@ use crate::upstream::backend::{Backend, BackendKey};
 use crate::upstream::metrics::Events;
 
 /// Services that are remembered. With more, the one that was asked longest ago is forgotten.
-const HELPERS_MAX: usize = 256;
+const SERVICES_MAX: usize = 256;
 
 /// The services that are asked.
 #[derive(Debug, Default)]
-pub struct Helpers {
-    known: Mutex<HashMap<Asked, Helper>>,
+pub struct AskedServices {
+    known: Mutex<HashMap<Asked, AskedService>>,
 }
 
 #[derive(Debug)]
-struct Helper {
+struct AskedService {
     backend: Arc<Backend>,
     /// The snapshot in which it was last looked up. While it is referred to, no other lies in its place.
     seen: Weak<Snapshot>,
     used: Instant,
 }
 
-impl Helpers {
+impl AskedServices {
     /// The backend that a question goes to, as this snapshot has it. What happens to its endpoints is counted in `events`.
     pub fn backend(&self, asked: &Asked, snapshot: &Arc<Snapshot>, events: &Events) -> Arc<Backend> {
         let (backend, is_fresh) = self.known(asked, snapshot, events);
         if !is_fresh {
             // Not under the lock: others ask meanwhile, and see what was there before.
             backend.refresh(&snapshot.mesh, &snapshot.own, &snapshot.settings);
-            if let Some(helper) = self.known.lock().get_mut(asked) {
-                helper.seen = Arc::downgrade(snapshot);
+            if let Some(service) = self.known.lock().get_mut(asked) {
+                service.seen = Arc::downgrade(snapshot);
             }
         }
         backend
@@ -44,27 +44,27 @@ impl Helpers {
 
     fn known(&self, asked: &Asked, snapshot: &Arc<Snapshot>, events: &Events) -> (Arc<Backend>, bool) {
         let mut known = self.known.lock();
-        if let Some(helper) = known.get_mut(asked) {
-            helper.used = Instant::now();
-            let is_fresh = std::ptr::eq(helper.seen.as_ptr(), Arc::as_ptr(snapshot));
-            return (Arc::clone(&helper.backend), is_fresh);
+        if let Some(service) = known.get_mut(asked) {
+            service.used = Instant::now();
+            let is_fresh = std::ptr::eq(service.seen.as_ptr(), Arc::as_ptr(snapshot));
+            return (Arc::clone(&service.backend), is_fresh);
         }
-        if known.len() >= HELPERS_MAX
+        if known.len() >= SERVICES_MAX
             && let Some(oldest) = known
                 .iter()
-                .min_by_key(|(_, helper)| helper.used)
+                .min_by_key(|(_, service)| service.used)
                 .map(|(asked, _)| asked.clone())
         {
             known.remove(&oldest);
         }
         let key = BackendKey::Service(asked.service.clone(), asked.port);
         let backend = Arc::new(Backend::new(key, events.clone()));
-        let helper = Helper {
+        let service = AskedService {
             backend: Arc::clone(&backend),
             seen: Weak::new(),
             used: Instant::now(),
         };
-        known.insert(asked.clone(), helper);
+        known.insert(asked.clone(), service);
         (backend, false)
     }
 }
@@ -122,33 +122,33 @@ mod tests {
 
     #[tokio::test]
     async fn a_service_that_is_asked_is_one_backend_in_every_snapshot() {
-        let (helpers, events) = (Helpers::default(), Events::default());
+        let (services, events) = (AskedServices::default(), Events::default());
         let endpoints = |backend: &Backend| backend.cluster().map(|cluster| cluster.endpoints().len());
         let first = snapshot(1);
-        let one = helpers.backend(&asked("judge"), &first, &events);
+        let one = services.backend(&asked("judge"), &first, &events);
         assert_eq!(endpoints(&one), Some(1));
         let cluster = one.cluster().unwrap();
-        let again = helpers.backend(&asked("judge"), &first, &events);
+        let again = services.backend(&asked("judge"), &first, &events);
         assert!(Arc::ptr_eq(&one, &again));
         assert!(
             Arc::ptr_eq(&cluster, &again.cluster().unwrap()),
             "nothing is built again"
         );
         drop(first);
-        let later = helpers.backend(&asked("judge"), &snapshot(2), &events);
+        let later = services.backend(&asked("judge"), &snapshot(2), &events);
         assert!(Arc::ptr_eq(&one, &later));
         assert_eq!(endpoints(&later), Some(2));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn helpers_are_bounded() {
-        let (helpers, events, snapshot) = (Helpers::default(), Events::default(), snapshot(1));
-        for n in 0..=HELPERS_MAX {
+    async fn asked_services_are_bounded() {
+        let (services, events, snapshot) = (AskedServices::default(), Events::default(), snapshot(1));
+        for n in 0..=SERVICES_MAX {
             advance(Duration::from_millis(1)).await;
-            helpers.backend(&asked(&n.to_string()), &snapshot, &events);
+            services.backend(&asked(&n.to_string()), &snapshot, &events);
         }
-        let known = helpers.known.lock();
-        assert_eq!(known.len(), HELPERS_MAX);
+        let known = services.known.lock();
+        assert_eq!(known.len(), SERVICES_MAX);
         assert!(!known.contains_key(&asked("0")) && known.contains_key(&asked("256")));
     }
 }
