@@ -171,13 +171,20 @@ async fn a_look_that_was_asked_for_holds_what_was_written_before() {
     assert_eq!(cut.objects().errors().count(), 1);
 }
 
-#[tokio::test]
-async fn a_replica_serves_the_same_and_writes_no_status() {
-    let mut owner = Folder::new(&[("shop.yaml", ENTRY), ("ns.yaml", &namespace("none"))]);
-    let owned = owner.until(|snapshot| tunnel(snapshot).is_some()).await;
-    owner.scope.cancel();
-    owner.scope.close();
-    owner.scope.wait().await;
+#[test]
+fn a_replica_serves_the_same_and_writes_no_status() {
+    // A runtime waits for the threads that write files when it is dropped, as a process does when it ends.
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let (owner, owned) = runtime().block_on(async {
+        let mut owner = Folder::new(&[("shop.yaml", ENTRY), ("ns.yaml", &namespace("none"))]);
+        let owned = owner.until(|snapshot| tunnel(snapshot).is_some()).await;
+        owner.scope.cancel();
+        (owner, owned)
+    });
+    runtime().block_on(the_same_and_no_status(owner, &owned));
+}
+
+async fn the_same_and_no_status(mut owner: Folder, owned: &Snapshot) {
     let status = owner.state.path().join("status");
     let _ = std::fs::remove_dir_all(&status);
     let scope = Scope::new();
@@ -197,7 +204,7 @@ async fn a_replica_serves_the_same_and_writes_no_status() {
         slots.map(|slot| (slot.name.clone(), slot.version)).collect()
     };
     let replica = owner.until(|snapshot| tunnel(snapshot).is_some()).await;
-    assert_eq!(versions(&replica), versions(&owned));
+    assert_eq!(versions(&replica), versions(owned));
     // Several cuts, so that somebody who writes would have written.
     for (mode, protocol) in [
         ("ambient", TunnelProtocol::Hbone),
