@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -11,15 +12,18 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tulle_model::filter::Ask;
 use tulle_model::policy::Concern;
-use tulle_model::policy::authz::{Action, Rule};
-use tulle_model::policy::traffic::Fault;
+use tulle_model::policy::authz::{Action, Rule, Values, When};
+use tulle_model::policy::jwt::Keys;
+use tulle_model::policy::traffic::{Descriptor, Entry, Fault, GlobalRateLimit, Key};
 use tulle_model::service::AppProtocol;
-use tulle_model::waypoint::ProviderKind;
+use tulle_model::testing::service_key;
+use tulle_model::waypoint::{ProviderKind, Target as ServicePort};
 use tulle_proto::ext_authz::CheckRequest;
 
 use super::asked::{asks, backend, judging, provider};
-use super::policies::{authz, endless, from_namespace, helper, status, to};
-use super::world::{World, application, get, told_policy};
+use super::policies::{authz, endless, exact, from_namespace, helper, status, to};
+use super::tokens::{Issuer, jwt, with_token};
+use super::world::{World, application, get, text, told_policy};
 
 /// Lets `judge` decide, which answers after this time at most.
 async fn judged_within(world: &World, limit: Duration) {
@@ -36,8 +40,8 @@ async fn ask_about_admin(world: &World) {
     world.apply(vec![told_policy("ask", custom)]).await;
 }
 
-/// Denies everything after a second; how long a request to this path took from then on, and its status.
-async fn denied_meanwhile(world: &World, path: &str) -> (Duration, u16) {
+/// Denies everything after a second; how long a request took from then on, and its status.
+async fn denied_meanwhile(world: &World, request: Request<Full<Bytes>>) -> (Duration, u16) {
     let denying = async {
         sleep(Duration::from_secs(1)).await;
         let deny = authz(Action::Deny, vec![from_namespace("shop")]);
@@ -45,7 +49,7 @@ async fn denied_meanwhile(world: &World, path: &str) -> (Duration, u16) {
         Instant::now()
     };
     let answering = async {
-        let answered = status(world, "client", get(path)).await;
+        let answered = status(world, "client", request).await;
         (answered, Instant::now())
     };
     let ((answered, ended), denied) = tokio::join!(answering, denying);
@@ -62,7 +66,7 @@ async fn a_request_that_is_held_back_on_purpose_ends_within_a_second_of_a_policy
     };
     let slow = told_policy("slow", Concern::Fault(fault));
     world.apply(vec![slow]).await;
-    let (took, answered) = denied_meanwhile(&world, "/").await;
+    let (took, answered) = denied_meanwhile(&world, get("/")).await;
     assert_eq!(answered, 403);
     assert!(took <= Duration::from_secs(1), "{took:?}");
     assert!(world.connects.lock().is_empty(), "no endpoint was asked");
@@ -74,9 +78,107 @@ async fn a_request_that_waits_for_who_decides_ends_within_a_second_of_a_policy_t
     helper(&world, "judge", |_| std::future::pending()).await;
     judged_within(&world, Duration::from_secs(60)).await;
     ask_about_admin(&world).await;
-    let (took, answered) = denied_meanwhile(&world, "/admin/good").await;
+    let (took, answered) = denied_meanwhile(&world, get("/admin/good")).await;
     assert_eq!(answered, 403);
     assert!(took <= Duration::from_secs(1), "{took:?}");
+}
+
+/// Tokens are valid by the keys of `shop/keys`, which come after this time.
+async fn keys_after(world: &World, issuer: &Issuer, wait: Duration) {
+    let jwks = issuer.jwks();
+    helper(world, "keys", move |_| {
+        let jwks = jwks.clone();
+        async move {
+            sleep(wait).await;
+            text(jwks)
+        }
+    })
+    .await;
+    let keys = Keys::Uri("http://keys.shop.svc.cluster.local/jwks".into());
+    world.apply(vec![told_policy("jwt", jwt(keys))]).await;
+}
+
+fn token_of(issuer: &Issuer, role: &str) -> Request<Full<Bytes>> {
+    let claims = format!(r#"{{"iss":"https://issuer","sub":"anna","role":"{role}"}}"#);
+    with_token(&issuer.token(&claims))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_keys_ends_within_a_second_of_a_policy_that_denies_it() {
+    let (world, issuer) = (World::web().await, Issuer::new());
+    keys_after(&world, &issuer, Duration::from_secs(4)).await;
+    let (took, answered) = denied_meanwhile(&world, token_of(&issuer, "admin")).await;
+    assert_eq!(answered, 403);
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+    assert!(!reached(&world), "no endpoint was asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_asks_for_what_a_token_says_waits_for_its_keys() {
+    for (role, expect) in [("admin", 200), ("guest", 403)] {
+        let (world, issuer) = (World::web().await, Issuer::new());
+        keys_after(&world, &issuer, Duration::from_secs(4)).await;
+        let before = Instant::now();
+        let needing = async {
+            sleep(Duration::from_secs(1)).await;
+            let need = Rule {
+                when: vec![When {
+                    key: "request.auth.claims[role]".into(),
+                    values: exact("admin"),
+                    ips: Values::default(),
+                }],
+                ..Rule::default()
+            };
+            let need = authz(Action::Allow, vec![need]);
+            world.apply(vec![told_policy("need", need)]).await;
+        };
+        let answering = status(&world, "client", token_of(&issuer, role));
+        let (answered, ()) = tokio::join!(answering, needing);
+        assert_eq!(answered, expect, "{role}");
+        assert!(
+            before.elapsed() >= Duration::from_secs(3),
+            "{:?}",
+            before.elapsed()
+        );
+        assert_eq!(reached(&world), expect == 200, "{role}");
+    }
+}
+
+/// Whether anything was sent to an endpoint of `shop/web`.
+fn reached(world: &World) -> bool {
+    let connects = world.connects.lock();
+    connects
+        .iter()
+        .any(|connect| connect.authority == "10.0.0.7:8080")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_to_be_counted_ends_within_a_second_of_a_policy_that_denies_it() {
+    let world = World::web().await;
+    helper(&world, "counter", |_| std::future::pending()).await;
+    let limit = GlobalRateLimit {
+        provider: "counter".into(),
+        domain: "shop".into(),
+        descriptors: vec![Descriptor {
+            entries: vec![Entry {
+                name: "path".into(),
+                key: Key::Method,
+            }],
+        }],
+        timeout: Some(Duration::from_secs(60)),
+        fail_open: false,
+    };
+    let counter = ProviderKind::RateLimit(ServicePort {
+        service: service_key("shop/counter"),
+        port: 80,
+    });
+    world.apply(vec![provider("counter", counter)]).await;
+    let count = told_policy("count", Concern::GlobalRateLimit(limit));
+    world.apply(vec![count]).await;
+    let (took, answered) = denied_meanwhile(&world, get("/")).await;
+    assert_eq!(answered, 403);
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+    assert!(!reached(&world), "no endpoint was asked");
 }
 
 /// Questions that `judge` was asked.
