@@ -1,29 +1,32 @@
 //! Requests that are held back, or open, when policies come that deny them or have somebody else decide.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Full};
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
+use tulle_model::MeshUpdate;
 use tulle_model::filter::Ask;
-use tulle_model::policy::Concern;
 use tulle_model::policy::authz::{Action, Rule, Values, When};
 use tulle_model::policy::jwt::Keys;
 use tulle_model::policy::traffic::{Descriptor, Entry, Fault, GlobalRateLimit, Key};
+use tulle_model::policy::{Concern, On};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::service_key;
 use tulle_model::waypoint::{ProviderKind, Target as ServicePort};
 use tulle_proto::ext_authz::CheckRequest;
 
 use super::asked::{asks, backend, judging, provider};
-use super::policies::{authz, endless, exact, from_namespace, helper, status, to};
+use super::policies::{authz, exact, from_namespace, helper, routed, status, to};
 use super::tokens::{Issuer, jwt, with_token};
-use super::world::{World, application, get, text, told_policy};
+use super::world::{Answer, World, application, get, policy_on, text, told_policy};
 
 /// Lets `judge` decide, which answers after this time at most.
 async fn judged_within(world: &World, limit: Duration) {
@@ -179,6 +182,122 @@ async fn a_request_that_waits_to_be_counted_ends_within_a_second_of_a_policy_tha
     assert_eq!(answered, 403);
     assert!(took <= Duration::from_secs(1), "{took:?}");
     assert!(!reached(&world), "no endpoint was asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_on_its_way_ends_within_a_second_of_a_policy_that_denies_it() {
+    let world = World::web_with(AppProtocol::Http11, application(endless)).await;
+    let mut client = world.http2("client").await;
+    let request = |path: &str| {
+        Request::get(format!("http://web.shop{path}"))
+            .body(Full::default())
+            .unwrap()
+    };
+    let mut bad = client.send_request(request("/bad")).await.unwrap().into_body();
+    let mut good = client.send_request(request("/good")).await.unwrap().into_body();
+    for body in [&mut bad, &mut good] {
+        assert!(body.frame().await.unwrap().is_ok());
+    }
+    let before = Instant::now();
+    world
+        .apply(vec![told_policy(
+            "deny",
+            authz(Action::Deny, vec![to("GET", "/bad")]),
+        )])
+        .await;
+    let ended = bad.frame().await.unwrap();
+    assert!(ended.is_err(), "reset, not ended well");
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+    let still = timeout(Duration::from_secs(5), good.frame()).await;
+    assert!(still.is_err(), "the other one is still open");
+    assert!(world.metric(r#"tulle_waypoint_local_replies_total{reason="policy_changed"}"#) > 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_its_answer_ends_within_a_second_of_a_policy_that_denies_it() {
+    let world = World::web_with(AppProtocol::Http11, application(|_| std::future::pending())).await;
+    let (mut bad, mut good) = (world.http1("client").await, world.http1("client").await);
+    let mut good = std::pin::pin!(good.send_request(get("/good")));
+    let denying = async {
+        while world.connects.lock().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let before = Instant::now();
+        let deny = authz(Action::Deny, vec![to("GET", "/bad")]);
+        world.apply(vec![told_policy("deny", deny)]).await;
+        before
+    };
+    let (ended, before) = tokio::select! {
+        ended = async { tokio::join!(bad.send_request(get("/bad")), denying) } => ended,
+        _ = good.as_mut() => panic!("nobody denies it"),
+    };
+    let ended = ended.unwrap();
+    assert_eq!(ended.status(), 403);
+    let told = ended.headers()["x-tulle-reason"].to_str().unwrap();
+    assert!(
+        told.starts_with("T0417; policy_changed; policy=TestPolicy/shop/deny/authz"),
+        "{told}"
+    );
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
+    let still = timeout(Duration::from_secs(5), good).await;
+    assert!(still.is_err(), "the other one waits on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_denied_while_it_is_held_back_reaches_no_endpoint() {
+    let world = World::web().await;
+    let fault = Fault {
+        delay: Some(Duration::from_secs(3)),
+        delay_ppm: 1_000_000,
+        ..Fault::default()
+    };
+    world
+        .apply(vec![told_policy("fault", Concern::Fault(fault))])
+        .await;
+    let denying = async {
+        sleep(Duration::from_secs(1)).await;
+        let deny = authz(Action::Deny, vec![Rule::default()]);
+        world.apply(vec![told_policy("deny", deny)]).await;
+    };
+    let (answered, ()) = tokio::join!(status(&world, "client", get("/")), denying);
+    assert_eq!(answered, 403);
+    assert!(world.connects.lock().is_empty(), "no endpoint was asked");
+}
+
+/// An application that begins to answer and never ends.
+async fn endless(_: Request<Incoming>) -> Answer {
+    let first = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"first")))]);
+    let rest = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+    Response::new(StreamBody::new(rest).boxed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_on_its_way_ends_when_a_policy_of_its_backend_denies_it() {
+    let world = routed().await;
+    world.serve("10.0.0.8", "db", application(endless));
+    let mut client = world.http1("client").await;
+    let mut answer = client.send_request(get("/db")).await.unwrap().into_body();
+    assert!(answer.frame().await.unwrap().is_ok());
+    let deny = authz(Action::Deny, vec![from_namespace("shop")]);
+    let guard = policy_on("guard", On::Service(service_key("shop/db")), deny);
+    let before = Instant::now();
+    world
+        .apply(vec![MeshUpdate::WaypointPolicy(Arc::new(guard))])
+        .await;
+    assert!(answer.frame().await.unwrap().is_err(), "reset, not ended well");
+    assert!(
+        before.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        before.elapsed()
+    );
 }
 
 /// Questions that `judge` was asked.
