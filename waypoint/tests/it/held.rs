@@ -16,17 +16,34 @@ use tulle_model::MeshUpdate;
 use tulle_model::filter::Ask;
 use tulle_model::policy::authz::{Action, Rule, Values, When};
 use tulle_model::policy::jwt::Keys;
-use tulle_model::policy::traffic::{Descriptor, Entry, Fault, GlobalRateLimit, Key};
+use tulle_model::policy::traffic::{Fault, Key};
 use tulle_model::policy::{Concern, On};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::service_key;
-use tulle_model::waypoint::{ProviderKind, Target as ServicePort};
+use tulle_model::waypoint::ProviderKind;
 use tulle_proto::ext_authz::CheckRequest;
 
-use super::asked::{asks, backend, judging, provider};
+use super::asked::{asks, backend, count_by, judging, provider};
 use super::policies::{authz, exact, from_namespace, helper, routed, status, to};
 use super::tokens::{Issuer, jwt, with_token};
 use super::world::{Answer, World, application, get, policy_on, text, told_policy};
+
+/// What policies end has ended within a second of them.
+#[track_caller]
+pub(crate) fn assert_soon_after(change: Instant) {
+    let took = change.elapsed();
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+}
+
+/// Holds every request back for this time.
+fn slow(delay: Duration) -> MeshUpdate {
+    let fault = Fault {
+        delay: Some(delay),
+        delay_ppm: 1_000_000,
+        ..Fault::default()
+    };
+    told_policy("slow", Concern::Fault(fault))
+}
 
 /// Lets `judge` decide, which answers after this time at most.
 async fn judged_within(world: &World, limit: Duration) {
@@ -62,13 +79,7 @@ async fn denied_meanwhile(world: &World, request: Request<Full<Bytes>>) -> (Dura
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_held_back_on_purpose_ends_within_a_second_of_a_policy_that_denies_it() {
     let world = World::web().await;
-    let fault = Fault {
-        delay: Some(Duration::from_secs(60)),
-        delay_ppm: 1_000_000,
-        ..Fault::default()
-    };
-    let slow = told_policy("slow", Concern::Fault(fault));
-    world.apply(vec![slow]).await;
+    world.apply(vec![slow(Duration::from_secs(60))]).await;
     let (took, answered) = denied_meanwhile(&world, get("/")).await;
     assert_eq!(answered, 403);
     assert!(took <= Duration::from_secs(1), "{took:?}");
@@ -159,25 +170,7 @@ fn reached(world: &World) -> bool {
 async fn a_request_that_waits_to_be_counted_ends_within_a_second_of_a_policy_that_denies_it() {
     let world = World::web().await;
     helper(&world, "counter", |_| std::future::pending()).await;
-    let limit = GlobalRateLimit {
-        provider: "counter".into(),
-        domain: "shop".into(),
-        descriptors: vec![Descriptor {
-            entries: vec![Entry {
-                name: "path".into(),
-                key: Key::Method,
-            }],
-        }],
-        timeout: Some(Duration::from_secs(60)),
-        fail_open: false,
-    };
-    let counter = ProviderKind::RateLimit(ServicePort {
-        service: service_key("shop/counter"),
-        port: 80,
-    });
-    world.apply(vec![provider("counter", counter)]).await;
-    let count = told_policy("count", Concern::GlobalRateLimit(limit));
-    world.apply(vec![count]).await;
+    count_by(&world, Key::Method, Duration::from_secs(60)).await;
     let (took, answered) = denied_meanwhile(&world, get("/")).await;
     assert_eq!(answered, 403);
     assert!(took <= Duration::from_secs(1), "{took:?}");
@@ -207,11 +200,7 @@ async fn an_answer_on_its_way_ends_within_a_second_of_a_policy_that_denies_it() 
         .await;
     let ended = bad.frame().await.unwrap();
     assert!(ended.is_err(), "reset, not ended well");
-    assert!(
-        before.elapsed() <= Duration::from_secs(1),
-        "{:?}",
-        before.elapsed()
-    );
+    assert_soon_after(before);
     let still = timeout(Duration::from_secs(5), good.frame()).await;
     assert!(still.is_err(), "the other one is still open");
     assert!(world.metric(r#"tulle_waypoint_local_replies_total{reason="policy_changed"}"#) > 0.0);
@@ -242,11 +231,7 @@ async fn a_request_that_waits_for_its_answer_ends_within_a_second_of_a_policy_th
         told.starts_with("T0417; policy_changed; policy=TestPolicy/shop/deny/authz"),
         "{told}"
     );
-    assert!(
-        before.elapsed() <= Duration::from_secs(1),
-        "{:?}",
-        before.elapsed()
-    );
+    assert_soon_after(before);
     let still = timeout(Duration::from_secs(5), good).await;
     assert!(still.is_err(), "the other one waits on");
 }
@@ -254,14 +239,7 @@ async fn a_request_that_waits_for_its_answer_ends_within_a_second_of_a_policy_th
 #[tokio::test(start_paused = true)]
 async fn what_is_denied_while_it_is_held_back_reaches_no_endpoint() {
     let world = World::web().await;
-    let fault = Fault {
-        delay: Some(Duration::from_secs(3)),
-        delay_ppm: 1_000_000,
-        ..Fault::default()
-    };
-    world
-        .apply(vec![told_policy("fault", Concern::Fault(fault))])
-        .await;
+    world.apply(vec![slow(Duration::from_secs(3))]).await;
     let denying = async {
         sleep(Duration::from_secs(1)).await;
         let deny = authz(Action::Deny, vec![Rule::default()]);
@@ -293,11 +271,7 @@ async fn an_answer_on_its_way_ends_when_a_policy_of_its_backend_denies_it() {
         .apply(vec![MeshUpdate::WaypointPolicy(Arc::new(guard))])
         .await;
     assert!(answer.frame().await.unwrap().is_err(), "reset, not ended well");
-    assert!(
-        before.elapsed() <= Duration::from_secs(1),
-        "{:?}",
-        before.elapsed()
-    );
+    assert_soon_after(before);
 }
 
 /// Questions that `judge` was asked.
@@ -345,11 +319,7 @@ async fn who_decides_is_asked_about_open_requests_too_and_once() {
     let before = Instant::now();
     ask_about_admin(&world).await;
     assert!(bad.is_cut().await, "it is refused now");
-    assert!(
-        before.elapsed() <= Duration::from_secs(1),
-        "{:?}",
-        before.elapsed()
-    );
+    assert_soon_after(before);
     for n in 0..3 {
         let unrelated = authz(Action::Deny, vec![to("GET", &format!("/unrelated/{n}"))]);
         world.apply(vec![told_policy("unrelated", unrelated)]).await;
@@ -395,7 +365,7 @@ async fn who_decides_is_asked_about_a_request_that_waits_for_its_answer() {
     );
     let (answered, asked) = tokio::join!(answering, asking);
     assert_eq!(answered.ok(), Some(403));
-    assert!(asked.elapsed() <= Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert_soon_after(asked);
     assert_eq!(questions.lock().len(), 1);
 }
 
@@ -413,11 +383,7 @@ async fn what_nobody_decides_about_ends() {
     let custom = authz(Action::Custom, vec![Rule::default()]);
     world.apply(vec![told_policy("ask", custom)]).await;
     assert!(answer.body.frame().await.unwrap().is_err());
-    assert!(
-        before.elapsed() <= Duration::from_secs(1),
-        "{:?}",
-        before.elapsed()
-    );
+    assert_soon_after(before);
 }
 
 fn path_of(question: &CheckRequest) -> String {
