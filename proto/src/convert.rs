@@ -2,6 +2,7 @@
 
 pub mod authorization;
 pub mod ca;
+mod extension;
 pub(crate) mod gateway;
 pub mod service;
 pub(crate) mod trust;

@@ -37,6 +37,9 @@ pub const DRY_RUN_FEATURE: &str = "dry-run";
 /// Extension of an Authorization: it is judged by the TLS peer, never by the original source of a waypoint.
 pub const MATCH_PEER: &str = "tulle.dev/match-peer";
 
+/// Extension of a Service with visibility NAMESPACE: the namespaces that see it, apart by spaces, instead of its own.
+pub const EXPORT_TO: &str = "tulle.dev/export-to";
+
 /// The name a resource is subscribed, sent and removed by.
 #[must_use]
 pub fn resource_name(resource: &Resource) -> Str {

@@ -79,6 +79,13 @@ fn service_seed() -> Vec<u8> {
             health_policy: 1,
         }),
         visibility: 1,
+        extensions: vec![workload::Extension {
+            name: "tulle.dev/export-to".into(),
+            config: Some(prost_types::Any {
+                type_url: "type.googleapis.com/google.protobuf.StringValue".into(),
+                value: "a b".to_owned().encode_to_vec(),
+            }),
+        }],
         ..Default::default()
     };
     workload::Address {

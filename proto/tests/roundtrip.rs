@@ -8,7 +8,7 @@ use tulle_model::authz::policy::Authorization;
 use tulle_model::{Service, Workload};
 use tulle_proto::{
     Cause, Malformed, Resource, decode_address, decode_authorization, encode_address, encode_authorization,
-    resource_name, security, workload as wire,
+    names, resource_name, security, workload as wire,
 };
 
 fn through_address(resource: Resource) -> Result<Resource, Malformed> {
@@ -195,6 +195,19 @@ const WORKLOAD_MUTATIONS: &[Mutation<wire::Workload, Workload>] = &[
 
 const SERVICE_MUTATIONS: &[Mutation<wire::Service, Service>] = &[
     (|s, v| s.visibility = v, |m| m.visibility = Default::default()),
+    (
+        |s, v| {
+            s.visibility = v.rem_euclid(2);
+            s.extensions.push(wire::Extension {
+                name: names::EXPORT_TO.into(),
+                config: (v % 3 != 0).then(|| prost_types::Any {
+                    type_url: "type.googleapis.com/google.protobuf.StringValue".into(),
+                    value: "a b".to_owned().encode_to_vec(),
+                }),
+            });
+        },
+        |m| m.visibility = Default::default(),
+    ),
     (|s, v| s.ip_families = v, |m| m.ip_families = Default::default()),
     (|s, v| s.canonical = v % 2 == 0, |m| m.canonical = false),
     (

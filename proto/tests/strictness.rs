@@ -1,11 +1,15 @@
 //! What a decoder refuses, said one fact at a time.
 
 use prost::Message;
+use tulle_model::service::{Service, Visibility};
 use tulle_proto::security::string_match::MatchType;
 use tulle_proto::{
     Cause, Malformed, Resource, decode_address, decode_authorization, decode_workload, names, security,
     workload as wire,
 };
+
+/// Type URL of a text.
+const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
 
 fn workload() -> wire::Workload {
     wire::Workload {
@@ -162,6 +166,48 @@ fn an_unknown_visibility_is_refused() {
         (flaw.field.as_str(), flaw.cause),
         ("visibility", Cause::UnknownValue(2))
     );
+}
+
+#[test]
+fn a_list_of_namespaces_is_read_or_refused() {
+    let list = |type_url: &str, names: &str| wire::Extension {
+        name: names::EXPORT_TO.into(),
+        config: Some(prost_types::Any {
+            type_url: type_url.into(),
+            value: names.to_owned().encode_to_vec(),
+        }),
+    };
+    let other = || wire::Extension {
+        name: "example.com/other".into(),
+        config: None,
+    };
+    let seen = |visibility, extensions| {
+        let service = wire::Service {
+            namespace: "a".into(),
+            hostname: "b".into(),
+            visibility,
+            extensions,
+            ..Default::default()
+        };
+        Service::try_from(service)
+            .map(|service| service.visibility)
+            .map_err(|flaw| (flaw.field, flaw.cause))
+    };
+    let of = |names: &[&str]| Visibility::Namespaces(names.iter().map(|name| (*name).into()).collect());
+    assert_eq!(seen(1, vec![other(), list(STRING, "b c")]), Ok(of(&["b", "c"])));
+    assert_eq!(seen(1, vec![list(STRING, "")]), Ok(of(&[])), "nobody");
+    assert_eq!(seen(1, vec![other()]), Ok(Visibility::Namespace));
+    let flaw = |index: usize| {
+        let cause = Cause::ExtensionValue(names::EXPORT_TO.into());
+        Err((format!("extensions[{index}].config"), cause))
+    };
+    assert_eq!(seen(1, vec![other(), list("example.com/Other", "b")]), flaw(1));
+    assert_eq!(
+        seen(1, vec![list(STRING, "b"), list(STRING, "c")]),
+        flaw(0),
+        "which?"
+    );
+    assert_eq!(seen(0, vec![list(STRING, "b")]), flaw(0), "everybody, or b?");
 }
 
 #[test]

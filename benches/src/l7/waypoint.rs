@@ -14,7 +14,7 @@ use tulle_identity::{SecretManager, TrustStore};
 use tulle_model::route::{Retry, Route, Timeouts};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{http_route, prefix, service, service_key, workload};
-use tulle_model::waypoint::{Front, FrontOf, Settings, Waypoint as Told};
+use tulle_model::waypoint::{Front, FrontOf, Scope, Settings, Waypoint as Told};
 use tulle_model::{Identity, Mesh, MeshUpdate};
 use tulle_runtime::config::MapEnv;
 use tulle_runtime::drain::{self, DrainTrigger};
@@ -218,18 +218,8 @@ pub(super) fn front(service: &str) -> MeshUpdate {
 
 fn settings() -> Settings {
     Settings {
-        namespace: "shop".into(),
-        gateway: "way".into(),
         class: "tulle-waypoint".into(),
-        addresses: Vec::new(),
-        scope: tulle_model::waypoint::Scope::All,
-        source_identity: tulle_model::waypoint::SourceIdentity::Forward,
-        path_normalization: tulle_model::waypoint::PathNormalization::Base,
-        limits: tulle_model::waypoint::Limits::default(),
-        telemetry: tulle_model::waypoint::Telemetry::default(),
-        providers: Vec::new(),
-        gateway_identities: Vec::new(),
-        forward_client_cert: false,
-        node_addresses: Vec::new(),
+        scope: Scope::All,
+        ..Settings::new("shop", "way")
     }
 }

@@ -1,6 +1,6 @@
 //! Services: names and addresses that stand for a set of workloads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::gateway::{GatewayAddress, WeightedWaypoint};
 use crate::identity::Identity;
@@ -50,6 +50,12 @@ impl Service {
             namespace: self.namespace.clone(),
             hostname: self.hostname.clone(),
         }
+    }
+
+    /// Whether callers of a namespace may see it.
+    #[must_use]
+    pub fn is_visible_to(&self, namespace: &str) -> bool {
+        self.visibility.reaches(&self.namespace, namespace)
     }
 }
 
@@ -154,7 +160,7 @@ pub enum IpFamilies {
 }
 
 /// Who may see a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Visibility {
     /// Everyone.
@@ -162,4 +168,18 @@ pub enum Visibility {
     Public,
     /// Callers of its own namespace.
     Namespace,
+    /// Callers of these namespaces; its own is one of them only if it is named.
+    Namespaces(BTreeSet<Str>),
+}
+
+impl Visibility {
+    /// Whether callers of a namespace see what another, or the same, defines.
+    #[must_use]
+    pub fn reaches(&self, own: &str, caller: &str) -> bool {
+        match self {
+            Self::Public => true,
+            Self::Namespace => own == caller,
+            Self::Namespaces(listed) => listed.contains(caller),
+        }
+    }
 }

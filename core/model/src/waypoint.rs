@@ -61,6 +61,26 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Those of a gateway that says nothing: whatever can be left out is as usual.
+    #[must_use]
+    pub fn new(namespace: impl Into<Str>, gateway: impl Into<Str>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            gateway: gateway.into(),
+            class: "".into(),
+            addresses: Vec::new(),
+            scope: Scope::default(),
+            source_identity: SourceIdentity::default(),
+            path_normalization: PathNormalization::default(),
+            limits: Limits::default(),
+            telemetry: Telemetry::default(),
+            providers: Vec::new(),
+            gateway_identities: Vec::new(),
+            forward_client_cert: false,
+            node_addresses: Vec::new(),
+        }
+    }
+
     /// Whether an address is that of a node.
     #[must_use]
     pub fn is_node(&self, address: IpAddr) -> bool {

@@ -9,7 +9,8 @@ use tulle_model::service::{
 };
 
 use super::gateway::{Vip, optional_gateway, vip, weighted};
-use super::{Cause, Flaw, Malformed, each, known, port, real_port, required};
+use super::{Cause, Flaw, Malformed, each, extension, known, port, real_port, required};
+use crate::names::EXPORT_TO;
 use crate::workload as wire;
 use crate::workload::load_balancing;
 use crate::workload::service::Visibility as WireVisibility;
@@ -50,7 +51,7 @@ pub(super) fn parse(service: wire::Service) -> Result<Service, Flaw> {
             .map_err(|flaw| flaw.within("load_balancing"))?,
         ip_families: ip_families(service.ip_families)?,
         canonical: service.canonical,
-        visibility: visibility(service.visibility)?,
+        visibility: visibility(service.visibility, &service.extensions)?,
         ingress_use_waypoint: service.ingress_use_waypoint,
     })
 }
@@ -125,11 +126,37 @@ fn ip_families(value: i32) -> Result<IpFamilies, Flaw> {
     })
 }
 
-fn visibility(value: i32) -> Result<Visibility, Flaw> {
-    Ok(match known("visibility", value)? {
-        WireVisibility::Public => Visibility::Public,
-        WireVisibility::Namespace => Visibility::Namespace,
-    })
+/// The list of namespaces stands beside the word that others know. What cannot be read is refused, as is a list of what
+/// everybody sees: one of the two is wrong.
+fn visibility(value: i32, extensions: &[wire::Extension]) -> Result<Visibility, Flaw> {
+    let word: WireVisibility = known("visibility", value)?;
+    let mut lists = extensions
+        .iter()
+        .enumerate()
+        .filter(|(_, one)| one.name == EXPORT_TO);
+    match (word, lists.next()) {
+        (WireVisibility::Public, None) => Ok(Visibility::Public),
+        (WireVisibility::Namespace, None) => Ok(Visibility::Namespace),
+        (word, Some((index, list))) => {
+            let is_one = word == WireVisibility::Namespace && lists.next().is_none();
+            let text = extension::text_of(list.config.as_ref()).filter(|_| is_one);
+            let namespaces = text.ok_or_else(|| {
+                Flaw::new("config", Cause::ExtensionValue(list.name.clone()))
+                    .within(format!("extensions[{index}]"))
+            })?;
+            let listed = namespaces.split(' ').filter(|name| !name.is_empty());
+            Ok(Visibility::Namespaces(listed.map(Into::into).collect()))
+        }
+    }
+}
+
+/// The list of namespaces, of what is exported to some.
+fn exported(visibility: &Visibility) -> Option<wire::Extension> {
+    let Visibility::Namespaces(listed) = visibility else {
+        return None;
+    };
+    let names: Vec<&str> = listed.iter().map(AsRef::as_ref).collect();
+    Some(extension::text(EXPORT_TO, &names.join(" ")))
 }
 
 impl From<&Service> for wire::Service {
@@ -138,7 +165,8 @@ impl From<&Service> for wire::Service {
         let ranges = service.cidrs.iter().map(Into::into);
         let visibility = match service.visibility {
             Visibility::Public => WireVisibility::Public,
-            Visibility::Namespace => WireVisibility::Namespace,
+            // Who does not know the list keeps it to its own namespace.
+            Visibility::Namespace | Visibility::Namespaces(_) => WireVisibility::Namespace,
         };
         Self {
             name: service.name.as_ref().into(),
@@ -154,7 +182,7 @@ impl From<&Service> for wire::Service {
             waypoint: service.waypoint.as_ref().map(Into::into),
             load_balancing: service.load_balancing.as_ref().map(Into::into),
             ip_families: wire::IpFamilies::from(service.ip_families).into(),
-            extensions: Vec::new(),
+            extensions: exported(&service.visibility).into_iter().collect(),
             canonical: service.canonical,
             weighted_waypoints: service.weighted_waypoints.iter().map(Into::into).collect(),
             visibility: visibility.into(),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use prost::Message;
 use tulle_model::identity::DEFAULT_TRUST_DOMAIN;
 use tulle_model::workload::{
     ApplicationProtocol, ApplicationTunnel, HealthStatus, Locality, NetworkMode, PortMapping, TunnelProtocol,
@@ -12,10 +11,9 @@ use tulle_model::{NamespacedHostname, Str, WorkloadUid};
 
 use super::gateway::optional_gateway;
 use super::{
-    Cause, Flaw, Malformed, each, ip, known, namespaced, octets, or_default, port, real_port, required,
-    unless_default,
+    Cause, Flaw, Malformed, each, extension, ip, known, namespaced, octets, or_default, port, real_port,
+    required, unless_default,
 };
-use crate::names::STRING_VALUE_TYPE;
 use crate::workload as wire;
 use crate::workload::application_tunnel::Protocol;
 
@@ -155,10 +153,7 @@ fn pair(ports: wire::Port) -> Result<(u16, u16), Flaw> {
 /// Extensions with a text as value; any other is for someone else.
 fn extensions(extensions: Vec<wire::Extension>) -> BTreeMap<Str, Str> {
     let text = |extension: wire::Extension| {
-        let config = extension
-            .config
-            .filter(|config| config.type_url == STRING_VALUE_TYPE)?;
-        let value = String::decode(config.value.as_slice()).ok()?;
+        let value = extension::text_of(extension.config.as_ref())?;
         Some((extension.name.into(), value.into()))
     };
     extensions.into_iter().filter_map(text).collect()
@@ -200,7 +195,11 @@ impl From<&Workload> for wire::Workload {
             application_tunnel: workload.application_tunnel.as_ref().map(Into::into),
             locality: (workload.locality != Locality::default()).then(|| (&workload.locality).into()),
             network_mode: wire::NetworkMode::from(workload.network_mode).into(),
-            extensions: workload.extensions.iter().map(extension).collect(),
+            extensions: workload
+                .extensions
+                .iter()
+                .map(|(name, value)| extension::text(name, value))
+                .collect(),
             capacity: (workload.capacity != DEFAULT_CAPACITY).then_some(workload.capacity),
         }
     }
@@ -214,18 +213,6 @@ fn port_list(ports: &PortMapping) -> wire::PortList {
     };
     wire::PortList {
         ports: ports.iter().map(port).collect(),
-    }
-}
-
-fn extension((name, value): (&Str, &Str)) -> wire::Extension {
-    let value = value.as_ref().to_owned().encode_to_vec();
-    let config = prost_types::Any {
-        type_url: STRING_VALUE_TYPE.into(),
-        value,
-    };
-    wire::Extension {
-        name: name.as_ref().into(),
-        config: Some(config),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use proptest::collection::{btree_map, vec};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use tulle_model::authz::ServiceAccountMatch;
@@ -191,7 +191,11 @@ prop_compose! {
             IpFamilies::Automatic, IpFamilies::Ipv4Only, IpFamilies::Ipv6Only, IpFamilies::Dual,
         ]),
         canonical: bool,
-        visibility in prop_oneof![Just(Visibility::Public), Just(Visibility::Namespace)],
+        visibility in prop_oneof![
+            Just(Visibility::Public),
+            Just(Visibility::Namespace),
+            btree_set(word(), 0..3).prop_map(Visibility::Namespaces),
+        ],
     ) -> Service {
         Service {
             name, namespace: key.namespace, hostname: key.hostname, addresses, cidrs, ports, waypoint,

@@ -34,6 +34,9 @@ use crate::upstream::walk::Walk;
 
 pub use asked_services::AskedServices;
 
+/// Waypoints that a question has passed: it begins here.
+const HOPS: u8 = 1;
+
 impl Ask for Waypoint {
     fn ask<'a>(&'a self, question: Question<'a>) -> BoxFuture<'a, Result<Answer, AskError>> {
         Box::pin(self.carry(question))
@@ -98,7 +101,7 @@ impl Waypoint {
             source: None,
             baggage: Baggage::default(),
             host: Some(service.hostname.to_string()),
-            hops: 1,
+            hops: HOPS,
         };
         let endpoint = pick.endpoint().clone();
         let tls = cluster.tls_to(&endpoint);
@@ -228,6 +231,7 @@ fn key(over: Over, endpoint: &Endpoint, address: SocketAddr, tls: Option<&Origin
         address,
         expected: endpoint.proven(),
         source: None,
+        hops: endpoint.counted(HOPS),
         version: match over {
             Over::Http1 => Version::Http1,
             Over::Http2 => Version::Http2,

@@ -24,7 +24,7 @@ use super::jwt::{Effects, Fetch, Jwks};
 use super::limit::global::{Counted, Questions};
 use super::limit::key::Keyed;
 use super::limit::local::{self, Refused};
-use super::live::Held;
+use super::live::{Held, Said};
 use super::metrics::PolicyMetrics;
 use super::rules::{Decider, Rules};
 use crate::http::body::RequestBody;
@@ -77,10 +77,10 @@ impl Asking<'_> {
     async fn hold<T>(
         &self,
         head: &RequestHead,
-        claims: Option<&Claims>,
+        said: Said<'_>,
         doing: impl Future<Output = T>,
     ) -> Result<T, Reply> {
-        let denied = self.held.ended((self.source, self.destination), head, claims);
+        let denied = self.held.ended((self.source, self.destination), head, said);
         tokio::select! {
             biased;
             done = doing => Ok(done),
@@ -109,6 +109,11 @@ pub struct Passed {
 }
 
 impl Passed {
+    /// What its token says, where no other is being verified.
+    fn said(&self) -> Said<'_> {
+        Said::Claims(self.claims.as_deref())
+    }
+
     /// Whether what goes upstream is what came.
     #[must_use]
     pub fn leaves_request(&self) -> bool {
@@ -190,7 +195,7 @@ impl Engine {
         passed: &mut Passed,
     ) -> Result<(), Reply> {
         if !rules.authentication.is_empty() {
-            Box::pin(self.authenticate(rules, head, passed)).await?;
+            Box::pin(self.authenticate(rules, head, of, passed)).await?;
         }
         let claims = passed.claims.clone();
         let token = claims.as_deref().map(|claims| &claims.token);
@@ -247,13 +252,14 @@ impl Engine {
         &self,
         rules: &Rules,
         head: &mut RequestHead,
+        of: Asking<'_>,
         passed: &mut Passed,
     ) -> Result<(), Reply> {
         rules.authentication.strip(&mut head.headers);
-        let judged = rules
+        let judging = rules
             .authentication
-            .authenticate(head, &self.jwks, &self.tokens, now())
-            .await;
+            .authenticate(head, &self.jwks, &self.tokens, now());
+        let judged = of.hold(head, Said::Unverified, judging).await?;
         match judged {
             Ok(authenticated) => {
                 if authenticated.claims.is_some() {
@@ -303,7 +309,7 @@ impl Engine {
         let sent = match decider.wants_body() {
             None => Bytes::new(),
             Some(max) => {
-                let peeked = of.hold(head, passed.claims.as_deref(), body.peek(max)).await?;
+                let peeked = of.hold(head, passed.said(), body.peek(max)).await?;
                 let (bytes, is_whole) = peeked.map_err(|_| reply(Reason::ClientGone))?;
                 if !is_whole && !decider.allows_partial() {
                     return Err(reply(Reason::BodyTooLarge));
@@ -321,7 +327,7 @@ impl Engine {
         };
         let before = Instant::now();
         let deciding = decider.decide(ask, subject);
-        let decision = of.hold(head, passed.claims.as_deref(), deciding).await?;
+        let decision = of.hold(head, passed.said(), deciding).await?;
         self.metrics.ext_authz.observe(before.elapsed().as_secs_f64());
         match decision {
             Decision::Allow(changes) => {
@@ -392,7 +398,10 @@ impl Engine {
             because: Some(policy.clone()),
             ..reason.into()
         };
-        match limiter.count(ask, &self.questions, &keyed(head, of)).await {
+        let keyed = keyed(head, of);
+        let counting = limiter.count(ask, &self.questions, &keyed);
+        let counted = of.hold(head, passed.said(), counting).await?;
+        match counted {
             Counted::Pass { request, response } => {
                 passed.request.extend(request);
                 passed.response.extend(response);
@@ -433,7 +442,7 @@ impl Engine {
         let injected = injector.draw(of.source, head, random);
         if let Some(delay) = injected.delay {
             let waiting = self.delays.wait(delay);
-            let waited = of.hold(head, passed.claims.as_deref(), waiting).await?;
+            let waited = of.hold(head, passed.said(), waiting).await?;
             self.metrics.fault(if waited { "delay" } else { "delay_skipped" });
             passed.delayed_by = waited.then(|| policy.clone());
         }

@@ -65,6 +65,15 @@ pub struct Asked<'a> {
     pub id: &'a str,
 }
 
+/// What the token of a request says.
+#[derive(Debug, Clone, Copy)]
+pub enum Said<'a> {
+    /// This, or nothing where there is none.
+    Claims(Option<&'a Claims>),
+    /// Not yet: it is being verified.
+    Unverified,
+}
+
 /// Those who decide about it now and did not before, each with the policy that says so.
 pub type Unasked = Vec<(Str, Decider)>;
 
@@ -166,11 +175,13 @@ impl Passed {
         };
         let port = front.port(asked.destination.address.port());
         let rules = port.map(|port| port.policies_of(asked.route));
-        let mut unasked = asked.judge(front, rules, &mut self.rules, self.claims.as_deref())?;
+        let said = Said::Claims(self.claims.as_deref());
+        let mut unasked = asked.judge(front, rules, &mut self.rules, said)?;
         if let Some((front, port)) = snapshot.behind(&self.backend.key, asked.front) {
             let rules = port.policies_as_backend();
             let known = self.behind.get_or_insert_default();
-            unasked.extend(asked.judge(front, Some(rules), known, self.claims_behind.as_deref())?);
+            let said = Said::Claims(self.claims_behind.as_deref());
+            unasked.extend(asked.judge(front, Some(rules), known, said)?);
         }
         Ok(unasked)
     }
@@ -183,7 +194,7 @@ impl Asked<'_> {
         front: &FrontState,
         rules: Option<&Arc<Rules>>,
         known: &mut Arc<Rules>,
-        claims: Option<&Claims>,
+        said: Said<'_>,
     ) -> Result<Unasked, Ended> {
         if let Some(missing) = front.missing.first() {
             return Err(Ended::Pending(missing.clone()));
@@ -192,11 +203,7 @@ impl Asked<'_> {
             return Ok(Unasked::new());
         };
         let before = std::mem::replace(known, Arc::clone(rules));
-        let token = claims.map(|claims| &claims.token);
-        let attributes = match self.head {
-            Some(head) => Attributes::of_request(self.source, self.destination, head, token),
-            None => Attributes::of_stream(self.source, self.destination, self.sni),
-        };
+        let attributes = self.attributes(said);
         let unasked = match self.head {
             Some(_) => rules.deciders_since(&before, &attributes),
             None => Unasked::new(),
@@ -212,6 +219,17 @@ impl Asked<'_> {
         match rules.authorizer.check(&attributes) {
             Verdict::Allow(_) => Ok(unasked),
             Verdict::Deny(denial) => Err(Ended::Denied(denial)),
+        }
+    }
+
+    fn attributes<'a>(&'a self, said: Said<'a>) -> Attributes<'a> {
+        match (self.head, said) {
+            (Some(head), Said::Claims(claims)) => {
+                let token = claims.map(|claims| &claims.token);
+                Attributes::of_request(self.source, self.destination, head, token)
+            }
+            (Some(head), Said::Unverified) => Attributes::before_tokens(self.source, self.destination, head),
+            (None, _) => Attributes::of_stream(self.source, self.destination, self.sni),
         }
     }
 
@@ -237,7 +255,8 @@ impl Asked<'_> {
     }
 }
 
-/// A request that is held back before it goes anywhere: by who decides about it, or on purpose.
+/// A request that is held back before it goes anywhere: by who verifies its token, decides about it or counts it, or on
+/// purpose.
 #[derive(Debug, Clone, Copy)]
 pub struct Held<'a> {
     /// Where newer snapshots are seen.
@@ -262,12 +281,12 @@ pub struct Behind<'a> {
 }
 
 impl Held<'_> {
-    /// Waits until policies deny it, which may be never. `claims` are those that the policies which hold it go by.
+    /// Waits until policies deny it, which may be never. `said` is what the policies which hold it go by.
     pub async fn ended(
         &self,
         (source, destination): (&Source, Destination),
         head: &RequestHead,
-        claims: Option<&Claims>,
+        said: Said<'_>,
     ) -> Ended {
         let mut changes = self.view.subscribe();
         if !std::ptr::eq(&*self.view.load(), self.by) {
@@ -288,21 +307,21 @@ impl Held<'_> {
             }
             sleep(PAUSE).await;
             changes.mark_unchanged();
-            if let Err(ended) = self.judge(asked, claims, &self.view.load()) {
+            if let Err(ended) = self.judge(asked, said, &self.view.load()) {
                 return ended;
             }
         }
     }
 
     /// By DENY and ALLOW: who else decides is asked before it goes anywhere.
-    fn judge(&self, asked: Asked<'_>, claims: Option<&Claims>, snapshot: &Snapshot) -> Result<(), Ended> {
+    fn judge(&self, asked: Asked<'_>, said: Said<'_>, snapshot: &Snapshot) -> Result<(), Ended> {
         let number = asked.destination.address.port();
         let port = |snapshot: &Snapshot| -> Option<(Arc<FrontState>, Arc<Rules>)> {
             let front = snapshot.front(self.front)?;
             let rules = front.port(number)?.policies_of(self.route);
             Some((Arc::clone(front), Arc::clone(rules)))
         };
-        let of_front = self.backend.map_or(claims, |behind| behind.claims);
+        let of_front = self.backend.map_or(said, |behind| Said::Claims(behind.claims));
         if let (Some((_, mut known)), Some((front, rules))) = (port(self.by), port(snapshot)) {
             asked.judge(&front, Some(&rules), &mut known, of_front)?;
         }
@@ -312,7 +331,7 @@ impl Held<'_> {
         let (before, after) = (self.by.behind(key, self.front), snapshot.behind(key, self.front));
         if let (Some((_, before)), Some((front, after))) = (before, after) {
             let mut known = Arc::clone(before.policies_as_backend());
-            asked.judge(front, Some(after.policies_as_backend()), &mut known, claims)?;
+            asked.judge(front, Some(after.policies_as_backend()), &mut known, said)?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tulle_model::policy::Policy;
 use tulle_model::route::{PortRoutes, Route};
-use tulle_model::service::{AppProtocol, Service, Visibility};
+use tulle_model::service::{AppProtocol, Service};
 use tulle_model::waypoint::{Front, FrontOf};
 use tulle_model::{Str, Workload};
 
@@ -147,13 +147,10 @@ impl FrontState {
     pub fn is_visible_to(&self, namespace: &str) -> bool {
         let listed = &self.front.client_namespaces;
         let told = listed.is_empty() || listed.iter().any(|one| **one == *namespace);
-        let public = match &self.object {
-            Fronted::Service(service) => match service.visibility {
-                Visibility::Public => true,
-                Visibility::Namespace => *service.namespace == *namespace,
-            },
+        let exported = match &self.object {
+            Fronted::Service(service) => service.is_visible_to(namespace),
             Fronted::Workload(_) => true,
         };
-        told && public
+        told && exported
     }
 }

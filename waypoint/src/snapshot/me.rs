@@ -46,21 +46,7 @@ impl Me {
         if let Some(found) = found.or_else(|| mesh.waypoint_settings().next()) {
             return Arc::clone(found);
         }
-        Arc::new(Settings {
-            namespace: self.namespace.clone(),
-            gateway: self.gateway.clone(),
-            class: "".into(),
-            addresses: Vec::new(),
-            scope: tulle_model::waypoint::Scope::default(),
-            source_identity: tulle_model::waypoint::SourceIdentity::default(),
-            path_normalization: tulle_model::waypoint::PathNormalization::default(),
-            limits: tulle_model::waypoint::Limits::default(),
-            telemetry: tulle_model::waypoint::Telemetry::default(),
-            providers: Vec::new(),
-            gateway_identities: Vec::new(),
-            forward_client_cert: false,
-            node_addresses: Vec::new(),
-        })
+        Arc::new(Settings::new(self.namespace.clone(), self.gateway.clone()))
     }
 
     /// The waypoint's own workload: as the control plane describes it, else as far as the process knows itself.

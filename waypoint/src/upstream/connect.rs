@@ -68,9 +68,15 @@ impl Behalf {
             source: told_source(arrival, snapshot),
             baggage: arrival.baggage.clone(),
             host: arrival.host.as_deref().map(str::to_owned),
-            hops: arrival.hops.saturating_add(1),
+            hops: hops(arrival),
         }
     }
+}
+
+/// Waypoints passed by what arrived here, this one included.
+#[must_use]
+pub fn hops(arrival: &Arrival) -> u8 {
+    arrival.hops.saturating_add(1)
 }
 
 /// Who endpoints are told the caller is; `None` where they are not told.

@@ -107,6 +107,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// How many waypoints were passed, as it counts them: 0 for who is no waypoint, and counts none.
+    #[must_use]
+    pub fn counted(&self, hops: u8) -> u8 {
+        self.via.as_ref().map_or(0, |_| hops)
+    }
+
     /// Where it is, for somebody who asked for this address.
     #[must_use]
     pub fn address(&self, asked: SocketAddr) -> Option<SocketAddr> {

@@ -60,6 +60,9 @@ pub struct Key {
     pub expected: Option<Arc<BTreeSet<Identity>>>,
     /// Whom the stream was opened for; `None` where endpoints are not told.
     pub source: Option<Identity>,
+    /// How many waypoints it was told, if it is one itself and counts them. A stream is told once: what has passed more
+    /// would be taken for what has passed fewer, and go around for as long as there are streams to take it.
+    pub hops: u8,
     /// What is spoken.
     pub version: Version,
     /// TLS to who is outside of the mesh.

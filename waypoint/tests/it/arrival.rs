@@ -75,6 +75,27 @@ async fn callers_who_may_not_see_a_front_are_not_let_in() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_service_lets_in_the_namespaces_it_is_exported_to_alone() {
+    let world = World::web().await;
+    let exported = |to: &[&str]| {
+        service("shop/web")
+            .vip("10.96.0.1")
+            .port(80, 8080)
+            .exported_to(to)
+    };
+    let hidden = (401, Reason::NotVisible);
+    world.apply(vec![exported(&["dev", "shop"]).into()]).await;
+    assert!(world.ask("client", "10.96.0.1:80").await.is_ok());
+    assert!(world.ask("dev/client", "10.96.0.1:80").await.is_ok());
+    assert_eq!(refused(&world, "other/client", "10.96.0.1:80").await, hidden);
+    world.apply(vec![exported(&["dev"]).into()]).await;
+    assert_eq!(refused(&world, "client", "10.96.0.1:80").await, hidden, "its own");
+    assert!(world.ask("dev/client", "10.96.0.1:80").await.is_ok());
+    world.apply(vec![exported(&[]).into()]).await;
+    assert_eq!(refused(&world, "dev/client", "10.96.0.1:80").await, hidden);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_workload_is_let_in_by_its_address_where_it_is_fronted() {
     let world = World::web().await;
     let uid = workload("shop/web-1").build().uid;

@@ -86,6 +86,12 @@ pub(crate) fn provider(name: &str, kind: ProviderKind) -> MeshUpdate {
     MeshUpdate::Waypoint(Arc::new(Told::Settings(Box::new(settings))))
 }
 
+/// Makes `shop/judge` known as the provider `judge`.
+fn judge_known() -> MeshUpdate {
+    let judge = asks(Ask::Grpc(backend("judge")));
+    provider("judge", ProviderKind::ExtAuthz(Box::new(judge)))
+}
+
 /// The service `shop/judge`, which lets pass what asks for `/admin/good` and keeps its questions.
 async fn judge(world: &World, questions: &Arc<Mutex<Vec<CheckRequest>>>) {
     helper(world, "judge", judging(questions)).await;
@@ -163,8 +169,7 @@ async fn an_authorizer_outside_of_the_mesh_is_asked_at_the_addresses_of_its_name
             world.serve_outside(at, application(judging(&questions)));
         }
         judge_outside(&world, addresses).await;
-        let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
-        world.apply(vec![provider("judge", judge)]).await;
+        world.apply(vec![judge_known()]).await;
         let custom = authz(Action::Custom, vec![Rule::default()]);
         world.apply(vec![told_policy("ask", custom)]).await;
         let got = status(&world, "client", get("/admin/good")).await;
@@ -196,8 +201,7 @@ async fn those_who_are_asked_take_turns_by_the_policy_of_their_service() {
         ])
         .await;
     world.serve("10.0.0.18", "judge", application(judging(&questions[1])));
-    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
-    world.apply(vec![provider("judge", judge)]).await;
+    world.apply(vec![judge_known()]).await;
     let custom = authz(Action::Custom, vec![Rule::default()]);
     world.apply(vec![told_policy("ask", custom)]).await;
     for _ in 0..4 {
@@ -211,9 +215,8 @@ async fn an_authorizer_of_the_mesh_decides_where_a_custom_policy_matches() {
     let world = World::web().await;
     let questions: Arc<Mutex<Vec<CheckRequest>>> = Arc::default();
     judge(&world, &questions).await;
-    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
     let custom = authz(Action::Custom, vec![to("GET", "/admin/"), to("POST", "/admin/")]);
-    world.apply(vec![provider("judge", judge)]).await;
+    world.apply(vec![judge_known()]).await;
     world.apply(vec![told_policy("ask", custom)]).await;
     let mut client = world.http1("client").await;
     let passed = client.send_request(get("/admin/good")).await.unwrap();
@@ -248,7 +251,6 @@ async fn an_authorizer_of_the_mesh_decides_where_a_custom_policy_matches() {
 #[tokio::test(start_paused = true)]
 async fn without_its_authorizer_nobody_passes() {
     let world = World::web().await;
-    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
     world
         .apply(vec![told_policy(
             "ask",
@@ -260,8 +262,30 @@ async fn without_its_authorizer_nobody_passes() {
         403,
         "the provider is not known"
     );
-    world.apply(vec![provider("judge", judge)]).await;
+    world.apply(vec![judge_known()]).await;
     assert_eq!(status(&world, "client", get("/")).await, 403, "nobody serves it");
+}
+
+/// Has `shop/counter` count every request by this key, which is asked for so long.
+pub(crate) async fn count_by(world: &World, key: Key, timeout: Duration) {
+    let entry = Entry {
+        name: "key".into(),
+        key,
+    };
+    let limit = GlobalRateLimit {
+        provider: "counter".into(),
+        domain: "shop".into(),
+        descriptors: vec![Descriptor { entries: vec![entry] }],
+        timeout: Some(timeout),
+        fail_open: false,
+    };
+    let counter = ProviderKind::RateLimit(ServicePort {
+        service: service_key("shop/counter"),
+        port: 80,
+    });
+    world.apply(vec![provider("counter", counter)]).await;
+    let count = told_policy("count", Concern::GlobalRateLimit(limit));
+    world.apply(vec![count]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,26 +300,7 @@ async fn a_service_of_the_mesh_counts_for_all_replicas() {
         })
     })
     .await;
-    let limit = GlobalRateLimit {
-        provider: "counter".into(),
-        domain: "shop".into(),
-        descriptors: vec![Descriptor {
-            entries: vec![Entry {
-                name: "user".into(),
-                key: Key::Header("x-user".into()),
-            }],
-        }],
-        timeout: Some(Duration::from_secs(5)),
-        fail_open: false,
-    };
-    let counter = ProviderKind::RateLimit(ServicePort {
-        service: service_key("shop/counter"),
-        port: 80,
-    });
-    world.apply(vec![provider("counter", counter)]).await;
-    world
-        .apply(vec![told_policy("count", Concern::GlobalRateLimit(limit))])
-        .await;
+    count_by(&world, Key::Header("x-user".into()), Duration::from_secs(5)).await;
     let user = |name: &str| {
         let request = Request::get("/")
             .header("host", "web.shop")
@@ -317,8 +322,7 @@ async fn a_request_that_is_tried_again_is_asked_about_once() {
     let world = World::web_with(AppProtocol::Http11, statuses(&count, &[503, 503, 200])).await;
     let questions: Arc<Mutex<Vec<CheckRequest>>> = Arc::default();
     judge(&world, &questions).await;
-    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
-    world.apply(vec![provider("judge", judge)]).await;
+    world.apply(vec![judge_known()]).await;
     let custom = authz(Action::Custom, vec![to("GET", "/admin/")]);
     world
         .apply(vec![told_policy("ask", custom), told(retrying())])
@@ -330,8 +334,7 @@ async fn a_request_that_is_tried_again_is_asked_about_once() {
 #[tokio::test(start_paused = true)]
 async fn who_is_asked_and_who_counts_is_explained() {
     let world = World::web().await;
-    let judge = ProviderKind::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge")))));
-    world.apply(vec![provider("judge", judge)]).await;
+    world.apply(vec![judge_known()]).await;
     let limit = GlobalRateLimit {
         provider: "counter".into(),
         ..GlobalRateLimit::default()

@@ -3,16 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{http_route, prefix, service, workload};
+use tulle_model::waypoint::{SourceIdentity, Waypoint as Told};
 use tulle_model::{MeshUpdate, Reason};
 use tulle_runtime::tasks;
 use tulle_transport::hbone::{ConnectRequest, ConnectResponse, Settings, server};
 use tulle_transport::{HboneStream, ReasonHeader};
 
-use crate::world::{World, body, get, identity, read_head};
+use crate::world::{World, application, body, echo, get, identity, read_head, settings};
 
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -99,6 +102,38 @@ async fn a_backend_behind_another_waypoint_is_asked_for_there() {
         assert_eq!((&*connect.authority, connect.hops), (asked, 1));
         assert_eq!(connect.original_source, None, "it asks for itself");
     }
+}
+
+/// What `shop/client` gets at `/a`, by a stream that has passed so many waypoints.
+async fn after(world: &World, hops: u8) -> u16 {
+    let request = ConnectRequest {
+        hops,
+        ..ConnectRequest::new("10.96.0.1:80")
+    };
+    let stream = world.ask_by("client", &request).await.unwrap();
+    let (mut client, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    drop(tasks::spawn("client", async move { drop(connection.await) }));
+    let answer = client.send_request(get("/a")).await.unwrap();
+    let status = answer.status().as_u16();
+    body(answer).await;
+    status
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_to_another_waypoint_is_for_requests_that_passed_as_many() {
+    let world = world([behind("a", "10.96.0.3"), behind("b", "10.96.0.4")]).await;
+    world.apply(way2()).await;
+    // Nobody is told for whom: the number alone tells streams apart.
+    let mut off = settings();
+    off.source_identity = SourceIdentity::Off;
+    let told = Told::Settings(Box::new(off));
+    world.apply(vec![MeshUpdate::Waypoint(Arc::new(told))]).await;
+    world.serve("10.0.0.5", "way2", application(echo));
+    for hops in [0, 0, 1, 0, 1] {
+        assert_eq!(after(&world, hops).await, 200);
+    }
+    let told: Vec<u8> = world.connects.lock().iter().map(|connect| connect.hops).collect();
+    assert_eq!(told, [1, 2]);
 }
 
 /// Lets the other waypoint refuse whatever it is asked for, and counts how often it was asked.

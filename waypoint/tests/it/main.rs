@@ -10,6 +10,7 @@ mod attacks;
 mod backends;
 mod beyond;
 mod classes;
+mod clients_outside;
 mod desync;
 mod egress;
 mod explain;

@@ -1,12 +1,16 @@
-//! Streams that are not read, and how they are told from requests.
+//! Streams that are not read: how they are told from requests, and what policies say of them.
 
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
+use tulle_model::policy::authz::{Action, Rule};
 use tulle_model::service::AppProtocol;
+use tulle_transport::hbone::{ConnectRequest, OpenError};
 
-use crate::world::{World, application, echo};
+use crate::held::assert_soon_after;
+use crate::policies::{authz, from_namespace, to};
+use crate::world::{World, application, echo, identity, told_policy};
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_speaks_first_is_heard_at_once() {
@@ -71,4 +75,73 @@ async fn a_caller_who_leaves_takes_the_stream_to_the_endpoint_along() {
     let mut server = streams.recv().await.unwrap();
     drop(client);
     assert!(server.read_u8().await.is_err());
+}
+
+/// Whether a stream is reset before anything comes back; the reset may overtake the answer to its CONNECT.
+async fn is_reset(world: &World, who: &str) -> bool {
+    let tunnel = world.tunnel(&identity(who)).await.unwrap();
+    match tunnel.open(&ConnectRequest::new("10.96.0.1:80")).await {
+        Ok((mut stream, _)) => stream.read_u8().await.is_err(),
+        Err(error) => matches!(error, OpenError::Reset(_)),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_not_read_is_judged_by_what_is_known_of_it() {
+    let (world, mut streams) = World::raw(AppProtocol::Tcp).await;
+    world
+        .apply(vec![told_policy(
+            "allow",
+            authz(Action::Allow, vec![from_namespace("shop")]),
+        )])
+        .await;
+    assert!(is_reset(&world, "dev/client").await);
+    let mut client = world.ask("shop/client", "10.96.0.1:80").await.unwrap();
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(streams.recv().await.unwrap().read_u8().await.unwrap(), b'x');
+    assert!(streams.try_recv().is_err(), "the other one never got there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r312_what_can_only_be_told_of_a_request_refuses_a_stream() {
+    let (world, _streams) = World::raw(AppProtocol::Tcp).await;
+    world
+        .apply(vec![told_policy(
+            "deny",
+            authz(Action::Deny, vec![to("GET", "/admin")]),
+        )])
+        .await;
+    assert!(is_reset(&world, "client").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_stream_ends_when_a_policy_denies_it() {
+    let (world, mut streams) = World::raw(AppProtocol::Tcp).await;
+    let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
+    let mut server = streams.recv().await.unwrap();
+    server.write_all(b"x").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'x');
+    let before = Instant::now();
+    world
+        .apply(vec![told_policy(
+            "deny",
+            authz(Action::Deny, vec![from_namespace("shop")]),
+        )])
+        .await;
+    assert!(client.read_u8().await.is_err());
+    assert_soon_after(before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_stream_ends_when_somebody_would_have_to_be_asked_about_it() {
+    let (world, mut streams) = World::raw(AppProtocol::Tcp).await;
+    let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
+    let mut server = streams.recv().await.unwrap();
+    server.write_all(b"x").await.unwrap();
+    assert_eq!(client.read_u8().await.unwrap(), b'x');
+    let before = Instant::now();
+    let custom = authz(Action::Custom, vec![Rule::default()]);
+    world.apply(vec![told_policy("custom", custom)]).await;
+    assert!(client.read_u8().await.is_err());
+    assert_soon_after(before);
 }

@@ -22,6 +22,7 @@ use tulle_runtime::drain::DrainMode;
 use tulle_runtime::tasks;
 use tulle_transport::HboneStream;
 
+use crate::held::assert_soon_after;
 use crate::policies::authz;
 use crate::world::{Application, World, application, body, echo, get, read_head, read_text, told_policy};
 
@@ -178,7 +179,7 @@ async fn a_websocket_ends_within_a_second_of_a_policy_that_denies_it() {
     world.apply(vec![denying("nobody")]).await;
     let mut byte = [0];
     assert!(matches!(client.read(&mut byte).await, Err(_) | Ok(0)));
-    assert!(begun.elapsed() <= Duration::from_secs(1));
+    assert_soon_after(begun);
     gone(&mut server).await;
     assert_eq!(
         world.metric("tulle_waypoint_local_replies_total{reason=\"policy_changed\"}"),

@@ -80,7 +80,14 @@ fn any_manifest() -> impl Strategy<Value = String> {
         ])
     };
     let mode = || prop::sample::select(vec!["UNSET", "PERMISSIVE", "STRICT"]);
-    let gateway = || prop::sample::select(vec!["", ", labels: {istio.io/use-waypoint: way}"]);
+    let gateway = || {
+        prop::sample::select(vec![
+            "",
+            ", labels: {istio.io/use-waypoint: way}",
+            ", annotations: {networking.istio.io/exportTo: 'b'}",
+        ])
+    };
+    let export = || prop::sample::select(vec!["", ", exportTo: ['.']", ", exportTo: [b]"]);
     let of_waypoints = waypoint_manifest();
     prop_oneof![
         4 => of_waypoints,
@@ -101,9 +108,9 @@ fn any_manifest() -> impl Strategy<Value = String> {
         }),
         (namespace(), name(), name(), ip(), name()).prop_map(|(namespace, name, service, ip, pod)| format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nports: [{{name: http, port: 8081}}]\nendpoints: [{{addresses: ['{ip}']}}, {{addresses: [10.0.0.9], targetRef: {{kind: Pod, name: {pod}}}}}]\n")),
-        (namespace(), name(), app(), ip(), created(), any::<bool>(), prop::sample::select(vec!["x.a.svc.cluster.local", "other.example"])).prop_map(|(namespace, name, app, ip, created, inline, host)| {
+        (namespace(), name(), app(), ip(), created(), any::<bool>(), prop::sample::select(vec!["x.a.svc.cluster.local", "other.example"]), export()).prop_map(|(namespace, name, app, ip, created, inline, host, export)| {
             let endpoints = if inline { format!("endpoints: [{{address: '{ip}', labels: {{app: '{app}'}}}}]") } else { format!("workloadSelector: {{labels: {{app: '{app}'}}}}") };
-            format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: {{hosts: [{host}, second.example], resolution: STATIC, ports: [{{number: 80, name: http}}], {endpoints}}}\n")
+            format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: {{hosts: [{host}, second.example], resolution: STATIC, ports: [{{number: 80, name: http}}], {endpoints}{export}}}\n")
         }),
         (namespace(), name(), app(), prop::sample::select(vec!["ALLOW", "DENY", "AUDIT", "BAD"]), any::<bool>(), any::<bool>()).prop_map(|(namespace, name, app, action, selects, dry)| {
             let selector = if selects { format!("selector: {{matchLabels: {{app: '{app}'}}}}, ") } else { String::new() };

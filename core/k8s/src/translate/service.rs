@@ -16,6 +16,10 @@ use super::{MeshConfig, ports, waypoint};
 use crate::api::networking::Resolution;
 use crate::api::{Meta, Namespace, Service, ServiceEntry};
 
+mod visibility;
+
+pub use visibility::{visibility_of_entry, visibility_of_service};
+
 #[cfg(test)]
 mod tests;
 
@@ -82,7 +86,7 @@ pub fn service(service: &Service, around: Around<'_>) -> (Option<Model>, Vec<Con
         load_balancing: load_balancing(service, around, &mut findings),
         ip_families: ip_families(&service.spec.ip_families),
         canonical: false,
-        visibility: Visibility::Public,
+        visibility: visibility::of_service(service, &mut findings),
         ingress_use_waypoint: waypoint::ingress_use_waypoint(&service.metadata, around.namespace),
     };
     (Some(model), findings.conditions())
@@ -214,7 +218,7 @@ pub fn service_entry(entry: &ServiceEntry, around: Around<'_>) -> (Vec<Model>, V
         ports: entry_ports(entry),
         subject_alt_names: subject_alt_names(entry, &mut findings),
         load_balancing: entry_balancing(entry, around, &mut findings),
-        visibility: visibility(&entry.spec.export_to, &mut findings),
+        visibility: visibility::of_entry(entry, &mut findings),
         ingress_use_waypoint: waypoint::ingress_use_waypoint(&entry.metadata, around.namespace),
     };
     for host in entry.spec.hosts.iter().filter(|host| !is_host(host)) {
@@ -256,7 +260,7 @@ fn one_host(
         load_balancing: common.load_balancing.clone(),
         ip_families: IpFamilies::Automatic,
         canonical: false,
-        visibility: common.visibility,
+        visibility: common.visibility.clone(),
         ingress_use_waypoint: common.ingress_use_waypoint,
     }
 }
@@ -329,24 +333,6 @@ fn entry_balancing(
         mode: LoadBalancingMode::Failover,
         health_policy: HealthPolicy::OnlyHealthy,
     })
-}
-
-fn visibility(export_to: &[Str], findings: &mut Findings) -> Visibility {
-    match export_to.iter().map(AsRef::as_ref).collect::<Vec<&str>>()[..] {
-        [] | ["*"] => Visibility::Public,
-        ["."] => Visibility::Namespace,
-        _ => {
-            findings
-                .add("exportTo with a list of namespaces is not supported: only its own namespace sees it");
-            Visibility::Namespace
-        }
-    }
-}
-
-/// Who may see the services of an entry.
-#[must_use]
-pub fn visibility_of(entry: &ServiceEntry) -> Visibility {
-    visibility(&entry.spec.export_to, &mut Findings::default())
 }
 
 /// The addresses written into the entry, else those given to it.

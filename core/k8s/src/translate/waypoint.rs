@@ -198,7 +198,7 @@ pub struct Subject<'a> {
     /// What kind of traffic it has.
     pub traffic: Traffic,
     /// Who may see it.
-    pub visibility: Visibility,
+    pub visibility: &'a Visibility,
 }
 
 /// Decides which waypoint is in front of an object.

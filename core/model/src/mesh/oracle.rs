@@ -44,7 +44,11 @@ impl Plain {
     }
 
     fn service_by_vip(&self, client: &str, address: IpAddr) -> Option<Arc<Service>> {
-        let visible = |one: &&Arc<Service>| one.visibility == Visibility::Public || &*one.namespace == client;
+        let visible = |one: &&Arc<Service>| match &one.visibility {
+            Visibility::Public => true,
+            Visibility::Namespace => &*one.namespace == client,
+            Visibility::Namespaces(listed) => listed.iter().any(|name| &**name == client),
+        };
         let exact = self.services.values().filter(visible);
         let exact = exact.filter(|one| one.addresses.iter().any(|vip| vip.address == address));
         let exact = exact.min_by_key(|one| (&*one.namespace != client, !one.canonical, one.key()));
@@ -116,12 +120,18 @@ fn some_workload() -> impl Strategy<Value = MeshUpdate> {
 fn some_service() -> impl Strategy<Value = MeshUpdate> {
     let vips = prop::sample::subsequence(VIPS.to_vec(), 0..=2);
     let cidrs = prop::sample::subsequence(vec!["10.0.0.0/8", "10.0.0.0/16", "10.0.1.0/24"], 0..=2);
-    (object(), vips, cidrs, any::<(bool, bool)>()).prop_map(|(own, vips, cidrs, (canonical, private))| {
+    let listed = prop::option::of(prop::sample::subsequence(vec!["a", "b"], 0..=2));
+    let seen = (any::<(bool, bool)>(), listed);
+    (object(), vips, cidrs, seen).prop_map(|(own, vips, cidrs, ((canonical, private), listed))| {
         let mut one = service(&own);
         one = vips.into_iter().fold(one, |one, vip| one.vip(vip));
         one = cidrs.into_iter().fold(one, |one, cidr| one.cidr(cidr));
         one = if canonical { one.canonical() } else { one };
-        if private { one.private() } else { one }.into()
+        one = if private { one.private() } else { one };
+        match listed {
+            Some(listed) => one.exported_to(&listed).into(),
+            None => one.into(),
+        }
     })
 }
 

@@ -7,7 +7,7 @@ use super::cidrs::Cidrs;
 use super::{Map, OrderedMap, empty_map};
 use crate::name::{NamespacedHostname, Str};
 use crate::network::NetworkAddress;
-use crate::service::{Service, Visibility};
+use crate::service::Service;
 
 /// Services by key, virtual address, range and host name.
 #[derive(Debug, Clone)]
@@ -96,7 +96,7 @@ impl Services {
         let sharers = self.by_hostname.get(hostname).into_iter();
         sharers
             .flat_map(Sharers::values)
-            .filter(move |service| visible(client_namespace, service))
+            .filter(move |service| service.is_visible_to(client_namespace))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
@@ -132,21 +132,13 @@ fn vips(service: &Service) -> impl Iterator<Item = NetworkAddress> + '_ {
 pub(super) fn choose<'a>(client_namespace: &str, sharers: &'a Sharers) -> Option<&'a Arc<Service>> {
     sharers
         .values()
-        .filter(|service| visible(client_namespace, service))
+        .filter(|service| service.is_visible_to(client_namespace))
         .min_by_key(|service| {
             (
                 Reverse(*service.namespace == *client_namespace),
                 Reverse(service.canonical),
             )
         })
-}
-
-/// Whether a caller of this namespace may see the service.
-fn visible(client_namespace: &str, service: &Service) -> bool {
-    match service.visibility {
-        Visibility::Public => true,
-        Visibility::Namespace => *service.namespace == *client_namespace,
-    }
 }
 
 pub(super) fn share<K: Eq + std::hash::Hash>(

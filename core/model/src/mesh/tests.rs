@@ -226,6 +226,30 @@ fn a_private_service_does_not_exist_elsewhere() {
 }
 
 #[test]
+fn an_exported_service_exists_in_the_namespaces_of_its_list_alone() {
+    let snapshot = mesh()
+        .with(service("a/s").vip("10.96.0.1").exported_to(&["b", "c"]))
+        .with(service("z/s").vip("10.96.0.2").exported_to(&[]))
+        .with(service("y/s").cidr("10.97.0.0/16").exported_to(&["b"]))
+        .snapshot();
+    for (client, vip, owner) in [
+        ("b", "10.96.0.1", Some("a")),
+        ("c", "10.96.0.1", Some("a")),
+        ("d", "10.96.0.1", None),
+        ("a", "10.96.0.1", None),
+        ("z", "10.96.0.2", None),
+        ("b", "10.97.0.1", Some("y")),
+        ("y", "10.97.0.1", None),
+    ] {
+        assert_eq!(
+            vip_owner(&snapshot, client, vip).as_deref(),
+            owner,
+            "{client} {vip}"
+        );
+    }
+}
+
+#[test]
 fn ranges_go_by_the_longest_prefix_but_own_namespace_beats_it() {
     let snapshot = mesh()
         .with(service("wide/s").cidr("10.0.0.0/8"))

@@ -164,6 +164,14 @@ impl ServiceBuilder {
         self
     }
 
+    /// Seen in these namespaces only.
+    #[must_use]
+    pub fn exported_to(mut self, namespaces: &[&str]) -> Self {
+        let listed = namespaces.iter().map(|namespace| (*namespace).into());
+        self.service.visibility = Visibility::Namespaces(listed.collect());
+        self
+    }
+
     /// The service.
     #[must_use]
     pub fn build(self) -> Service {

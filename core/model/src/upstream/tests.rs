@@ -115,6 +115,25 @@ fn a_service_leads_to_the_hbone_port_of_its_endpoint() {
 }
 
 #[test]
+fn an_exported_service_leads_there_from_the_namespaces_of_its_list_alone() {
+    let exported = || {
+        let web = service("prod/web").vip("10.96.0.1").port(80, 8080);
+        let pod = workload("prod/web-1").ip("10.0.0.7").hbone().serves("prod/web");
+        mesh().with(web.exported_to(&["dev"])).with(pod)
+    };
+    let from = |client: &str| {
+        route_as(
+            exported(),
+            workload(client).ip("10.0.0.1").hbone(),
+            "10.96.0.1:80",
+        )
+    };
+    assert!(matches!(from("dev/client"), Ok(Upstream::Direct(_))));
+    assert_eq!(from("qa/client"), Ok(Upstream::Passthrough));
+    assert_eq!(from("prod/client"), Ok(Upstream::Passthrough));
+}
+
+#[test]
 fn an_endpoint_without_hbone_is_dialled_at_its_target_port() {
     let plain = workload("a").ip("10.0.0.7").serves("shop");
     let endpoint = direct(shop().with(plain), "10.96.0.1:80");

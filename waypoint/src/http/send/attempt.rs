@@ -79,6 +79,7 @@ impl Sending<'_> {
             address,
             expected: endpoint.proven(),
             source: connect::told_source(self.arrival, self.snapshot),
+            hops: endpoint.counted(connect::hops(self.arrival)),
             version,
             tls: tls.map(|tls| Arc::clone(tls.policy())),
         };

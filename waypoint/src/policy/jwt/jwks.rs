@@ -92,13 +92,15 @@ struct Source {
     timeout: Duration,
     state: Mutex<State>,
     /// Held while keys are fetched, so that many requests wait for one answer.
-    flight: tokio::sync::Mutex<()>,
+    flight: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     keys: Option<(Arc<KeySet>, Instant)>,
     asked: Option<Instant>,
+    /// They are on their way: who needs them waits, however lately they were asked for.
+    fetching: bool,
 }
 
 /// What to do for a request.
@@ -119,7 +121,7 @@ impl State {
             .as_ref()
             .filter(|(_, at)| now.duration_since(*at) < LIFE);
         match good {
-            Some((keys, _)) if !keys.has(key_id) => match passed(PAUSE) {
+            Some((keys, _)) if !keys.has(key_id) => match self.fetching || passed(PAUSE) {
                 true => Step::Fetch,
                 false => Step::Use(keys.clone()),
             },
@@ -127,7 +129,7 @@ impl State {
                 Step::UseAndRefresh(keys.clone())
             }
             Some((keys, _)) => Step::Use(keys.clone()),
-            None if passed(PAUSE_WITHOUT) => Step::Fetch,
+            None if self.fetching || passed(PAUSE_WITHOUT) => Step::Fetch,
             None => Step::Without,
         }
     }
@@ -222,26 +224,40 @@ impl Jwks {
                 from: from.clone(),
                 timeout: timeout.unwrap_or(TIMEOUT),
                 state: Mutex::default(),
-                flight: tokio::sync::Mutex::new(()),
+                flight: Arc::default(),
             })
         };
         Some(self.sources.entry(from.clone()).or_insert_with(new).clone())
     }
 
-    /// Fetches keys, unless somebody else did so while this waited.
-    async fn renew(&self, source: &Source, key_id: Option<&str>) {
-        let _flight = source.flight.lock().await;
+    /// Fetches keys, unless somebody else did so while this waited. The fetch goes on when who began it leaves: others
+    /// wait for it, and nobody asks again so soon.
+    async fn renew(self: &Arc<Self>, source: &Arc<Source>, key_id: Option<&str>) {
+        let flight = Arc::clone(&source.flight).lock_owned().await;
         {
             let mut state = source.state.lock();
             let now = Instant::now();
+            // Nobody fetches who has not the flight.
+            state.fetching = false;
             if matches!(state.step(key_id, now), Step::Use(_) | Step::Without) {
                 return;
             }
             state.asked = Some(now);
+            state.fetching = true;
         }
+        let (this, source) = (Arc::clone(self), Arc::clone(source));
+        let fetching = tasks::spawn_holding("jwks_fetch", flight, async move { this.fetch(&source).await });
+        // One that panicked is told of where tasks are watched, and has brought no keys.
+        let _ = fetching.await;
+    }
+
+    async fn fetch(&self, source: &Source) {
         let fetched = timeout(source.timeout, self.fetched(&source.from)).await;
-        match fetched.unwrap_or(Err(FetchError::Timeout(source.timeout))) {
-            Ok(keys) => source.state.lock().keys = Some((Arc::new(keys), Instant::now())),
+        let fetched = fetched.unwrap_or(Err(FetchError::Timeout(source.timeout)));
+        let mut state = source.state.lock();
+        state.fetching = false;
+        match fetched {
+            Ok(keys) => state.keys = Some((Arc::new(keys), Instant::now())),
             Err(error) => {
                 let of = match &source.from {
                     From::Uri(text) | From::Issuer(text) => text,
@@ -275,6 +291,8 @@ impl Jwks {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     /// An RSA key of RFC 7515, appendix A.2, under this name.
@@ -432,6 +450,31 @@ mod tests {
         let all = futures_util::future::join_all((0..50).map(|_| world.has("a"))).await;
         assert!(all.into_iter().all(|has| has));
         assert_eq!(world.asked(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_while_keys_are_fetched_waits_for_them_even_when_who_asked_first_leaves() {
+        #[derive(Debug, Default)]
+        struct Slow(tokio::sync::Notify);
+        impl Fetch for Slow {
+            fn fetch<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+                Box::pin(async move {
+                    self.0.notified().await;
+                    Ok(jwks("a").into())
+                })
+            }
+        }
+        let slow = Arc::new(Slow::default());
+        let jwks = Arc::new(Jwks::new(slow.clone()));
+        let from = From::Uri("https://keys/jwks".into());
+        let mut leaving = Box::pin(jwks.keys(&from, None, Some("a")));
+        let mut staying = Box::pin(jwks.keys(&from, None, Some("a")));
+        assert!(leaving.as_mut().now_or_never().is_none());
+        assert!(staying.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+        drop(leaving);
+        slow.0.notify_one();
+        assert!(staying.await.is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -125,9 +125,11 @@ fn emit(
     }
     let of_gateway = waypoint::is_gateway(object.meta());
     let service = found.key();
-    let client_namespaces = match found.visibility {
+    // Where nobody is left, the service itself says so: an empty list of these is everybody.
+    let client_namespaces = match &found.visibility {
         Visibility::Public => Vec::new(),
         Visibility::Namespace => vec![found.namespace.clone()],
+        Visibility::Namespaces(listed) => listed.iter().cloned().collect(),
     };
     part.emitted.push(Emitted::Service(Arc::new(found), of_gateway));
     for waypoint in binding.named() {
@@ -152,7 +154,8 @@ fn tells(object: &Object, hostname: &Str) -> bool {
 /// The waypoint in front of a definition.
 pub(in crate::engine) fn binding(key: &Key, object: &Object, world: &World) -> Binding {
     let visibility = match object {
-        Object::ServiceEntry(entry) => service::visibility_of(entry),
+        Object::Service(object) => service::visibility_of_service(object),
+        Object::ServiceEntry(entry) => service::visibility_of_entry(entry),
         _ => Visibility::Public,
     };
     debug_assert!(
@@ -162,7 +165,7 @@ pub(in crate::engine) fn binding(key: &Key, object: &Object, world: &World) -> B
     let subject = Subject {
         meta: object.meta(),
         traffic: Traffic::Service,
-        visibility,
+        visibility: &visibility,
     };
     waypoint::bind(subject, world)
 }

@@ -215,7 +215,7 @@ fn bind(meta: &Meta, world: &World) -> Binding {
     let subject = Subject {
         meta,
         traffic: Traffic::Workload,
-        visibility: Visibility::Public,
+        visibility: &Visibility::Public,
     };
     waypoint::bind(subject, world)
 }

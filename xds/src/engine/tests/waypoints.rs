@@ -73,6 +73,59 @@ fn a_bound_service_has_a_front_its_settings_and_the_addresses_the_waypoint_needs
 }
 
 #[test]
+fn who_a_service_is_exported_to_is_told_to_node_proxies_and_to_its_waypoint() {
+    let exported = |to: &str| {
+        let annotation = format!(
+            "labels: {{istio.io/use-waypoint: way}}, annotations: {{networking.istio.io/exportTo: '{to}'}}"
+        );
+        let text = WAY.to_owned() + &WEB.replace("labels: {istio.io/use-waypoint: way}", &annotation);
+        let text = text + &route("HTTPRoute", "friend", "f", "") + &route("HTTPRoute", "other", "o", "");
+        let snapshot = snapshot(&text);
+        let key = "shop/web.shop.svc.cluster.local";
+        let slot = snapshot
+            .resource(ResourceType::Address, key)
+            .expect("the service");
+        let Ok(tulle_proto::Resource::Service(service)) = tulle_proto::decode_address(key, &slot.body) else {
+            panic!("a service");
+        };
+        let accepted = |namespace: &str, name: &str| {
+            let told = reasons(&snapshot, Kind::HttpRoute, namespace, name);
+            told.contains(&"Accepted=True Accepted".to_owned())
+        };
+        let clients = front(&snapshot, &format!("shop/way/{key}")).client_namespaces;
+        let seen = ["shop", "friend", "other"].map(|namespace| service.is_visible_to(namespace));
+        let routed = [accepted("friend", "f"), accepted("other", "o")];
+        (seen, clients.join(" "), routed, service.canonical)
+    };
+    let told = |seen, clients: &str, routed, canonical| (seen, clients.to_owned(), routed, canonical);
+    assert_eq!(exported("*"), told([true; 3], "", [true, true], true));
+    assert_eq!(
+        exported("., friend"),
+        told([true, true, false], "friend shop", [true, false], false)
+    );
+    assert_eq!(
+        exported("friend"),
+        told([false, true, false], "friend", [true, false], false)
+    );
+}
+
+#[test]
+fn a_waypoint_elsewhere_takes_what_is_exported_to_its_namespace() {
+    let bound = |to: &str| {
+        let meta = format!(
+            "labels: {{istio.io/use-waypoint: way, istio.io/use-waypoint-namespace: friend}}, annotations: {{networking.istio.io/exportTo: '{to}'}}"
+        );
+        let way = WAY.replace("namespace: shop}", "namespace: friend}");
+        let way = way.replace("HBONE}", "HBONE, allowedRoutes: {namespaces: {from: All}}}");
+        let snapshot = snapshot(&(way + &WEB.replace("labels: {istio.io/use-waypoint: way}", &meta)));
+        reasons(&snapshot, Kind::Service, "shop", "web").join(", ")
+    };
+    let (taken, refused) = (bound("friend"), bound("other"));
+    assert!(!taken.contains("AttachmentDenied"), "{taken}");
+    assert!(refused.contains("AttachmentDenied"), "{refused}");
+}
+
+#[test]
 fn a_route_of_another_namespace_is_for_callers_of_that_namespace_only() {
     let snapshot = snapshot(&(WAY.to_owned() + WEB + &route("HTTPRoute", "caller", "r", "")));
     let routes = routes(&snapshot);

@@ -172,6 +172,9 @@ fn what_the_client_cannot_see_does_not_exist() {
     assert_eq!(asked(other, "db.prod."), "forward");
     let own = mesh().with(service("shop/db").vip("10.96.0.1").private());
     assert_eq!(asked(own, "db."), "10.96.0.1");
+    let exported = |to: &[&str]| mesh().with(service("prod/db").vip("10.96.0.2").exported_to(to));
+    assert_eq!(asked(exported(&["dev", "shop"]), "db.prod."), "10.96.0.2");
+    assert_eq!(asked(exported(&["dev", "prod"]), "db.prod."), "forward");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tulle_model::route::{Candidate, Kind, Parent, ParentTo, Standing, standing};
-use tulle_model::service::{AppProtocol, Service, Visibility};
+use tulle_model::service::{AppProtocol, Service};
 use tulle_model::{NamespacedHostname, Str};
 
 use super::super::lookup::{Definition, Lookup, NoDefinition};
@@ -87,7 +87,7 @@ fn resolve(parent: &ParentRef, meta: &Meta, around: &impl Lookup) -> Result<Vec<
         ));
     }
     let hidden = |definition: &Definition| {
-        definition.service.visibility == Visibility::Namespace && *namespace != meta.namespace
+        *namespace != meta.namespace && !definition.service.is_visible_to(&meta.namespace)
     };
     if found.iter().any(hidden) {
         return Err(refused(

@@ -168,21 +168,49 @@ fn resolution_none_passes_through() {
     );
 }
 
+fn listed(namespaces: &[&str]) -> Visibility {
+    Visibility::Namespaces(namespaces.iter().map(|name| (*name).into()).collect())
+}
+
 #[test]
 fn export_to_decides_who_sees_it() {
     let visibility = |export: &str| {
         let (models, conditions) = entry(&format!(
             "{{hosts: [a.example], resolution: STATIC, exportTo: {export}}}"
         ));
-        (models[0].visibility, conditions[0].reason.clone())
+        (models[0].visibility.clone(), &*conditions[0].reason == "Accepted")
     };
-    assert_eq!(visibility("[]"), (Visibility::Public, "Accepted".into()));
-    assert_eq!(visibility("['*']"), (Visibility::Public, "Accepted".into()));
-    assert_eq!(visibility("['.']"), (Visibility::Namespace, "Accepted".into()));
+    assert_eq!(visibility("[]"), (Visibility::Public, true));
+    assert_eq!(visibility("['*']"), (Visibility::Public, true));
+    assert_eq!(visibility("[a, '*']"), (Visibility::Public, true));
+    assert_eq!(visibility("['.']"), (Visibility::Namespace, true));
+    assert_eq!(visibility("[shop]"), (Visibility::Namespace, true), "by its name");
+    assert_eq!(visibility("[a, b]"), (listed(&["a", "b"]), true));
+    assert_eq!(visibility("['.', b]"), (listed(&["b", "shop"]), true));
+    assert_eq!(visibility("['~']"), (listed(&[]), true));
+    assert_eq!(visibility("[a, 'B c', '*.x', '']"), (listed(&["a"]), false));
     assert_eq!(
-        visibility("[a, b]"),
-        (Visibility::Namespace, "PartiallyInvalid".into())
+        visibility("['B c']"),
+        (listed(&[]), false),
+        "nobody, not everybody"
     );
+}
+
+#[test]
+fn a_service_is_exported_by_its_annotation() {
+    let visibility = |export: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop, annotations: {{networking.istio.io/exportTo: '{export}'}}}}\nspec: {{clusterIPs: [10.9.0.1]}}\n"
+        );
+        let (model, conditions) = with_namespace(&text, None);
+        (model.unwrap().visibility, &*conditions[0].reason == "Accepted")
+    };
+    assert_eq!(visibility(""), (Visibility::Public, true));
+    assert_eq!(visibility("*"), (Visibility::Public, true));
+    assert_eq!(visibility("."), (Visibility::Namespace, true));
+    assert_eq!(visibility("a, b"), (listed(&["a", "b"]), true));
+    assert_eq!(visibility("~"), (listed(&[]), true));
+    assert_eq!(visibility("a,B"), (listed(&["a"]), false));
 }
 
 #[test]

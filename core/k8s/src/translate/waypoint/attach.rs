@@ -90,11 +90,11 @@ pub(super) fn allows(
     gateway: &Gateway,
     class: Option<&GatewayClass>,
     meta: &Meta,
-    visibility: Visibility,
+    visibility: &Visibility,
     around: &impl Lookup,
 ) -> bool {
     let same = gateway.metadata.namespace == meta.namespace;
-    if !same && visibility == Visibility::Namespace {
+    if !same && !visibility.reaches(&meta.namespace, &gateway.metadata.namespace) {
         return false;
     }
     let Some(listener) = listener(gateway, class) else {

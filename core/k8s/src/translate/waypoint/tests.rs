@@ -39,7 +39,7 @@ impl Around {
         let subject = Subject {
             meta: &object.metadata,
             traffic,
-            visibility: Visibility::Public,
+            visibility: &Visibility::Public,
         };
         bind(subject, self)
     }

@@ -19,6 +19,8 @@ pub struct Attributes<'a> {
     pub token: Option<&'a Token>,
     /// The server name that the client of a stream of TLS asked for.
     pub sni: Option<&'a str>,
+    /// Whether its tokens are still being verified, so that nobody knows what they will say.
+    pub(super) is_token_pending: bool,
     /// The path without any escape, where that differs from the canonical one.
     pub(super) decoded: Option<Box<str>>,
 }
@@ -38,7 +40,17 @@ impl<'a> Attributes<'a> {
             request: Some(request),
             token,
             sni: None,
+            is_token_pending: false,
             decoded: decoded(&request.path),
+        }
+    }
+
+    /// Those of a request whose tokens are still being verified. Only what is denied whatever they will say is denied.
+    #[must_use]
+    pub fn before_tokens(source: &'a Source, destination: Destination, request: &'a RequestHead) -> Self {
+        Self {
+            is_token_pending: true,
+            ..Self::of_request(source, destination, request, None)
         }
     }
 
@@ -51,6 +63,7 @@ impl<'a> Attributes<'a> {
             request: None,
             token: None,
             sni,
+            is_token_pending: false,
             decoded: None,
         }
     }

@@ -241,9 +241,18 @@ impl Field {
         }
     }
 
+    /// Whether it is asked of a token.
+    fn is_of_token(&self) -> bool {
+        let of_rules = matches!(self, Self::RequestPrincipals(_));
+        of_rules || matches!(self, Self::Audiences(_) | Self::Presenter(_) | Self::Claim(..))
+    }
+
     fn holds_for_request(&self, of: &Attributes<'_>, reading: Reading) -> bool {
         let untold = reading == Reading::Refuses;
         let Some(request) = of.request else { return untold };
+        if of.is_token_pending && self.is_of_token() {
+            return !untold;
+        }
         let text = |set: &TextSet, text: &str| set.contains(text);
         let each = |set: &TextSet, text: &Str| set.contains(text);
         match self {

@@ -260,6 +260,23 @@ proptest! {
     }
 
     #[test]
+    fn what_is_denied_before_its_tokens_are_known_is_denied_whatever_they_say(
+        policies in prop::collection::vec(some_policy(), 0..4),
+        source in some_source(),
+        head in some_head(),
+        token in prop::option::of(some_token()),
+    ) {
+        let compiled: Vec<_> = policies.iter().map(|(authz, dry_run)| match authz {
+            Some(authz) => made("p", *dry_run, Concern::Authz(authz.clone())),
+            None => made("p", *dry_run, Concern::DenyAll("why".into())),
+        }).collect();
+        let authorizer = Authorizer::new(&compiled);
+        let before = authorizer.check(&Attributes::before_tokens(&source, to_port(80), &head));
+        let with = authorizer.check(&Attributes::of_request(&source, to_port(80), &head, token.as_ref()));
+        prop_assert!(matches!(before, Verdict::Allow(_)) || matches!(with, Verdict::Deny(_)));
+    }
+
+    #[test]
     fn each_compiled_rule_agrees_with_the_plain_one(
         rule in some_rule(),
         allow in any::<bool>(),

@@ -252,3 +252,27 @@ fn a_policy_that_reads_requests_says_so() {
     assert!(!reads(when("source.namespace", exact(&["a"]))));
     assert!(!reads(Rule::default()));
 }
+
+#[test]
+fn before_its_tokens_are_known_a_request_is_denied_only_by_what_does_not_ask_for_them() {
+    let denied = |policies: &[Arc<Policy>], path: &str| {
+        let (source, head) = (web(), get(path));
+        let of = Attributes::before_tokens(&source, to_port(80), &head);
+        matches!(Authorizer::new(policies).check(&of), Verdict::Deny(_))
+    };
+    let role = || when("request.auth.claims[role]", exact(&["admin"]));
+    let anybody = Values {
+        none: vec![StringMatch::Presence],
+        ..Values::default()
+    };
+    let nobody = || when("request.auth.principal", anybody.clone());
+    assert!(!denied(&[authz("need", Action::Allow, vec![role()])], "/"));
+    assert!(!denied(&[authz("known", Action::Deny, vec![nobody()])], "/"));
+    let elsewhere = Rule {
+        when: role().when,
+        ..path("/b")
+    };
+    let need = authz("need", Action::Allow, vec![elsewhere]);
+    assert!(denied(&[need], "/a"), "whatever the token says");
+    assert!(denied(&[authz("closed", Action::Deny, vec![path("/a")])], "/a"));
+}
