@@ -176,7 +176,7 @@ impl Capture {
     /// The first step that failed.
     pub async fn remove(&self, pod: &Located) -> Result<(), CaptureError> {
         self.rules.remove(&pod.netns, TABLE).await?;
-        routes::remove(&pod.netns, pod.ipv6).await?;
+        routes::remove(&pod.netns).await?;
         sysctl::set_tcp_loose(&pod.netns, true)
             .await
             .map_err(CaptureError::kernel("set nf_conntrack_tcp_loose"))?;

@@ -23,6 +23,8 @@ const LOOPBACK_INDEX: u32 = 1;
 const ESRCH: i32 = 3;
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
+const EOPNOTSUPP: i32 = 95;
+const EAFNOSUPPORT: i32 = 97;
 
 /// An address family that gets a route and a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,20 +62,22 @@ pub async fn install(netns: &NetNs, ipv6: bool) -> Result<(), CaptureError> {
     Ok(())
 }
 
-/// Removes route and rule; that they are gone is no error.
+/// Removes route and rule of every family; that they are gone is no error. The kernel keeps rules for IPv6 where that was
+/// switched off after they were added.
 ///
 /// # Errors
 /// What the kernel answers.
-pub async fn remove(netns: &NetNs, ipv6: bool) -> Result<(), CaptureError> {
+pub async fn remove(netns: &NetNs) -> Result<(), CaptureError> {
     let routes = Routes::open(netns).await?;
-    for family in families(ipv6) {
+    for family in families(true) {
         for rule in routes.rules(*family).await? {
             let deleted = routes.0.rule().del(rule).execute().await;
             settled(deleted, &[ESRCH, ENOENT])
                 .map_err(CaptureError::kernel("delete the routing rule of table 100"))?;
         }
         let deleted = routes.0.route().del(route(*family)).execute().await;
-        settled(deleted, &[ESRCH, ENOENT]).map_err(CaptureError::kernel("delete the route of table 100"))?;
+        settled(deleted, &[ESRCH, ENOENT, EOPNOTSUPP, EAFNOSUPPORT])
+            .map_err(CaptureError::kernel("delete the route of table 100"))?;
     }
     Ok(())
 }
@@ -131,6 +135,7 @@ impl Routes {
         }
     }
 
+    /// Our rules of a family; none where the kernel does not know it at all.
     async fn rules(&self, family: Family) -> Result<Vec<RuleMessage>, CaptureError> {
         let version = match family {
             Family::V4 => IpVersion::V4,
@@ -138,9 +143,12 @@ impl Routes {
         };
         let rules = self.0.rule().get(version).execute();
         let ours = rules.try_filter(|rule| std::future::ready(is_ours(rule)));
-        ours.try_collect()
-            .await
-            .map_err(|error| listing("list routing rules", error))
+        match ours.try_collect().await {
+            Err(error) => settled(Err(error), &[EOPNOTSUPP, EAFNOSUPPORT])
+                .map(|()| Vec::new())
+                .map_err(CaptureError::kernel("list routing rules")),
+            Ok(rules) => Ok(rules),
+        }
     }
 
     async fn has_rule(&self, family: Family) -> Result<bool, CaptureError> {

@@ -20,6 +20,7 @@ with_each_backend! {
     what_is_applied_is_what_the_plan_says,
     a_changed_table_is_told_from_the_plan_by_its_lines,
     joining_and_leaving_leave_nothing_behind,
+    a_pod_whose_ipv6_was_switched_off_leaves_nothing_behind,
     every_deviation_is_seen_and_repaired,
     exactly_the_selected_conntrack_entries_are_deleted,
     old_connections_live_on_and_new_ones_are_captured,
@@ -143,6 +144,28 @@ async fn joining_and_leaving_leave_nothing_behind(backend: Backend) {
         assert!(!world.output("ip", "-6 rule").contains("lookup 100"));
         assert!(sysctl::tcp_loose(&pod.netns).await.unwrap());
     }
+}
+
+async fn a_pod_whose_ipv6_was_switched_off_leaves_nothing_behind(backend: Backend) {
+    let Some(world) = World::new("a_pod_whose_ipv6_was_switched_off_leaves_nothing_behind") else {
+        return;
+    };
+    let joined = world.located().await;
+    let capture = Capture::new(backend.rules(), ProxyMark::WellKnown);
+    capture.install(&joined, &table(), Existing::Keep).await.unwrap();
+    let rules = || world.output("ip", "-6 rule");
+    assert!(rules().contains("lookup 100"));
+
+    world.switch_ipv6(false);
+    let leaving = world.located().await;
+    assert!(!leaving.ipv6 && rules().contains("lookup 100"));
+    capture.drain(&leaving).await.unwrap();
+    capture.remove(&leaving).await.unwrap();
+    assert!(!rules().contains("lookup 100"), "{}", rules());
+
+    world.switch_ipv6(true);
+    assert!(!tulle_agent::routes::present(&world.pod, true).await.unwrap());
+    assert!(!rules().contains("lookup 100") && !world.output("ip", "rule").contains("lookup 100"));
 }
 
 async fn every_deviation_is_seen_and_repaired(backend: Backend) {

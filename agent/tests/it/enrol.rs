@@ -414,19 +414,11 @@ async fn a_listener_that_was_closed_is_found_and_opened_again(backend: Backend) 
     agent.until("In").await;
 }
 
-/// Switches IPv6 of the pod on or off, as whoever sets it up may do late.
-fn switch_ipv6(world: &World, on: bool) {
-    for what in ["all", "default", "lo", "eth0"] {
-        let off = u8::from(!on);
-        world.output("sysctl", &format!("-w net.ipv6.conf.{what}.disable_ipv6={off}"));
-    }
-}
-
 async fn a_pod_that_gets_ipv6_later_is_captured_over_it_too(backend: Backend) {
     let Some(world) = World::new("a_pod_that_gets_ipv6_later_is_captured_over_it_too") else {
         return;
     };
-    switch_ipv6(&world, false);
+    world.switch_ipv6(false);
     let agent = Agent::start(&world, backend, Goal::Captured).await;
     let proxy = connect(&world, "1").await;
     proxy.snapshot().await;
@@ -435,7 +427,7 @@ async fn a_pod_that_gets_ipv6_later_is_captured_over_it_too(backend: Backend) {
     let present = async |ipv6| tulle_agent::routes::present(&world.pod, ipv6).await.unwrap();
     assert_eq!((present(false).await, present(true).await), (true, false));
 
-    switch_ipv6(&world, true);
+    world.switch_ipv6(true);
     let routed = async {
         while !present(true).await {
             tokio::task::yield_now().await;

@@ -11,6 +11,7 @@ mod capture;
 mod cni;
 mod enrol;
 mod fleet;
+mod full;
 mod golden;
 mod hostile;
 mod pod;

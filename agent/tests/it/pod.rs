@@ -107,12 +107,21 @@ impl World {
         run(&self.pod, program, arguments)
     }
 
+    /// Switches IPv6 of the pod on or off, as whoever sets it up may do late.
+    pub(crate) fn switch_ipv6(&self, on: bool) {
+        for what in ["all", "default", "lo", "eth0"] {
+            let off = u8::from(!on);
+            self.output("sysctl", &format!("-w net.ipv6.conf.{what}.disable_ipv6={off}"));
+        }
+    }
+
     /// Whether a program can be run in the pod, and says that all went well.
     pub(crate) fn succeeds(&self, program: &str, arguments: &str) -> bool {
         let mut command = Command::new(program);
         command
             .args(arguments.split(' '))
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .stderr(std::process::Stdio::null());
         let ended = self.pod.spawn(command).and_then(|mut child| child.wait());
         ended.is_ok_and(|status| status.success())
     }

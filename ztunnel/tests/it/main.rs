@@ -17,6 +17,7 @@ mod inbound;
 mod limits;
 mod logs;
 mod metrics_tunnel;
+mod moved;
 mod names;
 mod on_demand;
 mod outbound;
