@@ -181,16 +181,17 @@ impl Reader {
 /// Waits for something to happen and to be over, for somebody to ask, or for the next scan that is due anyway; says
 /// whether something happened.
 async fn settle(watcher: &mut Watcher, looks: &Looks, next: Instant) -> bool {
-    tokio::select! {
+    // What happened while the folder was looked at, and while that was recorded, has waited since.
+    let first = tokio::select! {
         () = sleep_until(next) => return false,
-        () = watcher.event() => {}
-        () = looks.asked() => {}
-    }
-    let latest = Instant::now() + QUIET_MAX;
+        first = watcher.event() => first,
+        () = looks.asked() => Instant::now(),
+    };
+    let latest = first + QUIET_MAX;
     loop {
         tokio::select! {
             () = sleep_until(latest.min(Instant::now() + QUIET)) => return true,
-            () = watcher.event() => {}
+            _ = watcher.event() => {}
         }
     }
 }
