@@ -116,6 +116,9 @@ impl Reader {
     }
 
     pub(super) fn new(root: PathBuf, mut history: Option<History>) -> Self {
+        if let Some(history) = &mut history {
+            history.recover();
+        }
         let mut library = history.as_mut().and_then(History::load).unwrap_or_default();
         if let Some(history) = &history {
             library.set_allocations(history.allocations(), jiff::Timestamp::now());
