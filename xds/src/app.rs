@@ -4,7 +4,6 @@ use std::fmt::Display;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tulle_identity::Clock;
 use tulle_k8s::translate::MeshConfig;
-use tulle_runtime::admin::{self, AdminError, Listen, Listener};
+use tulle_runtime::admin::{self, Listen, Listener};
 use tulle_runtime::drain::{self, DrainWatcher};
 use tulle_runtime::exit::Exit;
 use tulle_runtime::metrics::Registry;
@@ -23,14 +22,14 @@ use tulle_runtime::{build_info, limits, signal, telemetry};
 
 use crate::ca::Authority;
 use crate::ca::admin::Commands;
-use crate::ca::deny::{DenyError, DenyList};
+use crate::ca::deny::DenyList;
 use crate::ca::issued::{self, Issued};
 use crate::ca::join::JoinService;
 use crate::ca::keeper::Keeper;
 use crate::ca::outside;
-use crate::ca::renew::{self, ServerCertificateError};
+use crate::ca::renew;
 use crate::ca::root::RootError;
-use crate::ca::roots::{Roots, RotationError};
+use crate::ca::roots::Roots;
 use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::config::{Action, Config};
 use crate::debug::look::Look;
@@ -45,11 +44,15 @@ use crate::serve::listen;
 use crate::snapshot::Snapshot;
 use crate::source::folder::looks::Looks;
 use crate::source::{self, FolderConfig};
-use crate::state_dir::{StateDir, StateDirError};
+use crate::state_dir::StateDir;
 use crate::status::Clients;
 use crate::token::join::JoinTokens;
 use crate::token::jwt::JwtVerifier;
 use crate::token::{self, TokenStore};
+
+mod error;
+
+pub use error::Error;
 
 /// How long open streams may take to end once the process is asked to.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -60,80 +63,6 @@ const TASKS_BEFORE_EVENTS: u32 = 512;
 const THREADS_END_MAX: Duration = Duration::from_secs(1);
 /// The root certificate beside the admin socket, for programs that may not read the state folder.
 const ROOT_COPY: &str = "xds-root-cert.pem";
-
-/// Why the control plane cannot run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The state folder cannot be used.
-    #[error(transparent)]
-    State(#[from] StateDirError),
-    /// There is no root to sign with.
-    #[error(transparent)]
-    Root(#[from] RootError),
-    /// What was issued or rotated before cannot be gone on with.
-    #[error(transparent)]
-    Rotation(#[from] RotationError),
-    /// The deny-list is there and cannot be read; without it somebody could come in who must not.
-    #[error(transparent)]
-    DenyList(#[from] DenyError),
-    /// A join token cannot be read; without it, a second use could not be told from the first.
-    #[error(transparent)]
-    JoinTokens(#[from] token::TokenError),
-    /// There is no certificate to serve with.
-    #[error(transparent)]
-    Certificate(#[from] ServerCertificateError),
-    /// An address cannot be listened at.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// An operator's page cannot be served.
-    #[error(transparent)]
-    Admin(#[from] AdminError),
-    /// What an earlier process wrote cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// A file for other programs cannot be written.
-    #[error("cannot write {path}: {source}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// A part has ended that the rest makes no sense without.
-    #[error("its {0} has ended; the log says why. Proxies keep what they have: start it again")]
-    Lost(&'static str),
-}
-
-impl Error {
-    /// The exit code: what another start could not change by itself is misuse.
-    #[must_use]
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::State(StateDirError::Locked { .. })
-            | Self::Listen { .. }
-            | Self::Admin(_)
-            | Self::Read { .. }
-            | Self::Write { .. }
-            | Self::Lost(_) => Exit::Failed,
-            Self::State(_)
-            | Self::Root(_)
-            | Self::Rotation(_)
-            | Self::DenyList(_)
-            | Self::JoinTokens(_)
-            | Self::Certificate(_) => Exit::Usage,
-        }
-    }
-}
 
 /// Runs the control plane, or its action, as the whole process.
 #[must_use]

@@ -3,7 +3,8 @@
 //! `<state dir>/history/<generation>.json` says what was in force and where it stands: in pages, each with the objects or
 //! the files whose names fall together. `<state dir>/history/<generation>.pages` holds the pages that a generation was the
 //! first to have, so that a change costs its own pages, whatever the size of the mesh; `files/<sha256>` are the texts of
-//! files. A generation of an older form lists every object, and `<generation>.objects` holds their texts.
+//! files; `journal/` holds all of the newest ones once more until it is on the disk. A generation of an older form lists every
+//! object, and `<generation>.objects` holds their texts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -22,13 +23,15 @@ use crate::source::folder::allocate::Allocations;
 use crate::source::folder::library::{Library, Settled, Step, Text, Texts};
 
 mod author;
+mod journal;
 mod keep;
 mod older;
 mod pages;
 mod stored;
 mod view;
 
-use keep::Keep;
+use journal::Journal;
+use keep::{Drafts, Keep};
 use older::Recorded;
 use pages::{Pages, Record};
 pub(crate) use view::put;
@@ -66,6 +69,7 @@ pub struct History {
     /// The folder that is read, to see whose files changed.
     config_dir: Option<PathBuf>,
     keep: Keep,
+    journal: Journal,
     /// What the last generation took.
     work: Work,
 }
@@ -77,6 +81,8 @@ pub(crate) struct Work {
     pub(crate) pages: usize,
     /// Texts of files that were written.
     pub(crate) texts: usize,
+    /// Times that files were waited for until they were on the disk.
+    pub(crate) waits: usize,
 }
 
 /// One generation.
@@ -141,6 +147,7 @@ impl History {
         let root = state_dir.join("history");
         Self {
             keep: Keep::new(root.clone()),
+            journal: Journal::new(root.clone()),
             root,
             pages: Pages::default(),
             files: BTreeMap::new(),
@@ -161,6 +168,16 @@ impl History {
         Self {
             config_dir: Some(config_dir.to_owned()),
             ..self
+        }
+    }
+
+    /// Writes again what a crash of the machine took of the newest generations. Whoever owns the folder does so before it
+    /// reads any.
+    pub(crate) fn recover(&mut self) {
+        if let Err(error) = journal::recover(&self.root) {
+            let path = self.root.display();
+            tracing::error!(%error, %path, "what the journal of the history holds cannot be written; generations may be missing");
+            self.journal.distrust();
         }
     }
 
@@ -249,8 +266,10 @@ impl History {
             false => step.files().chain(&self.unrecorded).cloned().collect(),
         };
         let time = Timestamp::now();
-        let files = self.store_texts(library, &changed)?;
-        let pages = self.write_pages(library, step, &files, &changed)?;
+        // The manifest, which says that the rest is there, comes to its place last.
+        let mut drafts = Drafts::default();
+        let files = self.store_texts(library, &changed, &mut drafts)?;
+        let pages = self.write_pages(library, step, (&files, &changed), &mut drafts)?;
         self.store_allocations(library)?;
         // The same generation, written anew: what was said of it stays.
         let same = self.newest.filter(|newest| *newest == generation);
@@ -281,8 +300,8 @@ impl History {
             files: BTreeMap::new(),
             objects: Vec::new(),
         })?;
-        self.keep
-            .write(&self.manifest_path(generation), text.as_bytes())?;
+        drafts.write(&self.manifest_path(generation), text.as_bytes())?;
+        self.place(&mut drafts)?;
         let before = self.newest.unwrap_or_default();
         self.keep.over(&self.pages, &pages, before);
         for path in &changed {
@@ -300,9 +319,14 @@ impl History {
         Ok(())
     }
 
-    /// Stores the texts of files that are not stored yet, and returns the SHA-256 of each that is there.
-    fn store_texts(&mut self, library: &Library, changed: &BTreeSet<Str>) -> io::Result<BTreeMap<Str, Str>> {
-        let (mut files, mut texts) = (BTreeMap::new(), BTreeMap::new());
+    /// Writes the texts of files that are not stored yet, and returns the SHA-256 of each that is there.
+    fn store_texts(
+        &mut self,
+        library: &Library,
+        changed: &BTreeSet<Str>,
+        drafts: &mut Drafts,
+    ) -> io::Result<BTreeMap<Str, Str>> {
+        let (mut files, mut written) = (BTreeMap::new(), BTreeSet::new());
         for path in changed {
             let Some((text, sha256)) = library.text(path) else {
                 continue;
@@ -310,19 +334,36 @@ impl History {
             let stored = self.root.join(FILES).join(&**sha256);
             let known = self.files.get(&(pages::page_of_file(path), path.clone()));
             match text {
-                Text::Open(text) if known != Some(sha256) && !stored.exists() => {
-                    texts.insert(stored, text);
+                Text::Open(text) if known != Some(sha256) && !stored.exists() && written.insert(sha256) => {
+                    drafts.write(&stored, text.as_bytes())?;
                     self.work.texts += 1;
                 }
                 _ => {}
             }
             files.insert(path.clone(), sha256.clone());
-            if texts.len() == keep::SYNCED_AT_ONCE {
-                self.keep.write_all(&std::mem::take(&mut texts))?;
+            if drafts.are_many() {
+                self.place(drafts)?;
             }
         }
-        self.keep.write_all(&texts)?;
         Ok(files)
+    }
+
+    /// Puts files in their places once what they hold is on the disk: in the journal, where it waits for nothing else, or,
+    /// if it is too much for that, as it is.
+    fn place(&mut self, drafts: &mut Drafts) -> io::Result<()> {
+        self.work.waits += 1;
+        self.journal.renew()?;
+        if drafts.bytes() > journal::RECORD_BYTES_MAX {
+            drafts.sync()?;
+            return self.keep.place(drafts);
+        }
+        drafts.flush()?;
+        self.journal.append(drafts)?;
+        let placed = self.keep.place(drafts);
+        if placed.is_err() {
+            self.journal.take_back();
+        }
+        placed
     }
 
     fn store_allocations(&mut self, library: &Library) -> io::Result<()> {
@@ -392,11 +433,12 @@ pub(crate) fn sha256(bytes: &[u8]) -> Str {
     text.into()
 }
 
-/// A file that is written beside the place it is for.
+/// A file that is written beside the place it is for. One that does not get there goes with the value: the disk may be full.
 #[derive(Debug)]
 struct Draft {
     path: PathBuf,
     file: io::BufWriter<fs::File>,
+    is_placed: bool,
 }
 
 impl Draft {
@@ -419,19 +461,30 @@ impl Draft {
         Ok(Self {
             path: new.into(),
             file: io::BufWriter::new(file),
+            is_placed: false,
         })
     }
 
     /// Puts it in its place.
     fn place(mut self, path: &Path) -> io::Result<()> {
         self.flush()?;
-        fs::rename(&self.path, path)
+        fs::rename(&self.path, path)?;
+        self.is_placed = true;
+        Ok(())
     }
 
     /// Waits until it is on the disk.
     fn sync(&mut self) -> io::Result<()> {
         self.flush()?;
         self.file.get_ref().sync_all()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.is_placed {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

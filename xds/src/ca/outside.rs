@@ -189,7 +189,7 @@ pub(super) fn watcher(folder: &Path) -> Watcher {
 /// Completes when something happened in that folder; never without one.
 pub(super) async fn heard(watcher: &mut Option<Watcher>) {
     match watcher {
-        Some(watcher) => watcher.event().await,
+        Some(watcher) => drop(watcher.event().await),
         None => std::future::pending().await,
     }
 }

@@ -20,8 +20,83 @@ pub(super) const GENERATIONS_MAX: usize = 100;
 /// Bytes that they may take with all they hold; the newest is kept whatever it takes.
 const BYTES_MAX: u64 = 256 << 20;
 
-/// Files that wait for the disk side by side, each in a thread of its own.
-pub(super) const SYNCED_AT_ONCE: usize = 64;
+/// Threads in which files wait for the disk side by side.
+const SYNCED_AT_ONCE: usize = 64;
+/// Files that are open at most until they are on the disk.
+const DRAFTS_MAX: usize = 256;
+
+/// Files of a generation that are written and in no place yet, in the order in which they are put there.
+#[derive(Debug, Default)]
+pub(super) struct Drafts(Vec<Waiting>);
+
+#[derive(Debug)]
+struct Waiting {
+    draft: Draft,
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Drafts {
+    /// Adds a file of so many bytes that was written already.
+    pub(super) fn add(&mut self, draft: Draft, path: &Path, bytes: u64) {
+        self.0.push(Waiting {
+            draft,
+            path: path.to_owned(),
+            bytes,
+        });
+    }
+
+    /// Writes a file that is to be whole when it is in its place.
+    pub(super) fn write(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut draft = Draft::of(path)?;
+        draft.write_all(bytes)?;
+        // A buffer for each of many open files would only be kept for nothing.
+        draft.flush()?;
+        self.add(draft, path, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Whether so many are open that they have to wait for the disk before there can be more.
+    pub(super) fn are_many(&self) -> bool {
+        self.0.len() >= DRAFTS_MAX
+    }
+
+    /// Bytes of all.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.iter().map(|waiting| waiting.bytes).sum()
+    }
+
+    /// Where each is and where it is to be.
+    pub(super) fn paths(&self) -> impl Iterator<Item = (&Path, &Path)> {
+        self.0
+            .iter()
+            .map(|waiting| (waiting.draft.path.as_path(), waiting.path.as_path()))
+    }
+
+    /// Leaves nothing in a buffer.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.0.iter_mut().try_for_each(|waiting| waiting.draft.flush())
+    }
+
+    /// Waits until all are on the disk. The waits overlap: what a file system with a journal commits for one of them it
+    /// commits for all, while one after the other each would wait for a commit of its own.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        let share = self.0.len().div_ceil(SYNCED_AT_ONCE).max(1);
+        let sync = |drafts: &mut [Waiting]| drafts.iter_mut().try_for_each(|waiting| waiting.draft.sync());
+        thread::scope(|scope| {
+            // Those that were begun are waited for, also where no further thread is to be had.
+            let begun: Vec<_> = self
+                .0
+                .chunks_mut(share)
+                .map(|drafts| thread::Builder::new().spawn_scoped(scope, move || sync(drafts)))
+                .collect();
+            let panicked = |_| io::Error::other("waiting for files of the history panicked");
+            begun
+                .into_iter()
+                .try_for_each(|files| files?.join().map_err(panicked)?)
+        })
+    }
+}
 
 /// What lies in the folder of the history.
 #[derive(Debug)]
@@ -75,48 +150,15 @@ impl Keep {
             .collect();
     }
 
-    /// Writes a file as a whole, and counts it.
-    pub(super) fn write(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let mut file = Draft::of(path)?;
-        file.write_all(bytes)?;
-        self.place(file, path, bytes.len() as u64)
+    /// Puts files in their places, the first one first, and counts them.
+    pub(super) fn place(&mut self, drafts: &mut Drafts) -> io::Result<()> {
+        let drafts = std::mem::take(&mut drafts.0);
+        drafts.into_iter().try_for_each(|waiting| self.rename(waiting))
     }
 
-    /// Writes files as wholes, [`SYNCED_AT_ONCE`] at most, and counts them. Their waits for the disk overlap: what a file
-    /// system with a journal commits for one of them it commits for all, while one after the other each would wait for a
-    /// commit of its own.
-    pub(super) fn write_all(&mut self, files: &BTreeMap<PathBuf, String>) -> io::Result<()> {
-        let write = |path: &Path, text: &str| {
-            let mut draft = Draft::of(path)?;
-            draft.write_all(text.as_bytes())?;
-            draft.sync()?;
-            Ok(draft)
-        };
-        let drafts: io::Result<Vec<Draft>> = thread::scope(|scope| {
-            // Those that were begun are waited for, also where no further thread is to be had.
-            let begun: Vec<_> = files
-                .iter()
-                .map(|(path, text)| thread::Builder::new().spawn_scoped(scope, move || write(path, text)))
-                .collect();
-            let panicked = |_| io::Error::other("writing a file of the history panicked");
-            let written = begun.into_iter().map(|file| file?.join().map_err(panicked)?);
-            written.collect()
-        });
-        for (draft, (path, text)) in drafts?.into_iter().zip(files) {
-            self.rename(draft, path, text.len() as u64)?;
-        }
-        Ok(())
-    }
-
-    /// Puts a file with so many bytes in its place, and counts it.
-    pub(super) fn place(&mut self, mut file: Draft, path: &Path, bytes: u64) -> io::Result<()> {
-        file.sync()?;
-        self.rename(file, path, bytes)
-    }
-
-    fn rename(&mut self, file: Draft, path: &Path, bytes: u64) -> io::Result<()> {
-        let before = fs::metadata(path).map_or(0, |file| file.len());
-        file.place(path)?;
+    fn rename(&mut self, Waiting { draft, path, bytes }: Waiting) -> io::Result<()> {
+        let before = fs::metadata(&path).map_or(0, |file| file.len());
+        draft.place(&path)?;
         if let Some(all) = &mut self.bytes {
             *all = (*all + bytes).saturating_sub(before);
         }

@@ -13,7 +13,7 @@ use tulle_k8s::Key;
 use tulle_model::Str;
 use tulle_proto::resume::bucket_of;
 
-use super::{Draft, History, Library, Step, Texts, sha256};
+use super::{Draft, Drafts, History, Library, Step, Texts, sha256};
 use crate::source::folder::library::Entry;
 use crate::source::folder::parse::form_of;
 
@@ -116,8 +116,8 @@ impl History {
         &mut self,
         library: &Library,
         step: &Step,
-        files: &BTreeMap<Str, Str>,
-        changed_files: &BTreeSet<Str>,
+        (files, changed_files): (&BTreeMap<Str, Str>, &BTreeSet<Str>),
+        drafts: &mut Drafts,
     ) -> io::Result<Pages> {
         let mut pages = self.pages.clone();
         let mut writer = Writer {
@@ -166,7 +166,7 @@ impl History {
             place(&mut pages.files, page, now.is_empty(), || writer.add(&now))?;
         }
         if let Some(file) = writer.file {
-            self.keep.place(file, &writer.path, writer.at)?;
+            drafts.add(file, &writer.path, writer.at);
         }
         self.work.pages = writer.count;
         Ok(pages)

@@ -5,6 +5,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::source::folder::scan::Scan;
 
+mod crash;
+
 /// Who goes back, and why.
 const BACK: (&str, &str) = ("alice", "back");
 
@@ -44,6 +46,7 @@ impl Paper {
     /// As after a kill: nothing but the disk is left.
     fn restart(&mut self) {
         self.history = History::open(self.state.path());
+        self.history.recover();
         self.library = self.history.load().expect("a generation");
     }
 
@@ -371,7 +374,8 @@ fn secrets_are_not_kept_and_their_files_are_left_alone() {
     assert_eq!((done.removed, done.kept), (vec![], vec!["secret.yaml".into()]));
     assert!(newest > 2);
     let mut read = 0;
-    for folder in [paper.history.root.clone(), paper.history.root.join(FILES)] {
+    let root = &paper.history.root;
+    for folder in [root.clone(), root.join(FILES), root.join(journal::FOLDER)] {
         for file in fs::read_dir(folder).unwrap().flatten() {
             let text = fs::read_to_string(file.path()).unwrap_or_default();
             // What a ConfigMap says is no secret to those who read objects.

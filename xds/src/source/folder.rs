@@ -116,6 +116,9 @@ impl Reader {
     }
 
     pub(super) fn new(root: PathBuf, mut history: Option<History>) -> Self {
+        if let Some(history) = &mut history {
+            history.recover();
+        }
         let mut library = history.as_mut().and_then(History::load).unwrap_or_default();
         if let Some(history) = &history {
             library.set_allocations(history.allocations(), jiff::Timestamp::now());
@@ -181,16 +184,17 @@ impl Reader {
 /// Waits for something to happen and to be over, for somebody to ask, or for the next scan that is due anyway; says
 /// whether something happened.
 async fn settle(watcher: &mut Watcher, looks: &Looks, next: Instant) -> bool {
-    tokio::select! {
+    // What happened while the folder was looked at, and while that was recorded, has waited since.
+    let first = tokio::select! {
         () = sleep_until(next) => return false,
-        () = watcher.event() => {}
-        () = looks.asked() => {}
-    }
-    let latest = Instant::now() + QUIET_MAX;
+        first = watcher.event() => first,
+        () = looks.asked() => Instant::now(),
+    };
+    let latest = first + QUIET_MAX;
     loop {
         tokio::select! {
             () = sleep_until(latest.min(Instant::now() + QUIET)) => return true,
-            () = watcher.event() => {}
+            _ = watcher.event() => {}
         }
     }
 }

@@ -26,8 +26,12 @@ const NO_NAMESPACE: &str = "_cluster";
 /// Directory for files that something is wrong with; no kind is called so.
 const FILES: &str = "_files";
 
-/// Time between two looks at what clients answered; changes of objects are written at once.
+/// Time between two looks at what clients answered; the first change of objects is written at once.
 const ANSWERS_EVERY: Duration = Duration::from_secs(1);
+
+/// Time between the beginnings of two rounds: an object that changes again meanwhile is written once, as it is then. Files
+/// that are replaced all the time take the disk from the generations, which somebody waits for.
+const ROUNDS_APART: Duration = Duration::from_secs(1);
 
 /// Looking at every object again takes at most this part of the time; one over it …
 const EVERYTHING_SHARE: u32 = 20;
@@ -43,8 +47,9 @@ pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<S
     let ending = Ending::default();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        let answered = clients.changes();
+        let (answered, mut next) = (clients.changes(), tokio::time::Instant::now());
         if snapshot.synced() {
+            next += ROUNDS_APART;
             let (clients, is_over) = (clients.clone(), ending.0.clone());
             let update = move || files.update(&snapshot, &clients, answered, &is_over);
             let updated = spawn_blocking(update).await;
@@ -66,6 +71,7 @@ pub(super) async fn run(state_dir: PathBuf, mut snapshots: watch::Receiver<Arc<S
                 }
             }
         }
+        tokio::time::sleep_until(next).await;
     }
 }
 
@@ -431,6 +437,34 @@ mod tests {
         assert_eq!(files.looked_at, 199);
         assert!(!files.wants(1, Instant::now()));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_again_within_a_second_is_written_once_as_it_is_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut engine = Engine::new(tulle_k8s::translate::MeshConfig::default());
+        let mut cut = |label: &str| Arc::new(engine.apply(batch(vec![event("s", label)])));
+        let (tell, snapshots) = watch::channel(cut("1"));
+        let running = run(folder.path().to_owned(), snapshots, Clients::default());
+        let running = tulle_runtime::tasks::spawn("status files", running);
+        let file = path(&folder.path().join("status"), &event("s", "1").key);
+        let says = |generation: u64| {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            text.contains(&format!("generation: {generation}\n"))
+        };
+        // Time does not pass while a file is being written.
+        let pass = |ms| tokio::time::sleep(Duration::from_millis(ms));
+        pass(10).await;
+        assert!(says(1));
+        tell.send_replace(cut("2"));
+        pass(500).await;
+        assert!(says(1), "the round before is not a second old");
+        tell.send_replace(cut("3"));
+        pass(500).await;
+        assert!(says(3));
+        drop(tell);
+        running.await.unwrap();
+    }
+
     #[test]
     fn where_answers_are_not_told_of_every_object_a_cut_copies_none() {
         let folder = tempfile::tempdir().unwrap();

@@ -152,6 +152,33 @@ async fn a_label_edit_reaches_the_cut_within_100_ms() {
     assert!(fastest < Duration::from_millis(100), "took {fastest:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_happened_during_a_look_waits_no_longer_than_what_happens_after_it() {
+    let (tell, events) = mpsc::channel(1);
+    let (mut watcher, looks) = (Watcher::of(events), Looks::default());
+    let never = tokio::time::Instant::now() + RESCAN;
+    // It is never quiet.
+    let writer = tulle_runtime::tasks::spawn("writer", async move {
+        while !tell.is_closed() {
+            let _ = tell.try_send(tokio::time::Instant::now());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    for (looked, waits) in [(0, 250), (200, 50), (400, 0)] {
+        // The first event comes when the look begins, and the one that waits keeps the others from coming.
+        watcher.event().await;
+        tokio::time::sleep(Duration::from_millis(5 + looked)).await;
+        let begun = tokio::time::Instant::now();
+        assert!(settle(&mut watcher, &looks, never).await);
+        let waited = begun.elapsed().as_millis();
+        assert!(
+            waited.abs_diff(waits) <= 6,
+            "{waited} ms after a look of {looked} ms"
+        );
+    }
+    writer.abort();
+}
+
 #[tokio::test]
 async fn a_look_that_was_asked_for_holds_what_was_written_before() {
     let mut folder = Folder::new(&[("shop.yaml", ENTRY)]);

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Hears of changes. Where inotify cannot be had, regular scans still find them.
 pub(crate) struct Watcher {
     inner: Option<RecommendedWatcher>,
-    events: mpsc::Receiver<()>,
+    /// When the first of what happened did.
+    events: mpsc::Receiver<Instant>,
     watched: BTreeSet<PathBuf>,
     above: Option<PathBuf>,
 }
@@ -22,7 +24,7 @@ impl Watcher {
         let (tell, events) = mpsc::channel(1);
         let hear = move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|event| is_change(event.kind)) {
-                let _ = tell.try_send(());
+                let _ = tell.try_send(Instant::now());
             }
         };
         let inner = notify::recommended_watcher(hear);
@@ -41,6 +43,17 @@ impl Watcher {
             events,
             watched: BTreeSet::new(),
             above,
+        }
+    }
+
+    /// Hears what a test says.
+    #[cfg(test)]
+    pub(crate) fn of(events: mpsc::Receiver<Instant>) -> Self {
+        Self {
+            inner: None,
+            events,
+            watched: BTreeSet::new(),
+            above: None,
         }
     }
 
@@ -68,10 +81,11 @@ impl Watcher {
         new
     }
 
-    /// Completes when something may have changed.
-    pub(crate) async fn event(&mut self) {
-        if self.events.recv().await.is_none() {
-            std::future::pending::<()>().await;
+    /// Completes when something may have changed, with the time of the first of what happened since it did before.
+    pub(crate) async fn event(&mut self) -> Instant {
+        match self.events.recv().await {
+            Some(first) => first,
+            None => std::future::pending().await,
         }
     }
 }

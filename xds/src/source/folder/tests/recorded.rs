@@ -294,7 +294,8 @@ fn on_a_small_disk(folder: &Path, bytes: usize, what: impl FnOnce() + Send + 'st
 fn fill(folder: &Path) -> PathBuf {
     use std::io::Write as _;
     let path = folder.join("filler");
-    let mut file = std::fs::File::create(&path).unwrap();
+    let mut options = std::fs::File::options();
+    let mut file = options.create(true).append(true).open(&path).unwrap();
     while file.write_all(&[0; 512]).is_ok() {}
     path
 }
@@ -398,6 +399,8 @@ fn a_start_on_a_full_disk_serves_and_signs_as_soon_as_it_can_be_written_down() {
         let filler = fill(&path);
         let (_owned, _roots, issued) = start();
         hand.restart();
+        // What the journal of the history gave back is gone, too.
+        fill(&path);
         assert_eq!(hand.look().batch.expect("it is told").events.len(), 1);
         let problem = issued.try_again().expect("it is still full");
         assert!(problem.contains("issued.log"), "{problem}");
