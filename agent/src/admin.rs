@@ -6,7 +6,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use tulle_model::Str;
 use tulle_runtime::admin;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::metrics::Exposition;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::telemetry::LogHandle;
 
@@ -40,7 +40,7 @@ pub(crate) fn router(
     node: Str,
     board: Board,
     hub: Hub,
-    registry: &Registry,
+    exposition: &Exposition,
     ready: &Ready,
     logs: Option<&LogHandle>,
 ) -> Router {
@@ -48,7 +48,7 @@ pub(crate) fn router(
         .route("/pods", get(pods))
         .route("/events", get(events))
         .with_state(Pages { node, board, hub })
-        .merge(admin::metrics(registry))
+        .merge(admin::metrics(exposition))
         .merge(admin::readiness(ready));
     match logs {
         Some(logs) => router.merge(admin::logging(logs)),

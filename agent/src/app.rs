@@ -12,7 +12,7 @@ use tulle_linux::NetNs;
 use tulle_model::{Mesh, Str};
 use tulle_runtime::admin::{self, Listen, Listener};
 use tulle_runtime::drain::{self, DrainWatcher};
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::metrics::Exposition;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::tasks;
 use tulle_runtime::telemetry::LogHandle;
@@ -28,7 +28,7 @@ use crate::grace::Grace;
 use crate::host::{self, Host};
 use crate::locate::Locator;
 use crate::mark;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::probe::Probes;
 use crate::records::Records;
 use crate::rules::Backend;
@@ -94,34 +94,28 @@ pub async fn run(
     shutdown: impl Future<Output = &'static str>,
     logs: Option<&LogHandle>,
 ) -> Result<(), Error> {
-    let registry = Registry::for_process("agent");
     let ready = Ready::new();
     let (trigger, draining) = drain::new();
     let hub = Hub::new();
-    let metrics = Metrics::register(&registry);
+    let state = MeshState::new(Mesh::new());
+    let (metrics, configuration, exposition) = metrics::export(&state);
     let board = Board::new(metrics.clone());
 
     let pages = admin::Router::new().merge(crate::admin::router(
         config.node.as_str().into(),
         board.clone(),
         hub.clone(),
-        &registry,
+        &exposition,
         &ready,
         logs,
     ));
-    serve_pages(&config, pages, &registry, &ready, &draining).await?;
+    serve_pages(&config, pages, &exposition, &ready, &draining).await?;
 
-    let state = MeshState::new(Mesh::new());
     let options = Options {
         types: vec![ResourceType::Address],
         ..Options::new(node_info(&config))
     };
-    let client = Client::new(
-        options,
-        state.clone(),
-        tulle_xds_client::Metrics::register(&registry, &state),
-        &ready,
-    );
+    let client = Client::new(options, state.clone(), configuration, &ready);
     tasks::spawn(
         "xds-client",
         client.run(control_plane(&config, &draining)?, draining.clone()),
@@ -282,7 +276,7 @@ fn control_plane(config: &Config, drain: &DrainWatcher) -> Result<AuthenticatedC
 async fn serve_pages(
     config: &Config,
     pages: admin::Router,
-    registry: &Registry,
+    exposition: &Exposition,
     ready: &Ready,
     draining: &DrainWatcher,
 ) -> Result<(), Error> {
@@ -297,7 +291,7 @@ async fn serve_pages(
         tasks::spawn("admin", admin::serve(listener, pages, draining.clone()));
     }
     for (port, pages) in [
-        (config.metrics_port, admin::metrics(registry)),
+        (config.metrics_port, admin::metrics(exposition)),
         (config.readiness_port, admin::readiness(ready)),
     ] {
         if let Port::On(port) = port {

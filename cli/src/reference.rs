@@ -2,6 +2,7 @@
 
 mod commands;
 mod errors;
+mod metrics;
 mod variables;
 
 use clap::ValueEnum;
@@ -22,6 +23,8 @@ enum Page {
     Cli,
     /// Environment variables of the node proxy
     Config,
+    /// Metrics of all components
+    Metrics,
 }
 
 pub(crate) fn run(reference: &Reference) -> Exit {
@@ -29,6 +32,7 @@ pub(crate) fn run(reference: &Reference) -> Exit {
         Page::Errors => errors::page(),
         Page::Cli => commands::page(),
         Page::Config => variables::page(),
+        Page::Metrics => metrics::page(),
     };
     print!("{text}");
     Exit::Ok

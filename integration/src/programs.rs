@@ -1,6 +1,7 @@
 //! Real clients and servers as processes in pods.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use tulle_world::{Pod, Process};
@@ -59,4 +60,20 @@ pub async fn serve(pod: &Pod, program: &str, arguments: &[&str], port: u16) -> P
     });
     assert!(listening.await, "{program} listens on {port}");
     server
+}
+
+/// Starts nginx in a pod, with its files in this folder and one server that is configured like this; waits for its port.
+pub async fn nginx(pod: &Pod, folder: &Path, port: u16, server: &str) -> Process {
+    std::fs::create_dir_all(folder).unwrap();
+    let root = folder.display();
+    let configuration = format!(
+        "user root root;\ndaemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{}}\n\
+         http {{ access_log off; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;\n\
+         fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
+         server {{ {server} }} }}\n"
+    );
+    let conf = folder.join("nginx.conf");
+    std::fs::write(&conf, configuration).unwrap();
+    let (prefix, conf) = (root.to_string(), conf.display().to_string());
+    serve(pod, "nginx", &["-p", &prefix, "-c", &conf], port).await
 }

@@ -15,7 +15,7 @@ use tulle_runtime::admin::{self, AdminError, Listen, Listener};
 use tulle_runtime::config::Env;
 use tulle_runtime::drain::{self, DrainMode, DrainTrigger, DrainWatcher};
 use tulle_runtime::exit::Exit;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::metrics::Exposition;
 use tulle_runtime::ready::{BlockReady, Ready};
 use tulle_runtime::telemetry::{self, LogFormat, LogHandle, TelemetryError};
 use tulle_runtime::{limits, signal, tasks};
@@ -26,7 +26,7 @@ use crate::buffers;
 use crate::config::Config;
 use crate::context::{Parts, Waypoint};
 use crate::listener;
-use crate::metrics::Metrics;
+use crate::metrics::Exported;
 use crate::upstream::dial::OwnNetwork;
 
 /// How long the last pages and log lines may take at the end.
@@ -120,7 +120,7 @@ pub fn run(config: Config, log: LogHandle) -> Result<(), Error> {
 pub struct App {
     waypoint: Arc<Waypoint>,
     ready: Ready,
-    registry: Registry,
+    exposition: Exposition,
     drain: DrainTrigger,
     quit: Arc<Notify>,
     pages: Vec<JoinHandle<()>>,
@@ -139,27 +139,27 @@ impl App {
     ) -> Result<Self, Error> {
         log_effective(&config);
         buffers::limit(&config);
-        let registry = Registry::for_process("waypoint");
         let (ready, (drain, watcher)) = (Ready::new(), drain::new());
         let ca = ca.map_or_else(|| authority(&config), Ok)?;
         let trust = TrustStore::new(StalePolicy::Deny, Clock::system());
         let mesh = MeshState::new(Mesh::new());
+        let exported = Exported::register(&mesh);
+        let exposition = exported.exposition;
         let options = tulle_identity::Options {
             trust: trust.clone(),
             ..tulle_identity::Options::default()
         };
-        let certificates = tulle_identity::Metrics::register(&registry);
         let waypoint = Waypoint::start(Parts {
             mesh: mesh.clone(),
-            secrets: SecretManager::new(ca, options, certificates),
+            secrets: SecretManager::new(ca, options, exported.certificates),
             trust,
             network: Arc::new(OwnNetwork),
-            metrics: Metrics::register(&registry),
+            metrics: exported.metrics,
             log: log.clone(),
             drain: watcher.clone(),
             config,
         });
-        follow_configuration(&waypoint, &registry, &ready, &watcher)?;
+        follow_configuration(&waypoint, exported.configuration, &ready, &watcher)?;
         drop(tasks::spawn("trust", follow_trust(Arc::clone(&waypoint))));
         let certified = ready.register("certificate");
         drop(tasks::spawn(
@@ -178,7 +178,7 @@ impl App {
         let pages = Pages {
             waypoint: Arc::clone(&waypoint),
             ready: ready.clone(),
-            registry: registry.clone(),
+            exposition: exposition.clone(),
             log,
             quit: Arc::clone(&quit),
         };
@@ -186,7 +186,7 @@ impl App {
         Ok(Self {
             waypoint,
             ready,
-            registry,
+            exposition,
             drain,
             quit,
             pages,
@@ -214,8 +214,8 @@ impl App {
 
     /// What is counted.
     #[must_use]
-    pub fn registry(&self) -> &Registry {
-        &self.registry
+    pub fn exposition(&self) -> &Exposition {
+        &self.exposition
     }
 
     /// Where tunnels are taken.
@@ -277,13 +277,12 @@ fn authority(config: &Config) -> Result<Arc<dyn CaClient>, Error> {
 
 fn follow_configuration(
     waypoint: &Waypoint,
-    registry: &Registry,
+    metrics: tulle_xds_client::Metrics,
     ready: &Ready,
     drain: &DrainWatcher,
 ) -> Result<(), Error> {
     let config = &waypoint.config;
     let channel = channel::authenticated(&config.xds.channel_config(&config.cluster_id))?;
-    let metrics = tulle_xds_client::Metrics::register(registry, &waypoint.mesh);
     let options = Options::waypoint(node_info(config));
     let client = Client::new(options, waypoint.mesh.clone(), metrics, ready);
     drop(tasks::spawn("xds-client", client.run(channel, drain.clone())));
@@ -370,7 +369,7 @@ async fn serve_pages(
     if let Some(port) = config.ports.stats {
         let page = admin::serve_open(
             bind_any(port).await?,
-            admin::metrics(&pages.registry),
+            admin::metrics(&pages.exposition),
             drain.clone(),
         );
         serving.push(tasks::spawn("metrics", page));

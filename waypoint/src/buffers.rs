@@ -8,11 +8,8 @@
 use std::fmt;
 
 use parking_lot::Mutex;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::gauge::ConstGauge;
 use tulle_runtime::memory::MemoryLimits;
+use tulle_runtime::metrics::{Collect, Descriptor, Scrape, whole};
 use tulle_transport::copy;
 use tulle_transport::hbone::Settings;
 use tulle_transport::hbone::held::{self, Part, Room};
@@ -96,16 +93,15 @@ pub struct NoRoom;
 #[derive(Debug)]
 pub(crate) struct Shown;
 
-impl Collector for Shown {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let shown = encoder.encode_descriptor(
-            "tulle_waypoint_buffer_bytes",
-            "Bytes that wait for slow readers, and of buffers that are in use",
-            None,
-            MetricType::Gauge,
-        )?;
+impl Collect for Shown {
+    const METRICS: &'static [Descriptor] = &[Descriptor::gauge(
+        "tulle_waypoint_buffer_bytes",
+        "Bytes that wait for slow readers, and of buffers that are in use",
+    )];
+
+    fn collect(&self, scrape: &mut Scrape<'_>) -> fmt::Result {
         let bytes = held::bytes() + copy::buffer_bytes();
-        ConstGauge::new(i64::try_from(bytes).unwrap_or(i64::MAX)).encode(shown)
+        scrape.gauge("tulle_waypoint_buffer_bytes", whole(bytes))
     }
 }
 

@@ -2,19 +2,25 @@
 
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use tulle_model::Reason;
-use tulle_runtime::metrics::Registry;
+use tulle_model::{Mesh, Reason};
+use tulle_runtime::label_set;
+use tulle_runtime::metrics::{Exposition, Registry, Section};
+use tulle_xds_client::MeshState;
 
 use crate::buffers::Shown;
 use crate::policy::metrics::PolicyMetrics;
 use crate::telemetry::requests::Traffic;
 use crate::telemetry::spans::Spans;
 use crate::upstream::metrics::UpstreamMetrics;
+
+pub(crate) const SECTION: Section = Section {
+    title: "Waypoint",
+    about: "",
+};
 
 /// Seconds that configuration takes.
 const SECONDS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
@@ -28,8 +34,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Connections to endpoints that were opened without mutual TLS.
     pub plaintext_upstream: Counter,
-    mirror: Family<OfOutcome, Counter>,
-    retries: Family<OfOutcome, Counter>,
+    mirror: Family<OfMirror, Counter>,
+    retries: Family<OfRetry, Counter>,
     local_replies: Family<OfReason, Counter>,
     /// How long configuration took to decide requests.
     pub config_apply: Seconds,
@@ -60,51 +66,64 @@ impl Seconds {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfReason {
-    reason: &'static str,
+label_set! {
+    struct OfReason {
+        /// token of [the reason](errors.md)
+        reason: &'static str,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfOutcome {
-    outcome: &'static str,
+label_set! {
+    struct OfRetry {
+        /// `made`; `over_budget`, where the retry budget of the service is spent; `overflow`, where its circuit breaker
+        /// allows no more at once
+        outcome: &'static str,
+    }
+}
+
+label_set! {
+    struct OfMirror {
+        /// `sent`, `failed`, `timeout`, `dropped`, `denied`
+        outcome: &'static str,
+    }
 }
 
 impl Metrics {
     /// Metrics that `registry` exports.
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
-        registry.with(|inner| inner.register_collector(Box::new(Shown)));
-        let replies = "Answers of the waypoint itself, and streams it refused, by reason";
+        let section = registry.section(&SECTION);
+        section.collect(Shown);
+        let replies = "Answers of the waypoint itself, and streams it refused";
         let plaintext = "Connections to endpoints that were opened without mutual TLS";
         Self {
-            tunnels: registry.register(
+            tunnels: section.register(
                 "tulle_waypoint_tunnels",
                 "Tunnel connections that are open",
                 Gauge::default(),
             ),
-            streams: registry.register(
+            streams: section.register(
                 "tulle_waypoint_streams",
                 "Streams in tunnels that are open",
                 Gauge::default(),
             ),
-            plaintext_upstream: registry.register(
+            plaintext_upstream: section.register(
                 "tulle_waypoint_plaintext_upstream",
                 plaintext,
                 Counter::default(),
             ),
-            mirror: registry.register(
+            mirror: section.register(
                 "tulle_waypoint_mirror",
-                "Copies of requests, by what became of them: sent, failed, timeout, dropped, denied",
+                "Copies of requests that rules asked for, by what became of them",
                 Family::default(),
             ),
-            retries: registry.register(
+            retries: section.register(
                 "tulle_waypoint_retries",
-                "Further tries that were wanted, by what became of them: made, over_budget, overflow",
+                "Further tries that were wanted, by what became of them",
                 Family::default(),
             ),
-            local_replies: registry.register("tulle_waypoint_local_replies", replies, Family::default()),
-            config_apply: Seconds(registry.register(
+            local_replies: section.register("tulle_waypoint_local_replies", replies, Family::default()),
+            config_apply: Seconds(section.register(
                 "tulle_waypoint_config_apply_seconds",
                 "Time from a change of the configuration to the snapshot that requests are decided by",
                 Histogram::new(SECONDS),
@@ -118,12 +137,12 @@ impl Metrics {
 
     /// Counts a copy of a request.
     pub fn mirrored(&self, outcome: &'static str) {
-        self.mirror.get_or_create(&OfOutcome { outcome }).inc();
+        self.mirror.get_or_create(&OfMirror { outcome }).inc();
     }
 
     /// Counts a further try that was wanted.
     pub fn retried(&self, outcome: &'static str) {
-        self.retries.get_or_create(&OfOutcome { outcome }).inc();
+        self.retries.get_or_create(&OfRetry { outcome }).inc();
     }
 
     /// Counts an answer of our own.
@@ -133,6 +152,38 @@ impl Metrics {
         };
         self.local_replies.get_or_create(&label).inc();
     }
+}
+
+/// All that a waypoint exports, registered in one place: what is served and what the reference lists are the same.
+#[derive(Debug)]
+pub(crate) struct Exported {
+    /// Of requests, streams and backends.
+    pub(crate) metrics: Metrics,
+    /// Of certificates.
+    pub(crate) certificates: tulle_identity::Metrics,
+    /// Of configuration.
+    pub(crate) configuration: tulle_xds_client::Metrics,
+    /// Where they are read.
+    pub(crate) exposition: Exposition,
+}
+
+impl Exported {
+    /// Makes and registers everything.
+    pub(crate) fn register(mesh: &MeshState) -> Self {
+        let registry = Registry::for_process("waypoint");
+        Self {
+            configuration: tulle_xds_client::Metrics::register(&registry, mesh),
+            certificates: tulle_identity::Metrics::register(&registry),
+            metrics: Metrics::register(&registry),
+            exposition: registry.seal(),
+        }
+    }
+}
+
+/// What is exported, while nothing runs: for the reference.
+#[must_use]
+pub fn reference() -> Exposition {
+    Exported::register(&MeshState::new(Mesh::new())).exposition
 }
 
 /// Counts one while it lives.

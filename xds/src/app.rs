@@ -15,7 +15,7 @@ use tulle_k8s::translate::MeshConfig;
 use tulle_runtime::admin::{self, Listen, Listener};
 use tulle_runtime::drain::{self, DrainWatcher};
 use tulle_runtime::exit::Exit;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::metrics::Exposition;
 use tulle_runtime::ready::{BlockReady, Ready};
 use tulle_runtime::tasks::Scope;
 use tulle_runtime::{build_info, limits, signal, telemetry};
@@ -173,7 +173,7 @@ struct Parts {
     clients: Clients,
     looks: Looks,
     metrics: Metrics,
-    registry: Registry,
+    exposition: Exposition,
     authority: Arc<Authority>,
     keeper: Arc<Keeper>,
     ready: Ready,
@@ -199,28 +199,23 @@ impl Parts {
             "sync",
             synced(engine.snapshots.clone(), ready.register("configuration")),
         );
-        let parts = Self {
+        let observed = Observed {
+            snapshots: engine.snapshots.clone(),
+            clients: clients.clone(),
+            keeper: keeper.clone(),
+        };
+        Ok(Self {
             snapshots: engine.snapshots,
             questions: engine.questions,
             clients,
             looks,
+            exposition: metrics.export(Some(observed)),
             metrics,
-            registry: Registry::for_process("xds"),
             authority: keeper.authority.clone(),
             keeper,
             ready,
             scope,
-        };
-        parts.metrics.register(&parts.registry);
-        let observed = Observed {
-            snapshots: parts.snapshots.clone(),
-            clients: parts.clients.clone(),
-            keeper: parts.keeper.clone(),
-        };
-        parts
-            .registry
-            .with(|inner| inner.register_collector(Box::new(observed)));
-        Ok(parts)
+        })
     }
 }
 
@@ -440,7 +435,7 @@ async fn serve_pages(config: &Config, parts: &Parts, drain: &DrainWatcher) -> Re
         looks: parts.looks.clone(),
         snapshots: parts.snapshots.clone(),
     };
-    let (exported, ready) = (admin::metrics(&parts.registry), admin::readiness(&parts.ready));
+    let (exported, ready) = (admin::metrics(&parts.exposition), admin::readiness(&parts.ready));
     let mut router = pages(config, parts).router().merge(look.router());
     if !config.replica {
         router = router.merge(commands.router());

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry as Inner;
 use tulle_k8s::Kind;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::label_set;
+use tulle_runtime::metrics::{Exposition, InSection, Registry, Section};
 
 use crate::engine::Batch;
 use crate::serve::frame::Encoding;
@@ -23,10 +22,24 @@ mod observed;
 pub(crate) use observed::Lag;
 pub use observed::Observed;
 
-/// Label of a resource type; bounded by [`ResourceType::ALL`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct TypeLabel {
-    r#type: &'static str,
+const SECTION: Section = Section {
+    title: "Control plane",
+    about: "\
+The gauges here are counts that only rise, which Istio exports without `_total`; only `pilot_xds`,
+`tulle_ca_held_requests` and `tulle_xds_source_lag_seconds` say what is now.",
+};
+
+const OBSERVED: Section = Section {
+    title: "Control plane: configuration and issuer",
+    about: "Read at each scrape.",
+};
+
+label_set! {
+    /// Label of a resource type; bounded by [`ResourceType::ALL`].
+    pub struct TypeLabel {
+        /// `address`, `workload`, `authorization`, `trust`, `waypoint`, `route`, `policy`
+        r#type: &'static str,
+    }
 }
 
 impl From<ResourceType> for TypeLabel {
@@ -44,10 +57,12 @@ impl From<ResourceType> for TypeLabel {
     }
 }
 
-/// Label of how responses are written; bounded by [`Encoding`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct EncodingLabel {
-    encoding: &'static str,
+label_set! {
+    /// Label of how responses are written; bounded by [`Encoding`].
+    pub struct EncodingLabel {
+        /// `identity`, `gzip`, `zstd`
+        encoding: &'static str,
+    }
 }
 
 impl From<Encoding> for EncodingLabel {
@@ -58,11 +73,12 @@ impl From<Encoding> for EncodingLabel {
     }
 }
 
-/// Label of a refusal; bounded by the tokens there are.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabel {
-    /// The token.
-    pub reason: &'static str,
+label_set! {
+    /// Label of a refusal; bounded by the tokens there are.
+    pub struct ReasonLabel {
+        /// token of the cause
+        pub reason: &'static str,
+    }
 }
 
 /// Times in which certificates are issued.
@@ -95,10 +111,12 @@ fn bytes() -> Histogram {
     Histogram::new([100.0, 1e3, 1e4, 1e5, 1e6, 2e6, 4e6, 1e7])
 }
 
-/// Label of a kind of object; bounded by the kinds there are.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct KindLabel {
-    r#type: &'static str,
+label_set! {
+    /// Label of a kind of object; bounded by the kinds there are.
+    pub struct KindLabel {
+        /// kind of object
+        r#type: &'static str,
+    }
 }
 
 /// What the engine counts. Clones share it.
@@ -116,17 +134,21 @@ pub struct EngineMetrics {
     pub relists: Family<RelistLabel, Counter>,
 }
 
-/// Label of a kind of object, or of a source; bounded by those there are.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct SourceLabel {
-    kind: &'static str,
+label_set! {
+    /// Label of a kind of object, or of a source; bounded by those there are.
+    pub struct SourceLabel {
+        kind: &'static str,
+    }
 }
 
-/// Label of a whole reading; bounded by the sources and reasons there are.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RelistLabel {
-    kind: &'static str,
-    reason: &'static str,
+label_set! {
+    /// Label of a whole reading; bounded by the sources and reasons there are.
+    pub struct RelistLabel {
+        /// kind of object, or `folder`
+        kind: &'static str,
+        /// of a folder: `start`, `event`, `periodic`, `new_directory`, `unfinished_file`
+        reason: &'static str,
+    }
 }
 
 impl Default for EngineMetrics {
@@ -184,11 +206,13 @@ pub struct StreamMetrics {
     pub overruns: Counter,
 }
 
-/// Label of how a client began; bounded by the words there are.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct OutcomeLabel {
-    /// The word.
-    pub outcome: &'static str,
+label_set! {
+    /// Label of how a client began; bounded by the words there are.
+    pub struct OutcomeLabel {
+        /// `fresh`, holding nothing; `versions`, with a list of versions; `equal`, with digests that were ours; `buckets`,
+        /// with digests that differ
+        pub outcome: &'static str,
+    }
 }
 
 impl Default for StreamMetrics {
@@ -255,100 +279,123 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics visible.
-    pub fn register(&self, registry: &Registry) {
-        registry.with_prefix("pilot", |inner| self.register_pilot(inner));
-        registry.with_prefix("citadel_server", |inner| self.register_citadel(inner));
-        registry.with_prefix("tulle_xds", |inner| {
-            let help = "Time from a batch of changes to the cut it means";
-            inner.register("turn_seconds", help, self.engine.turns.clone());
-            let help = "Time from when the newest object of a kind was written to the cut it means";
-            inner.register("source_lag_seconds", help, self.engine.source_lag.clone());
-            let help = "Times a source was read as a whole";
-            inner.register("relists", help, self.engine.relists.clone());
-            let help = "How clients began with a type";
-            inner.register("resume", help, self.stream.resume.clone());
-            let help = "Times a stream was further behind than the log reaches";
-            inner.register("log_overruns", help, self.stream.overruns.clone());
-            inner.register("nacks", "Responses rejected by clients", self.nacks.clone());
-            inner.register("refused", "Streams refused or ended", self.refused.clone());
-            let help = "Bytes of responses that tell whole tables";
-            inner.register("snapshot_bytes", help, self.snapshot_bytes.clone());
-            let help = "Bytes of responses as they are written";
-            inner.register("response_bytes", help, self.response_bytes.clone());
-        });
-        registry.with_prefix("tulle_ca", |inner| {
-            inner.register(
-                "refused",
-                "Certificate requests refused",
-                self.csr_refused.clone(),
-            );
-            let help = "Certificate requests that wait for a placement";
-            inner.register("held_requests", help, self.held.clone());
-            let help = "Time from an authorised request to its certificate";
-            inner.register("issuance_seconds", help, self.issuance.0.clone());
-            let help = "Certificate requests that claimed other names than were issued";
-            inner.register("san_mismatch", help, self.san_mismatches.clone());
-        });
+    /// Registers all that the control plane exports; what is observed is there once there is something to look at.
+    #[must_use]
+    pub fn export(&self, observed: Option<Observed>) -> Exposition {
+        let registry = Registry::for_process("xds");
+        let section = registry.section(&SECTION);
+        self.register_pilot(section);
+        self.register_xds(section);
+        self.register_citadel(section);
+        self.register_ca(section);
+        registry.section(&OBSERVED).collect(observed);
+        registry.seal()
     }
 
-    fn register_pilot(&self, inner: &mut Inner) {
-        inner.register("xds", "Streams connected", self.streams.clone());
-        inner.register("xds_pushes", "Responses sent", self.pushes.clone());
-        inner.register(
-            "total_xds_rejects",
-            "Responses rejected by clients",
-            self.rejects.clone(),
-        );
-        inner.register(
-            "xds_expired_nonce",
-            "Answers with a stale nonce",
-            self.expired_nonces.clone(),
-        );
+    fn register_pilot(&self, section: InSection<'_>) {
+        let help = "Streams connected";
+        section.register("pilot_xds", help, self.streams.clone());
+        let help = "Responses sent";
+        section.register("pilot_xds_pushes", help, self.pushes.clone());
+        let help = "Responses rejected by clients";
+        section.register("pilot_total_xds_rejects", help, self.rejects.clone());
+        let help = "Answers with a stale nonce";
+        section.register("pilot_xds_expired_nonce", help, self.expired_nonces.clone());
         let help = "Time to make a response, in seconds";
-        inner.register("xds_push_time", help, self.stream.push.clone());
+        section.register("pilot_xds_push_time", help, self.stream.push.clone());
         let help = "Time from a response to its place in the connection, in seconds";
-        inner.register("xds_send_time", help, self.stream.send.clone());
-        inner.register(
-            "xds_config_size_bytes",
-            "Bytes of a response",
-            self.stream.size.clone(),
+        section.register("pilot_xds_send_time", help, self.stream.send.clone());
+        let help = "Bytes of a response as it is written";
+        section.register("pilot_xds_config_size_bytes", help, self.stream.size.clone());
+        let help = "Time from a cut to the client's answer, in seconds; what a new stream is told first does not count";
+        section.register(
+            "pilot_proxy_convergence_time",
+            help,
+            self.stream.convergence.clone(),
         );
-        let help = "Time from a cut to the client's answer, in seconds";
-        inner.register("proxy_convergence_time", help, self.stream.convergence.clone());
-        inner.register(
-            "inbound_updates",
-            "Changes of objects taken",
-            self.engine.inbound.clone(),
-        );
+        let help = "Changes of objects taken";
+        section.register("pilot_inbound_updates", help, self.engine.inbound.clone());
         let help = "Cuts that changed what is served";
-        inner.register("push_triggers", help, self.engine.cuts.clone());
+        section.register("pilot_push_triggers", help, self.engine.cuts.clone());
         let help = "Streams closed because the client did not read";
-        inner.register("xds_write_timeout", help, self.write_timeouts.clone());
+        section.register("pilot_xds_write_timeout", help, self.write_timeouts.clone());
     }
 
-    fn register_citadel(&self, inner: &mut Inner) {
-        inner.register(
-            "csr_count",
-            "Certificate requests received",
-            self.csr_count.clone(),
+    fn register_xds(&self, section: InSection<'_>) {
+        let help = "Time from a batch of changes to the cut it means";
+        section.register("tulle_xds_turn_seconds", help, self.engine.turns.clone());
+        let help = "Time from when the newest object of this kind was written to the cut it means; nothing before the \
+                    first change";
+        section.register(
+            "tulle_xds_source_lag_seconds",
+            help,
+            self.engine.source_lag.clone(),
         );
+        let help = "Whole readings of the source";
+        section.register("tulle_xds_relists", help, self.engine.relists.clone());
+        let help = "How clients began with a type";
+        section.register("tulle_xds_resume", help, self.stream.resume.clone());
+        let help = "Times a stream was further behind than the log of changes reaches";
+        section.register("tulle_xds_log_overruns", help, self.stream.overruns.clone());
+        let help = "Responses rejected by clients";
+        section.register("tulle_xds_nacks", help, self.nacks.clone());
+        let help = "Streams refused or ended by the server";
+        section.register("tulle_xds_refused", help, self.refused.clone());
+        let help = "Bytes of responses as they are written";
+        section.register("tulle_xds_response_bytes", help, self.response_bytes.clone());
+        let help = "Bytes of responses that tell whole tables, to clients that hold nothing; part of `tulle_xds_response_bytes_total`";
+        section.register("tulle_xds_snapshot_bytes", help, self.snapshot_bytes.clone());
+    }
+
+    fn register_citadel(&self, section: InSection<'_>) {
+        let help = "Certificate requests received";
+        section.register("citadel_server_csr_count", help, self.csr_count.clone());
         let help = "Certificate requests without a known credential";
-        inner.register(
-            "authentication_failure_count",
+        section.register(
+            "citadel_server_authentication_failure_count",
             help,
             self.csr_unauthenticated.clone(),
         );
         let help = "Certificate requests that could not be parsed";
-        inner.register("csr_parsing_err_count", help, self.csr_unparsable.clone());
+        section.register(
+            "citadel_server_csr_parsing_err_count",
+            help,
+            self.csr_unparsable.clone(),
+        );
         let help = "Certificate requests that do not say readably whom they are for";
-        inner.register("id_extraction_err_count", help, self.csr_without_identity.clone());
+        section.register(
+            "citadel_server_id_extraction_err_count",
+            help,
+            self.csr_without_identity.clone(),
+        );
         let help = "Certificate requests that could not be signed";
-        inner.register("csr_sign_err_count", help, self.csr_sign_errors.clone());
-        inner.register(
-            "success_cert_issuance_count",
-            "Certificates issued",
+        section.register(
+            "citadel_server_csr_sign_err_count",
+            help,
+            self.csr_sign_errors.clone(),
+        );
+        let help = "Certificates issued";
+        section.register(
+            "citadel_server_success_cert_issuance_count",
+            help,
             self.issued.clone(),
         );
     }
+
+    fn register_ca(&self, section: InSection<'_>) {
+        let help = "Certificate requests refused";
+        section.register("tulle_ca_refused", help, self.csr_refused.clone());
+        let help = "Certificate requests that wait for the placement of their workload";
+        section.register("tulle_ca_held_requests", help, self.held.clone());
+        let help = "Time from an authorised request to its certificate";
+        section.register("tulle_ca_issuance_seconds", help, self.issuance.0.clone());
+        let help = "Certificate requests that claimed other names than were issued";
+        section.register("tulle_ca_san_mismatch", help, self.san_mismatches.clone());
+    }
+}
+
+/// What is exported, while nothing runs: for the reference.
+#[must_use]
+pub fn reference() -> Exposition {
+    Metrics::default().export(None)
 }

@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::sync::Notify;
 use tulle_runtime::admin;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::metrics::Exposition;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::telemetry::LogHandle;
 
@@ -32,7 +32,7 @@ pub struct Pages {
     /// Readiness.
     pub ready: Ready,
     /// Metrics.
-    pub registry: Registry,
+    pub exposition: Exposition,
     /// Log levels; `None` where logging is not ours to change.
     pub log: Option<LogHandle>,
     /// Notified by `/quitquitquit`.
@@ -74,7 +74,7 @@ impl Pages {
     /// Pages of the unix socket: those, metrics and readiness.
     pub fn local(&self) -> Router {
         self.admin()
-            .merge(admin::metrics(&self.registry))
+            .merge(admin::metrics(&self.exposition))
             .merge(admin::readiness(&self.ready))
     }
 }

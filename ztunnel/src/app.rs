@@ -17,7 +17,7 @@ use tulle_runtime::admin::AdminError;
 use tulle_runtime::config::Env;
 use tulle_runtime::drain::{self, DrainTrigger, DrainWatcher};
 use tulle_runtime::exit::Exit;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::metrics::Exposition;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::telemetry::{self, LogFormat, LogHandle, TelemetryError};
 use tulle_runtime::{limits, signal, tasks};
@@ -32,12 +32,11 @@ use crate::dedicated::Dedicated;
 use crate::fleet::{Fleet, FleetView};
 use crate::held::Held;
 use crate::inpod;
-use crate::metrics::Metrics;
+use crate::metrics::exported::Exported;
 use crate::plaintext::Plaintext;
 use crate::pod::{Node, PacketMark, Pod};
 use crate::revocation;
-use crate::same_node::Locals;
-use crate::shed::{Pressures, Shedder};
+use crate::shed::Pressures;
 
 /// How often the bytes of open connections are passed on to their series, and replaced snapshots freed.
 const PASS_ON: Duration = Duration::from_secs(1);
@@ -150,7 +149,7 @@ fn worker_runtime(threads: usize) -> Result<Runtime, Error> {
 pub struct App {
     node: Arc<Node>,
     ready: Ready,
-    registry: Registry,
+    exposition: Exposition,
     drain: DrainTrigger,
     quit: Arc<Notify>,
     serving: Serving,
@@ -194,15 +193,16 @@ impl App {
         workers: &Handle,
     ) -> Result<Self, Error> {
         log_effective(&config);
-        let registry = Registry::for_process("ztunnel");
         let ready = Ready::new();
         let (drain, watcher) = drain::new();
         let mesh = MeshState::new(Mesh::new());
+        let exported = Exported::register(&mesh);
+        let (exposition, configuration) = (exported.exposition.clone(), exported.configuration.clone());
         let ca = ca.map_or_else(|| authority(&config), Ok)?;
         let held = Held::found(&config.supervision);
         let ca = held.authority(ca);
-        let node = Arc::new(node(config, &registry, mesh, ca));
-        follow_configuration(&node, &registry, &ready, &watcher, &held)?;
+        let node = Arc::new(node(config, exported, mesh, ca));
+        follow_configuration(&node, configuration, &ready, &watcher, &held)?;
         workers.spawn_named("rejudge", rejudge(&node));
         follow_trust(&node, &watcher, workers);
         tasks::spawn("shed", shed(Arc::clone(&node), watcher.clone()));
@@ -214,7 +214,7 @@ impl App {
             node: Arc::clone(&node),
             fleet: serving.view.clone(),
             ready: ready.clone(),
-            registry: registry.clone(),
+            exposition: exposition.clone(),
             log,
             quit: Arc::clone(&quit),
         };
@@ -223,7 +223,7 @@ impl App {
         Ok(Self {
             node,
             ready,
-            registry,
+            exposition,
             drain,
             quit,
             serving,
@@ -252,8 +252,8 @@ impl App {
 
     /// What is counted.
     #[must_use]
-    pub fn registry(&self) -> &Registry {
-        &self.registry
+    pub fn exposition(&self) -> &Exposition {
+        &self.exposition
     }
 
     /// The workload of a dedicated proxy that carries, and the ports its listeners are bound to.
@@ -332,11 +332,11 @@ fn log_effective(config: &Config) {
     }
 }
 
-fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClient>) -> Node {
-    let metrics = registry.with(Metrics::register);
+fn node(config: Config, exported: Exported, mesh: MeshState, ca: Arc<dyn CaClient>) -> Node {
+    let metrics = exported.metrics;
     #[cfg(feature = "otlp")]
-    let metrics = Metrics {
-        exporter: crate::record::otlp::Exporter::of(&config, registry),
+    let metrics = crate::metrics::Metrics {
+        exporter: crate::record::otlp::Exporter::of(&config, metrics.lines_dropped.clone()),
         ..metrics
     };
     let key_exchange = if config.post_quantum_only {
@@ -355,12 +355,12 @@ fn node(config: Config, registry: &Registry, mesh: MeshState, ca: Arc<dyn CaClie
     };
     Node {
         mark: PacketMark::default(),
-        secrets: SecretManager::new(ca, options, tulle_identity::Metrics::register(registry)),
+        secrets: SecretManager::new(ca, options, exported.certificates),
         trust,
         connections: Connections::new(metrics.clone()),
         plaintext: Plaintext::default(),
-        shedder: registry.with(Shedder::register),
-        locals: registry.with(Locals::register),
+        shedder: exported.shedder,
+        locals: exported.locals,
         metrics,
         mesh,
         config,
@@ -401,7 +401,7 @@ fn fake_authority() -> Arc<dyn CaClient> {
 /// Starts what keeps the mesh up to date: a local source, the control plane, or both.
 fn follow_configuration(
     node: &Node,
-    registry: &Registry,
+    metrics: tulle_xds_client::Metrics,
     ready: &Ready,
     drain: &DrainWatcher,
     held: &Held,
@@ -421,7 +421,6 @@ fn follow_configuration(
                 .channel_config(&config.cluster_id)
                 .marked(config.packet_mark),
         )?;
-        let metrics = tulle_xds_client::Metrics::register(registry, &node.mesh);
         let client = Client::new(client_options(config), node.mesh.clone(), metrics, ready);
         tasks::spawn("xds-client", held.client(client).run(channel, drain.clone()));
     }

@@ -251,7 +251,7 @@ impl Connections {
         let mut received = vec![self.metrics.received.get_or_create_owned(labels)];
         let mut sent = vec![self.metrics.sent.get_or_create_owned(labels)];
         if !story.mutual_tls {
-            let direction = DirectionLabel(story.direction);
+            let direction = DirectionLabel::from(story.direction);
             self.metrics.plaintext_connections.get_or_create(&direction).inc();
             let bytes = self.metrics.plaintext_bytes.get_or_create_owned(&direction);
             received.push(bytes.clone());

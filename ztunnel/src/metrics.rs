@@ -1,6 +1,7 @@
 //! What the node proxy counts.
 
 mod buffers;
+pub(crate) mod exported;
 pub mod labels;
 pub mod series;
 pub mod shared;
@@ -11,18 +12,32 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use tulle_model::reason::ResponseFlag;
 use tulle_model::{Reason, Str};
+use tulle_runtime::metrics::{InSection, Registry, Section};
 
 use self::buffers::Buffers;
+pub use self::exported::reference;
 use self::labels::{
-    Described, Direction, DirectionLabel, NameLabels, Party, RefusalLabels, ReporterLabel, TrafficLabels,
+    Described, Direction, DirectionLabel, NameLabels, Party, PeerRefusalLabels, RefusalLabels, ReporterLabel,
+    TrafficLabels,
 };
 use self::series::SeriesTable;
 use self::shared::Shared;
 use crate::dns::metrics::DnsMetrics;
 use crate::events::Events;
+
+pub(crate) const SECTION: Section = Section {
+    title: "Node proxy",
+    about: "\
+What is not known of traffic is `unknown`. There are at most 100,000 series of traffic, and as many of
+`istio_on_demand_dns_total`; what would be one more is counted in one whose labels say `overflow`. A series without an
+open connection that nobody touched for `TULLE_METRIC_TTL` is removed.
+
+Where `POD_NAME`, `POD_NAMESPACE` and `SERVICE_ACCOUNT` are set, a proxy in shared mode serves its metrics behind mutual
+TLS, too: it accepts tunnels at port 15008 of its own pod, under the pod's identity, that lead to port 15020 and nowhere
+else. Policies of the pod hold for them.",
+};
 
 /// Every metric of the node proxy. Cloning shares them.
 #[derive(Debug, Clone, Default)]
@@ -54,7 +69,7 @@ pub struct Metrics {
     /// `tulle_would_deny_total`: refusals of dry-run policies.
     pub would_deny: Family<RefusalLabels, Counter>,
     /// `tulle_refused_total`: refusals of peers, with the reason they gave.
-    pub refused: Family<RefusalLabels, Counter>,
+    pub refused: Family<PeerRefusalLabels, Counter>,
     /// `istio_crl_policy_rejections_total`: ends of tunnels that were refused or closed as revoked, denied or unknown.
     pub crl_rejections: Family<ReporterLabel, Counter>,
     /// `istio_crl_untracked_connections_total`: tunnels whose proofs cannot be judged again while they are open.
@@ -79,6 +94,8 @@ pub struct Metrics {
     pub drain_remaining: Gauge,
     /// `tulle_tunnels`: tunnel connections of peers, and to peers as long as they take streams.
     pub tunnels: Gauge,
+    /// `tulle_otlp_lines_dropped_total`
+    pub lines_dropped: Counter,
     /// What happens to connections, for those who watch.
     pub events: Events,
     /// Where lines are exported to.
@@ -89,126 +106,141 @@ pub struct Metrics {
 impl Metrics {
     /// Makes the metrics and registers them under their full names.
     #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
+    pub fn register(registry: &Registry) -> Self {
         let metrics = Self::default();
-        metrics.register_traffic(registry);
-        metrics.register_refusals(registry);
-        metrics.register_proxies(registry);
-        registry.register_collector(Box::new(Buffers));
+        let section = registry.section(&SECTION);
+        metrics.register_traffic(section);
+        metrics.register_refusals(section);
+        metrics.register_state(section);
+        metrics.register_proxies(section);
+        section.collect(Buffers);
         metrics.dns.register(registry);
         metrics
     }
 
-    fn register_traffic(&self, registry: &mut Registry) {
-        registry.register(
+    fn register_traffic(&self, section: InSection<'_>) {
+        section.register(
             "istio_tcp_connections_opened",
             "TCP connections opened",
             self.opened.clone(),
         );
-        registry.register(
+        section.register(
             "istio_tcp_connections_closed",
             "TCP connections closed",
             self.closed.clone(),
         );
-        registry.register(
+        section.register(
             "istio_tcp_connections_failed",
             "TCP connections that could not be established, or ended for a reason of the mesh",
             self.failed.clone(),
         );
-        registry.register(
+        section.register(
             "istio_tcp_received_bytes",
             "Bytes received from clients",
             self.received.clone(),
         );
-        registry.register("istio_tcp_sent_bytes", "Bytes sent to clients", self.sent.clone());
-        registry.register(
+        section.register("istio_tcp_sent_bytes", "Bytes sent to clients", self.sent.clone());
+        section.register(
             "istio_tcp_sockets_open",
             "Open TCP sockets of applications",
             self.sockets.clone(),
         );
-        registry.register(
+        section.register(
             "istio_on_demand_dns",
-            "Host names of workloads that were looked up because a connection needed their address",
+            "Connections to workloads that have a host name and no address: the name was looked up, or known from before",
             self.looked_up.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_series_expired",
-            "Series of traffic that were removed because nobody touched them",
+            "Series of traffic that were removed because nobody touched them for `TULLE_METRIC_TTL`",
             self.series_expired.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_plaintext_connections",
             "Connections that crossed the network without mutual TLS",
             self.plaintext_connections.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_plaintext_bytes",
             "Bytes that crossed the network without mutual TLS",
             self.plaintext_bytes.clone(),
         );
     }
 
-    fn register_refusals(&self, registry: &mut Registry) {
-        registry.register(
+    fn register_refusals(&self, section: InSection<'_>) {
+        section.register(
             "tulle_denied",
             "Connections this proxy refused",
             self.denied.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_would_deny",
             "Connections that a dry-run policy would have refused",
             self.would_deny.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_refused",
             "Connections of local workloads that a peer refused, by the reason it gave",
             self.refused.clone(),
         );
-        registry.register(
+        section.register(
             "istio_crl_policy_rejections",
             "Tunnels refused or closed because a certificate is revoked or denied, or its status unknown",
             self.crl_rejections.clone(),
         );
-        registry.register(
+        section.register(
             "istio_crl_untracked_connections",
-            "Tunnels whose certificates cannot be judged again while they are open",
+            "Tunnels whose certificates cannot be judged again while they are open; always 0",
             self.crl_untracked.clone(),
         );
-        registry.register(
+    }
+
+    fn register_state(&self, section: InSection<'_>) {
+        section.register(
             "tulle_drain_remaining",
             "Connections that a drain still waits for",
             self.drain_remaining.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_events_lost",
-            "Events of connections that slow watchers lost",
+            "Events of connections that slow watchers of `GET /events` lost",
             self.events.lost.clone(),
         );
-        registry.register("tulle_tunnels", "Tunnel connections open", self.tunnels.clone());
+        section.register(
+            "tulle_tunnels",
+            "Tunnel connections of peers, and to peers as long as they take new connections",
+            self.tunnels.clone(),
+        );
+        section.register(
+            "tulle_otlp_lines_dropped",
+            "Access lines that the collector did not take: it refused them, or 10,000 waited for it; 0 where none \
+             are exported (feature `otlp`)",
+            self.lines_dropped.clone(),
+        );
     }
 
-    fn register_proxies(&self, registry: &mut Registry) {
-        registry.register(
+    fn register_proxies(&self, section: InSection<'_>) {
+        section.register(
             "workload_manager_active_proxy_count",
             "Pods with a running proxy",
             self.proxies_active.clone(),
         );
-        registry.register(
+        section.register(
             "workload_manager_pending_proxy_count",
             "Pods whose proxy could not be started yet",
             self.proxies_pending.clone(),
         );
-        registry.register(
+        section.register(
             "workload_manager_proxies_started",
             "Proxies of pods that were started",
             self.proxies_started.clone(),
         );
-        registry.register(
+        section.register(
             "workload_manager_proxies_stopped",
             "Proxies of pods that were stopped",
             self.proxies_stopped.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_proxy_restarts",
             "Proxies of pods that ended by a fault and were started again",
             self.proxy_restarts.clone(),
@@ -217,24 +249,28 @@ impl Metrics {
 
     /// Counts a refusal by this proxy.
     pub fn count_denied(&self, reason: Reason, direction: Direction) {
-        self.denied.get_or_create(&refusal(reason, Some(direction))).inc();
+        self.denied.get_or_create(&refusal(reason, direction)).inc();
     }
 
     /// Counts a tunnel that is refused or closed because of what is known of a certificate.
     pub fn count_crl_rejection(&self, direction: Direction) {
-        self.crl_rejections.get_or_create(&ReporterLabel(direction)).inc();
+        self.crl_rejections
+            .get_or_create(&ReporterLabel::from(direction))
+            .inc();
     }
 
     /// Counts what a dry-run policy would have refused.
     pub fn count_would_deny(&self, reason: Reason, direction: Direction) {
-        self.would_deny
-            .get_or_create(&refusal(reason, Some(direction)))
-            .inc();
+        self.would_deny.get_or_create(&refusal(reason, direction)).inc();
     }
 
     /// Counts a refusal by a peer.
     pub fn count_refused(&self, reason: Reason) {
-        self.refused.get_or_create(&refusal(reason, None)).inc();
+        let labels = PeerRefusalLabels {
+            code: reason.code(),
+            reason: reason.token(),
+        };
+        self.refused.get_or_create(&labels).inc();
     }
 
     /// Counts a connection that opened; the labels are to be given back to [`Self::count_closed`].
@@ -304,13 +340,13 @@ impl Metrics {
     /// Counts an open application socket until the guard is dropped.
     #[must_use]
     pub fn socket(&self, direction: Direction) -> SocketGuard {
-        let gauge = self.sockets.get_or_create_owned(&ReporterLabel(direction));
+        let gauge = self.sockets.get_or_create_owned(&ReporterLabel::from(direction));
         gauge.inc();
         SocketGuard { gauge }
     }
 }
 
-fn refusal(reason: Reason, direction: Option<Direction>) -> RefusalLabels {
+fn refusal(reason: Reason, direction: Direction) -> RefusalLabels {
     RefusalLabels {
         code: reason.code(),
         reason: reason.token(),
@@ -333,15 +369,12 @@ impl Drop for SocketGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prometheus_client::encoding::text::encode;
     use tulle_model::Identity;
 
     fn encoded(metrics: impl FnOnce(&Metrics)) -> String {
-        let mut registry = Registry::default();
-        metrics(&Metrics::register(&mut registry));
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
-        text
+        let registry = Registry::new();
+        metrics(&Metrics::register(&registry));
+        registry.encode()
     }
 
     #[test]
@@ -384,8 +417,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_nobody_touches_leaves_every_family_and_is_counted() {
         let ttl = Duration::from_secs(900);
-        let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry);
         let open = metrics.count_opened(traffic("open"));
         metrics.received.get_or_create(&open).inc_by(7);
         let gone = metrics.count_opened(traffic("gone"));
@@ -395,8 +428,7 @@ mod tests {
         metrics.count_looked_up(traffic("gone").source, &"db.example.com".into());
         tokio::time::advance(ttl).await;
         metrics.expire(ttl);
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
+        let text = registry.encode();
         assert_eq!(series_of(&text, "gone").count(), 0, "{text}");
         assert_eq!(series_of(&text, "open").count(), 2, "it is open: {text}");
         // Opened and failed share their labels; closed has its flag, and the name is one of its own.
@@ -405,19 +437,18 @@ mod tests {
 
     #[test]
     fn what_exceeds_the_bound_is_counted_as_overflow() {
-        let mut registry = Registry::default();
+        let registry = Registry::new();
         let metrics = Metrics {
             series: SeriesTable::with_max(1),
             names: SeriesTable::with_max(1),
-            ..Metrics::register(&mut registry)
+            ..Metrics::register(&registry)
         };
         for workload in ["first", "second", "third"] {
             let opened = metrics.count_opened(traffic(workload));
             metrics.count_closed(&opened, ResponseFlag::None);
             metrics.count_looked_up(traffic(workload).source, &workload.into());
         }
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
+        let text = registry.encode();
         assert_eq!(series_of(&text, "second").count(), 0, "{text}");
         let overflow: Vec<&str> = series_of(&text, "overflow").collect();
         assert_eq!(overflow.len(), 3, "{text}");

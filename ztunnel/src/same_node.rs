@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::registry::Registry;
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -21,6 +20,7 @@ use tulle_model::gateway::HBONE_PORT;
 use tulle_model::upstream::Endpoint;
 use tulle_model::workload::TunnelProtocol;
 use tulle_model::{Identity, Workload};
+use tulle_runtime::metrics::Registry;
 use tulle_runtime::tasks;
 use tulle_transport::OpenError;
 use tulle_transport::hbone::{AcceptError, ConnectRequest, ConnectResponse, HboneStream};
@@ -28,6 +28,7 @@ use tulle_transport::hbone::{AcceptError, ConnectRequest, ConnectResponse, Hbone
 use crate::config::{SameNode, WorkloadName};
 use crate::error::Error;
 use crate::inbound::{Asking, Handed, Tunnel, serve_stream};
+use crate::metrics::SECTION;
 use crate::metrics::labels::Direction;
 use crate::pod::Pod;
 use crate::record::Story;
@@ -69,11 +70,12 @@ pub struct Present {
 impl Locals {
     /// Makes it and registers what it counts.
     #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
+    pub fn register(registry: &Registry) -> Self {
         let locals = Self::default();
-        registry.register(
+        registry.section(&SECTION).register(
             "tulle_same_node_connections",
-            "Connections that were handed over to another workload of this process without a tunnel",
+            "Connections that were handed over to another workload of the same proxy without a tunnel; they count as mutual \
+             TLS everywhere else",
             locals.handed_over.clone(),
         );
         locals

@@ -13,14 +13,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 use tulle_runtime::drain::DrainWatcher;
 use tulle_runtime::limits;
 use tulle_runtime::memory::{self, MemoryLimits};
+use tulle_runtime::metrics::Registry;
 
 use crate::config::WorkloadName;
 use crate::error::Error;
+use crate::metrics::SECTION;
 
 /// Share of its limit that may be used before anybody is refused, in percent.
 const USED_MAX_PERCENT: u64 = 90;
@@ -247,16 +248,18 @@ impl Default for Shedder {
 impl Shedder {
     /// Makes it and registers what it counts.
     #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
+    pub fn register(registry: &Registry) -> Self {
         let shedder = Self::default();
-        registry.register(
+        let section = registry.section(&SECTION);
+        section.register(
             "tulle_shedding",
-            "1 while new connections of the heaviest workload are refused for want of descriptors or memory",
+            "1 while new connections of the heaviest workload are refused because file descriptors, or the memory its \
+             control group allows, are used by more than 90 %",
             shedder.shedding.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_shed",
-            "Connections that were refused for want of descriptors or memory",
+            "Connections that were refused while `tulle_shedding` is 1; they are also in `tulle_denied_total` as `T0515`",
             shedder.shed.clone(),
         );
         shedder

@@ -2,12 +2,17 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use tulle_model::identity::Identity;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::label_set;
+use tulle_runtime::metrics::{Registry, Section};
+
+const SECTION: Section = Section {
+    title: "Certificates",
+    about: "",
+};
 
 /// Metrics of a [`SecretManager`](crate::SecretManager). The default reports to nobody.
 #[derive(Debug, Clone, Default)]
@@ -18,14 +23,17 @@ pub struct Metrics {
     overdue: Gauge,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfIdentity {
-    identity: String,
+label_set! {
+    struct OfIdentity {
+        identity: String,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
-    result: &'static str,
+label_set! {
+    struct Outcome {
+        /// `issued`, `failed`
+        result: &'static str,
+    }
 }
 
 impl Metrics {
@@ -33,14 +41,16 @@ impl Metrics {
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
         let not_after = "When the certificate in use expires, as a Unix timestamp";
-        let fetches = "Requests to the certificate authority, by result";
+        let fetches = "Requests to the certificate authority";
         let budget = "How long all local workloads could go on if no certificate were issued any more";
-        let overdue = "Certificates of local workloads with less than a third of their life left";
+        let overdue = "Certificates of local workloads with less than a third of their life left: they should have been \
+                       renewed at half; the log names each once";
+        let section = registry.section(&SECTION);
         Self {
-            overdue: registry.register("tulle_cert_overdue", overdue, Gauge::default()),
-            outage_budget: registry.register("tulle_ca_outage_budget_seconds", budget, Gauge::default()),
-            not_after: registry.register("tulle_cert_not_after_seconds", not_after, Family::default()),
-            fetches: registry.register("tulle_cert_fetches", fetches, Family::default()),
+            not_after: section.register("tulle_cert_not_after_seconds", not_after, Family::default()),
+            fetches: section.register("tulle_cert_fetches", fetches, Family::default()),
+            overdue: section.register("tulle_cert_overdue", overdue, Gauge::default()),
+            outage_budget: section.register("tulle_ca_outage_budget_seconds", budget, Gauge::default()),
         }
     }
 

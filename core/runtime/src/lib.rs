@@ -13,7 +13,7 @@
 //! values.finish().expect("every value can be used");
 //!
 //! let (trigger, watcher) = drain::new();
-//! let registry = Registry::for_process("example");
+//! let metrics = Registry::for_process("example").seal();
 //! let ready = Ready::new();
 //! let starting = ready.register("first answer");
 //! let guard = watcher.guard();
@@ -24,7 +24,7 @@
 //! });
 //! assert_eq!(trigger.drain_and_wait(deadline).await, 0);
 //! assert!(ready.pending().is_empty());
-//! assert!(registry.encode().contains("istio_build"));
+//! assert!(metrics.encode().contains("istio_build"));
 //! # });
 //! ```
 

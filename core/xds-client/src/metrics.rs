@@ -2,17 +2,20 @@
 
 use std::fmt;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric};
+use prometheus_client::encoding::EncodeLabelValue;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Unit;
 use tulle_proto::discovery::DeltaDiscoveryResponse;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::label_set;
+use tulle_runtime::metrics::{Collect, Descriptor, Registry, Scrape, Section, whole};
 
 use crate::resource::ResourceType;
 use crate::state::MeshState;
+
+const SECTION: Section = Section {
+    title: "Configuration from the control plane",
+    about: "",
+};
 
 /// What the client counts.
 #[derive(Debug, Clone, Default)]
@@ -35,40 +38,39 @@ pub enum TerminationReason {
     Complete,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Url {
-    url: &'static str,
+label_set! {
+    struct Url {
+        /// type of resource
+        url: &'static str,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Termination {
-    reason: TerminationReason,
+label_set! {
+    struct Termination {
+        /// `ConnectionError`, `Error`, `Reconnect`, `Complete`
+        reason: TerminationReason,
+    }
 }
 
 impl Metrics {
     /// Registers the counters, and the gauges of `state`.
     #[must_use]
     pub fn register(registry: &Registry, state: &MeshState) -> Self {
-        let metrics = Self::default();
-        registry.with(|inner| {
-            inner.register(
-                "istio_xds_message",
-                "Responses received",
-                metrics.messages.clone(),
-            );
-            inner.register_with_unit(
-                "istio_xds_message",
+        let section = registry.section(&SECTION);
+        let metrics = Self {
+            messages: section.register("istio_xds_message", "Responses received", Family::default()),
+            bytes: section.register(
+                "istio_xds_message_bytes",
                 "Size of the resources received",
-                Unit::Bytes,
-                metrics.bytes.clone(),
-            );
-            inner.register(
+                Family::default(),
+            ),
+            terminations: section.register(
                 "istio_xds_connection_terminations",
                 "Streams to the control plane that ended",
-                metrics.terminations.clone(),
-            );
-            inner.register_collector(Box::new(StateGauges { state: state.clone() }));
-        });
+                Family::default(),
+            ),
+        };
+        section.collect(StateGauges { state: state.clone() });
         metrics
     }
 
@@ -96,31 +98,30 @@ struct StateGauges {
     state: MeshState,
 }
 
-impl Collector for StateGauges {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let status = self.state.status();
-        let generation = i64::try_from(self.state.snapshot().generation()).unwrap_or(i64::MAX);
-        let rejected = i64::try_from(status.rejected()).unwrap_or(i64::MAX);
-        let mut gauge = |name: &str, help: &str, value: i64| {
-            let gauge = ConstGauge::new(value);
-            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
-            gauge.encode(metric)
-        };
-        gauge(
+impl Collect for StateGauges {
+    const METRICS: &'static [Descriptor] = &[
+        Descriptor::gauge(
             "tulle_config_generation",
             "Batches of configuration that changed something",
-            generation,
-        )?;
-        gauge(
+        ),
+        Descriptor::gauge(
             "tulle_config_rejected",
             "Resources whose newest version is not in force",
-            rejected,
-        )?;
-        let Some(age) = status.age() else { return Ok(()) };
-        let gauge = ConstGauge::new(age.as_secs_f64());
-        let help = "Time since the control plane was last heard, 0 while connected";
-        let metric =
-            encoder.encode_descriptor("tulle_config_age_seconds", help, None, gauge.metric_type())?;
-        gauge.encode(metric)
+        ),
+        Descriptor::gauge(
+            "tulle_config_age_seconds",
+            "Time since the control plane was last heard, 0 while connected; absent before the first connection",
+        ),
+    ];
+
+    fn collect(&self, scrape: &mut Scrape<'_>) -> fmt::Result {
+        let status = self.state.status();
+        let generation = self.state.snapshot().generation();
+        scrape.gauge("tulle_config_generation", whole(generation))?;
+        scrape.gauge("tulle_config_rejected", whole(status.rejected()))?;
+        match status.age() {
+            Some(age) => scrape.gauge("tulle_config_age_seconds", age.as_secs_f64()),
+            None => Ok(()),
+        }
     }
 }

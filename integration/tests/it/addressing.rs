@@ -177,33 +177,25 @@ async fn a_service_that_its_namespace_keeps_to_itself_is_neither_address_nor_nam
     let passed_by = Echo::start(outside.namespace(), address, 80).await;
     let name = "private.example.com";
 
-    assert_echo(web.namespace(), passed_by.address()).await;
-    assert_eq!((servers[0].peers().len(), passed_by.peers().len()), (1, 0));
+    let called = async |caller: &Pod| {
+        assert_echo(caller.namespace(), passed_by.address()).await;
+        (servers[0].peers().len(), passed_by.peers().len())
+    };
+    assert_eq!(called(web).await, (1, 0));
     assert_eq!(ask_all(web.namespace(), RESOLVER, name), [IpAddr::V4(address)]);
-    assert_echo(buyer.namespace(), passed_by.address()).await;
-    assert_eq!((servers[0].peers().len(), passed_by.peers().len()), (1, 1));
+    assert_eq!(called(buyer).await, (1, 1));
     assert_eq!(ask_all(buyer.namespace(), RESOLVER, name), [IpAddr::V4(OUTSIDE)]);
 
-    mesh.apply("private", &private);
-    mesh.known("n1", "services", "private", "/visibility", json!("PUBLIC"))
-        .await;
-    assert_echo(buyer.namespace(), passed_by.address()).await;
-    assert_eq!(
-        (servers[0].peers().len(), passed_by.peers().len()),
-        (2, 1),
-        "seen by all"
-    );
+    let seen_as = async |visibility: &str, entry: &str| {
+        mesh.apply("private", entry);
+        mesh.known("n1", "services", "private", "/visibility", json!(visibility))
+            .await;
+    };
+    seen_as("PUBLIC", &private).await;
+    assert_eq!(called(buyer).await, (2, 1), "seen by all");
     assert_eq!(ask_all(buyer.namespace(), RESOLVER, name), [IpAddr::V4(address)]);
-
-    mesh.apply("private", &kept);
-    mesh.known("n1", "services", "private", "/visibility", json!("NAMESPACE"))
-        .await;
-    assert_echo(buyer.namespace(), passed_by.address()).await;
-    assert_eq!(
-        (servers[0].peers().len(), passed_by.peers().len()),
-        (2, 2),
-        "withdrawn"
-    );
+    seen_as("NAMESPACE", &kept).await;
+    assert_eq!(called(buyer).await, (2, 2), "withdrawn");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

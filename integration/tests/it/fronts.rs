@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde_json::json;
 use tulle_integration::TestMesh;
 use tulle_integration::manifest::{self, NAMESPACE};
-use tulle_integration::programs::{output_of, serve};
+use tulle_integration::programs::{nginx, output_of};
 use tulle_integration::traffic::{Echo, assert_echo};
 use tulle_world::Pod;
 
@@ -124,19 +124,9 @@ async fn a_waypoint_of_another_make_is_told_of_the_client_and_the_service_by_the
     mesh.apply("service", &manifest::with_metadata(&service(), "db", uses));
     mesh.start().await;
     mesh.captured(&[&web, &db, &other]).await;
-    let folder = mesh.folder().join("nginx");
-    std::fs::create_dir_all(&folder).unwrap();
-    let root = folder.display();
-    let configuration = format!(
-        "user root root;\ndaemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{}}\n\
-         http {{ access_log off; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;\n\
-         fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
-         server {{ listen 15088 proxy_protocol; location / {{ return 200 \
-         \"$proxy_protocol_addr asks $proxy_protocol_server_addr:$proxy_protocol_server_port by $remote_addr\"; }} }} }}\n"
-    );
-    std::fs::write(folder.join("nginx.conf"), configuration).unwrap();
-    let conf = folder.join("nginx.conf").display().to_string();
-    let _nginx = serve(&other, "nginx", &["-p", &root.to_string(), "-c", &conf], 15088).await;
+    let server = "listen 15088 proxy_protocol; location / { return 200 \
+                  \"$proxy_protocol_addr asks $proxy_protocol_server_addr:$proxy_protocol_server_port by $remote_addr\"; }";
+    let _nginx = nginx(&other, &mesh.folder().join("nginx"), 15088, server).await;
     mesh.known("n1", "services", "db", AT_ADDRESS, json!(other.ipv4()))
         .await;
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use tulle_integration::programs::{output_of, serve};
+use tulle_integration::programs::{nginx, output_of, serve};
 use tulle_integration::traffic::gets_through;
 use tulle_integration::{TestMesh, manifest};
 use tulle_world::Pod;
@@ -26,17 +26,8 @@ async fn curl_reads_from_nginx() {
     std::fs::create_dir_all(folder.join("html")).unwrap();
     let body: String = (0..200_000).map(|line| format!("line {line}\n")).collect();
     std::fs::write(folder.join("html/body.txt"), &body).unwrap();
-    let root = folder.display();
-    let configuration = format!(
-        "user root root;\ndaemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{}}\n\
-         http {{ access_log off; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;\n\
-         fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
-         server {{ listen 8080; root {root}/html; }} }}\n"
-    );
-    std::fs::write(folder.join("nginx.conf"), configuration).unwrap();
-    let conf = folder.join("nginx.conf").display().to_string();
-    let prefix = root.to_string();
-    let _nginx = serve(&server, "nginx", &["-p", &prefix, "-c", &conf], 8080).await;
+    let files = format!("listen 8080; root {};", folder.join("html").display());
+    let _nginx = nginx(&server, &folder, 8080, &files).await;
     let url = "http://10.96.0.60/body.txt";
     let answer = output_of(
         &client,

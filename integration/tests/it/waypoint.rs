@@ -4,8 +4,7 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
 use tulle_integration::mesh::eventually;
-use tulle_integration::programs::serve;
-use tulle_integration::{TestMesh, manifest};
+use tulle_integration::{TestMesh, manifest, programs};
 use tulle_world::{Component, Pod, Process};
 
 /// Where the service is.
@@ -28,21 +27,10 @@ fn curl(pod: &Pod, arguments: &[&str]) -> (String, String) {
 
 /// nginx in a pod, which says what it was asked for.
 async fn nginx(mesh: &TestMesh, pod: &Pod) -> Process {
-    let folder = mesh.folder().join("nginx");
-    std::fs::create_dir_all(&folder).unwrap();
-    let root = folder.display();
-    let configuration = format!(
-        "user root root;\ndaemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{}}\n\
-         http {{ access_log off; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;\n\
-         fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;\n\
-         server {{ listen 8080; location / {{ return 200 \
-         \"$request_uri attempt=$http_x_envoy_attempt_count source=$http_x_forwarded_for \
-         identity=$http_x_tulle_original_source\"; }} }} }}\n"
-    );
-    std::fs::write(folder.join("nginx.conf"), configuration).unwrap();
-    let conf = folder.join("nginx.conf").display().to_string();
-    let prefix = folder.display().to_string();
-    serve(pod, "nginx", &["-p", &prefix, "-c", &conf], 8080).await
+    let server = "listen 8080; location / { return 200 \
+                  \"$request_uri attempt=$http_x_envoy_attempt_count source=$http_x_forwarded_for \
+                  identity=$http_x_tulle_original_source\"; }";
+    programs::nginx(pod, &mesh.folder().join("nginx"), 8080, server).await
 }
 
 /// The service `server`, bound to the waypoint `way`.

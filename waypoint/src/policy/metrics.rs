@@ -1,11 +1,18 @@
 //! What is counted of policies. Labels are names out of the configuration, never text of clients.
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use tulle_model::Str;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::label_set;
+use tulle_runtime::metrics::{Registry, Section};
+
+const SECTION: Section = Section {
+    title: "Waypoint: policies",
+    about: "\
+Policies stand here by the name of their resource, `<kind>/<namespace>/<name>/<concern>`; text of clients is never a
+label.",
+};
 
 /// Seconds an authorizer takes.
 const SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
@@ -22,26 +29,36 @@ pub struct PolicyMetrics {
     pub ext_authz: Histogram,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfPolicy {
-    action: &'static str,
-    policy: String,
-    dry_run: &'static str,
+label_set! {
+    struct OfPolicy {
+        /// `deny`, `audit`, `custom`
+        action: &'static str,
+        /// empty where no ALLOW matched
+        policy: String,
+        /// `true`, `false`
+        dry_run: &'static str,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfLimit {
-    policy: String,
+label_set! {
+    struct OfLimit {
+        policy: String,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfToken {
-    reason: &'static str,
+label_set! {
+    struct OfToken {
+        /// `too_large`, `malformed`, `algorithm`, `unknown_issuer`, `audience`, `expired`, `not_yet`, `signature`,
+        /// `no_keys`
+        reason: &'static str,
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfFault {
-    kind: &'static str,
+label_set! {
+    struct OfFault {
+        /// `delay`; `delay_skipped`, for those that found 1,000 requests waiting already; `abort`
+        kind: &'static str,
+    }
 }
 
 impl Default for PolicyMetrics {
@@ -62,34 +79,36 @@ impl PolicyMetrics {
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
         let made = Self::default();
-        registry.register(
+        let section = registry.section(&SECTION);
+        section.register(
             "tulle_waypoint_authz",
-            "Requests and streams that an authorization policy decided, marked or would have refused",
+            "Requests and streams that a policy refused or marked, or would have refused if it were enforced",
             made.authz.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_waypoint_rate_limited",
-            "Requests over a rate limit, by policy",
+            "Requests over a rate limit, local or global",
             made.limited.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_waypoint_rate_limit_overflow",
-            "Requests that had to share a bucket of a local rate limit, which has as many as it may have, by policy",
+            "Requests that shared the bucket of all others, because a local rate limit had as many buckets as it may have \
+             (`maxKeys`)",
             made.overflows.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_waypoint_jwt_failures",
-            "Tokens that are not valid, by reason",
+            "Tokens that are not valid",
             made.tokens.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_waypoint_fault",
-            "Requests that a fault policy delayed or answered, by kind",
+            "Faults that were injected",
             made.faults.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_waypoint_ext_authz_duration_seconds",
-            "Seconds that external authorizers took",
+            "Time that external authorizers took",
             made.ext_authz.clone(),
         );
         made

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
+use tulle_runtime::metrics::{Label, LabelNames, LabelSet};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::party::{Party, Prefix, ServiceLabels};
@@ -103,4 +104,71 @@ impl EncodeLabelSet for TrafficLabels {
         let security = if self.mutual_tls { "mutual_tls" } else { "none" };
         ("connection_security_policy", security).encode(encoder.encode_label())
     }
+}
+
+/// Labels as they are written: those of a request, or those of a stream.
+#[derive(Debug)]
+pub(super) struct Of<'a, const REQUEST: bool>(pub(super) &'a TrafficLabels);
+
+/// Labels of a request.
+pub(super) type OfRequest<'a> = Of<'a, true>;
+
+/// Labels of a stream.
+pub(super) type OfStream<'a> = Of<'a, false>;
+
+impl<const REQUEST: bool> EncodeLabelSet for Of<'_, REQUEST> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+}
+
+const REPORTER: &[Label] = &[Label::says("reporter", "`waypoint`")];
+
+const SERVICE: &[Label] = &[
+    Label::new("destination_service"),
+    Label::new("destination_service_name"),
+    Label::new("destination_service_namespace"),
+];
+
+const OUTCOME: &[Label] = &[
+    Label::says(
+        "response_flags",
+        "`-` where nothing is wrong, or the flag of [the reason](errors.md)",
+    ),
+    Label::says(
+        "connection_security_policy",
+        "`mutual_tls` if both hops were, else `none`",
+    ),
+];
+
+impl LabelSet for OfRequest<'_> {
+    const NAMES: LabelNames = LabelNames {
+        of: "requests",
+        groups: &[
+            REPORTER,
+            &Prefix::Source.labels(),
+            SERVICE,
+            &Prefix::Destination.labels(),
+            &[
+                Label::says("request_protocol", "`http`, `grpc`"),
+                Label::says("response_code", "0 for a client that left before an answer began"),
+                Label::says("grpc_response_status", "empty where there is none"),
+            ],
+            OUTCOME,
+        ],
+    };
+}
+
+impl LabelSet for OfStream<'_> {
+    const NAMES: LabelNames = LabelNames {
+        of: "streams",
+        groups: &[
+            REPORTER,
+            &Prefix::Source.labels(),
+            SERVICE,
+            &Prefix::Destination.labels(),
+            &[Label::says("request_protocol", "`tcp`")],
+            OUTCOME,
+        ],
+    };
 }

@@ -7,6 +7,7 @@ use prometheus_client::encoding::{EncodeLabel, LabelSetEncoder};
 use tulle_model::service::Service;
 use tulle_model::workload::Workload;
 use tulle_model::{Identity, Str};
+use tulle_runtime::metrics::Label;
 use xxhash_rust::xxh3::Xxh3;
 
 /// What stands for what is not known.
@@ -142,7 +143,19 @@ pub(super) enum Prefix {
 }
 
 impl Prefix {
-    fn names(self) -> [&'static str; 8] {
+    /// The labels of a party at this end.
+    pub(super) const fn labels(self) -> [Label; 8] {
+        let names = self.names();
+        let mut labels = [Label::new(""); 8];
+        let mut index = 0;
+        while index < names.len() {
+            labels[index] = Label::new(names[index]);
+            index += 1;
+        }
+        labels
+    }
+
+    const fn names(self) -> [&'static str; 8] {
         match self {
             Self::Source => [
                 "source_workload",

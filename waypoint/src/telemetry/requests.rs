@@ -5,16 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
 use tulle_runtime::drain::DrainWatcher;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::metrics::{Collect, Descriptor, LabelSet, Registry, Scrape, Section};
 
-use super::histogram::{DURATION_MS, Histogram, SIZE_BYTES};
-use super::labels::{Spoken, TrafficLabels};
+use super::histogram::{DURATION_MS, Histogram, Reading, SIZE_BYTES};
+use super::labels::{Of, OfRequest, OfStream, Spoken, TrafficLabels};
 use super::series::{self, Series, Table};
 use crate::clock::{Clock, Time};
+
+const SECTION: Section = Section {
+    title: "Waypoint: traffic",
+    about: "\
+The destination is the endpoint of the last try, and its service that of the backend; a request that was sent to no
+endpoint has `unknown` for the endpoint and the service that was asked for. What a client writes is never a label.
+Series with a caller that the control plane does not describe are 2,000 at most, all together 100,000; a series that
+nothing touched for 15 minutes is dropped. Copies that mirrors get are not requests.",
+};
 
 /// What is counted of requests with the same labels.
 #[derive(Debug)]
@@ -90,7 +96,7 @@ impl Traffic {
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
         let this = Self::default();
-        registry.with(|registry| registry.register_collector(Box::new(this.clone())));
+        registry.section(&SECTION).collect(this.clone());
         this
     }
 
@@ -170,129 +176,107 @@ impl Drop for OpenStream {
     }
 }
 
-impl Collector for Traffic {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let requests = self.0.requests.all();
-        let request_counter = |name, help, get: fn(&Requests) -> &AtomicU64, all: &[_], encoder: &mut _| {
-            counters(encoder, name, help, all, get)
-        };
-        request_counter(
+impl Collect for Traffic {
+    const METRICS: &'static [Descriptor] = &[
+        Descriptor::counter(
             "istio_requests",
-            "Requests",
-            |one| &one.count,
-            &requests,
-            &mut encoder,
-        )?;
-        let milliseconds = "Time from the head of a request to the last byte of its answer";
-        histograms(
-            &mut encoder,
+            "Requests, each once whatever its tries, when its answer has ended; answers of the waypoint itself, too",
+        )
+        .by::<OfRequest>(),
+        Descriptor::histogram(
             "istio_request_duration_milliseconds",
-            milliseconds,
-            &requests,
-            |one, metric| encode(&one.duration, metric),
-        )?;
-        histograms(
-            &mut encoder,
-            "istio_request_bytes",
-            "Bytes of bodies of requests",
-            &requests,
-            |one, metric| encode(&one.request_bytes, metric),
-        )?;
-        histograms(
-            &mut encoder,
-            "istio_response_bytes",
-            "Bytes of bodies of answers",
-            &requests,
-            |one, metric| encode(&one.response_bytes, metric),
-        )?;
+            "Time from the head of a request to the last byte of its answer",
+        )
+        .by::<OfRequest>(),
+        Descriptor::histogram("istio_request_bytes", "Bytes of bodies of requests").by::<OfRequest>(),
+        Descriptor::histogram("istio_response_bytes", "Bytes of bodies of answers").by::<OfRequest>(),
+        Descriptor::counter("istio_request_messages", "Messages of gRPC to servers").by::<OfRequest>(),
+        Descriptor::counter("istio_response_messages", "Messages of gRPC to clients").by::<OfRequest>(),
+        Descriptor::counter(
+            "istio_tcp_connections_opened",
+            "Streams of bytes that began; those that reached no endpoint, too",
+        )
+        .by::<OfStream>(),
+        Descriptor::counter("istio_tcp_connections_closed", "Streams of bytes that ended").by::<OfStream>(),
+        Descriptor::counter(
+            "istio_tcp_sent_bytes",
+            "Bytes to clients; those of open streams are added every 15 seconds",
+        )
+        .by::<OfStream>(),
+        Descriptor::counter(
+            "istio_tcp_received_bytes",
+            "Bytes from clients; those of open streams are added every 15 seconds",
+        )
+        .by::<OfStream>(),
+        Descriptor::counter(
+            "tulle_waypoint_series_overflow",
+            "Requests and streams counted under `other`, because there were too many series",
+        ),
+    ];
+
+    fn collect(&self, scrape: &mut Scrape<'_>) -> fmt::Result {
+        let requests = self.0.requests.all();
+        counters::<_, true>(scrape, "istio_requests", &requests, |one| &one.count)?;
+        let duration = "istio_request_duration_milliseconds";
+        histograms(scrape, duration, &requests, |one| one.duration.read())?;
+        histograms(scrape, "istio_request_bytes", &requests, |one| {
+            one.request_bytes.read()
+        })?;
+        histograms(scrape, "istio_response_bytes", &requests, |one| {
+            one.response_bytes.read()
+        })?;
         let calls: Vec<_> = requests
             .iter()
             .filter(|one| one.labels.spoken == Spoken::Grpc)
             .cloned()
             .collect();
-        let (to_servers, to_clients) = ("Messages of gRPC to servers", "Messages of gRPC to clients");
-        request_counter(
-            "istio_request_messages",
-            to_servers,
-            |one| &one.request_messages,
-            &calls,
-            &mut encoder,
-        )?;
-        request_counter(
-            "istio_response_messages",
-            to_clients,
-            |one| &one.response_messages,
-            &calls,
-            &mut encoder,
-        )?;
+        counters::<_, true>(scrape, "istio_request_messages", &calls, |one| {
+            &one.request_messages
+        })?;
+        counters::<_, true>(scrape, "istio_response_messages", &calls, |one| {
+            &one.response_messages
+        })?;
         let streams = self.0.streams.all();
-        for (name, help, get) in STREAM_COUNTERS {
-            counters(&mut encoder, name, help, &streams, *get)?;
-        }
+        counters::<_, false>(scrape, "istio_tcp_connections_opened", &streams, |one| {
+            &one.opened
+        })?;
+        counters::<_, false>(scrape, "istio_tcp_connections_closed", &streams, |one| {
+            &one.closed
+        })?;
+        counters::<_, false>(scrape, "istio_tcp_sent_bytes", &streams, |one| &one.sent)?;
+        counters::<_, false>(scrape, "istio_tcp_received_bytes", &streams, |one| &one.received)?;
         let overflowed = self.0.requests.overflowed() + self.0.streams.overflowed();
-        let help = "Requests and streams counted under `other`, because there were too many series";
-        let mut metric =
-            encoder.encode_descriptor("tulle_waypoint_series_overflow", help, None, MetricType::Counter)?;
-        metric.encode_counter::<NoLabelSet, _, u64>(&overflowed, None)
+        scrape.counter("tulle_waypoint_series_overflow", overflowed)
     }
 }
 
-type StreamCounter = (&'static str, &'static str, fn(&Streams) -> &AtomicU64);
-
-const fn stream_counter(
-    name: &'static str,
-    help: &'static str,
-    get: fn(&Streams) -> &AtomicU64,
-) -> StreamCounter {
-    (name, help, get)
-}
-
-const STREAM_COUNTERS: &[StreamCounter] = &[
-    stream_counter("istio_tcp_connections_opened", "Streams that began", |one| {
-        &one.opened
-    }),
-    stream_counter("istio_tcp_connections_closed", "Streams that ended", |one| {
-        &one.closed
-    }),
-    stream_counter("istio_tcp_sent_bytes", "Bytes to clients", |one| &one.sent),
-    stream_counter("istio_tcp_received_bytes", "Bytes from clients", |one| {
-        &one.received
-    }),
-];
-
-fn counters<V>(
-    encoder: &mut DescriptorEncoder<'_>,
+fn counters<V, const REQUEST: bool>(
+    scrape: &mut Scrape<'_>,
     name: &str,
-    help: &str,
     all: &[Arc<Series<TrafficLabels, V>>],
-    get: impl Fn(&V) -> &AtomicU64,
-) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for series in all {
+    get: fn(&V) -> &AtomicU64,
+) -> fmt::Result
+where
+    for<'a> Of<'a, REQUEST>: LabelSet,
+{
+    let mut counter = scrape.counters(name)?;
+    all.iter().try_for_each(|series| {
         let value = get(&series.value).load(Ordering::Relaxed);
-        let mut metric = metric.encode_family(&series.labels)?;
-        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-    }
-    Ok(())
+        counter.counter(&Of::<REQUEST>(&series.labels), value)
+    })
 }
 
-fn histograms<V>(
-    encoder: &mut DescriptorEncoder<'_>,
+fn histograms(
+    scrape: &mut Scrape<'_>,
     name: &str,
-    help: &str,
-    all: &[Arc<Series<TrafficLabels, V>>],
-    write: impl Fn(&V, MetricEncoder<'_>) -> fmt::Result,
+    all: &[Arc<Series<TrafficLabels, Requests>>],
+    read: fn(&Requests) -> Reading,
 ) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    for series in all {
-        write(&series.value, metric.encode_family(&series.labels)?)?;
-    }
-    Ok(())
-}
-
-fn encode<const N: usize>(histogram: &Histogram<N>, mut metric: MetricEncoder<'_>) -> fmt::Result {
-    let read = histogram.read();
-    metric.encode_histogram::<NoLabelSet>(read.sum, read.count, &read.buckets, None)
+    let mut histogram = scrape.histograms(name)?;
+    all.iter().try_for_each(|series| {
+        let read = read(&series.value);
+        histogram.histogram(&Of::<true>(&series.labels), read.sum, read.count, &read.buckets)
+    })
 }
 
 /// How long the sweeper waits between two rounds.
@@ -332,7 +316,7 @@ mod tests {
 
     fn exported(traffic: &Traffic) -> String {
         let registry = Registry::new();
-        registry.with(|registry| registry.register_collector(Box::new(traffic.clone())));
+        registry.section(&SECTION).collect(traffic.clone());
         registry.encode()
     }
 
@@ -379,6 +363,26 @@ mod tests {
         assert!(line("istio_request_bytes_sum").ends_with(" 10.0"));
         assert!(line("istio_response_bytes_count").ends_with(" 1"));
         assert!(!text.contains("istio_request_messages_total{"), "no gRPC");
+    }
+
+    #[test]
+    fn the_labels_that_are_written_are_those_that_are_said() {
+        let traffic = Traffic::default();
+        traffic.request(&labels(200), Duration::ZERO, &Sizes::default(), Time::ZERO);
+        let of_stream = TrafficLabels {
+            spoken: Spoken::Tcp,
+            ..labels(0)
+        };
+        drop(traffic.stream(&of_stream, Time::ZERO));
+        let text = exported(&traffic);
+        for (family, said) in [
+            ("istio_requests_total{", OfRequest::NAMES),
+            ("istio_tcp_connections_opened_total{", OfStream::NAMES),
+        ] {
+            let line = text.lines().find_map(|line| line.strip_prefix(family)).unwrap();
+            let written = line.split("\",").filter_map(|label| label.split('=').next());
+            assert!(written.eq(said.iter().map(|label| label.name)), "{line}");
+        }
     }
 
     #[test]

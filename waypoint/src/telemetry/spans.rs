@@ -13,6 +13,7 @@ use tulle_runtime::telemetry::export::{self, Bounds, Collector, Delivering};
 
 use super::party::Party;
 use super::trace::Trace;
+use crate::metrics::SECTION;
 
 /// Spans that wait at most.
 pub const SPANS_MAX: usize = 2_048;
@@ -44,7 +45,7 @@ impl Spans {
     /// The counter of what the collector did not take.
     #[must_use]
     pub fn counter(registry: &Registry) -> Counter {
-        registry.register(
+        registry.section(&SECTION).register(
             "tulle_waypoint_spans_dropped",
             "Spans that the collector did not take",
             Counter::default(),

@@ -5,15 +5,13 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::ConstGauge;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::label_set;
+use tulle_runtime::metrics::{Collect, Descriptor, Registry, Scrape};
 
 use super::backend::Backend;
 use super::cluster::Standing;
+use crate::metrics::SECTION;
 
 /// Events of all backends. Clones count together.
 #[derive(Debug, Clone, Default)]
@@ -37,17 +35,18 @@ impl UpstreamMetrics {
     #[must_use]
     pub fn register(registry: &Registry) -> Self {
         let this = Self::default();
-        registry.register(
+        let section = registry.section(&SECTION);
+        section.register(
             "tulle_waypoint_ejections",
             "Endpoints that outlier detection took out",
             this.events.ejections.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_waypoint_ejections_skipped",
             "Endpoints that should have been taken out, and too few would have been left",
             this.events.skipped.clone(),
         );
-        registry.with(|registry| registry.register_collector(Box::new(this.clone())));
+        section.collect(this.clone());
         this
     }
 
@@ -70,8 +69,27 @@ impl UpstreamMetrics {
     }
 }
 
-impl Collector for UpstreamMetrics {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+label_set! {
+    struct OfState {
+        /// `usable`, `ejected`, `probation`
+        state: &'static str,
+    }
+}
+
+impl Collect for UpstreamMetrics {
+    const METRICS: &'static [Descriptor] = &[
+        Descriptor::gauge(
+            "tulle_waypoint_retry_budget_ratio",
+            "The largest share of a retry budget that is spent, of all services: at 1 and above retries are refused",
+        ),
+        Descriptor::gauge(
+            "tulle_waypoint_endpoints",
+            "Endpoints of backends that something refers to, by how it stands with them",
+        )
+        .by::<OfState>(),
+    ];
+
+    fn collect(&self, scrape: &mut Scrape<'_>) -> fmt::Result {
         let (mut most, mut states) = (0.0_f64, BTreeMap::new());
         for state in [Standing::Usable, Standing::Ejected, Standing::Probation] {
             states.insert(state, 0_i64);
@@ -87,16 +105,11 @@ impl Collector for UpstreamMetrics {
                 *states.entry(state).or_default() += 1;
             }
         }
-        let help = "The largest share of a retry budget that is spent, of all services";
-        let metric =
-            encoder.encode_descriptor("tulle_waypoint_retry_budget_ratio", help, None, MetricType::Gauge)?;
-        ConstGauge::new(most).encode(metric)?;
-        let help = "Endpoints of backends, by how it stands with them: usable, ejected, probation";
-        let mut metric =
-            encoder.encode_descriptor("tulle_waypoint_endpoints", help, None, MetricType::Gauge)?;
+        scrape.gauge("tulle_waypoint_retry_budget_ratio", most)?;
+        let mut endpoints = scrape.gauges("tulle_waypoint_endpoints")?;
         for (state, count) in states {
-            let labels = [("state", state.as_str())];
-            metric.encode_family(&labels)?.encode_gauge(&count)?;
+            let state = state.as_str();
+            endpoints.gauge(&OfState { state }, count)?;
         }
         Ok(())
     }

@@ -4,13 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::gauge::ConstGauge;
 use tokio::sync::watch;
+use tulle_runtime::label_set;
+use tulle_runtime::metrics::{Collect, Descriptor, Scrape, whole};
 
-use super::TypeLabel;
+use super::{SourceLabel, TypeLabel};
 use crate::ca::keeper::Keeper;
 use crate::snapshot::{ResourceType, Snapshot};
 use crate::status::Clients;
@@ -26,132 +24,133 @@ pub struct Observed {
     pub keeper: Arc<Keeper>,
 }
 
-impl Collector for Observed {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let snapshot = self.snapshots.borrow().clone();
-        self.configuration(&snapshot, &mut encoder)?;
-        let lag = Lag::of(&self.clients, Instant::now());
-        let help = "Longest wait of a client's answer";
-        gauge(
-            &mut encoder,
-            "tulle_xds_stream_lag_seconds",
-            help,
-            lag.wait.as_secs_f64(),
-        )?;
-        let help = "Changes that the client furthest behind lacks";
-        let changes = i64::try_from(lag.changes).unwrap_or(i64::MAX);
-        gauge(&mut encoder, "tulle_xds_stream_lag_changes", help, changes)?;
-        self.issuer(&mut encoder)
+label_set! {
+    struct OfCertificate {
+        /// `issuer`, `intermediate`, `root`
+        role: &'static str,
+        serial: String,
     }
 }
 
-impl Observed {
-    fn configuration(&self, snapshot: &Snapshot, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let (objects, count) = (snapshot.objects(), |count: usize| {
-            i64::try_from(count).unwrap_or(i64::MAX)
-        });
-        let sequence = i64::try_from(snapshot.sequence()).unwrap_or(i64::MAX);
-        gauge(
-            encoder,
+impl Collect for Observed {
+    const METRICS: &'static [Descriptor] = &[
+        Descriptor::gauge(
             "tulle_xds_head_seq",
-            "Number of the newest cut",
-            sequence,
-        )?;
-        let generation = i64::try_from(objects.generation).unwrap_or(i64::MAX);
-        gauge(
-            encoder,
-            "tulle_xds_config_generation",
-            "Generation of the configuration",
-            generation,
-        )?;
-        let help = "Findings that refuse an object or file";
-        gauge(
-            encoder,
+            "Number of the newest cut of the configuration",
+        ),
+        Descriptor::gauge("tulle_xds_config_generation", "Generation of the configuration"),
+        Descriptor::gauge(
             "tulle_xds_config_rejected_objects",
-            help,
-            count(objects.errors().count()),
-        )?;
-        let help = "Objects of which a newer form is refused";
-        gauge(
-            encoder,
+            "Findings that refuse an object or file",
+        ),
+        Descriptor::gauge(
             "tulle_xds_config_stale_objects",
-            help,
-            count(objects.stale()),
-        )?;
-        let help = "Whether the sources were read completely";
-        let mut family =
-            encoder.encode_descriptor("tulle_xds_source_synced", help, None, MetricType::Gauge)?;
-        let synced = ConstGauge::new(i64::from(snapshot.synced()));
-        synced.encode(family.encode_family(&[("kind", "folder")])?)?;
-        let help = "Resources served";
-        let mut family = encoder.encode_descriptor("tulle_xds_resources", help, None, MetricType::Gauge)?;
-        for ty in ResourceType::ALL {
-            let value = ConstGauge::new(count(snapshot.count(ty)));
-            value.encode(family.encode_family(&TypeLabel::from(ty))?)?;
-        }
-        Ok(())
-    }
-
-    fn issuer(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let certificates = self.keeper.certificates();
-        let now = jiff::Timestamp::now().as_second();
-        let first_end = |roles: &[&str]| {
-            let ends = certificates.iter().filter(|one| roles.contains(&one.role));
-            ends.map(|one| one.not_after).min().unwrap_or_default()
-        };
-        for (what, help, end) in [
-            ("root_cert", "End of the root certificate", first_end(&["root"])),
-            (
-                "cert_chain",
-                "End of the issuer's certificate",
-                first_end(&["issuer", "intermediate"]),
-            ),
-        ] {
-            let name = |unit: &str| format!("citadel_server_{what}_expiry_{unit}");
-            gauge(encoder, &name("timestamp"), help, end)?;
-            gauge(encoder, &name("seconds"), help, end - now)?;
-        }
-        let help = "Time left of each certificate in use";
-        let mut family =
-            encoder.encode_descriptor("tulle_ca_not_after_seconds", help, None, MetricType::Gauge)?;
-        for one in certificates {
-            let labels = [("role", one.role.to_owned()), ("serial", one.serial)];
-            ConstGauge::new(one.not_after - now).encode(family.encode_family(&labels)?)?;
-        }
-        let help = "Phase of the root's rotation: 0 stable, 1 distribute, 2 switch, 3 retire";
-        gauge(
-            encoder,
-            "tulle_ca_rotation_phase",
-            help,
-            self.keeper.phase() as i64,
-        )?;
-        gauge(
-            encoder,
-            "tulle_ca_rotation_overdue",
-            "Whether the rotation has waited past its deadline",
-            i64::from(self.keeper.is_overdue()),
-        )?;
-        let entries = i64::try_from(self.keeper.denied.entries().len()).unwrap_or(i64::MAX);
-        gauge(
-            encoder,
-            "tulle_ca_denylist_entries",
-            "Entries of the deny-list",
-            entries,
-        )?;
-        gauge(
-            encoder,
-            "tulle_ca_log_unwritable",
-            "Whether what is issued cannot be written down, so that nothing is signed",
-            i64::from(self.keeper.is_unwritten()),
-        )?;
-        let jumps = i64::try_from(self.keeper.clock_jumps()).unwrap_or(i64::MAX);
-        gauge(
-            encoder,
-            "tulle_ca_clock_jumps",
-            "Times the system's clock jumped",
-            jumps,
+            "Objects of which a newer form is refused",
+        ),
+        Descriptor::gauge(
+            "tulle_xds_source_synced",
+            "1 when the source was read completely; of a folder: `folder`",
         )
+        .by::<SourceLabel>(),
+        Descriptor::gauge("tulle_xds_resources", "Resources served").by::<TypeLabel>(),
+        Descriptor::gauge(
+            "tulle_xds_stream_lag_seconds",
+            "Longest wait for a client's answer, to the millisecond",
+        ),
+        Descriptor::gauge(
+            "tulle_xds_stream_lag_changes",
+            "Resources and removals that the client furthest behind lacks",
+        ),
+        Descriptor::gauge(
+            "citadel_server_root_cert_expiry_timestamp",
+            "End of the root certificate, as a Unix timestamp",
+        ),
+        Descriptor::gauge(
+            "citadel_server_root_cert_expiry_seconds",
+            "Time until the end of the root certificate",
+        ),
+        Descriptor::gauge(
+            "citadel_server_cert_chain_expiry_timestamp",
+            "End of the issuer's certificate, as a Unix timestamp",
+        ),
+        Descriptor::gauge(
+            "citadel_server_cert_chain_expiry_seconds",
+            "Time until the end of the issuer's certificate",
+        ),
+        Descriptor::gauge(
+            "tulle_ca_not_after_seconds",
+            "Time left of each certificate in use",
+        )
+        .by::<OfCertificate>(),
+        Descriptor::gauge(
+            "tulle_ca_rotation_phase",
+            "Phase of the root's rotation: 0 stable, 1 distribute, 2 switch, 3 retire",
+        ),
+        Descriptor::gauge(
+            "tulle_ca_rotation_overdue",
+            "1 while a rotation has waited past `--rotation-deadline` for absent nodes; `tulle ca rotate --force` goes \
+             on without them",
+        ),
+        Descriptor::gauge("tulle_ca_denylist_entries", "Entries of the deny-list"),
+        Descriptor::gauge(
+            "tulle_ca_log_unwritable",
+            "1 while what is issued cannot be written down, as on a full disk; nothing is signed until it can",
+        ),
+        Descriptor::gauge(
+            "tulle_ca_clock_jumps",
+            "Times the system's clock jumped by more than a minute",
+        ),
+    ];
+
+    fn collect(&self, scrape: &mut Scrape<'_>) -> fmt::Result {
+        let snapshot = self.snapshots.borrow().clone();
+        configuration(&snapshot, scrape)?;
+        let lag = Lag::of(&self.clients, Instant::now());
+        scrape.gauge("tulle_xds_stream_lag_seconds", lag.wait.as_secs_f64())?;
+        scrape.gauge("tulle_xds_stream_lag_changes", whole(lag.changes))?;
+        issuer(&self.keeper, scrape)
     }
+}
+
+fn configuration(snapshot: &Snapshot, scrape: &mut Scrape<'_>) -> fmt::Result {
+    let objects = snapshot.objects();
+    let rejected = objects.errors().count();
+    scrape.gauge("tulle_xds_head_seq", whole(snapshot.sequence()))?;
+    scrape.gauge("tulle_xds_config_generation", whole(objects.generation))?;
+    scrape.gauge("tulle_xds_config_rejected_objects", whole(rejected))?;
+    scrape.gauge("tulle_xds_config_stale_objects", whole(objects.stale()))?;
+    let folder = SourceLabel { kind: "folder" };
+    let synced = i64::from(snapshot.synced());
+    scrape.gauges("tulle_xds_source_synced")?.gauge(&folder, synced)?;
+    let mut resources = scrape.gauges("tulle_xds_resources")?;
+    ResourceType::ALL
+        .into_iter()
+        .try_for_each(|ty| resources.gauge(&TypeLabel::from(ty), whole(snapshot.count(ty))))
+}
+
+fn issuer(keeper: &Keeper, scrape: &mut Scrape<'_>) -> fmt::Result {
+    let certificates = keeper.certificates();
+    let now = jiff::Timestamp::now().as_second();
+    let first_end = |roles: &[&str]| {
+        let ends = certificates.iter().filter(|one| roles.contains(&one.role));
+        ends.map(|one| one.not_after).min().unwrap_or_default()
+    };
+    let (root, chain) = (first_end(&["root"]), first_end(&["issuer", "intermediate"]));
+    scrape.gauge("citadel_server_root_cert_expiry_timestamp", root)?;
+    scrape.gauge("citadel_server_root_cert_expiry_seconds", root - now)?;
+    scrape.gauge("citadel_server_cert_chain_expiry_timestamp", chain)?;
+    scrape.gauge("citadel_server_cert_chain_expiry_seconds", chain - now)?;
+    let mut left = scrape.gauges("tulle_ca_not_after_seconds")?;
+    for one in certificates {
+        let (role, serial) = (one.role, one.serial);
+        left.gauge(&OfCertificate { role, serial }, one.not_after - now)?;
+    }
+    scrape.gauge("tulle_ca_rotation_phase", keeper.phase() as i64)?;
+    scrape.gauge("tulle_ca_rotation_overdue", i64::from(keeper.is_overdue()))?;
+    let entries = keeper.denied.entries().len();
+    scrape.gauge("tulle_ca_denylist_entries", whole(entries))?;
+    scrape.gauge("tulle_ca_log_unwritable", i64::from(keeper.is_unwritten()))?;
+    scrape.gauge("tulle_ca_clock_jumps", whole(keeper.clock_jumps()))
 }
 
 /// How far the client is that is furthest behind, by time and by changes.
@@ -172,14 +171,4 @@ impl Lag {
             changes: most.changes.max(ty.behind),
         })
     }
-}
-
-fn gauge(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    value: impl EncodeGaugeValue,
-) -> fmt::Result {
-    let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    ConstGauge::new(value).encode(metric)
 }

@@ -106,7 +106,7 @@ async fn serve_ports(
         tasks::spawn("admin", admin::serve(admin, pages.admin(), drain.clone())),
         tasks::spawn(
             "metrics",
-            admin::serve_open(stats, admin::metrics(&pages.registry), drain.clone()),
+            admin::serve_open(stats, admin::metrics(&pages.exposition), drain.clone()),
         ),
     ];
     // A kernel without IPv6 on loopback is no reason not to start; port 0 must not open a second, unknown one.

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 use tulle_model::Reason;
 use tulle_model::workload::Workload;
+use tulle_runtime::label_set;
+use tulle_runtime::metrics::{Registry, Section};
 
 use super::wire::Transport;
 use crate::metrics::series::{Overflow, SeriesTable};
@@ -18,6 +18,11 @@ use crate::metrics::series::{Overflow, SeriesTable};
 const DURATION_BUCKETS: [f64; 6] = [0.0005, 0.001, 0.01, 0.1, 1.0, 5.0];
 
 const UNKNOWN: &str = "unknown";
+
+const SECTION: Section = Section {
+    title: "Node proxy: names",
+    about: "",
+};
 
 /// The families of DNS. Clones share them.
 #[derive(Debug, Clone)]
@@ -38,20 +43,26 @@ pub struct DnsMetrics {
     unanswered: Family<UnansweredLabels, Counter>,
 }
 
-/// Why nobody answered.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UnansweredLabels {
-    code: &'static str,
-    reason: &'static str,
+label_set! {
+    /// Why nobody answered.
+    struct UnansweredLabels {
+        /// [the stable code](errors.md)
+        code: &'static str,
+        /// its token
+        reason: &'static str,
+    }
 }
 
-/// The labels of a question.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct DnsLabels {
-    request_query_type: String,
-    request_protocol: &'static str,
-    source_canonical_service: String,
-    source_canonical_revision: String,
+label_set! {
+    /// The labels of a question.
+    pub struct DnsLabels of "questions" {
+        /// lower case; `unknown` for types without a name
+        request_query_type: String,
+        /// `udp`, `tcp`
+        request_protocol: &'static str,
+        source_canonical_service: String,
+        source_canonical_revision: String,
+    }
 }
 
 impl DnsLabels {
@@ -106,33 +117,35 @@ impl Default for DnsMetrics {
 
 impl DnsMetrics {
     /// Registers them under their full names.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register(
+    pub fn register(&self, registry: &Registry) {
+        let section = registry.section(&SECTION);
+        section.register(
             "istio_dns_requests",
             "DNS requests of local workloads",
             self.requests.clone(),
         );
-        registry.register(
+        section.register(
             "istio_dns_upstream_requests",
             "DNS requests that were forwarded to a name server",
             self.forwarded.clone(),
         );
-        registry.register(
+        section.register(
             "istio_dns_upstream_failures",
             "DNS requests that no name server answered",
             self.failures.clone(),
         );
-        registry.register(
+        section.register(
             "istio_dns_upstream_request_duration_seconds",
             "Time until a name server answered, or none did",
             self.durations.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_dns_stale_answers",
-            "DNS requests that were answered as before because no name server answered",
+            "DNS requests that no name server answered and that were answered as before: at most 10 minutes after the time \
+             of that answer was over",
             self.stale.clone(),
         );
-        registry.register(
+        section.register(
             "tulle_dns_unanswered",
             "DNS requests that were answered with SERVFAIL because no name server answered, by reason",
             self.unanswered.clone(),
@@ -182,19 +195,17 @@ impl DnsMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prometheus_client::encoding::text::encode;
 
     #[test]
     fn types_without_a_name_share_one_series() {
         let metrics = DnsMetrics::default();
-        let mut registry = Registry::default();
-        metrics.register(&mut registry);
+        let registry = Registry::new();
+        metrics.register(&registry);
         for kind in [65_000, 65_001] {
             let labels = metrics.count_request(DnsLabels::new(RecordType::from(kind), Transport::Udp, None));
             metrics.count_forwarded(&labels, Duration::from_millis(2), true);
         }
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
+        let text = registry.encode();
         let labels = "request_query_type=\"unknown\",request_protocol=\"udp\",\
                       source_canonical_service=\"unknown\",source_canonical_revision=\"unknown\"";
         for line in [
@@ -214,14 +225,13 @@ mod tests {
             series: SeriesTable::with_max(1),
             ..DnsMetrics::default()
         };
-        let mut registry = Registry::default();
-        metrics.register(&mut registry);
+        let registry = Registry::new();
+        metrics.register(&registry);
         for kind in [RecordType::A, RecordType::AAAA] {
             let labels = metrics.count_request(DnsLabels::new(kind, Transport::Udp, None));
             metrics.count_forwarded(&labels, Duration::from_millis(2), true);
         }
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
+        let text = registry.encode();
         assert!(
             text.contains("query_type=\"a\"") && !text.contains("query_type=\"aaaa\""),
             "{text}"
@@ -229,8 +239,7 @@ mod tests {
         assert!(text.contains("istio_dns_upstream_failures_total{request_query_type=\"overflow\""));
         tokio::time::advance(ttl).await;
         assert_eq!(metrics.expire(ttl), 2);
-        text.clear();
-        encode(&mut text, &registry).unwrap();
+        let text = registry.encode();
         assert!(!text.contains("query_type="), "{text}");
     }
 }

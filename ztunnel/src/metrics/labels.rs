@@ -3,10 +3,14 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::encoding::{
+    EncodeLabel, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder,
+};
 use tulle_model::reason::ResponseFlag;
 use tulle_model::workload::Workload;
 use tulle_model::{Identity, Service, Str};
+use tulle_runtime::label_set;
+use tulle_runtime::metrics::{Label, LabelNames, LabelSet};
 
 use super::series::Overflow;
 use super::shared::{Made, Shared};
@@ -37,6 +41,22 @@ impl Direction {
             Self::Outbound => "source",
             Self::Inbound => "destination",
         }
+    }
+}
+
+impl EncodeLabelValue for Direction {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.as_str().encode(encoder)
+    }
+}
+
+/// Which end reports, as the label `reporter` says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Reporter(pub Direction);
+
+impl EncodeLabelValue for Reporter {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.0.reporter().encode(encoder)
     }
 }
 
@@ -319,45 +339,155 @@ impl EncodeLabelSet for TrafficLabels {
     }
 }
 
-/// Labels of counters of refusals.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct RefusalLabels {
-    /// Stable code.
-    pub code: &'static str,
-    /// Stable token, label `reason`.
-    pub reason: &'static str,
-    /// Direction, where the family has it.
-    pub direction: Option<Direction>,
+label_set! {
+    /// Labels of counters of this proxy's refusals.
+    pub struct RefusalLabels {
+        /// [the stable code](errors.md)
+        pub code: &'static str,
+        /// its token
+        pub reason: &'static str,
+        /// `outbound`, `inbound`
+        pub direction: Direction,
+    }
 }
 
-impl EncodeLabelSet for RefusalLabels {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        let mut labels = Labels { encoder, prefix: "" };
-        labels.text("code", self.code)?;
-        labels.text("reason", self.reason)?;
-        match self.direction {
-            Some(direction) => labels.text("direction", direction.as_str()),
-            None => Ok(()),
+label_set! {
+    /// Labels of counters of peers' refusals.
+    pub struct PeerRefusalLabels {
+        /// [the stable code](errors.md)
+        pub code: &'static str,
+        /// its token
+        pub reason: &'static str,
+    }
+}
+
+label_set! {
+    /// The label `reporter` alone.
+    pub struct ReporterLabel {
+        /// `source`, `destination`
+        pub reporter: Reporter,
+    }
+}
+
+impl From<Direction> for ReporterLabel {
+    fn from(direction: Direction) -> Self {
+        Self {
+            reporter: Reporter(direction),
         }
     }
 }
 
-/// The label `reporter` alone.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ReporterLabel(pub Direction);
-
-impl EncodeLabelSet for ReporterLabel {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        Labels { encoder, prefix: "" }.text("reporter", self.0.reporter())
+label_set! {
+    /// The label `direction` alone.
+    pub struct DirectionLabel {
+        /// `outbound`, `inbound`
+        pub direction: Direction,
     }
 }
 
-/// The label `direction` alone.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct DirectionLabel(pub Direction);
+impl From<Direction> for DirectionLabel {
+    fn from(direction: Direction) -> Self {
+        Self { direction }
+    }
+}
 
-impl EncodeLabelSet for DirectionLabel {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        Labels { encoder, prefix: "" }.text("direction", self.0.as_str())
+/// The labels that [`Labels::party`] writes with this prefix.
+macro_rules! party {
+    ($prefix:literal) => {
+        &[
+            Label::new(concat!($prefix, "workload")),
+            Label::new(concat!($prefix, "canonical_service")),
+            Label::new(concat!($prefix, "canonical_revision")),
+            Label::new(concat!($prefix, "workload_namespace")),
+            Label::new(concat!($prefix, "principal")),
+            Label::new(concat!($prefix, "app")),
+            Label::new(concat!($prefix, "version")),
+            Label::new(concat!($prefix, "cluster")),
+            Label::says(concat!($prefix, "region"), "where they are known"),
+            Label::says(concat!($prefix, "zone"), "where they are known"),
+        ]
+    };
+}
+
+impl LabelSet for TrafficLabels {
+    const NAMES: LabelNames = LabelNames {
+        of: "traffic",
+        groups: &[
+            &[Label::says(
+                "reporter",
+                "`source` at the client's proxy, `destination` at the server's",
+            )],
+            party!("source_"),
+            &[
+                Label::new("destination_service"),
+                Label::new("destination_service_namespace"),
+                Label::new("destination_service_name"),
+            ],
+            party!("destination_"),
+            &[
+                Label::says("request_protocol", "`tcp`"),
+                Label::says("response_flags", "`-`, or the flag of [the reason](errors.md)"),
+                Label::says("connection_security_policy", "`mutual_tls` or `unknown`"),
+            ],
+        ],
+    };
+}
+
+impl LabelSet for NameLabels {
+    const NAMES: LabelNames = LabelNames {
+        of: "looked up names",
+        groups: &[party!("source_"), &[Label::new("hostname")]],
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::metrics::counter::Counter;
+    use prometheus_client::metrics::family::Family;
+    use std::hash::Hash;
+    use tulle_runtime::metrics::{Registry, Section};
+
+    const SECTION: Section = Section {
+        title: "Labels",
+        about: "",
+    };
+
+    /// What is written of a set, and what is said of it.
+    fn check<S>(labels: &S)
+    where
+        S: LabelSet + EncodeLabelSet + Clone + Eq + Hash + fmt::Debug + Send + Sync + 'static,
+    {
+        let registry = Registry::new();
+        let family: Family<S, Counter> =
+            registry
+                .section(&SECTION)
+                .register("labelled", "Labelled", Family::default());
+        family.get_or_create(labels).inc();
+        let text = registry.encode();
+        let written = text.split('{').nth(1).and_then(|rest| rest.split('}').next());
+        let written = written.unwrap_or_default().split(',');
+        let written: Vec<_> = written.filter_map(|label| label.split('=').next()).collect();
+        let said: Vec<_> = S::NAMES.iter().map(|label| label.name).collect();
+        assert_eq!(written, said);
+    }
+
+    #[test]
+    fn the_labels_of_traffic_are_those_that_are_said() {
+        let party = Party {
+            region: Some("north".into()),
+            zone: Some("a".into()),
+            ..Party::default()
+        };
+        let source = Shared::new(party);
+        check(&NameLabels {
+            source: source.clone(),
+            hostname: "db".into(),
+        });
+        check(&TrafficLabels {
+            source: source.clone(),
+            destination: source,
+            ..TrafficLabels::overflowed(Direction::Inbound)
+        });
     }
 }

@@ -11,7 +11,6 @@ use prost::Message;
 use tokio::net::TcpStream;
 use tulle_proto::otlp::logs::{LogRecord, Logs, ResourceLogs, ScopeLogs};
 use tulle_proto::otlp::{KeyValue, Resource, Scope};
-use tulle_runtime::metrics::Registry;
 use tulle_runtime::telemetry::export::{self, Bounds, Collector, Delivering, DeliveryError};
 use tulle_runtime::{build_info, http_client};
 
@@ -29,15 +28,10 @@ const BATCH_LINES_MAX: usize = 512;
 pub struct Exporter(export::Exporter<LogRecord>);
 
 impl Exporter {
-    /// Starts to export, if the configuration names a collector.
+    /// Starts to export, if the configuration names a collector; `dropped` counts what it does not take.
     #[must_use]
-    pub fn of(config: &Config, registry: &Registry) -> Option<Self> {
+    pub fn of(config: &Config, dropped: Counter) -> Option<Self> {
         let collector = config.log.collector.clone()?;
-        let dropped = registry.register(
-            "tulle_otlp_lines_dropped",
-            "Access lines that the collector did not take",
-            Counter::default(),
-        );
         let resource = Resource::new(vec![
             KeyValue::text("service.name", "ztunnel"),
             KeyValue::text("service.version", &build_info::tag()),

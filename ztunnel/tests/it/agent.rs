@@ -136,7 +136,7 @@ impl Agent {
     }
 
     fn pods(&self) -> usize {
-        let metrics = self.app.registry().encode();
+        let metrics = self.app.exposition().encode();
         let line = metrics
             .lines()
             .find_map(|line| line.strip_prefix("workload_manager_active_proxy_count "));
@@ -337,7 +337,7 @@ async fn listeners_of_the_agent_are_used_given_back_and_handed_over() {
 
 /// The value of one of the proxy's own series.
 fn series(agent: &Agent, name: &str) -> usize {
-    let metrics = agent.app.registry().encode();
+    let metrics = agent.app.exposition().encode();
     let line = metrics
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -227,7 +227,7 @@ async fn captured_traffic_is_tunnelled_and_keeps_its_source_address() {
         assert_echoes(&mut stream, &vec![7; 300_000]).await;
     }
     agent.app.node().connections.pass_on();
-    let metrics = agent.app.registry().encode();
+    let metrics = agent.app.exposition().encode();
     let mutual =
         |line: &&str| line.starts_with("istio_tcp_connections_opened_total") && line.contains("mutual_tls");
     assert_eq!(
@@ -256,7 +256,7 @@ async fn a_policy_ends_captured_connections_and_refuses_new_ones() {
     assert_reset(&mut open).await;
     assert_refused(pods.call(&format!("{DB}:{DB_PORT}"), None).await).await;
     until_counted(
-        agent.app.registry(),
+        agent.app.exposition(),
         "tulle_refused_total{code=\"T0412\",reason=\"policy_denied\"} 1",
     )
     .await;

@@ -42,7 +42,7 @@ impl Machine {
                 let _ = ready.send(());
                 let _ = ended.await;
                 app.node().connections.pass_on();
-                let metrics = app.registry().encode();
+                let metrics = app.exposition().encode();
                 app.stop().await.unwrap();
                 metrics
             })
@@ -132,7 +132,7 @@ async fn check(prepare: &str) {
         .filter(|line| line.starts_with("istio_tcp_connections_opened_total") && line.contains("mutual_tls"));
     assert_eq!(mutual.count(), 2, "by address and by service: {metrics}");
     agent.app.node().connections.pass_on();
-    let there = agent.app.registry().encode();
+    let there = agent.app.exposition().encode();
     assert!(
         there.contains("source_principal=\"spiffe://cluster.local/ns/shop/sa/web\""),
         "the other proxy has seen its identity: {there}"

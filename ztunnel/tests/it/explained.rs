@@ -135,7 +135,7 @@ impl Place {
     /// How often a code was counted, in either direction.
     fn denied(&self, code: &str) -> u64 {
         let series = format!("tulle_denied_total{{code=\"{code}\"");
-        let text = self.world.app.registry().encode();
+        let text = self.world.app.exposition().encode();
         let lines = text.lines().filter(|line| line.starts_with(&series));
         let count = |line: &str| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap();
         lines.map(count).sum()

@@ -196,7 +196,7 @@ async fn a_captured_pod_is_answered_as_if_by_its_name_server() {
     assert_eq!(told(&reply), [WEB], "asked from the pod, past the rules");
     assert_eq!((reply.id, reply.answers[0].ttl), (7, 5));
     let forwarded = "istio_dns_upstream_requests_total{request_query_type=\"txt\"";
-    until_counted(agent.app.registry(), forwarded).await;
+    until_counted(agent.app.exposition(), forwarded).await;
 
     let opened = pods.web.run_async(|| {
         let stream = std::net::TcpStream::connect_timeout(&NOBODY.parse().unwrap(), SOON)?;

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tulle_identity::testing::{Clock, FakeCa, TestCa};
 use tulle_model::{Identity, MeshUpdate};
 use tulle_runtime::config::MapEnv;
-use tulle_runtime::metrics::Registry;
+use tulle_runtime::metrics::Exposition;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::{
     ClientConnection, ConnectRequest, ConnectResponse, HboneStream, OpenError, Refusal, Settings, client,
@@ -153,13 +153,13 @@ impl World {
 
     /// Waits until a line of the metrics begins so: what ends a connection is seen before it is counted.
     pub(crate) async fn until_counted(&self, series: &str) {
-        until_counted(self.app.registry(), series).await;
+        until_counted(self.app.exposition(), series).await;
     }
 
     /// The metrics, as text.
     pub(crate) fn metrics(&self) -> String {
         self.app.node().connections.pass_on();
-        self.app.registry().encode()
+        self.app.exposition().encode()
     }
 }
 
@@ -168,14 +168,14 @@ pub(crate) fn updates(yaml: &str) -> Vec<MeshUpdate> {
 }
 
 /// See [`World::until_counted`].
-pub(crate) async fn until_counted(registry: &Registry, series: &str) {
+pub(crate) async fn until_counted(exposition: &Exposition, series: &str) {
     let counted = async {
-        while !registry.encode().lines().any(|line| line.starts_with(series)) {
+        while !exposition.encode().lines().any(|line| line.starts_with(series)) {
             tokio::task::yield_now().await;
         }
     };
     let waited = tokio::time::timeout(SOON, counted).await;
-    assert!(waited.is_ok(), "{series} is missing in {}", registry.encode());
+    assert!(waited.is_ok(), "{series} is missing in {}", exposition.encode());
 }
 
 /// Code of a refusal.

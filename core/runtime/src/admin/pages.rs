@@ -9,7 +9,7 @@ use axum::routing::{get, post};
 use serde::Deserialize;
 use tower_http::compression::CompressionLayer;
 
-use crate::metrics::{Format, Registry};
+use crate::metrics::{Exposition, Format};
 use crate::ready::Ready;
 use crate::telemetry::LogHandle;
 
@@ -35,12 +35,12 @@ pub fn readiness(ready: &Ready) -> Router {
 }
 
 /// `GET /metrics` and `GET /stats/prometheus`, as OpenMetrics and compressed when the scraper accepts it.
-pub fn metrics(registry: &Registry) -> Router {
-    async fn answer(State(registry): State<Registry>, headers: HeaderMap) -> Response {
+pub fn metrics(exposition: &Exposition) -> Router {
+    async fn answer(State(exposition): State<Exposition>, headers: HeaderMap) -> Response {
         let format = Format::negotiate(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()));
         (
             [(CONTENT_TYPE, format.content_type())],
-            registry.encode_as(format),
+            exposition.encode_as(format),
         )
             .into_response()
     }
@@ -48,7 +48,7 @@ pub fn metrics(registry: &Registry) -> Router {
         .route("/metrics", get(answer))
         .route("/stats/prometheus", get(answer))
         .layer(CompressionLayer::new())
-        .with_state(registry.clone())
+        .with_state(exposition.clone())
 }
 
 #[derive(Deserialize)]

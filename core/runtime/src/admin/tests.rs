@@ -80,7 +80,7 @@ async fn metrics_come_in_the_format_asked_for() {
     let (listener, address) = tcp().await;
     tasks::spawn(
         "metrics",
-        serve_open(listener, metrics(&Registry::for_process("test")), watcher),
+        serve_open(listener, metrics(&Registry::for_process("test").seal()), watcher),
     );
 
     let text = ask(address, "GET", "/metrics", "Host: pod\r\n").await;
@@ -147,7 +147,7 @@ async fn a_socket_of_a_newer_process_is_left_alone() {
 async fn metrics_are_compressed_for_who_takes_that() {
     let (listener, address) = tcp().await;
     let (trigger, watcher) = drain::new();
-    let pages = metrics(&Registry::for_process("test"));
+    let pages = metrics(&Registry::for_process("test").seal());
     let serving = tasks::spawn("pages", serve_open(listener, pages, watcher));
     let mut stream = TcpStream::connect(address).await.unwrap();
     let asked = request("GET", "/metrics", "Host: other\r\nAccept-Encoding: gzip\r\n");
