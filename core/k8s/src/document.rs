@@ -44,26 +44,38 @@ impl Fault {
 /// Empty documents are left out. A document of kind `List` becomes its items.
 #[must_use]
 pub fn documents(text: &str) -> Vec<Result<Node, Fault>> {
+    match parts(text) {
+        Ok(parts) => parts.iter().flat_map(Part::documents).collect(),
+        Err(fault) => vec![Err(fault)],
+    }
+}
+
+/// Cuts a file into its documents, which can be read apart from each other.
+///
+/// # Errors
+/// The file is too large.
+pub fn parts(text: &str) -> Result<Vec<Part<'_>>, Fault> {
     if text.len() > FILE_BYTES_MAX {
         let cause = format!("the file has {} bytes, more than {FILE_BYTES_MAX}", text.len());
-        return vec![Err(Fault::new(
-            Place::START,
-            cause,
-            "split it into several files",
-        ))];
+        return Err(Fault::new(Place::START, cause, "split it into several files"));
     }
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    split(text)
-        .into_iter()
-        .filter_map(|part| read::document(&part).transpose())
-        .flat_map(items)
-        .collect()
+    Ok(split(text.strip_prefix('\u{feff}').unwrap_or(text)))
 }
 
 /// The text of one document and the lines before it.
-struct Part<'a> {
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
     text: &'a str,
     lines_before: u64,
+}
+
+impl Part<'_> {
+    /// What it holds: nothing, a document, or the items of a list; `Err` if it cannot be read.
+    #[must_use]
+    pub fn documents(&self) -> Vec<Result<Node, Fault>> {
+        let document = read::document(self).transpose();
+        document.into_iter().flat_map(items).collect()
+    }
 }
 
 /// Cuts at document markers. In YAML a `---` in the first column is a marker wherever it stands, also inside a

@@ -18,6 +18,8 @@ use super::stage::Stage;
 use super::{Figure, Run, Scale, Scenario, scenario};
 use crate::ads::{self, Stream};
 use crate::load::Plan;
+use crate::mesh::eventually;
+use crate::traffic::{Echo, gets_through};
 use crate::{TestMesh, manifest};
 
 pub(super) const SCENARIOS: &[Scenario] = &[scenario(
@@ -33,6 +35,8 @@ const PROPAGATION_MAX: Duration = Duration::from_secs(1);
 const PER_FILE: usize = 500;
 /// Workloads that change, each in a file of its own.
 const CHANGING: usize = 100;
+/// What the ports begin after that policies close, one in each version.
+const CLOSED_FIRST: u16 = 9_000;
 /// How long the last change may take before it counts as missed.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
@@ -52,18 +56,35 @@ fn change(mesh: &TestMesh, index: usize, version: usize) {
     mesh.apply(&format!("changing-{index}"), &entry(index, version));
 }
 
-/// Policies of the mesh's namespace, which refuse callers that there are not.
+/// The port that the last of the policies closes in a version; nothing else is asked for there.
+fn closed_by(version: usize) -> u16 {
+    CLOSED_FIRST + u16::try_from(version).expect("a version")
+}
+
+/// Policies of the mesh's namespace. They refuse callers that there are not, and the last of them, which is told last, closes
+/// a port.
 fn policies(count: usize, version: usize) -> String {
     let mut text = String::new();
-    for index in 0..count {
+    let mut policy = |name: &str, rule: &str| {
         let _ = write!(
             text,
-            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p{index}, namespace: \
-             {}}}\nspec: {{selector: {{matchLabels: {{app: db}}}}, action: DENY, rules: [{{from: [{{source: \
-             {{principals: [cluster.local/ns/none/sa/v{version}-{index}]}}}}]}}]}}\n",
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: \
+             {}}}\nspec: {{selector: {{matchLabels: {{app: db}}}}, action: DENY, rules: [{rule}]}}\n",
             manifest::NAMESPACE
         );
+    };
+    for index in 1..count {
+        let caller = format!("cluster.local/ns/none/sa/v{version}-{index}");
+        policy(
+            &format!("p{index}"),
+            &format!("{{from: [{{source: {{principals: [{caller}]}}}}]}}"),
+        );
     }
+    let port = closed_by(version);
+    policy(
+        "plast",
+        &format!("{{to: [{{operation: {{ports: ['{port}']}}}}]}}"),
+    );
     text
 }
 
@@ -115,11 +136,10 @@ fn f21(scale: Scale) -> Run {
             .get(lags.len().saturating_sub(1) * 99 / 100)
             .copied()
             .unwrap_or(Duration::MAX);
-        stage.mesh.apply("policies", &policies(rules, 1));
-        let first = in_force(&stage.mesh, rules, 1).await;
+        let first = Policies::new(&stage, rules, 1).await.apply().await;
+        let next = Policies::new(&stage, rules, 2).await;
         let begun = Instant::now();
-        stage.mesh.apply("policies", &policies(rules, 2));
-        let replaced = in_force(&stage.mesh, rules, 2).await;
+        let replaced = next.apply().await;
         stage.after().await;
         let policies = stage.load.report(begun, Instant::now());
         Figure::new("F21")
@@ -135,12 +155,9 @@ fn f21(scale: Scale) -> Run {
             .losses(&stage.load, &[&quiet[0], &quiet[1], &during, &policies])
             .latency([&quiet[0], &quiet[1]], &during)
             .with("policies", rules)
-            .with_time("policies_first", first.unwrap_or(Duration::MAX))
-            .within(
-                "policies_replaced",
-                replaced.unwrap_or(Duration::MAX),
-                PROPAGATION_MAX,
-            )
+            .with_time("policies_first", first.took)
+            .within("policies_replaced", replaced.took, PROPAGATION_MAX)
+            .none("policies_lacking", first.lacking + replaced.lacking)
             .unaffected(
                 "policies_p99",
                 quiet[0].requests.p99.max(quiet[1].requests.p99),
@@ -281,14 +298,55 @@ async fn missed(mesh: &TestMesh, newest: &BTreeMap<usize, usize>) -> u64 {
     missed as u64
 }
 
-/// Time until n2's proxy has all policies in this version.
-async fn in_force(mesh: &TestMesh, count: usize, version: usize) -> Option<Duration> {
-    let wanted = format!("cluster.local/ns/none/sa/v{version}-");
-    within(SETTLE_MAX, async || {
-        let text = mesh
+/// A version of all policies, and what tells that it is in force.
+struct Policies<'a> {
+    stage: &'a Stage,
+    count: usize,
+    version: usize,
+    /// What the last of them closes.
+    echo: Echo,
+}
+
+/// How a version of all policies came into force.
+struct InForce {
+    /// Time from its file to the first call that the last of it refused.
+    took: Duration,
+    /// Those of it that n2's proxy did not have at once after that.
+    lacking: u64,
+}
+
+impl<'a> Policies<'a> {
+    /// Ready to be written, once calls come through to what is to be closed.
+    async fn new(stage: &'a Stage, count: usize, version: usize) -> Self {
+        let echo = Echo::start(stage.db.namespace(), stage.db.ipv4(), closed_by(version)).await;
+        let new = Self {
+            stage,
+            count,
+            version,
+            echo,
+        };
+        assert!(eventually(async || new.is_open().await).await);
+        new
+    }
+
+    async fn is_open(&self) -> bool {
+        gets_through(self.stage.web.namespace(), self.echo.address()).await
+    }
+
+    /// Writes all of them, and waits until calls are refused: that costs the proxy a connection now and then, where to look
+    /// for them in its configuration would cost it more than to take them.
+    async fn apply(&self) -> InForce {
+        let mesh = &self.stage.mesh;
+        mesh.apply("policies", &policies(self.count, self.version));
+        let took = within(SETTLE_MAX, async || !self.is_open().await).await;
+        let dump = mesh
             .text(&Component::Ztunnel("n2".to_owned()), "/config_dump")
             .await;
-        text.matches(&wanted).count() >= count
-    })
-    .await
+        let caller = format!("cluster.local/ns/none/sa/v{}-", self.version);
+        let others = dump.matches(&caller);
+        InForce {
+            took: took.unwrap_or(Duration::MAX),
+            lacking: (self.count - 1).saturating_sub(others.count()) as u64,
+        }
+    }
 }

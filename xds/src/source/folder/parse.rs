@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use base64::Engine as _;
+use rayon::iter::ParallelIterator as _;
+use rayon::slice::ParallelSlice as _;
 use tulle_k8s::api::Secret;
 use tulle_k8s::document::node::{Node, Place};
-use tulle_k8s::document::{Fault, documents};
+use tulle_k8s::document::{Fault, Part, documents, parts};
 use tulle_k8s::object::{Pool, Reading, read, read_mesh};
 use tulle_k8s::{Key, Object};
 use tulle_model::{Reason, Str};
@@ -15,6 +17,9 @@ use crate::snapshot::{FileProblem, Severity};
 /// The first half of the SHA-256 of the text that says an object. Nobody finds two texts of the same half, and it is held
 /// twice for each object.
 pub(crate) type Form = [u8; 16];
+
+/// Documents of a file that are read together.
+const PARTS_TOGETHER: usize = 128;
 
 /// What a file says.
 #[derive(Debug, Clone, Default)]
@@ -175,27 +180,40 @@ pub(crate) fn restore(written: &str, pool: &mut Pool) -> Option<(Key, Good)> {
     }
 }
 
-/// Reads a file's text.
+/// Reads a file's text, on every core where there is much of it.
 pub(crate) fn parse(file: &Str, text: &str) -> Parsed {
-    let (mut parsed, mut pool) = (Parsed::default(), Pool::default());
+    let mut parsed = Parsed::default();
+    match parts(text) {
+        Ok(parts) => {
+            let read = |parts: &[Part<'_>]| read_parts(file, parts);
+            let read: Vec<Parsed> = parts.par_chunks(PARTS_TOGETHER).map(read).collect();
+            read.into_iter().for_each(|some| parsed.append(some));
+        }
+        Err(fault) => parsed.broken(file, fault),
+    }
+    let mut pool = Pool::default();
+    for statement in &mut parsed.statements {
+        if let Says::Good(good) = &mut statement.says {
+            pool.share(&mut statement.key, &mut good.object);
+        }
+    }
+    parsed.statements.shrink_to_fit();
+    parsed
+}
+
+fn read_parts(file: &Str, parts: &[Part<'_>]) -> Parsed {
+    let mut parsed = Parsed::default();
     let settings = &**file == "mesh.yaml";
-    for document in documents(text) {
+    for document in parts.iter().flat_map(Part::documents) {
         match document {
             // An object in that file is one like any other.
             Ok(node) if settings && node.field("kind").is_none() => {
                 parsed.say(file, &node, read_mesh(&node));
             }
-            Ok(node) => {
-                let mut reading = read(&node);
-                if let Reading::Good { key, object, .. } = &mut reading {
-                    pool.share(key, object);
-                }
-                parsed.say(file, &node, reading);
-            }
+            Ok(node) => parsed.say(file, &node, read(&node)),
             Err(fault) => parsed.broken(file, fault),
         }
     }
-    parsed.statements.shrink_to_fit();
     parsed
 }
 
@@ -215,6 +233,13 @@ pub(crate) fn unreadable(file: &Str, cause: &str) -> Parsed {
 }
 
 impl Parsed {
+    /// Adds what is said further down.
+    fn append(&mut self, mut further: Self) {
+        self.statements.append(&mut further.statements);
+        self.problems.append(&mut further.problems);
+        self.is_broken |= further.is_broken;
+    }
+
     fn say(&mut self, file: &Str, node: &Node, reading: Reading) {
         match reading {
             Reading::Good {
@@ -304,6 +329,35 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_file_is_read_in_pieces_and_said_in_its_order() {
+        let document = |index: usize| match index % 200 {
+            7 => "kind: [broken\n---\n".to_owned(),
+            9 => "kind: Deployment\nmetadata: {name: skipped}\n---\n".to_owned(),
+            _ => format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: s{index}}}\nspec: {{clusterIP: 10.9.0.1}}\n---\n"
+            ),
+        };
+        let all = 10 * PARTS_TOGETHER;
+        let text: String = (0..all).map(document).collect();
+        let parsed = parse(&"a.yaml".into(), &text);
+        let names: Vec<String> = parsed
+            .statements
+            .iter()
+            .map(|one| one.key.name.to_string())
+            .collect();
+        let named = (0..all).filter(|index| ![7, 9].contains(&(index % 200)));
+        assert_eq!(names, named.map(|index| format!("s{index}")).collect::<Vec<_>>());
+        let lines = parsed.statements.iter().map(|one| one.place.line);
+        assert!(lines.clone().zip(lines.skip(1)).all(|(one, next)| one < next));
+        let problems: Vec<u64> = parsed.problems.iter().map(|problem| problem.line).collect();
+        assert_eq!((problems.len(), parsed.is_broken), (2 * all.div_ceil(200), true));
+        assert!(problems.is_sorted(), "{problems:?}");
+        let namespaces = parsed.statements.iter().map(|one| one.key.namespace.as_ptr());
+        let namespaces: std::collections::BTreeSet<_> = namespaces.collect();
+        assert_eq!(namespaces.len(), 1, "all of the file share one text");
+    }
 
     #[test]
     fn a_pasted_key_is_left_out_and_nothing_else() {
