@@ -249,25 +249,57 @@ mod tests {
         assert!(held.iter().all(|socket| socket.nonblocking().unwrap()));
     }
 
-    /// As many ports as there are for local ends, half of which `bind` prefers.
-    const PORTS: usize = 20;
-
-    #[tokio::test]
-    async fn f31_a_crowd_of_one_client_gets_every_port_there_is() {
+    /// A namespace with so many ports for local ends, the highest, half of which `bind` prefers; and a server in it.
+    fn with_ports(count: u16) -> Option<(NetNs, std::net::TcpListener)> {
         let Ok(netns) = NetNs::create() else {
             eprintln!("skipped: network namespaces cannot be made here");
-            return;
+            return None;
         };
-        let prepare = || {
+        let prepare = move || {
             let up = std::process::Command::new("ip")
                 .args(["link", "set", "lo", "up"])
                 .status();
             assert!(up.unwrap().success());
-            let range = format!("40000 {}", 40_000 + PORTS - 1);
+            let range = format!("{} {}", u16::MAX - (count - 1), u16::MAX);
             std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).unwrap();
             std::net::TcpListener::bind("127.0.0.1:8080").unwrap()
         };
         let listener = netns.run(prepare).unwrap();
+        Some((netns, listener))
+    }
+
+    #[tokio::test]
+    async fn f31_the_port_is_left_to_connect_before_the_search_for_one_gets_long() {
+        const HALF: u16 = 24_000;
+        let Some((netns, listener)) = with_ports(2 * HALF) else {
+            return;
+        };
+        let to = listener.local_addr().unwrap();
+        let (sockets, ports) = (NetnsSockets::new(netns), SourcePorts::default());
+        let mut chosen = 0;
+        loop {
+            let source = ports.of([127, 0, 0, 9].into());
+            let near = socket::connect(&sockets, to, Some(source), &SocketOptions::default())
+                .await
+                .unwrap();
+            let far = listener.accept().unwrap();
+            if near.local_addr().unwrap().port().is_multiple_of(2) {
+                break;
+            }
+            chosen += 1;
+            // Whoever closes first keeps the port for a minute.
+            drop(near);
+            drop(far);
+        }
+        assert!(chosen < HALF, "not only once all were searched in vain: {chosen}");
+    }
+
+    #[tokio::test]
+    async fn f31_a_crowd_of_one_client_gets_every_port_there_is() {
+        const PORTS: usize = 20;
+        let Some((netns, listener)) = with_ports(20) else {
+            return;
+        };
         let to = listener.local_addr().unwrap();
         let (sockets, ports) = (NetnsSockets::new(netns), SourcePorts::default());
         let connect = async || {

@@ -4,9 +4,10 @@
 //! for `bind` and of the other for `connect`, in every namespace in the same order. The client whose address this is may
 //! have open connections to the same destination that pass no proxy, and a SYN from the port of one of them would end it.
 //!
-//! Once that half of the ports is taken, `bind` searches all of it in vain, each time, before it turns to the other
-//! half: some milliseconds. So for a while after that happened the port is left to `connect`
-//! (`IP_BIND_ADDRESS_NO_PORT`), which also shares ports between destinations.
+//! The fewer ports of that half are free, the longer `bind` searches; once none is, it searches all of it in vain, each
+//! time, before it turns to the other half: some milliseconds, and many where others want the processor, to which it is
+//! offered at each port. So for a while after a long search the port is left to `connect` (`IP_BIND_ADDRESS_NO_PORT`), which
+//! also shares ports between destinations.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -15,11 +16,15 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
 use socket2::Socket;
 use tokio::time::Instant;
 
-/// How long the port is left to `connect` after `bind` found its own half taken.
+/// How long the port is left to `connect` after `bind` searched long, or found its own half taken.
 const CROWDED: Duration = Duration::from_secs(1);
+
+/// `bind` takes microseconds of the processor where ports are free; this is about a thousand of them that were not.
+const SEARCH_MAX: Duration = Duration::from_micros(300);
 
 const UNKNOWN: u8 = 2;
 
@@ -62,16 +67,23 @@ impl SourcePorts {
         self.crowded_until.lock().is_some_and(|until| now < until)
     }
 
-    /// `bind` chose a port.
-    fn chosen(&self, port: u16) {
+    /// `bind` chose a port after it had searched for so long.
+    fn chosen(&self, port: u16, search: Duration) {
         let parity = u8::from(port % 2 == 1);
         let first = self
             .preferred
             .compare_exchange(UNKNOWN, parity, Ordering::Relaxed, Ordering::Relaxed);
-        if first.is_err_and(|preferred| preferred != parity) {
+        if search > SEARCH_MAX || first.is_err_and(|preferred| preferred != parity) {
             *self.crowded_until.lock() = Some(Instant::now() + CROWDED);
         }
     }
+}
+
+/// What this thread has had of the processor. Time that passed would count waits for the processor as well, and these say
+/// nothing of ports.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 impl Source<'_> {
@@ -101,9 +113,11 @@ impl Source<'_> {
             setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
             return socket.bind(&address.into());
         }
+        let before = processor_time();
         socket.bind(&address.into())?;
+        let search = processor_time().saturating_sub(before);
         if let Some(bound) = socket.local_addr()?.as_socket() {
-            self.ports.chosen(bound.port());
+            self.ports.chosen(bound.port(), search);
         }
         Ok(())
     }
@@ -113,18 +127,32 @@ impl Source<'_> {
 mod tests {
     use super::*;
 
+    /// How long a search takes where ports are free.
+    const FOUND: Duration = Duration::from_micros(4);
+
     #[tokio::test(start_paused = true)]
     async fn ports_are_crowded_for_a_while_after_one_of_the_other_half_was_chosen() {
         let ports = SourcePorts::default();
         for port in [40001, 40003] {
-            ports.chosen(port);
+            ports.chosen(port, FOUND);
             assert!(!ports.are_crowded(), "{port}");
         }
-        ports.chosen(40002);
+        ports.chosen(40002, FOUND);
         assert!(ports.are_crowded());
         tokio::time::advance(CROWDED).await;
         assert!(!ports.are_crowded(), "it is looked at again");
-        ports.chosen(40005);
+        ports.chosen(40005, FOUND);
         assert!(!ports.are_crowded());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ports_are_crowded_for_a_while_after_a_long_search() {
+        let ports = SourcePorts::default();
+        ports.chosen(40001, SEARCH_MAX);
+        assert!(!ports.are_crowded());
+        ports.chosen(40003, SEARCH_MAX * 2);
+        assert!(ports.are_crowded(), "though one of its own half was found");
+        tokio::time::advance(CROWDED).await;
+        assert!(!ports.are_crowded(), "it is looked at again");
     }
 }
