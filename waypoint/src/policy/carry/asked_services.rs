@@ -78,30 +78,12 @@ mod tests {
     use tokio::time::advance;
     use tulle_model::NamespacedHostname;
     use tulle_model::testing::{mesh, service, workload};
-    use tulle_model::waypoint::{Limits, PathNormalization, Scope, Settings, SourceIdentity, Telemetry};
+    use tulle_model::waypoint::Settings;
 
     fn asked(name: &str) -> Asked {
         Asked {
             service: NamespacedHostname::new("shop", format!("{name}.shop.svc.cluster.local")),
             port: 80,
-        }
-    }
-
-    fn settings() -> Settings {
-        Settings {
-            namespace: "shop".into(),
-            gateway: "way".into(),
-            class: "tulle-waypoint".into(),
-            addresses: Vec::new(),
-            scope: Scope::default(),
-            source_identity: SourceIdentity::default(),
-            path_normalization: PathNormalization::default(),
-            limits: Limits::default(),
-            telemetry: Telemetry::default(),
-            providers: Vec::new(),
-            gateway_identities: Vec::new(),
-            forward_client_cert: false,
-            node_addresses: Vec::new(),
         }
     }
 
@@ -114,7 +96,7 @@ mod tests {
         }
         Arc::new(Snapshot {
             mesh: mesh.snapshot(),
-            settings: Arc::new(settings()),
+            settings: Arc::new(Settings::new("shop", "way")),
             own: Arc::new(workload("shop/way").ip("10.0.0.9").build()),
             fronts: Fronts::default(),
         })
