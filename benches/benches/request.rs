@@ -1,7 +1,7 @@
 //! A waypoint's path of requests beside a reverse proxy of hyper alone: one request after the other on one connection, by
 //! criterion. Tables of more are printed instead for words after `--`:
 //!
-//! `cargo bench -p tulle-benches --bench request -- [table|routes|crowded|bodies|fair|callers|churn]`. `routes` and `crowded`
+//! `cargo bench -p tulle-benches --bench request -- [table|routes|crowded|bodies|windows|fair|callers|churn]`. `routes` and `crowded`
 //! measure memory, each best in a process of its own. `cargo xtask bench waypoint` has nginx and haproxy in the same run.
 
 use std::io::Write;
@@ -10,13 +10,14 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion};
 use tulle_benches::l7::routes::{self, SERVICES};
 use tulle_benches::l7::table::{Plan, line, measure, ratios};
-use tulle_benches::l7::{Ask, Device, Load, Site, Version, bodies, callers, churn, fair, threads};
+use tulle_benches::l7::{Ask, Device, Load, Site, Version, bodies, callers, churn, fair, threads, windows};
 
 fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("routes") => print(&routes::measure("5,000 routes of 2,000 services", SERVICES)),
         Some("crowded") => print(&routes::measure("5,000 routes of one service", 1)),
         Some("bodies") => bodies::measure(1 << 30, 5, |row| print(row)),
+        Some("windows") => windows::measure(5, |row| print(row)),
         Some("fair") => fair::measure(Duration::from_secs(2), |row| print(row)),
         Some("callers") => callers::measure(Duration::from_secs(2), |row| print(row)),
         Some("churn") => print(&churn::measure(1_000)),

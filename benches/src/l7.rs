@@ -19,6 +19,7 @@ pub mod rules;
 mod server;
 pub mod table;
 mod waypoint;
+pub mod windows;
 
 use std::fmt;
 use std::fs;

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use tulle_runtime::memory::MemoryLimits;
 use tulle_runtime::metrics::{Collect, Descriptor, Scrape, whole};
 use tulle_transport::copy;
@@ -49,6 +50,28 @@ pub fn tunnel(usual: Settings, stream_window: u32) -> Settings {
         stream_window: window(stream_window),
         connection_window: window(usual.connection_window),
         ..usual
+    }
+}
+
+/// HTTP/2 inside of tunnels: how much of it may be on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Http2 {
+    /// Bytes of one body that may come before they were taken.
+    pub stream_window: u32,
+    /// Bytes of all bodies of a connection.
+    pub connection_window: u32,
+    /// Longest frame that may come.
+    pub frame_size: u32,
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            stream_window: 1024 * 1024,
+            connection_window: 4 * 1024 * 1024,
+            frame_size: 16 * 1024,
+        }
     }
 }
 

@@ -20,6 +20,8 @@ use tulle_model::{Identity, Str};
 use tulle_runtime::config::{Collector, ConfigError, Env, format_duration, parse_size};
 use tulle_xds_client::node::{JSON_PREFIX, TEXT_PREFIX, metadata_from};
 
+use crate::buffers::Http2;
+
 /// Everything that can be set for the process.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -69,6 +71,8 @@ pub struct Config {
     pub buffers: u64,
     /// Bytes that a peer may send on one stream of a tunnel before they were taken.
     pub stream_window: u32,
+    /// HTTP/2 inside of tunnels.
+    pub http2: Http2,
     /// Networks that names outside of the mesh may lead to although they are near, such as the machine's own.
     pub egress_allow: Vec<IpNet>,
     /// Networks that no name outside of the mesh may lead to; they count before those that may.
@@ -207,6 +211,7 @@ impl Config {
             reason_detail: read.value("TULLE_REASON_DETAIL", ReasonDetail::Full, reason_detail),
             buffers: read.size("TULLE_WAYPOINT_BUFFERS", DEFAULT_BUFFERS),
             stream_window: read.value("HTTP2_STREAM_WINDOW_SIZE", DEFAULT_STREAM_WINDOW, window),
+            http2: Http2::default(),
             egress_allow: read.value("TULLE_WAYPOINT_EGRESS_ALLOW", Vec::new(), networks),
             egress_deny: read.value("TULLE_WAYPOINT_EGRESS_DENY", Vec::new(), networks),
             jwks_roots: read.string("TULLE_JWKS_ROOTS", "SYSTEM"),

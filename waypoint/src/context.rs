@@ -111,7 +111,7 @@ impl Waypoint {
         );
         let builder = Builder::new(&config, mesh.clone(), &metrics);
         let view = builder.view();
-        let upstreams = Upstreams::new(dialer, network, &drain);
+        let upstreams = Upstreams::new(dialer, config.http2, network, &drain);
         tasks::spawn("snapshot", builder.follow());
         tasks::spawn("upstream-idle", upstreams.clone().sweep(drain.clone()));
         let clock = Clock::start();

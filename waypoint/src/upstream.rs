@@ -32,6 +32,8 @@ use dial::{Dialer, Network};
 use outside::Names;
 use pool::HttpPool;
 
+use crate::buffers::Http2;
+
 /// How often connections that nobody uses are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
 /// How long a connection may take to come about, unless a policy says otherwise: TCP, TLS and CONNECT.
@@ -55,7 +57,7 @@ pub struct Upstreams {
 impl Upstreams {
     /// No connections yet.
     #[must_use]
-    pub fn new(dialer: Dialer, network: Arc<dyn Network>, drain: &DrainWatcher) -> Self {
+    pub fn new(dialer: Dialer, http2: Http2, network: Arc<dyn Network>, drain: &DrainWatcher) -> Self {
         let config = PoolConfig {
             // Whoever waits for a tunnel gives up earlier, by the policy of its backend.
             dial_timeout: CONNECT_TIMEOUT_MAX,
@@ -63,7 +65,7 @@ impl Upstreams {
         };
         let this = Self {
             tunnels: HbonePool::new(config, dialer),
-            http: HttpPool::default(),
+            http: HttpPool::new(http2),
             network,
             names: Arc::default(),
         };

@@ -1,6 +1,8 @@
 //! The client: as many requests as connections carry, or one at each tick of a clock.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -243,7 +245,19 @@ impl Load {
         site: &Site,
         device: &Device,
         version: Version,
+        shape: (usize, usize),
+    ) -> Self {
+        Self::open_with(runtime, site, device, version, shape, &Settings::client())
+    }
+
+    /// The same, with tunnels that are set like this.
+    pub fn open_with(
+        runtime: &Runtime,
+        site: &Site,
+        device: &Device,
+        version: Version,
         (connections, callers): (usize, usize),
+        settings: &Settings,
     ) -> Self {
         runtime.block_on(async {
             match device.reached {
@@ -267,7 +281,7 @@ impl Load {
                         let who = format!("client-{caller}");
                         let own = site.ca.certificate(&Identity::new("cluster.local", "shop", who));
                         while senders.len() < until {
-                            let tunnel = tunnel_to(address, &own).await;
+                            let tunnel = tunnel_to(address, &own, settings).await;
                             for _ in 0..STREAMS_PER_TUNNEL.min(until - senders.len()) {
                                 let request = ConnectRequest::new(waypoint::VIP);
                                 let (stream, _) = tunnel.open(&request).await.expect("the front is there");
@@ -310,6 +324,30 @@ impl Load {
         let started = Instant::now();
         runtime.block_on(self.senders[0].bulk(bytes));
         started.elapsed()
+    }
+
+    /// A body of so many bytes on the first connection, and on the second, until it has come, one request after the
+    /// other: how long the body took, and the times of the requests in microseconds.
+    pub fn beside(&mut self, runtime: &Runtime, bytes: u64) -> (Duration, Vec<u32>) {
+        let small = self.senders.remove(1);
+        let mut large = self.senders.remove(0);
+        let ended = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&ended);
+        let (took, large, small, times) = runtime.block_on(async {
+            let asking = tasks::spawn("bench-client-load", asks_until(small, over));
+            let loading = tasks::spawn("bench-client-load", async move {
+                let started = Instant::now();
+                large.bulk(bytes).await;
+                ended.store(true, Ordering::Relaxed);
+                (started.elapsed(), large)
+            });
+            let (took, large) = loading.await.expect("no client panics");
+            let (small, times) = asking.await.expect("no client panics");
+            (took, large, small, times)
+        });
+        self.senders.insert(0, small);
+        self.senders.insert(0, large);
+        (took, times)
     }
 
     /// Each connection asks again as soon as it is answered, for this time.
@@ -388,15 +426,27 @@ async fn asks(
     (sender, times)
 }
 
+async fn asks_until(mut sender: Sender, over: Arc<AtomicBool>) -> (Sender, Vec<u32>) {
+    let mut times = Vec::new();
+    loop {
+        let asked = Instant::now();
+        sender.ask(Ask::Page).await;
+        times.push(micros(asked.elapsed()));
+        if over.load(Ordering::Relaxed) {
+            return (sender, times);
+        }
+    }
+}
+
 fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-async fn tunnel_to(address: SocketAddr, own: &WorkloadCertificate) -> ClientConnection {
+async fn tunnel_to(address: SocketAddr, own: &WorkloadCertificate, settings: &Settings) -> ClientConnection {
     let tls = own.client_config(&[waypoint::identity()]);
     let socket = TcpStream::connect(address).await.expect("the waypoint listens");
     let _ = socket.set_nodelay(true);
-    let tunnel = client::connect_over(socket, address, tls, &Settings::client()).await;
+    let tunnel = client::connect_over(socket, address, tls, settings).await;
     tunnel.expect("the waypoint takes tunnels")
 }
 

@@ -88,14 +88,26 @@ impl Fronting {
         pods: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
         updates: Vec<MeshUpdate>,
     ) -> Self {
-        Self::with(threads(THREADS), ca, pods.into_iter().collect(), updates)
+        Self::with(threads(THREADS), ca, pods.into_iter().collect(), updates, |_| {})
+    }
+
+    /// Starts one that is set like this.
+    #[must_use]
+    pub fn tuned(
+        ca: &Arc<TestCa>,
+        endpoint: SocketAddr,
+        version: Version,
+        tune: impl FnOnce(&mut Config),
+    ) -> Self {
+        let pods = HashMap::from([(ENDPOINT.parse().expect("an address"), endpoint)]);
+        Self::with(threads(THREADS), ca, pods, updates(version), tune)
     }
 
     /// Starts one on this runtime, in front of the servers of a site.
     #[must_use]
     pub fn on(runtime: Runtime, site: &Site, version: Version) -> Self {
         let pod = (ENDPOINT.parse().expect("an address"), site.tunnel);
-        Self::with(runtime, &site.ca, HashMap::from([pod]), updates(version))
+        Self::with(runtime, &site.ca, HashMap::from([pod]), updates(version), |_| {})
     }
 
     fn with(
@@ -103,9 +115,11 @@ impl Fronting {
         ca: &Arc<TestCa>,
         pods: HashMap<SocketAddr, SocketAddr>,
         updates: Vec<MeshUpdate>,
+        tune: impl FnOnce(&mut Config),
     ) -> Self {
         let env = MapEnv::from([("POD_NAMESPACE", "shop"), ("SERVICE_ACCOUNT", "way")]);
-        let config = Config::from_env(&env).expect("an identity is all it needs");
+        let mut config = Config::from_env(&env).expect("an identity is all it needs");
+        tune(&mut config);
         let mesh = MeshState::new(Mesh::new());
         mesh.apply(updates);
         let (drain, watcher) = drain::new();

@@ -10,7 +10,7 @@ use super::body;
 
 use tulle_benches::l7::routes::{self, SERVICES};
 use tulle_benches::l7::table::{Plan, json, line, measure, ratios};
-use tulle_benches::l7::{bodies, churn, fair, idle, rules, threads};
+use tulle_benches::l7::{bodies, churn, fair, idle, rules, threads, windows};
 
 /// Bytes of a large body.
 const BODY: u64 = 1 << 30;
@@ -35,6 +35,7 @@ Options:
   --crowded          instead: the same with all routes on one service
   --rules            instead: what a policy of many rules costs
   --bodies           instead: how fast a body of 1 GiB passes, and the memory it takes
+  --windows          instead: what windows and frames of HTTP/2 do to a large body and to small requests beside it
   --idle             instead: memory of idle connections and open calls, clients in the process included
   --fair             instead: who gets how many requests of four endpoints, one of which is slow
   --churn            instead: memory while a route changes and requests run
@@ -55,6 +56,7 @@ enum Instead {
     Routes(&'static str, usize),
     Rules,
     Bodies,
+    Windows,
     Idle,
     Fair,
     /// So many changes.
@@ -74,6 +76,7 @@ impl Instead {
                 println!("{}", in_a_mesh());
                 bodies::measure(BODY, plan.rounds, |row| println!("{row}"));
             }
+            Self::Windows => windows::measure(plan.rounds, |row| println!("{row}")),
             Self::Idle => {
                 tulle_runtime::limits::raise_nofile().ok();
                 idle::measure(|| threads("waypoint"), &mut grown, |row| println!("{row}"));
@@ -161,6 +164,7 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
             "--crowded" => options.instead = Some(Instead::Routes("5,000 routes of one service", 1)),
             "--rules" => options.instead = Some(Instead::Rules),
             "--bodies" => options.instead = Some(Instead::Bodies),
+            "--windows" => options.instead = Some(Instead::Windows),
             "--idle" => options.instead = Some(Instead::Idle),
             "--fair" => options.instead = Some(Instead::Fair),
             "--churn" => churns = Some(churns.unwrap_or(CHANGES)),

@@ -47,12 +47,6 @@ const HEAD_FIELDS_MAX: usize = 100;
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
 /// Requests at once on one connection of HTTP/2.
 const STREAMS_MAX: u32 = 256;
-/// Flow control of one request.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-/// Flow control of a connection.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Largest frame.
-const FRAME_MAX: u32 = 16 * 1024;
 /// Requests that a client may reset before we looked at them.
 const EARLY_RESETS_MAX: usize = 20;
 /// Requests that a client may make us reset.
@@ -263,6 +257,7 @@ pub fn http2(
     stream: HboneStream,
 ) -> impl Future<Output = ()> + Send {
     let limits = waypoint.view.load().settings.limits.clone();
+    let http2 = waypoint.config.http2;
     let pace = Pace::begin(limits.head_timeout);
     let session = Session::new(waypoint, arrival, &pace, None);
     let serving = session.clone();
@@ -277,11 +272,11 @@ pub fn http2(
     let wire = Wire::new(stream, seen, Aside::new());
     let connection = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(buffers::window(CONNECTION_WINDOW))
+        .initial_stream_window_size(http2.stream_window)
+        .initial_connection_window_size(buffers::window(http2.connection_window))
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(limits.header_bytes.unwrap_or(HEAD_BYTES_MAX))
-        .max_frame_size(FRAME_MAX)
+        .max_frame_size(http2.frame_size)
         .max_pending_accept_reset_streams(EARLY_RESETS_MAX)
         .max_local_error_reset_streams(FORCED_RESETS_MAX)
         .max_send_buf_size(SEND_BUFFER_MAX)

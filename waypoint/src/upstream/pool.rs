@@ -26,7 +26,7 @@ use self::handshake::{Extended, http1_over, http2_over};
 use self::lines::Answers;
 use super::breaker::{Breaker, Guard, Limits, Overflow};
 use super::connect::Opened;
-use crate::buffers::Carried;
+use crate::buffers::{Carried, Http2};
 use crate::http::body::RequestBody;
 use crate::http::interim::Hears;
 
@@ -71,8 +71,13 @@ pub struct Key {
 
 /// The connections. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct HttpPool {
-    peers: Arc<DashMap<Key, Peer, ahash::RandomState>>,
+pub struct HttpPool(Arc<Connections>);
+
+#[derive(Debug, Default)]
+struct Connections {
+    peers: DashMap<Key, Peer, ahash::RandomState>,
+    /// What HTTP/2 says of itself.
+    http2: Http2,
 }
 
 /// What is open for one key.
@@ -267,6 +272,13 @@ pub struct SendFailed {
 }
 
 impl HttpPool {
+    /// No connections yet.
+    #[must_use]
+    pub fn new(http2: Http2) -> Self {
+        let peers = DashMap::default();
+        Self(Arc::new(Connections { peers, http2 }))
+    }
+
     /// A place on a connection that is there, or on one that `open` makes.
     ///
     /// # Errors
@@ -336,7 +348,7 @@ impl HttpPool {
     }
 
     fn take_idle(&self, key: &Key, limits: Limits) -> Option<Idle> {
-        let mut peer = self.peers.get_mut(key)?;
+        let mut peer = self.0.peers.get_mut(key)?;
         peer.idle
             .retain(|idle| !idle.sender.is_closed() && !idle.usage.is_spent(limits));
         // One that is still busy with the end of its last request is left for later.
@@ -346,7 +358,7 @@ impl HttpPool {
 
     /// Closes one connection that a backend opened and that carries nothing. Only who waits for one comes here.
     fn close_idle_of(&self, breaker: &Arc<Breaker>) {
-        for mut peer in self.peers.iter_mut() {
+        for mut peer in self.0.peers.iter_mut() {
             let is_of = |usage: &Usage| Arc::ptr_eq(&usage.breaker, breaker);
             if let Some(at) = peer.idle.iter().position(|idle| is_of(&idle.usage)) {
                 peer.idle.remove(at);
@@ -370,7 +382,7 @@ impl HttpPool {
         if let Some(lease) = self.take_shared(key, limits) {
             return Ok(lease);
         }
-        let opening = Arc::clone(&self.peers.entry(key.clone()).or_default().opening);
+        let opening = Arc::clone(&self.0.peers.entry(key.clone()).or_default().opening);
         let _opening = match Arc::clone(&opening).try_lock_owned() {
             Ok(opening) => opening,
             Err(_) => {
@@ -385,19 +397,20 @@ impl HttpPool {
         };
         let opened = open().await?;
         let begun = Begun::new(&opened, guard);
-        let (sender, extended) = http2_over(opened, Arc::clone(&begun.held), &begun.carried).await?;
+        let (sender, extended) =
+            http2_over(opened, Arc::clone(&begun.held), &begun.carried, self.0.http2).await?;
         let shared = Shared {
             sender,
             usage: Usage::new(breaker, Spoken::Http2(extended), begun),
         };
         let lease = Lease::shared(&shared, limits, false);
-        self.peers.entry(key.clone()).or_default().shared.push(shared);
+        self.0.peers.entry(key.clone()).or_default().shared.push(shared);
         Ok(lease)
     }
 
     /// A place on the connection that has the fewest requests, if it has room. It is taken while nobody else looks.
     fn take_shared(&self, key: &Key, limits: Limits) -> Option<Lease> {
-        let mut peer = self.peers.get_mut(key)?;
+        let mut peer = self.0.peers.get_mut(key)?;
         peer.shared
             .retain(|shared| !shared.sender.is_closed() && !shared.usage.is_spent(limits));
         let running = |shared: &&Shared| shared.usage.running.load(Ordering::SeqCst);
@@ -427,7 +440,7 @@ impl HttpPool {
     }
 
     fn keep(&self, key: &Key, sender: http1::SendRequest<RequestBody>, usage: Arc<Usage>) {
-        let mut peer = self.peers.entry(key.clone()).or_default();
+        let mut peer = self.0.peers.entry(key.clone()).or_default();
         if peer.idle.len() < IDLE_PER_KEY_MAX {
             let since = Instant::now();
             peer.idle.push(Idle { sender, since, usage });
@@ -437,7 +450,7 @@ impl HttpPool {
     /// Closes what nobody has used for [`IDLE_MAX`], and forgets keys without connections.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.peers.retain(|_, peer| {
+        self.0.peers.retain(|_, peer| {
             peer.idle.retain(|idle| {
                 let used = now.duration_since(idle.since) < IDLE_MAX;
                 used && !idle.sender.is_closed() && !idle.usage.has_served_all()
@@ -454,7 +467,7 @@ impl HttpPool {
 
     /// Closes what carries nothing, and lets the rest close with its last request.
     pub fn clear(&self) {
-        self.peers.clear();
+        self.0.peers.clear();
     }
 
     /// Connections by key, for dumps: idle or shared ones.
@@ -463,7 +476,7 @@ impl HttpPool {
         let count = |entry: dashmap::mapref::multiple::RefMulti<'_, Key, Peer>| {
             (entry.key().clone(), entry.idle.len() + entry.shared.len())
         };
-        self.peers.iter().map(count).collect()
+        self.0.peers.iter().map(count).collect()
     }
 }
 

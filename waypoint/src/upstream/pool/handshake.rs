@@ -11,7 +11,7 @@ use tulle_transport::OpenError;
 
 use super::data::Data;
 use super::lines::{Answers, Lines};
-use crate::buffers::{self, Carried};
+use crate::buffers::{self, Carried, Http2 as Sizes};
 use crate::http::body::RequestBody;
 use crate::upstream::breaker::Guard;
 use crate::upstream::connect::Opened;
@@ -21,12 +21,6 @@ use crate::watched::Watched;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Header fields of an answer.
 const HEAD_FIELDS_MAX: usize = 100;
-/// Flow control of one request of HTTP/2.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-/// Flow control of a connection of HTTP/2.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// Largest frame of HTTP/2.
-const FRAME_MAX: u32 = 16 * 1024;
 /// Silence after which an endpoint is asked whether it lives.
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// How long its answer may take.
@@ -94,11 +88,12 @@ pub(super) async fn http2_over(
     opened: Opened,
     held: Arc<Guard>,
     carried: &Arc<Carried>,
+    sizes: Sizes,
 ) -> Result<Http2, OpenError> {
     match opened {
-        Opened::Tunnel(stream) => http2_on(stream, held, carried).await,
-        Opened::Plain(socket) => http2_on(socket, held, carried).await,
-        Opened::Secured(stream) => http2_on(stream, held, carried).await,
+        Opened::Tunnel(stream) => http2_on(stream, held, carried, sizes).await,
+        Opened::Plain(socket) => http2_on(socket, held, carried, sizes).await,
+        Opened::Secured(stream) => http2_on(stream, held, carried, sizes).await,
     }
 }
 
@@ -126,16 +121,21 @@ where
     Ok((sender, answers))
 }
 
-async fn http2_on<S>(stream: S, held: Arc<Guard>, carried: &Arc<Carried>) -> Result<Http2, OpenError>
+async fn http2_on<S>(
+    stream: S,
+    held: Arc<Guard>,
+    carried: &Arc<Carried>,
+    sizes: Sizes,
+) -> Result<Http2, OpenError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let look = Data::new(carried);
     let handshake = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(buffers::window(CONNECTION_WINDOW))
-        .max_frame_size(FRAME_MAX)
+        .initial_stream_window_size(sizes.stream_window)
+        .initial_connection_window_size(buffers::window(sizes.connection_window))
+        .max_frame_size(sizes.frame_size)
         .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
         .keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT)
