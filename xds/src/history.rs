@@ -63,6 +63,8 @@ pub struct History {
     unrecorded: BTreeSet<Str>,
     /// Pages do not say what is in force: all of them are written anew.
     is_behind: bool,
+    /// There is a generation since the oldest ones were dropped.
+    is_grown: bool,
     allocations: Arc<Allocations>,
     /// Telling of a full disk once is enough.
     is_failing: bool,
@@ -155,6 +157,7 @@ impl History {
             inherited: Texts::new(),
             unrecorded: BTreeSet::new(),
             is_behind: true,
+            is_grown: false,
             allocations: Arc::default(),
             is_failing: false,
             config_dir: None,
@@ -315,8 +318,17 @@ impl History {
         (self.pages, self.newest) = (pages, Some(generation));
         self.inherited.clear();
         self.unrecorded.clear();
-        self.keep.forget(generation);
+        self.is_grown = true;
         Ok(())
+    }
+
+    /// Drops the oldest generations once there are too many. That is for after the newest is in force, which has not to wait
+    /// for it: what a file system removes may take as long as the device does.
+    pub(crate) fn forget(&mut self) {
+        if let Some(newest) = self.newest.filter(|_| self.is_grown) {
+            self.keep.forget(newest);
+            self.is_grown = false;
+        }
     }
 
     /// Writes the texts of files that are not stored yet, and returns the SHA-256 of each that is there.

@@ -36,6 +36,12 @@ impl Paper {
 
     /// Looks once, as the folder source does.
     fn look(&mut self) -> io::Result<()> {
+        let taken = self.take();
+        self.history.forget();
+        taken
+    }
+
+    fn take(&mut self) -> io::Result<()> {
         let scan = Scan::of_texts(self.files.iter().map(|(path, text)| (path.clone(), text.clone())));
         let settled = self.library.settle(&scan, Timestamp::UNIX_EPOCH);
         let taken = self.history.take(&self.library, &settled);
@@ -147,6 +153,25 @@ fn a_comment_is_no_generation_and_stands_in_the_next_one() {
     let list = paper.view().list();
     assert_eq!(list[1].files["a.yaml"], sha256(text.as_bytes()));
     assert_eq!((list[1].added.len(), list[1].changed.len()), (1, 0));
+}
+
+#[test]
+fn a_generation_is_recorded_without_waiting_for_what_goes_because_of_it() {
+    let mut paper = Paper::new();
+    for generation in 1..=keep::GENERATIONS_MAX {
+        paper.put("g.yaml", &[&format!("g{generation}")]);
+        paper.look().unwrap();
+    }
+    paper.put("g.yaml", &["last"]);
+    paper.take().unwrap();
+    let texts = |paper: &Paper| fs::read_dir(paper.history.root.join(FILES)).unwrap().count();
+    assert_eq!(paper.numbered(".json").len(), keep::GENERATIONS_MAX + 1);
+    assert_eq!(texts(&paper), keep::GENERATIONS_MAX + 1);
+    paper.history.forget();
+    assert_eq!(paper.numbered(".json").len(), keep::GENERATIONS_MAX);
+    assert_eq!(texts(&paper), keep::GENERATIONS_MAX);
+    paper.restart();
+    assert_eq!(names(&paper.library), ["last"]);
 }
 
 #[test]

@@ -73,6 +73,7 @@ pub(super) async fn run(
         let step = settled.step;
         let record = move || {
             reader.record_first(&step);
+            reader.forget();
             reader
         };
         // The first step holds every object; it goes as soon as it is on record.
@@ -166,6 +167,13 @@ impl Reader {
             _ => self.library.drop_texts(&settled.step),
         }
         (self, scan, settled)
+    }
+
+    /// Drops generations of which there are too many.
+    fn forget(&mut self) {
+        if let Some(history) = &mut self.history {
+            history.forget();
+        }
     }
 
     /// Records what came into force where nothing was: that need not wait for the disk, and the engine is at work meanwhile.
