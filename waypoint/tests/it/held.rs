@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tulle_model::MeshUpdate;
 use tulle_model::filter::Ask;
-use tulle_model::policy::authz::{Action, Rule, Values, When};
+use tulle_model::policy::authz::{Action, Rule};
 use tulle_model::policy::jwt::Keys;
 use tulle_model::policy::traffic::{Fault, Key};
 use tulle_model::policy::{Concern, On};
@@ -24,8 +24,8 @@ use tulle_model::waypoint::ProviderKind;
 use tulle_proto::ext_authz::CheckRequest;
 
 use super::asked::{asks, backend, count_by, judging, provider};
-use super::policies::{authz, exact, from_namespace, helper, routed, status, to};
-use super::tokens::{Issuer, jwt, with_token};
+use super::policies::{authz, from_namespace, helper, routed, status, to};
+use super::tokens::{Issuer, jwt, of_admins, with_token};
 use super::world::{Answer, World, application, get, policy_on, text, told_policy};
 
 /// What policies end has ended within a second of them.
@@ -135,15 +135,7 @@ async fn a_policy_that_asks_for_what_a_token_says_waits_for_its_keys() {
         let before = Instant::now();
         let needing = async {
             sleep(Duration::from_secs(1)).await;
-            let need = Rule {
-                when: vec![When {
-                    key: "request.auth.claims[role]".into(),
-                    values: exact("admin"),
-                    ips: Values::default(),
-                }],
-                ..Rule::default()
-            };
-            let need = authz(Action::Allow, vec![need]);
+            let need = authz(Action::Allow, vec![of_admins()]);
             world.apply(vec![told_policy("need", need)]).await;
         };
         let answering = status(&world, "client", token_of(&issuer, role));

@@ -67,23 +67,27 @@ pub(crate) fn jwt(keys: Keys) -> Concern {
     })
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_token_is_verified_used_and_not_passed_on() {
-    let world = World::web().await;
-    let issuer = Issuer::new();
-    let need = Rule {
+/// Requests whose token says that they are an admin's.
+pub(crate) fn of_admins() -> Rule {
+    Rule {
         when: vec![When {
             key: "request.auth.claims[role]".into(),
             values: exact("admin"),
             ips: Values::default(),
         }],
         ..Rule::default()
-    };
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_verified_used_and_not_passed_on() {
+    let world = World::web().await;
+    let issuer = Issuer::new();
     let keys = Keys::Inline(issuer.jwks().into());
     world
         .apply(vec![
             told_policy("jwt", jwt(keys)),
-            told_policy("need", authz(Action::Allow, vec![need])),
+            told_policy("need", authz(Action::Allow, vec![of_admins()])),
         ])
         .await;
     let good = issuer.token(r#"{"iss":"https://issuer","sub":"anna","role":"admin"}"#);
