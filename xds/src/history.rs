@@ -179,7 +179,7 @@ impl History {
     pub(crate) fn recover(&mut self) {
         if let Err(error) = journal::recover(&self.root) {
             let path = self.root.display();
-            tracing::error!(%error, %path, "what the journal of the history holds cannot be written; generations may be missing");
+            tracing::error!(%error, %path, "what the journal of the history holds cannot be written, and generations may be missing: make room there and start again");
             self.journal.distrust();
         }
     }
