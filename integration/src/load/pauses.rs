@@ -94,15 +94,20 @@ fn goes_first(processor: usize) -> bool {
     tied.is_ok() && goes_before_others()
 }
 
-/// Puts the thread before all that is not of real time; says whether it may.
+/// Gives the thread the processor before all that is not of real time; says whether it may. On the disk it goes with the
+/// others: the kernel takes that priority from this one unless it is told (`ioprio_set(2)`), and a thread that writes all the
+/// time would keep everybody else from the disk for as long as the scheduler there allows, which are ten seconds.
 #[must_use]
 pub fn goes_before_others() -> bool {
     let thread = gettid().to_string();
-    let first = std::process::Command::new("chrt")
-        .args(["--fifo", "--pid", PRIORITY, &thread])
-        .stderr(std::process::Stdio::null())
-        .status();
-    first.is_ok_and(|status| status.success())
+    let is_set = |program: &str, arguments: &[&str]| {
+        let mut set = std::process::Command::new(program);
+        let set = set.args(arguments).arg(&thread);
+        let status = set.stderr(std::process::Stdio::null()).status();
+        status.is_ok_and(|status| status.success())
+    };
+    is_set("ionice", &["--class", "best-effort", "--classdata", "4", "--pid"])
+        && is_set("chrt", &["--fifo", "--pid", PRIORITY])
 }
 
 fn watch(processor: usize, seen: &Mutex<Vec<Pause>>, stopped: &mpsc::Receiver<()>) {
