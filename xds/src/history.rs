@@ -3,8 +3,8 @@
 //! `<state dir>/history/<generation>.json` says what was in force and where it stands: in pages, each with the objects or
 //! the files whose names fall together. `<state dir>/history/<generation>.pages` holds the pages that a generation was the
 //! first to have, so that a change costs its own pages, whatever the size of the mesh; `files/<sha256>` are the texts of
-//! files; `journal/` holds all of the newest ones once more until it is on the disk. A generation of an older form lists every
-//! object, and `<generation>.objects` holds their texts.
+//! files; `journal/` holds all of the newest ones once more until it is on the disk; `dropped/` holds what is in none any more
+//! until it is removed. A generation of an older form lists every object, and `<generation>.objects` holds their texts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -22,6 +22,7 @@ use tulle_model::Str;
 use crate::source::folder::allocate::Allocations;
 use crate::source::folder::library::{Library, Settled, Step, Text, Texts};
 
+mod aside;
 mod author;
 mod journal;
 mod keep;
@@ -177,6 +178,8 @@ impl History {
     /// Writes again what a crash of the machine took of the newest generations. Whoever owns the folder does so before it
     /// reads any.
     pub(crate) fn recover(&mut self) {
+        // What a former process dropped.
+        self.keep.aside.remove();
         if let Err(error) = journal::recover(&self.root) {
             let path = self.root.display();
             tracing::error!(%error, %path, "what the journal of the history holds cannot be written, and generations may be missing: make room there and start again");
@@ -323,7 +326,7 @@ impl History {
     }
 
     /// Drops the oldest generations once there are too many. That is for after the newest is in force, which has not to wait
-    /// for it: what a file system removes may take as long as the device does.
+    /// for it.
     pub(crate) fn forget(&mut self) {
         if let Some(newest) = self.newest.filter(|_| self.is_grown) {
             self.keep.forget(newest);

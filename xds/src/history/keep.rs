@@ -10,6 +10,7 @@ use std::thread;
 use jiff::{SignedDuration, Timestamp};
 use tulle_model::Str;
 
+use super::aside::Aside;
 use super::pages::{self, Pages};
 use super::{Draft, FILES};
 
@@ -112,11 +113,14 @@ pub(super) struct Keep {
     texts: BTreeMap<Str, usize>,
     /// Texts that the newest does not have any more, and the last generation that did.
     texts_over: BTreeMap<Str, u64>,
+    /// Where what is dropped goes.
+    pub(super) aside: Aside,
 }
 
 impl Keep {
     pub(super) fn new(root: PathBuf) -> Self {
         Self {
+            aside: Aside::new(&root),
             root,
             bytes: None,
             bytes_max: BYTES_MAX,
@@ -211,11 +215,14 @@ impl Keep {
             kept = rest;
         }
         self.bytes = Some(bytes);
+        if kept.len() < generations.len() {
+            self.aside.remove();
+        }
     }
 
     /// Drops a generation, the next one becoming the oldest; returns the bytes that are free now.
     fn drop_one(&mut self, generation: u64, next: u64) -> u64 {
-        let mut free = remove(&self.root.join(format!("{generation}.json")));
+        let mut free = self.aside.take(&self.root.join(format!("{generation}.json")));
         let over: Vec<u64> = self
             .pages_over
             .iter()
@@ -224,7 +231,7 @@ impl Keep {
             .collect();
         for stored in over {
             self.pages_over.remove(&stored);
-            free += remove(&pages::path(&self.root, stored));
+            free += self.aside.take(&pages::path(&self.root, stored));
         }
         let over: Vec<Str> = self
             .texts_over
@@ -234,15 +241,14 @@ impl Keep {
             .collect();
         for text in over {
             self.texts_over.remove(&text);
-            free += remove(&self.root.join(FILES).join(&*text));
+            free += self.aside.take(&self.root.join(FILES).join(&*text));
         }
         // Objects of the older form are shared by generations of that form alone, and go with the last of them.
         let objects = numbered(&self.root, ".objects");
         if !objects.is_empty() && !is_older(&self.root, next) {
-            let paths = objects
-                .iter()
-                .map(|stored| self.root.join(format!("{stored}.objects")));
-            free += paths.map(|path| remove(&path)).sum::<u64>();
+            for stored in objects {
+                free += self.aside.take(&self.root.join(format!("{stored}.objects")));
+            }
         }
         free
     }
@@ -284,11 +290,6 @@ fn all_bytes(root: &Path) -> u64 {
         .filter_map(|file| file.metadata().ok())
         .filter(fs::Metadata::is_file);
     sizes.map(|file| file.len()).sum()
-}
-
-fn remove(path: &Path) -> u64 {
-    let bytes = fs::metadata(path).map_or(0, |file| file.len());
-    fs::remove_file(path).map_or(0, |()| bytes)
 }
 
 /// The numbers of the files with this ending, in order.
