@@ -80,11 +80,29 @@ impl Refusal {
     }
 }
 
+/// With what a workload proves that it is itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// A token of its own: it ends with its pod.
+    Token,
+    /// A certificate, with the node it was issued to, if it was issued to one.
+    Certificate(Option<Str>),
+}
+
+/// What is signed for, and what that hangs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Whom the certificate names.
+    pub identity: Identity,
+    /// The node it is issued to; of what a workload gets for itself by a token, the identity.
+    pub place: Str,
+}
+
 /// What may be done with a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Sign for this identity.
-    Issue(Identity),
+    /// Sign.
+    Issue(Grant),
     /// The placement may not have arrived yet; the refusal holds if it does not soon.
     Wait(Refusal),
     /// Never.
@@ -93,11 +111,12 @@ pub enum Decision {
 
 /// Decides about a request of `caller`, which asks for the identity `impersonated`.
 ///
-/// A workload gets its own identity and never another one. A node holds no workload identity of its own, so a
-/// request without one is refused. Nothing of the CSR is asked.
+/// A workload gets its own identity and never another one. By a certificate it does for as long as it is placed on the node
+/// that the certificate was issued to: that node has its key. A node holds no workload identity of its own, so a request
+/// without one is refused. Nothing of the CSR is asked.
 #[must_use]
 pub fn authorize(
-    caller: &Principal,
+    (caller, proof): (&Principal, &Proof),
     impersonated: Option<&str>,
     trust_domain: &Str,
     placement: &Placement,
@@ -106,7 +125,7 @@ pub fn authorize(
     let node = match (caller, impersonated) {
         (Principal::Node(node), _) => node,
         (Principal::Workload(identity), None) if identity.trust_domain == *trust_domain => {
-            return Decision::Issue(identity.clone());
+            return own(identity.clone(), proof, placement, synced);
         }
         (Principal::Workload(_), _) => {
             return Decision::Refuse(Refusal::IdentityDenied(
@@ -129,16 +148,35 @@ pub fn authorize(
             trust_domain: trust_domain.clone(),
         });
     }
-    if placement.holds(node, &identity) {
-        return Decision::Issue(identity);
+    placed(identity, node.clone(), placement, synced)
+}
+
+/// A workload asks for itself.
+fn own(identity: Identity, proof: &Proof, placement: &Placement, synced: bool) -> Decision {
+    match proof {
+        Proof::Token => {
+            let place = identity.to_string().into();
+            Decision::Issue(Grant { identity, place })
+        }
+        Proof::Certificate(Some(node)) => placed(identity, node.clone(), placement, synced),
+        Proof::Certificate(None) => Decision::Refuse(Refusal::IdentityDenied(
+            "a certificate that was issued to no node known here is followed by no other; show a token of the workload",
+        )),
+    }
+}
+
+/// For a workload of a node.
+fn placed(identity: Identity, node: Str, placement: &Placement, synced: bool) -> Decision {
+    if placement.holds(&node, &identity) {
+        return Decision::Issue(Grant {
+            identity,
+            place: node,
+        });
     }
     if !synced {
         return Decision::Wait(Refusal::IndexNotSynced);
     }
-    Decision::Wait(Refusal::NotOnNode {
-        identity,
-        node: node.clone(),
-    })
+    Decision::Wait(Refusal::NotOnNode { identity, node })
 }
 
 #[cfg(test)]
@@ -148,6 +186,13 @@ mod tests {
 
     const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
+    fn granted(place: &str) -> Decision {
+        Decision::Issue(Grant {
+            identity: WEB.parse().unwrap(),
+            place: place.into(),
+        })
+    }
+
     fn decide(node: &str, impersonated: Option<&str>) -> Decision {
         let mut placement = Placement::default();
         placement.place("n1".into(), BTreeSet::from([WEB.parse().unwrap()]));
@@ -156,7 +201,7 @@ mod tests {
             BTreeSet::from([Identity::new("cluster.local", "shop", "other")]),
         );
         authorize(
-            &Principal::Node(node.into()),
+            (&Principal::Node(node.into()), &Proof::Token),
             impersonated,
             &"cluster.local".into(),
             &placement,
@@ -166,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_node_gets_the_identities_placed_on_it() {
-        assert_eq!(decide("n1", Some(WEB)), Decision::Issue(WEB.parse().unwrap()));
+        assert_eq!(decide("n1", Some(WEB)), granted("n1"));
     }
 
     #[test]
@@ -191,17 +236,42 @@ mod tests {
         let caller = Principal::Workload(WEB.parse().unwrap());
         let decide = |impersonated| {
             authorize(
-                &caller,
+                (&caller, &Proof::Token),
                 impersonated,
                 &"cluster.local".into(),
                 &Placement::default(),
                 true,
             )
         };
-        assert_eq!(decide(None), Decision::Issue(WEB.parse().unwrap()));
+        assert_eq!(decide(None), granted(WEB));
         for other in [WEB, "spiffe://cluster.local/ns/shop/sa/other"] {
             assert!(matches!(decide(Some(other)), Decision::Refuse(_)), "{other}");
         }
+    }
+
+    #[test]
+    fn a_certificate_is_followed_by_another_while_its_workload_is_on_the_node_that_got_it() {
+        let caller = Principal::Workload(WEB.parse().unwrap());
+        let mut placement = Placement::default();
+        placement.place("n1".into(), BTreeSet::from([WEB.parse().unwrap()]));
+        let decide = |node: Option<&str>, synced| {
+            let proof = Proof::Certificate(node.map(Str::from));
+            authorize(
+                (&caller, &proof),
+                None,
+                &"cluster.local".into(),
+                &placement,
+                synced,
+            )
+        };
+        assert_eq!(decide(Some("n1"), true), granted("n1"));
+        let refused = |decision| match decision {
+            Decision::Wait(refusal) | Decision::Refuse(refusal) => refusal.token(),
+            Decision::Issue(_) => "issued",
+        };
+        assert_eq!(refused(decide(Some("n2"), true)), "POD_NOT_ON_NODE");
+        assert_eq!(refused(decide(Some("n2"), false)), "INDEX_NOT_SYNCED");
+        assert_eq!(refused(decide(None, true)), "IDENTITY_DENIED");
     }
 
     #[test]

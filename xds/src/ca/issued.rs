@@ -62,7 +62,8 @@ struct Inner {
     is_torn: bool,
     appended: usize,
     count: usize,
-    by_place: BTreeMap<(Str, Identity), Vec<(String, i64)>>,
+    /// By identity and the node that it was issued to.
+    living: BTreeMap<(Identity, Str), Vec<(String, i64)>>,
 }
 
 impl Issued {
@@ -201,8 +202,22 @@ impl Issued {
     #[must_use]
     pub fn holds(&self, node: &Str, identity: &Identity, now: i64) -> bool {
         let inner = self.inner.lock();
-        let issued = inner.by_place.get(&(node.clone(), identity.clone()));
+        let issued = inner.living.get(&(identity.clone(), node.clone()));
         issued.is_some_and(|issued| issued.iter().any(|(_, end)| *end > now))
+    }
+
+    /// The node that a living certificate of an identity was issued to. None where it is not known here, or where a workload
+    /// got it for itself.
+    #[must_use]
+    pub fn node_of(&self, identity: &Identity, serial: &Serial, now: i64) -> Option<Str> {
+        let inner = self.inner.lock();
+        let own = inner.living.range((identity.clone(), Str::from(""))..);
+        let mut own = own.take_while(|((of, _), _)| of == identity);
+        let is_it = |(known, end): &(String, i64)| {
+            *end > now && known.parse::<Serial>().is_ok_and(|known| known == *serial)
+        };
+        let ((_, node), _) = own.find(|(_, issued)| issued.iter().any(is_it))?;
+        (**node != identity.to_string()).then(|| node.clone())
     }
 
     /// The living certificates of nodes that no longer hold their identity, as entries of the deny-list. What a workload
@@ -210,10 +225,10 @@ impl Issued {
     #[must_use]
     pub fn misplaced(&self, placement: &Placement, now: i64) -> Vec<Denied> {
         let inner = self.inner.lock();
-        let left = inner.by_place.iter().filter(|((node, identity), _)| {
+        let left = inner.living.iter().filter(|((identity, node), _)| {
             **node != identity.to_string() && !placement.holds(node, identity)
         });
-        let denied = left.flat_map(|((node, _), issued)| {
+        let denied = left.flat_map(|((_, node), issued)| {
             issued
                 .iter()
                 .filter(move |(_, end)| *end > now)
@@ -232,8 +247,8 @@ impl Issued {
 
 impl Inner {
     fn keep(&mut self, entry: Entry) {
-        let place = self.by_place.entry((entry.node, entry.identity)).or_default();
-        place.push((entry.serial, entry.not_after));
+        let issued = self.living.entry((entry.identity, entry.node)).or_default();
+        issued.push((entry.serial, entry.not_after));
         self.count += 1;
     }
 
@@ -246,7 +261,7 @@ impl Inner {
         if self.count <= LIVING_MAX {
             return;
         }
-        let mut ends: Vec<i64> = self.by_place.values().flatten().map(|(_, end)| *end).collect();
+        let mut ends: Vec<i64> = self.living.values().flatten().map(|(_, end)| *end).collect();
         ends.sort_unstable();
         if let Some(first_kept) = ends.get(LIVING_MAX / 10).copied() {
             self.retain(|end| end > first_kept);
@@ -254,11 +269,11 @@ impl Inner {
     }
 
     fn retain(&mut self, living: impl Fn(i64) -> bool) {
-        self.by_place.retain(|_, issued| {
+        self.living.retain(|_, issued| {
             issued.retain(|(_, end)| living(*end));
             !issued.is_empty()
         });
-        self.count = self.by_place.values().map(Vec::len).sum();
+        self.count = self.living.values().map(Vec::len).sum();
     }
 
     /// Writes the living ones to a new file in the place of the old one. If that fails, the old one stays.
@@ -276,7 +291,7 @@ impl Inner {
         let mut options = fs::OpenOptions::new();
         let options = options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = io::BufWriter::new(options.open(new)?);
-        for ((node, identity), issued) in &self.by_place {
+        for ((identity, node), issued) in &self.living {
             for (serial, not_after) in issued {
                 let entry = Entry {
                     serial: serial.clone(),
@@ -411,5 +426,30 @@ mod tests {
         );
         assert!(issued.holds(&"n1".into(), &Identity::new("cluster.local", "shop", "web"), 299));
         assert!(!issued.holds(&"n1".into(), &Identity::new("cluster.local", "shop", "web"), 300));
+    }
+
+    #[test]
+    fn the_node_of_a_certificate_is_known_until_it_ends_also_after_a_restart() {
+        let state = tempfile::tempdir().unwrap();
+        let issued = Issued::open(state.path(), 0).unwrap();
+        let web = entry("n1", "web", "0A", 100);
+        let own = Entry {
+            serial: "0b".into(),
+            node: web.identity.to_string().into(),
+            ..web.clone()
+        };
+        issued
+            .note(&[web.clone(), own, entry("n2", "web", "0c", 300)], 0)
+            .unwrap();
+        drop(issued);
+        let issued = Issued::open(state.path(), 50).unwrap();
+        let of = |identity: &Identity, serial: &str, now| issued.node_of(identity, &serial.parse().unwrap(), now);
+        assert_eq!(of(&web.identity, "0a", 99), Some("n1".into()));
+        assert_eq!(of(&web.identity, "c", 299), Some("n2".into()));
+        assert_eq!(of(&web.identity, "0a", 100), None, "it has ended");
+        assert_eq!(of(&web.identity, "0b", 99), None, "it was issued to no node");
+        assert_eq!(of(&web.identity, "0d", 99), None);
+        let db = Identity::new("cluster.local", "shop", "db");
+        assert_eq!(of(&db, "0a", 99), None, "it names another");
     }
 }

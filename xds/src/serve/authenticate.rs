@@ -82,7 +82,7 @@ pub enum Unauthenticated {
     /// Not a valid token of the node it names.
     #[error("the node token is not valid")]
     Unknown,
-    /// A certificate of our root that names neither a workload nor a node of this trust domain.
+    /// A certificate of our root that names neither a workload nor a node of this trust domain, or has no serial number.
     #[error("the client certificate names {0}")]
     Certificate(Str),
     /// A service account's token that proves nothing.
@@ -207,7 +207,8 @@ impl Authenticator {
     /// The handshake has verified the chain; what is left is the name.
     fn by_certificate(&self, certificate: &PeerCertificate) -> Result<Caller, Unauthenticated> {
         let other = || Unauthenticated::Certificate(certificate.uri.clone());
-        let serial = certificate.serial.parse().ok();
+        // What the deny-list could not name would be good for ever.
+        let serial = certificate.serial.parse().map_err(|_| other())?;
         let principal = match &certificate.identity {
             Some(identity) if identity.trust_domain == self.trust_domain => {
                 Principal::Workload(identity.clone())
@@ -222,7 +223,10 @@ impl Authenticator {
                 Principal::Node(node.into())
             }
         };
-        Ok(Caller { principal, serial })
+        Ok(Caller {
+            principal,
+            serial: Some(serial),
+        })
     }
 
     async fn by_token(&self, headers: &MetadataMap) -> Result<Caller, Unauthenticated> {

@@ -64,6 +64,7 @@ struct Server {
     join_tokens: Arc<JoinTokens>,
     denied: DenyList,
     authority: Arc<Authority>,
+    issued: Arc<Issued>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     clients: Clients,
     metrics: Metrics,
@@ -101,14 +102,14 @@ impl Server {
             watcher.clone(),
             options,
         );
-        let holds = Holds::default();
+        let (holds, issued) = (Holds::default(), Arc::new(Issued::memory()));
         let ca = CaService::new(
             authority.clone(),
             authenticator.clone(),
             receiver,
             metrics.clone(),
             hold_max,
-            Arc::new(Issued::memory()),
+            issued.clone(),
             holds,
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -131,6 +132,7 @@ impl Server {
             join_tokens: tokens_of_joins,
             denied,
             authority: authority.clone(),
+            issued,
             snapshots,
             clients,
             metrics,
