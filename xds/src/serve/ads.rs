@@ -15,6 +15,7 @@ use crate::ca::limit::Holds;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::serve::admission::Admission;
 use crate::serve::authenticate::{Authenticator, Unauthenticated};
+use crate::serve::connection::Closing;
 use crate::serve::frame::{self, Encoding, Message};
 use crate::serve::pace::BATCH_APART;
 use crate::serve::viewer::Features;
@@ -39,7 +40,8 @@ pub struct AdsOptions {
     pub write_stall_max: Duration,
     /// How long a client may take to send its first request.
     pub first_request_wait: Duration,
-    /// Age at which a stream is ended, so that clients spread over replicas; varied by a quarter. `None`: never.
+    /// Age at which a connection and its streams are ended, so that clients spread over replicas; varied by a quarter.
+    /// `None`: never.
     pub age_max: Option<Duration>,
     /// Least time between two batches of changes while many come.
     pub batch_interval: Duration,
@@ -112,6 +114,14 @@ impl Ads {
     }
 }
 
+impl Ads {
+    /// Age at which connections are ended.
+    #[must_use]
+    pub(super) fn age_max(&self) -> Option<Duration> {
+        self.shared.options.age_max
+    }
+}
+
 impl Shared {
     fn refused(&self, reason: &'static str, status: Status) -> Status {
         self.metrics.refused.get_or_create(&ReasonLabel { reason }).inc();
@@ -156,12 +166,14 @@ impl Ads {
             .extensions()
             .get::<PeerInfo>()
             .and_then(|peer| peer.remote);
+        let closing = request.extensions().get::<Closing>().cloned();
         // One response waits in the channel at most: what is newer accumulates in the snapshot.
         let (responses, messages) = mpsc::channel(1);
         let stream_task = stream::Stream {
             shared: shared.clone(),
             caller,
             address,
+            closing,
             best,
             requests: request.into_inner(),
             responses,

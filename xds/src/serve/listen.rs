@@ -1,35 +1,25 @@
 //! The server on the TLS port: discovery, certificates and debug pages, for authenticated callers only.
 
-use std::time::Duration;
+use std::pin::pin;
 
 use axum::Router;
+use futures_util::StreamExt as _;
 use tokio::net::TcpListener;
 use tonic::service::Routes;
-use tonic::transport::Server;
 use tulle_identity::Acceptor;
 use tulle_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tulle_proto::node_ca::batch_certificate_service_server::BatchCertificateServiceServer;
 use tulle_proto::node_ca::node_join_server::NodeJoinServer;
 use tulle_runtime::drain::DrainWatcher;
+use tulle_runtime::tasks::Scope;
 
 use crate::ca::batch::BATCH_BYTES_MAX;
 use crate::ca::join::JoinService;
 use crate::ca::service::{CaService, REQUEST_BYTES_MAX as CA_REQUEST_BYTES_MAX};
 use crate::serve::ads::Ads;
+use crate::serve::connection;
 
-/// Silence after which a client is asked whether it is alive.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// How long its answer may take.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams that one connection may open.
-const STREAMS_PER_CONNECTION_MAX: u32 = 1000;
-/// Bytes in flight per stream and per connection.
-const WINDOW: u32 = 1 << 20;
-
-/// Serves until the drain is over. Failed handshakes and accept errors never end it.
-///
-/// # Errors
-/// The server cannot run at all.
+/// Serves until the drain is over and every connection has ended. Failed handshakes and accept errors never end it.
 pub async fn serve(
     listener: TcpListener,
     acceptor: Acceptor,
@@ -38,24 +28,42 @@ pub async fn serve(
     join: JoinService,
     pages: Router,
     drain: DrainWatcher,
-) -> Result<(), tonic::transport::Error> {
+) {
+    let age_max = ads.age_max();
+    let routes = routes(ads, ca, join, pages);
+    let connections = Scope::new();
+    {
+        // Dropped with the block: who comes later is refused, and does not wait for the others to leave.
+        let mut incoming = pin!(acceptor.incoming(listener));
+        let mut over = pin!(drain.signaled());
+        loop {
+            let accepted = tokio::select! {
+                accepted = incoming.next() => accepted,
+                _ = &mut over => break,
+            };
+            let stream = match accepted {
+                Some(Ok(stream)) => stream,
+                Some(Err(_)) => continue,
+                None => break,
+            };
+            let age = connection::age(age_max);
+            let served = connection::serve(stream, routes.clone(), age, drain.clone());
+            connections.spawn("xds connection", served);
+        }
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+fn routes(ads: Ads, ca: CaService, join: JoinService, pages: Router) -> Router {
     let batch = BatchCertificateServiceServer::new(ca.clone()).max_decoding_message_size(BATCH_BYTES_MAX);
     let join = NodeJoinServer::new(join).max_decoding_message_size(CA_REQUEST_BYTES_MAX);
     let ca = IstioCertificateServiceServer::new(ca).max_decoding_message_size(CA_REQUEST_BYTES_MAX);
-    let over = async move {
-        drain.signaled().await;
-    };
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .add_routes(Routes::from(pages))
+    Routes::from(pages)
         .add_service(ads)
         .add_service(ca)
         .add_service(batch)
         .add_service(join)
-        .serve_with_incoming_shutdown(acceptor.incoming(listener), over)
-        .await
+        .prepare()
+        .into_axum_router()
 }

@@ -45,6 +45,7 @@ use crate::token::TokenStore;
 use crate::token::join::JoinTokens;
 
 mod certificates;
+mod closing;
 mod compromise;
 mod join;
 mod lag;

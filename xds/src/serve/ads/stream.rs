@@ -20,6 +20,7 @@ use crate::metrics::OutcomeLabel;
 use crate::serve::admission::TooMany;
 use crate::serve::admit::{Claimed, NotAdmitted, admit};
 use crate::serve::authenticate::Caller;
+use crate::serve::connection::Closing;
 use crate::serve::frame::{Encoding, Message};
 use crate::serve::pace::Pace;
 use crate::serve::session::{End, Session};
@@ -31,6 +32,8 @@ pub(super) struct Stream {
     pub(super) shared: Arc<Shared>,
     pub(super) caller: Caller,
     pub(super) address: Option<SocketAddr>,
+    /// Tells the end of its connection.
+    pub(super) closing: Option<Closing>,
     /// How what is large is compressed for this client.
     pub(super) best: Encoding,
     pub(super) requests: Streaming<DeltaDiscoveryRequest>,
@@ -41,7 +44,7 @@ pub(super) struct Stream {
 enum Ended {
     /// The client closed it, or is gone.
     ByClient,
-    /// The server drains, or the stream is old enough; the client connects again.
+    /// The server drains, or the connection is old enough; the client connects again.
     ByAge,
     /// The client did not read.
     Stalled,
@@ -155,6 +158,7 @@ impl Stream {
         let mut over = FuturesUnordered::from_iter([over(
             self.shared.clone(),
             self.caller.clone(),
+            self.closing.clone(),
             self.responses.clone(),
         )]);
         let mut head = std::pin::pin!(newer(snapshots));
@@ -229,14 +233,26 @@ impl Stream {
     }
 }
 
-/// Waits for what ends a stream from outside: its age, the end of the process, the deny-list, a client that is gone.
-async fn over(shared: Arc<Shared>, caller: Caller, responses: mpsc::Sender<Sent>) -> Ended {
+/// Waits for what ends a stream from outside: the age of its connection, the end of the process, the deny-list, a client that
+/// is gone.
+async fn over(
+    shared: Arc<Shared>,
+    caller: Caller,
+    closing: Option<Closing>,
+    responses: mpsc::Sender<Sent>,
+) -> Ended {
     let mut denied = shared.authenticator.deny_list().subscribe();
     let denial = async {
         while shared.authenticator.denial(&caller).is_none() {
             if denied.changed().await.is_err() {
                 std::future::pending().await
             }
+        }
+    };
+    let closing = async {
+        match closing {
+            Some(closing) => closing.begun().await,
+            None => std::future::pending().await,
         }
     };
     tokio::select! {
@@ -246,7 +262,7 @@ async fn over(shared: Arc<Shared>, caller: Caller, responses: mpsc::Sender<Sent>
         }
         () = responses.closed() => Ended::ByClient,
         _ = shared.drain.signaled() => Ended::ByAge,
-        () = sleep(age(shared.options.age_max)) => Ended::ByAge,
+        () = closing => Ended::ByAge,
     }
 }
 
@@ -452,12 +468,6 @@ async fn until(instant: Option<Instant>) {
     if let Some(instant) = instant {
         sleep_until(instant).await;
     }
-}
-
-/// The bound varied by a quarter either way; a stream without one lives as long as the process may.
-fn age(max: Option<Duration>) -> Duration {
-    const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-    max.map_or(FOR_EVER, |max| max.mul_f64(rand::random_range(0.75..1.25)))
 }
 
 /// Header by which gRPC servers say when to try again.
