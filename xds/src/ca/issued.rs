@@ -443,7 +443,8 @@ mod tests {
             .unwrap();
         drop(issued);
         let issued = Issued::open(state.path(), 50).unwrap();
-        let of = |identity: &Identity, serial: &str, now| issued.node_of(identity, &serial.parse().unwrap(), now);
+        let of =
+            |identity: &Identity, serial: &str, now| issued.node_of(identity, &serial.parse().unwrap(), now);
         assert_eq!(of(&web.identity, "0a", 99), Some("n1".into()));
         assert_eq!(of(&web.identity, "c", 299), Some("n2".into()));
         assert_eq!(of(&web.identity, "0a", 100), None, "it has ended");

@@ -256,6 +256,7 @@ impl Shared {
         let of_workload = Caller {
             principal: Principal::Workload(identity.clone()),
             serial: None,
+            until: None,
         };
         match self.authenticator.denial(&of_workload) {
             Some(_) => Err(Refusal::IdentityDenied("the identity is on the deny-list")),

@@ -203,6 +203,7 @@ mod tests {
         let caller = Caller {
             principal: Principal::Workload(identity.clone()),
             serial: None,
+            until: None,
         };
         for node in [None, Some("n1")] {
             let claimed = Claimed {
@@ -227,6 +228,7 @@ mod tests {
         let caller = Caller {
             principal: Principal::Workload(identity.clone()),
             serial: None,
+            until: None,
         };
         let claimed = Claimed {
             id: "waypoint~x",

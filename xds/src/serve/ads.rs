@@ -115,6 +115,12 @@ impl Ads {
 }
 
 impl Ads {
+    /// Knows when what a client has shown has ended.
+    #[must_use]
+    pub(super) fn authenticator(&self) -> &Authenticator {
+        &self.shared.authenticator
+    }
+
     /// Age at which connections are ended.
     #[must_use]
     pub(super) fn age_max(&self) -> Option<Duration> {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tonic::metadata::MetadataMap;
 use tulle_identity::acceptor::PeerCertificate;
@@ -29,6 +30,8 @@ pub struct Caller {
     pub principal: Principal,
     /// Serial number of its certificate, if it showed one.
     pub serial: Option<Serial>,
+    /// The end of its certificate, if it showed one.
+    pub until: Option<SystemTime>,
 }
 
 /// What a credential says.
@@ -46,6 +49,7 @@ impl Caller {
         Self {
             principal: Principal::Node(node.into()),
             serial: None,
+            until: None,
         }
     }
 
@@ -85,6 +89,9 @@ pub enum Unauthenticated {
     /// A certificate of our root that names neither a workload nor a node of this trust domain, or has no serial number.
     #[error("the client certificate names {0}")]
     Certificate(Str),
+    /// A certificate of our root that has ended since the connection was opened.
+    #[error("the client certificate of {0} has ended")]
+    Ended(Str),
     /// A service account's token that proves nothing.
     #[error("the bearer token is refused: {0}")]
     Jwt(#[from] crate::token::jwt::InvalidJwt),
@@ -124,6 +131,8 @@ struct Accounts {
     pods: Pods,
 }
 
+/// Longest pause between two looks at the clock while a certificate is waited for to end: the clock may be set.
+const CLOCK_LOOK: Duration = Duration::from_secs(60);
 /// The account that runs node proxies, unless configured otherwise.
 pub const TRUSTED_ACCOUNT_DEFAULT: (&str, &str) = ("istio-system", "ztunnel");
 
@@ -161,6 +170,12 @@ impl Authenticator {
         }
     }
 
+    /// The same by another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
     /// Who sent a request over this connection with these headers.
     ///
     /// # Errors
@@ -193,6 +208,25 @@ impl Authenticator {
             .cloned()
     }
 
+    /// Whether what the caller showed has ended.
+    #[must_use]
+    pub fn has_ended(&self, caller: &Caller) -> bool {
+        caller.until.is_some_and(|until| until <= self.clock.now())
+    }
+
+    /// Waits until a certificate that ends then has ended; for ever where there is none.
+    pub async fn ended(&self, until: Option<SystemTime>) {
+        let Some(until) = until else {
+            return std::future::pending().await;
+        };
+        while let Ok(left) = until.duration_since(self.clock.now()) {
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(CLOCK_LOOK)).await;
+        }
+    }
+
     /// The deny-list.
     #[must_use]
     pub fn deny_list(&self) -> &DenyList {
@@ -204,9 +238,12 @@ impl Authenticator {
         since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
     }
 
-    /// The handshake has verified the chain; what is left is the name.
+    /// The handshake has verified the chain; what is left is the name, and the time since.
     fn by_certificate(&self, certificate: &PeerCertificate) -> Result<Caller, Unauthenticated> {
         let other = || Unauthenticated::Certificate(certificate.uri.clone());
+        if certificate.not_after <= self.clock.now() {
+            return Err(Unauthenticated::Ended(certificate.uri.clone()));
+        }
         // What the deny-list could not name would be good for ever.
         let serial = certificate.serial.parse().map_err(|_| other())?;
         let principal = match &certificate.identity {
@@ -226,6 +263,7 @@ impl Authenticator {
         Ok(Caller {
             principal,
             serial: Some(serial),
+            until: Some(certificate.not_after),
         })
     }
 
@@ -260,6 +298,7 @@ impl Authenticator {
         Ok(Caller {
             principal,
             serial: None,
+            until: None,
         })
     }
 
@@ -332,6 +371,10 @@ mod tests {
         }
     }
 
+    fn end() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000)
+    }
+
     fn certificate(uri: &str) -> PeerInfo {
         PeerInfo {
             remote: None,
@@ -340,6 +383,7 @@ mod tests {
                 uri: uri.into(),
                 identity: uri.parse().ok(),
                 serial: "0a".into(),
+                not_after: end(),
             }),
         }
     }
@@ -369,6 +413,36 @@ mod tests {
             let refused = by(&authenticator, uri).await;
             assert!(matches!(refused, Err(Unauthenticated::Certificate(_))), "{uri}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_proves_nothing_from_its_end_on() {
+        let node = "spiffe://cluster.local/node/n1";
+        for (now, ended) in [(end() - Duration::from_secs(1), false), (end(), true)] {
+            let clock = Clock::from_fn(move || now);
+            let authenticator = Authenticator::new(TokenStore::memory()).with_clock(clock);
+            let refused = by(&authenticator, node).await == Err(Unauthenticated::Ended(node.into()));
+            assert_eq!(refused, ended);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_certificate_is_noticed_also_when_the_clock_is_set() {
+        let begin = tokio::time::Instant::now();
+        let ahead = Arc::new(parking_lot::Mutex::new(Duration::ZERO));
+        let set = ahead.clone();
+        let clock = Clock::from_fn(move || end() - Duration::from_secs(1000) + begin.elapsed() + *set.lock());
+        let authenticator = Authenticator::new(TokenStore::memory()).with_clock(clock);
+        authenticator.ended(Some(end())).await;
+        assert_eq!(begin.elapsed().as_secs(), 1000);
+        // Another one ends an hour later, and the clock is set ahead by that while it is waited for.
+        let later = Some(end() + Duration::from_secs(3600));
+        let setting = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            *ahead.lock() = Duration::from_secs(3600);
+        };
+        tokio::join!(authenticator.ended(later), setting);
+        assert!(begin.elapsed() <= Duration::from_secs(1000) + CLOCK_LOOK);
     }
 
     #[tokio::test]

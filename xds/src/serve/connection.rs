@@ -1,5 +1,6 @@
-//! One connection of a client, from its handshake to its end: it ends by itself, or it is old enough, or the process ends. Then
-//! the client is told to open another (GOAWAY), its streams end, and what else is under way has [`CLOSE_MAX`].
+//! One connection of a client, from its handshake to its end: it ends by itself, or it is old enough, what the client has shown
+//! has ended, or the process ends. Then the client is told to open another (GOAWAY), its streams end, and what else is under way
+//! has [`CLOSE_MAX`].
 
 use std::pin::pin;
 use std::time::Duration;
@@ -9,10 +10,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tower::ServiceExt as _;
 use tulle_identity::ServerStream;
-use tulle_runtime::drain::DrainWatcher;
 
 /// Silence after which a client is asked whether it is alive.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -39,8 +39,8 @@ impl Closing {
     }
 }
 
-/// Serves one client until its connection has ended, which it is told after `age`.
-pub(super) async fn serve(stream: ServerStream, routes: axum::Router, age: Duration, drain: DrainWatcher) {
+/// Serves one client until its connection has ended, which it is told once `over` completes.
+pub(super) async fn serve(stream: ServerStream, routes: axum::Router, over: impl Future<Output = ()>) {
     let peer = stream.peer().clone();
     let remote = peer.remote;
     let (closing, told) = watch::channel(false);
@@ -59,8 +59,7 @@ pub(super) async fn serve(stream: ServerStream, routes: axum::Router, age: Durat
             }
             return;
         }
-        () = sleep(age) => {}
-        _ = drain.signaled() => {}
+        () = over => {}
     }
     connection.as_mut().graceful_shutdown();
     closing.send_replace(true);

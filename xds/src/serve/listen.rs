@@ -5,6 +5,7 @@ use std::pin::pin;
 use axum::Router;
 use futures_util::StreamExt as _;
 use tokio::net::TcpListener;
+use tokio::time::sleep;
 use tonic::service::Routes;
 use tulle_identity::Acceptor;
 use tulle_proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
@@ -29,7 +30,7 @@ pub async fn serve(
     pages: Router,
     drain: DrainWatcher,
 ) {
-    let age_max = ads.age_max();
+    let (age_max, authenticator) = (ads.age_max(), ads.authenticator().clone());
     let routes = routes(ads, ca, join, pages);
     let connections = Scope::new();
     {
@@ -46,9 +47,17 @@ pub async fn serve(
                 Some(Err(_)) => continue,
                 None => break,
             };
-            let age = connection::age(age_max);
-            let served = connection::serve(stream, routes.clone(), age, drain.clone());
-            connections.spawn("xds connection", served);
+            let certificate = stream.peer().certificate.as_ref();
+            let (authenticator, until) = (authenticator.clone(), certificate.map(|shown| shown.not_after));
+            let (age, drain) = (connection::age(age_max), drain.clone());
+            let over = async move {
+                tokio::select! {
+                    () = sleep(age) => {}
+                    () = authenticator.ended(until) => {}
+                    _ = drain.signaled() => {}
+                }
+            };
+            connections.spawn("xds connection", connection::serve(stream, routes.clone(), over));
         }
     }
     connections.close();

@@ -233,8 +233,8 @@ impl Stream {
     }
 }
 
-/// Waits for what ends a stream from outside: the age of its connection, the end of the process, the deny-list, a client that
-/// is gone.
+/// Waits for what ends a stream from outside: the age of its connection, the end of the process, the deny-list, the end of what
+/// the client has shown, a client that is gone.
 async fn over(
     shared: Arc<Shared>,
     caller: Caller,
@@ -262,8 +262,19 @@ async fn over(
         }
         () = responses.closed() => Ended::ByClient,
         _ = shared.drain.signaled() => Ended::ByAge,
-        () = closing => Ended::ByAge,
+        () = shared.authenticator.ended(caller.until) => outlived(),
+        () = closing => match shared.authenticator.has_ended(&caller) {
+            true => outlived(),
+            false => Ended::ByAge,
+        },
     }
+}
+
+/// The stream is older than the credential it was opened with may be.
+fn outlived() -> Ended {
+    let status =
+        Status::unauthenticated("the client certificate has ended; come with the one that follows it");
+    Ended::Refused("certificate_ended", status)
 }
 
 /// Waits until something has gone untaken for long. The timer is set when it fires, not at each response.

@@ -1,5 +1,8 @@
 //! Connections that are told to end: what comes next comes over another one.
 
+use tulle_identity::Clock;
+
+use super::join::certificate;
 use super::*;
 
 /// Tries while the client finds out that its connection has ended.
@@ -91,4 +94,42 @@ async fn a_request_under_way_is_answered_although_its_connection_ends() {
     };
     let (reply, ()) = tokio::join!(asking, placing);
     assert_eq!(reply.unwrap().into_inner().cert_chain.len(), 2);
+}
+
+#[tokio::test]
+async fn what_a_client_has_shown_ends_on_an_open_connection_too() {
+    let ahead = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let told = ahead.clone();
+    let clock = Clock::from_fn(move || {
+        let ahead = told.load(std::sync::atomic::Ordering::Relaxed);
+        std::time::SystemTime::now() + Duration::from_secs(ahead)
+    });
+    let server = Server::start_believing(AdsOptions::default(), HOLD_MAX_DEFAULT, |authenticator, _| {
+        authenticator.with_clock(clock)
+    })
+    .await;
+    server.place("n1", WEB);
+    let folder = server.join(&server.join_token("n1")).await.unwrap();
+    let config = server.channel_config(&folder);
+    let channel = authenticated(&config).unwrap();
+    let (mut client, _) = server.opened_over(&channel).await.unwrap();
+    let mut authority = IstioCertificateServiceClient::new(channel);
+    authority
+        .create_certificate(certificate_request(WEB))
+        .await
+        .unwrap();
+    // The node's certificate is good for a day.
+    ahead.store(24 * 3600, std::sync::atomic::Ordering::Relaxed);
+    let refused = authority.create_certificate(certificate_request(WEB)).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(
+        certificate(&config, WEB).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::resume();
+    let ended = client.receive().await.unwrap_err();
+    assert_eq!(ended.code(), Code::Unauthenticated);
+    assert!(ended.message().contains("has ended"), "{ended}");
 }

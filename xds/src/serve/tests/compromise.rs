@@ -117,7 +117,9 @@ fn shown(server: &Server, key: &rcgen::KeyPair, chain: &[String]) -> (tempfile::
 
 /// A request of a workload for itself, with this key.
 fn for_itself(key: &rcgen::KeyPair) -> IstioCertificateRequest {
-    let csr = rcgen::CertificateParams::default().serialize_request(key).unwrap();
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(key)
+        .unwrap();
     IstioCertificateRequest {
         csr: csr.pem().unwrap(),
         validity_duration: 3600,
