@@ -20,7 +20,7 @@ use crate::serve::frame::{self, Encoding, Message};
 use crate::serve::pace::BATCH_APART;
 use crate::serve::viewer::Features;
 use crate::snapshot::Snapshot;
-use crate::status::Clients;
+use crate::status::{Clients, STREAMS_PER_CLIENT_MAX};
 
 mod grpc;
 #[cfg(test)]
@@ -30,6 +30,8 @@ mod returns;
 mod stream;
 mod wire;
 
+/// Streams of all clients that have not said yet what they are.
+const OPENINGS_MAX: usize = 10_000;
 /// Largest request taken from an authenticated client.
 pub const REQUEST_BYTES_MAX: usize = 64 << 20;
 
@@ -81,6 +83,8 @@ struct Shared {
     metrics: Metrics,
     drain: DrainWatcher,
     options: AdsOptions,
+    /// Streams of which nothing was read yet, by who opened them: what is read first may be large.
+    openings: Holds,
     /// What streams at the same place are sent.
     frames: frame::Shared,
     /// Makes nonces of this process unlike those of any other.
@@ -105,6 +109,7 @@ impl Ads {
             metrics,
             drain,
             options,
+            openings: Holds::bounded(STREAMS_PER_CLIENT_MAX, OPENINGS_MAX),
             frames: frame::Shared::default(),
             epoch: rand::random(),
         };
@@ -168,6 +173,10 @@ impl Ads {
             let status = Status::unavailable("the configuration is still being read");
             return Err(shared.refused("not_synced", status));
         }
+        let opening = shared.openings.enter(&caller.name()).ok_or_else(|| {
+            let status = Status::resource_exhausted("too many streams of this client have sent nothing yet");
+            shared.refused("too_many_openings", status)
+        })?;
         let address = request
             .extensions()
             .get::<PeerInfo>()
@@ -178,6 +187,7 @@ impl Ads {
         let stream_task = stream::Stream {
             shared: shared.clone(),
             caller,
+            opening: Some(opening),
             address,
             closing,
             best,

@@ -44,6 +44,7 @@ use crate::status::Clients;
 use crate::token::TokenStore;
 use crate::token::join::JoinTokens;
 
+mod bounds;
 mod certificates;
 mod closing;
 mod compromise;

@@ -16,6 +16,7 @@ use tulle_model::Str;
 use tulle_proto::discovery::DeltaDiscoveryRequest;
 
 use super::{NodeFacts, Sent, Shared, wire};
+use crate::ca::limit::Held;
 use crate::metrics::OutcomeLabel;
 use crate::serve::admission::TooMany;
 use crate::serve::admit::{Claimed, NotAdmitted, admit};
@@ -31,6 +32,8 @@ use crate::status::{ClientStatus, Connected};
 pub(super) struct Stream {
     pub(super) shared: Arc<Shared>,
     pub(super) caller: Caller,
+    /// Its place among the streams that have sent nothing yet.
+    pub(super) opening: Option<Held>,
     pub(super) address: Option<SocketAddr>,
     /// Tells the end of its connection.
     pub(super) closing: Option<Closing>,
@@ -89,6 +92,8 @@ impl Stream {
             Ok(admitted) => admitted,
             Err(ended) => return ended,
         };
+        // From here on it counts among the streams of its kind.
+        self.opening = None;
         self.shared.metrics.streams.inc();
         let ended = self.converse(first, viewer, &connected).await;
         self.shared.metrics.streams.dec();
