@@ -35,6 +35,9 @@ pub enum Refusal {
         /// Ours.
         trust_domain: Str,
     },
+    /// The caller is known, and is no node that may ask for others.
+    #[error("{0}")]
+    NodeNotTrusted(&'static str),
     /// The caller may not have what it asks for, or asks for nothing that can be read.
     #[error("{0}")]
     IdentityDenied(&'static str),
@@ -66,7 +69,7 @@ impl Refusal {
     #[must_use]
     pub fn token(&self) -> &'static str {
         match self {
-            Self::Unauthenticated => "NODE_NOT_TRUSTED",
+            Self::Unauthenticated | Self::NodeNotTrusted(_) => "NODE_NOT_TRUSTED",
             Self::NotOnNode { .. } => "POD_NOT_ON_NODE",
             Self::NoSuchPod(_) => "POD_UID_MISMATCH",
             Self::TrustDomain { .. } => "TRUST_DOMAIN_MISMATCH",
@@ -128,7 +131,7 @@ pub fn authorize(
             return own(identity.clone(), proof, placement, synced);
         }
         (Principal::Workload(_), _) => {
-            return Decision::Refuse(Refusal::IdentityDenied(
+            return Decision::Refuse(Refusal::NodeNotTrusted(
                 "only node proxies may ask for other identities",
             ));
         }
@@ -245,7 +248,10 @@ mod tests {
         };
         assert_eq!(decide(None), granted(WEB));
         for other in [WEB, "spiffe://cluster.local/ns/shop/sa/other"] {
-            assert!(matches!(decide(Some(other)), Decision::Refuse(_)), "{other}");
+            let Decision::Refuse(refusal) = decide(Some(other)) else {
+                panic!("{other} must be refused");
+            };
+            assert_eq!(refusal.token(), "NODE_NOT_TRUSTED", "{other}");
         }
     }
 

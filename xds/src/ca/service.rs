@@ -415,6 +415,7 @@ pub(super) fn status(refusal: &Refusal) -> Status {
         Refusal::NotOnNode { .. }
         | Refusal::NoSuchPod(_)
         | Refusal::TrustDomain { .. }
+        | Refusal::NodeNotTrusted(_)
         | Refusal::IdentityDenied(_)
         | Refusal::NoIdentity(_) => Code::PermissionDenied,
         Refusal::CsrInvalid(_) => Code::InvalidArgument,
