@@ -86,8 +86,8 @@ impl Refusal {
 /// With what a workload proves that it is itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
-    /// A token of its own: it ends with its pod.
-    Token,
+    /// A token of its own, with the node of the pod that it is bound to, if it is bound to one: it ends with its pod.
+    Token(Option<Str>),
     /// A certificate, with the node it was issued to, if it was issued to one.
     Certificate(Option<Str>),
 }
@@ -97,7 +97,7 @@ pub enum Proof {
 pub struct Grant {
     /// Whom the certificate names.
     pub identity: Identity,
-    /// The node it is issued to; of what a workload gets for itself by a token, the identity.
+    /// The node it is issued to; of what a workload that is no pod gets for itself, the identity.
     pub place: Str,
 }
 
@@ -157,8 +157,8 @@ pub fn authorize(
 /// A workload asks for itself.
 fn own(identity: Identity, proof: &Proof, placement: &Placement, synced: bool) -> Decision {
     match proof {
-        Proof::Token => {
-            let place = identity.to_string().into();
+        Proof::Token(node) => {
+            let place = node.clone().unwrap_or_else(|| identity.to_string().into());
             Decision::Issue(Grant { identity, place })
         }
         Proof::Certificate(Some(node)) => placed(identity, node.clone(), placement, synced),
@@ -204,7 +204,7 @@ mod tests {
             BTreeSet::from([Identity::new("cluster.local", "shop", "other")]),
         );
         authorize(
-            (&Principal::Node(node.into()), &Proof::Token),
+            (&Principal::Node(node.into()), &Proof::Token(None)),
             impersonated,
             &"cluster.local".into(),
             &placement,
@@ -234,12 +234,17 @@ mod tests {
         assert_eq!(refusal.token(), "TRUST_DOMAIN_MISMATCH");
     }
 
+    fn own_of_pod(identity: Identity, node: &str) -> Decision {
+        let proof = Proof::Token(Some(node.into()));
+        own(identity, &proof, &Placement::default(), true)
+    }
+
     #[test]
     fn a_workload_gets_its_own_identity_and_never_another() {
         let caller = Principal::Workload(WEB.parse().unwrap());
         let decide = |impersonated| {
             authorize(
-                (&caller, &Proof::Token),
+                (&caller, &Proof::Token(None)),
                 impersonated,
                 &"cluster.local".into(),
                 &Placement::default(),
@@ -247,6 +252,9 @@ mod tests {
             )
         };
         assert_eq!(decide(None), granted(WEB));
+        let own = WEB.parse().unwrap();
+        let of_pod = own_of_pod(own, "n1");
+        assert_eq!(of_pod, granted("n1"), "the node of its pod has its key");
         for other in [WEB, "spiffe://cluster.local/ns/shop/sa/other"] {
             let Decision::Refuse(refusal) = decide(Some(other)) else {
                 panic!("{other} must be refused");

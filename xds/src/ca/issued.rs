@@ -221,7 +221,7 @@ impl Issued {
     }
 
     /// The living certificates of nodes that no longer hold their identity, as entries of the deny-list. What a workload
-    /// got for itself, by a token of its own, belongs to no node.
+    /// that is no pod got for itself belongs to no node.
     #[must_use]
     pub fn misplaced(&self, placement: &Placement, now: i64) -> Vec<Denied> {
         let inner = self.inner.lock();

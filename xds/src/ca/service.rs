@@ -29,6 +29,8 @@ use crate::snapshot::Snapshot;
 pub const REQUEST_BYTES_MAX: usize = 4 * CSR_BYTES_MAX;
 /// How long a request waits for the placement of its workload.
 pub const HOLD_MAX_DEFAULT: Duration = Duration::from_secs(5);
+/// What a node proxy is told whose token contradicts what is known of its pod.
+const OTHER_NODE: &str = "the token of the node proxy names another node than its pod is on";
 /// Domain of the reasons in refusals.
 const ERROR_DOMAIN: &str = "ca.tulle.dev";
 
@@ -257,6 +259,7 @@ impl Shared {
             principal: Principal::Workload(identity.clone()),
             serial: None,
             until: None,
+            pod_node: None,
         };
         match self.authenticator.denial(&of_workload) {
             Some(_) => Err(Refusal::IdentityDenied("the identity is on the deny-list")),
@@ -326,7 +329,7 @@ impl Shared {
                 Proof::Certificate(self.issued.node_of(identity, serial, now))
             }
             // A node's own certificate is of no workload.
-            (Principal::Node(_), Some(_)) | (_, None) => Proof::Token,
+            (Principal::Node(_), Some(_)) | (_, None) => Proof::Token(caller.pod_node.clone()),
         }
     }
 
@@ -353,6 +356,7 @@ impl Shared {
         let refusal = match error {
             Unauthenticated::NoSuchPod(_) => Refusal::NoSuchPod(error.to_string().into()),
             Unauthenticated::NotSynced => Refusal::IndexNotSynced,
+            Unauthenticated::OtherNode { .. } => Refusal::NodeNotTrusted(OTHER_NODE),
             _ => Refusal::Unauthenticated,
         };
         self.metrics.csr_count.inc();

@@ -204,6 +204,7 @@ mod tests {
             principal: Principal::Workload(identity.clone()),
             serial: None,
             until: None,
+            pod_node: None,
         };
         for node in [None, Some("n1")] {
             let claimed = Claimed {
@@ -229,6 +230,7 @@ mod tests {
             principal: Principal::Workload(identity.clone()),
             serial: None,
             until: None,
+            pod_node: None,
         };
         let claimed = Claimed {
             id: "waypoint~x",

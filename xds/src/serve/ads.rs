@@ -149,6 +149,10 @@ impl Shared {
                 "pod_uid_mismatch",
                 Status::permission_denied(format!("POD_UID_MISMATCH: {error}")),
             ),
+            Unauthenticated::OtherNode { .. } => (
+                "node_not_trusted",
+                Status::permission_denied(format!("NODE_NOT_TRUSTED: {error}")),
+            ),
             Unauthenticated::NotSynced => ("not_synced", Status::unavailable(error.to_string())),
             _ => ("unauthenticated", unknown()),
         };

@@ -32,6 +32,8 @@ pub struct Caller {
     pub serial: Option<Serial>,
     /// The end of its certificate, if it showed one.
     pub until: Option<SystemTime>,
+    /// The node of the pod that its token is bound to, of a workload.
+    pub pod_node: Option<Str>,
 }
 
 /// What a credential says.
@@ -50,6 +52,7 @@ impl Caller {
             principal: Principal::Node(node.into()),
             serial: None,
             until: None,
+            pod_node: None,
         }
     }
 
@@ -95,9 +98,17 @@ pub enum Unauthenticated {
     /// A service account's token that proves nothing.
     #[error("the bearer token is refused: {0}")]
     Jwt(#[from] crate::token::jwt::InvalidJwt),
-    /// A trusted account's token that is not bound to a node.
-    #[error("the token of a node proxy is not bound to a node")]
+    /// A trusted account's token that is not bound to a pod, or to one that has no node.
+    #[error("the token of a node proxy is not bound to a pod that has a node")]
     NotBound,
+    /// A trusted account's token that names another node than its pod is on.
+    #[error("the token of a node proxy names node {claimed}, and its pod is on node {node}")]
+    OtherNode {
+        /// What the token says.
+        claimed: Str,
+        /// Where the pod is.
+        node: Str,
+    },
     /// A good token of a pod that is not there: it has gone, or it is told too late.
     #[error(
         "the token is bound to pod {}/{} with UID {} and service account {}, which is not there",
@@ -264,6 +275,7 @@ impl Authenticator {
             principal,
             serial: Some(serial),
             until: Some(certificate.not_after),
+            pod_node: None,
         })
     }
 
@@ -278,7 +290,8 @@ impl Authenticator {
         }
     }
 
-    /// A trusted account is the proxy of the node its token is bound to; any other is its own workload.
+    /// A trusted account is the proxy of the node that its pod is on; any other is its own workload. What the token says of
+    /// the node, which it does since Kubernetes 1.29, must be that.
     async fn by_account(&self, accounts: &Accounts, token: &str) -> Result<Caller, Unauthenticated> {
         let Account {
             namespace,
@@ -286,19 +299,27 @@ impl Authenticator {
             node,
             pod,
         } = accounts.verified(token, self.now()).await?;
-        let trusted = accounts.trusted.contains(&(namespace.clone(), name.clone()));
-        let principal = if trusted {
-            Principal::Node(node.ok_or(Unauthenticated::NotBound)?)
-        } else {
-            Principal::Workload(Identity::new(self.trust_domain.clone(), namespace, name))
-        };
-        if let Some(pod) = pod {
-            accounts.pods.find(&pod).await?;
+        if accounts.trusted.contains(&(namespace.clone(), name.clone())) {
+            let pod = pod.ok_or(Unauthenticated::NotBound)?;
+            let of_pod = accounts.pods.node_of(&pod).await?;
+            return match node.filter(|claimed| *claimed != of_pod) {
+                Some(claimed) => Err(Unauthenticated::OtherNode {
+                    claimed,
+                    node: of_pod,
+                }),
+                None => Ok(Caller::of_node(of_pod)),
+            };
         }
+        let identity = Identity::new(self.trust_domain.clone(), namespace, name);
+        let pod_node = match pod {
+            Some(pod) => accounts.pods.find(&pod).await?,
+            None => None,
+        };
         Ok(Caller {
-            principal,
+            principal: Principal::Workload(identity),
             serial: None,
             until: None,
+            pod_node,
         })
     }
 
@@ -474,7 +495,7 @@ mod tests {
         let (namespace, name) = TRUSTED_ACCOUNT_DEFAULT;
         let trusted = [(namespace.into(), name.into())].into();
         let (mut snapshot, mut moves) = (Snapshot::default(), Moves::default());
-        moves.came(&pod());
+        moves.came(&pod(), "n1".into());
         snapshot.bearers.change(moves);
         let (_publish, snapshots) = tokio::sync::watch::channel(Arc::new(snapshot));
         let authenticator = Authenticator::new(TokenStore::memory()).with_jwt(
@@ -489,9 +510,28 @@ mod tests {
             caller.map(|caller| caller.principal)
         };
         assert_eq!(check(claims(now)).await, Ok(Principal::Node("n1".into())));
-        let mut loose = claims(now);
-        loose["kubernetes.io"] = serde_json::json!({});
-        assert_eq!(check(loose).await, Err(Unauthenticated::NotBound));
+        let bound = |node: serde_json::Value, pod: serde_json::Value| {
+            let mut bound = claims(now);
+            bound["kubernetes.io"] = serde_json::json!({"node": node, "pod": pod});
+            bound
+        };
+        let (null, its_pod) = (
+            serde_json::Value::Null,
+            claims(now)["kubernetes.io"]["pod"].clone(),
+        );
+        let named = |name: &str| serde_json::json!({"name": name});
+        // A token of an older Kubernetes says nothing of the node.
+        let silent = check(bound(null.clone(), its_pod.clone())).await;
+        assert_eq!(silent, Ok(Principal::Node("n1".into())));
+        let other = Unauthenticated::OtherNode {
+            claimed: "n2".into(),
+            node: "n1".into(),
+        };
+        assert_eq!(check(bound(named("n2"), its_pod)).await, Err(other));
+        for node in [null.clone(), named("n1")] {
+            let loose = check(bound(node, null.clone())).await;
+            assert_eq!(loose, Err(Unauthenticated::NotBound));
+        }
         let mut other = claims(now);
         other["sub"] = serde_json::json!("system:serviceaccount:shop:web");
         other["kubernetes.io"] = serde_json::json!({});

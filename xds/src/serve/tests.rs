@@ -180,12 +180,12 @@ impl Server {
         });
     }
 
-    /// Lets a pod come, and another one go.
+    /// Lets a pod come to the node `n1`, and another one go.
     fn exchange(&self, came: &Bearer, went: Option<&Bearer>) {
         self.publish(|snapshot| {
             let mut moves = Moves::default();
             went.into_iter().for_each(|went| moves.went(went));
-            moves.came(came);
+            moves.came(came, "n1".into());
             snapshot.bearers.change(moves);
         });
     }
