@@ -2,7 +2,8 @@
 //!
 //! Once an identity leaves a node, the certificates that node got for it are denied until they end.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, BufRead, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tulle_model::trust::{DENIED_MAX, Denied, Serial, Subject};
+use tulle_model::trust::{Denied, Serial, Subject};
 use tulle_model::{Identity, Str};
 
 use crate::snapshot::Placement;
@@ -21,6 +22,8 @@ pub const FILE: &str = "issued.log";
 pub const LIVING_MAX: usize = 500_000;
 /// Lines appended before the file is written anew without those that ended.
 const APPENDED_MAX: usize = 100_000;
+/// Who denies what has left its node.
+const BY_PLACEMENT: &str = "placement";
 /// Longest line read.
 const LINE_BYTES_MAX: usize = 4096;
 
@@ -222,26 +225,91 @@ impl Issued {
 
     /// The living certificates of nodes that no longer hold their identity, as entries of the deny-list. What a workload
     /// that is no pod got for itself belongs to no node.
+    ///
+    /// Where they are more than `most`, one entry stands for all of an identity that nobody holds any more; those that are
+    /// good for longest come first.
     #[must_use]
-    pub fn misplaced(&self, placement: &Placement, now: i64) -> Vec<Denied> {
+    pub fn misplaced(&self, placement: &Placement, now: i64, most: usize) -> Vec<Denied> {
         let inner = self.inner.lock();
-        let left = inner.living.iter().filter(|((identity, node), _)| {
-            **node != identity.to_string() && !placement.holds(node, identity)
+        let mut gone: Vec<Gone<'_>> = Vec::new();
+        for ((identity, node), issued) in &inner.living {
+            let living = issued.iter().filter(|(_, end)| *end > now);
+            let is_good = **node == identity.to_string() || placement.holds(node, identity);
+            let of = match gone.last_mut() {
+                Some(last) if last.identity == identity => last,
+                _ => {
+                    gone.push(Gone::new(identity));
+                    gone.last_mut().expect("pushed above")
+                }
+            };
+            match is_good {
+                true => of.is_held |= living.count() > 0,
+                false => of.deny(node, living),
+            }
+        }
+        let count: usize = gone.iter().map(|of| of.serials.len()).sum();
+        if count > most {
+            let placed: BTreeSet<&Identity> = placement
+                .nodes()
+                .flat_map(|node| placement.identities(node))
+                .collect();
+            gone.iter_mut()
+                .filter(|of| !of.is_held && !placed.contains(of.identity))
+                .for_each(Gone::unite);
+        }
+        let mut denied: Vec<Denied> = gone.into_iter().flat_map(|of| of.serials).collect();
+        if denied.len() > most {
+            denied.sort_by_key(|entry| {
+                let is_one = matches!(entry.subject, Subject::Serial(_));
+                (is_one, Reverse(entry.until))
+            });
+        }
+        denied
+    }
+}
+
+/// What is left of an identity on nodes that do not hold it any more.
+struct Gone<'a> {
+    identity: &'a Identity,
+    serials: Vec<Denied>,
+    /// Somebody has a certificate of it that is as good as ever.
+    is_held: bool,
+}
+
+impl<'a> Gone<'a> {
+    fn new(identity: &'a Identity) -> Self {
+        Self {
+            identity,
+            serials: Vec::new(),
+            is_held: false,
+        }
+    }
+
+    fn deny<'b>(&mut self, node: &str, living: impl Iterator<Item = &'b (String, i64)>) {
+        let (mut reason, by) = (None, Str::from(BY_PLACEMENT));
+        let denied = living.filter_map(|(serial, end)| {
+            let reason = reason.get_or_insert_with(|| format!("its workload left node {node}").into());
+            Some(Denied {
+                subject: Subject::Serial(serial.parse().ok()?),
+                reason: Str::clone(reason),
+                until: u64::try_from(*end).ok(),
+                by: by.clone(),
+            })
         });
-        let denied = left.flat_map(|((_, node), issued)| {
-            issued
-                .iter()
-                .filter(move |(_, end)| *end > now)
-                .filter_map(move |(serial, end)| {
-                    Some(Denied {
-                        subject: Subject::Serial(serial.parse::<Serial>().ok()?),
-                        reason: format!("its workload left node {node}").into(),
-                        until: u64::try_from(*end).ok(),
-                        by: "placement".into(),
-                    })
-                })
-        });
-        denied.take(DENIED_MAX).collect()
+        self.serials.extend(denied);
+    }
+
+    /// Makes one entry of all: nobody may have the identity.
+    fn unite(&mut self) {
+        let Some(until) = self.serials.iter().map(|entry| entry.until).max() else {
+            return;
+        };
+        self.serials = vec![Denied {
+            subject: Subject::Identity(self.identity.clone()),
+            reason: "its workloads left all nodes".into(),
+            until,
+            by: BY_PLACEMENT.into(),
+        }];
     }
 }
 
@@ -338,6 +406,8 @@ fn read(file: fs::File, now: i64, inner: &mut Inner) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use tulle_model::trust::DENIED_MAX;
+
     use super::*;
 
     fn entry(node: &str, account: &str, serial: &str, not_after: i64) -> Entry {
@@ -357,7 +427,7 @@ mod tests {
     }
 
     fn denied(issued: &Issued, placement: &Placement, now: i64) -> Vec<String> {
-        let denied = issued.misplaced(placement, now);
+        let denied = issued.misplaced(placement, now, DENIED_MAX);
         denied.iter().map(|entry| entry.subject.to_string()).collect()
     }
 
@@ -372,6 +442,43 @@ mod tests {
             denied(&issued, &placement("n2", "web"), 50),
             ["serial:b", "serial:a"]
         );
+    }
+
+    #[test]
+    fn more_than_the_list_holds_is_denied_by_identity_where_nobody_holds_that_any_more() {
+        let issued = Issued::memory();
+        for (node, account, serial, end) in [
+            ("n1", "gone", "01", 100),
+            ("n2", "gone", "02", 300),
+            ("n1", "moved", "03", 100),
+            ("n2", "moved", "04", 200),
+            ("n3", "moved", "05", 300),
+            ("n1", "coming", "06", 400),
+            ("n1", "own", "07", 150),
+        ] {
+            issued.note(&[entry(node, account, serial, end)], 0).unwrap();
+        }
+        let own = entry("n1", "own", "08", 100);
+        let node = own.identity.to_string().into();
+        issued.note(&[Entry { node, ..own }], 0).unwrap();
+        let mut placement = placement("n3", "moved");
+        let coming = Identity::new("cluster.local", "shop", "coming");
+        placement.place("n4".into(), [coming].into());
+        let denied = |most| {
+            let denied = issued.misplaced(&placement, 0, most);
+            let entry = |entry: &Denied| (entry.subject.to_string(), entry.until);
+            denied.iter().map(entry).collect::<Vec<_>>()
+        };
+        assert_eq!(denied(6).len(), 6);
+        let serial = |serial: &str, until| (format!("serial:{serial}"), Some(until));
+        let united = [
+            ("spiffe://cluster.local/ns/shop/sa/gone".to_owned(), Some(300)),
+            serial("6", 400),
+            serial("4", 200),
+            serial("7", 150),
+            serial("3", 100),
+        ];
+        assert_eq!(denied(4), united);
     }
 
     #[test]

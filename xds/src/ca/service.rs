@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status};
 use tulle_model::Identity;
+use tulle_model::trust::Subject;
 use tulle_proto::ca::istio_certificate_service_server::IstioCertificateService;
 use tulle_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
@@ -209,7 +210,7 @@ impl Shared {
         }
         let impersonated = impersonated(&request);
         let grant = self.authorized(caller, impersonated.as_deref(), now).await?;
-        self.refuse_denied(&grant.identity)?;
+        self.refuse_denied(&grant.identity, now)?;
         Ok(Wanted {
             is_renewal: self.issued.holds(&grant.place, &grant.identity, now),
             grant,
@@ -254,16 +255,17 @@ impl Shared {
         tracing::info!(node = %place, %identity, %serial, not_after, "certificate issued");
     }
 
-    fn refuse_denied(&self, identity: &Identity) -> Result<(), Refusal> {
-        let of_workload = Caller {
-            principal: Principal::Workload(identity.clone()),
-            serial: None,
-            until: None,
-            pod_node: None,
-        };
-        match self.authenticator.denial(&of_workload) {
-            Some(_) => Err(Refusal::IdentityDenied("the identity is on the deny-list")),
-            None => Ok(()),
+    /// What follows from placements says nothing here: the workload is placed.
+    fn refuse_denied(&self, identity: &Identity, now: i64) -> Result<(), Refusal> {
+        let now = u64::try_from(now).unwrap_or_default();
+        let subject = Subject::Identity(identity.clone());
+        let listed = self.authenticator.deny_list().listed();
+        match listed
+            .iter()
+            .any(|entry| entry.subject == subject && entry.counts(now))
+        {
+            true => Err(Refusal::IdentityDenied("the identity is on the deny-list")),
+            false => Ok(()),
         }
     }
 

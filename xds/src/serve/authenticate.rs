@@ -65,6 +65,16 @@ impl Caller {
         }
     }
 
+    /// What an entry of the deny-list would call it.
+    fn subjects(&self) -> Vec<Subject> {
+        let serial = self.serial.clone().map(Subject::Serial);
+        let own = match &self.principal {
+            Principal::Node(node) => Subject::Node(node.clone()),
+            Principal::Workload(identity) => Subject::Identity(identity.clone()),
+        };
+        serial.into_iter().chain([own]).collect()
+    }
+
     /// Whether an entry of the deny-list means it.
     #[must_use]
     pub fn is_meant_by(&self, subject: &Subject) -> bool {
@@ -217,6 +227,7 @@ impl Authenticator {
             .iter()
             .find(|entry| entry.counts(now) && caller.is_meant_by(&entry.subject))
             .cloned()
+            .or_else(|| self.denied.unlisted_of(&caller.subjects(), now))
     }
 
     /// Whether what the caller showed has ended.

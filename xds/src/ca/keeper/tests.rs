@@ -289,6 +289,44 @@ fn entries_of_the_deny_list_are_told_and_end_at_their_time() {
 }
 
 #[test]
+fn a_deny_list_without_room_for_all_that_left_says_so_and_here_they_are_refused() {
+    let state = tempfile::tempdir().unwrap();
+    let mut world = World::new(state.path());
+    let entry = |number: usize| crate::ca::issued::Entry {
+        serial: format!("{number:x}"),
+        identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+        node: "n1".into(),
+        not_after: START + 60,
+    };
+    let entries: Vec<_> = (1..=tulle_model::trust::DENIED_MAX + 2).map(entry).collect();
+    world.keeper.issued.note(&entries, START).unwrap();
+    // The identity goes on elsewhere, so that no entry can stand for all of it.
+    let web = entries[0].identity.clone();
+    world.snapshot.placement.place("n2".into(), [web].into());
+    world.round();
+    let status = world.keeper.status(&world.snapshot);
+    assert_eq!(
+        (status.denied, status.unlisted),
+        (tulle_model::trust::DENIED_MAX, 2)
+    );
+    assert!(
+        status
+            .problem
+            .is_some_and(|problem| problem.contains("2 certificates"))
+    );
+    let trust = world.trust();
+    let untold = entries.iter().filter(|entry| {
+        let subject = crate::ca::deny::subject(&format!("serial:{}", entry.serial)).unwrap();
+        !trust.denied.iter().any(|told| told.subject == subject)
+            && world.keeper.denied.unlisted_of(&[subject], 0).is_some()
+    });
+    assert_eq!(untold.count(), 2);
+    world.pass(60);
+    world.round();
+    assert_eq!(world.keeper.status(&world.snapshot).problem, None);
+}
+
+#[test]
 fn an_issuer_that_has_ended_signs_nothing() {
     let state = tempfile::tempdir().unwrap();
     let world = World::new(state.path());

@@ -159,7 +159,7 @@ async fn n13_a_workloads_certificate_in_the_hands_of_its_node_ends_with_the_plac
     // What came of it is as much the node's as what it began with.
     let now = server.authority.now().unix_timestamp();
     let snapshot = server.snapshots.borrow().clone();
-    assert_eq!(server.issued.misplaced(snapshot.placement(), now).len(), 3);
+    assert_eq!(server.issued.misplaced(snapshot.placement(), now, 100).len(), 3);
     assert_eq!(server.metrics.issued.get(), 3);
 }
 

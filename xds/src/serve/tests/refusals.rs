@@ -136,7 +136,7 @@ async fn a_token_ends_with_the_pod_that_it_is_bound_to() {
     assert_eq!(refused(&own, for_itself()).await, None);
     // The node of its pod has its key: once it has left, what it got is denied.
     let now = server.authority.now().unix_timestamp();
-    assert_eq!(server.issued.misplaced(&Default::default(), now).len(), 2);
+    assert_eq!(server.issued.misplaced(&Default::default(), now, 100).len(), 2);
     assert_eq!(stream().await, None);
     // Its own token is for itself, and makes no node of it.
     let as_node = server.certificate(&own, WEB).await.unwrap_err();
