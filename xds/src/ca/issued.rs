@@ -16,6 +16,8 @@ use tulle_model::{Identity, Str};
 
 use crate::snapshot::Placement;
 
+mod commit;
+
 /// The file in the state folder.
 pub const FILE: &str = "issued.log";
 /// Living certificates remembered; beyond it those that end first are forgotten first.
@@ -45,7 +47,10 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Issued {
     path: Option<PathBuf>,
+    /// Held while the disk is waited for; taken before the other.
+    log: Mutex<Log>,
     inner: Mutex<Inner>,
+    queue: commit::Queue,
     /// The log of another process, and how far it was read.
     followed: Option<Mutex<Followed>>,
 }
@@ -58,12 +63,17 @@ struct Followed {
     offset: u64,
 }
 
+/// The file that is appended to.
 #[derive(Debug, Default)]
-struct Inner {
+struct Log {
     file: Option<fs::File>,
     /// The last line may be cut off: the next one begins on a line of its own.
     is_torn: bool,
     appended: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
     count: usize,
     /// By identity and the node that it was issued to.
     living: BTreeMap<(Identity, Str), Vec<(String, i64)>>,
@@ -88,7 +98,7 @@ impl Issued {
         let issued = Self {
             path: Some(path),
             inner: Mutex::new(inner),
-            followed: None,
+            ..Self::memory()
         };
         if let Some(problem) = issued.try_again() {
             tracing::error!(problem, "no certificate is handed out");
@@ -99,15 +109,15 @@ impl Issued {
     /// Opens the log again if it could not be written; says why it still cannot.
     pub fn try_again(&self) -> Option<String> {
         let path = self.path.as_ref()?;
-        let mut inner = self.inner.lock();
-        let inner = &mut *inner;
-        let tried = match (&mut inner.file, inner.is_torn) {
+        let mut log = self.log.lock();
+        let log = &mut *log;
+        let tried = match (&mut log.file, log.is_torn) {
             (Some(_), false) => return None,
             // Ends the line that was cut off.
             (Some(file), true) => file.write_all(b"\n"),
-            (None, _) => inner.rewrite(path),
+            (None, _) => log.rewrite(path, &self.inner),
         };
-        inner.is_torn &= tried.is_err();
+        log.is_torn &= tried.is_err();
         let error = tried.err()?;
         Some(format!(
             "{} cannot be written: {error}; certificates are not signed until it can",
@@ -160,39 +170,29 @@ impl Issued {
     pub fn memory() -> Self {
         Self {
             path: None,
+            log: Mutex::default(),
             inner: Mutex::default(),
+            queue: commit::Queue::default(),
             followed: None,
         }
     }
 
-    /// Notes certificates, before they are handed out.
+    /// Notes certificates, before they are handed out. Waits for the disk; [`Self::commit`] does so for many at once.
     ///
     /// # Errors
     /// They could not be written down; then none of them must be handed out.
     pub fn note(&self, entries: &[Entry], now: i64) -> io::Result<()> {
-        let mut inner = self.inner.lock();
         if let Some(path) = &self.path {
-            if inner.appended >= APPENDED_MAX {
-                inner.forget_ended(now);
-                inner.rewrite(path)?;
-            } else if inner.file.is_none() {
-                inner.rewrite(path)?;
+            let mut log = self.log.lock();
+            if log.appended >= APPENDED_MAX {
+                self.inner.lock().forget_ended(now);
+                log.rewrite(path, &self.inner)?;
+            } else if log.file.is_none() {
+                log.rewrite(path, &self.inner)?;
             }
-            let mut lines = Vec::new();
-            if inner.is_torn {
-                lines.push(b'\n');
-            }
-            for entry in entries {
-                serde_json::to_writer(&mut lines, entry)?;
-                lines.push(b'\n');
-            }
-            if let Some(file) = &mut inner.file {
-                let written = file.write_all(&lines);
-                inner.is_torn = written.is_err();
-                written?;
-            }
-            inner.appended += entries.len();
+            log.append(entries)?;
         }
+        let mut inner = self.inner.lock();
         entries.iter().for_each(|entry| inner.keep(entry.clone()));
         if inner.count > LIVING_MAX {
             inner.forget_ended(now);
@@ -343,11 +343,37 @@ impl Inner {
         });
         self.count = self.living.values().map(Vec::len).sum();
     }
+}
+
+impl Log {
+    /// Writes entries down for good: after a crash of the machine, too, they are there.
+    fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
+        let mut lines = Vec::new();
+        if self.is_torn {
+            lines.push(b'\n');
+        }
+        for entry in entries {
+            serde_json::to_writer(&mut lines, entry)?;
+            lines.push(b'\n');
+        }
+        if let Some(file) = &mut self.file {
+            let written = file.write_all(&lines);
+            self.is_torn = written.is_err();
+            written?;
+            if let Err(error) = file.sync_data() {
+                // What of it is on the disk is not known: the next time all is written anew.
+                self.file = None;
+                return Err(error);
+            }
+        }
+        self.appended += entries.len();
+        Ok(())
+    }
 
     /// Writes the living ones to a new file in the place of the old one. If that fails, the old one stays.
-    fn rewrite(&mut self, path: &Path) -> io::Result<()> {
+    fn rewrite(&mut self, path: &Path, inner: &Mutex<Inner>) -> io::Result<()> {
         let new = path.with_extension("log.new");
-        let written = self.rewrite_as(&new, path);
+        let written = self.rewrite_as(&new, path, inner);
         if written.is_err() {
             // Half a file takes room that is wanted.
             let _ = fs::remove_file(&new);
@@ -355,11 +381,11 @@ impl Inner {
         written
     }
 
-    fn rewrite_as(&mut self, new: &Path, path: &Path) -> io::Result<()> {
+    fn rewrite_as(&mut self, new: &Path, path: &Path, inner: &Mutex<Inner>) -> io::Result<()> {
         let mut options = fs::OpenOptions::new();
         let options = options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = io::BufWriter::new(options.open(new)?);
-        for ((identity, node), issued) in &self.living {
+        for ((identity, node), issued) in &inner.lock().living {
             for (serial, not_after) in issued {
                 let entry = Entry {
                     serial: serial.clone(),
@@ -374,6 +400,10 @@ impl Inner {
         let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
         fs::rename(new, path)?;
+        if let Some(folder) = path.parent() {
+            // Else a crash may bring the old file back, without what is appended to this one.
+            fs::File::open(folder)?.sync_all()?;
+        }
         (self.file, self.appended, self.is_torn) = (Some(file), 0, false);
         Ok(())
     }

@@ -185,7 +185,7 @@ impl Shared {
         let signed = self.signed(&allowed).await;
         let took = begin.elapsed().as_secs_f64();
         let signed: Vec<Answered> = allowed.into_iter().zip(signed).collect();
-        let written = self.note(&signed, now);
+        let written = self.note(&signed, now).await;
         let told = signed.into_iter().map(|(wanted, signed)| {
             let (wanted, signed) = (wanted?, signed?);
             written.clone()?;
@@ -270,7 +270,7 @@ impl Shared {
     }
 
     /// Writes down what is handed out: what is not in the log could never be denied later.
-    fn note(&self, signed: &[Answered], now: i64) -> Result<(), Refusal> {
+    async fn note(&self, signed: &[Answered], now: i64) -> Result<(), Refusal> {
         let entries = signed.iter().filter_map(|(wanted, signed)| {
             let (wanted, signed) = (wanted.as_ref().ok()?, signed.as_ref().ok()?);
             Some(Entry {
@@ -284,7 +284,7 @@ impl Shared {
         if entries.is_empty() {
             return Ok(());
         }
-        self.issued.note(&entries, now).map_err(|error| {
+        self.issued.commit(entries, now).await.map_err(|error| {
             tracing::error!(%error, "issued.log cannot be written; no certificate is handed out");
             Refusal::SigningFailed
         })
