@@ -373,6 +373,47 @@ async fn a_change_in_the_folder_of_an_issuer_is_heard_before_the_next_poll() {
 }
 
 #[test]
+fn a_clock_that_is_set_is_an_alarm_and_one_that_goes_is_none() {
+    let state = tempfile::tempdir().unwrap();
+    let world = World::new(state.path());
+    let begin = Instant::now();
+    let mut clock = ClockWatch::new(world.keeper.authority.now(), begin);
+    // Both clocks go on: by a round, and by an hour in which the process stood still.
+    let mut monotonic = begin;
+    let mut go = |seconds: u64, drift: i64| {
+        monotonic += Duration::from_secs(seconds);
+        world.pass(i64::try_from(seconds).unwrap() + drift);
+        let jumped = clock.look(world.keeper.authority.now(), monotonic);
+        jumped.map(|jump| jump.as_secs())
+    };
+    assert_eq!(go(1, 0), None);
+    assert_eq!(go(3600, 0), None);
+    assert_eq!(go(1, 60), None, "it is corrected by as much as clocks drift");
+    assert_eq!(go(1, 61), Some(61));
+    assert_eq!(go(1, -3600), Some(3600), "back as well as forth");
+    assert_eq!(go(1, 0), None, "each jump is told once");
+}
+
+#[test]
+fn jumps_of_the_clock_are_counted_and_told() {
+    let state = tempfile::tempdir().unwrap();
+    let world = World::new(state.path());
+    let mut clock = ClockWatch::new(world.keeper.authority.now(), Instant::now());
+    let told = |world: &World| {
+        let status = world.keeper.status(&world.snapshot);
+        (world.keeper.clock_jumps(), status.clock_jumps)
+    };
+    world.keeper.watch_clock(&mut clock);
+    assert_eq!(told(&world), (0, 0));
+    for (jump, jumps) in [(300, 1), (-300, 2)] {
+        world.pass(jump);
+        world.keeper.watch_clock(&mut clock);
+        world.keeper.watch_clock(&mut clock);
+        assert_eq!(told(&world), (jumps, jumps));
+    }
+}
+
+#[test]
 fn whatever_the_clock_does_no_leaf_is_issued_that_is_not_valid_then() {
     let state = tempfile::tempdir().unwrap();
     let mut world = World::new(state.path());
