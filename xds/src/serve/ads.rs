@@ -49,7 +49,7 @@ pub struct AdsOptions {
     pub batch_interval: Duration,
     /// Cluster that clients must belong to, if they name one.
     pub cluster_id: Str,
-    /// What whole tables may take of the machine.
+    /// What clients may take of the machine by what they are told first.
     pub admission: Admission,
     /// Nodes on which a workload waits for its certificate: they go first.
     pub waiting: Holds,

@@ -325,7 +325,7 @@ struct Conversation {
     began: Instant,
     pace: Pace,
     best: Encoding,
-    /// What waits is part of a whole table: it goes out once there is room for it.
+    /// What waits is part of what the client is told first: it goes out once there is room for it.
     gate: Option<Gate>,
     node: Str,
 }
@@ -452,6 +452,8 @@ impl Conversation {
                 .snapshot_bytes
                 .get_or_create(&message.encoding.into())
                 .inc_by(message.len() as u64);
+        }
+        if response.is_opening {
             let urgent = shared.options.waiting.waits(&self.node);
             self.gate = Some(Box::pin(
                 shared.options.admission.clone().enter(message.len(), urgent),

@@ -177,7 +177,7 @@ async fn a_certificate_that_is_in_no_log_is_followed_by_no_other() {
     assert_eq!(server.metrics.issued.get(), 0);
 }
 
-fn claiming(id: &str, namespace: &str, account: &str, ty: ResourceType) -> DeltaDiscoveryRequest {
+pub(super) fn claiming(id: &str, namespace: &str, account: &str, ty: ResourceType) -> DeltaDiscoveryRequest {
     let mut request = first("n1", ty);
     let node = request.node.as_mut().expect("a first request");
     node.id = id.to_owned();
