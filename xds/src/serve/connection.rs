@@ -2,7 +2,6 @@
 //! has ended, or the process ends. Then the client is told to open another (GOAWAY), its streams end, and what else is under way
 //! has [`CLOSE_MAX`].
 
-use std::pin::pin;
 use std::time::Duration;
 
 use http::Request;
@@ -40,7 +39,16 @@ impl Closing {
 }
 
 /// Serves one client until its connection has ended, which it is told once `over` completes.
-pub(super) async fn serve(stream: ServerStream, routes: axum::Router, over: impl Future<Output = ()>) {
+///
+/// No async function: that would keep the stream a second time, beside the connection it went into.
+pub(super) fn serve<O>(
+    stream: ServerStream,
+    routes: axum::Router,
+    over: O,
+) -> impl Future<Output = ()> + Send + use<O>
+where
+    O: Future<Output = ()> + Send,
+{
     let peer = stream.peer().clone();
     let remote = peer.remote;
     let (closing, told) = watch::channel(false);
@@ -51,22 +59,24 @@ pub(super) async fn serve(stream: ServerStream, routes: axum::Router, over: impl
     });
     let builder = builder();
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    let mut connection = pin!(connection);
-    tokio::select! {
-        ended = &mut connection => {
-            if let Err(error) = ended {
-                tracing::debug!(client = ?remote, %error, "a connection broke");
+    let mut connection = Box::pin(connection.into_owned());
+    async move {
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(client = ?remote, %error, "a connection broke");
+                }
+                return;
             }
-            return;
+            () = over => {}
         }
-        () = over => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    closing.send_replace(true);
-    match timeout(CLOSE_MAX, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(client = ?remote, %error, "a connection broke at its end"),
-        Err(_) => tracing::info!(client = ?remote, "a connection was cut off: its client did not leave"),
+        connection.as_mut().graceful_shutdown();
+        closing.send_replace(true);
+        match timeout(CLOSE_MAX, connection).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(client = ?remote, %error, "a connection broke at its end"),
+            Err(_) => tracing::info!(client = ?remote, "a connection was cut off: its client did not leave"),
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! The server on the TLS port: discovery, certificates and debug pages, for authenticated callers only.
 
+use std::convert::Infallible;
 use std::pin::pin;
 
 use axum::Router;
 use futures_util::StreamExt as _;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tonic::service::Routes;
 use tulle_identity::Acceptor;
@@ -12,7 +14,7 @@ use tulle_proto::ca::istio_certificate_service_server::IstioCertificateServiceSe
 use tulle_proto::node_ca::batch_certificate_service_server::BatchCertificateServiceServer;
 use tulle_proto::node_ca::node_join_server::NodeJoinServer;
 use tulle_runtime::drain::DrainWatcher;
-use tulle_runtime::tasks::Scope;
+use tulle_runtime::tasks;
 
 use crate::ca::batch::BATCH_BYTES_MAX;
 use crate::ca::join::JoinService;
@@ -32,7 +34,8 @@ pub async fn serve(
 ) {
     let (age_max, authenticator) = (ads.age_max(), ads.authenticator().clone());
     let routes = routes(ads, ca, join, pages);
-    let connections = Scope::new();
+    // Each connection holds one end; the other hears when the last is gone.
+    let (held, mut left) = mpsc::channel::<Infallible>(1);
     {
         // Dropped with the block: who comes later is refused, and does not wait for the others to leave.
         let mut incoming = pin!(acceptor.incoming(listener));
@@ -57,11 +60,12 @@ pub async fn serve(
                     _ = drain.signaled() => {}
                 }
             };
-            connections.spawn("xds connection", connection::serve(stream, routes.clone(), over));
+            let served = connection::serve(stream, routes.clone(), over);
+            tasks::spawn_holding("xds connection", held.clone(), served);
         }
     }
-    connections.close();
-    connections.wait().await;
+    drop(held);
+    left.recv().await;
 }
 
 fn routes(ads: Ads, ca: CaService, join: JoinService, pages: Router) -> Router {
