@@ -106,9 +106,7 @@ impl ControlPlane {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("it is bound").port();
         let served = listen::serve(listener, acceptor, ads, ca, join, Default::default(), drain);
-        scope.spawn("server", async move {
-            served.await.expect("it serves");
-        });
+        scope.spawn("server", served);
         Self {
             address: format!("https://localhost:{port}"),
             root: authority.root().certificate_pem().to_string(),

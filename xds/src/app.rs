@@ -261,9 +261,7 @@ async fn serve_clients(config: &Config, parts: &Parts, drain: &DrainWatcher) -> 
         let served = listen::serve(listener, acceptor.clone(), ads, ca, join, debug, drain.clone());
         let guard = drain.guard();
         parts.scope.spawn_vital("grpc server", async move {
-            if let Err(error) = served.await {
-                tracing::error!(%error, "the gRPC server ended");
-            }
+            served.await;
             drop(guard);
         });
     }

@@ -120,7 +120,7 @@ pub struct Config {
     /// Longest validity of a workload certificate
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = certificate_ttl)]
     pub max_certificate_ttl: Duration,
-    /// Age at which a client's stream is ended so that it connects anew, varied by a quarter; 0: never
+    /// Age at which a client's connection is ended so that it connects anew, varied by a quarter; 0: never
     #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
     pub max_stream_age: Duration,
     /// Least time between two batches to a client while more than 50 changes a second come; at most 10ms, 0: none

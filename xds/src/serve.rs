@@ -6,6 +6,7 @@ pub mod admission;
 pub mod admit;
 pub mod ads;
 pub mod authenticate;
+mod connection;
 pub mod frame;
 pub mod listen;
 pub mod pace;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt, stream};
@@ -213,6 +213,8 @@ pub struct PeerCertificate {
     pub identity: Option<Identity>,
     /// Its serial number, in hexadecimal digits.
     pub serial: Str,
+    /// Its end. The handshake was before that; what comes later over the connection has to look again.
+    pub not_after: SystemTime,
 }
 
 impl PeerCertificate {
@@ -223,10 +225,12 @@ impl PeerCertificate {
         };
         let names = tls::names(leaf)?;
         let identity = names.identity().ok();
+        let facts = facts(leaf)?;
         Ok(Some(Self {
             uri: names.uri()?.into(),
             identity,
-            serial: facts(leaf)?.serial,
+            serial: facts.serial,
+            not_after: facts.not_after,
         }))
     }
 }

@@ -4,6 +4,7 @@
 //! that is not loopback is refused, which keeps a web page in an operator's browser out. Readiness and metrics are
 //! asked for by kubelet and Prometheus from elsewhere and say little; they are open.
 
+mod caller;
 mod guard;
 mod listen;
 mod pages;
@@ -12,6 +13,7 @@ pub mod profile;
 use std::time::Duration;
 
 pub use axum::Router;
+pub use caller::Caller;
 pub use listen::{AdminError, Listen, Listener};
 pub use pages::{logging, metrics, readiness};
 

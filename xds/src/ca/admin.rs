@@ -1,5 +1,5 @@
 //! Commands about the authority, on the unix socket: only its owner can connect to it, also when every certificate
-//! has ended.
+//! has ended. Who it was is said in the log, by what the kernel knows of the caller.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tulle_model::trust::Denied;
+use tulle_runtime::admin::Caller;
 
 use crate::ca::deny::{self, DenyError};
 use crate::ca::keeper::{CaStatus, Keeper};
@@ -121,13 +122,16 @@ async fn status(State(commands): State<Commands>) -> Json<CaStatus> {
 
 async fn rotate(
     State(commands): State<Commands>,
+    caller: Caller,
     Json(rotate): Json<Rotate>,
 ) -> Result<Json<CaStatus>, Refused> {
+    tracing::warn!(by = %caller, force = rotate.force, "a rotation of the root is asked for");
     let work = move |keeper: &Keeper| keeper.rotate(rotate.force);
     commands.change(work, rotation_code).await
 }
 
-async fn roll_back(State(commands): State<Commands>) -> Result<Json<CaStatus>, Refused> {
+async fn roll_back(State(commands): State<Commands>, caller: Caller) -> Result<Json<CaStatus>, Refused> {
+    tracing::warn!(by = %caller, "a rollback of the root's rotation is asked for");
     commands.change(Keeper::roll_back, rotation_code).await
 }
 
@@ -142,14 +146,18 @@ async fn denied(State(commands): State<Commands>) -> Json<Vec<Entry>> {
     Json(entries.iter().map(entry).collect())
 }
 
-async fn add(State(commands): State<Commands>, Json(deny): Json<Deny>) -> Result<Json<CaStatus>, Refused> {
+async fn add(
+    State(commands): State<Commands>,
+    caller: Caller,
+    Json(deny): Json<Deny>,
+) -> Result<Json<CaStatus>, Refused> {
     let work = move |keeper: &Keeper| {
         let now = u64::try_from(keeper.authority.now().unix_timestamp()).unwrap_or_default();
         let entry = Denied {
             subject: deny::subject(&deny.subject)?,
             reason: deny.reason.into(),
             until: deny.seconds.map(|seconds| now.saturating_add(seconds)),
-            by: deny.by.into(),
+            by: caller.saying(&deny.by).into(),
         };
         tracing::warn!(subject = %entry.subject, by = %entry.by, until = entry.until, "denied");
         keeper.denied.deny(entry)
@@ -159,12 +167,13 @@ async fn add(State(commands): State<Commands>, Json(deny): Json<Deny>) -> Result
 
 async fn remove(
     State(commands): State<Commands>,
+    caller: Caller,
     Json(allow): Json<Allow>,
 ) -> Result<Json<CaStatus>, Refused> {
     let work = move |keeper: &Keeper| {
         let subject = deny::subject(&allow.subject)?;
         keeper.denied.allow(&subject)?;
-        tracing::warn!(%subject, "no longer denied");
+        tracing::warn!(%subject, by = %caller, "no longer denied");
         Ok(())
     };
     commands.change(work, deny_code).await
@@ -172,6 +181,7 @@ async fn remove(
 
 async fn token(
     State(commands): State<Commands>,
+    caller: Caller,
     Json(asked): Json<TokenFor>,
 ) -> Result<Json<Token>, Refused> {
     let keeper = commands.keeper.clone();
@@ -179,6 +189,7 @@ async fn token(
         let token = keeper.join_token(&asked.node, asked.seconds)?;
         tracing::warn!(
             node = asked.node,
+            by = %caller,
             seconds = asked.seconds,
             "a join token was made"
         );
@@ -205,5 +216,42 @@ fn deny_code(error: &DenyError) -> StatusCode {
         DenyError::Absent(_) => StatusCode::NOT_FOUND,
         DenyError::Full => StatusCode::CONFLICT,
         DenyError::File { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::extract::ConnectInfo;
+    use axum::http::Request;
+    use tower::ServiceExt as _;
+    use tulle_identity::Clock;
+
+    use super::*;
+    use crate::ca::deny::DenyList;
+    use crate::ca::issued::Issued;
+    use crate::ca::roots::Roots;
+    use crate::ca::{Authority, TTL_MAX_DEFAULT};
+
+    #[tokio::test]
+    async fn an_entry_says_who_made_it_by_what_the_kernel_knows() {
+        let roots = Roots::memory("cluster.local", time::OffsetDateTime::now_utc()).unwrap();
+        let issuing = roots.issuing().unwrap();
+        let authority = Authority::with(issuing, "cluster.local".into(), TTL_MAX_DEFAULT, Clock::system());
+        let (denied, issued) = (DenyList::memory(), Arc::new(Issued::memory()));
+        let keeper = Arc::new(Keeper::new(roots, Arc::new(authority), denied.clone(), issued));
+        let (_publish, snapshots) = watch::channel(Arc::default());
+        let router = Commands { keeper, snapshots }.router();
+        for (said, by) in [("uid 1000", "uid 1000"), ("uid 0", "uid 1000 (uid 0)")] {
+            let body = serde_json::json!({"subject": "node:n1", "by": said}).to_string();
+            let request = Request::post("/ca/deny")
+                .header("content-type", "application/json")
+                .extension(ConnectInfo(Caller::of(Some(1000))))
+                .body(Body::from(body))
+                .unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+            assert_eq!(&*denied.entries()[0].by, by);
+        }
     }
 }

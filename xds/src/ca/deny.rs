@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -90,6 +91,8 @@ struct Shared {
     entries: watch::Sender<Arc<Vec<Denied>>>,
     placed: Mutex<Arc<Vec<Denied>>>,
     listed: Mutex<Arc<Vec<Denied>>>,
+    /// What follows from placements and has no room in the list, by subject: it is refused here, and told to nobody.
+    unlisted: ArcSwap<Vec<Denied>>,
 }
 
 /// By what a change of the file is noticed.
@@ -119,6 +122,7 @@ impl DenyList {
             entries: watch::Sender::new(Arc::default()),
             placed: Mutex::default(),
             listed: Mutex::default(),
+            unlisted: ArcSwap::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -131,7 +135,50 @@ impl DenyList {
         self.shared.entries.subscribe()
     }
 
-    /// Everything denied.
+    /// The entries of operators.
+    #[must_use]
+    pub fn listed(&self) -> Arc<Vec<Denied>> {
+        self.shared.listed.lock().clone()
+    }
+
+    /// Entries that there is room for beside those of operators.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        DENIED_MAX.saturating_sub(self.shared.listed.lock().len())
+    }
+
+    /// Entries that no proxy is told of, because the list is full.
+    #[must_use]
+    pub fn unlisted(&self) -> usize {
+        self.shared.unlisted.load().len()
+    }
+
+    /// What to do where proxies are not told of all that is denied.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let unlisted = self.unlisted();
+        (unlisted > 0).then(|| {
+            format!(
+                "the deny-list is full: {unlisted} certificates of workloads that left their nodes are refused here, and by no \
+                 proxy, until they end; `tulle ca allow` makes room where entries of operators take it"
+            )
+        })
+    }
+
+    /// The entry of one of these subjects that is in force without being told to anybody.
+    #[must_use]
+    pub fn unlisted_of(&self, subjects: &[Subject], now: u64) -> Option<Denied> {
+        let unlisted = self.shared.unlisted.load();
+        let entry = |subject: &Subject| {
+            let at = unlisted
+                .binary_search_by(|entry| entry.subject.cmp(subject))
+                .ok()?;
+            unlisted.get(at).filter(|entry| entry.counts(now)).cloned()
+        };
+        subjects.iter().find_map(entry)
+    }
+
+    /// Everything denied, as far as the list holds it.
     #[must_use]
     pub fn entries(&self) -> Arc<Vec<Denied>> {
         self.shared.entries.borrow().clone()
@@ -219,13 +266,22 @@ impl DenyList {
         let mut all = Vec::clone(&listed);
         // Those of an operator come first: the bound never cuts them.
         let room = DENIED_MAX.saturating_sub(all.len());
-        all.extend(placed.iter().take(room).cloned());
+        let (told, rest) = placed.split_at(room.min(placed.len()));
+        all.extend_from_slice(told);
+        let mut rest = rest.to_vec();
+        rest.sort_by(|one, other| one.subject.cmp(&other.subject));
+        let before = self.shared.unlisted.load();
+        let (is_other, is_first) = (**before != rest, before.is_empty() && !rest.is_empty());
+        self.shared.unlisted.store(Arc::new(rest));
+        if let Some(problem) = self.problem().filter(|_| is_first) {
+            tracing::error!("{problem}");
+        }
         self.shared.entries.send_if_modified(|entries| {
             let changed = **entries != all;
             if changed {
                 *entries = Arc::new(all);
             }
-            changed
+            changed || is_other
         });
     }
 }
@@ -345,6 +401,35 @@ mod tests {
         for text in ["", "*", "node:", "node:../x", "serial:", "serial:xyz", "shop/web"] {
             assert!(subject(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_the_list_has_no_room_for_is_denied_all_the_same_and_counted() {
+        let list = DenyList::memory();
+        list.deny(entry("node:n1")).unwrap();
+        let serial = |number: usize| subject(&format!("serial:{number:x}")).unwrap();
+        let placed = |count: usize| {
+            let numbers = 1..=count;
+            let of = |number| Denied {
+                subject: serial(number),
+                reason: "".into(),
+                until: Some(100),
+                by: "placement".into(),
+            };
+            numbers.map(of).collect::<Vec<_>>()
+        };
+        list.set_placed(placed(DENIED_MAX - 1));
+        assert_eq!((list.entries().len(), list.unlisted()), (DENIED_MAX, 0));
+        let mut changes = list.subscribe();
+        changes.mark_unchanged();
+        list.set_placed(placed(DENIED_MAX + 1));
+        assert_eq!((list.entries().len(), list.unlisted()), (DENIED_MAX, 2));
+        assert!(changes.has_changed().unwrap(), "streams look again");
+        let is_denied = |number, now| list.unlisted_of(&[serial(0), serial(number)], now).is_some();
+        assert!(is_denied(DENIED_MAX, 99) && is_denied(DENIED_MAX + 1, 99));
+        assert!(!is_denied(DENIED_MAX, 100) && !is_denied(DENIED_MAX + 2, 99));
+        list.set_placed(Vec::new());
+        assert_eq!((list.entries().len(), list.unlisted()), (1, 0));
     }
 
     #[test]

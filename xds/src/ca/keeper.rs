@@ -27,7 +27,13 @@ use crate::status::Clients;
 use crate::token::TokenError;
 use crate::token::join::JoinTokens;
 
+mod clock;
+mod described;
 mod ending;
+
+use clock::ClockWatch;
+use described::described;
+pub(crate) use described::pin_of;
 
 /// Pause between two rounds; a change of the deny-list file takes at most this long to be seen.
 const ROUND: Duration = Duration::from_millis(500);
@@ -35,8 +41,6 @@ const ROUND: Duration = Duration::from_millis(500);
 const OUTSIDE_QUIET: Duration = Duration::from_millis(50);
 /// Time between two looks at it when nothing is heard.
 const OUTSIDE_POLL: Duration = Duration::from_secs(30);
-/// The wall clock may drift this far from the monotonic one between two rounds.
-const CLOCK_JUMP: Duration = Duration::from_secs(60);
 /// Time between two warnings that a certificate ends soon, in seconds: a day.
 const WARNED_EVERY: i64 = 24 * 3600;
 /// A root of our own is rotated when less than this part of its life is left.
@@ -100,6 +104,8 @@ pub struct CaStatus {
     pub certificates: Vec<CertificateStatus>,
     /// Entries of the deny-list.
     pub denied: usize,
+    /// Denied certificates that there is no room for in it: refused here, and told to no proxy.
+    pub unlisted: usize,
     /// Nodes whose join token somebody tried to use a second time.
     pub suspects: Vec<Str>,
     /// Whether the revocation lists are past their time.
@@ -168,7 +174,7 @@ impl Keeper {
     /// Runs rounds until the drain starts.
     pub async fn run(self: Arc<Self>, snapshots: watch::Receiver<Arc<Snapshot>>, drain: DrainWatcher) {
         let mut denied = self.denied.subscribe();
-        let mut clock = (self.authority.now(), Instant::now());
+        let mut clock = ClockWatch::new(self.authority.now(), Instant::now());
         let mut outside_read = Instant::now();
         let mut watcher = self.outside.as_deref().map(outside::watcher);
         let mut stopped = std::pin::pin!(drain.signaled());
@@ -216,7 +222,8 @@ impl Keeper {
             self.report(&format!("what was issued cannot be read: {error}"));
         }
         if snapshot.synced() {
-            let placed = self.issued.misplaced(snapshot.placement(), now.unix_timestamp());
+            let (placement, room) = (snapshot.placement(), self.denied.room());
+            let placed = self.issued.misplaced(placement, now.unix_timestamp(), room);
             self.denied.set_placed(placed);
         }
         if let Some(state_dir) = &self.followed {
@@ -328,12 +335,14 @@ impl Keeper {
             source: if outside { "folder" } else { "own root" },
             certificates: self.certificates(),
             denied: self.denied.entries().len(),
+            unlisted: self.denied.unlisted(),
             suspects: self.join_tokens.suspects(),
             crl_stale: self.crl_is_stale(now),
             problem: self
                 .unwritten
                 .lock()
                 .clone()
+                .or_else(|| self.denied.problem())
                 .or_else(|| self.problem.lock().clone()),
             expires_soon: ending::expires_soon(&self.certificates(), now.unix_timestamp(), outside),
             clock_jumps: self.clock_jumps.load(Ordering::Relaxed),
@@ -552,11 +561,9 @@ impl Keeper {
         }
     }
 
-    fn watch_clock(&self, clock: &mut (OffsetDateTime, Instant)) {
-        let (wall, monotonic) = (self.authority.now(), Instant::now());
-        let expected = clock.0 + (monotonic - clock.1);
-        let jump = (wall - expected).unsigned_abs();
-        if jump > CLOCK_JUMP {
+    fn watch_clock(&self, clock: &mut ClockWatch) {
+        let wall = self.authority.now();
+        if let Some(jump) = clock.look(wall, Instant::now()) {
             self.clock_jumps.fetch_add(1, Ordering::Relaxed);
             let root = self.authority.root();
             let valid = wall >= root.not_before() && wall < root.not_after();
@@ -566,34 +573,7 @@ impl Keeper {
                 "the system's clock jumped; certificates are issued by it"
             );
         }
-        *clock = (wall, monotonic);
     }
-}
-
-/// SHA-256 of the public key of the first certificate of a PEM text, in hex.
-pub(crate) fn pin_of(roots: &str) -> Option<String> {
-    use x509_parser::prelude::{FromDer, X509Certificate};
-    let (der, _) = crate::ca::issuer::certificates(roots).into_iter().next()?;
-    let (_, certificate) = X509Certificate::from_der(&der).ok()?;
-    let key = certificate.public_key().raw;
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key);
-    Some(crate::token::hex(digest.as_ref()))
-}
-
-/// The serial numbers and ends of the certificates of a PEM text.
-fn described(role: &'static str, pem: &Str) -> Vec<CertificateStatus> {
-    use x509_parser::prelude::{FromDer, X509Certificate};
-    let certificates = crate::ca::issuer::certificates(pem);
-    let described = certificates.iter().filter_map(|(der, _)| {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        Some(CertificateStatus {
-            role,
-            serial: certificate.raw_serial_as_string().replace(':', ""),
-            not_before: certificate.validity().not_before.timestamp(),
-            not_after: certificate.validity().not_after.timestamp(),
-        })
-    });
-    described.collect()
 }
 
 #[cfg(test)]

@@ -70,19 +70,37 @@ impl RateLimit {
 }
 
 /// Requests that wait, bounded per node and in all. Clones share the count.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Holds {
     nodes: Arc<Mutex<BTreeMap<Str, usize>>>,
+    per_node_max: usize,
+    max: usize,
+}
+
+impl Default for Holds {
+    fn default() -> Self {
+        Self::bounded(HELD_PER_NODE_MAX, HELD_MAX)
+    }
 }
 
 impl Holds {
+    /// With other bounds than those of requests that wait for a placement.
+    #[must_use]
+    pub fn bounded(per_node_max: usize, max: usize) -> Self {
+        Self {
+            nodes: Arc::default(),
+            per_node_max,
+            max,
+        }
+    }
+
     /// A place to wait in, if there is one.
     #[must_use]
     pub fn enter(&self, node: &Str) -> Option<Held> {
         let mut nodes = self.nodes.lock();
         let all: usize = nodes.values().sum();
         let own = nodes.get(node).copied().unwrap_or_default();
-        if all >= HELD_MAX || own >= HELD_PER_NODE_MAX {
+        if all >= self.max || own >= self.per_node_max {
             return None;
         }
         nodes.insert(node.clone(), own + 1);

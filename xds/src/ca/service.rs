@@ -10,13 +10,14 @@ use prost_types::value::Kind;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status};
-use tulle_model::{Identity, Str};
+use tulle_model::Identity;
+use tulle_model::trust::Subject;
 use tulle_proto::ca::istio_certificate_service_server::IstioCertificateService;
 use tulle_proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
 use tulle_identity::PeerInfo;
 
-use crate::ca::authorize::{Decision, Refusal, authorize};
+use crate::ca::authorize::{Decision, Grant, Proof, Refusal, authorize};
 use crate::ca::issue::{CSR_BYTES_MAX, InvalidCsr};
 use crate::ca::issued::{Entry, Issued};
 use crate::ca::limit::{Holds, RateLimit};
@@ -29,6 +30,8 @@ use crate::snapshot::Snapshot;
 pub const REQUEST_BYTES_MAX: usize = 4 * CSR_BYTES_MAX;
 /// How long a request waits for the placement of its workload.
 pub const HOLD_MAX_DEFAULT: Duration = Duration::from_secs(5);
+/// What a node proxy is told whose token contradicts what is known of its pod.
+const OTHER_NODE: &str = "the token of the node proxy names another node than its pod is on";
 /// Domain of the reasons in refusals.
 const ERROR_DOMAIN: &str = "ca.tulle.dev";
 
@@ -157,7 +160,7 @@ impl CaService {
 
 /// A request that is to be signed.
 struct Wanted {
-    identity: Identity,
+    grant: Grant,
     csr: String,
     seconds: i64,
     /// The caller has a living certificate of the same identity.
@@ -182,12 +185,12 @@ impl Shared {
         let signed = self.signed(&allowed).await;
         let took = begin.elapsed().as_secs_f64();
         let signed: Vec<Answered> = allowed.into_iter().zip(signed).collect();
-        let written = self.note(&signed, &caller.name(), now);
+        let written = self.note(&signed, now).await;
         let told = signed.into_iter().map(|(wanted, signed)| {
             let (wanted, signed) = (wanted?, signed?);
             written.clone()?;
             self.metrics.issuance.observe(took);
-            self.tell(&signed, &wanted.identity, &caller.name());
+            self.tell(&signed, &wanted.grant);
             Ok(signed)
         });
         told.collect()
@@ -200,18 +203,17 @@ impl Shared {
         request: IstioCertificateRequest,
         now: i64,
     ) -> Result<Wanted, Refusal> {
-        let place = caller.name();
-        let rate = self.rate.take(&place, Instant::now());
+        let rate = self.rate.take(&caller.name(), Instant::now());
         rate.map_err(|retry_after| Refusal::RateLimited { retry_after })?;
         if request.csr.len() > CSR_BYTES_MAX {
             return Err(InvalidCsr::TooLong(request.csr.len()).into());
         }
         let impersonated = impersonated(&request);
-        let identity = self.authorized(caller, impersonated.as_deref()).await?;
-        self.refuse_denied(&identity)?;
+        let grant = self.authorized(caller, impersonated.as_deref(), now).await?;
+        self.refuse_denied(&grant.identity, now)?;
         Ok(Wanted {
-            is_renewal: self.issued.holds(&place, &identity, now),
-            identity,
+            is_renewal: self.issued.holds(&grant.place, &grant.identity, now),
+            grant,
             csr: request.csr,
             seconds: request.validity_duration,
         })
@@ -223,7 +225,7 @@ impl Shared {
             let wanted = allowed.iter().flatten();
             let wanted = wanted.filter(move |wanted| wanted.is_renewal == is_renewal);
             wanted
-                .map(|wanted| order(wanted.csr.clone(), wanted.identity.clone(), wanted.seconds))
+                .map(|wanted| order(wanted.csr.clone(), wanted.grant.identity.clone(), wanted.seconds))
                 .collect()
         };
         let (first, renewals) = tokio::join!(
@@ -241,7 +243,7 @@ impl Shared {
         in_order.collect()
     }
 
-    fn tell(&self, issued: &Signed, identity: &Identity, node: &Str) {
+    fn tell(&self, issued: &Signed, Grant { identity, place }: &Grant) {
         if !issued.claimed.is_empty() {
             let name = identity.to_string();
             if issued.claimed.iter().any(|claimed| *claimed != name) {
@@ -250,28 +252,31 @@ impl Shared {
         }
         self.metrics.issued.inc();
         let (serial, not_after) = (&issued.leaf.serial, issued.leaf.not_after.unix_timestamp());
-        tracing::info!(%node, %identity, %serial, not_after, "certificate issued");
+        tracing::info!(node = %place, %identity, %serial, not_after, "certificate issued");
     }
 
-    fn refuse_denied(&self, identity: &Identity) -> Result<(), Refusal> {
-        let of_workload = Caller {
-            principal: Principal::Workload(identity.clone()),
-            serial: None,
-        };
-        match self.authenticator.denial(&of_workload) {
-            Some(_) => Err(Refusal::IdentityDenied("the identity is on the deny-list")),
-            None => Ok(()),
+    /// What follows from placements says nothing here: the workload is placed.
+    fn refuse_denied(&self, identity: &Identity, now: i64) -> Result<(), Refusal> {
+        let now = u64::try_from(now).unwrap_or_default();
+        let subject = Subject::Identity(identity.clone());
+        let listed = self.authenticator.deny_list().listed();
+        match listed
+            .iter()
+            .any(|entry| entry.subject == subject && entry.counts(now))
+        {
+            true => Err(Refusal::IdentityDenied("the identity is on the deny-list")),
+            false => Ok(()),
         }
     }
 
     /// Writes down what is handed out: what is not in the log could never be denied later.
-    fn note(&self, signed: &[Answered], node: &Str, now: i64) -> Result<(), Refusal> {
+    async fn note(&self, signed: &[Answered], now: i64) -> Result<(), Refusal> {
         let entries = signed.iter().filter_map(|(wanted, signed)| {
             let (wanted, signed) = (wanted.as_ref().ok()?, signed.as_ref().ok()?);
             Some(Entry {
                 serial: signed.leaf.serial.to_string(),
-                identity: wanted.identity.clone(),
-                node: node.clone(),
+                identity: wanted.grant.identity.clone(),
+                node: wanted.grant.place.clone(),
                 not_after: signed.leaf.not_after.unix_timestamp(),
             })
         });
@@ -279,17 +284,23 @@ impl Shared {
         if entries.is_empty() {
             return Ok(());
         }
-        self.issued.note(&entries, now).map_err(|error| {
+        self.issued.commit(entries, now).await.map_err(|error| {
             tracing::error!(%error, "issued.log cannot be written; no certificate is handed out");
             Refusal::SigningFailed
         })
     }
 
-    /// The identity that may be signed for; waits a moment if its workload is not known on the node yet.
-    async fn authorized(&self, caller: &Caller, impersonated: Option<&str>) -> Result<Identity, Refusal> {
+    /// What may be signed for; waits a moment if the workload is not known on the node yet.
+    async fn authorized(
+        &self,
+        caller: &Caller,
+        impersonated: Option<&str>,
+        now: i64,
+    ) -> Result<Grant, Refusal> {
         let mut snapshots = self.snapshots.clone();
-        let mut refusal = match self.decide(caller, impersonated, &mut snapshots) {
-            Decision::Issue(identity) => return Ok(identity),
+        let proven = (&caller.principal, &self.proof(caller, now));
+        let mut refusal = match self.decide(proven, impersonated, &mut snapshots) {
+            Decision::Issue(grant) => return Ok(grant),
             Decision::Refuse(refusal) => return Err(refusal),
             Decision::Wait(refusal) => refusal,
         };
@@ -302,8 +313,8 @@ impl Shared {
                 if snapshots.changed().await.is_err() {
                     return None;
                 }
-                match self.decide(caller, impersonated, &mut snapshots) {
-                    Decision::Issue(identity) => return Some(identity),
+                match self.decide(proven, impersonated, &mut snapshots) {
+                    Decision::Issue(grant) => return Some(grant),
                     Decision::Refuse(newer) | Decision::Wait(newer) => refusal = newer,
                 }
             }
@@ -313,16 +324,27 @@ impl Shared {
         placed.ok().flatten().ok_or(refusal)
     }
 
+    /// With what the caller proves who it is, and to which node that was issued.
+    fn proof(&self, caller: &Caller, now: i64) -> Proof {
+        match (&caller.principal, &caller.serial) {
+            (Principal::Workload(identity), Some(serial)) => {
+                Proof::Certificate(self.issued.node_of(identity, serial, now))
+            }
+            // A node's own certificate is of no workload.
+            (Principal::Node(_), Some(_)) | (_, None) => Proof::Token(caller.pod_node.clone()),
+        }
+    }
+
     fn decide(
         &self,
-        caller: &Caller,
+        proven: (&Principal, &Proof),
         impersonated: Option<&str>,
         snapshots: &mut watch::Receiver<Arc<Snapshot>>,
     ) -> Decision {
         let snapshot = snapshots.borrow_and_update();
         let trust_domain = self.authority.trust_domain();
         authorize(
-            &caller.principal,
+            proven,
             impersonated,
             trust_domain,
             snapshot.placement(),
@@ -336,6 +358,7 @@ impl Shared {
         let refusal = match error {
             Unauthenticated::NoSuchPod(_) => Refusal::NoSuchPod(error.to_string().into()),
             Unauthenticated::NotSynced => Refusal::IndexNotSynced,
+            Unauthenticated::OtherNode { .. } => Refusal::NodeNotTrusted(OTHER_NODE),
             _ => Refusal::Unauthenticated,
         };
         self.metrics.csr_count.inc();
@@ -398,6 +421,7 @@ pub(super) fn status(refusal: &Refusal) -> Status {
         Refusal::NotOnNode { .. }
         | Refusal::NoSuchPod(_)
         | Refusal::TrustDomain { .. }
+        | Refusal::NodeNotTrusted(_)
         | Refusal::IdentityDenied(_)
         | Refusal::NoIdentity(_) => Code::PermissionDenied,
         Refusal::CsrInvalid(_) => Code::InvalidArgument,

@@ -77,6 +77,7 @@ mod tests {
             uri: uri.into(),
             identity: uri.parse().ok(),
             serial: "0a".into(),
+            not_after: std::time::SystemTime::now() + std::time::Duration::from_secs(60),
         });
         let peer = PeerInfo {
             remote: Some(([127, 0, 0, 1], 1).into()),

@@ -93,6 +93,10 @@ impl Collect for Observed {
         ),
         Descriptor::gauge("tulle_ca_denylist_entries", "Entries of the deny-list"),
         Descriptor::gauge(
+            "tulle_ca_denylist_unlisted",
+            "Denied certificates that the full deny-list has no room for: the control plane refuses them, and no proxy is told",
+        ),
+        Descriptor::gauge(
             "tulle_ca_log_unwritable",
             "1 while what is issued cannot be written down, as on a full disk; nothing is signed until it can",
         ),
@@ -149,6 +153,8 @@ fn issuer(keeper: &Keeper, scrape: &mut Scrape<'_>) -> fmt::Result {
     scrape.gauge("tulle_ca_rotation_overdue", i64::from(keeper.is_overdue()))?;
     let entries = keeper.denied.entries().len();
     scrape.gauge("tulle_ca_denylist_entries", whole(entries))?;
+    let unlisted = keeper.denied.unlisted();
+    scrape.gauge("tulle_ca_denylist_unlisted", whole(unlisted))?;
     scrape.gauge("tulle_ca_log_unwritable", i64::from(keeper.is_unwritten()))?;
     scrape.gauge("tulle_ca_clock_jumps", whole(keeper.clock_jumps()))
 }

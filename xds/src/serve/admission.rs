@@ -1,5 +1,6 @@
-//! When whole tables may go out: a bucket of bytes that every stream which begins with nothing draws from, so that
-//! thousands of them that come at once do not fill the machine's memory and links with the same bytes.
+//! When clients are told what they lack as they come: a bucket of bytes that every stream draws from until it has been told
+//! that, be it a whole table or what changed while it was away, so that thousands of them that come at once do not fill the
+//! machine's memory and links with the same bytes.
 //!
 //! Who waits longest goes first; a node on which a workload waits for its certificate goes as if it had waited for
 //! [`URGENT_LEAD`] already, so that others are overtaken and never starve.
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes per second that whole tables may take, unless set otherwise.
+/// Bytes per second that openings may take, unless set otherwise.
 pub const BYTES_PER_SECOND_DEFAULT: u64 = 200 << 20;
 /// Streams that may wait; more are sent away with a time to come back.
 pub const WAITING_MAX: usize = 10_000;

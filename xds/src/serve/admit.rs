@@ -203,6 +203,8 @@ mod tests {
         let caller = Caller {
             principal: Principal::Workload(identity.clone()),
             serial: None,
+            until: None,
+            pod_node: None,
         };
         for node in [None, Some("n1")] {
             let claimed = Claimed {
@@ -227,6 +229,8 @@ mod tests {
         let caller = Caller {
             principal: Principal::Workload(identity.clone()),
             serial: None,
+            until: None,
+            pod_node: None,
         };
         let claimed = Claimed {
             id: "waypoint~x",

@@ -15,11 +15,12 @@ use crate::ca::limit::Holds;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::serve::admission::Admission;
 use crate::serve::authenticate::{Authenticator, Unauthenticated};
+use crate::serve::connection::Closing;
 use crate::serve::frame::{self, Encoding, Message};
 use crate::serve::pace::BATCH_APART;
 use crate::serve::viewer::Features;
 use crate::snapshot::Snapshot;
-use crate::status::Clients;
+use crate::status::{Clients, STREAMS_PER_CLIENT_MAX};
 
 mod grpc;
 #[cfg(test)]
@@ -29,6 +30,8 @@ mod returns;
 mod stream;
 mod wire;
 
+/// Streams of all clients that have not said yet what they are.
+const OPENINGS_MAX: usize = 10_000;
 /// Largest request taken from an authenticated client.
 pub const REQUEST_BYTES_MAX: usize = 64 << 20;
 
@@ -39,13 +42,14 @@ pub struct AdsOptions {
     pub write_stall_max: Duration,
     /// How long a client may take to send its first request.
     pub first_request_wait: Duration,
-    /// Age at which a stream is ended, so that clients spread over replicas; varied by a quarter. `None`: never.
+    /// Age at which a connection and its streams are ended, so that clients spread over replicas; varied by a quarter.
+    /// `None`: never.
     pub age_max: Option<Duration>,
     /// Least time between two batches of changes while many come.
     pub batch_interval: Duration,
     /// Cluster that clients must belong to, if they name one.
     pub cluster_id: Str,
-    /// What whole tables may take of the machine.
+    /// What clients may take of the machine by what they are told first.
     pub admission: Admission,
     /// Nodes on which a workload waits for its certificate: they go first.
     pub waiting: Holds,
@@ -79,6 +83,8 @@ struct Shared {
     metrics: Metrics,
     drain: DrainWatcher,
     options: AdsOptions,
+    /// Streams of which nothing was read yet, by who opened them: what is read first may be large.
+    openings: Holds,
     /// What streams at the same place are sent.
     frames: frame::Shared,
     /// Makes nonces of this process unlike those of any other.
@@ -103,12 +109,27 @@ impl Ads {
             metrics,
             drain,
             options,
+            openings: Holds::bounded(STREAMS_PER_CLIENT_MAX, OPENINGS_MAX),
             frames: frame::Shared::default(),
             epoch: rand::random(),
         };
         Self {
             shared: Arc::new(shared),
         }
+    }
+}
+
+impl Ads {
+    /// Knows when what a client has shown has ended.
+    #[must_use]
+    pub(super) fn authenticator(&self) -> &Authenticator {
+        &self.shared.authenticator
+    }
+
+    /// Age at which connections are ended.
+    #[must_use]
+    pub(super) fn age_max(&self) -> Option<Duration> {
+        self.shared.options.age_max
     }
 }
 
@@ -127,6 +148,10 @@ impl Shared {
             Unauthenticated::NoSuchPod(_) => (
                 "pod_uid_mismatch",
                 Status::permission_denied(format!("POD_UID_MISMATCH: {error}")),
+            ),
+            Unauthenticated::OtherNode { .. } => (
+                "node_not_trusted",
+                Status::permission_denied(format!("NODE_NOT_TRUSTED: {error}")),
             ),
             Unauthenticated::NotSynced => ("not_synced", Status::unavailable(error.to_string())),
             _ => ("unauthenticated", unknown()),
@@ -152,16 +177,23 @@ impl Ads {
             let status = Status::unavailable("the configuration is still being read");
             return Err(shared.refused("not_synced", status));
         }
+        let opening = shared.openings.enter(&caller.name()).ok_or_else(|| {
+            let status = Status::resource_exhausted("too many streams of this client have sent nothing yet");
+            shared.refused("too_many_openings", status)
+        })?;
         let address = request
             .extensions()
             .get::<PeerInfo>()
             .and_then(|peer| peer.remote);
+        let closing = request.extensions().get::<Closing>().cloned();
         // One response waits in the channel at most: what is newer accumulates in the snapshot.
         let (responses, messages) = mpsc::channel(1);
         let stream_task = stream::Stream {
             shared: shared.clone(),
             caller,
+            opening: Some(opening),
             address,
+            closing,
             best,
             requests: request.into_inner(),
             responses,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tonic::metadata::MetadataMap;
 use tulle_identity::acceptor::PeerCertificate;
@@ -29,6 +30,10 @@ pub struct Caller {
     pub principal: Principal,
     /// Serial number of its certificate, if it showed one.
     pub serial: Option<Serial>,
+    /// The end of its certificate, if it showed one.
+    pub until: Option<SystemTime>,
+    /// The node of the pod that its token is bound to, of a workload.
+    pub pod_node: Option<Str>,
 }
 
 /// What a credential says.
@@ -46,6 +51,8 @@ impl Caller {
         Self {
             principal: Principal::Node(node.into()),
             serial: None,
+            until: None,
+            pod_node: None,
         }
     }
 
@@ -56,6 +63,16 @@ impl Caller {
             Principal::Node(node) => node.clone(),
             Principal::Workload(identity) => identity.to_string().into(),
         }
+    }
+
+    /// What an entry of the deny-list would call it.
+    fn subjects(&self) -> Vec<Subject> {
+        let serial = self.serial.clone().map(Subject::Serial);
+        let own = match &self.principal {
+            Principal::Node(node) => Subject::Node(node.clone()),
+            Principal::Workload(identity) => Subject::Identity(identity.clone()),
+        };
+        serial.into_iter().chain([own]).collect()
     }
 
     /// Whether an entry of the deny-list means it.
@@ -82,15 +99,26 @@ pub enum Unauthenticated {
     /// Not a valid token of the node it names.
     #[error("the node token is not valid")]
     Unknown,
-    /// A certificate of our root that names neither a workload nor a node of this trust domain.
+    /// A certificate of our root that names neither a workload nor a node of this trust domain, or has no serial number.
     #[error("the client certificate names {0}")]
     Certificate(Str),
+    /// A certificate of our root that has ended since the connection was opened.
+    #[error("the client certificate of {0} has ended")]
+    Ended(Str),
     /// A service account's token that proves nothing.
     #[error("the bearer token is refused: {0}")]
     Jwt(#[from] crate::token::jwt::InvalidJwt),
-    /// A trusted account's token that is not bound to a node.
-    #[error("the token of a node proxy is not bound to a node")]
+    /// A trusted account's token that is not bound to a pod, or to one that has no node.
+    #[error("the token of a node proxy is not bound to a pod that has a node")]
     NotBound,
+    /// A trusted account's token that names another node than its pod is on.
+    #[error("the token of a node proxy names node {claimed}, and its pod is on node {node}")]
+    OtherNode {
+        /// What the token says.
+        claimed: Str,
+        /// Where the pod is.
+        node: Str,
+    },
     /// A good token of a pod that is not there: it has gone, or it is told too late.
     #[error(
         "the token is bound to pod {}/{} with UID {} and service account {}, which is not there",
@@ -124,6 +152,8 @@ struct Accounts {
     pods: Pods,
 }
 
+/// Longest pause between two looks at the clock while a certificate is waited for to end: the clock may be set.
+const CLOCK_LOOK: Duration = Duration::from_secs(60);
 /// The account that runs node proxies, unless configured otherwise.
 pub const TRUSTED_ACCOUNT_DEFAULT: (&str, &str) = ("istio-system", "ztunnel");
 
@@ -161,6 +191,12 @@ impl Authenticator {
         }
     }
 
+    /// The same by another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
     /// Who sent a request over this connection with these headers.
     ///
     /// # Errors
@@ -191,6 +227,26 @@ impl Authenticator {
             .iter()
             .find(|entry| entry.counts(now) && caller.is_meant_by(&entry.subject))
             .cloned()
+            .or_else(|| self.denied.unlisted_of(&caller.subjects(), now))
+    }
+
+    /// Whether what the caller showed has ended.
+    #[must_use]
+    pub fn has_ended(&self, caller: &Caller) -> bool {
+        caller.until.is_some_and(|until| until <= self.clock.now())
+    }
+
+    /// Waits until a certificate that ends then has ended; for ever where there is none.
+    pub async fn ended(&self, until: Option<SystemTime>) {
+        let Some(until) = until else {
+            return std::future::pending().await;
+        };
+        while let Ok(left) = until.duration_since(self.clock.now()) {
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(CLOCK_LOOK)).await;
+        }
     }
 
     /// The deny-list.
@@ -204,10 +260,14 @@ impl Authenticator {
         since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
     }
 
-    /// The handshake has verified the chain; what is left is the name.
+    /// The handshake has verified the chain; what is left is the name, and the time since.
     fn by_certificate(&self, certificate: &PeerCertificate) -> Result<Caller, Unauthenticated> {
         let other = || Unauthenticated::Certificate(certificate.uri.clone());
-        let serial = certificate.serial.parse().ok();
+        if certificate.not_after <= self.clock.now() {
+            return Err(Unauthenticated::Ended(certificate.uri.clone()));
+        }
+        // What the deny-list could not name would be good for ever.
+        let serial = certificate.serial.parse().map_err(|_| other())?;
         let principal = match &certificate.identity {
             Some(identity) if identity.trust_domain == self.trust_domain => {
                 Principal::Workload(identity.clone())
@@ -222,7 +282,12 @@ impl Authenticator {
                 Principal::Node(node.into())
             }
         };
-        Ok(Caller { principal, serial })
+        Ok(Caller {
+            principal,
+            serial: Some(serial),
+            until: Some(certificate.not_after),
+            pod_node: None,
+        })
     }
 
     async fn by_token(&self, headers: &MetadataMap) -> Result<Caller, Unauthenticated> {
@@ -236,7 +301,8 @@ impl Authenticator {
         }
     }
 
-    /// A trusted account is the proxy of the node its token is bound to; any other is its own workload.
+    /// A trusted account is the proxy of the node that its pod is on; any other is its own workload. What the token says of
+    /// the node, which it does since Kubernetes 1.29, must be that.
     async fn by_account(&self, accounts: &Accounts, token: &str) -> Result<Caller, Unauthenticated> {
         let Account {
             namespace,
@@ -244,18 +310,27 @@ impl Authenticator {
             node,
             pod,
         } = accounts.verified(token, self.now()).await?;
-        let trusted = accounts.trusted.contains(&(namespace.clone(), name.clone()));
-        let principal = if trusted {
-            Principal::Node(node.ok_or(Unauthenticated::NotBound)?)
-        } else {
-            Principal::Workload(Identity::new(self.trust_domain.clone(), namespace, name))
-        };
-        if let Some(pod) = pod {
-            accounts.pods.find(&pod).await?;
+        if accounts.trusted.contains(&(namespace.clone(), name.clone())) {
+            let pod = pod.ok_or(Unauthenticated::NotBound)?;
+            let of_pod = accounts.pods.node_of(&pod).await?;
+            return match node.filter(|claimed| *claimed != of_pod) {
+                Some(claimed) => Err(Unauthenticated::OtherNode {
+                    claimed,
+                    node: of_pod,
+                }),
+                None => Ok(Caller::of_node(of_pod)),
+            };
         }
+        let identity = Identity::new(self.trust_domain.clone(), namespace, name);
+        let pod_node = match pod {
+            Some(pod) => accounts.pods.find(&pod).await?,
+            None => None,
+        };
         Ok(Caller {
-            principal,
+            principal: Principal::Workload(identity),
             serial: None,
+            until: None,
+            pod_node,
         })
     }
 
@@ -328,6 +403,10 @@ mod tests {
         }
     }
 
+    fn end() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000)
+    }
+
     fn certificate(uri: &str) -> PeerInfo {
         PeerInfo {
             remote: None,
@@ -336,6 +415,7 @@ mod tests {
                 uri: uri.into(),
                 identity: uri.parse().ok(),
                 serial: "0a".into(),
+                not_after: end(),
             }),
         }
     }
@@ -368,6 +448,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_certificate_proves_nothing_from_its_end_on() {
+        let node = "spiffe://cluster.local/node/n1";
+        for (now, ended) in [(end() - Duration::from_secs(1), false), (end(), true)] {
+            let clock = Clock::from_fn(move || now);
+            let authenticator = Authenticator::new(TokenStore::memory()).with_clock(clock);
+            let refused = by(&authenticator, node).await == Err(Unauthenticated::Ended(node.into()));
+            assert_eq!(refused, ended);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_certificate_is_noticed_also_when_the_clock_is_set() {
+        let begin = tokio::time::Instant::now();
+        let ahead = Arc::new(parking_lot::Mutex::new(Duration::ZERO));
+        let set = ahead.clone();
+        let clock = Clock::from_fn(move || end() - Duration::from_secs(1000) + begin.elapsed() + *set.lock());
+        let authenticator = Authenticator::new(TokenStore::memory()).with_clock(clock);
+        authenticator.ended(Some(end())).await;
+        assert_eq!(begin.elapsed().as_secs(), 1000);
+        // Another one ends an hour later, and the clock is set ahead by that while it is waited for.
+        let later = Some(end() + Duration::from_secs(3600));
+        let setting = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            *ahead.lock() = Duration::from_secs(3600);
+        };
+        tokio::join!(authenticator.ended(later), setting);
+        assert!(begin.elapsed() <= Duration::from_secs(1000) + CLOCK_LOOK);
+    }
+
+    #[tokio::test]
     async fn who_is_denied_is_refused_whatever_credential_it_shows() {
         let tokens = TokenStore::memory();
         let token = format!("Bearer {}", tokens.create("n1").unwrap());
@@ -396,7 +506,7 @@ mod tests {
         let (namespace, name) = TRUSTED_ACCOUNT_DEFAULT;
         let trusted = [(namespace.into(), name.into())].into();
         let (mut snapshot, mut moves) = (Snapshot::default(), Moves::default());
-        moves.came(&pod());
+        moves.came(&pod(), "n1".into());
         snapshot.bearers.change(moves);
         let (_publish, snapshots) = tokio::sync::watch::channel(Arc::new(snapshot));
         let authenticator = Authenticator::new(TokenStore::memory()).with_jwt(
@@ -411,9 +521,28 @@ mod tests {
             caller.map(|caller| caller.principal)
         };
         assert_eq!(check(claims(now)).await, Ok(Principal::Node("n1".into())));
-        let mut loose = claims(now);
-        loose["kubernetes.io"] = serde_json::json!({});
-        assert_eq!(check(loose).await, Err(Unauthenticated::NotBound));
+        let bound = |node: serde_json::Value, pod: serde_json::Value| {
+            let mut bound = claims(now);
+            bound["kubernetes.io"] = serde_json::json!({"node": node, "pod": pod});
+            bound
+        };
+        let (null, its_pod) = (
+            serde_json::Value::Null,
+            claims(now)["kubernetes.io"]["pod"].clone(),
+        );
+        let named = |name: &str| serde_json::json!({"name": name});
+        // A token of an older Kubernetes says nothing of the node.
+        let silent = check(bound(null.clone(), its_pod.clone())).await;
+        assert_eq!(silent, Ok(Principal::Node("n1".into())));
+        let other = Unauthenticated::OtherNode {
+            claimed: "n2".into(),
+            node: "n1".into(),
+        };
+        assert_eq!(check(bound(named("n2"), its_pod)).await, Err(other));
+        for node in [null.clone(), named("n1")] {
+            let loose = check(bound(node, null.clone())).await;
+            assert_eq!(loose, Err(Unauthenticated::NotBound));
+        }
         let mut other = claims(now);
         other["sub"] = serde_json::json!("system:serviceaccount:shop:web");
         other["kubernetes.io"] = serde_json::json!({});

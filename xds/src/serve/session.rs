@@ -146,7 +146,7 @@ impl<S: Store> Session<S> {
         if let Some((type_url, owed)) = self.unknown.iter_mut().find(|(_, owed)| **owed) {
             *owed = false;
             let type_url = type_url.clone();
-            return Some(self.response(type_url, Taken::default()));
+            return Some(self.response(type_url, Taken::default(), false));
         }
         self.advance(head);
         let mut additions = ResourceType::ALL.into_iter();
@@ -234,8 +234,9 @@ impl<S: Store> Session<S> {
         let wanted = |slot: &Arc<Slot>| push::wants(ty, cut, viewer, subscription, slot);
         let mut taken = state.queue.take(ty, cut, wanted, last);
         state.queue.confirm(ty, cut, viewer, subscription, &mut taken);
+        let is_opening = state.takes_opening();
         self.begun = true;
-        let response = self.response(ty.type_url().into(), taken);
+        let response = self.response(ty.type_url().into(), taken, is_opening);
         let state = self.types.get_mut(&ty)?;
         state.delivery.on_sent(&response, now);
         Some(response)
@@ -250,7 +251,7 @@ impl<S: Store> Session<S> {
         !after.any(|other| self.has(other, |queue| !queue.is_empty()))
     }
 
-    fn response(&mut self, type_url: Str, taken: Taken) -> Response {
+    fn response(&mut self, type_url: Str, taken: Taken, is_opening: bool) -> Response {
         self.nonces += 1;
         Response {
             type_url,
@@ -260,6 +261,7 @@ impl<S: Store> Session<S> {
             chunk: taken.chunk,
             step: taken.step,
             removed: taken.removed,
+            is_opening,
         }
     }
 

@@ -44,7 +44,9 @@ use crate::status::Clients;
 use crate::token::TokenStore;
 use crate::token::join::JoinTokens;
 
+mod bounds;
 mod certificates;
+mod closing;
 mod compromise;
 mod join;
 mod lag;
@@ -64,6 +66,7 @@ struct Server {
     join_tokens: Arc<JoinTokens>,
     denied: DenyList,
     authority: Arc<Authority>,
+    issued: Arc<Issued>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     clients: Clients,
     metrics: Metrics,
@@ -101,14 +104,14 @@ impl Server {
             watcher.clone(),
             options,
         );
-        let holds = Holds::default();
+        let (holds, issued) = (Holds::default(), Arc::new(Issued::memory()));
         let ca = CaService::new(
             authority.clone(),
             authenticator.clone(),
             receiver,
             metrics.clone(),
             hold_max,
-            Arc::new(Issued::memory()),
+            issued.clone(),
             holds,
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -131,6 +134,7 @@ impl Server {
             join_tokens: tokens_of_joins,
             denied,
             authority: authority.clone(),
+            issued,
             snapshots,
             clients,
             metrics,
@@ -176,12 +180,12 @@ impl Server {
         });
     }
 
-    /// Lets a pod come, and another one go.
+    /// Lets a pod come to the node `n1`, and another one go.
     fn exchange(&self, came: &Bearer, went: Option<&Bearer>) {
         self.publish(|snapshot| {
             let mut moves = Moves::default();
             went.into_iter().for_each(|went| moves.went(went));
-            moves.came(came);
+            moves.came(came, "n1".into());
             snapshot.bearers.change(moves);
         });
     }

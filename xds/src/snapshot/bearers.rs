@@ -1,5 +1,5 @@
-//! The pods that tokens can be bound to. Nothing is asked of them but whether they are there, so a short digest is kept
-//! of each: 16 bytes, whatever its names are.
+//! The pods that tokens can be bound to. Nothing is asked of them but whether they are there and on which node, so a short
+//! digest is kept of each beside the name of its node, which all of that node share: 32 bytes, whatever its names are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,42 +38,53 @@ impl Bearer {
     }
 }
 
+/// A pod and its node.
+type Placed = (u128, Str);
+
 /// The pods that are there. Cloning costs a reference count.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bearers {
-    /// Each in order.
-    groups: RedBlackTreeMapSync<u16, Arc<[u128]>>,
+    /// Each in order of the digests.
+    groups: RedBlackTreeMapSync<u16, Arc<[Placed]>>,
 }
 
 impl Bearers {
     /// Whether this pod is there.
     #[must_use]
     pub fn has(&self, bearer: &Bearer) -> bool {
+        self.node_of(bearer).is_some()
+    }
+
+    /// The node of this pod, if it is there; empty until it has one.
+    #[must_use]
+    pub fn node_of(&self, bearer: &Bearer) -> Option<&Str> {
         let digest = bearer.digest();
-        let group = self.groups.get(&group_of(digest));
-        group.is_some_and(|group| group.binary_search(&digest).is_ok())
+        let group = self.groups.get(&group_of(digest))?;
+        let at = find(group, digest).ok()?;
+        group.get(at).map(|(_, node)| node)
     }
 
     /// Takes over what changed.
     pub fn change(&mut self, moves: Moves) {
         for (group, moves) in moves.groups {
-            let mut digests: Vec<u128> = self
+            let mut held: Vec<Placed> = self
                 .groups
                 .get(&group)
                 .map_or_else(Vec::new, |held| held.to_vec());
             for (digest, came) in moves {
-                match (digests.binary_search(&digest), came) {
-                    (Err(at), true) => digests.insert(at, digest),
-                    (Ok(at), false) => {
-                        digests.remove(at);
+                match (find(&held, digest), came) {
+                    (Err(at), Some(node)) => held.insert(at, (digest, node)),
+                    (Ok(at), Some(node)) => held[at].1 = node,
+                    (Ok(at), None) => {
+                        held.remove(at);
                     }
-                    (Ok(_), true) | (Err(_), false) => {}
+                    (Err(_), None) => {}
                 }
             }
-            if digests.is_empty() {
+            if held.is_empty() {
                 self.groups.remove_mut(&group);
             } else {
-                self.groups.insert_mut(group, digests.into());
+                self.groups.insert_mut(group, held.into());
             }
         }
     }
@@ -82,25 +93,30 @@ impl Bearers {
 /// Pods that came and went, in that order, to be taken over at once.
 #[derive(Debug, Default)]
 pub struct Moves {
-    groups: BTreeMap<u16, Vec<(u128, bool)>>,
+    /// With the node, of those that came.
+    groups: BTreeMap<u16, Vec<(u128, Option<Str>)>>,
 }
 
 impl Moves {
-    /// A pod is there now.
-    pub fn came(&mut self, bearer: &Bearer) {
-        self.add(bearer, true);
+    /// A pod is there now, on this node; empty is none yet.
+    pub fn came(&mut self, bearer: &Bearer, node: Str) {
+        self.add(bearer, Some(node));
     }
 
     /// A pod is not there any more.
     pub fn went(&mut self, bearer: &Bearer) {
-        self.add(bearer, false);
+        self.add(bearer, None);
     }
 
-    fn add(&mut self, bearer: &Bearer, came: bool) {
+    fn add(&mut self, bearer: &Bearer, came: Option<Str>) {
         let digest = bearer.digest();
         let moves = self.groups.entry(group_of(digest)).or_default();
         moves.push((digest, came));
     }
+}
+
+fn find(group: &[Placed], digest: u128) -> Result<usize, usize> {
+    group.binary_search_by_key(&digest, |(digest, _)| *digest)
 }
 
 fn group_of(digest: u128) -> u16 {
@@ -124,7 +140,7 @@ mod tests {
     fn a_pod_is_known_by_every_part_of_it() {
         let mut bearers = Bearers::default();
         let mut moves = Moves::default();
-        moves.came(&bearer("shop", "web", "web-0", "u1"));
+        moves.came(&bearer("shop", "web", "web-0", "u1"), "n1".into());
         bearers.change(moves);
         assert!(bearers.has(&bearer("shop", "web", "web-0", "u1")));
         for other in [
@@ -140,17 +156,30 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_gets_its_node_when_it_is_given_one() {
+        let (mut bearers, pod) = (Bearers::default(), bearer("shop", "web", "web-0", "u1"));
+        for node in ["", "n1"] {
+            let mut moves = Moves::default();
+            moves.went(&pod);
+            moves.came(&pod, node.into());
+            bearers.change(moves);
+            assert_eq!(bearers.node_of(&pod).map(|node| &**node), Some(node));
+        }
+        assert_eq!(bearers.node_of(&bearer("shop", "web", "web-0", "u2")), None);
+    }
+
+    #[test]
     fn who_comes_and_goes_leaves_nothing_behind() {
         let pods = || (0..10_000).map(|at| bearer("shop", "web", &format!("web-{at}"), &format!("u-{at}")));
         let (mut bearers, mut moves) = (Bearers::default(), Moves::default());
-        pods().for_each(|pod| moves.came(&pod));
+        pods().for_each(|pod| moves.came(&pod, "n1".into()));
         bearers.change(moves);
         assert!(pods().all(|pod| bearers.has(&pod)));
         let before = bearers.clone();
         let mut moves = Moves::default();
         // One comes again under its name, as a pod of a stateful set does.
         moves.went(&bearer("shop", "web", "web-7", "u-7"));
-        moves.came(&bearer("shop", "web", "web-7", "u-new"));
+        moves.came(&bearer("shop", "web", "web-7", "u-new"), "n2".into());
         bearers.change(moves);
         assert!(bearers.has(&bearer("shop", "web", "web-7", "u-new")));
         assert!(!bearers.has(&bearer("shop", "web", "web-7", "u-7")));

@@ -69,13 +69,17 @@ async fn a_verified_client_certificate_is_exposed() {
         .unwrap();
     assert_eq!(peer.certificate.unwrap().identity.unwrap().to_string(), workload);
     let node = "spiffe://cluster.local/node/n1";
-    let certificate = let_in(&ca, Some(&ca.issue_as(leaf([uri(node)]))))
+    let mut params = leaf([uri(node)]);
+    let end = SystemTime::UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+    params.not_after = end.into();
+    let certificate = let_in(&ca, Some(&ca.issue_as(params)))
         .await
         .unwrap()
         .certificate
         .unwrap();
     assert_eq!((&*certificate.uri, certificate.identity), (node, None));
     assert!(!certificate.serial.is_empty());
+    assert_eq!(certificate.not_after, end);
 }
 
 #[tokio::test]
@@ -83,7 +87,7 @@ async fn a_client_certificate_that_does_not_verify_is_refused() {
     let ca = TestCa::new();
     let name = || leaf([uri("spiffe://cluster.local/node/n1")]);
     let mut expired = name();
-    expired.not_after = (std::time::SystemTime::now() - Duration::from_secs(1)).into();
+    expired.not_after = (SystemTime::now() - Duration::from_secs(1)).into();
     let two = leaf([
         uri("spiffe://cluster.local/node/n1"),
         uri("spiffe://cluster.local/node/n2"),

@@ -8,7 +8,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
 use tokio::net::{TcpListener, UnixListener};
+
+use super::caller::Caller;
 
 use crate::socket_file;
 
@@ -102,11 +106,19 @@ impl Listener {
         match self.0 {
             Kind::Tcp(listener) => axum::serve(listener, router).with_graceful_shutdown(end).await,
             Kind::Unix { listener, file } => {
-                let served = axum::serve(listener, router).with_graceful_shutdown(end).await;
+                let service = router.into_make_service_with_connect_info::<Caller>();
+                let served = axum::serve(listener, service).with_graceful_shutdown(end).await;
                 drop(file);
                 served
             }
         }
+    }
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let credentials = stream.io().peer_cred();
+        Self::of(credentials.ok().map(|credentials| credentials.uid()))
     }
 }
 

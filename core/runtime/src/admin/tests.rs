@@ -132,6 +132,28 @@ async fn a_unix_socket_is_for_its_owner_replaces_a_stale_one_and_goes_with_the_s
 }
 
 #[tokio::test]
+async fn a_page_knows_the_user_at_the_socket_and_nobody_over_tcp() {
+    let page = || {
+        let told = async |caller: Caller| caller.saying("alice");
+        Router::new().route("/who", axum::routing::get(told))
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    let (_trigger, watcher) = drain::new();
+    let listener = Listener::bind(&Listen::Unix(path.clone())).await.unwrap();
+    tasks::spawn("admin", serve(listener, page(), watcher.clone()));
+    let own = std::fs::metadata(&path).map(|file| std::os::unix::fs::MetadataExt::uid(&file));
+    let stream = UnixStream::connect(&path).await.unwrap();
+    let answer = exchange(stream, &request("GET", "/who", "Host: tulle\r\n")).await;
+    let expected = format!("uid {} (alice)", own.unwrap());
+    assert!(answer.ends_with(&expected), "{answer}");
+    let (listener, address) = tcp().await;
+    tasks::spawn("admin", serve(listener, page(), watcher));
+    let answer = ask(address, "GET", "/who", "Host: localhost\r\n").await;
+    assert!(answer.ends_with("unknown user (alice)"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_socket_of_a_newer_process_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("admin.sock");

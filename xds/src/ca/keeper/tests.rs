@@ -289,6 +289,44 @@ fn entries_of_the_deny_list_are_told_and_end_at_their_time() {
 }
 
 #[test]
+fn a_deny_list_without_room_for_all_that_left_says_so_and_here_they_are_refused() {
+    let state = tempfile::tempdir().unwrap();
+    let mut world = World::new(state.path());
+    let entry = |number: usize| crate::ca::issued::Entry {
+        serial: format!("{number:x}"),
+        identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+        node: "n1".into(),
+        not_after: START + 60,
+    };
+    let entries: Vec<_> = (1..=tulle_model::trust::DENIED_MAX + 2).map(entry).collect();
+    world.keeper.issued.note(&entries, START).unwrap();
+    // The identity goes on elsewhere, so that no entry can stand for all of it.
+    let web = entries[0].identity.clone();
+    world.snapshot.placement.place("n2".into(), [web].into());
+    world.round();
+    let status = world.keeper.status(&world.snapshot);
+    assert_eq!(
+        (status.denied, status.unlisted),
+        (tulle_model::trust::DENIED_MAX, 2)
+    );
+    assert!(
+        status
+            .problem
+            .is_some_and(|problem| problem.contains("2 certificates"))
+    );
+    let trust = world.trust();
+    let untold = entries.iter().filter(|entry| {
+        let subject = crate::ca::deny::subject(&format!("serial:{}", entry.serial)).unwrap();
+        !trust.denied.iter().any(|told| told.subject == subject)
+            && world.keeper.denied.unlisted_of(&[subject], 0).is_some()
+    });
+    assert_eq!(untold.count(), 2);
+    world.pass(60);
+    world.round();
+    assert_eq!(world.keeper.status(&world.snapshot).problem, None);
+}
+
+#[test]
 fn an_issuer_that_has_ended_signs_nothing() {
     let state = tempfile::tempdir().unwrap();
     let world = World::new(state.path());
@@ -332,6 +370,47 @@ async fn a_change_in_the_folder_of_an_issuer_is_heard_before_the_next_poll() {
     }
     trigger.start(tulle_runtime::drain::DrainMode::Graceful);
     running.await.unwrap();
+}
+
+#[test]
+fn a_clock_that_is_set_is_an_alarm_and_one_that_goes_is_none() {
+    let state = tempfile::tempdir().unwrap();
+    let world = World::new(state.path());
+    let begin = Instant::now();
+    let mut clock = ClockWatch::new(world.keeper.authority.now(), begin);
+    // Both clocks go on: by a round, and by an hour in which the process stood still.
+    let mut monotonic = begin;
+    let mut go = |seconds: u64, drift: i64| {
+        monotonic += Duration::from_secs(seconds);
+        world.pass(i64::try_from(seconds).unwrap() + drift);
+        let jumped = clock.look(world.keeper.authority.now(), monotonic);
+        jumped.map(|jump| jump.as_secs())
+    };
+    assert_eq!(go(1, 0), None);
+    assert_eq!(go(3600, 0), None);
+    assert_eq!(go(1, 60), None, "it is corrected by as much as clocks drift");
+    assert_eq!(go(1, 61), Some(61));
+    assert_eq!(go(1, -3600), Some(3600), "back as well as forth");
+    assert_eq!(go(1, 0), None, "each jump is told once");
+}
+
+#[test]
+fn jumps_of_the_clock_are_counted_and_told() {
+    let state = tempfile::tempdir().unwrap();
+    let world = World::new(state.path());
+    let mut clock = ClockWatch::new(world.keeper.authority.now(), Instant::now());
+    let told = |world: &World| {
+        let status = world.keeper.status(&world.snapshot);
+        (world.keeper.clock_jumps(), status.clock_jumps)
+    };
+    world.keeper.watch_clock(&mut clock);
+    assert_eq!(told(&world), (0, 0));
+    for (jump, jumps) in [(300, 1), (-300, 2)] {
+        world.pass(jump);
+        world.keeper.watch_clock(&mut clock);
+        world.keeper.watch_clock(&mut clock);
+        assert_eq!(told(&world), (jumps, jumps));
+    }
 }
 
 #[test]

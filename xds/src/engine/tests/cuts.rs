@@ -271,6 +271,10 @@ fn a_token_can_be_bound_to_a_pod_that_has_not_ended_and_to_no_earlier_one_of_its
     };
     let (mut engine, first) = engine(&pod(", uid: u1", "Pending"));
     assert!(first.bearers().has(&bearer("u1")) && !first.bearers().has(&bearer("u2")));
+    assert_eq!(
+        first.bearers().node_of(&bearer("u1")).map(|node| &**node),
+        Some("n1")
+    );
     let mut next = |text: &str| engine.apply(batch(objects(text).into_iter().map(set).collect()));
     let second = next(&pod(", uid: u2", "Running"));
     assert!(!second.bearers().has(&bearer("u1")) && second.bearers().has(&bearer("u2")));

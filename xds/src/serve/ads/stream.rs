@@ -16,10 +16,12 @@ use tulle_model::Str;
 use tulle_proto::discovery::DeltaDiscoveryRequest;
 
 use super::{NodeFacts, Sent, Shared, wire};
+use crate::ca::limit::Held;
 use crate::metrics::OutcomeLabel;
 use crate::serve::admission::TooMany;
 use crate::serve::admit::{Claimed, NotAdmitted, admit};
 use crate::serve::authenticate::Caller;
+use crate::serve::connection::Closing;
 use crate::serve::frame::{Encoding, Message};
 use crate::serve::pace::Pace;
 use crate::serve::session::{End, Session};
@@ -30,7 +32,11 @@ use crate::status::{ClientStatus, Connected};
 pub(super) struct Stream {
     pub(super) shared: Arc<Shared>,
     pub(super) caller: Caller,
+    /// Its place among the streams that have sent nothing yet.
+    pub(super) opening: Option<Held>,
     pub(super) address: Option<SocketAddr>,
+    /// Tells the end of its connection.
+    pub(super) closing: Option<Closing>,
     /// How what is large is compressed for this client.
     pub(super) best: Encoding,
     pub(super) requests: Streaming<DeltaDiscoveryRequest>,
@@ -41,7 +47,7 @@ pub(super) struct Stream {
 enum Ended {
     /// The client closed it, or is gone.
     ByClient,
-    /// The server drains, or the stream is old enough; the client connects again.
+    /// The server drains, or the connection is old enough; the client connects again.
     ByAge,
     /// The client did not read.
     Stalled,
@@ -86,6 +92,8 @@ impl Stream {
             Ok(admitted) => admitted,
             Err(ended) => return ended,
         };
+        // From here on it counts among the streams of its kind.
+        self.opening = None;
         self.shared.metrics.streams.inc();
         let ended = self.converse(first, viewer, &connected).await;
         self.shared.metrics.streams.dec();
@@ -155,6 +163,7 @@ impl Stream {
         let mut over = FuturesUnordered::from_iter([over(
             self.shared.clone(),
             self.caller.clone(),
+            self.closing.clone(),
             self.responses.clone(),
         )]);
         let mut head = std::pin::pin!(newer(snapshots));
@@ -229,14 +238,26 @@ impl Stream {
     }
 }
 
-/// Waits for what ends a stream from outside: its age, the end of the process, the deny-list, a client that is gone.
-async fn over(shared: Arc<Shared>, caller: Caller, responses: mpsc::Sender<Sent>) -> Ended {
+/// Waits for what ends a stream from outside: the age of its connection, the end of the process, the deny-list, the end of what
+/// the client has shown, a client that is gone.
+async fn over(
+    shared: Arc<Shared>,
+    caller: Caller,
+    closing: Option<Closing>,
+    responses: mpsc::Sender<Sent>,
+) -> Ended {
     let mut denied = shared.authenticator.deny_list().subscribe();
     let denial = async {
         while shared.authenticator.denial(&caller).is_none() {
             if denied.changed().await.is_err() {
                 std::future::pending().await
             }
+        }
+    };
+    let closing = async {
+        match closing {
+            Some(closing) => closing.begun().await,
+            None => std::future::pending().await,
         }
     };
     tokio::select! {
@@ -246,8 +267,19 @@ async fn over(shared: Arc<Shared>, caller: Caller, responses: mpsc::Sender<Sent>
         }
         () = responses.closed() => Ended::ByClient,
         _ = shared.drain.signaled() => Ended::ByAge,
-        () = sleep(age(shared.options.age_max)) => Ended::ByAge,
+        () = shared.authenticator.ended(caller.until) => outlived(),
+        () = closing => match shared.authenticator.has_ended(&caller) {
+            true => outlived(),
+            false => Ended::ByAge,
+        },
     }
+}
+
+/// The stream is older than the credential it was opened with may be.
+fn outlived() -> Ended {
+    let status =
+        Status::unauthenticated("the client certificate has ended; come with the one that follows it");
+    Ended::Refused("certificate_ended", status)
 }
 
 /// Waits until something has gone untaken for long. The timer is set when it fires, not at each response.
@@ -293,7 +325,7 @@ struct Conversation {
     began: Instant,
     pace: Pace,
     best: Encoding,
-    /// What waits is part of a whole table: it goes out once there is room for it.
+    /// What waits is part of what the client is told first: it goes out once there is room for it.
     gate: Option<Gate>,
     node: Str,
 }
@@ -420,6 +452,8 @@ impl Conversation {
                 .snapshot_bytes
                 .get_or_create(&message.encoding.into())
                 .inc_by(message.len() as u64);
+        }
+        if response.is_opening {
             let urgent = shared.options.waiting.waits(&self.node);
             self.gate = Some(Box::pin(
                 shared.options.admission.clone().enter(message.len(), urgent),
@@ -452,12 +486,6 @@ async fn until(instant: Option<Instant>) {
     if let Some(instant) = instant {
         sleep_until(instant).await;
     }
-}
-
-/// The bound varied by a quarter either way; a stream without one lives as long as the process may.
-fn age(max: Option<Duration>) -> Duration {
-    const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-    max.map_or(FOR_EVER, |max| max.mul_f64(rand::random_range(0.75..1.25)))
 }
 
 /// Header by which gRPC servers say when to try again.

@@ -34,6 +34,7 @@ fn response(resources: &[Arc<Slot>], removed: &[&str]) -> Response {
         chunk: None,
         step: None,
         removed: removed.iter().map(|name| (*name).into()).collect(),
+        is_opening: false,
     }
 }
 

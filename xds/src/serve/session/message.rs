@@ -63,6 +63,8 @@ pub struct Response {
     pub step: Option<Arc<Step>>,
     /// Names that do not exist, or not any more.
     pub removed: Vec<Str>,
+    /// It is part of what the client is told first of the type, whatever it held.
+    pub is_opening: bool,
 }
 
 impl Response {

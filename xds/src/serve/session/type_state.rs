@@ -42,6 +42,8 @@ impl Opened {
 #[derive(Debug, Default)]
 pub(super) struct TypeState {
     pub(super) opened: Opened,
+    /// Something of what it is told first, or by a wildcard that began later, is still queued.
+    opening: bool,
     pub(super) subscription: Subscription,
     pub(super) queue: Queue,
     pub(super) delivery: Delivery,
@@ -82,7 +84,15 @@ impl TypeState {
         if state.subscription.is_wildcard() || request.names_wildcard() {
             state.queue.owe_answer();
         }
+        state.opening = !state.queue.is_empty();
         Ok(state)
+    }
+
+    /// Whether what was just taken of the queue is part of an opening, which ends with the queue.
+    pub(super) fn takes_opening(&mut self) -> bool {
+        let was = self.opening;
+        self.opening = was && !self.queue.is_empty();
+        was
     }
 
     /// Whether the client is sent everything of the type and nothing stands in the way of the next step.
@@ -112,6 +122,7 @@ impl TypeState {
         self.tell_along(ty, cut, viewer, &BTreeMap::new());
         if self.subscription.is_empty() {
             self.queue.clear();
+            self.opening = false;
             return Ok(());
         }
         self.queue.spread();
@@ -119,6 +130,7 @@ impl TypeState {
         if self.subscription.is_wildcard() && !before.is_wildcard() {
             push::widened(ty, cut, viewer, &before, &self.subscription, &mut self.queue);
             self.queue.owe_answer();
+            self.opening = true;
         }
         for name in &asked {
             push::asked(ty, cut, viewer, &self.subscription, name, &mut self.queue);

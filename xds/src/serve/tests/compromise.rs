@@ -98,7 +98,86 @@ async fn a_workload_that_left_is_not_issued_for_any_more() {
     assert_eq!(server.metrics.issued.get(), 1);
 }
 
-fn claiming(id: &str, namespace: &str, account: &str, ty: ResourceType) -> DeltaDiscoveryRequest {
+/// A key with a certificate, as a file that a client shows.
+fn shown(server: &Server, key: &rcgen::KeyPair, chain: &[String]) -> (tempfile::TempDir, ChannelConfig) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("leaf.pem");
+    std::fs::write(&path, format!("{}{}", key.serialize_pem(), chain.concat())).unwrap();
+    let config = ChannelConfig {
+        address: server.address.parse().unwrap(),
+        root: RootSource::Pem(server.root.clone()),
+        server_name: None,
+        token: TokenSource::Certificate(path),
+        headers: Vec::new(),
+        cluster_id: None,
+        mark: None,
+    };
+    (folder, config)
+}
+
+/// A request of a workload for itself, with this key.
+fn for_itself(key: &rcgen::KeyPair) -> IstioCertificateRequest {
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(key)
+        .unwrap();
+    IstioCertificateRequest {
+        csr: csr.pem().unwrap(),
+        validity_duration: 3600,
+        metadata: None,
+    }
+}
+
+async fn renewed(config: &ChannelConfig, key: &rcgen::KeyPair) -> Result<Vec<String>, Status> {
+    let mut client = IstioCertificateServiceClient::new(authenticated(config).unwrap());
+    let reply = client.create_certificate(for_itself(key)).await?;
+    Ok(reply.into_inner().cert_chain)
+}
+
+#[tokio::test]
+async fn n13_a_workloads_certificate_in_the_hands_of_its_node_ends_with_the_placement() {
+    let server = Server::start_with(AdsOptions::default(), Duration::from_millis(1)).await;
+    let token = server.tokens.create("n1").unwrap();
+    server.place("n1", WEB);
+    // The node's root has the key, and shows the workload's certificate as if it were the workload.
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut asking = certificate_request(WEB);
+    asking.csr = for_itself(&key).csr;
+    let issued = server.certificate_by(&token, asking).await.unwrap();
+    let (_first, by_first) = shown(&server, &key, &issued.cert_chain);
+    let next = renewed(&by_first, &key).await.expect("it is placed there");
+    let (_second, by_second) = shown(&server, &key, &next);
+    renewed(&by_second, &key).await.expect("and still is");
+    // The workload goes on elsewhere.
+    server.publish(|snapshot| {
+        snapshot.placement.place("n1".into(), BTreeSet::new());
+    });
+    server.place("n2", WEB);
+    for config in [&by_first, &by_second] {
+        let refused = renewed(config, &key).await.unwrap_err();
+        assert!(refused.message().starts_with("POD_NOT_ON_NODE"), "{refused}");
+    }
+    // What came of it is as much the node's as what it began with.
+    let now = server.authority.now().unix_timestamp();
+    let snapshot = server.snapshots.borrow().clone();
+    assert_eq!(server.issued.misplaced(snapshot.placement(), now, 100).len(), 3);
+    assert_eq!(server.metrics.issued.get(), 3);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_in_no_log_is_followed_by_no_other() {
+    let server = Server::start_with(AdsOptions::default(), Duration::from_millis(1)).await;
+    server.place("n1", WEB);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let order = crate::ca::order(for_itself(&key).csr, WEB.parse().unwrap(), 3600);
+    let elsewhere = server.authority.sign(order, false).await.unwrap();
+    let (_folder, config) = shown(&server, &key, &elsewhere.chain());
+    let refused = renewed(&config, &key).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert!(refused.message().contains("show a token"), "{refused}");
+    assert_eq!(server.metrics.issued.get(), 0);
+}
+
+pub(super) fn claiming(id: &str, namespace: &str, account: &str, ty: ResourceType) -> DeltaDiscoveryRequest {
     let mut request = first("n1", ty);
     let node = request.node.as_mut().expect("a first request");
     node.id = id.to_owned();

@@ -6,14 +6,14 @@ use super::*;
 
 impl Server {
     /// A token for a node, pinned to this server's root.
-    fn join_token(&self, node: &str) -> JoinToken {
+    pub(super) fn join_token(&self, node: &str) -> JoinToken {
         let now = self.authority.now().unix_timestamp();
         let pin = crate::ca::keeper::pin_of(&self.root).unwrap();
         let token = self.join_tokens.create(node, 3600, &pin, now).unwrap();
         token.parse().unwrap()
     }
 
-    async fn join(&self, token: &JoinToken) -> Result<tempfile::TempDir, String> {
+    pub(super) async fn join(&self, token: &JoinToken) -> Result<tempfile::TempDir, String> {
         let joined = join(self.address.parse().unwrap(), None, token).await;
         let joined = joined.map_err(|error| error.to_string())?;
         let folder = tempfile::tempdir().unwrap();
@@ -21,7 +21,7 @@ impl Server {
         Ok(folder)
     }
 
-    fn channel_config(&self, folder: &tempfile::TempDir) -> ChannelConfig {
+    pub(super) fn channel_config(&self, folder: &tempfile::TempDir) -> ChannelConfig {
         ChannelConfig {
             address: self.address.parse().unwrap(),
             root: RootSource::File(folder.path().join("root-cert.pem")),
@@ -34,7 +34,10 @@ impl Server {
     }
 }
 
-async fn certificate(config: &ChannelConfig, identity: &str) -> Result<IstioCertificateResponse, Status> {
+pub(super) async fn certificate(
+    config: &ChannelConfig,
+    identity: &str,
+) -> Result<IstioCertificateResponse, Status> {
     let mut client = IstioCertificateServiceClient::new(authenticated(config).unwrap());
     let reply = client.create_certificate(certificate_request(identity)).await;
     reply.map(tonic::Response::into_inner)

@@ -134,7 +134,14 @@ async fn a_token_ends_with_the_pod_that_it_is_bound_to() {
     server.exchange(&web, None);
     assert_eq!(refused(&node, certificate_request(WEB)).await, None);
     assert_eq!(refused(&own, for_itself()).await, None);
+    // The node of its pod has its key: once it has left, what it got is denied.
+    let now = server.authority.now().unix_timestamp();
+    assert_eq!(server.issued.misplaced(&Default::default(), now, 100).len(), 2);
     assert_eq!(stream().await, None);
+    // Its own token is for itself, and makes no node of it.
+    let as_node = server.certificate(&own, WEB).await.unwrap_err();
+    assert_eq!(as_node.code(), Code::PermissionDenied);
+    assert!(as_node.message().starts_with("NODE_NOT_TRUSTED"), "{as_node}");
     // Others have their names, and even their accounts.
     for before in [pod(), web] {
         let after = Bearer {

@@ -355,7 +355,7 @@ fn a_full_disk_hands_out_no_certificate_and_loses_none_that_follow() {
         issued.note(&[entry("abcdef".to_owned())], 0).unwrap();
         drop(issued);
         let again = Issued::open(&path, 0).unwrap();
-        let denied = again.misplaced(&crate::snapshot::Placement::default(), 0);
+        let denied = again.misplaced(&crate::snapshot::Placement::default(), 0, 100);
         let known: Vec<String> = denied.iter().map(|entry| entry.subject.to_string()).collect();
         assert!(
             known.contains(&"serial:abcdef".to_owned()),
@@ -410,7 +410,7 @@ fn a_start_on_a_full_disk_serves_and_signs_as_soon_as_it_can_be_written_down() {
         issued.note(&[entry("cc")], 0).unwrap();
         drop(issued);
         let again = Issued::open(&path, 0).unwrap();
-        let denied = again.misplaced(&crate::snapshot::Placement::default(), 0);
+        let denied = again.misplaced(&crate::snapshot::Placement::default(), 0, 100);
         let known: Vec<String> = denied.iter().map(|entry| entry.subject.to_string()).collect();
         assert_eq!(known, ["serial:aa", "serial:cc"]);
     });
