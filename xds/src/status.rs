@@ -104,7 +104,7 @@ pub struct TypeStatus {
     pub opening_left: usize,
     /// Responses that wait for its answer.
     pub unacked: usize,
-    /// How long the oldest of them waits.
+    /// Age of the oldest change that it lacks: since its cut was published, or since it was asked for.
     pub lag_ms: u64,
     /// Responses accepted.
     pub acks: u64,
@@ -112,9 +112,9 @@ pub struct TypeStatus {
     pub nacks: u64,
     /// Answers with a nonce that says nothing.
     pub stale_nonces: u64,
-    /// When the oldest unanswered response went out; the lag is computed when asked for.
+    /// Since when the oldest change that it lacks is owed; the lag is computed when asked for.
     #[serde(skip)]
-    waiting_since: Option<Instant>,
+    owed_since: Option<Instant>,
 }
 
 /// A resource that a client rejected.
@@ -186,7 +186,7 @@ impl Clients {
         };
         let mut clients: Vec<ClientStatus> = entries.iter().map(|status| status.lock().clone()).collect();
         for ty in clients.iter_mut().flat_map(|client| client.types.values_mut()) {
-            let lag = ty.waiting_since.map(|since| now.saturating_duration_since(since));
+            let lag = ty.owed_since.map(|since| now.saturating_duration_since(since));
             ty.lag_ms = lag.map_or(0, |lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
         }
         clients.sort_by(|one, other| (&one.node, one.kind).cmp(&(&other.node, other.kind)));
@@ -261,7 +261,7 @@ fn type_status(behind: Behind, head: u64, subscription: &Subscription, delivery:
         acks: delivery.acks(),
         nacks: delivery.nacks(),
         stale_nonces: delivery.stale_nonces(),
-        waiting_since: delivery.waiting_since(),
+        owed_since: behind.since,
     }
 }
 

@@ -315,6 +315,7 @@ impl Conversation {
         let (before, acks, opened) = (self.stale_nonces(), self.acks(), self.session.openings().count());
         let answered = self.session.cut().published();
         self.session.on_request(&request, &self.head)?;
+        self.session.look(&self.head, Instant::now().into_std());
         if self.acks() > acks {
             self.converged(answered, shared);
         }
@@ -383,8 +384,10 @@ impl Conversation {
     }
 
     fn newer(&mut self, head: Arc<Snapshot>) {
+        let now = Instant::now().into_std();
         self.head = head;
-        self.pace.on_cut(Instant::now().into_std());
+        self.session.look(&self.head, now);
+        self.pace.on_cut(now);
     }
 
     /// Until when changes are gathered instead of sent.

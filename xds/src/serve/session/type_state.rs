@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tulle_model::Str;
 use tulle_proto::resume::Layout;
@@ -45,6 +46,8 @@ pub(super) struct TypeState {
     pub(super) subscription: Subscription,
     pub(super) queue: Queue,
     pub(super) delivery: Delivery,
+    /// Since when the oldest of what is queued is owed.
+    pub(super) owed_since: Option<Instant>,
 }
 
 impl TypeState {
@@ -83,6 +86,14 @@ impl TypeState {
             state.queue.owe_answer();
         }
         Ok(state)
+    }
+
+    /// Notes since when what was just queued is owed; what waited before is owed longer. Nothing is owed of an empty queue.
+    pub(super) fn owe_since(&mut self, since: Option<Instant>) {
+        self.owed_since = match self.queue.is_empty() {
+            true => None,
+            false => self.owed_since.into_iter().chain(since).min(),
+        };
     }
 
     /// Whether the client is sent everything of the type and nothing stands in the way of the next step.
