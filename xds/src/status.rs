@@ -112,6 +112,9 @@ pub struct TypeStatus {
     pub nacks: u64,
     /// Answers with a nonce that says nothing.
     pub stale_nonces: u64,
+    /// What it asked for.
+    #[serde(skip)]
+    pub(crate) subscription: Subscription,
     /// Since when the oldest change that it lacks is owed; the lag is computed when asked for.
     #[serde(skip)]
     owed_since: Option<Instant>,
@@ -254,6 +257,7 @@ fn type_status(behind: Behind, head: u64, subscription: &Subscription, delivery:
         opening_left: behind.opening,
         wildcard: subscription.is_wildcard(),
         names: subscription.names().len(),
+        subscription: subscription.clone(),
         sent: delivery.sent(),
         acked: delivery.acked(),
         unacked: delivery.unacked(),

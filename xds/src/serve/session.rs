@@ -220,6 +220,9 @@ impl<S: Store> Session<S> {
             }
             let mut next = state.subscription.clone();
             next.set_along(Arc::new(head.along(viewer, *ty, next.names())));
+            if next.along() != state.subscription.along() {
+                next.set_told_by(head.sequence());
+            }
             push::difference(*ty, cuts, viewer, (&state.subscription, &next), refused, queue);
             state.subscription = next;
             state.owe_since(since);

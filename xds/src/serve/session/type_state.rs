@@ -82,6 +82,7 @@ impl TypeState {
             }
         };
         state.tell_along(ty, cut, viewer, &request.initial_versions);
+        state.subscription.set_told_by(cut.sequence() + 1);
         if state.subscription.is_wildcard() || request.names_wildcard() {
             state.queue.owe_answer();
         }
@@ -120,6 +121,8 @@ impl TypeState {
         let before = self.subscription.clone();
         let asked = self.subscription.change(request);
         self.check_bounds()?;
+        // What is on its way is of this cut, and says nothing of what is asked for now.
+        self.subscription.set_told_by(cut.sequence() + 1);
         self.tell_along(ty, cut, viewer, &BTreeMap::new());
         if self.subscription.is_empty() {
             self.queue.clear();
