@@ -138,6 +138,36 @@ fn the_elder_of_two_owners_of_an_address_wins_and_takes_over_the_services() {
 }
 
 #[test]
+fn endpoints_of_service_entries_and_slices_that_lose_their_address_say_to_whom() {
+    let outside = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: out, namespace: shop}\nspec: {hosts: [out.example], resolution: STATIC, addresses: [10.8.0.1], ports: [{number: 80, name: http}], endpoints: [{address: 10.0.0.1}, {address: 10.0.0.2}]}\n---\n";
+    let slice = "apiVersion: v1\nkind: Service\nmetadata: {name: bare, namespace: shop}\nspec: {clusterIPs: [10.9.0.1], ports: [{port: 80}]}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: bare-1, namespace: shop, labels: {kubernetes.io/service-name: bare}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}, {addresses: [10.0.0.3]}]\n---\n";
+    let (_, snapshot) = engine(&(entry("web", "10.0.0.1", "") + outside + slice));
+    let said = |kind, name| {
+        let object = snapshot.objects().object(&Key::new(kind, "shop", name));
+        let conditions = object
+            .map(|object| object.conditions.as_slice())
+            .unwrap_or_default();
+        let mut conflicts = conditions
+            .iter()
+            .filter(|one| one.kind == "tulle.dev/AddressConflict");
+        conflicts
+            .next()
+            .map(|one| one.message.clone())
+            .unwrap_or_default()
+    };
+    assert_eq!(
+        said(Kind::ServiceEntry, "out"),
+        "WorkloadEntry shop/web has address 10.0.0.1 too and wins; correct one of the two"
+    );
+    assert_eq!(
+        said(Kind::EndpointSlice, "bare-1"),
+        "WorkloadEntry shop/web has address 10.0.0.1 too and wins, and 1 more of its addresses are taken; correct one of the two"
+    );
+    assert_eq!(said(Kind::WorkloadEntry, "web"), "");
+    assert_eq!(snapshot.resources(ResourceType::Workload).count(), 3);
+}
+
+#[test]
 fn a_service_beats_a_service_entry_of_the_same_name() {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {clusterIPs: [10.9.0.1], ports: [{port: 80}]}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api, namespace: shop, creationTimestamp: '2020-01-01T00:00:00Z'}\nspec: {hosts: [api.shop.svc.cluster.local], resolution: STATIC, addresses: [10.9.0.2], ports: [{number: 80, name: http}]}\n";
     let (_, snapshot) = engine(text);
