@@ -11,7 +11,6 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tulle_identity::Clock;
-use tulle_k8s::translate::MeshConfig;
 use tulle_runtime::admin::{self, Listen, Listener};
 use tulle_runtime::drain::{self, DrainWatcher};
 use tulle_runtime::exit::Exit;
@@ -348,13 +347,6 @@ fn source(
     metrics: EngineMetrics,
     (scope, (looks, reading)): (&Scope, (Looks, BlockReady)),
 ) -> EngineHandle {
-    let mesh = MeshConfig {
-        cluster_id: config.cluster_id.as_str().into(),
-        trust_domain: config.trust_domain.as_str().into(),
-        domain: config.cluster_domain.as_str().into(),
-        root_namespace: config.root_namespace.as_str().into(),
-        ..MeshConfig::default()
-    };
     let folder = FolderConfig {
         config_dir: config.config_dir.clone(),
         state_dir: Some(config.state_dir.clone()),
@@ -363,7 +355,7 @@ fn source(
         namespaces: config.scope.clone(),
         reading: Some(reading),
     };
-    source::start(folder, mesh, keeper.trust(), clients, metrics, scope)
+    source::start(folder, config.mesh(), keeper.trust(), clients, metrics, scope)
 }
 
 fn ads_options(config: &Config) -> AdsOptions {
@@ -500,6 +492,8 @@ fn host_name() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use tulle_k8s::translate::MeshConfig;
+
     use super::*;
 
     #[tokio::test]
