@@ -293,14 +293,12 @@ impl Library {
             *demand = Demand::default();
             let all = entries.iter().map(|(key, entry)| Change {
                 key,
-                old: None,
                 new: Some(entry.in_force.object.as_ref()),
             });
             self.allocations.assign(demand, all, object, now)
         } else {
-            let changed = step.entries.iter().map(|(key, old)| Change {
+            let changed = step.entries.keys().map(|key| Change {
                 key,
-                old: old.as_ref().map(|old| old.in_force.object.as_ref()),
                 new: entries.get(key).map(|entry| entry.in_force.object.as_ref()),
             });
             self.allocations.assign(demand, changed, object, now)

@@ -430,6 +430,50 @@ fn an_object_that_moves_to_another_file_stays_in_force() {
     assert!(events.iter().all(|event| event.object.is_some()));
 }
 
+/// The first address of a service, given or not.
+fn given(paper: &Paper, name: &str) -> String {
+    let Object::Service(service) = &*paper.object(&service_key(name)).expect("it is in force").object else {
+        panic!("a Service is one");
+    };
+    let addresses = [&service.spec.cluster_ip]
+        .into_iter()
+        .chain(&service.spec.cluster_ips);
+    let mut addresses = addresses.filter(|address| !address.is_empty());
+    addresses.next().expect("it has one").to_string()
+}
+
+#[test]
+fn an_address_that_a_user_names_is_the_users_and_who_was_given_it_moves() {
+    let open = "apiVersion: v1\nkind: Service\nmetadata: {name: open}\nspec: {ports: [{port: 80}]}\n";
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e}\nspec: {hosts: [e.example], resolution: STATIC, ports: [{number: 80, name: http}]}\n";
+    let first = Paper::new().put("a.yaml", open).settled();
+    let taken = given(&first, "open");
+    let [_, _, high, low] = taken.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let number = u16::from_be_bytes([high, low]);
+    for named in [
+        service("c", "v1").replace("clusterIP: 10.9.0.1", &format!("clusterIPs: [{taken}]")),
+        service("c", "v1").replace("10.9.0.1", &taken),
+        service("c", "v1").replace("10.9.0.1", &format!("'2001:2::{number:x}'")),
+        entry.to_owned() + &format!("status: {{addresses: [{{value: {taken}, host: e.example}}]}}\n"),
+        entry.replace("STATIC,", &format!("STATIC, addresses: [{taken}],")),
+    ] {
+        let mut paper = Paper {
+            library: first.library.clone(),
+            scan: first.scan.clone(),
+        };
+        paper = paper.put("b.yaml", &named).settled();
+        let moved = given(&paper, "open");
+        assert!(
+            moved != taken && moved.starts_with("240.240."),
+            "{moved}, beside {named}"
+        );
+        assert!(paper.settle().batch.is_none(), "and stays there");
+        // It keeps what it was given then, also when nobody names the other any more.
+        let paper = paper.remove("b.yaml").settled();
+        assert_eq!(given(&paper, "open"), moved);
+    }
+}
+
 const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: way}\n\
     spec: {gatewayClassName: tulle-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\n";
 
