@@ -94,8 +94,8 @@ fn any_manifest() -> impl Strategy<Value = String> {
         10 => prop_oneof![
         (namespace(), name(), prop::sample::select(vec!["AuthorizationPolicy", "RequestAuthentication"]), prop::sample::select(vec![("Service", "x"), ("ServiceEntry", "x"), ("Gateway", "way")]))
             .prop_map(|(namespace, name, kind, (target, of))| format!("apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: {target}, name: {of}}}]}}\n")),
-        (namespace(), prop::sample::select(vec!["{}", "{istio.io/dataplane-mode: ambient}", "{topology.istio.io/network: other}"]))
-            .prop_map(|(namespace, labels)| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {labels}}}\n")),
+        (namespace(), prop::sample::select(vec!["{}", "{istio.io/dataplane-mode: ambient}", "{topology.istio.io/network: other}", "{team: one}", "{team: two, note: b}", "{istio.io/ingress-use-waypoint: 'true'}"]), prop::sample::select(vec!["{}", "{note: a}", "{networking.istio.io/traffic-distribution: PreferClose}", "{istio.io/use-waypoint-canary-weight: '30'}"]))
+            .prop_map(|(namespace, labels, annotations)| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {labels}, annotations: {annotations}}}\n")),
         (node(), prop::sample::select(vec!["{}", "{tulle.dev/enrolment: derived}"]), prop::sample::select(vec!["r1", "r2"]))
             .prop_map(|(node, annotations, region)| format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, annotations: {annotations}, labels: {{topology.kubernetes.io/region: {region}}}}}\n")),
         (namespace(), name(), app(), ip(), node(), created(), prop::sample::select(vec!["Running", "Pending", "Failed"]), prop::sample::select(vec!["", "u1", "u2"])).prop_map(|(namespace, name, app, ip, node, created, phase, uid)| format!(
@@ -150,6 +150,7 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
             "Same",
             "All",
             "{from: Selector, selector: {matchLabels: {istio.io/dataplane-mode: ambient}}}",
+            "{from: Selector, selector: {matchExpressions: [{key: team, operator: In, values: [two]}]}}",
         ])
     };
     let kind = || prop::sample::select(vec!["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"]);
@@ -177,6 +178,7 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
             "{istio.io/use-waypoint: way}",
             "{istio.io/use-waypoint: none}",
             "{istio.io/use-waypoint: other, istio.io/use-waypoint-namespace: a}",
+            "{istio.io/use-waypoint: other, istio.io/use-waypoint-namespace: a, team: two}",
             "{istio.io/use-waypoint: way, istio.io/use-waypoint-canary: other, istio.io/dataplane-mode: ambient}",
         ])
     };

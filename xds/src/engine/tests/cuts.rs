@@ -312,3 +312,63 @@ fn a_token_can_be_bound_to_a_pod_that_has_not_ended_and_to_no_earlier_one_of_its
         "nobody told it from others"
     );
 }
+
+/// What a new form of a namespace has computed again, beside a service, a workload and a waypoint that selects namespaces.
+fn touched(namespace: &str, before: &str, after: &str) -> Vec<String> {
+    let way = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: way, namespace: ways}\nspec: {gatewayClassName: tulle-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: one}}}}}]}\n---\n";
+    let service = |namespace: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: api, namespace: {namespace}}}\nspec: {{clusterIPs: [10.9.0.1], ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let form =
+        |said: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, {said}}}\n");
+    let text =
+        entry("web", "10.0.0.1", "") + way + &service("shop") + &service("istio-system") + &form(before);
+    let (mut engine, _) = engine(&text);
+    let events = [set(objects(&form(after)).remove(0))];
+    let mut touched = engine.take(&events, true);
+    assert_eq!(
+        engine.world.namespace(namespace).map(|of| &of.metadata),
+        Some(objects(&form(after))[0].meta())
+    );
+    touched.remove(&OutKey::StaticStrict);
+    touched.iter().map(|out| format!("{out:?}")).collect()
+}
+
+#[test]
+fn of_a_namespace_only_what_something_reads_is_computed_again() {
+    let plain = "labels: {app: x}";
+    for nothing in [
+        "labels: {app: y}",
+        "labels: {app: x, kubernetes.io/metadata.name: shop}",
+        "labels: {app: x, team: two}",
+        "labels: {app: x}, annotations: {note: a}",
+        "labels: {app: x, topology.istio.io/network: other}",
+    ] {
+        assert_eq!(touched("shop", plain, nothing), [""; 0], "{nothing}");
+    }
+    for something in [
+        "labels: {istio.io/dataplane-mode: ambient}",
+        "labels: {istio.io/use-waypoint: way}",
+        "labels: {istio.io/ingress-use-waypoint: 'true'}",
+        "labels: {team: one}",
+        "annotations: {networking.istio.io/traffic-distribution: PreferClose}",
+    ] {
+        let all = touched("shop", plain, something);
+        assert!(
+            all.iter().any(|out| out.contains("api.shop")),
+            "{something}: {all:?}"
+        );
+        assert!(all.iter().any(|out| out.contains("web")), "{something}: {all:?}");
+    }
+    assert_eq!(touched("istio-system", plain, "labels: {app: y}"), [""; 0]);
+    let own = touched("istio-system", plain, "labels: {istio.io/use-waypoint: way}");
+    assert!(own.iter().all(|out| out.contains("api.istio-system")), "{own:?}");
+    let all = touched(
+        "istio-system",
+        plain,
+        "labels: {topology.istio.io/network: other}",
+    );
+    assert!(all.iter().any(|out| out.contains("web")), "{all:?}");
+}
