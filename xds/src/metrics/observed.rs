@@ -36,7 +36,7 @@ impl Collect for Observed {
     const METRICS: &'static [Descriptor] = &[
         Descriptor::gauge(
             "tulle_xds_head_seq",
-            "Number of the newest cut of the configuration",
+            "Number of the newest cut of the configuration, the same for all types",
         ),
         Descriptor::gauge("tulle_xds_config_generation", "Generation of the configuration"),
         Descriptor::gauge(
