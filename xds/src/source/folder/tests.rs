@@ -17,6 +17,7 @@ use crate::source::{FolderConfig, start};
 use crate::status::Clients;
 
 mod recorded;
+mod soak;
 
 const UID: &str = "Kubernetes/networking.istio.io/WorkloadEntry/shop/web";
 const ENTRY: &str = "apiVersion: networking.istio.io/v1
