@@ -459,7 +459,7 @@ fn unreadable_directory(path: &Str, cause: &str) -> FileProblem {
         reason: Reason::UnparsableFile,
         object: None,
         cause: cause.to_owned(),
-        fix: "make it readable for the control plane".to_owned(),
+        fix: "make it readable for the control plane, or move it out of the folder".to_owned(),
     }
 }
 
