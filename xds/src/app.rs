@@ -33,6 +33,7 @@ use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::config::{Action, Config};
 use crate::debug::look::Look;
 use crate::debug::remote::{self, Readers};
+use crate::debug::serving::{Role, Serving};
 use crate::debug::{MeshSettings, Pages};
 use crate::engine::{EngineHandle, Question};
 use crate::history::View;
@@ -126,10 +127,16 @@ fn run_process(config: Config) -> Exit {
 pub async fn run<R: Display>(config: Config, shutdown: impl Future<Output = R>) -> Result<(), Error> {
     tracing::info!(version = build_info::tag(), ?config, "control plane starts");
     // A replica owns nothing: it reads beside the process that does.
-    let _state = match config.replica {
+    let state = match config.replica {
         true => None,
         false => Some(StateDir::open(&config.state_dir)?),
     };
+    if let Some(state) = &state {
+        let signed = state.sign(&config.replica_name(host_name().as_deref()));
+        signed.unwrap_or_else(
+            |error| tracing::warn!(%error, "replicas will not know who owns the state folder"),
+        );
+    }
     let parts = Parts::new(&config)?;
     let starting = parts.ready.register("listeners");
     let (trigger, drain) = drain::new();
@@ -181,7 +188,9 @@ struct Parts {
 
 impl Parts {
     fn new(config: &Config) -> Result<Self, Error> {
-        let (scope, ready, clients) = (Scope::new(), Ready::new(), Clients::default());
+        let (scope, ready) = (Scope::new(), Ready::new());
+        let name = config.replica_name(host_name().as_deref());
+        let clients = Clients::of(name, config.trust_domain.as_str().into());
         let metrics = Metrics::default();
         let keeper = Arc::new(keeper(config, clients.clone())?);
         keeper.read_outside();
@@ -402,6 +411,15 @@ fn pages(config: &Config, parts: &Parts) -> Pages {
         snapshots: parts.snapshots.clone(),
         questions: parts.questions.clone(),
         clients: parts.clients.clone(),
+        serving: Arc::new(Serving {
+            name: config.replica_name(host_name().as_deref()),
+            role: match config.replica {
+                true => Role::Replica,
+                false => Role::Owner,
+            },
+            state_dir: config.state_dir.clone(),
+        }),
+        engine: parts.metrics.engine.clone(),
         authority: parts.authority.clone(),
         keeper: parts.keeper.clone(),
         ready: parts.ready.clone(),

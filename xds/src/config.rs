@@ -178,6 +178,13 @@ impl Config {
         }
     }
 
+    /// What this process is called among those over one state folder: machine and port.
+    #[must_use]
+    pub fn replica_name(&self, host: Option<&str>) -> Str {
+        let port = self.listen.first().map_or(0, SocketAddr::port);
+        format!("{}:{port}", host.unwrap_or("localhost")).into()
+    }
+
     /// Names of this server in its certificate; `host` is the machine's own.
     #[must_use]
     pub fn server_names(&self, host: Option<&str>) -> Vec<Str> {
@@ -291,6 +298,13 @@ mod tests {
             let excluded = &world.mesh().enrolment.excluded_namespaces;
             assert_eq!(*excluded, ["kube-system".into(), root.into()].into());
         }
+    }
+
+    #[test]
+    fn replicas_of_one_machine_are_told_apart() {
+        let name = |arguments: &[&str]| parse(arguments).unwrap().replica_name(Some("m"));
+        assert_eq!(&*name(&[]), "m:15012");
+        assert_eq!(&*name(&["--listen", "[::]:15112"]), "m:15112");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::ca::Authority;
 use crate::ca::keeper::{CaStatus, Keeper};
 use crate::engine::Question;
 use crate::history::View;
+use crate::metrics::EngineMetrics;
 use crate::snapshot::{Objects, ResourceType, Scope, Slot, Snapshot};
 use crate::status::acks::{Acks, all_acks};
 use crate::status::{ClientStatus, Clients, TypeStatus};
@@ -30,8 +31,10 @@ mod limit;
 pub mod look;
 mod objects;
 pub mod remote;
+pub mod serving;
 
 use limit::{Limit, More, SomeClients, SomeHistory, SomeResources};
+use serving::{KindSync, Server, Serving, sync};
 
 /// What the pages read.
 #[derive(Debug, Clone)]
@@ -42,6 +45,10 @@ pub struct Pages {
     pub questions: mpsc::Sender<Question>,
     /// Who is connected.
     pub clients: Clients,
+    /// Which control plane this is.
+    pub serving: Arc<Serving>,
+    /// What the engine counts.
+    pub engine: EngineMetrics,
     /// Who signs.
     pub authority: Arc<Authority>,
     /// Who keeps its roots.
@@ -72,6 +79,10 @@ pub struct MeshSettings {
 pub struct Status {
     version: String,
     trust_domain: Str,
+    /// This control plane and, if that is another one, the owner of its state folder.
+    replicas: Vec<Server>,
+    /// How far each kind of object is.
+    sync: Vec<KindSync>,
     /// What the process waits for before it is ready.
     pending: Vec<String>,
     synced: bool,
@@ -148,6 +159,8 @@ impl Pages {
         Status {
             version: build_info::tag(),
             trust_domain: self.authority.trust_domain().clone(),
+            replicas: self.serving.servers(),
+            sync: sync(&snapshot, &self.engine),
             pending: self.ready.pending(),
             synced: snapshot.synced(),
             head: snapshot.sequence(),
@@ -197,6 +210,7 @@ async fn clusterz(State(pages): State<Pages>, Query(query): Query<ClusterQuery>)
     let cut = query.cut.unwrap_or_else(|| snapshot.sequence());
     Json(json!({
         "clusterId": pages.mesh.cluster_id,
+        "replicas": pages.serving.servers(),
         "synced": snapshot.synced(),
         "head": snapshot.sequence(),
         "generation": objects.generation,

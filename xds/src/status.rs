@@ -11,6 +11,7 @@ use serde::Serialize;
 use tulle_model::Str;
 
 use crate::serve::admit::Kind;
+use crate::serve::authenticate::{Caller, Principal};
 use crate::serve::session::{Behind, Delivery, Session, Store, Subscription};
 use crate::serve::viewer::Features;
 
@@ -26,6 +27,14 @@ pub struct Clients {
     inner: Arc<Mutex<Inner>>,
     /// Counts what the list was told.
     changes: Arc<AtomicU64>,
+    home: Arc<Home>,
+}
+
+/// Whose clients they are.
+#[derive(Debug, Default)]
+struct Home {
+    replica: Str,
+    trust_domain: Str,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +57,10 @@ struct Entry {
 pub struct ClientStatus {
     /// Its node.
     pub node: Str,
+    /// Whom its credential names.
+    pub identity: Str,
+    /// The control plane that serves it.
+    pub replica: Str,
     /// What it is.
     pub kind: Kind,
     /// What it understands beyond Istio's messages.
@@ -72,6 +85,8 @@ impl ClientStatus {
     pub fn new(node: Str, kind: Kind, features: Features) -> Self {
         Self {
             node,
+            identity: "".into(),
+            replica: "".into(),
             kind,
             features,
             version: "".into(),
@@ -140,11 +155,33 @@ pub struct RejectionStatus {
 pub struct TooManyStreams;
 
 impl Clients {
+    /// The clients of this control plane.
+    #[must_use]
+    pub fn of(replica: Str, trust_domain: Str) -> Self {
+        Self {
+            home: Arc::new(Home {
+                replica,
+                trust_domain,
+            }),
+            ..Self::default()
+        }
+    }
+
+    /// Whom a credential names, in the form of its certificates.
+    #[must_use]
+    pub fn identity_of(&self, caller: &Caller) -> Str {
+        match &caller.principal {
+            Principal::Node(node) => format!("spiffe://{}/node/{node}", self.home.trust_domain).into(),
+            Principal::Workload(identity) => identity.to_string().into(),
+        }
+    }
+
     /// Adds a client until the returned guard is dropped.
     ///
     /// # Errors
     /// The client has as many streams as it may.
-    pub fn connect(&self, status: ClientStatus) -> Result<Connected, TooManyStreams> {
+    pub fn connect(&self, mut status: ClientStatus) -> Result<Connected, TooManyStreams> {
+        status.replica = self.home.replica.clone();
         let mut inner = self.inner.lock();
         let same = inner.clients.values();
         let same = same.filter(|other| other.node == status.node && other.kind == status.kind);

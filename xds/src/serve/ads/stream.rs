@@ -112,6 +112,7 @@ impl Stream {
         let name = viewer.waypoint().map_or_else(|| self.caller.name(), Str::from);
         tracing::info!(node = %name, ?kind, version = %facts.version, "client connected");
         let status = ClientStatus {
+            identity: self.shared.clients.identity_of(&self.caller),
             version: facts.version.clone(),
             address: self.address,
             ..ClientStatus::new(name, kind, facts.features)
