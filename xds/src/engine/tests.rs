@@ -216,9 +216,50 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
     ]
 }
 
-/// A step: some objects set or removed at once.
-fn any_step() -> impl Strategy<Value = Vec<(bool, String)>> {
-    prop::collection::vec((prop::bool::weighted(0.25), any_manifest()), 1..4)
+/// What a source tells at once.
+#[derive(Debug, Clone)]
+enum Told {
+    /// Some objects are set or removed.
+    Changes(Vec<(bool, String)>),
+    /// It was read anew: everything there is, once more.
+    Relist,
+    /// The same as the last time.
+    Again,
+}
+
+/// Steps of one history, and changes of one step: up to 200 events, beside what is told again.
+const STEPS_MAX: usize = 40;
+const CHANGES_MAX: usize = 5;
+
+fn any_step() -> impl Strategy<Value = Told> {
+    let change = (prop::bool::weighted(0.25), any_manifest());
+    prop_oneof![
+        10 => prop::collection::vec(change, 1..=CHANGES_MAX).prop_map(Told::Changes),
+        1 => Just(Told::Relist),
+        1 => Just(Told::Again),
+    ]
+}
+
+impl Told {
+    /// The events it means after `last`, in this world, which becomes what it is afterwards.
+    fn events(&self, last: &[Event], world: &mut BTreeMap<Key, Arc<Object>>) -> Vec<Event> {
+        let changes = match self {
+            Self::Changes(changes) => changes,
+            Self::Relist => return world.values().cloned().map(set).collect(),
+            Self::Again => return last.to_vec(),
+        };
+        let changed = changes.iter().map(|(remove, text)| {
+            let object = objects(text).remove(0);
+            if *remove {
+                world.remove(&object.key());
+                gone(object.key())
+            } else {
+                world.insert(object.key(), object.clone());
+                set(object)
+            }
+        });
+        changed.collect()
+    }
 }
 
 /// The cut once node proxies have heard of everything: what waypoints keep until then depends on the past.
@@ -334,24 +375,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
-    fn steps_lead_where_a_fresh_start_leads(steps in prop::collection::vec(any_step(), 1..40)) {
+    fn steps_lead_where_a_fresh_start_leads(steps in prop::collection::vec(any_step(), 1..=STEPS_MAX)) {
         // One of them lets drains go on for several turns, the other ends them at once and is compared after every step.
         let (mut engine, mut prompt) = (Engine::new(MeshConfig::default()), Engine::new(MeshConfig::default()));
         let mut world: BTreeMap<Key, Arc<Object>> = BTreeMap::new();
         let mut replays: BTreeMap<ResourceType, Replay> = BTreeMap::new();
+        let mut last = Vec::new();
         for (number, step) in steps.iter().enumerate() {
-            let mut events = Vec::new();
-            for (remove, text) in step {
-                let object = objects(text).remove(0);
-                if *remove {
-                    world.remove(&object.key());
-                    events.push(gone(object.key()));
-                } else {
-                    world.insert(object.key(), object.clone());
-                    events.push(set(object));
-                }
-            }
-            let events = batch(events);
+            last = step.events(&last, &mut world);
+            let events = batch(last.clone());
             engine.apply(events.clone());
             prompt.apply(events);
             let mut fresh = Engine::new(MeshConfig::default());
