@@ -35,3 +35,19 @@ fn manifests_are_judged_for_the_mesh_that_the_flags_name() {
         (Some(0), "nothing found\n".to_owned())
     );
 }
+
+#[test]
+fn a_kind_that_is_not_read_is_told_and_fails_only_where_it_is_probably_a_mistake() {
+    for (version, kind, code, severity) in [
+        ("apps/v1", "Deployment", 0, "note"),
+        ("networking.istio.io/v1", "VirtualService", 79, "warning"),
+        ("gateway.networking.k8s.io/v1", "HttpRoute", 79, "warning"),
+        ("security.istio.io/v1", "AuthorisationPolicy", 79, "error"),
+    ] {
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n");
+        let (ended, said) = analyze("a.yaml", &text, &[]);
+        assert_eq!(ended, Some(code), "{said}");
+        let told = format!("{severity}[T0207] a.yaml:1: {kind} default/a: {version} {kind} is not read");
+        assert!(said.starts_with(&told), "{said}");
+    }
+}

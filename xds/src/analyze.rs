@@ -10,8 +10,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 use tulle_k8s::Key;
-use tulle_k8s::document::documents;
 use tulle_k8s::document::node::{Node, Place};
+use tulle_k8s::document::{Fault, documents};
+use tulle_k8s::object::{Weight, unread};
 use tulle_k8s::translate::MeshConfig;
 use tulle_k8s::translate::condition::{CONFLICTED, Condition, Status};
 use tulle_model::{Reason, Str};
@@ -118,7 +119,8 @@ fn settled(texts: &Texts) -> (Library, Settled) {
 fn findings(texts: &Texts, mesh: &MeshConfig) -> Vec<Finding> {
     let (library, settled) = settled(texts);
     let mut found: Vec<Finding> = library.problems().iter().map(of_problem).collect();
-    found.retain(|finding| finding.severity > Severity::Note);
+    // Those are told with their names, below.
+    found.retain(|finding| finding.code != Reason::KindNotRead.code());
     let places: BTreeMap<&Key, (&Str, Place)> = library
         .places()
         .map(|(key, file, place)| (key, (file, place)))
@@ -216,62 +218,9 @@ fn of_condition(key: &Key, condition: &Condition, place: Option<&(&Str, Place)>)
     })
 }
 
-/// Kinds that are not read, each with what stands in its place.
-const REPLACED: &[(&str, &str, &str)] = &[
-    (
-        "networking.istio.io",
-        "VirtualService",
-        "use HTTPRoute, GRPCRoute, TLSRoute or TCPRoute with the service as parent",
-    ),
-    (
-        "networking.istio.io",
-        "DestinationRule",
-        "use TrafficPolicy for balancing, limits and outlier detection, and one Service per subset as backends of a route; BackendTLSPolicy for TLS",
-    ),
-    (
-        "networking.istio.io",
-        "Sidecar",
-        "nothing to do: proxies ask for what they need",
-    ),
-    (
-        "networking.istio.io",
-        "EnvoyFilter",
-        "there is no Envoy; use TrafficPolicy, or filters of a route",
-    ),
-    (
-        "networking.istio.io",
-        "ProxyConfig",
-        "use the settings of the mesh, mesh.yaml",
-    ),
-    (
-        "networking.istio.io",
-        "WorkloadGroup",
-        "write a WorkloadEntry per workload, with the annotations tulle.dev/node and tulle.dev/process; `tulle workload add` does",
-    ),
-    (
-        "networking.istio.io",
-        "Gateway",
-        "use the Gateway of gateway.networking.k8s.io",
-    ),
-    (
-        "telemetry.istio.io",
-        "Telemetry",
-        "use `waypoint` in the settings of the mesh, mesh.yaml",
-    ),
-    (
-        "extensions.istio.io",
-        "WasmPlugin",
-        "use externalAuth of TrafficPolicy, or a filter of a route",
-    ),
-];
-
 /// What is to be said of a document for its kind, or for labels that mean nothing here.
 fn of_kind(file: &Str, node: &Node) -> Option<Finding> {
     let kind = node.text("kind")?;
-    let group = node
-        .text("apiVersion")?
-        .rsplit_once('/')
-        .map_or("", |(group, _)| group);
     let metadata = node.field("metadata");
     let name = metadata
         .and_then(|metadata| metadata.text("name"))
@@ -294,18 +243,14 @@ fn of_kind(file: &Str, node: &Node) -> Option<Finding> {
         cause: cause.to_owned(),
         fix: fix.to_owned(),
     };
-    if let Some((_, _, fix)) = REPLACED
-        .iter()
-        .find(|(of, known, _)| *of == group && *known == kind)
-    {
-        let cause = format!("{kind} is not read: it has no effect");
-        return Some(finding(
-            Severity::Warning,
-            Reason::KindNotRead,
-            node.place,
-            &cause,
-            fix,
-        ));
+    if let Some(unread) = unread(node) {
+        let Fault { place, cause, fix } = unread.fault;
+        let severity = match unread.weight {
+            Weight::Foreign => Severity::Note,
+            Weight::Replaced | Weight::Misspelt => Severity::Warning,
+            Weight::Restricts => Severity::Error,
+        };
+        return Some(finding(severity, Reason::KindNotRead, place, &cause, &fix));
     }
     let labels = metadata.and_then(|metadata| metadata.field("labels"));
     let revision = labels.and_then(|labels| labels.field("istio.io/rev"))?;
@@ -360,6 +305,27 @@ mod tests {
             found("---\n\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n");
         assert_eq!((found[0].code, found[0].line), ("T0207", 3));
         assert!(found[0].fix.contains("HTTPRoute"), "{}", found[0]);
+        assert_eq!(found[0].object.as_deref(), Some("VirtualService default/a"));
+        assert_eq!(found.len(), 1, "{found:?}");
+    }
+
+    #[test]
+    fn no_kind_is_passed_over_in_silence() {
+        let told = |version: &str, kind: &str| {
+            let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n");
+            let found = found(&text);
+            assert_eq!(found.len(), 1, "{found:?}");
+            (found[0].code, found[0].severity)
+        };
+        assert_eq!(told("apps/v1", "Deployment"), ("T0207", Severity::Note));
+        assert_eq!(
+            told("tulle.dev/v1alpha1", "TrafikPolicy"),
+            ("T0207", Severity::Warning)
+        );
+        assert_eq!(
+            told("security.istio.io/v1", "AuthorisationPolicy"),
+            ("T0207", Severity::Error)
+        );
     }
 
     #[test]

@@ -11,7 +11,6 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tulle_identity::Clock;
-use tulle_k8s::translate::MeshConfig;
 use tulle_runtime::admin::{self, Listen, Listener};
 use tulle_runtime::drain::{self, DrainWatcher};
 use tulle_runtime::exit::Exit;
@@ -34,6 +33,7 @@ use crate::ca::service::{CaService, HOLD_MAX_DEFAULT};
 use crate::config::{Action, Config};
 use crate::debug::look::Look;
 use crate::debug::remote::{self, Readers};
+use crate::debug::serving::{Role, Serving};
 use crate::debug::{MeshSettings, Pages};
 use crate::engine::{EngineHandle, Question};
 use crate::history::View;
@@ -127,10 +127,16 @@ fn run_process(config: Config) -> Exit {
 pub async fn run<R: Display>(config: Config, shutdown: impl Future<Output = R>) -> Result<(), Error> {
     tracing::info!(version = build_info::tag(), ?config, "control plane starts");
     // A replica owns nothing: it reads beside the process that does.
-    let _state = match config.replica {
+    let state = match config.replica {
         true => None,
         false => Some(StateDir::open(&config.state_dir)?),
     };
+    if let Some(state) = &state {
+        let signed = state.sign(&config.replica_name(host_name().as_deref()));
+        signed.unwrap_or_else(
+            |error| tracing::warn!(%error, "replicas will not know who owns the state folder"),
+        );
+    }
     let parts = Parts::new(&config)?;
     let starting = parts.ready.register("listeners");
     let (trigger, drain) = drain::new();
@@ -182,7 +188,9 @@ struct Parts {
 
 impl Parts {
     fn new(config: &Config) -> Result<Self, Error> {
-        let (scope, ready, clients) = (Scope::new(), Ready::new(), Clients::default());
+        let (scope, ready) = (Scope::new(), Ready::new());
+        let name = config.replica_name(host_name().as_deref());
+        let clients = Clients::of(name, config.trust_domain.as_str().into());
         let metrics = Metrics::default();
         let keeper = Arc::new(keeper(config, clients.clone())?);
         keeper.read_outside();
@@ -346,13 +354,6 @@ fn source(
     metrics: EngineMetrics,
     (scope, (looks, reading)): (&Scope, (Looks, BlockReady)),
 ) -> EngineHandle {
-    let mesh = MeshConfig {
-        cluster_id: config.cluster_id.as_str().into(),
-        trust_domain: config.trust_domain.as_str().into(),
-        domain: config.cluster_domain.as_str().into(),
-        root_namespace: config.root_namespace.as_str().into(),
-        ..MeshConfig::default()
-    };
     let folder = FolderConfig {
         config_dir: config.config_dir.clone(),
         state_dir: Some(config.state_dir.clone()),
@@ -361,7 +362,7 @@ fn source(
         namespaces: config.scope.clone(),
         reading: Some(reading),
     };
-    source::start(folder, mesh, keeper.trust(), clients, metrics, scope)
+    source::start(folder, config.mesh(), keeper.trust(), clients, metrics, scope)
 }
 
 fn ads_options(config: &Config) -> AdsOptions {
@@ -408,6 +409,15 @@ fn pages(config: &Config, parts: &Parts) -> Pages {
         snapshots: parts.snapshots.clone(),
         questions: parts.questions.clone(),
         clients: parts.clients.clone(),
+        serving: Arc::new(Serving {
+            name: config.replica_name(host_name().as_deref()),
+            role: match config.replica {
+                true => Role::Replica,
+                false => Role::Owner,
+            },
+            state_dir: config.state_dir.clone(),
+        }),
+        engine: parts.metrics.engine.clone(),
         authority: parts.authority.clone(),
         keeper: parts.keeper.clone(),
         ready: parts.ready.clone(),
@@ -498,6 +508,8 @@ fn host_name() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use tulle_k8s::translate::MeshConfig;
+
     use super::*;
 
     #[tokio::test]

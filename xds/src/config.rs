@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tulle_k8s::api::gateway::NamespaceSelector;
+use tulle_k8s::translate::MeshConfig;
 use tulle_model::{Identity, Str};
 use tulle_runtime::config::parse_duration;
 use tulle_runtime::telemetry::LogFormat;
@@ -166,6 +167,24 @@ impl Config {
         }
     }
 
+    /// The mesh, before the settings in its configuration are known.
+    #[must_use]
+    pub fn mesh(&self) -> MeshConfig {
+        MeshConfig {
+            cluster_id: self.cluster_id.as_str().into(),
+            trust_domain: self.trust_domain.as_str().into(),
+            domain: self.cluster_domain.as_str().into(),
+            ..MeshConfig::rooted_in(&self.root_namespace)
+        }
+    }
+
+    /// What this process is called among those over one state folder: machine and port.
+    #[must_use]
+    pub fn replica_name(&self, host: Option<&str>) -> Str {
+        let port = self.listen.first().map_or(0, SocketAddr::port);
+        format!("{}:{port}", host.unwrap_or("localhost")).into()
+    }
+
     /// Names of this server in its certificate; `host` is the machine's own.
     #[must_use]
     pub fn server_names(&self, host: Option<&str>) -> Vec<Str> {
@@ -226,6 +245,7 @@ fn batch_interval(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::world::World;
     use crate::serve::pace::BATCH_APART;
     use clap::Parser;
 
@@ -269,6 +289,22 @@ mod tests {
         ] {
             assert!(parse(&arguments).is_err(), "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn what_runs_in_the_root_namespace_and_in_no_other_is_left_out_of_the_mesh() {
+        for (arguments, root) in [(&[][..], "istio-system"), (&["--root-namespace", "mesh"], "mesh")] {
+            let world = World::new(parse(arguments).unwrap().mesh());
+            let excluded = &world.mesh().enrolment.excluded_namespaces;
+            assert_eq!(*excluded, ["kube-system".into(), root.into()].into());
+        }
+    }
+
+    #[test]
+    fn replicas_of_one_machine_are_told_apart() {
+        let name = |arguments: &[&str]| parse(arguments).unwrap().replica_name(Some("m"));
+        assert_eq!(&*name(&[]), "m:15012");
+        assert_eq!(&*name(&["--listen", "[::]:15112"]), "m:15112");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::ca::Authority;
 use crate::ca::keeper::{CaStatus, Keeper};
 use crate::engine::Question;
 use crate::history::View;
+use crate::metrics::EngineMetrics;
 use crate::snapshot::{Objects, ResourceType, Scope, Slot, Snapshot};
 use crate::status::acks::{Acks, all_acks};
 use crate::status::{ClientStatus, Clients, TypeStatus};
@@ -30,11 +31,10 @@ mod limit;
 pub mod look;
 mod objects;
 pub mod remote;
+pub mod serving;
 
-use limit::{Limit, More, SomeClients, SomeHistory};
-
-/// Resources in one dump of a type.
-pub const DUMP_RESOURCES_MAX: usize = 100_000;
+use limit::{Limit, More, SomeClients, SomeHistory, SomeResources};
+use serving::{KindSync, Server, Serving, sync};
 
 /// What the pages read.
 #[derive(Debug, Clone)]
@@ -45,6 +45,10 @@ pub struct Pages {
     pub questions: mpsc::Sender<Question>,
     /// Who is connected.
     pub clients: Clients,
+    /// Which control plane this is.
+    pub serving: Arc<Serving>,
+    /// What the engine counts.
+    pub engine: EngineMetrics,
     /// Who signs.
     pub authority: Arc<Authority>,
     /// Who keeps its roots.
@@ -75,6 +79,10 @@ pub struct MeshSettings {
 pub struct Status {
     version: String,
     trust_domain: Str,
+    /// This control plane and, if that is another one, the owner of its state folder.
+    replicas: Vec<Server>,
+    /// How far each kind of object is.
+    sync: Vec<KindSync>,
     /// What the process waits for before it is ready.
     pending: Vec<String>,
     synced: bool,
@@ -151,6 +159,8 @@ impl Pages {
         Status {
             version: build_info::tag(),
             trust_domain: self.authority.trust_domain().clone(),
+            replicas: self.serving.servers(),
+            sync: sync(&snapshot, &self.engine),
             pending: self.ready.pending(),
             synced: snapshot.synced(),
             head: snapshot.sequence(),
@@ -200,6 +210,7 @@ async fn clusterz(State(pages): State<Pages>, Query(query): Query<ClusterQuery>)
     let cut = query.cut.unwrap_or_else(|| snapshot.sequence());
     Json(json!({
         "clusterId": pages.mesh.cluster_id,
+        "replicas": pages.serving.servers(),
         "synced": snapshot.synced(),
         "head": snapshot.sequence(),
         "generation": objects.generation,
@@ -231,28 +242,42 @@ async fn mesh(State(pages): State<Pages>) -> Json<Value> {
     Json(json!({ "trustDomain": trust_domain, "settings": *pages.mesh }))
 }
 
-async fn ambientz(State(pages): State<Pages>, Query(query): Query<DumpQuery>) -> Json<Value> {
-    Json(dump(&pages.snapshot(), ResourceType::Address, &query))
+async fn ambientz(
+    State(pages): State<Pages>,
+    Query(limit): Query<Limit>,
+    Query(query): Query<DumpQuery>,
+) -> Json<SomeResources> {
+    Json(dump(&pages.snapshot(), ResourceType::Address, &query, limit))
 }
 
-async fn authorizationz(State(pages): State<Pages>, Query(query): Query<DumpQuery>) -> Json<Value> {
-    Json(dump(&pages.snapshot(), ResourceType::Authorization, &query))
+async fn authorizationz(
+    State(pages): State<Pages>,
+    Query(limit): Query<Limit>,
+    Query(query): Query<DumpQuery>,
+) -> Json<SomeResources> {
+    Json(dump(
+        &pages.snapshot(),
+        ResourceType::Authorization,
+        &query,
+        limit,
+    ))
 }
 
 /// Names and versions, by type.
-async fn resources(State(pages): State<Pages>) -> Json<Value> {
+async fn resources(State(pages): State<Pages>, Query(limit): Query<Limit>) -> Json<Value> {
     let snapshot = pages.snapshot();
-    let of = |ty: ResourceType| {
-        let slots = snapshot.by_name(ty).into_iter().take(DUMP_RESOURCES_MAX);
-        let versions: BTreeMap<&str, &str> = slots.map(|slot| (&*slot.name, &*slot.version)).collect();
-        (ty.type_url(), versions)
-    };
+    let (mut all, mut left_out) = (BTreeMap::new(), BTreeMap::new());
     // Bare workloads say nothing that addresses do not, and are made only for those who ask.
-    let types = ResourceType::ALL
+    for ty in ResourceType::ALL
         .into_iter()
-        .filter(|ty| *ty != ResourceType::Workload);
-    let all: BTreeMap<&str, BTreeMap<&str, &str>> = types.map(of).collect();
-    Json(json!({ "head": snapshot.sequence(), "resources": all }))
+        .filter(|ty| *ty != ResourceType::Workload)
+    {
+        let (slots, more) = limit.resources(snapshot.by_name(ty));
+        let versions = slots.into_iter().map(|slot| (&*slot.name, &*slot.version));
+        all.insert(ty.type_url(), versions.collect::<BTreeMap<&str, &str>>());
+        left_out.insert(ty.type_url(), more);
+    }
+    Json(json!({ "head": snapshot.sequence(), "resources": all, "more": left_out }))
 }
 
 /// Narrows a dump.
@@ -266,7 +291,11 @@ struct DumpQuery {
     node: Option<String>,
 }
 
-async fn config_dump(State(pages): State<Pages>, Query(query): Query<DumpQuery>) -> Json<Value> {
+async fn config_dump(
+    State(pages): State<Pages>,
+    Query(limit): Query<Limit>,
+    Query(query): Query<DumpQuery>,
+) -> Json<Value> {
     let snapshot = pages.snapshot();
     let wanted = |ty: &ResourceType| {
         query
@@ -277,26 +306,28 @@ async fn config_dump(State(pages): State<Pages>, Query(query): Query<DumpQuery>)
             })
     };
     let types = ResourceType::ALL.into_iter().filter(wanted);
-    let dumps = types.map(|ty| (ty.type_url().to_owned(), dump(&snapshot, ty, &query)));
-    let dumps: serde_json::Map<String, Value> = dumps.collect();
-    Json(json!({ "head": snapshot.sequence(), "resources": dumps }))
+    let (mut all, mut left_out) = (BTreeMap::new(), BTreeMap::new());
+    for ty in types {
+        let SomeResources { resources, more } = dump(&snapshot, ty, &query, limit);
+        all.insert(ty.type_url(), resources);
+        left_out.insert(ty.type_url(), more);
+    }
+    Json(json!({ "head": snapshot.sequence(), "resources": all, "more": left_out }))
 }
 
-fn dump(snapshot: &Snapshot, ty: ResourceType, query: &DumpQuery) -> Value {
+/// What is served of a type, as far as it is asked for and fits.
+fn dump(snapshot: &Snapshot, ty: ResourceType, query: &DumpQuery, limit: Limit) -> SomeResources {
     let reaches = |slot: &&Arc<Slot>| query.node.as_ref().is_none_or(|node| slot.scope.reaches(node));
-    let slots: Vec<&Arc<Slot>> = match &query.name {
+    let mut slots: Vec<&Arc<Slot>> = match &query.name {
         Some(name) => snapshot.resolve(ty, name),
-        None => snapshot
-            .by_name(ty)
-            .into_iter()
-            .take(DUMP_RESOURCES_MAX)
-            .collect(),
+        None => snapshot.by_name(ty),
     };
-    slots
-        .into_iter()
-        .filter(reaches)
-        .map(|slot| describe(ty, slot))
-        .collect()
+    slots.retain(reaches);
+    let (slots, more) = limit.resources(slots);
+    SomeResources {
+        resources: slots.into_iter().map(|slot| describe(ty, slot)).collect(),
+        more,
+    }
 }
 
 fn describe(ty: ResourceType, slot: &Slot) -> Value {

@@ -37,7 +37,7 @@ pub mod trace;
 pub mod world;
 
 use advice::Advice;
-use affected::{Affected, affected, differs, everything};
+use affected::{Affected, affected, differs, everything, extent};
 use bearing::Bearing;
 use compute::{Emitted, OutKey, Part, compute};
 use draining::Draining;
@@ -330,8 +330,9 @@ impl Engine {
             if !differs(self.world.get(key), new.as_deref()) {
                 continue;
             }
+            let extent = extent(key, new.as_deref(), &self.world);
             if one_by_one {
-                out.extend(affected(key, &self.world));
+                out.extend(affected(key, extent, &self.world));
             }
             self.placed
                 .change(key, self.world.get(key), new.as_deref(), self.world.mesh());
@@ -339,7 +340,7 @@ impl Engine {
             self.fronting.touch(key);
             self.world.set(key, new);
             if one_by_one {
-                out.extend(affected(key, &self.world));
+                out.extend(affected(key, extent, &self.world));
             }
         }
         if !one_by_one {

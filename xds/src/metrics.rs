@@ -183,6 +183,16 @@ impl EngineMetrics {
         }
     }
 
+    /// How late the newest object of each kind was that came while this process runs, in seconds.
+    #[must_use]
+    pub fn lags(&self) -> BTreeMap<Kind, f64> {
+        let lag = |kind: &Kind| {
+            let label = SourceLabel { kind: kind.as_str() };
+            self.source_lag.get(&label).map(|lag| (*kind, lag.get()))
+        };
+        Kind::ALL.iter().filter_map(lag).collect()
+    }
+
     /// Counts a whole reading of a source.
     pub fn on_relist(&self, kind: &'static str, reason: &'static str) {
         self.relists.get_or_create(&RelistLabel { kind, reason }).inc();

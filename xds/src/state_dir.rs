@@ -1,8 +1,8 @@
 //! The state folder: for its owner only, and for one control plane at a time. Replicas read it beside that one.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why the state folder cannot be used.
@@ -27,12 +27,14 @@ pub enum StateDirError {
 /// Held by the process that owns the folder; replicas look at it to see whether somebody does. It is not the file that
 /// decides who owns the folder, so that a look never keeps anybody from it.
 const OWNER: &str = "owner";
+/// Longest name of an owner that is read.
+const OWNER_BYTES_MAX: u64 = 512;
 
 /// The folder, held until dropped.
 #[derive(Debug)]
 pub struct StateDir {
     _lock: File,
-    _owner: File,
+    owner: File,
 }
 
 impl StateDir {
@@ -65,10 +67,27 @@ impl StateDir {
         let owner = options.open(path.join(OWNER)).map_err(unusable)?;
         // Only looks are waited for, and those are over at once.
         owner.lock().map_err(unusable)?;
-        Ok(Self {
-            _lock: lock,
-            _owner: owner,
-        })
+        Ok(Self { _lock: lock, owner })
+    }
+
+    /// Says who holds the folder, for the replicas beside it.
+    ///
+    /// # Errors
+    /// It cannot be written: then replicas see that somebody does, and not who.
+    pub fn sign(&self, name: &str) -> io::Result<()> {
+        self.owner.set_len(0)?;
+        self.owner.write_all_at(name.as_bytes(), 0)
+    }
+
+    /// Who holds the folder, if somebody does and could say so.
+    #[must_use]
+    pub fn owner(path: &Path) -> Option<String> {
+        let file = File::open(path.join(OWNER)).ok()?;
+        let is_held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+        let mut name = String::new();
+        let read = file.take(OWNER_BYTES_MAX).read_to_string(&mut name);
+        name.retain(|character| !character.is_control());
+        (is_held && read.is_ok() && !name.is_empty()).then_some(name)
     }
 
     /// Whether a living process owns the folder.
@@ -103,5 +122,17 @@ mod tests {
         drop(owner);
         assert!(!StateDir::is_owned(&path));
         StateDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_replica_sees_who_owns_the_folder_for_as_long_as_it_is_owned() {
+        let folder = tempfile::tempdir().unwrap();
+        let owner = StateDir::open(folder.path()).unwrap();
+        assert_eq!(StateDir::owner(folder.path()), None, "it has not said so");
+        owner.sign("a-longer-name:15012").unwrap();
+        owner.sign("a:15012").unwrap();
+        assert_eq!(StateDir::owner(folder.path()).as_deref(), Some("a:15012"));
+        drop(owner);
+        assert_eq!(StateDir::owner(folder.path()), None);
     }
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tulle_model::Str;
 
 use crate::serve::admit::Kind;
+use crate::serve::authenticate::{Caller, Principal};
 use crate::serve::session::{Behind, Delivery, Session, Store, Subscription};
 use crate::serve::viewer::Features;
 
@@ -26,6 +27,14 @@ pub struct Clients {
     inner: Arc<Mutex<Inner>>,
     /// Counts what the list was told.
     changes: Arc<AtomicU64>,
+    home: Arc<Home>,
+}
+
+/// Whose clients they are.
+#[derive(Debug, Default)]
+struct Home {
+    replica: Str,
+    trust_domain: Str,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +57,10 @@ struct Entry {
 pub struct ClientStatus {
     /// Its node.
     pub node: Str,
+    /// Whom its credential names.
+    pub identity: Str,
+    /// The control plane that serves it.
+    pub replica: Str,
     /// What it is.
     pub kind: Kind,
     /// What it understands beyond Istio's messages.
@@ -72,6 +85,8 @@ impl ClientStatus {
     pub fn new(node: Str, kind: Kind, features: Features) -> Self {
         Self {
             node,
+            identity: "".into(),
+            replica: "".into(),
             kind,
             features,
             version: "".into(),
@@ -104,7 +119,7 @@ pub struct TypeStatus {
     pub opening_left: usize,
     /// Responses that wait for its answer.
     pub unacked: usize,
-    /// How long the oldest of them waits.
+    /// Age of the oldest change that it lacks: since its cut was published, or since it was asked for.
     pub lag_ms: u64,
     /// Responses accepted.
     pub acks: u64,
@@ -112,9 +127,12 @@ pub struct TypeStatus {
     pub nacks: u64,
     /// Answers with a nonce that says nothing.
     pub stale_nonces: u64,
-    /// When the oldest unanswered response went out; the lag is computed when asked for.
+    /// What it asked for.
     #[serde(skip)]
-    waiting_since: Option<Instant>,
+    pub(crate) subscription: Subscription,
+    /// Since when the oldest change that it lacks is owed; the lag is computed when asked for.
+    #[serde(skip)]
+    owed_since: Option<Instant>,
 }
 
 /// A resource that a client rejected.
@@ -137,11 +155,33 @@ pub struct RejectionStatus {
 pub struct TooManyStreams;
 
 impl Clients {
+    /// The clients of this control plane.
+    #[must_use]
+    pub fn of(replica: Str, trust_domain: Str) -> Self {
+        Self {
+            home: Arc::new(Home {
+                replica,
+                trust_domain,
+            }),
+            ..Self::default()
+        }
+    }
+
+    /// Whom a credential names, in the form of its certificates.
+    #[must_use]
+    pub fn identity_of(&self, caller: &Caller) -> Str {
+        match &caller.principal {
+            Principal::Node(node) => format!("spiffe://{}/node/{node}", self.home.trust_domain).into(),
+            Principal::Workload(identity) => identity.to_string().into(),
+        }
+    }
+
     /// Adds a client until the returned guard is dropped.
     ///
     /// # Errors
     /// The client has as many streams as it may.
-    pub fn connect(&self, status: ClientStatus) -> Result<Connected, TooManyStreams> {
+    pub fn connect(&self, mut status: ClientStatus) -> Result<Connected, TooManyStreams> {
+        status.replica = self.home.replica.clone();
         let mut inner = self.inner.lock();
         let same = inner.clients.values();
         let same = same.filter(|other| other.node == status.node && other.kind == status.kind);
@@ -186,7 +226,7 @@ impl Clients {
         };
         let mut clients: Vec<ClientStatus> = entries.iter().map(|status| status.lock().clone()).collect();
         for ty in clients.iter_mut().flat_map(|client| client.types.values_mut()) {
-            let lag = ty.waiting_since.map(|since| now.saturating_duration_since(since));
+            let lag = ty.owed_since.map(|since| now.saturating_duration_since(since));
             ty.lag_ms = lag.map_or(0, |lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
         }
         clients.sort_by(|one, other| (&one.node, one.kind).cmp(&(&other.node, other.kind)));
@@ -254,6 +294,7 @@ fn type_status(behind: Behind, head: u64, subscription: &Subscription, delivery:
         opening_left: behind.opening,
         wildcard: subscription.is_wildcard(),
         names: subscription.names().len(),
+        subscription: subscription.clone(),
         sent: delivery.sent(),
         acked: delivery.acked(),
         unacked: delivery.unacked(),
@@ -261,7 +302,7 @@ fn type_status(behind: Behind, head: u64, subscription: &Subscription, delivery:
         acks: delivery.acks(),
         nacks: delivery.nacks(),
         stale_nonces: delivery.stale_nonces(),
-        waiting_since: delivery.waiting_since(),
+        owed_since: behind.since,
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -361,6 +361,16 @@ async fn a_folder_becomes_the_mesh_of_a_client_and_follows_its_edits() {
         (&client["node"], &client["kind"]),
         (&"n1".into(), &"ztunnel".into())
     );
+    let sync = status["sync"].as_array().expect("a list");
+    let entries = sync
+        .iter()
+        .find(|one| one["kind"] == "WorkloadEntry")
+        .expect("there are some");
+    assert_eq!(
+        (&entries["objects"], &entries["synced"]),
+        (&1.into(), &true.into())
+    );
+    assert!(entries["lagMs"].is_number(), "{entries}");
     let dump = process
         .get("/debug/config_dump?type=Authorization")
         .await

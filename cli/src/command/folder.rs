@@ -2,7 +2,7 @@
 
 mod label;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -11,14 +11,12 @@ use tulle_runtime::exit::Exit;
 use tulle_xds::analyze::apply;
 use tulle_xds::history::{View, Writing};
 use tulle_xds::snapshot::Severity;
+use tulle_xds::source::folder::DIRECTORIES_DEEP_MAX;
 
 use self::label::USE_WAYPOINT;
 use super::analyze;
 use super::config::{actor, writing};
 use crate::output::Form;
-
-/// Folders in folders that are looked into.
-const DEPTH_MAX: usize = 16;
 
 /// Everything in the folder.
 #[derive(Debug, Default)]
@@ -49,7 +47,7 @@ impl Folder {
     /// Reads every manifest.
     pub(in crate::command) fn read(folder: &Path) -> anyhow::Result<Self> {
         let mut this = Self::default();
-        this.walk(folder, "", 0)
+        this.walk(folder, "", &mut Vec::new())
             .with_context(|| format!("cannot read the configuration folder {}", folder.display()))?;
         this.documents.sort_by(|a, b| a.file.cmp(&b.file));
         Ok(this)
@@ -78,7 +76,16 @@ impl Folder {
         keys.collect()
     }
 
-    fn walk(&mut self, folder: &Path, below: &str, depth: usize) -> anyhow::Result<()> {
+    /// `open` are the folders that are being read: one of them found again is a loop of links.
+    fn walk(&mut self, folder: &Path, below: &str, open: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+        let real = folder.canonicalize()?;
+        if open.contains(&real) {
+            return Ok(());
+        }
+        if open.len() > DIRECTORIES_DEEP_MAX {
+            bail!("{below} is more than {DIRECTORIES_DEEP_MAX} folders deep; move it out of the folder");
+        }
+        open.push(real);
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -89,12 +96,13 @@ impl Folder {
             if name.starts_with('.') {
                 continue;
             }
-            if entry.path().is_dir() && depth < DEPTH_MAX {
-                self.walk(&entry.path(), &format!("{path}/"), depth + 1)?;
+            if entry.path().is_dir() {
+                self.walk(&entry.path(), &format!("{path}/"), open)?;
             } else if is_manifest {
                 self.add(&path, &std::fs::read_to_string(entry.path())?);
             }
         }
+        open.pop();
         Ok(())
     }
 
@@ -410,6 +418,23 @@ mod tests {
         assert_eq!(
             change.text.as_deref(),
             Some("kind: Service\nmetadata: {name: a}\n")
+        );
+    }
+
+    #[test]
+    fn folders_are_read_as_deep_as_the_control_plane_does_and_never_passed_over() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = |folders: usize| root.path().join("d/".repeat(folders));
+        std::fs::create_dir_all(deep(DIRECTORIES_DEEP_MAX)).unwrap();
+        std::fs::write(deep(DIRECTORIES_DEEP_MAX).join("way.yaml"), GATEWAY).unwrap();
+        std::os::unix::fs::symlink(root.path(), root.path().join("loop")).unwrap();
+        let found = Folder::read(root.path()).unwrap();
+        assert_eq!(found.documents.len(), 1, "once, whatever links lead to it");
+        std::fs::create_dir_all(deep(DIRECTORIES_DEEP_MAX + 1)).unwrap();
+        let error = Folder::read(root.path()).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("more than 32 folders deep"),
+            "{error:#}"
         );
     }
 

@@ -92,7 +92,11 @@ impl MeshFlags {
                 *setting = text.into();
             }
         }
-        mesh
+        let rooted = MeshConfig::rooted_in(&mesh.root_namespace);
+        MeshConfig {
+            enrolment: rooted.enrolment,
+            ..mesh
+        }
     }
 }
 
@@ -146,6 +150,8 @@ mod tests {
             names(&flags.resolve(told())),
             ["td", "mine", "mesh.local", "west"]
         );
+        let excluded = flags.resolve(told()).enrolment.excluded_namespaces;
+        assert_eq!(excluded, ["kube-system".into(), "mine".into()].into());
         assert_eq!(
             names(&flags.resolve(None)),
             ["cluster.local", "mine", "cluster.local", "Kubernetes"]

@@ -3,7 +3,9 @@
 mod row;
 mod served;
 
+use std::io::IsTerminal as _;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -22,10 +24,13 @@ use crate::running::{Component, Kind};
 ///
 /// Components of this machine are asked themselves; proxies on others are shown as the control plane knows them, as
 /// `connected`, without their connections and certificates. SYNC is what a proxy has not accepted yet, in changes, and
-/// for how long its oldest answer is owed; with more than 10 seconds that is a finding. GEN is shown of proxies that lack
-/// nothing. Exit code 1 if something is wrong.
+/// the age of the oldest of them; with more than 10 seconds that is a finding. GEN is shown of proxies that lack
+/// nothing. REPLICA is the control plane that serves a proxy. Exit code 1 if something is wrong.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Status {
+    /// Show it again every few seconds, until interrupted; as JSON, one document after the other
+    #[arg(long)]
+    watch: bool,
     #[command(flatten)]
     reading: Reading,
 }
@@ -68,10 +73,43 @@ pub(crate) async fn pods(agent: &Component) -> anyhow::Result<Vec<PodStatus>> {
 }
 
 pub(crate) async fn run(status: Status) -> anyhow::Result<Exit> {
+    if !status.watch {
+        return look(&status.reading, "").await;
+    }
+    let on_screen = status.reading.output() == Form::Table && std::io::stdout().is_terminal();
+    let before = if on_screen { CLEAR } else { "" };
+    let shown = watch(async || look(&status.reading, before).await);
+    tokio::select! {
+        error = shown => Err(error),
+        _ = tulle_runtime::signal::shutdown() => Ok(Exit::Ok),
+    }
+}
+
+/// Time between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Puts the cursor into the first corner of an empty screen.
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
+
+/// Looks again and again, until that fails.
+async fn watch(mut look: impl AsyncFnMut() -> anyhow::Result<Exit>) -> anyhow::Error {
+    let mut rounds = tokio::time::interval(LOOK_EVERY);
+    // Who was held up does not hurry after it.
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        // That something is wrong is shown; the next look may show that it is not any more.
+        if let Err(error) = look().await {
+            return error;
+        }
+    }
+}
+
+/// Shows everything once, after what goes `before`.
+async fn look(reading: &Reading, before: &str) -> anyhow::Result<Exit> {
     let mut rows = Vec::new();
     let mut served = None;
     let mut covered = Vec::new();
-    for component in status.reading.run_dir().components()? {
+    for component in reading.run_dir().components()? {
         let mut who = Who::OnNode {
             kind: component.kind.as_str().to_owned(),
             node: component.node.clone(),
@@ -102,13 +140,17 @@ pub(crate) async fn run(status: Status) -> anyhow::Result<Exit> {
         rows.push(row);
     }
     rows.extend(served.iter().flat_map(|served| elsewhere(served, &covered)));
-    crate::output::print(status.reading.output(), "status", &rows, || table(&rows))?;
-    if status.reading.output() == Form::Table {
+    print!("{before}");
+    crate::output::print(reading.output(), "status", &rows, || table(&rows))?;
+    if reading.output() == Form::Table {
         if let Some(budget) = budget(&rows, Timestamp::now()) {
             println!("{budget}");
         }
         if let Some(unlisted) = served.as_ref().map(Served::unlisted).filter(|more| *more > 0) {
             println!("{unlisted} more proxies are connected, and lack nothing");
+        }
+        for role in rows.iter().filter_map(Row::role) {
+            println!("{role}");
         }
         for row in &rows {
             for finding in &row.findings {
@@ -131,6 +173,8 @@ async fn control(component: &Component, served: &mut Option<Served>) -> anyhow::
     row.version = text(&status["version"]);
     row.generation = source["generation"].as_u64();
     row.connections = served.as_ref().map(Served::streams);
+    row.replicas = array(&status["replicas"]).cloned().collect();
+    row.sources = array(&status["sync"]).cloned().collect();
     row.next_expiry = status["issuer"]["notAfter"].as_str().map(str::to_owned);
     if let Some(degraded) = source["degraded"].as_str() {
         row.findings
@@ -352,6 +396,22 @@ mod tests {
         ] {
             assert_eq!(line(state, detail, error).as_deref(), expect);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_watched_is_looked_at_every_two_seconds_until_that_fails() {
+        let begin = tokio::time::Instant::now();
+        let mut looks = Vec::new();
+        let error = watch(async || {
+            looks.push(begin.elapsed().as_secs());
+            // That something is wrong ends nothing.
+            match looks.len() {
+                3 => anyhow::bail!("no folder"),
+                _ => Ok(Exit::Failed),
+            }
+        });
+        assert_eq!(error.await.to_string(), "no folder");
+        assert_eq!(looks, [0, 2, 4]);
     }
 
     #[test]

@@ -198,8 +198,6 @@ mod tests {
             let before = format!("*a{}, ", level - 1).repeat(10);
             bomb += &format!("a{level}: &a{level} [{before}]\n");
         }
-        let started = std::time::Instant::now();
         assert!(documents(&bomb)[0].is_err());
-        assert!(started.elapsed() < std::time::Duration::from_millis(500));
     }
 }

@@ -46,7 +46,7 @@ fn check(reading: &Reading) {
             assert!(!key.kind.is_security() || stand_in.is_some(), "{key}");
             key
         }
-        Reading::Skipped(_) | Reading::Unknown(_) => return,
+        Reading::Skipped(_) | Reading::Unknown { .. } => return,
     };
     for part in [&key.namespace, &key.name] {
         let safe =

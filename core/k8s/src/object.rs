@@ -18,10 +18,12 @@ mod shared;
 mod stand_in;
 #[cfg(test)]
 mod tests;
+mod unread;
 mod validate;
 
-pub use read::{read, read_mesh};
+pub use read::{read, read_mesh, unread};
 pub use shared::Pool;
+pub use unread::{Unread, Weight};
 
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -305,7 +307,12 @@ pub enum Reading {
         place: Place,
     },
     /// A kind that means nothing to the mesh, or not yet.
-    Skipped(Fault),
+    Skipped(Box<Unread>),
     /// Nothing says which object this is.
-    Unknown(Fault),
+    Unknown {
+        /// Why.
+        fault: Fault,
+        /// Whether it may be an object that restricts access.
+        may_restrict: bool,
+    },
 }

@@ -5,6 +5,7 @@ pub mod condition;
 pub mod gateway;
 pub mod lookup;
 pub mod mesh;
+pub mod namespace;
 pub mod peer_authentication;
 pub mod policy;
 pub mod ports;

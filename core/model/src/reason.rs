@@ -62,7 +62,7 @@ reasons! {
     DuplicateObject "T0203" "duplicate_object" None "two files define the same object; the first path in byte order wins";
     ConfigStale "T0204" "config_stale" None "a proxy has not accepted the newest configuration";
     PolicyWidenedDeny "T0206" "policy_widened_deny" None "part of a DENY rule cannot be evaluated, so the rule denies more than it says";
-    KindNotRead "T0207" "kind_not_read" None "a manifest is of a kind that means nothing to the mesh; `tulle analyze` names what stands in its place";
+    KindNotRead "T0207" "kind_not_read" None "a manifest is of a kind that is not read; `tulle analyze` names what stands in its place, or what may be meant";
     NotEffective "T0208" "not_effective" None "a configuration object, or a part of it, has no effect as it stands; its condition says why";
     SharedBackend "T0209" "shared_backend" None "services with different waypoints share a port of a workload: what one waypoint refuses, the other may let in";
     MatchNeverWins "T0210" "match_never_wins" None "a match of a route can never win, whatever the request: another one goes before it";

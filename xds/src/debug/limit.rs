@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tulle_k8s::translate::condition;
 
 use crate::history::Generation;
@@ -14,6 +15,9 @@ use super::Status;
 
 /// Entries of each list of a page, unless `?limit=` says otherwise.
 const PAGE_ENTRIES_DEFAULT: usize = 10_000;
+
+/// Most entries of each list of a page, whatever is asked for; also the resources of a type, unless less is asked for.
+const PAGE_ENTRIES_MAX: usize = 100_000;
 
 /// How many entries a list may have.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -45,6 +49,13 @@ pub(super) struct SomeClients<T> {
     more: usize,
 }
 
+/// Some resources, and how many are left out.
+#[derive(Debug, Serialize)]
+pub(super) struct SomeResources {
+    pub(super) resources: Vec<Value>,
+    pub(super) more: usize,
+}
+
 /// Every generation, and how many names of objects and files are left out.
 #[derive(Debug, Serialize)]
 pub(super) struct SomeHistory {
@@ -54,7 +65,15 @@ pub(super) struct SomeHistory {
 
 impl Limit {
     fn entries(self) -> usize {
-        self.limit.unwrap_or(PAGE_ENTRIES_DEFAULT)
+        self.limit.unwrap_or(PAGE_ENTRIES_DEFAULT).min(PAGE_ENTRIES_MAX)
+    }
+
+    /// The first resources that fit, and how many do not.
+    pub(super) fn resources<T>(self, mut all: Vec<T>) -> (Vec<T>, usize) {
+        let fits = self.limit.unwrap_or(PAGE_ENTRIES_MAX).min(PAGE_ENTRIES_MAX);
+        let more = all.len().saturating_sub(fits);
+        all.truncate(fits);
+        (all, more)
     }
 
     /// As much of a status as fits.
@@ -263,6 +282,23 @@ mod tests {
         let world = Limit::default().world(source);
         assert_eq!(world.objects.objects.size(), PAGE_ENTRIES_DEFAULT);
         assert_eq!((world.more.objects, world.more.problems), (4, 0));
+    }
+
+    #[test]
+    fn no_page_is_longer_than_the_bound_and_what_it_leaves_out_is_counted() {
+        assert_eq!(limit(usize::MAX).entries(), PAGE_ENTRIES_MAX);
+        for (asked, told) in [
+            (Limit::default(), PAGE_ENTRIES_MAX),
+            (limit(usize::MAX), PAGE_ENTRIES_MAX),
+            (limit(7), 7),
+        ] {
+            let (resources, more) = asked.resources(vec![(); PAGE_ENTRIES_MAX + 3]);
+            assert_eq!(
+                (resources.len(), resources.len() + more),
+                (told, PAGE_ENTRIES_MAX + 3)
+            );
+        }
+        assert_eq!(Limit::default().resources(vec![(); 3]), (vec![(); 3], 0));
     }
 
     #[test]

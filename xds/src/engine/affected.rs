@@ -5,8 +5,10 @@
 
 use std::collections::BTreeSet;
 
+use tulle_k8s::api::Namespace;
 use tulle_k8s::api::meta::Labels;
 use tulle_k8s::api::{AuthorizationPolicy, EndpointSlice, PeerAuthentication};
+use tulle_k8s::translate::namespace as translation;
 use tulle_k8s::translate::workload::ENROLMENT_ANNOTATION;
 use tulle_k8s::translate::{authorization, peer_authentication, service};
 use tulle_k8s::{Key, Kind, Object};
@@ -26,10 +28,6 @@ pub type Affected = BTreeSet<OutKey>;
 #[must_use]
 pub fn differs(old: Option<&Object>, new: Option<&Object>) -> bool {
     match (old, new) {
-        (Some(Object::Namespace(old)), Some(Object::Namespace(new))) => {
-            let (old, new) = (&old.metadata, &new.metadata);
-            (&old.labels, &old.annotations) != (&new.labels, &new.annotations)
-        }
         (Some(Object::Node(old)), Some(Object::Node(new))) => {
             let locality = |labels: &Labels| -> Vec<Option<Str>> {
                 let names = [
@@ -48,12 +46,62 @@ pub fn differs(old: Option<&Object>, new: Option<&Object>) -> bool {
     }
 }
 
-/// The outputs that the object of this key touches as it stands in this world.
+/// What of the world a change of an object can touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Nothing that is served.
+    Nothing,
+    /// What it touches as any object of its kind.
+    Own,
+    /// Of the root namespace: every output.
+    All,
+}
+
+/// How far a change of an object goes. Others may come to read later what nobody reads now, so that the world is told of
+/// it in any case.
 #[must_use]
-pub fn affected(key: &Key, world: &World) -> Affected {
+pub fn extent(key: &Key, new: Option<&Object>, world: &World) -> Extent {
+    let is_root = key.kind == Kind::Namespace && key.name == world.mesh().root_namespace;
+    match (world.get(key), new) {
+        (Some(Object::Namespace(old)), Some(Object::Namespace(new))) => {
+            let (of, now) = (&old.metadata, &new.metadata);
+            if is_root && !translation::is_of_the_same_network(of, now) {
+                Extent::All
+            } else if translation::says_the_same(of, now) && is_selected_alike(old, new, world) {
+                Extent::Nothing
+            } else {
+                Extent::Own
+            }
+        }
+        _ if is_root => Extent::All,
+        _ => Extent::Own,
+    }
+}
+
+/// Whether every waypoint that selects namespaces judges both forms alike.
+fn is_selected_alike(old: &Namespace, new: &Namespace, world: &World) -> bool {
+    if old.metadata.labels == new.metadata.labels {
+        return true;
+    }
+    let gateways = world.of_kind(Kind::Gateway);
+    let mut selectors = gateways
+        .filter_map(|(_, object)| match object {
+            Object::Gateway(gateway) => Some(&gateway.spec.listeners),
+            _ => None,
+        })
+        .flatten()
+        .filter_map(|listener| listener.allowed_routes.namespaces.selector.as_ref());
+    selectors.all(|selector| translation::is_judged_alike(&old.metadata, &new.metadata, selector))
+}
+
+/// The outputs that the object of this key touches as it stands in this world, to this extent.
+#[must_use]
+pub fn affected(key: &Key, extent: Extent, world: &World) -> Affected {
     let mut out = Affected::new();
-    if let Some(object) = world.get(key) {
-        touch(key, object, world, &mut out);
+    match (extent, world.get(key)) {
+        (Extent::Nothing, _) | (_, None) => {}
+        (Extent::Own, Some(object)) => touch(key, object, world, &mut out),
+        (Extent::All, Some(_)) => everything(world, &mut out),
     }
     out
 }
@@ -71,7 +119,6 @@ fn touch(key: &Key, object: &Object, world: &World, out: &mut Affected) {
             }
         }
         Object::EndpointSlice(object) => slice(key, object, world, out),
-        Object::Namespace(_) if key.name == world.mesh().root_namespace => everything(world, out),
         Object::Namespace(_) => namespace(&key.name, world, out),
         Object::Node(node) => {
             if node.status.ips().next().is_some() {

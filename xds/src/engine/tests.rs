@@ -94,8 +94,8 @@ fn any_manifest() -> impl Strategy<Value = String> {
         10 => prop_oneof![
         (namespace(), name(), prop::sample::select(vec!["AuthorizationPolicy", "RequestAuthentication"]), prop::sample::select(vec![("Service", "x"), ("ServiceEntry", "x"), ("Gateway", "way")]))
             .prop_map(|(namespace, name, kind, (target, of))| format!("apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: {target}, name: {of}}}]}}\n")),
-        (namespace(), prop::sample::select(vec!["{}", "{istio.io/dataplane-mode: ambient}", "{topology.istio.io/network: other}"]))
-            .prop_map(|(namespace, labels)| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {labels}}}\n")),
+        (namespace(), prop::sample::select(vec!["{}", "{istio.io/dataplane-mode: ambient}", "{topology.istio.io/network: other}", "{team: one}", "{team: two, note: b}", "{istio.io/ingress-use-waypoint: 'true'}"]), prop::sample::select(vec!["{}", "{note: a}", "{networking.istio.io/traffic-distribution: PreferClose}", "{istio.io/use-waypoint-canary-weight: '30'}"]))
+            .prop_map(|(namespace, labels, annotations)| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {labels}, annotations: {annotations}}}\n")),
         (node(), prop::sample::select(vec!["{}", "{tulle.dev/enrolment: derived}"]), prop::sample::select(vec!["r1", "r2"]))
             .prop_map(|(node, annotations, region)| format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}, annotations: {annotations}, labels: {{topology.kubernetes.io/region: {region}}}}}\n")),
         (namespace(), name(), app(), ip(), node(), created(), prop::sample::select(vec!["Running", "Pending", "Failed"]), prop::sample::select(vec!["", "u1", "u2"])).prop_map(|(namespace, name, app, ip, node, created, phase, uid)| format!(
@@ -150,6 +150,7 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
             "Same",
             "All",
             "{from: Selector, selector: {matchLabels: {istio.io/dataplane-mode: ambient}}}",
+            "{from: Selector, selector: {matchExpressions: [{key: team, operator: In, values: [two]}]}}",
         ])
     };
     let kind = || prop::sample::select(vec!["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"]);
@@ -177,6 +178,7 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
             "{istio.io/use-waypoint: way}",
             "{istio.io/use-waypoint: none}",
             "{istio.io/use-waypoint: other, istio.io/use-waypoint-namespace: a}",
+            "{istio.io/use-waypoint: other, istio.io/use-waypoint-namespace: a, team: two}",
             "{istio.io/use-waypoint: way, istio.io/use-waypoint-canary: other, istio.io/dataplane-mode: ambient}",
         ])
     };
@@ -214,9 +216,50 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
     ]
 }
 
-/// A step: some objects set or removed at once.
-fn any_step() -> impl Strategy<Value = Vec<(bool, String)>> {
-    prop::collection::vec((prop::bool::weighted(0.25), any_manifest()), 1..4)
+/// What a source tells at once.
+#[derive(Debug, Clone)]
+enum Told {
+    /// Some objects are set or removed.
+    Changes(Vec<(bool, String)>),
+    /// It was read anew: everything there is, once more.
+    Relist,
+    /// The same as the last time.
+    Again,
+}
+
+/// Steps of one history, and changes of one step: up to 200 events, beside what is told again.
+const STEPS_MAX: usize = 40;
+const CHANGES_MAX: usize = 5;
+
+fn any_step() -> impl Strategy<Value = Told> {
+    let change = (prop::bool::weighted(0.25), any_manifest());
+    prop_oneof![
+        10 => prop::collection::vec(change, 1..=CHANGES_MAX).prop_map(Told::Changes),
+        1 => Just(Told::Relist),
+        1 => Just(Told::Again),
+    ]
+}
+
+impl Told {
+    /// The events it means after `last`, in this world, which becomes what it is afterwards.
+    fn events(&self, last: &[Event], world: &mut BTreeMap<Key, Arc<Object>>) -> Vec<Event> {
+        let changes = match self {
+            Self::Changes(changes) => changes,
+            Self::Relist => return world.values().cloned().map(set).collect(),
+            Self::Again => return last.to_vec(),
+        };
+        let changed = changes.iter().map(|(remove, text)| {
+            let object = objects(text).remove(0);
+            if *remove {
+                world.remove(&object.key());
+                gone(object.key())
+            } else {
+                world.insert(object.key(), object.clone());
+                set(object)
+            }
+        });
+        changed.collect()
+    }
 }
 
 /// The cut once node proxies have heard of everything: what waypoints keep until then depends on the past.
@@ -332,24 +375,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
-    fn steps_lead_where_a_fresh_start_leads(steps in prop::collection::vec(any_step(), 1..40)) {
+    fn steps_lead_where_a_fresh_start_leads(steps in prop::collection::vec(any_step(), 1..=STEPS_MAX)) {
         // One of them lets drains go on for several turns, the other ends them at once and is compared after every step.
         let (mut engine, mut prompt) = (Engine::new(MeshConfig::default()), Engine::new(MeshConfig::default()));
         let mut world: BTreeMap<Key, Arc<Object>> = BTreeMap::new();
         let mut replays: BTreeMap<ResourceType, Replay> = BTreeMap::new();
+        let mut last = Vec::new();
         for (number, step) in steps.iter().enumerate() {
-            let mut events = Vec::new();
-            for (remove, text) in step {
-                let object = objects(text).remove(0);
-                if *remove {
-                    world.remove(&object.key());
-                    events.push(gone(object.key()));
-                } else {
-                    world.insert(object.key(), object.clone());
-                    events.push(set(object));
-                }
-            }
-            let events = batch(events);
+            last = step.events(&last, &mut world);
+            let events = batch(last.clone());
             engine.apply(events.clone());
             prompt.apply(events);
             let mut fresh = Engine::new(MeshConfig::default());

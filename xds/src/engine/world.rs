@@ -177,7 +177,8 @@ impl World {
                 let causes: Vec<String> = faults.iter().map(ToString::to_string).collect();
                 self.refused(&causes.join("; "))
             }
-            Reading::Skipped(fault) | Reading::Unknown(fault) => self.refused(&fault.to_string()),
+            Reading::Skipped(unread) => self.refused(&unread.fault.to_string()),
+            Reading::Unknown { fault, .. } => self.refused(&fault.to_string()),
         }
     }
 

@@ -36,7 +36,7 @@ impl Collect for Observed {
     const METRICS: &'static [Descriptor] = &[
         Descriptor::gauge(
             "tulle_xds_head_seq",
-            "Number of the newest cut of the configuration",
+            "Number of the newest cut of the configuration, the same for all types",
         ),
         Descriptor::gauge("tulle_xds_config_generation", "Generation of the configuration"),
         Descriptor::gauge(
@@ -55,7 +55,7 @@ impl Collect for Observed {
         Descriptor::gauge("tulle_xds_resources", "Resources served").by::<TypeLabel>(),
         Descriptor::gauge(
             "tulle_xds_stream_lag_seconds",
-            "Longest wait for a client's answer, to the millisecond",
+            "Age of the oldest change that a client has not accepted, to the millisecond",
         ),
         Descriptor::gauge(
             "tulle_xds_stream_lag_changes",
@@ -162,7 +162,7 @@ fn issuer(keeper: &Keeper, scrape: &mut Scrape<'_>) -> fmt::Result {
 /// How far the client is that is furthest behind, by time and by changes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Lag {
-    /// How long its oldest unanswered response waits, in whole milliseconds.
+    /// Age of the oldest change that it lacks, in whole milliseconds.
     pub(crate) wait: Duration,
     /// Resources and removals that it lacks.
     pub(crate) changes: usize,

@@ -66,6 +66,8 @@ pub struct Session<S> {
     epoch: u64,
     viewer: Viewer,
     cut: S,
+    /// When the oldest of the cuts that came since was published.
+    newer_since: Option<Instant>,
     /// Part of the cut has been sent, so that the rest goes out before a newer one. Until then changes accumulate.
     begun: bool,
     nonces: u64,
@@ -84,6 +86,8 @@ pub struct Behind {
     pub changes: usize,
     /// Responses left of what a client is told that began with nothing, or with digests that differ.
     pub opening: usize,
+    /// Since when the oldest of the changes is owed: since its cut was published, or since it was asked for.
+    pub since: Option<Instant>,
 }
 
 impl<S: Store> Session<S> {
@@ -93,6 +97,7 @@ impl<S: Store> Session<S> {
             epoch,
             viewer,
             cut,
+            newer_since: None,
             begun: false,
             nonces: 0,
             types: BTreeMap::new(),
@@ -123,6 +128,7 @@ impl<S: Store> Session<S> {
             Some(state) => {
                 state.delivery.on_answer(&request.nonce, request.error.as_ref());
                 state.change(ty, request, &self.cut, &self.viewer)?;
+                state.owe_since(None);
             }
         }
         Ok(())
@@ -141,8 +147,21 @@ impl<S: Store> Session<S> {
         Ok(())
     }
 
+    /// Notes since when the client is owed what it lacks: what a newer cut brings since that was published, what it asked
+    /// for since now. It ages whether it can be sent or not.
+    pub fn look(&mut self, head: &S, now: Instant) {
+        for state in self.types.values_mut().filter(|state| state.owed_since.is_none()) {
+            state.owe_since(Some(now));
+        }
+        if head.sequence() > self.cut.sequence() {
+            self.newer_since
+                .get_or_insert_with(|| head.published().unwrap_or(now));
+        }
+    }
+
     /// The next response, if there is one that may be sent now.
     pub fn poll_send(&mut self, head: &S, now: Instant) -> Option<Response> {
+        self.look(head, now);
         if let Some((type_url, owed)) = self.unknown.iter_mut().find(|(_, owed)| **owed) {
             *owed = false;
             let type_url = type_url.clone();
@@ -182,11 +201,13 @@ impl<S: Store> Session<S> {
         if self.begun || head.sequence() <= self.cut.sequence() {
             return;
         }
+        let since = self.newer_since.take().or_else(|| head.published());
         for (ty, state) in &mut self.types {
             if state.takes_steps()
                 && let Some(step) = head.step(&self.cut, &self.viewer, *ty).filter(|step| step.fits())
             {
                 state.queue.take_step(step);
+                state.owe_since(since);
                 continue;
             }
             let refused = |slot: &Slot| state.delivery.was_rejected(&slot.name, &slot.version);
@@ -194,12 +215,17 @@ impl<S: Store> Session<S> {
             if !state.subscription.is_on_demand() {
                 let same = (&state.subscription, &state.subscription);
                 push::difference(*ty, cuts, viewer, same, refused, queue);
+                state.owe_since(since);
                 continue;
             }
             let mut next = state.subscription.clone();
             next.set_along(Arc::new(head.along(viewer, *ty, next.names())));
+            if next.along() != state.subscription.along() {
+                next.set_told_by(head.sequence());
+            }
             push::difference(*ty, cuts, viewer, (&state.subscription, &next), refused, queue);
             state.subscription = next;
+            state.owe_since(since);
         }
         self.note_again(head);
         self.cut = head.clone();
@@ -238,7 +264,8 @@ impl<S: Store> Session<S> {
         self.begun = true;
         let response = self.response(ty.type_url().into(), taken, is_opening);
         let state = self.types.get_mut(&ty)?;
-        state.delivery.on_sent(&response, now);
+        state.delivery.on_sent(&response, state.owed_since.unwrap_or(now));
+        state.owe_since(None);
         Some(response)
     }
 
@@ -290,9 +317,13 @@ impl<S: Store> Session<S> {
             },
             false => 0,
         };
+        let newer_since = self.newer_since.or_else(|| head.published());
+        let newer_since = newer_since.filter(|_| newer > 0);
+        let since = [state.delivery.waiting_since(), state.owed_since, newer_since];
         Behind {
             changes: state.delivery.unacked_changes() + state.queue.len() + newer,
             opening: state.queue.opening_left(),
+            since: since.into_iter().flatten().min(),
         }
     }
 

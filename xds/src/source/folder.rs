@@ -28,6 +28,8 @@ pub(crate) mod parse;
 pub(crate) mod scan;
 pub(crate) mod watcher;
 
+pub use scan::DIRECTORIES_DEEP_MAX;
+
 /// A scan starts once nothing happened for this long …
 const QUIET: Duration = Duration::from_millis(20);
 /// … and at the latest this long after the first event.

@@ -6,7 +6,7 @@ use tulle_k8s::translate::condition::{Condition, PROGRAMMED, Status};
 use tulle_model::Str;
 
 use crate::serve::admit::Kind as ClientKind;
-use crate::serve::session::Store as _;
+use crate::serve::push::wants;
 use crate::serve::viewer::Viewer;
 use crate::snapshot::{ObjectStatus, ResourceType, Slot, Snapshot};
 use crate::status::{ClientStatus, TypeStatus};
@@ -137,13 +137,10 @@ fn answer(snapshot: &Arc<Snapshot>, client: &ClientStatus, slots: &[(ResourceTyp
     let viewer = viewer.with(client.features);
     let mut concerned = slots
         .iter()
-        .filter(|(ty, slot)| snapshot.lets(&viewer, *ty, slot) && snapshot.covers(&viewer, *ty, slot))
         .filter_map(|(ty, slot)| {
-            Some((
-                *ty,
-                *slot,
-                client.types.get(ty.type_url()).filter(|state| state.wildcard)?,
-            ))
+            let state = client.types.get(ty.type_url())?;
+            let wanted = wants(*ty, snapshot, &viewer, &state.subscription, slot);
+            wanted.then_some((*ty, *slot, state))
         })
         .peekable();
     if concerned.peek().is_none() {
@@ -156,7 +153,9 @@ fn answer(snapshot: &Arc<Snapshot>, client: &ClientStatus, slots: &[(ResourceTyp
         if let Some(rejection) = rejection.find(|one| *one.version == *slot.version) {
             return Answer::Rejected(rejection.text.clone());
         }
-        let told = state.acked.is_some_and(|acked| acked >= slot.sequence);
+        let told = state
+            .acked
+            .is_some_and(|acked| state.subscription.has_by(acked, slot));
         pending |= !(told || state.behind == 0 && state.unacked == 0 && state.head >= slot.sequence);
     }
     if pending { Answer::Pending } else { Answer::Acked }

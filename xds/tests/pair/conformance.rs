@@ -1,5 +1,7 @@
 //! The conformance cases, by their numbers. Each also says that no more is sent than needed.
 
+#[path = "conformance/age.rs"]
+mod age;
 #[path = "conformance/classical.rs"]
 mod classical;
 #[path = "conformance/flow.rs"]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tulle_model::Str;
@@ -21,6 +22,7 @@ struct Content {
     /// Resources in one chunk, where tables are told in chunks.
     chunk: Option<usize>,
     sequence: u64,
+    published: Option<Instant>,
     slots: BTreeMap<(ResourceType, Str), Arc<Slot>>,
     log: Vec<(u64, ResourceType, Str)>,
     forgotten: u64,
@@ -29,6 +31,10 @@ struct Content {
 impl Store for Cut {
     fn sequence(&self) -> u64 {
         self.0.sequence
+    }
+
+    fn published(&self) -> Option<Instant> {
+        self.0.published
     }
 
     fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {
@@ -88,6 +94,12 @@ impl Cut {
     pub(crate) fn in_chunks_of(mut self, resources: usize) -> Self {
         Arc::make_mut(&mut self.0).chunk = Some(resources);
         self
+    }
+
+    /// The next cut with these edits, published at this time.
+    pub(crate) fn edit_at(&mut self, published: Instant, edits: impl IntoIterator<Item = Edit>) {
+        Arc::make_mut(&mut self.0).published = Some(published);
+        self.edit(edits);
     }
 
     /// The next cut with these edits.

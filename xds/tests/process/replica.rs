@@ -156,6 +156,15 @@ fn many(process: &Process) {
     process.write("many.yaml", &entries.join("---"));
 }
 
+/// Bytes that it told clients.
+async fn bytes(process: &Process) -> f64 {
+    let of = async |encoding: &str| {
+        let name = format!("tulle_xds_response_bytes_total{{encoding=\"{encoding}\"}}");
+        process.metric(&name).await
+    };
+    of("identity").await + of("gzip").await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_replicas_serve_the_same_versions_and_a_proxy_moves_for_the_price_of_the_differences() {
     let owner = Process::start();
@@ -193,23 +202,15 @@ async fn two_replicas_serve_the_same_versions_and_a_proxy_moves_for_the_price_of
     switch.turn_to(&replica);
     // Roots, policies and addresses, each as digests or as a list of versions.
     reach(line!(), async || came_back(&replica).await >= 3.0).await;
+    let status = replica.status().await.expect("a status");
+    let (client, this) = (&status["clients"][0], &status["replicas"][0]["name"]);
+    assert_eq!(
+        (&client["replica"], &client["identity"]),
+        (this, &"spiffe://cluster.local/node/n1".into())
+    );
     assert_eq!(begun(&replica, "fresh").await, 0.0);
     assert_eq!(begun(&replica, "buckets").await, 0.0);
-    let all = owner
-        .metric("tulle_xds_response_bytes_total{encoding=\"identity\"}")
-        .await
-        + owner
-            .metric("tulle_xds_response_bytes_total{encoding=\"gzip\"}")
-            .await;
-    let moved = async || {
-        replica
-            .metric("tulle_xds_response_bytes_total{encoding=\"identity\"}")
-            .await
-            + replica
-                .metric("tulle_xds_response_bytes_total{encoding=\"gzip\"}")
-                .await
-    };
-    let told = moved().await;
+    let (all, told) = (bytes(&owner).await, bytes(&replica).await);
     assert!(told * 4.0 < all, "{told} of {all} bytes for nothing new");
 
     // What changes now is told by the replica, though the owner alone writes it down.
@@ -245,7 +246,19 @@ async fn a_replica_serves_on_and_takes_edits_while_nobody_owns_the_folder() {
     replica.ready().await;
     serve_the_same(&owner, &replica).await;
     let before = replica.versions().await;
+    let servers = async |process: &Process| process.status().await.expect("a status")["replicas"].clone();
+    let (told, own) = (servers(&replica).await, servers(&owner).await);
+    assert_eq!((&told[0]["role"], &told[1]), (&"replica".into(), &own[0]));
+    assert_eq!(
+        (&own[0]["role"], own.as_array().map(Vec::len)),
+        (&"owner".into(), Some(1))
+    );
     let folder = owner.stop().await;
+    assert_eq!(
+        servers(&replica).await,
+        json!([told[0]]),
+        "nobody owns the folder now"
+    );
     assert_eq!(
         replica.versions().await,
         before,

@@ -119,7 +119,7 @@ const JWT: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJwbGFudGVkIn0.cGxhbnRlZC1zaWdu
 const WRONG_TOKEN: &str = "tulle-planted-wrong-token";
 
 /// What is planted beside credentials.
-const PLANTED: [&str; 8] = [
+const PLANTED: [&str; 22] = [
     ENCODED,
     "planted-encoded",
     "planted-plain",
@@ -128,7 +128,54 @@ const PLANTED: [&str; 8] = [
     WRONG_TOKEN,
     JWT,
     "cGxhbnRlZC1zaWduYXR1cmU",
+    "planted-nameless",
+    "planted-elsewhere",
+    "planted-misspelt",
+    "planted-listed",
+    "planted-json",
+    "planted-scalar",
+    "planted-nested",
+    "planted-number",
+    "planted-invalid",
+    "planted-refused",
+    "planted-twice",
+    "planted-again",
+    "plantedAnnotated",
+    PEM_ENCODED,
 ];
+
+/// A private key in base64, as in the data of a secret: `planted` stands in it.
+const PEM_ENCODED: &str =
+    "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCnBsYW50ZWQKLS0tLS1FTkQgUFJJVkFURSBLRVktLS0tLQo=";
+
+/// Secrets in places where nobody looks for them: of no name, of another group or kind, of a form that is refused.
+fn odd_files() -> Vec<(&'static str, String)> {
+    let secret = |name: &str, more: &str| {
+        format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: shop}}\n{more}\n")
+    };
+    let plain = |name: &str, planted: &str| secret(name, &format!("stringData: {{password: {planted}}}"));
+    let item = "{apiVersion: v1, kind: Secret, metadata: {name: l}, stringData: {a: planted-listed}}";
+    let annotated = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: annotated\n  annotations:\n    key: |\n    {}data:\n  key: {PEM_ENCODED}\n",
+        pem("plantedAnnotated")
+            .replace("\n    ", "\n      ")
+            .replacen("-----", "  -----", 1),
+    );
+    vec![
+        ("nameless.yaml", plain("Not_A_Name", "planted-nameless")),
+        ("elsewhere.yaml", plain("e", "planted-elsewhere").replace("apiVersion: v1", "apiVersion: keys.example/v1")),
+        ("misspelt.yaml", plain("m", "planted-misspelt").replace("kind: Secret", "kind: Secrett")),
+        ("listed.yaml", format!("apiVersion: v1\nkind: List\nitems: [{item}]\n")),
+        ("plain.json", r#"{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "j"}, "stringData": {"a": "planted-json"}}"#.to_owned()),
+        ("scalar.yaml", secret("s", "stringData: planted-scalar")),
+        ("nested.yaml", secret("n", "data: {ca.crt: {a: planted-nested}}")),
+        ("number.yaml", secret("i", "data: [planted-number, 7]")),
+        ("invalid.yaml", secret("b", "data: {ca.crt: '%planted-invalid%'}")),
+        ("refused.yaml", plain("r", "planted-refused").replace("namespace: shop", "namespace: shop, labels: {a: 1}")),
+        ("twice.yaml", plain("tls", "planted-twice")),
+        ("annotated.yaml", annotated),
+    ]
+}
 
 fn files() -> [(&'static str, String); 5] {
     let secret = format!(
@@ -178,6 +225,16 @@ async fn r506_no_secret_is_logged_shown_or_recorded() {
             .is_some_and(|answer| answer.starts_with("HTTP/1.1 200"))
     })
     .await;
+    for (name, text) in odd_files() {
+        write(&process.path("config"), name, &text);
+    }
+    write(
+        &process.path("config"),
+        "again.yaml",
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: a}\nstringData: {a: planted-again}\n",
+    );
+    until(async || process.path("state/status/_files/refused.yaml.yaml").exists()).await;
+    fs::remove_file(process.path("config/again.yaml")).unwrap();
     write(&process.path("config"), "broken.yaml", BROKEN);
     let told = process.path("state/status/_files/broken.yaml.yaml");
     until(async || told.exists()).await;

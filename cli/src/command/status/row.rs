@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tulle_model::Reason;
 
-use super::served::{Progress, Served, Who};
+use super::served::{Progress, Served, Stream, Who};
 use crate::running::Component;
 
 /// One row of the table.
@@ -20,8 +20,17 @@ pub(super) struct Row {
     pub(super) sync: Option<String>,
     /// Resources and removals that it lacks, by the same account.
     pub(super) behind: Option<usize>,
-    /// How long its oldest answer is owed.
+    /// Age of the oldest of them.
     pub(super) lag_ms: Option<u64>,
+    /// What the control plane knows of it: identity, features, since when it is connected, and to which replica.
+    #[serde(flatten)]
+    pub(super) stream: Option<Stream>,
+    /// Of a control plane: itself and the owner of its state folder.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) replicas: Vec<Value>,
+    /// Of a control plane: how far each kind of object is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) sources: Vec<Value>,
     pub(super) connections: Option<usize>,
     pub(super) certificates: Option<usize>,
     pub(super) next_expiry: Option<String>,
@@ -97,6 +106,7 @@ impl Row {
         self.behind = Some(progress.behind);
         self.lag_ms = u64::try_from(progress.lag.as_millis()).ok();
         self.generation = progress.generation;
+        self.stream.clone_from(&progress.stream);
         if progress.is_late() {
             let (code, lacking) = (Reason::ConfigStale.code(), progress.lacking());
             self.findings.push(format!(
@@ -108,6 +118,28 @@ impl Row {
             State::Ok | State::Connected if progress.is_behind() => State::Applying,
             state => state,
         };
+    }
+
+    /// The control plane that serves it, or that it is.
+    fn replica(&self) -> Option<&str> {
+        let own = self.replicas.first().and_then(|own| own["name"].as_str());
+        own.or_else(|| self.stream.as_ref().map(|stream| stream.replica.as_str()))
+    }
+
+    /// `owner`, or whose replica it is.
+    pub(super) fn role(&self) -> Option<String> {
+        let (own, owner) = (self.replicas.first()?, self.replicas.get(1));
+        let name = own["name"].as_str()?;
+        Some(
+            match (
+                own["role"] == "replica",
+                owner.and_then(|owner| owner["name"].as_str()),
+            ) {
+                (false, _) => format!("{name} owns its state folder"),
+                (true, Some(owner)) => format!("{name} is a replica; {owner} owns the state folder"),
+                (true, None) => format!("{name} is a replica, and no control plane owns the state folder"),
+            },
+        )
     }
 
     /// Adds the certificates of a proxy's dump.
@@ -178,9 +210,12 @@ pub(super) fn table(rows: &[Row]) -> comfy_table::Table {
         "CONNS",
         "CERTS",
         "NEXT-EXPIRY",
+        "CONNECTED-SINCE",
+        "REPLICA",
         "STATE",
     ];
     let mut table = crate::output::table(&header);
+    let said = |text: Option<&str>| text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned();
     let number = |value: Option<usize>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     for row in rows {
         table.add_row([
@@ -197,6 +232,8 @@ pub(super) fn table(rows: &[Row]) -> comfy_table::Table {
             number(row.connections),
             number(row.certificates),
             row.next_expiry.clone().unwrap_or_else(|| "-".to_owned()),
+            said(row.stream.as_ref().map(|stream| stream.connected_since.as_str())),
+            said(row.replica()),
             <&str>::from(row.state).to_owned(),
         ]);
     }
@@ -227,6 +264,57 @@ mod tests {
         let late = &elsewhere(&served(60_000), &[])[0];
         assert_eq!(late.state, State::Attention);
         assert!(late.findings[0].starts_with("T0204"), "{late:?}");
+    }
+
+    #[test]
+    fn a_row_says_who_it_is_and_who_serves_it_since_when() {
+        let client = |since: &str| {
+            json!({"node": "n9", "kind": "ztunnel", "version": "0.4.0", "address": null, "types": {}, "rejections": [],
+                "identity": "spiffe://td/node/n9", "replica": "m:15012", "features": {"trust": true, "dryRun": false}, "connectedSince": since})
+        };
+        let clients = [client("2026-01-01T00:00:00Z"), client("2026-01-02T00:00:00Z")];
+        let page =
+            json!({"head": 3, "source": {"generation": 4}, "clients": clients, "more": {"clients": 0}});
+        let rows = elsewhere(&serde_json::from_value(page).unwrap(), &[]);
+        let told = serde_json::to_value(&rows).unwrap();
+        let told = |name: &str| told[0][name].clone();
+        assert_eq!(told("identity"), "spiffe://td/node/n9");
+        assert_eq!(
+            (told("replica"), told("features")),
+            (json!("m:15012"), json!(["trust"]))
+        );
+        assert_eq!(
+            told("connected_since"),
+            "2026-01-01T00:00:00Z",
+            "of the older one of both"
+        );
+        let line = table(&rows).to_string();
+        assert!(
+            line.contains("m:15012") && line.contains("2026-01-01T00:00:00Z"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_control_plane_says_who_owns_the_state_folder() {
+        let role = |replicas: Value| {
+            let row = Row {
+                replicas: replicas.as_array().unwrap().clone(),
+                ..Row::default()
+            };
+            row.role().unwrap_or_default()
+        };
+        let (a, b) = (
+            json!({"name": "a", "role": "owner"}),
+            json!({"name": "b", "role": "replica"}),
+        );
+        assert_eq!(role(json!([a])), "a owns its state folder");
+        assert_eq!(role(json!([b, a])), "b is a replica; a owns the state folder");
+        assert_eq!(
+            role(json!([b])),
+            "b is a replica, and no control plane owns the state folder"
+        );
+        assert_eq!(role(json!([])), "", "an older one does not say");
     }
 
     #[test]

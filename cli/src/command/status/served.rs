@@ -5,10 +5,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
-/// An answer that is owed for longer is a finding: the proxy goes on with what it had.
+/// A change that is lacking for longer is a finding: the proxy goes on with what it had.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Everyone who is connected to the control plane.
@@ -34,10 +34,19 @@ struct Source {
 
 /// One stream of a client.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Client {
     pub(super) node: String,
     pub(super) kind: String,
     pub(super) version: String,
+    #[serde(default)]
+    pub(super) identity: String,
+    #[serde(default)]
+    pub(super) replica: String,
+    #[serde(default)]
+    pub(super) features: BTreeMap<String, bool>,
+    #[serde(default)]
+    pub(super) connected_since: String,
     address: Option<SocketAddr>,
     types: BTreeMap<String, Type>,
     rejections: Vec<IgnoredAny>,
@@ -67,15 +76,30 @@ pub(super) enum Who {
     Instance(Option<IpAddr>),
 }
 
+/// What the control plane knows of those that a row stands for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Stream {
+    /// Whom its credential names.
+    pub(super) identity: String,
+    /// The control plane that serves it.
+    pub(super) replica: String,
+    /// What it announced that it understands.
+    pub(super) features: Vec<String>,
+    /// Since when the oldest of its streams stands, RFC 3339.
+    pub(super) connected_since: String,
+}
+
 /// How far those are that a row stands for: a proxy and its successor during an upgrade.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
     streams: usize,
+    /// Of the newest stream, if there is one.
+    pub(super) stream: Option<Stream>,
     /// Resources and removals that they lack.
     pub(super) behind: usize,
     unacked: usize,
     rejected: usize,
-    /// How long the oldest answer is owed.
+    /// Age of the oldest of them.
     pub(super) lag: Duration,
     /// The generation in force at all of them, where that is known.
     pub(super) generation: Option<u64>,
@@ -121,6 +145,7 @@ impl Served {
         let mut is_at_head = true;
         for client in clients {
             progress.streams += 1;
+            progress.stream = Some(client.stream(progress.stream.take()));
             progress.rejected += client.rejections.len();
             for ty in client.types.values() {
                 progress.behind += ty.behind;
@@ -137,6 +162,18 @@ impl Served {
 }
 
 impl Client {
+    /// What is known of it, beside an older stream of the same.
+    fn stream(&self, older: Option<Stream>) -> Stream {
+        let features = self.features.iter().filter(|(_, has)| **has);
+        let since = older.map(|older| older.connected_since);
+        Stream {
+            identity: self.identity.clone(),
+            replica: self.replica.clone(),
+            features: features.map(|(name, _)| name.clone()).collect(),
+            connected_since: since.unwrap_or_else(|| self.connected_since.clone()),
+        }
+    }
+
     fn who(&self) -> Who {
         if self.kind == "waypoint" {
             return Who::Instance(self.address.map(|address| address.ip().to_canonical()));
@@ -159,7 +196,7 @@ impl Progress {
         self.lag > ANSWERS_WITHIN
     }
 
-    /// `12 changes, 340 ms`: what is lacking, and for how long the oldest answer is owed.
+    /// `12 changes, 340 ms`: what is lacking, and the age of the oldest of it.
     pub(super) fn lacking(&self) -> String {
         let plural = if self.behind == 1 { "" } else { "s" };
         format!("{} change{plural}, {} ms", self.behind, self.lag.as_millis())

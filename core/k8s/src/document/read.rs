@@ -1,6 +1,6 @@
 //! One document's text into its tree, without recursion and within limits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_saphyr::granit_parser::{Event, Parser, ScalarStyle, ScanError, Tag};
 
@@ -62,14 +62,25 @@ enum OpenKind {
     Sequence(Vec<Node>),
     Mapping {
         fields: Vec<(Field, Node)>,
+        /// Their names, once they are too many to be searched one by one.
+        names: Option<HashSet<String>>,
         key: Option<Field>,
         merged: Vec<Node>,
     },
 }
 
+/// The name of a field that stands for all fields of its value.
+const MERGE: &str = "<<";
+
+/// Fields of a mapping among which a name is searched one by one.
+const FIELDS_SEARCHED_MAX: usize = 32;
+
 struct Builder {
     lines_before: u64,
     nodes_left: usize,
+    /// Nodes that were copied; each was paid for before.
+    #[cfg(test)]
+    copied: usize,
     open: Vec<Open>,
     anchors: HashMap<usize, Node>,
     root: Option<Node>,
@@ -83,6 +94,8 @@ impl Builder {
         Self {
             lines_before: part.lines_before,
             nodes_left,
+            #[cfg(test)]
+            copied: 0,
             open,
             anchors,
             root: None,
@@ -117,6 +130,7 @@ impl Builder {
             Event::MappingStart(_, anchor, _) => {
                 let kind = OpenKind::Mapping {
                     fields: Vec::new(),
+                    names: None,
                     key: None,
                     merged: Vec::new(),
                 };
@@ -139,13 +153,24 @@ impl Builder {
 
     fn key(&mut self, name: String, place: Place) -> Result<(), Fault> {
         let Some(Open {
-            kind: OpenKind::Mapping { fields, key, .. },
+            kind: OpenKind::Mapping {
+                fields, names, key, ..
+            },
             ..
         }) = self.open.last_mut()
         else {
             return Ok(());
         };
-        if fields.iter().any(|(field, _)| field.name == name) {
+        if names.is_none() && fields.len() >= FIELDS_SEARCHED_MAX {
+            *names = Some(fields.iter().map(|(field, _)| field.name.clone()).collect());
+        }
+        let is_there = match names {
+            // Several mappings may be merged into one.
+            _ if name == MERGE => false,
+            Some(names) => !names.insert(name.clone()),
+            None => fields.iter().any(|(field, _)| field.name == name),
+        };
+        if is_there {
             let cause = format!("the field `{name}` stands here for the second time");
             return Err(Fault::new(place, cause, "keep one of the two"));
         }
@@ -178,7 +203,7 @@ impl Builder {
             OpenKind::Mapping {
                 mut fields, merged, ..
             } => {
-                merged.iter().for_each(|node| merge(&mut fields, node));
+                merge(&mut fields, &merged);
                 Value::Mapping(fields)
             }
         };
@@ -186,18 +211,26 @@ impl Builder {
     }
 
     fn alias(&mut self, anchor: usize, place: Place) -> Result<(), Fault> {
-        let Some(mut node) = self.anchors.get(&anchor).cloned() else {
-            return Err(Fault::new(
-                place,
-                "an alias to something that is still open",
-                "write the value out",
-            ));
+        let open = || {
+            let cause = "an alias to something that is still open";
+            Fault::new(place, cause, "write the value out")
         };
-        if depth(&node) + self.open.len() > DEPTH_MAX {
+        let (depth, nodes) = self
+            .anchors
+            .get(&anchor)
+            .map(|node| (depth(node), count(node)))
+            .ok_or_else(open)?;
+        if depth + self.open.len() > DEPTH_MAX {
             let cause = format!("aliases nest values more than {DEPTH_MAX} deep");
             return Err(Fault::new(place, cause, "write the values out"));
         }
-        self.spend(count(&node), place)?;
+        // Paid for before it is copied: what is too large costs no more than what fits.
+        self.spend(nodes, place)?;
+        let mut node = self.anchors.get(&anchor).ok_or_else(open)?.clone();
+        #[cfg(test)]
+        {
+            self.copied += count(&node);
+        }
         node.place = place;
         if self.expects_key() {
             let Value::Text(name) = node.value else {
@@ -217,12 +250,18 @@ impl Builder {
         if anchor != 0 {
             self.spend(count(&node), node.place)?;
             self.anchors.insert(anchor, node.clone());
+            #[cfg(test)]
+            {
+                self.copied += count(&node);
+            }
         }
         match self.open.last_mut().map(|open| &mut open.kind) {
             None => self.root = Some(node),
             Some(OpenKind::Sequence(items)) => items.push(node),
-            Some(OpenKind::Mapping { fields, key, merged }) => match key.take() {
-                Some(field) if field.name == "<<" => merged.push(node),
+            Some(OpenKind::Mapping {
+                fields, key, merged, ..
+            }) => match key.take() {
+                Some(field) if field.name == MERGE => merged.push(node),
                 Some(field) => fields.push((field, node)),
                 None => {
                     return Err(Fault::new(
@@ -250,13 +289,21 @@ impl Builder {
     }
 }
 
-/// Takes over the fields of a merged mapping that are not there yet.
-fn merge(fields: &mut Vec<(Field, Node)>, from: &Node) {
+/// Takes over the fields of merged mappings that are not there yet.
+fn merge(fields: &mut Vec<(Field, Node)>, merged: &[Node]) {
+    if merged.is_empty() {
+        return;
+    }
+    let mut names: HashSet<String> = fields.iter().map(|(field, _)| field.name.clone()).collect();
+    merged.iter().for_each(|node| take_over(fields, &mut names, node));
+}
+
+fn take_over(fields: &mut Vec<(Field, Node)>, names: &mut HashSet<String>, from: &Node) {
     if let Value::Sequence(items) = &from.value {
-        items.iter().for_each(|item| merge(fields, item));
+        items.iter().for_each(|item| take_over(fields, names, item));
     }
     for (field, node) in from.fields() {
-        if !fields.iter().any(|(known, _)| known.name == field.name) {
+        if names.insert(field.name.clone()) {
             fields.push((field.clone(), node.clone()));
         }
     }
@@ -276,4 +323,63 @@ fn count(node: &Node) -> usize {
 
 fn depth(node: &Node) -> usize {
     1 + children(node).map(depth).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parts;
+    use super::*;
+
+    /// Nodes that were copied until a text was read or refused, and the bound of that.
+    fn copied(text: &str) -> (usize, usize, bool) {
+        let parts = parts(text).expect("it is small enough");
+        let mut builder = Builder::new(&parts[0]);
+        let bound = builder.nodes_left;
+        let mut events = Parser::new_from_str(text).map(|event| event.expect("it is YAML"));
+        let refused = events.any(|(event, span)| {
+            let place = builder.place(span.start.line(), span.start.col());
+            builder.take(event, place).is_err()
+        });
+        (builder.copied, bound, refused)
+    }
+
+    #[test]
+    fn aliases_cost_no_more_than_the_bound_whatever_they_would_grow_to() {
+        for (width, levels) in [(10, 7), (2, 20), (400, 3)] {
+            let mut bomb = format!("a0: &a0 [{}]\n", "x, ".repeat(width));
+            for level in 1..levels {
+                let before = format!("*a{}, ", level - 1).repeat(width);
+                bomb += &format!("a{level}: &a{level} [{before}]\n");
+            }
+            let (copied, bound, refused) = copied(&bomb);
+            assert!(refused, "{width} times {levels}");
+            assert!(
+                copied <= bound && bound == bomb.len() * ALIAS_EXPANSION_MAX,
+                "{copied} of {bound}"
+            );
+        }
+        let (copied, _, refused) = copied("a: &a [x, y]\nb: [*a, *a]\n");
+        assert_eq!((copied, refused), (9, false), "once to be kept, and twice used");
+    }
+
+    #[test]
+    fn a_name_is_found_twice_among_few_and_among_many() {
+        for fields in [2, FIELDS_SEARCHED_MAX, FIELDS_SEARCHED_MAX + 1, 20_000] {
+            let text: String = (0..fields).map(|field| format!("f{field}: x\n")).collect();
+            let read = |text: &str| document(&parts(text).expect("it is small enough")[0]);
+            let node = read(&text).expect("it is read").expect("it is there");
+            assert_eq!(node.fields().len(), fields);
+            for again in [0, fields / 2, fields - 1] {
+                let twice = format!("{text}f{again}: y\n");
+                let fault = read(&twice).expect_err("it stands twice");
+                assert_eq!(fault.place.line, fields as u64 + 1);
+                let merged = format!("{text}<<: {{f{again}: y, g: z}}\n");
+                let node = read(&merged).expect("it is read").expect("it is there");
+                assert_eq!(
+                    (node.fields().len(), node.text(&format!("f{again}"))),
+                    (fields + 1, Some("x"))
+                );
+            }
+        }
+    }
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use tulle_model::Str;
 
-use super::{DEFAULT_NAMESPACE, Key, Kind, Object, Reading, stand_in, validate};
+use super::{DEFAULT_NAMESPACE, Key, Kind, Object, Reading, Unread, stand_in, validate};
 use crate::api::{Mesh, Meta};
 use crate::document::Fault;
 use crate::document::node::{Node, Value};
 use crate::schema;
 
 /// Longest name of an object.
-const NAME_BYTES_MAX: usize = 253;
+pub(super) const NAME_BYTES_MAX: usize = 253;
 /// Longest name of a namespace.
 const NAMESPACE_BYTES_MAX: usize = 63;
 
@@ -24,7 +24,19 @@ pub fn read(node: &Node) -> Reading {
     };
     match key_of(node, kind) {
         Ok(key) => known(node, key),
-        Err(fault) => Reading::Unknown(fault),
+        Err(fault) => Reading::Unknown {
+            fault,
+            may_restrict: is_strict(node, kind),
+        },
+    }
+}
+
+/// What is to be said of a document whose kind is not read; nothing of any other.
+#[must_use]
+pub fn unread(node: &Node) -> Option<Unread> {
+    match kind_of(node) {
+        Err(Reading::Skipped(unread)) => Some(*unread),
+        _ => None,
     }
 }
 
@@ -140,33 +152,22 @@ fn bad(node: &Node, key: Key, faults: Vec<Fault>) -> Reading {
 }
 
 fn kind_of(node: &Node) -> Result<Kind, Reading> {
+    let unknown = |cause: String, fix: &str| Reading::Unknown {
+        fault: Fault::new(node.place, cause, fix),
+        may_restrict: true,
+    };
     if !matches!(node.value, Value::Mapping(_)) {
         let cause = format!("the document is {}, not an object", node.describe());
-        return Err(Reading::Unknown(Fault::new(
-            node.place,
-            cause,
-            "write a manifest with apiVersion and kind",
-        )));
+        return Err(unknown(cause, "write a manifest with apiVersion and kind"));
     }
     let (Some(kind), Some(version)) = (node.text("kind"), node.text("apiVersion")) else {
+        let cause = "`apiVersion` or `kind` is missing, or no text".to_owned();
         let fix = "add both, for example `apiVersion: v1` and `kind: Service`";
-        return Err(Reading::Unknown(Fault::new(
-            node.place,
-            "`apiVersion` or `kind` is missing",
-            fix,
-        )));
+        return Err(unknown(cause, fix));
     };
     let group = version.rsplit_once('/').map_or("", |(group, _)| group);
     let known = Kind::find(kind, group).filter(|known| *known != Kind::Mesh);
-    known.ok_or_else(|| {
-        let shown: String = format!("{version} {kind}")
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(128)
-            .collect();
-        let cause = format!("{shown} is not read by this control plane");
-        Reading::Skipped(Fault::new(node.place, cause, "nothing to do if that is meant so"))
-    })
+    known.ok_or_else(|| Reading::Skipped(Box::new(Unread::of(node, version, kind, group))))
 }
 
 fn version_fault(node: &Node, kind: Kind) -> Option<Fault> {

@@ -51,10 +51,50 @@ fn a_value_that_does_not_fit_names_its_place_and_the_fix() {
 
 #[test]
 fn kinds_that_are_not_read_are_skipped() {
-    let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n";
-    assert!(matches!(reading(deployment), Reading::Skipped(_)));
-    let knative = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n";
-    assert!(matches!(reading(knative), Reading::Skipped(_)));
+    let skipped = |version: &str, kind: &str| {
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n");
+        match reading(&text) {
+            Reading::Skipped(unread) => unread,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (version, kind, weight) in [
+        ("apps/v1", "Deployment", Weight::Foreign),
+        ("serving.knative.dev/v1", "Service", Weight::Foreign),
+        ("v1", "ServiceAccount", Weight::Foreign),
+        ("v1", "Servce", Weight::Misspelt),
+        ("networking.istio.io/v1", "VirtualService", Weight::Replaced),
+        ("gateway.networking.k8s.io/v1", "HttpRoute", Weight::Misspelt),
+        ("securty.istio.io/v1", "AuthorizationPolicy", Weight::Misspelt),
+        ("security.istio.io/v1", "AuthorisationPolicy", Weight::Restricts),
+    ] {
+        assert_eq!(skipped(version, kind).weight, weight, "{version} {kind}");
+    }
+    let misspelt = skipped("gateway.networking.k8s.io/v1", "HttpRoute");
+    assert!(misspelt.fault.fix.contains("HTTPRoute"), "{}", misspelt.fault);
+}
+
+#[test]
+fn what_is_not_read_may_be_an_object_whose_kind_or_group_was_spoilt_and_no_neighbour_of_it() {
+    let may_be = |version: &str, kind: &str, key: &Key| {
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a, namespace: shop}}\n");
+        match reading(&text) {
+            Reading::Skipped(unread) => unread.may_be(key),
+            other => panic!("{other:?}"),
+        }
+    };
+    let service = Key::new(Kind::Service, "shop", "a");
+    let policy = Key::new(Kind::AuthorizationPolicy, "shop", "a");
+    assert!(may_be("v1", "Servce", &service));
+    assert!(may_be("security.istio.io/v1", "AuthorisationPolicy", &policy));
+    assert!(may_be("securty.istio.io/v1", "AuthorizationPolicy", &policy));
+    assert!(!may_be("v1", "Servce", &Key::new(Kind::Service, "shop", "b")));
+    assert!(!may_be("v1", "Servce", &policy));
+    // What stands beside an object of its name in most files.
+    assert!(!may_be("v1", "ServiceAccount", &service));
+    assert!(!may_be("apps/v1", "Deployment", &service));
+    let entry = Key::new(Kind::ServiceEntry, "shop", "a");
+    assert!(!may_be("networking.istio.io/v1", "VirtualService", &entry));
 }
 
 #[test]
@@ -63,7 +103,16 @@ fn a_name_that_is_no_name_is_not_trusted_as_a_key() {
         let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: \"{name}\"}}\n");
         let documents = documents(&text);
         if let Ok(node) = &documents[0] {
-            assert!(matches!(read(node), Reading::Unknown(_)), "{name}");
+            assert!(
+                matches!(
+                    read(node),
+                    Reading::Unknown {
+                        may_restrict: false,
+                        ..
+                    }
+                ),
+                "{name}"
+            );
         }
     }
 }

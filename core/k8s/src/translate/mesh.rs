@@ -59,22 +59,28 @@ pub struct WaypointDefaults {
 
 impl Default for MeshConfig {
     fn default() -> Self {
+        Self::rooted_in("istio-system")
+    }
+}
+
+impl MeshConfig {
+    /// The defaults of a mesh with this root namespace; what runs there is never captured.
+    #[must_use]
+    pub fn rooted_in(root_namespace: &str) -> Self {
         Self {
             cluster_id: "Kubernetes".into(),
             trust_domain: tulle_model::identity::DEFAULT_TRUST_DOMAIN.into(),
             trust_domain_aliases: Vec::new(),
             domain: "cluster.local".into(),
-            root_namespace: "istio-system".into(),
+            root_namespace: root_namespace.into(),
             network: "".into(),
             mtls_mode: MtlsMode::Permissive,
-            enrolment: MeshFacts::new("istio-system"),
+            enrolment: MeshFacts::new(root_namespace),
             providers: Vec::new(),
             waypoint: WaypointDefaults::default(),
         }
     }
-}
 
-impl MeshConfig {
     /// Whether there is a provider of this name that decides about requests.
     #[must_use]
     pub fn decides(&self, name: &str) -> bool {

@@ -24,7 +24,7 @@ pub use visibility::{visibility_of_entry, visibility_of_service};
 mod tests;
 
 /// Annotation of services and namespaces that asks for near endpoints.
-const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+pub(super) const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
 /// What stands around a service.
 #[derive(Debug, Clone, Copy)]

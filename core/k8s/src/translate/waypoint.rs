@@ -32,9 +32,17 @@ const CANARY: &str = "istio.io/use-waypoint-canary";
 /// Label with the second waypoint's namespace.
 const CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 /// Annotation with the second waypoint's share, in percent.
-const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
+pub(super) const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 /// Label of services whose ingress gateways go through the waypoint, too.
 const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
+/// Labels that a namespace has for all of its objects.
+pub(super) const INHERITED_LABELS: &[&str] = &[
+    USE_WAYPOINT,
+    USE_WAYPOINT_NAMESPACE,
+    CANARY,
+    CANARY_NAMESPACE,
+    INGRESS_USE_WAYPOINT,
+];
 /// Label of objects that belong to a waypoint or gateway.
 const MANAGED: &str = "gateway.istio.io/managed";
 /// Label of the parts of a gateway, with its name.

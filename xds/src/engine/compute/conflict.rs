@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use tulle_k8s::api::Pod;
+use tulle_k8s::translate::condition::{ADDRESS_CONFLICT, Condition};
 use tulle_k8s::translate::workload::{
     entry_addresses, entry_labels, is_over, network, pod_addresses, pod_tunnel,
 };
@@ -40,6 +41,17 @@ pub(super) fn claims(address: IpAddr, in_network: &Str, world: &World) -> Vec<Cl
         .collect();
     claims.sort();
     claims
+}
+
+/// What is said of an object whose claims are worse than others: who has its first such address, and how many there are.
+pub(super) fn lost(lost: &[(IpAddr, Key)]) -> Option<Condition> {
+    let (address, winner) = lost.first()?;
+    let further = match lost.len() - 1 {
+        0 => String::new(),
+        further => format!(", and {further} more of its addresses are taken"),
+    };
+    let message = format!("{winner} has address {address} too and wins{further}; correct one of the two");
+    Some(Condition::holds(ADDRESS_CONFLICT, "AddressConflict", message))
 }
 
 /// How good the claim of an object is; `None` if it has none after all.

@@ -145,7 +145,7 @@ pub(super) fn inline(key: &Key, world: &World) -> Vec<Part> {
         emitted: Vec::new(),
         conditions: Vec::new(),
     };
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut lost) = (BTreeSet::new(), Vec::new());
     for endpoint in entry
         .spec
         .endpoints
@@ -157,7 +157,8 @@ pub(super) fn inline(key: &Key, world: &World) -> Vec<Part> {
         let claims = address
             .map(|address| conflict::claims(address, &network, world))
             .unwrap_or_default();
-        if claims.first().is_some_and(|best| best.key != *key) {
+        if let Some(best) = claims.first().filter(|best| best.key != *key) {
+            lost.extend(address.map(|address| (address, best.key.clone())));
             continue;
         }
         let mut services = of_service_entry(key, entry, &endpoint.ports, world);
@@ -184,6 +185,7 @@ pub(super) fn inline(key: &Key, world: &World) -> Vec<Part> {
                 .filter(|condition| condition.reason.contains("nvalid")),
         );
     }
+    part.conditions.extend(conflict::lost(&lost));
     part.emitted.extend(dns(key, entry, world));
     vec![part]
 }
@@ -236,13 +238,16 @@ pub(super) fn slice(key: &Key, world: &World) -> Vec<Part> {
             .as_ref()
             .is_none_or(|target| &*target.kind != "Pod")
     };
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut lost) = (BTreeSet::new(), Vec::new());
     for endpoint in slice.endpoints.iter().filter(no_pod) {
         for address in endpoint.addresses.iter().filter_map(|text| index::address(text)) {
             let default = world.network();
             let claims = conflict::claims(address, &default, world);
-            let best = claims.first().is_none_or(|best| best.key == *key);
-            if !best || !seen.insert(address) {
+            if !seen.insert(address) {
+                continue;
+            }
+            if let Some(best) = claims.first().filter(|best| best.key != *key) {
+                lost.push((address, best.key.clone()));
                 continue;
             }
             let mut services = services.clone();
@@ -254,6 +259,7 @@ pub(super) fn slice(key: &Key, world: &World) -> Vec<Part> {
             part.emitted.push(Emitted::Workload(Arc::new(found), false));
         }
     }
+    part.conditions.extend(conflict::lost(&lost));
     vec![part]
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tulle_k8s::api::Meta;
 use tulle_k8s::api::meta::Labels;
-use tulle_k8s::translate::condition::{ADDRESS_CONFLICT, Condition};
+use tulle_k8s::translate::condition::Condition;
 use tulle_k8s::translate::waypoint::{self, Binding, Subject, Traffic};
 use tulle_k8s::translate::workload::{self, Around, entry_addresses, entry_labels, node_of, pod_addresses};
 use tulle_k8s::{Key, Kind};
@@ -247,11 +247,7 @@ fn settle(
     for address in addresses {
         let claims = conflict::claims(*address, network, world);
         if let Some(best) = claims.first().filter(|best| best.key != *key) {
-            let message = format!(
-                "{} has address {address} too and wins; correct one of the two",
-                best.key
-            );
-            return Err(Condition::holds(ADDRESS_CONFLICT, "AddressConflict", message));
+            return conflict::lost(&[(*address, best.key.clone())]).map_or(Ok(()), Err);
         }
         for other in claims.iter().filter(|claim| claim.key != *key) {
             trace.step(|| {

@@ -138,6 +138,36 @@ fn the_elder_of_two_owners_of_an_address_wins_and_takes_over_the_services() {
 }
 
 #[test]
+fn endpoints_of_service_entries_and_slices_that_lose_their_address_say_to_whom() {
+    let outside = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: out, namespace: shop}\nspec: {hosts: [out.example], resolution: STATIC, addresses: [10.8.0.1], ports: [{number: 80, name: http}], endpoints: [{address: 10.0.0.1}, {address: 10.0.0.2}]}\n---\n";
+    let slice = "apiVersion: v1\nkind: Service\nmetadata: {name: bare, namespace: shop}\nspec: {clusterIPs: [10.9.0.1], ports: [{port: 80}]}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: bare-1, namespace: shop, labels: {kubernetes.io/service-name: bare}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}, {addresses: [10.0.0.3]}]\n---\n";
+    let (_, snapshot) = engine(&(entry("web", "10.0.0.1", "") + outside + slice));
+    let said = |kind, name| {
+        let object = snapshot.objects().object(&Key::new(kind, "shop", name));
+        let conditions = object
+            .map(|object| object.conditions.as_slice())
+            .unwrap_or_default();
+        let mut conflicts = conditions
+            .iter()
+            .filter(|one| one.kind == "tulle.dev/AddressConflict");
+        conflicts
+            .next()
+            .map(|one| one.message.clone())
+            .unwrap_or_default()
+    };
+    assert_eq!(
+        said(Kind::ServiceEntry, "out"),
+        "WorkloadEntry shop/web has address 10.0.0.1 too and wins; correct one of the two"
+    );
+    assert_eq!(
+        said(Kind::EndpointSlice, "bare-1"),
+        "WorkloadEntry shop/web has address 10.0.0.1 too and wins, and 1 more of its addresses are taken; correct one of the two"
+    );
+    assert_eq!(said(Kind::WorkloadEntry, "web"), "");
+    assert_eq!(snapshot.resources(ResourceType::Workload).count(), 3);
+}
+
+#[test]
 fn a_service_beats_a_service_entry_of_the_same_name() {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {clusterIPs: [10.9.0.1], ports: [{port: 80}]}\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: api, namespace: shop, creationTimestamp: '2020-01-01T00:00:00Z'}\nspec: {hosts: [api.shop.svc.cluster.local], resolution: STATIC, addresses: [10.9.0.2], ports: [{number: 80, name: http}]}\n";
     let (_, snapshot) = engine(text);
@@ -285,4 +315,64 @@ fn a_token_can_be_bound_to_a_pod_that_has_not_ended_and_to_no_earlier_one_of_its
         !unnumbered.bearers().has(&bearer("")),
         "nobody told it from others"
     );
+}
+
+/// What a new form of a namespace has computed again, beside a service, a workload and a waypoint that selects namespaces.
+fn touched(namespace: &str, before: &str, after: &str) -> Vec<String> {
+    let way = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: way, namespace: ways}\nspec: {gatewayClassName: tulle-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: one}}}}}]}\n---\n";
+    let service = |namespace: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: api, namespace: {namespace}}}\nspec: {{clusterIPs: [10.9.0.1], ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let form =
+        |said: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, {said}}}\n");
+    let text =
+        entry("web", "10.0.0.1", "") + way + &service("shop") + &service("istio-system") + &form(before);
+    let (mut engine, _) = engine(&text);
+    let events = [set(objects(&form(after)).remove(0))];
+    let mut touched = engine.take(&events, true);
+    assert_eq!(
+        engine.world.namespace(namespace).map(|of| &of.metadata),
+        Some(objects(&form(after))[0].meta())
+    );
+    touched.remove(&OutKey::StaticStrict);
+    touched.iter().map(|out| format!("{out:?}")).collect()
+}
+
+#[test]
+fn of_a_namespace_only_what_something_reads_is_computed_again() {
+    let plain = "labels: {app: x}";
+    for nothing in [
+        "labels: {app: y}",
+        "labels: {app: x, kubernetes.io/metadata.name: shop}",
+        "labels: {app: x, team: two}",
+        "labels: {app: x}, annotations: {note: a}",
+        "labels: {app: x, topology.istio.io/network: other}",
+    ] {
+        assert_eq!(touched("shop", plain, nothing), [""; 0], "{nothing}");
+    }
+    for something in [
+        "labels: {istio.io/dataplane-mode: ambient}",
+        "labels: {istio.io/use-waypoint: way}",
+        "labels: {istio.io/ingress-use-waypoint: 'true'}",
+        "labels: {team: one}",
+        "annotations: {networking.istio.io/traffic-distribution: PreferClose}",
+    ] {
+        let all = touched("shop", plain, something);
+        assert!(
+            all.iter().any(|out| out.contains("api.shop")),
+            "{something}: {all:?}"
+        );
+        assert!(all.iter().any(|out| out.contains("web")), "{something}: {all:?}");
+    }
+    assert_eq!(touched("istio-system", plain, "labels: {app: y}"), [""; 0]);
+    let own = touched("istio-system", plain, "labels: {istio.io/use-waypoint: way}");
+    assert!(own.iter().all(|out| out.contains("api.istio-system")), "{own:?}");
+    let all = touched(
+        "istio-system",
+        plain,
+        "labels: {topology.istio.io/network: other}",
+    );
+    assert!(all.iter().any(|out| out.contains("web")), "{all:?}");
 }

@@ -120,6 +120,7 @@ impl Stream {
         let name = viewer.waypoint().map_or_else(|| self.caller.name(), Str::from);
         tracing::info!(node = %name, ?kind, version = %facts.version, "client connected");
         let status = ClientStatus {
+            identity: self.shared.clients.identity_of(&self.caller),
             version: facts.version.clone(),
             address: self.address,
             ..ClientStatus::new(name, kind, facts.features)
@@ -347,6 +348,7 @@ impl Conversation {
         let (before, acks, opened) = (self.stale_nonces(), self.acks(), self.session.openings().count());
         let answered = self.session.cut().published();
         self.session.on_request(&request, &self.head)?;
+        self.session.look(&self.head, Instant::now().into_std());
         if self.acks() > acks {
             self.converged(answered, shared);
         }
@@ -415,8 +417,10 @@ impl Conversation {
     }
 
     fn newer(&mut self, head: Arc<Snapshot>) {
+        let now = Instant::now().into_std();
         self.head = head;
-        self.pace.on_cut(Instant::now().into_std());
+        self.session.look(&self.head, now);
+        self.pace.on_cut(now);
     }
 
     /// Until when changes are gathered instead of sent.

@@ -32,7 +32,7 @@ struct Unacked {
     nonce: Str,
     cut: u64,
     bytes: usize,
-    sent_at: Instant,
+    since: Instant,
     resources: Arc<[Arc<Slot>]>,
     removed: Vec<Str>,
 }
@@ -53,13 +53,13 @@ impl Delivery {
         self.unacked.len() >= UNACKED_RESPONSES_MAX || self.unacked_bytes >= UNACKED_BYTES_MAX
     }
 
-    /// Notes a response that goes out.
-    pub(super) fn on_sent(&mut self, response: &Response, sent_at: Instant) {
+    /// Notes a response that goes out, and since when the oldest change in it is owed.
+    pub(super) fn on_sent(&mut self, response: &Response, since: Instant) {
         let entry = Unacked {
             nonce: response.nonce.clone(),
             cut: response.cut,
             bytes: response.bytes(),
-            sent_at,
+            since,
             resources: response.resources.clone(),
             removed: response.removed.clone(),
         };
@@ -203,10 +203,10 @@ impl Delivery {
             .sum()
     }
 
-    /// When the oldest unanswered response went out.
+    /// Since when the oldest change that is sent and not answered is owed.
     #[must_use]
     pub fn waiting_since(&self) -> Option<Instant> {
-        self.unacked.front().map(|entry| entry.sent_at)
+        self.unacked.iter().map(|entry| entry.since).min()
     }
 }
 

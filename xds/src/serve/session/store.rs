@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tulle_model::Str;
 use tulle_proto::resume::{Bucket, Digests, Layout};
@@ -13,6 +14,10 @@ use crate::snapshot::{Change, Chunk, ResourceType, Slot, Snapshot, Step};
 pub trait Store: Clone {
     /// Number of the cut.
     fn sequence(&self) -> u64;
+    /// When it was published.
+    fn published(&self) -> Option<Instant> {
+        None
+    }
     /// The resource of this name.
     fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>>;
     /// The resources with this name or alias.
@@ -64,6 +69,10 @@ pub trait Store: Clone {
 impl Store for Arc<Snapshot> {
     fn sequence(&self) -> u64 {
         Snapshot::sequence(self)
+    }
+
+    fn published(&self) -> Option<Instant> {
+        Snapshot::published(self)
     }
 
     fn resource(&self, ty: ResourceType, name: &str) -> Option<&Arc<Slot>> {

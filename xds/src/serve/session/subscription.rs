@@ -13,10 +13,13 @@ use crate::snapshot::Slot;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subscription {
     wildcard: bool,
-    names: BTreeSet<Str>,
+    /// Shared with what is told of the client.
+    names: Arc<BTreeSet<Str>>,
     /// The client asks by name for what it meets; then what goes with those names is told along.
     on_demand: bool,
     along: Arc<BTreeSet<Str>>,
+    /// The first cut whose acceptance says that everything asked for by name is there.
+    told_by: u64,
 }
 
 impl Subscription {
@@ -38,7 +41,7 @@ impl Subscription {
                 let held = request.initial_versions.keys().filter(|name| {
                     &***name != "*" && !Layout::ALL.iter().any(|layout| layout.name() == &***name)
                 });
-                subscription.names.extend(held.cloned());
+                Arc::make_mut(&mut subscription.names).extend(held.cloned());
             }
             subscription.unsubscribe(&request.unsubscribe);
         }
@@ -65,7 +68,7 @@ impl Subscription {
             if &**name == "*" {
                 self.wildcard = true;
             } else {
-                self.names.insert(name.clone());
+                Arc::make_mut(&mut self.names).insert(name.clone());
                 subscribed.insert(name.clone());
             }
         }
@@ -78,7 +81,7 @@ impl Subscription {
         for name in names {
             if &**name == "*" {
                 self.wildcard = false;
-            } else if self.names.remove(name) {
+            } else if self.names.contains(name) && Arc::make_mut(&mut self.names).remove(name) {
                 given_up.insert(name.clone());
             }
         }
@@ -118,6 +121,17 @@ impl Subscription {
     /// Replaces what is told along.
     pub fn set_along(&mut self, along: Arc<BTreeSet<Str>>) {
         self.along = along;
+    }
+
+    /// Notes that what is asked for by name is not told whole before this cut is.
+    pub fn set_told_by(&mut self, cut: u64) {
+        self.told_by = self.told_by.max(cut);
+    }
+
+    /// Whether a client that accepted this cut has this resource, which it is to have.
+    #[must_use]
+    pub fn has_by(&self, acked: u64, slot: &Slot) -> bool {
+        acked >= slot.sequence && (acked >= self.told_by || self.wildcard && !self.names_it(slot))
     }
 
     /// Whether the client asked for this resource by its name or an alias, or for what it goes with.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tulle_model::Str;
 use tulle_proto::resume::Layout;
@@ -47,6 +48,8 @@ pub(super) struct TypeState {
     pub(super) subscription: Subscription,
     pub(super) queue: Queue,
     pub(super) delivery: Delivery,
+    /// Since when the oldest of what is queued is owed.
+    pub(super) owed_since: Option<Instant>,
 }
 
 impl TypeState {
@@ -81,6 +84,7 @@ impl TypeState {
             }
         };
         state.tell_along(ty, cut, viewer, &request.initial_versions);
+        state.subscription.set_told_by(cut.sequence() + 1);
         if state.subscription.is_wildcard() || request.names_wildcard() {
             state.queue.owe_answer();
         }
@@ -93,6 +97,14 @@ impl TypeState {
         let was = self.opening;
         self.opening = was && !self.queue.is_empty();
         was
+    }
+
+    /// Notes since when what was just queued is owed; what waited before is owed longer. Nothing is owed of an empty queue.
+    pub(super) fn owe_since(&mut self, since: Option<Instant>) {
+        self.owed_since = match self.queue.is_empty() {
+            true => None,
+            false => self.owed_since.into_iter().chain(since).min(),
+        };
     }
 
     /// Whether the client is sent everything of the type and nothing stands in the way of the next step.
@@ -119,6 +131,8 @@ impl TypeState {
         let before = self.subscription.clone();
         let asked = self.subscription.change(request);
         self.check_bounds()?;
+        // What is on its way is of this cut, and says nothing of what is asked for now.
+        self.subscription.set_told_by(cut.sequence() + 1);
         self.tell_along(ty, cut, viewer, &BTreeMap::new());
         if self.subscription.is_empty() {
             self.queue.clear();

@@ -39,6 +39,21 @@ struct Freed {
     at: Timestamp,
 }
 
+/// The number of an address of the range.
+fn number_of(text: &str) -> Option<u16> {
+    let host = text.strip_suffix("/32").or_else(|| text.strip_suffix("/128"));
+    match host.unwrap_or(text).parse().ok()? {
+        IpAddr::V4(address) => match address.octets() {
+            [first, second, high, low] if [first, second] == V4 => Some(u16::from_be_bytes([high, low])),
+            _ => None,
+        },
+        IpAddr::V6(address) => match address.segments() {
+            [first, second, third, 0, 0, 0, 0, number] if [first, second, third] == V6 => Some(number),
+            _ => None,
+        },
+    }
+}
+
 /// The addresses of a number.
 fn addresses(number: u16) -> [IpAddr; 2] {
     let [high, low] = number.to_be_bytes();
@@ -53,7 +68,9 @@ pub(super) struct Demand {
     /// Host names, by the object that wants them.
     wants: BTreeMap<Key, Vec<Str>>,
     hosts: BTreeMap<Str, usize>,
-    /// Numbers of the range that objects name themselves, and how many do.
+    /// Numbers of the range that users name, by the object that does.
+    named: BTreeMap<Key, BTreeSet<u16>>,
+    /// How many do.
     taken: BTreeMap<u16, usize>,
     /// Objects with a host that could not be given an address.
     unserved: BTreeSet<Key>,
@@ -66,25 +83,31 @@ pub(super) struct Demand {
 struct Moved {
     gained: BTreeSet<Str>,
     lost: BTreeSet<Str>,
+    /// Numbers that users name from now on.
+    named: BTreeSet<u16>,
 }
 
 impl Demand {
     /// Counts an object in the place of an old one.
-    fn replace(
-        &mut self,
-        key: &Key,
-        old: Option<&Object>,
-        new: Option<&Object>,
-        allocations: &Allocations,
-        moved: &mut Moved,
-    ) {
-        for number in old.into_iter().flat_map(named) {
-            step(&mut self.taken, &number, false);
-        }
-        for number in new.into_iter().flat_map(named) {
-            step(&mut self.taken, &number, true);
-        }
+    fn replace(&mut self, key: &Key, new: Option<&Object>, allocations: &Allocations, moved: &mut Moved) {
         let wanted = new.map(|object| wanted(object, allocations)).unwrap_or_default();
+        let mut named: BTreeSet<u16> = new.map(named).unwrap_or_default();
+        // What it was given is no user's word.
+        for given in wanted.iter().filter_map(|host| allocations.given.get(host)) {
+            named.remove(given);
+        }
+        for number in &named {
+            if step(&mut self.taken, number, true) {
+                moved.named.insert(*number);
+            }
+        }
+        let before = match named.is_empty() {
+            true => self.named.remove(key),
+            false => self.named.insert(key.clone(), named),
+        };
+        for number in before.iter().flatten() {
+            step(&mut self.taken, number, false);
+        }
         let before = match wanted.is_empty() {
             true => self.wants.remove(key),
             false => self.wants.insert(key.clone(), wanted.clone()),
@@ -116,7 +139,6 @@ fn step<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K, add: bool) -> 
 /// An object of which another form may have come into force.
 pub(super) struct Change<'a> {
     pub(super) key: &'a Key,
-    pub(super) old: Option<&'a Object>,
     pub(super) new: Option<&'a Object>,
 }
 
@@ -132,8 +154,8 @@ impl Allocations {
     ) -> Vec<(Key, Object)> {
         let mut moved = Moved::default();
         let mut looked_at = std::mem::take(&mut demand.unserved);
-        for Change { key, old, new } in changes {
-            demand.replace(key, old, new, self, &mut moved);
+        for Change { key, new } in changes {
+            demand.replace(key, new, self, &mut moved);
             looked_at.insert(key.clone());
         }
         if !std::mem::replace(&mut demand.is_compared, true) {
@@ -141,6 +163,12 @@ impl Allocations {
             let unwanted = given.filter(|host| !demand.hosts.contains_key(*host));
             moved.lost.extend(unwanted.cloned());
         }
+        let withdrawn = self.withdraw(&moved, demand);
+        let of_withdrawn = demand.wants.iter().filter(|(_, hosts)| {
+            let mut hosts = hosts.iter();
+            !withdrawn.is_empty() && hosts.any(|host| withdrawn.contains_key(host))
+        });
+        looked_at.extend(of_withdrawn.map(|(key, _)| key.clone()));
         let unserved = looked_at.iter().filter_map(|key| demand.wants.get(key)).flatten();
         let unserved: BTreeSet<Str> = unserved
             .filter(|host| !self.given.contains_key(*host))
@@ -158,11 +186,29 @@ impl Allocations {
             if wants.iter().any(|host| !self.given.contains_key(host)) {
                 demand.unserved.insert(key.clone());
             }
-            if let Some(object) = object(&key).and_then(|object| self.complete(&object)) {
-                completed.push((key, object));
-            }
+            let Some(object) = object(&key) else { continue };
+            let without = without(&object, &withdrawn);
+            let object = self.complete(without.as_ref().unwrap_or(&object));
+            completed.extend(object.or(without).map(|object| (key, object)));
         }
         completed
+    }
+
+    /// Takes back what was given before a user named it, by host.
+    fn withdraw(self: &mut Arc<Self>, moved: &Moved, demand: &Demand) -> BTreeMap<Str, u16> {
+        let is_named = |number: &u16| moved.named.contains(number) && demand.taken.contains_key(number);
+        if !moved.named.iter().any(is_named) {
+            return BTreeMap::new();
+        }
+        let given = self.given.iter();
+        let given = given.filter(|(host, number)| is_named(number) && !moved.lost.contains(*host));
+        let withdrawn: BTreeMap<Str, u16> = given.map(|(host, number)| (host.clone(), *number)).collect();
+        if !withdrawn.is_empty() {
+            Arc::make_mut(self)
+                .given
+                .retain(|host, _| !withdrawn.contains_key(host));
+        }
+        withdrawn
     }
 
     /// Takes back the addresses of hosts that are gone, and gives some to those that have none.
@@ -310,20 +356,51 @@ fn open_hosts(entry: &tulle_k8s::api::ServiceEntry) -> impl Iterator<Item = &Str
     service::hosts(entry).filter(move |host| !closed && !host.starts_with('*') && !has(host))
 }
 
-/// Numbers of the range that an object names itself.
-fn named(object: &Object) -> Vec<u16> {
-    let texts = match object {
-        Object::ServiceEntry(entry) => entry.spec.addresses.clone(),
-        Object::Service(service) => vec![service.spec.cluster_ip.clone()],
-        _ => Vec::new(),
+/// Numbers of the range that stand in an object.
+fn named(object: &Object) -> BTreeSet<u16> {
+    match object {
+        Object::ServiceEntry(entry) => {
+            let given = entry.status.addresses.iter().map(|given| &given.value);
+            let texts = entry.spec.addresses.iter().chain(given);
+            texts.filter_map(|text| number_of(text)).collect()
+        }
+        Object::Service(service) => {
+            let texts = [&service.spec.cluster_ip]
+                .into_iter()
+                .chain(&service.spec.cluster_ips);
+            texts.filter_map(|text| number_of(text)).collect()
+        }
+        _ => BTreeSet::new(),
+    }
+}
+
+/// The object without the addresses that were taken back from it, if it has any.
+fn without(object: &Object, withdrawn: &BTreeMap<Str, u16>) -> Option<Object> {
+    let is_of = |host: &Str, text: &Str| {
+        let number = withdrawn.get(host);
+        number.is_some_and(|number| number_of(text) == Some(*number))
     };
-    let numbers = texts
-        .iter()
-        .filter_map(|text| match text.parse::<Ipv4Addr>().ok()?.octets() {
-            [first, second, high, low] if [first, second] == V4 => Some(u16::from_be_bytes([high, low])),
-            _ => None,
-        });
-    numbers.collect()
+    match object {
+        Object::Service(service) => {
+            let host = name_of(service);
+            let is_ours = |text: &Str| is_of(&host, text);
+            let mut service = service.clone();
+            let before = service.spec.cluster_ips.len();
+            service.spec.cluster_ips.retain(|text| !is_ours(text));
+            (service.spec.cluster_ips.len() < before).then_some(Object::Service(service))
+        }
+        Object::ServiceEntry(entry) => {
+            let namespace = &entry.metadata.namespace;
+            let mut entry = entry.clone();
+            let before = entry.status.addresses.len();
+            entry.status.addresses.retain(|given| {
+                let host = format!("{namespace}/{}", given.host).into();
+                !is_of(&host, &given.value)
+            });
+            (entry.status.addresses.len() < before).then_some(Object::ServiceEntry(entry))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -387,11 +464,10 @@ mod tests {
             .collect();
         let mut allocations: Arc<Allocations> = Arc::default();
         let mut demand = Demand::default();
-        let mut assign = |objects: &mut BTreeMap<Key, Arc<Object>>, is_new: bool| {
+        let mut assign = |objects: &mut BTreeMap<Key, Arc<Object>>| {
             let before = objects.clone();
             let changes = before.iter().map(|(key, object)| Change {
                 key,
-                old: (!is_new).then_some(object),
                 new: Some(object),
             });
             let find = |key: &Key| before.get(key).cloned();
@@ -399,7 +475,7 @@ mod tests {
                 objects.insert(key, Arc::new(object));
             }
         };
-        assign(&mut objects, true);
+        assign(&mut objects);
         let after: Vec<Arc<Object>> = objects.values().cloned().collect();
         let Object::Service(service) = &*after[1] else {
             panic!("service")
@@ -424,9 +500,34 @@ mod tests {
             panic!("service")
         };
         assert!(headless.spec.cluster_ips.is_empty());
-        assign(&mut objects, false);
+        assign(&mut objects);
         let again: Vec<Arc<Object>> = objects.values().cloned().collect();
         assert_eq!(after, again);
+    }
+
+    #[test]
+    fn a_number_of_the_range_is_read_from_either_family() {
+        for number in [1, 300] {
+            let [v4, v6] = addresses(number);
+            for text in [
+                v4.to_string(),
+                v6.to_string(),
+                format!("{v4}/32"),
+                format!("{v6}/128"),
+            ] {
+                assert_eq!(number_of(&text), Some(number), "{text}");
+            }
+        }
+        for text in [
+            "10.0.0.1",
+            "2001:2:0:1::5",
+            "2001:2:1::5",
+            "240.240.0.0/24",
+            "None",
+            "",
+        ] {
+            assert_eq!(number_of(text), None, "{text}");
+        }
     }
 
     #[test]
@@ -442,11 +543,11 @@ mod tests {
             Key::new(tulle_k8s::Kind::Service, "b", "t"),
         );
         let (allocations, mut moved) = (Allocations::default(), Moved::default());
-        demand.replace(&one, None, Some(&object), &allocations, &mut moved);
+        demand.replace(&one, Some(&object), &allocations, &mut moved);
         assert_eq!((moved.gained.len(), moved.lost.len()), (1, 0));
         let mut moved = Moved::default();
-        demand.replace(&one, Some(&object), None, &allocations, &mut moved);
-        demand.replace(&other, None, Some(&object), &allocations, &mut moved);
+        demand.replace(&one, None, &allocations, &mut moved);
+        demand.replace(&other, Some(&object), &allocations, &mut moved);
         assert_eq!((moved.gained.len(), moved.lost.len()), (0, 0));
     }
 }

@@ -1,7 +1,8 @@
 //! What is in force: decided from what the files say now and what they said before. Pure.
 //!
-//! A file that cannot be read keeps every object it had; an object that cannot be used keeps its last good form; a
-//! security object that never had one denies what it selects. Nothing is forgotten because something is broken.
+//! A file that cannot be read keeps every object it had; an object that cannot be used keeps its last good form; one that
+//! is missing from a file stays while a document of it may be that object with its name or kind spoilt; a security object
+//! that never had a good form denies what it selects. Nothing is forgotten because something is broken.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -233,7 +234,7 @@ impl Library {
             touched.extend(self.index.claimed().cloned());
             touched.extend(self.entries.keys().cloned());
         }
-        self.is_whole |= self.index.broken().next().is_none() && scan.unreadable.is_empty();
+        self.is_whole |= self.index.veiled().next().is_none() && scan.unreadable.is_empty();
         self.touch_unsure(&mut touched);
         self.decide(&touched, scan, now, &mut step);
         let gateways = self.gateways_of(&step);
@@ -292,14 +293,12 @@ impl Library {
             *demand = Demand::default();
             let all = entries.iter().map(|(key, entry)| Change {
                 key,
-                old: None,
                 new: Some(entry.in_force.object.as_ref()),
             });
             self.allocations.assign(demand, all, object, now)
         } else {
-            let changed = step.entries.iter().map(|(key, old)| Change {
+            let changed = step.entries.keys().map(|key| Change {
                 key,
-                old: old.as_ref().map(|old| old.in_force.object.as_ref()),
                 new: entries.get(key).map(|entry| entry.in_force.object.as_ref()),
             });
             self.allocations.assign(demand, changed, object, now)
@@ -345,7 +344,7 @@ impl Library {
     /// Everything that is to be said of the files, by file and line.
     fn findings(&self, scan: &Scan) -> Vec<FileProblem> {
         let files = self.index.faulty().filter_map(|path| self.files.get(path));
-        let told = files.filter(|known| known.read_twice || !known.parsed.is_broken);
+        let told = files.filter(|known| !known.is_waited_for());
         let mut problems: Vec<FileProblem> = told
             .flat_map(|known| known.parsed.problems.iter().cloned())
             .collect();
@@ -460,7 +459,7 @@ fn unreadable_directory(path: &Str, cause: &str) -> FileProblem {
         reason: Reason::UnparsableFile,
         object: None,
         cause: cause.to_owned(),
-        fix: "make it readable for the control plane".to_owned(),
+        fix: "make it readable for the control plane, or move it out of the folder".to_owned(),
     }
 }
 

@@ -8,8 +8,8 @@ use rayon::slice::ParallelSlice as _;
 use tulle_k8s::api::Secret;
 use tulle_k8s::document::node::{Node, Place};
 use tulle_k8s::document::{Fault, Part, documents, parts};
-use tulle_k8s::object::{Pool, Reading, read, read_mesh};
-use tulle_k8s::{Key, Object};
+use tulle_k8s::object::{Pool, Reading, Unread, Weight, read, read_mesh};
+use tulle_k8s::{Key, Kind, Object};
 use tulle_model::{Reason, Str};
 
 use crate::snapshot::{FileProblem, Severity};
@@ -30,6 +30,41 @@ pub(crate) struct Parsed {
     pub(crate) problems: Vec<FileProblem>,
     /// Something in it cannot be read at all, so that nobody knows what it says as a whole.
     pub(crate) is_broken: bool,
+    /// Documents that name no object. The others are what they say.
+    pub(crate) strays: Strays,
+}
+
+/// Documents of a file that name no object that is read: each may be what became of one whose name or kind was spoilt.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Strays {
+    /// One of them may be any object.
+    any: bool,
+    /// Those that may only be some.
+    some: Vec<Unread>,
+    /// One of them may be an object that restricts access.
+    pub(crate) may_restrict: bool,
+}
+
+impl Strays {
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.any && self.some.is_empty()
+    }
+
+    /// Whether one of them may be this object.
+    pub(crate) fn may_be(&self, key: &Key) -> bool {
+        self.any || self.some.iter().any(|unread| unread.may_be(key))
+    }
+
+    /// Whether one of them may be an object of this kind.
+    pub(crate) fn may_be_of(&self, kind: Kind) -> bool {
+        self.any || self.some.iter().any(|unread| unread.may_be_of(kind))
+    }
+
+    fn append(&mut self, mut further: Self) {
+        self.any |= further.any;
+        self.some.append(&mut further.some);
+        self.may_restrict |= further.may_restrict;
+    }
 }
 
 /// What a file says about one object.
@@ -176,7 +211,7 @@ pub(crate) fn restore(written: &str, pool: &mut Pool) -> Option<(Key, Good)> {
             Some((key, Good::new(object, &node)))
         }
         Reading::Bad { key, stand_in, .. } => Some((key, Good::new(stand_in?, &node))),
-        Reading::Skipped(_) | Reading::Unknown(_) => None,
+        Reading::Skipped(_) | Reading::Unknown { .. } => None,
     }
 }
 
@@ -238,6 +273,7 @@ impl Parsed {
         self.statements.append(&mut further.statements);
         self.problems.append(&mut further.problems);
         self.is_broken |= further.is_broken;
+        self.strays.append(further.strays);
     }
 
     fn say(&mut self, file: &Str, node: &Node, reading: Reading) {
@@ -285,10 +321,21 @@ impl Parsed {
                     says: Says::Bad(stand_in),
                 });
             }
-            Reading::Skipped(fault) => {
-                self.problem(file, Severity::Note, Reason::ResourceRejected, None, fault)
+            Reading::Skipped(unread) => self.skip(file, *unread),
+            Reading::Unknown { fault, may_restrict } => {
+                self.strays.any = true;
+                self.strays.may_restrict |= may_restrict;
+                self.problem(file, Severity::Error, Reason::ResourceRejected, None, fault);
             }
-            Reading::Unknown(fault) => self.broken(file, fault),
+        }
+    }
+
+    fn skip(&mut self, file: &Str, unread: Unread) {
+        let severity = severity(unread.weight);
+        self.problem(file, severity, Reason::KindNotRead, None, unread.fault.clone());
+        self.strays.may_restrict |= unread.weight == Weight::Restricts;
+        if Kind::ALL.iter().any(|kind| unread.may_be_of(*kind)) {
+            self.strays.some.push(unread);
         }
     }
 
@@ -310,6 +357,15 @@ impl Parsed {
             cause: printable(&cause),
             fix: printable(&fix),
         });
+    }
+}
+
+/// How bad it is for what is served that a document is not read.
+fn severity(weight: Weight) -> Severity {
+    match weight {
+        Weight::Foreign | Weight::Replaced => Severity::Note,
+        Weight::Misspelt => Severity::Warning,
+        Weight::Restricts => Severity::Error,
     }
 }
 
@@ -353,6 +409,10 @@ mod tests {
         assert!(lines.clone().zip(lines.skip(1)).all(|(one, next)| one < next));
         let problems: Vec<u64> = parsed.problems.iter().map(|problem| problem.line).collect();
         assert_eq!((problems.len(), parsed.is_broken), (2 * all.div_ceil(200), true));
+        assert!(
+            parsed.strays.any,
+            "a Deployment without an apiVersion may be anything"
+        );
         assert!(problems.is_sorted(), "{problems:?}");
         let namespaces = parsed.statements.iter().map(|one| one.key.namespace.as_ptr());
         let namespaces: std::collections::BTreeSet<_> = namespaces.collect();

@@ -18,8 +18,8 @@ use crate::engine::Batch;
 
 /// Most files that are read.
 const FILES_MAX: usize = 20_000;
-/// Deepest directory below the root.
-const DIRECTORIES_DEEP_MAX: usize = 32;
+/// Directories below each other that are read, the root not counted.
+pub const DIRECTORIES_DEEP_MAX: usize = 32;
 /// Files younger than this are read again although they look unchanged: two writes may share a time stamp.
 const STAMP_RESOLUTION: Duration = Duration::from_secs(2);
 
@@ -168,8 +168,12 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn directory(&mut self, path: &Path, below: &str) -> io::Result<()> {
         let real = path.canonicalize()?;
-        if self.open.contains(&real) || self.open.len() > DIRECTORIES_DEEP_MAX {
+        if self.open.contains(&real) {
             return Ok(());
+        }
+        if self.open.len() > DIRECTORIES_DEEP_MAX {
+            let cause = format!("it is more than {DIRECTORIES_DEEP_MAX} directories below the root");
+            return Err(io::Error::other(cause));
         }
         let mut names = Vec::new();
         for entry in fs::read_dir(path)? {

@@ -17,6 +17,7 @@ use crate::source::{FolderConfig, start};
 use crate::status::Clients;
 
 mod recorded;
+mod soak;
 
 const UID: &str = "Kubernetes/networking.istio.io/WorkloadEntry/shop/web";
 const ENTRY: &str = "apiVersion: networking.istio.io/v1
@@ -150,6 +151,29 @@ async fn a_label_edit_reaches_the_cut_within_100_ms() {
         fastest = fastest.min(started.elapsed());
     }
     assert!(fastest < Duration::from_millis(100), "took {fastest:?}");
+}
+
+#[test]
+fn a_directory_that_is_too_deep_is_a_finding_and_none_is_passed_over() {
+    let root = TempDir::new().unwrap();
+    let deep = |directories: usize| "d/".repeat(directories);
+    put(root.path(), &(deep(DIRECTORIES_DEEP_MAX) + "last.yaml"), ENTRY);
+    let scan = || Scanner::new(root.path().to_owned()).scan();
+    let found = scan();
+    assert_eq!((found.files.len(), found.unreadable.len()), (1, 0));
+    put(
+        root.path(),
+        &(deep(DIRECTORIES_DEEP_MAX + 1) + "deny.yaml"),
+        ENTRY,
+    );
+    let found = scan();
+    let (below, cause) = found.unreadable.first_key_value().expect("a finding");
+    assert_eq!(below.split('/').count(), DIRECTORIES_DEEP_MAX + 1);
+    assert!(
+        cause.contains("more than 32 directories below the root"),
+        "{cause}"
+    );
+    assert_eq!(found.files.len(), 1, "what is above it is read");
 }
 
 #[tokio::test(start_paused = true)]

@@ -182,3 +182,80 @@ fn a_client_that_rejects_or_has_asked_for_nothing_has_not_accepted() {
     let _silent = clients.connect(status).unwrap();
     assert_eq!(all_acks(&clients.list(Instant::now()), 0).pending, 1);
 }
+
+/// A cut with two services.
+fn services(sequence: u64) -> Arc<Snapshot> {
+    let mut snapshot = Snapshot {
+        sequence,
+        synced: true,
+        ..Snapshot::default()
+    };
+    for name in ["shop/a", "shop/b"] {
+        let resource = Resource {
+            name: name.into(),
+            aliases: Vec::new(),
+            body: bytes::Bytes::from_static(b"one"),
+            order: Order::Service,
+            scope: Scope::Everyone,
+        };
+        snapshot.table_mut(ResourceType::Address).set(resource, 1);
+    }
+    Arc::new(snapshot)
+}
+
+#[test]
+fn who_asks_by_name_must_have_what_it_asked_for_and_nothing_else() {
+    let (clients, head) = (Clients::default(), services(5));
+    let listed = clients.connect_proxy("n1");
+    let mut session = Session::new(1, Viewer::node("n1"), head.clone());
+    let said = |clients: &Clients, name: &str| {
+        let object = ObjectStatus {
+            key: ObjectKey::new(Kind::Service, "shop", name),
+            resources: vec![format!("shop/{name}").into()],
+            ..gateway()
+        };
+        acks(&head, &clients.list(Instant::now()), &object).to_string()
+    };
+    let ask = |subscribe: &[&str], unsubscribe: &[&str]| Request {
+        type_url: ResourceType::Address.type_url().into(),
+        subscribe: subscribe.iter().map(|name| (*name).into()).collect(),
+        unsubscribe: unsubscribe.iter().map(|name| (*name).into()).collect(),
+        ..Request::default()
+    };
+    let accept = |session: &mut Session<Arc<Snapshot>>| {
+        while let Some(response) = session.poll_send(&head, Instant::now()) {
+            let answer = Request {
+                type_url: response.type_url,
+                nonce: response.nonce,
+                ..Request::default()
+            };
+            session.on_request(&answer, &head).unwrap();
+        }
+    };
+    session.on_request(&ask(&["*"], &["*"]), &head).unwrap();
+    accept(&mut session);
+    listed.update(&session, &head);
+    assert_eq!(said(&clients, "a"), "acked 0/0", "it asked for nothing");
+    session.on_request(&ask(&["shop/a"], &[]), &head).unwrap();
+    listed.update(&session, &head);
+    assert_eq!(
+        said(&clients, "a"),
+        "acked 0/1",
+        "what it accepted before was not this"
+    );
+    let _on_its_way = session
+        .poll_send(&head, Instant::now())
+        .expect("what it asked for");
+    listed.update(&session, &head);
+    assert_eq!(said(&clients, "a"), "acked 0/1");
+    session.on_request(&ask(&["shop/a"], &[]), &head).unwrap();
+    accept(&mut session);
+    listed.update(&session, &head);
+    assert_eq!(
+        (said(&clients, "a"), said(&clients, "b")),
+        ("acked 1/1".into(), "acked 0/0".into())
+    );
+    session.on_request(&ask(&[], &["shop/a"]), &head).unwrap();
+    listed.update(&session, &head);
+    assert_eq!(said(&clients, "a"), "acked 0/0", "it gave it up");
+}

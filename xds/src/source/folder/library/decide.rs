@@ -28,7 +28,7 @@ enum Decision {
 /// What one file says of an object, in the order in which files win.
 enum Claim<'a> {
     Says(&'a Str, usize, &'a Says),
-    /// The file is broken: whatever it said before.
+    /// The file is broken, or a document of it may be this object: whatever it said before.
     AsBefore,
 }
 
@@ -136,6 +136,14 @@ impl Library {
         if first.is_none() && home.as_ref().is_some_and(is_unreadable) {
             return (Some(Claim::AsBefore), refused);
         }
+        let known = home.and_then(|path| self.files.get_key_value(path));
+        let veiling = known.filter(|(_, known)| first.is_none() && known.parsed.strays.may_be(key));
+        if let Some((path, known)) = veiling {
+            if !known.is_waited_for() {
+                refused.push(missing(path, key));
+            }
+            return (Some(Claim::AsBefore), refused);
+        }
         (first.map(|(_, claim)| claim), refused)
     }
 
@@ -216,6 +224,21 @@ fn duplicate(file: &Str, place: Place, key: &Key, first: &Str) -> FileProblem {
         object: Some(key.clone()),
         cause,
         fix: "keep one of the two".to_owned(),
+    }
+}
+
+/// A document of the file may be what became of the object.
+fn missing(file: &Str, key: &Key) -> FileProblem {
+    FileProblem {
+        file: file.clone(),
+        line: 0,
+        column: 0,
+        severity: Severity::Error,
+        reason: Reason::ResourceRejected,
+        object: Some(key.clone()),
+        cause: "it is missing, and may be a document of this file that names no object; it stays as it was"
+            .to_owned(),
+        fix: "correct that document, or move it to another file".to_owned(),
     }
 }
 

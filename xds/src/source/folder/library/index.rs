@@ -22,9 +22,11 @@ pub(super) struct Index {
     faulty: BTreeSet<Str>,
     /// Files that cannot be read as a whole.
     broken: BTreeSet<Str>,
+    /// Files that cannot be read as a whole, or of which a document may restrict access and nobody knows what.
+    veiled: BTreeSet<Str>,
     /// Files that are not there and still have objects in force.
     homeless: BTreeSet<Str>,
-    /// Findings of objects that are defined more than once.
+    /// Findings of objects that are defined more than once, or missing where a document may be them.
     refused: BTreeMap<Key, Vec<FileProblem>>,
     /// Files that went since the homeless were found.
     moved: BTreeSet<Str>,
@@ -73,6 +75,11 @@ impl Index {
             path,
             new.is_some_and(|known| known.parsed.is_broken),
         );
+        put(
+            &mut self.veiled,
+            path,
+            new.is_some_and(|known| known.parsed.is_broken || known.parsed.strays.may_restrict),
+        );
     }
 
     /// Puts an object in the place of the one that was in force.
@@ -99,7 +106,7 @@ impl Index {
         }
     }
 
-    /// Notes what is refused of an object because it is defined elsewhere.
+    /// Notes what is to be said of an object because it is defined elsewhere, or missing.
     pub(super) fn set_refused(&mut self, key: &Key, problems: Vec<FileProblem>) {
         if problems.is_empty() {
             self.refused.remove(key);
@@ -154,7 +161,12 @@ impl Index {
         self.broken.iter()
     }
 
-    /// Findings of objects that are defined more than once.
+    /// Files that may say something of who may talk to whom that nobody could read.
+    pub(super) fn veiled(&self) -> impl Iterator<Item = &Str> {
+        self.veiled.iter()
+    }
+
+    /// Findings of objects that are defined more than once, or missing where a document may be them.
     pub(super) fn refused(&self) -> impl Iterator<Item = &FileProblem> {
         self.refused.values().flatten()
     }

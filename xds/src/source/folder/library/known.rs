@@ -20,7 +20,7 @@ pub(super) struct Known {
     /// Of the text, if there is one.
     sha256: Option<Str>,
     pub(super) parsed: Arc<Parsed>,
-    /// It was broken and read a second time.
+    /// It was broken, or perhaps cut off, and read a second time.
     pub(super) read_twice: bool,
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Text {
 fn holds_secret(parsed: &Parsed, text: &str) -> bool {
     let is_secret = |statement: &parse::Statement| statement.key.kind == Kind::Secret;
     parsed.statements.iter().any(is_secret)
-        || parsed.is_broken && text.contains("Secret")
+        || (parsed.is_broken || parsed.strays.may_be_of(Kind::Secret)) && text.contains("Secret")
         || text.contains("PRIVATE KEY")
         || text.contains(parse::PEM_IN_BASE64)
 }
@@ -68,9 +68,9 @@ impl Known {
         }
     }
 
-    /// Broken, and not looked at a second time yet.
-    fn is_waited_for(&self) -> bool {
-        self.parsed.is_broken && !self.read_twice
+    /// Broken, or perhaps cut off, and not looked at a second time yet.
+    pub(super) fn is_waited_for(&self) -> bool {
+        (self.parsed.is_broken || !self.parsed.strays.is_empty()) && !self.read_twice
     }
 }
 

@@ -155,6 +155,106 @@ fn a_bad_object_is_refused_alone() {
     assert_eq!(paper.codes(), ["a.yaml:3 T0201"]);
 }
 
+/// A service, a policy and another service in one file.
+fn three(version: &str, policy: &str) -> String {
+    service("a", version) + policy + &service("b", version)
+}
+
+#[test]
+fn an_object_whose_name_or_kind_is_spoilt_stays_and_so_does_nothing_else() {
+    let good = policy("{action: DENY, rules: [{}]}");
+    let before = Paper::new().put("a.yaml", &three("v1", &good)).settled();
+    for (spoilt, code) in [
+        (good.replace("name: p", "name: P!"), "T0201"),
+        (good.replace("name: p", "nam: p"), "T0201"),
+        (good.replace("kind: ", "knd: "), "T0201"),
+        (good.replace("apiVersion: ", "version: "), "T0201"),
+        (
+            good.replace("AuthorizationPolicy", "AuthorisationPolicy"),
+            "T0207",
+        ),
+        (good.replace("security.istio", "securty.istio"), "T0207"),
+    ] {
+        let mut paper = Paper {
+            library: before.library.clone(),
+            scan: before.scan.clone(),
+        };
+        paper = paper.put("a.yaml", &three("v2", &spoilt)).settled();
+        for name in ["a", "b"] {
+            assert_eq!(paper.label(name).as_deref(), Some("v2"), "beside {spoilt}");
+        }
+        let kept = paper.object(&policy_key()).expect("it may be that document");
+        assert_eq!(kept.stale_since, Some(2), "{spoilt}");
+        let codes = paper.codes();
+        assert_eq!(codes.len(), 2, "the document and the object: {codes:?}");
+        assert!(codes.iter().any(|told| told.ends_with(code)), "{codes:?}");
+        let paper = paper.put("a.yaml", &three("v3", "")).settled();
+        assert!(paper.object(&policy_key()).is_none(), "now it is gone");
+        assert_eq!(paper.codes(), [""; 0]);
+    }
+}
+
+#[test]
+fn what_stands_beside_a_document_that_is_not_read_may_go() {
+    let foreign = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: a}\n---\n";
+    let paper = Paper::new()
+        .put("a.yaml", &(service("a", "v1") + foreign))
+        .settled();
+    let paper = paper.put("a.yaml", foreign).settled();
+    assert_eq!(paper.label("a"), None);
+}
+
+#[test]
+fn an_object_that_moves_away_from_a_document_without_name_is_taken_from_where_it_is() {
+    let stray = service("P!", "v1");
+    let paper = Paper::new()
+        .put("a.yaml", &(service("a", "v1") + &stray))
+        .settled();
+    let paper = paper
+        .put("a.yaml", &stray)
+        .put("b.yaml", &service("a", "v2"))
+        .settled();
+    assert_eq!(paper.label("a").as_deref(), Some("v2"));
+    assert_eq!(paper.codes(), ["a.yaml:3 T0201"]);
+}
+
+#[test]
+fn what_may_restrict_access_and_names_no_object_is_waited_for_at_the_first_start() {
+    for (text, synced) in [
+        (service("A!", "v1"), true),
+        (policy("{rules: [{}]}").replace("name: p", "name: P!"), false),
+        (
+            policy("{rules: [{}]}").replace("Authorization", "Authorisation"),
+            false,
+        ),
+    ] {
+        let mut paper = Paper::new()
+            .put("a.yaml", &service("a", "v1"))
+            .put("b.yaml", &text);
+        assert_eq!(paper.settle().batch.expect("new").synced, synced, "{text}");
+        // Once everything was known, nothing that is added takes it back.
+        let mut paper = Paper::new().put("a.yaml", &service("a", "v1")).settled();
+        paper = paper.put("a.yaml", &(service("a", "v2") + &text));
+        assert!(paper.settle().batch.expect("new").synced, "{text}");
+        assert_eq!(paper.label("a").as_deref(), Some("v2"));
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_off_between_a_kind_and_its_name_keeps_all_of_its_objects() {
+    let whole = service("a", "v1") + &service("b", "v1");
+    let mut paper = Paper::new()
+        .put("a.yaml", &whole)
+        .settled()
+        .put("a.yaml", "apiVersion: v1\nkind: Service\n");
+    paper.scan.files.get_mut("a.yaml").unwrap().is_fresh = true;
+    let first = paper.settle();
+    assert!(first.read_again && first.news.is_empty());
+    assert!(paper.label("a").is_some() && paper.label("b").is_some());
+    let paper = paper.put("a.yaml", &whole).settled();
+    assert_eq!(paper.codes(), [""; 0]);
+}
+
 #[test]
 fn a_policy_that_never_was_good_denies() {
     let paper = Paper::new().put("p.yaml", &policy("{rulez: []}")).settled();
@@ -328,6 +428,50 @@ fn an_object_that_moves_to_another_file_stays_in_force() {
     let mut paper = paper.remove("a.yaml").put("b.yaml", &service("a", "v1"));
     let events = paper.settle().batch.expect("new").events;
     assert!(events.iter().all(|event| event.object.is_some()));
+}
+
+/// The first address of a service, given or not.
+fn given(paper: &Paper, name: &str) -> String {
+    let Object::Service(service) = &*paper.object(&service_key(name)).expect("it is in force").object else {
+        panic!("a Service is one");
+    };
+    let addresses = [&service.spec.cluster_ip]
+        .into_iter()
+        .chain(&service.spec.cluster_ips);
+    let mut addresses = addresses.filter(|address| !address.is_empty());
+    addresses.next().expect("it has one").to_string()
+}
+
+#[test]
+fn an_address_that_a_user_names_is_the_users_and_who_was_given_it_moves() {
+    let open = "apiVersion: v1\nkind: Service\nmetadata: {name: open}\nspec: {ports: [{port: 80}]}\n";
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e}\nspec: {hosts: [e.example], resolution: STATIC, ports: [{number: 80, name: http}]}\n";
+    let first = Paper::new().put("a.yaml", open).settled();
+    let taken = given(&first, "open");
+    let [_, _, high, low] = taken.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let number = u16::from_be_bytes([high, low]);
+    for named in [
+        service("c", "v1").replace("clusterIP: 10.9.0.1", &format!("clusterIPs: [{taken}]")),
+        service("c", "v1").replace("10.9.0.1", &taken),
+        service("c", "v1").replace("10.9.0.1", &format!("'2001:2::{number:x}'")),
+        entry.to_owned() + &format!("status: {{addresses: [{{value: {taken}, host: e.example}}]}}\n"),
+        entry.replace("STATIC,", &format!("STATIC, addresses: [{taken}],")),
+    ] {
+        let mut paper = Paper {
+            library: first.library.clone(),
+            scan: first.scan.clone(),
+        };
+        paper = paper.put("b.yaml", &named).settled();
+        let moved = given(&paper, "open");
+        assert!(
+            moved != taken && moved.starts_with("240.240."),
+            "{moved}, beside {named}"
+        );
+        assert!(paper.settle().batch.is_none(), "and stays there");
+        // It keeps what it was given then, also when nobody names the other any more.
+        let paper = paper.remove("b.yaml").settled();
+        assert_eq!(given(&paper, "open"), moved);
+    }
 }
 
 const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: way}\n\

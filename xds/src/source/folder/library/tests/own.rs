@@ -23,6 +23,7 @@ const FILES: &[&str] = &["a.yaml", "b.yaml", "team/c.yaml", "team/d.yaml"];
 fn texts() -> Vec<String> {
     let open = "apiVersion: v1\nkind: Service\nmetadata: {name: open}\nspec: {ports: [{port: 80}]}\n---\n";
     let deny = policy("{action: DENY, rules: [{}]}");
+    let given = given(&Paper::new().put("a.yaml", open).settled(), "open");
     vec![
         String::new(),
         service("a", "v1"),
@@ -38,6 +39,7 @@ fn texts() -> Vec<String> {
         GATEWAY.to_owned(),
         instance("10.0.0.7") + "---\n" + &service("b", "v1"),
         instance("10.0.0.8"),
+        service("c", "v1").replace("10.9.0.1", &given) + open,
         format!("{GATEWAY}status: {{addresses: [{{value: 10.0.0.1}}]}}\n"),
     ]
 }
