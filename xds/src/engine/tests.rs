@@ -15,6 +15,7 @@ use crate::snapshot::{Change, ResourceType, Scope, Slot, Version};
 mod cuts;
 mod explain;
 mod modes;
+mod protecting;
 mod told;
 mod unbinding;
 mod waypoints;
