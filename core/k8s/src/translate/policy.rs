@@ -9,10 +9,10 @@ use tulle_model::{NamespacedHostname, Str};
 
 use super::condition::{ACCEPTED, Condition, WAYPOINT_ACCEPTED};
 use super::lookup::{Lookup, NoDefinition};
-use super::route::origin_of;
+use super::route::{object_kind, origin_of};
 use super::{authorization, waypoint};
 use crate::api::Meta;
-use crate::{Kind as ObjectKind, Object};
+use crate::{Key, Kind as ObjectKind, Object};
 
 mod authz;
 mod backend_tls;
@@ -399,23 +399,48 @@ fn outranked(
     older.first().map(|rival| rival.key().to_string())
 }
 
-/// The names of the policies that a service behind a waypoint needs before anything passes.
+/// What stands in front of something, as far as policies are attached to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Passed<'a> {
+    /// The service, if it is one.
+    pub service: Option<&'a NamespacedHostname>,
+    /// The routes of the service.
+    pub routes: &'a [Key],
+    /// The waypoint, `<namespace>/<gateway>`.
+    pub waypoint: &'a str,
+    /// Class of its gateway.
+    pub class: &'a str,
+}
+
+impl Passed<'_> {
+    fn is_meant(&self, target: &Target) -> bool {
+        match &target.on {
+            On::Service(of) => Some(of) == self.service,
+            On::Waypoint(of) => **of == *self.waypoint,
+            On::Class(of) => **of == *self.class,
+            On::Mesh => true,
+            On::Route {
+                kind,
+                namespace,
+                name,
+            } => {
+                let kind = object_kind(*kind);
+                let is_it = |route: &Key| {
+                    Some(route.kind) == kind && route.namespace == *namespace && route.name == *name
+                };
+                self.routes.iter().any(is_it)
+            }
+            On::Workload(_) => false,
+        }
+    }
+}
+
+/// The names of the policies that are needed before anything passes.
 #[must_use]
-pub fn required<'a>(
-    translated: impl Iterator<Item = &'a Policy>,
-    service: Option<&NamespacedHostname>,
-    waypoint: &str,
-    class: &str,
-) -> Vec<Str> {
-    let applies = |target: &Target| match &target.on {
-        On::Service(of) => Some(of) == service,
-        On::Waypoint(of) => &**of == waypoint,
-        On::Class(of) => &**of == class,
-        On::Mesh => true,
-        On::Route { .. } | On::Workload(_) => false,
-    };
+pub fn required<'a>(translated: impl Iterator<Item = &'a Policy>, passed: Passed<'_>) -> Vec<Str> {
     let policies = translated.filter(|policy| {
-        policy.concern.is_security() && !policy.dry_run && policy.targets.iter().any(applies)
+        let mut targets = policy.targets.iter();
+        policy.concern.is_security() && !policy.dry_run && targets.any(|target| passed.is_meant(target))
     });
     let names: BTreeSet<Str> = policies.map(Policy::name).collect();
     names.into_iter().collect()

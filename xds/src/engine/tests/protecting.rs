@@ -1,8 +1,11 @@
 //! What only a waypoint can check closes the pods behind it, wherever that is written: on a service, on its routes, on
 //! its waypoint or on the whole mesh.
 
-use super::waypoints::{POD, WAY, WEB, route, snapshot};
+use super::waypoints::{POD, WAY, WEB, front, route, snapshot};
 use super::*;
+
+/// The front of the service.
+const FRONT: &str = "shop/way/shop/web.shop.svc.cluster.local";
 
 /// Somebody decides about the requests of a rule.
 const ASKS: &str =
@@ -131,4 +134,61 @@ fn what_a_namespace_has_its_own_callers_checked_for_closes_nobody_elses_pods() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn a_front_needs_the_policies_of_its_routes_and_the_rules_that_somebody_else_decides_about() {
+    let needed = |text: &str| {
+        let front = front(&snapshot(&(WAY.to_owned() + WEB + POD + text)), FRONT);
+        let all = front.required_policies.into_iter().chain(front.required_routes);
+        all.map(|name| name.to_string()).collect::<Vec<_>>()
+    };
+    let expected = [
+        "AuthorizationPolicy/shop/p/authz",
+        "AuthorizationPolicy/shop/p/authz",
+        "AuthorizationPolicy/shop/p/authz",
+        "RequestAuthentication/shop/p/jwt",
+        "TrafficPolicy/shop/p/ext_authz",
+        "HTTPRoute/shop/h/0",
+        "GRPCRoute/shop/g/0",
+        "TrafficPolicy/istio-system/p/ext_authz",
+        "TrafficPolicy/istio-system/p/deny_all",
+    ];
+    for ((form, text), expected) in asking().into_iter().zip(expected) {
+        assert_eq!(needed(&text), [expected], "{form}");
+    }
+    // Callers of that namespace are checked by nobody else.
+    let consumer = route("HTTPRoute", "caller", "h", ASKS)
+        + &security("AuthorizationPolicy", "caller", "p", &on_route("HTTPRoute", "h"));
+    assert_eq!(
+        needed(&consumer),
+        ["AuthorizationPolicy/caller/p/authz", "HTTPRoute/caller/h/0"]
+    );
+    let plain = "matches: [{path: {value: /free}}], backendRefs: [{name: web, port: 80}]}, {";
+    let second = route("HTTPRoute", "shop", "h", &(plain.to_owned() + ASKS));
+    assert_eq!(
+        needed(&second),
+        ["HTTPRoute/shop/h/1"],
+        "no other rule of the route"
+    );
+}
+
+#[test]
+fn a_front_needs_no_rule_that_is_sent_to_nobody() {
+    let outranked = route("HTTPRoute", "shop", "h", ASKS);
+    let mut engine = Engine::new(MeshConfig::default());
+    let text = WAY.to_owned() + WEB + POD + &outranked;
+    let before = engine.apply(batch(objects(&text).into_iter().map(set).collect()));
+    assert_eq!(
+        front(&before, FRONT).required_routes,
+        [Str::from("HTTPRoute/shop/h/0")]
+    );
+    let better = objects(&route("GRPCRoute", "shop", "g", "")).remove(0);
+    let with = engine.apply(batch(vec![set(better.clone())]));
+    assert_eq!(front(&with, FRONT).required_routes, [Str::from(""); 0]);
+    let without = engine.apply(batch(vec![gone(better.key())]));
+    assert_eq!(
+        front(&without, FRONT).required_routes,
+        [Str::from("HTTPRoute/shop/h/0")]
+    );
 }

@@ -38,7 +38,7 @@ fn policies(snapshot: &Snapshot) -> Vec<Policy> {
         .collect()
 }
 
-fn front(snapshot: &Snapshot, name: &str) -> tulle_model::waypoint::Front {
+pub(super) fn front(snapshot: &Snapshot, name: &str) -> tulle_model::waypoint::Front {
     let slot = snapshot
         .resource(ResourceType::Waypoint, name)
         .expect("the front");
