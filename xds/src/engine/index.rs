@@ -247,7 +247,7 @@ fn references(object: &Object, namespace: &Str, mesh: &MeshConfig, keys: &mut Ve
     }
     match object {
         Object::TrafficPolicy(policy) => {
-            if policy.spec.target_refs.is_empty() {
+            if policy::is_mesh_wide(policy) {
                 keys.push(IndexKey::Everywhere);
                 keys.push(IndexKey::Attached("Mesh".into(), namespace.clone(), "".into()));
                 let asks = policy.spec.external_auth.is_some() || policy.unreadable.is_some();

@@ -2,8 +2,9 @@
 
 use tulle_model::Str;
 
-use super::Object;
+use super::{Kind, Object};
 use crate::api::route::{GrpcRule, HttpMatch, HttpRule, PathModifier, RouteFilter};
+use crate::api::security::PolicyTargetRef;
 use crate::api::traffic::{ExternalAuth, RequestKey};
 use crate::api::{BackendTlsPolicy, Gateway, HttpRoute, ServiceEntry, TrafficPolicy};
 use crate::document::Fault;
@@ -37,7 +38,19 @@ pub(super) fn faults(node: &Node, object: &Object) -> Vec<Fault> {
         Object::TrafficPolicy(policy) => traffic_policy(policy, &mut found),
         Object::BackendTlsPolicy(policy) => backend_tls(policy, &mut found),
         Object::ServiceEntry(entry) => service_entry(entry, &mut found),
+        Object::AuthorizationPolicy(policy) => {
+            targets(
+                &policy.spec.target_refs,
+                policy.spec.target_ref.as_ref(),
+                &mut found,
+            );
+        }
         Object::RequestAuthentication(policy) => {
+            targets(
+                &policy.spec.target_refs,
+                policy.spec.target_ref.as_ref(),
+                &mut found,
+            );
             let targets = !policy.spec.target_refs.is_empty() || policy.spec.target_ref.is_some();
             let both = targets && policy.spec.selector.is_some();
             found.require(!both, &["selector"], "it has both a selector and targetRefs");
@@ -281,23 +294,34 @@ fn listeners(gateway: &Gateway, found: &mut Faults<'_>) {
     found.require(!doubled, &["listeners"], "two listeners have the same name");
 }
 
+/// What a security policy is attached to: where that means nothing, nobody would enforce it.
+fn targets(refs: &[PolicyTargetRef], single: Option<&PolicyTargetRef>, found: &mut Faults<'_>) {
+    for of in refs {
+        target((&of.group, &of.kind, &of.name), "targetRefs", found);
+    }
+    for of in single {
+        target((&of.group, &of.kind, &of.name), "targetRef", found);
+    }
+}
+
+fn target((group, kind, name): (&Str, &Str, &Str), field: &str, found: &mut Faults<'_>) {
+    let of_group = match group.is_empty() {
+        true => String::new(),
+        false => format!(" of group {}", shown(group)),
+    };
+    let known = Kind::target(kind, group).is_some();
+    let cause = format!(
+        "{}{of_group} is nothing that a policy can be attached to",
+        shown(kind)
+    );
+    found.require(known, &[field], cause);
+    found.require(!name.is_empty(), &[field], "a name is missing");
+}
+
 fn traffic_policy(policy: &TrafficPolicy, found: &mut Faults<'_>) {
     let spec = &policy.spec;
-    for target in &spec.target_refs {
-        let known = [
-            "Service",
-            "ServiceEntry",
-            "Gateway",
-            "GatewayClass",
-            "HTTPRoute",
-            "GRPCRoute",
-        ];
-        found.require(
-            known.contains(&&*target.kind),
-            &["targetRefs"],
-            format!("{} is no target", shown(&target.kind)),
-        );
-        found.require(!target.name.is_empty(), &["targetRefs"], "a name is missing");
+    for of in &spec.target_refs {
+        target((&of.group, &of.kind, &of.name), "targetRefs", found);
     }
     if let Some(fault) = &spec.fault {
         let delay = fault

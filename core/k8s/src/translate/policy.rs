@@ -11,7 +11,7 @@ use super::condition::{ACCEPTED, Condition, WAYPOINT_ACCEPTED};
 use super::lookup::{Lookup, NoDefinition};
 use super::route::{object_kind, origin_of};
 use super::{authorization, waypoint};
-use crate::api::Meta;
+use crate::api::{Meta, TrafficPolicy};
 use crate::{Key, Kind as ObjectKind, Object};
 
 mod authz;
@@ -58,7 +58,7 @@ pub fn refs(object: &Object) -> Vec<Ref> {
         port: target.port,
     };
     match object {
-        Object::AuthorizationPolicy(policy) if authorization::has_only_targets(policy) => {
+        Object::AuthorizationPolicy(policy) if authorization::is_of_waypoints(policy) => {
             let all = policy.spec.target_refs.iter().chain(&policy.spec.target_ref);
             all.map(of_security).collect()
         }
@@ -70,6 +70,12 @@ pub fn refs(object: &Object) -> Vec<Ref> {
         Object::BackendTlsPolicy(policy) => policy.spec.target_refs.iter().map(of_traffic).collect(),
         _ => Vec::new(),
     }
+}
+
+/// Whether a traffic policy is for the whole mesh, if it stands in the root namespace.
+#[must_use]
+pub fn is_mesh_wide(policy: &TrafficPolicy) -> bool {
+    policy.spec.target_refs.is_empty() && !authorization::is_lost(policy.unreadable.as_ref())
 }
 
 /// A translated policy.
@@ -169,7 +175,7 @@ fn is_dry_run(object: &Object) -> bool {
 
 fn said(object: &Object, around: &impl Lookup) -> Option<Said> {
     match object {
-        Object::AuthorizationPolicy(policy) if authorization::has_only_targets(policy) => {
+        Object::AuthorizationPolicy(policy) if authorization::is_of_waypoints(policy) => {
             Some(authz::said(policy, around))
         }
         Object::RequestAuthentication(policy) => {
@@ -218,35 +224,35 @@ fn resolve(
         ("TargetNotFound", message)
     };
     let target = |on, port, section| Target { on, port, section };
-    match &*reference.kind {
-        "Service" => {
+    match ObjectKind::target(&reference.kind, &reference.group) {
+        Some(ObjectKind::Service) => {
             let found = around.service_of(namespace, &reference.name).map_err(missing)?;
             let port = port(reference, &found.service.ports)?;
             Ok(vec![target(On::Service(found.service.key()), port, None)])
         }
-        "ServiceEntry" => {
+        Some(ObjectKind::ServiceEntry) => {
             let found = around.entry_of(namespace, &reference.name).map_err(missing)?;
             let on = found
                 .into_iter()
                 .map(|found| target(On::Service(found.service.key()), reference.port, None));
             Ok(on.collect())
         }
-        "Gateway" => {
+        Some(ObjectKind::Gateway) => {
             let on = On::Waypoint(format!("{namespace}/{}", reference.name).into());
             Ok(vec![target(on, None, None)])
         }
-        "GatewayClass" if *namespace == around.mesh().root_namespace => {
+        Some(ObjectKind::GatewayClass) if *namespace == around.mesh().root_namespace => {
             Ok(vec![target(On::Class(reference.name.clone()), None, None)])
         }
-        "GatewayClass" => {
+        Some(ObjectKind::GatewayClass) => {
             let message = format!(
                 "a class is a target only in namespace {}",
                 around.mesh().root_namespace
             );
             Err(("Invalid", message))
         }
-        "HTTPRoute" | "GRPCRoute" => {
-            let kind = if &*reference.kind == "HTTPRoute" {
+        Some(route @ (ObjectKind::HttpRoute | ObjectKind::GrpcRoute)) => {
+            let kind = if route == ObjectKind::HttpRoute {
                 Kind::Http
             } else {
                 Kind::Grpc
@@ -326,7 +332,7 @@ fn mesh_wide(
     translated: &mut Translated,
     around: &impl Lookup,
 ) {
-    if object.kind() != ObjectKind::TrafficPolicy {
+    if !matches!(object, Object::TrafficPolicy(policy) if is_mesh_wide(policy)) {
         return;
     }
     let root = &around.mesh().root_namespace;

@@ -372,7 +372,7 @@ pub fn application_tunnel(meta: &Meta, around: &impl Lookup) -> Option<Applicati
 pub fn targets(object: &Object) -> Vec<PolicyTargetRef> {
     match object {
         Object::AuthorizationPolicy(policy)
-            if authorization::has_only_targets(policy) && !authorization::is_dry_run(policy) =>
+            if authorization::is_of_waypoints(policy) && !authorization::is_dry_run(policy) =>
         {
             let refs = policy.spec.target_refs.iter().chain(&policy.spec.target_ref);
             refs.cloned().collect()

@@ -1,6 +1,8 @@
 //! What only a waypoint can check closes the pods behind it, wherever that is written: on a service, on its routes, on
 //! its waypoint or on the whole mesh.
 
+use tulle_model::authz::policy::{Action, Rule, Scope};
+
 use super::waypoints::{POD, WAY, WEB, front, route, snapshot};
 use super::*;
 
@@ -191,4 +193,64 @@ fn a_front_needs_no_rule_that_is_sent_to_nobody() {
         front(&without, FRONT).required_routes,
         [Str::from("HTTPRoute/shop/h/0")]
     );
+}
+
+#[test]
+fn r313_a_policy_on_what_does_not_exist_as_a_kind_denies_its_namespace() {
+    let bad = "{kind: Servce, name: web}";
+    let asks = asked(
+        "shop",
+        "p",
+        &format!("targetRefs: [{{kind: Service, name: web}}, {bad}], "),
+    );
+    for (text, waypoints) in [
+        (security("AuthorizationPolicy", "shop", "p", bad), 0),
+        (security("RequestAuthentication", "shop", "p", bad), 0),
+        (
+            security(
+                "AuthorizationPolicy",
+                "shop",
+                "p",
+                &format!("{{kind: Service, name: web}}, {bad}"),
+            ),
+            1,
+        ),
+        (asks, 1),
+    ] {
+        let snapshot = snapshot(&(WAY.to_owned() + WEB + POD + &text));
+        let policies = snapshot
+            .resources(ResourceType::Authorization)
+            .filter_map(
+                |slot| match tulle_proto::decode_authorization(&slot.name, &slot.body) {
+                    Ok(tulle_proto::Resource::Authorization(policy)) => Some(policy),
+                    _ => None,
+                },
+            );
+        let mut policies = policies.filter(|policy| !policy.match_peer);
+        let denied = policies.next().expect("a policy for node proxies");
+        assert_eq!(
+            (&*denied.namespace, denied.scope, denied.action),
+            ("shop", Scope::Namespace, Action::Deny),
+            "{text}"
+        );
+        assert_eq!(denied.rules, [Rule::default()], "whoever asks");
+        assert!(policies.next().is_none(), "{text}");
+        let enforced = snapshot.resources(ResourceType::Policy).count();
+        assert_eq!(
+            enforced, waypoints,
+            "what is known of its targets is denied at the waypoint, too: {text}"
+        );
+    }
+}
+
+#[test]
+fn a_policy_of_the_root_namespace_with_lost_targets_is_not_for_the_whole_mesh() {
+    let text = asked("istio-system", "p", "targetRefs: [{kind: Servce, name: web}], ");
+    let snapshot = snapshot(&(WAY.to_owned() + WEB + POD + &text));
+    let policies: Vec<_> = snapshot
+        .resources(ResourceType::Authorization)
+        .map(|slot| slot.name.clone())
+        .collect();
+    assert_eq!(policies, [Str::from("istio-system/tulle_traffic_policy_p")]);
+    assert_eq!(snapshot.resources(ResourceType::Policy).count(), 0);
 }
