@@ -158,13 +158,21 @@ fn rivals(object: &Object, world: &World, out: &mut Affected) {
     }
 }
 
-/// The routes and policies that refer to an object in any way.
+/// The routes and policies that refer to an object in any way, and the policies of such routes: what is said of those
+/// depends on what the routes hang on.
 fn referrers(kind: &str, namespace: &Str, name: &Str, world: &World, out: &mut Affected) {
     let (kind, namespace, name): (Str, Str, Str) = (kind.into(), namespace.clone(), name.clone());
     let attached = IndexKey::Attached(kind.clone(), namespace.clone(), name.clone());
     let refers = IndexKey::Refers(kind, namespace, name);
     for entry in [attached, refers] {
-        out.extend(world.lookup(&entry).filter_map(output_of));
+        for key in world.lookup(&entry) {
+            out.extend(output_of(key));
+            if key.kind.is_route() {
+                let kind = key.kind.as_str().into();
+                let entry = IndexKey::Attached(kind, key.namespace.clone(), key.name.clone());
+                out.extend(world.lookup(&entry).filter_map(output_of));
+            }
+        }
     }
 }
 

@@ -36,6 +36,21 @@ impl Lookup for World {
         }
     }
 
+    fn gateways(&self) -> Vec<&Gateway> {
+        let all = self
+            .of_kind(Kind::Gateway)
+            .filter_map(|(_, object)| match object {
+                Object::Gateway(object) => Some(object),
+                _ => None,
+            });
+        all.collect()
+    }
+
+    fn route(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Object> {
+        let object = self.get(&Key::new(kind, namespace, name));
+        object.filter(|_| kind.is_route())
+    }
+
     fn service_of(&self, namespace: &str, name: &str) -> Result<Definition, NoDefinition> {
         let object = self.service(namespace, name).ok_or(NoDefinition::Missing)?;
         if service::is_external_name(object) {

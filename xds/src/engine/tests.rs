@@ -12,6 +12,7 @@ use tulle_proto::resume::Layout;
 use super::*;
 use crate::snapshot::{Change, ResourceType, Scope, Slot, Version};
 
+mod accepted;
 mod cuts;
 mod explain;
 mod modes;

@@ -299,7 +299,7 @@ fn targets(refs: &[PolicyTargetRef], single: Option<&PolicyTargetRef>, found: &m
     for of in refs {
         target((&of.group, &of.kind, &of.name), "targetRefs", found);
     }
-    for of in single {
+    if let Some(of) = single {
         target((&of.group, &of.kind, &of.name), "targetRef", found);
     }
 }

@@ -7,6 +7,7 @@ use tulle_model::{NamespacedHostname, Str};
 
 use super::MeshConfig;
 use crate::api::{Gateway, GatewayClass, Namespace, ReferenceGrant};
+use crate::{Kind, Object};
 
 /// A definition of a service that holds in its namespace.
 #[derive(Debug, Clone)]
@@ -38,6 +39,10 @@ pub trait Lookup {
     fn gateway(&self, namespace: &str, name: &str) -> Option<&Gateway>;
     /// A class of gateways.
     fn gateway_class(&self, name: &str) -> Option<&GatewayClass>;
+    /// Every gateway.
+    fn gateways(&self) -> Vec<&Gateway>;
+    /// A route of one of the four kinds.
+    fn route(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Object>;
     /// What a Service becomes.
     fn service_of(&self, namespace: &str, name: &str) -> Result<Definition, NoDefinition>;
     /// What the hosts of a ServiceEntry become.

@@ -7,16 +7,17 @@ use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::route::Kind;
 use tulle_model::{NamespacedHostname, Str};
 
+use super::authorization;
 use super::condition::{ACCEPTED, Condition, WAYPOINT_ACCEPTED};
-use super::lookup::{Lookup, NoDefinition};
+use super::lookup::Lookup;
 use super::route::{object_kind, origin_of};
-use super::{authorization, waypoint};
-use crate::api::{Meta, TrafficPolicy};
+use crate::api::TrafficPolicy;
 use crate::{Key, Kind as ObjectKind, Object};
 
 mod authz;
 mod backend_tls;
 mod jwt;
+mod targets;
 #[cfg(test)]
 mod tests;
 pub(in crate::translate) mod traffic;
@@ -108,18 +109,18 @@ pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Tran
     };
     let meta = object.meta();
     let mut translated = Translated::default();
-    let mut targets: Vec<(Ref, Target)> = Vec::new();
+    let mut meant: Vec<(Ref, Target)> = Vec::new();
     let condition = condition_kind(object.kind());
     let refs = refs(object);
     for reference in &refs {
         let of = format!("{} {}", reference.kind, reference.name);
-        match resolve(reference, meta, around) {
+        match targets::resolve(reference, meta, around) {
             Ok(found) => {
-                let is_bound = attach(&found, &mut translated, around);
+                let is_bound = targets::attach(&found, &mut translated, around);
                 translated
                     .conditions
                     .push(judged(condition, &said, is_bound).of(of));
-                targets.extend(found.into_iter().map(|target| (reference.clone(), target)));
+                meant.extend(found.into_iter().map(|target| (reference.clone(), target)));
             }
             Err((reason, message)) => translated
                 .conditions
@@ -127,11 +128,11 @@ pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Tran
         }
     }
     if refs.is_empty() {
-        mesh_wide(object, &said, &mut targets, &mut translated, around);
+        mesh_wide(object, &said, &mut meant, &mut translated, around);
     }
     for concern in said.concerns {
         let mut left = Vec::new();
-        for (reference, target) in &targets {
+        for (reference, target) in &meant {
             match outranked(object, &concern, reference, rivals, around) {
                 None => left.push(target.clone()),
                 Some(by) => {
@@ -208,127 +209,11 @@ fn judged(kind: &'static str, said: &Said, is_bound: bool) -> Condition {
     }
 }
 
-/// What a reference leads to.
-fn resolve(
-    reference: &Ref,
-    meta: &Meta,
-    around: &impl Lookup,
-) -> Result<Vec<Target>, (&'static str, String)> {
-    let namespace = &meta.namespace;
-    if !reference.namespace.is_empty() && reference.namespace != *namespace {
-        let message = "a target must be in the policy's own namespace; move the policy there";
-        return Err(("Invalid", message.to_owned()));
-    }
-    let missing = |_: NoDefinition| {
-        let message = format!("there is no {} {namespace}/{}", reference.kind, reference.name);
-        ("TargetNotFound", message)
-    };
-    let target = |on, port, section| Target { on, port, section };
-    match ObjectKind::target(&reference.kind, &reference.group) {
-        Some(ObjectKind::Service) => {
-            let found = around.service_of(namespace, &reference.name).map_err(missing)?;
-            let port = port(reference, &found.service.ports)?;
-            Ok(vec![target(On::Service(found.service.key()), port, None)])
-        }
-        Some(ObjectKind::ServiceEntry) => {
-            let found = around.entry_of(namespace, &reference.name).map_err(missing)?;
-            let on = found
-                .into_iter()
-                .map(|found| target(On::Service(found.service.key()), reference.port, None));
-            Ok(on.collect())
-        }
-        Some(ObjectKind::Gateway) => {
-            let on = On::Waypoint(format!("{namespace}/{}", reference.name).into());
-            Ok(vec![target(on, None, None)])
-        }
-        Some(ObjectKind::GatewayClass) if *namespace == around.mesh().root_namespace => {
-            Ok(vec![target(On::Class(reference.name.clone()), None, None)])
-        }
-        Some(ObjectKind::GatewayClass) => {
-            let message = format!(
-                "a class is a target only in namespace {}",
-                around.mesh().root_namespace
-            );
-            Err(("Invalid", message))
-        }
-        Some(route @ (ObjectKind::HttpRoute | ObjectKind::GrpcRoute)) => {
-            let kind = if route == ObjectKind::HttpRoute {
-                Kind::Http
-            } else {
-                Kind::Grpc
-            };
-            let section = (!reference.section.is_empty()).then(|| reference.section.clone());
-            let on = On::Route {
-                kind,
-                namespace: namespace.clone(),
-                name: reference.name.clone(),
-            };
-            Ok(vec![target(on, None, section)])
-        }
-        _ => {
-            let shown: String = reference
-                .kind
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(64)
-                .collect();
-            Err(("UnsupportedValue", format!("{shown} is no target")))
-        }
-    }
-}
-
-/// The port that a reference to a service names, by number or by name.
-fn port(
-    reference: &Ref,
-    ports: &std::collections::BTreeMap<u16, tulle_model::service::ServicePort>,
-) -> Result<Option<u16>, (&'static str, String)> {
-    let by_name = reference.section.parse().ok();
-    let port = reference.port.or(by_name);
-    match port {
-        None if reference.section.is_empty() => Ok(None),
-        Some(port) if ports.contains_key(&port) => Ok(Some(port)),
-        _ => Err((
-            "TargetNotFound",
-            "the service has no such port; write its number as `port`".to_owned(),
-        )),
-    }
-}
-
-/// Notes which waypoints enforce a policy on a target; says whether any does.
-fn attach(targets: &[Target], translated: &mut Translated, around: &impl Lookup) -> bool {
-    let mut is_bound = true;
-    for target in targets {
-        match &target.on {
-            On::Service(service) => {
-                translated.waypoints.extend(around.waypoints_of(service));
-                is_bound &= around.is_bound(service);
-            }
-            On::Waypoint(name) => {
-                translated.waypoints.insert(name.clone());
-                is_bound &= is_ready(name, around);
-            }
-            On::Class(class) => {
-                translated.classes.insert(class.clone());
-            }
-            // Every waypoint that follows the route, wherever that is.
-            On::Route { .. } | On::Mesh | On::Workload(_) => translated.everywhere = true,
-        }
-    }
-    is_bound
-}
-
-fn is_ready(name: &str, around: &impl Lookup) -> bool {
-    let gateway = name
-        .split_once('/')
-        .and_then(|(namespace, name)| around.gateway(namespace, name));
-    gateway.is_some_and(|gateway| waypoint::address_of(gateway, around).is_some())
-}
-
 /// A traffic policy without targets holds for the whole mesh, if it stands in the root namespace.
 fn mesh_wide(
     object: &Object,
     said: &Said,
-    targets: &mut Vec<(Ref, Target)>,
+    meant: &mut Vec<(Ref, Target)>,
     translated: &mut Translated,
     around: &impl Lookup,
 ) {
@@ -343,14 +228,14 @@ fn mesh_wide(
             .push(Condition::fails(ACCEPTED, "Invalid", message));
         return;
     }
-    translated.everywhere = true;
-    translated.conditions.push(judged(ACCEPTED, said, true));
     let target = Target {
         on: On::Mesh,
         port: None,
         section: None,
     };
-    targets.push((whole_mesh(), target));
+    let is_bound = targets::attach(std::slice::from_ref(&target), translated, around);
+    translated.conditions.push(judged(ACCEPTED, said, is_bound));
+    meant.push((whole_mesh(), target));
 }
 
 fn whole_mesh() -> Ref {

@@ -111,6 +111,17 @@ pub fn parents(object: &Object) -> impl Iterator<Item = Key> {
     })
 }
 
+/// Whether waypoints that are ready follow a route: at each of its parents, and it has one.
+#[must_use]
+pub fn is_bound(object: &Object, around: &impl Lookup) -> bool {
+    let Some(facts) = facts(object) else {
+        return false;
+    };
+    let ours = |parent: &&ParentRef| parents::key(parent, facts.meta).is_some();
+    let mut ours = facts.parents.iter().filter(ours).peekable();
+    ours.peek().is_some() && ours.all(|parent| parents::is_bound(parent, facts.meta, around))
+}
+
 /// The rules of a route, by index, about whose requests somebody else is asked.
 #[must_use]
 pub fn asking(object: &Object) -> Vec<usize> {

@@ -48,7 +48,7 @@ pub(super) fn front(snapshot: &Snapshot, name: &str) -> tulle_model::waypoint::F
     }
 }
 
-fn reasons(snapshot: &Snapshot, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
+pub(super) fn reasons(snapshot: &Snapshot, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
     let key = Key::new(kind, namespace, name);
     let status = snapshot.objects().object(&key).expect("the object");
     let conditions = status.conditions.iter();

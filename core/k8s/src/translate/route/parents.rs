@@ -115,6 +115,12 @@ fn resolve(parent: &ParentRef, meta: &Meta, around: &impl Lookup) -> Result<Vec<
     Ok(found.into_iter().map(|definition| definition.service).collect())
 }
 
+/// Whether the services that a parent reference leads to are behind waypoints that are ready.
+pub(super) fn is_bound(parent: &ParentRef, meta: &Meta, around: &impl Lookup) -> bool {
+    let services = resolve(parent, meta, around).unwrap_or_default();
+    !services.is_empty() && services.iter().all(|service| around.is_bound(&service.key()))
+}
+
 /// The ports of a service that a parent reference names, as far as the kind of route fits them.
 fn ports(kind: Kind, parent: &ParentRef, service: &Service) -> Result<BTreeSet<u16>, Refused> {
     if let Some(port) = parent.port.filter(|port| !service.ports.contains_key(port)) {
