@@ -126,9 +126,11 @@ impl Lookup for World {
 /// What an object defines under a host name, if it is the one that holds in its namespace.
 fn holding(key: &Key, hostname: &Str, world: &World) -> Option<Definition> {
     let holds = services::winner(hostname, &key.namespace, world) == Some(key);
-    let (found, _) = services::translate(world.get(key).filter(|_| holds)?, hostname, world);
+    let object = world.get(key).filter(|_| holds)?;
+    let (found, _) = services::translate(object, hostname, world);
     found.map(|service: Service| Definition {
         is_headless: key.kind == Kind::Service && service.addresses.is_empty(),
+        port_names: service::port_names(object),
         service,
     })
 }

@@ -1,5 +1,6 @@
 //! What translation asks of the objects around the one it translates.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use tulle_model::service::Service as Model;
@@ -16,6 +17,8 @@ pub struct Definition {
     pub service: Model,
     /// It has no address of its own.
     pub is_headless: bool,
+    /// Its ports by name, as far as they have one.
+    pub port_names: BTreeMap<Str, u16>,
 }
 
 /// Why there is no definition.

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tulle_model::policy::{Concern, On, Policy, Target};
-use tulle_model::route::Kind;
+use tulle_model::policy::{BackendTls, Concern, On, Policy, Target};
+use tulle_model::route::{Kind, Origin};
 use tulle_model::{NamespacedHostname, Str};
 
+use self::targets::Refused;
 use super::authorization;
 use super::condition::{ACCEPTED, Condition, WAYPOINT_ACCEPTED};
 use super::lookup::Lookup;
@@ -110,6 +111,8 @@ pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Tran
     let meta = object.meta();
     let mut translated = Translated::default();
     let mut meant: Vec<(Ref, Target)> = Vec::new();
+    // What was meant is a part of these that is not there; which, nobody knows.
+    let mut parts_lost: Vec<Target> = Vec::new();
     let condition = condition_kind(object.kind());
     let refs = refs(object);
     for reference in &refs {
@@ -122,9 +125,25 @@ pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Tran
                     .push(judged(condition, &said, is_bound).of(of));
                 meant.extend(found.into_iter().map(|target| (reference.clone(), target)));
             }
-            Err((reason, message)) => translated
-                .conditions
-                .push(Condition::fails(condition, reason, message).of(of)),
+            Err(refused) => {
+                let Refused {
+                    reason,
+                    mut message,
+                    whole,
+                } = refused;
+                let closing = said
+                    .concerns
+                    .iter()
+                    .find_map(|concern| meanwhile(concern, &reference.kind));
+                if let Some(closing) = closing.filter(|_| !whole.is_empty()) {
+                    message.push_str(&closing);
+                    targets::attach(&whole, &mut translated, around);
+                    let new = whole.into_iter().filter(|target| !parts_lost.contains(target));
+                    parts_lost.extend(new.collect::<Vec<_>>());
+                }
+                let told = Condition::fails(condition, reason, message);
+                translated.conditions.push(told.of(of));
+            }
         }
     }
     if refs.is_empty() {
@@ -146,6 +165,16 @@ pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Tran
                 }
             }
         }
+        if concern.is_security() {
+            left.extend(parts_lost.iter().cloned());
+        }
+        if let Concern::BackendTls(tls) = &concern
+            && !parts_lost.is_empty()
+        {
+            translated
+                .policies
+                .push(Arc::new(untrusting(object, tls, &parts_lost)));
+        }
         if !left.is_empty() {
             translated.policies.push(Arc::new(Policy {
                 object: object.kind().as_str().into(),
@@ -157,6 +186,36 @@ pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Tran
         }
     }
     translated
+}
+
+/// What holds on the whole of a target while the part that is meant is unknown; `None` for what may be left out.
+fn meanwhile(concern: &Concern, kind: &str) -> Option<String> {
+    match concern {
+        Concern::BackendTls(_) => Some(format!(
+            ". Until this is corrected, no endpoint of the {kind} is believed on any port that no other policy is for"
+        )),
+        concern if concern.is_security() => Some(format!(
+            ". Until this is corrected, it holds for the whole {kind}"
+        )),
+        _ => None,
+    }
+}
+
+/// The policy by which nobody is believed: what was to be spoken to over TLS is never spoken to in clear.
+fn untrusting(object: &Object, tls: &BackendTls, targets: &[Target]) -> Policy {
+    let meta = object.meta();
+    let origin = origin_of(Kind::Policy, meta);
+    Policy {
+        object: object.kind().as_str().into(),
+        origin: Origin {
+            // No object of a user is called so.
+            name: format!("tulle_part_unknown_{}", meta.name).into(),
+            ..origin
+        },
+        targets: targets.to_vec(),
+        dry_run: false,
+        concern: Concern::BackendTls(backend_tls::untrusting(tls)),
+    }
 }
 
 fn condition_kind(kind: ObjectKind) -> &'static str {

@@ -111,6 +111,19 @@ pub fn parents(object: &Object) -> impl Iterator<Item = Key> {
     })
 }
 
+/// What the rules of a route are called.
+pub fn rule_names(object: &Object) -> impl Iterator<Item = &Str> {
+    let names: Vec<&Str> = match object {
+        Object::HttpRoute(route) => route.spec.rules.iter().map(|rule| &rule.name).collect(),
+        Object::GrpcRoute(route) => route.spec.rules.iter().map(|rule| &rule.name).collect(),
+        Object::TlsRoute(route) | Object::TcpRoute(route) => {
+            route.spec.rules.iter().map(|rule| &rule.name).collect()
+        }
+        _ => Vec::new(),
+    };
+    names.into_iter()
+}
+
 /// Whether waypoints that are ready follow a route: at each of its parents, and it has one.
 #[must_use]
 pub fn is_bound(object: &Object, around: &impl Lookup) -> bool {

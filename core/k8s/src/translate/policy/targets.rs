@@ -1,30 +1,43 @@
 //! What a policy is attached to, and whether a waypoint that is ready stands there.
 
-use std::collections::BTreeMap;
-
 use tulle_model::policy::{On, Target};
-use tulle_model::service::ServicePort;
 
-use super::super::lookup::{Lookup, NoDefinition};
+use super::super::authorization::values::shown;
+use super::super::lookup::{Definition, Lookup, NoDefinition};
 use super::super::{route, waypoint};
 use super::{Ref, Translated};
-use crate::Kind as ObjectKind;
 use crate::api::{Gateway, Meta};
+use crate::{Kind as ObjectKind, Object};
 
-/// What a reference leads to, or a reason and a message.
-pub(super) fn resolve(
-    reference: &Ref,
-    meta: &Meta,
-    around: &impl Lookup,
-) -> Result<Vec<Target>, (&'static str, String)> {
+/// Ports of a service that a message lists.
+const PORTS_SHOWN_MAX: usize = 16;
+
+/// Why a reference leads nowhere.
+pub(super) struct Refused {
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+    /// What the reference names a part of that is not there: the part that is meant must not be left open.
+    pub(super) whole: Vec<Target>,
+}
+
+fn refused(reason: &'static str, message: impl Into<String>) -> Refused {
+    Refused {
+        reason,
+        message: message.into(),
+        whole: Vec::new(),
+    }
+}
+
+/// What a reference leads to.
+pub(super) fn resolve(reference: &Ref, meta: &Meta, around: &impl Lookup) -> Result<Vec<Target>, Refused> {
     let namespace = &meta.namespace;
     if !reference.namespace.is_empty() && reference.namespace != *namespace {
         let message = "a target must be in the policy's own namespace; move the policy there";
-        return Err(("Invalid", message.to_owned()));
+        return Err(refused("Invalid", message));
     }
     let not_found = || {
         let message = format!("there is no {} {namespace}/{}", reference.kind, reference.name);
-        ("TargetNotFound", message)
+        refused("TargetNotFound", message)
     };
     let missing = |_: NoDefinition| not_found();
     let target = |on, port, section| Target { on, port, section };
@@ -32,15 +45,11 @@ pub(super) fn resolve(
     match kind {
         Some(ObjectKind::Service) => {
             let found = around.service_of(namespace, &reference.name).map_err(missing)?;
-            let port = port(reference, &found.service.ports)?;
-            Ok(vec![target(On::Service(found.service.key()), port, None)])
+            on_ports(reference, std::slice::from_ref(&found))
         }
         Some(ObjectKind::ServiceEntry) => {
             let found = around.entry_of(namespace, &reference.name).map_err(missing)?;
-            let on = found
-                .into_iter()
-                .map(|found| target(On::Service(found.service.key()), reference.port, None));
-            Ok(on.collect())
+            on_ports(reference, &found)
         }
         Some(ObjectKind::Gateway) => {
             let on = On::Waypoint(format!("{namespace}/{}", reference.name).into());
@@ -54,39 +63,95 @@ pub(super) fn resolve(
                 "a class is a target only in namespace {}",
                 around.mesh().root_namespace
             );
-            Err(("Invalid", message))
+            Err(refused("Invalid", message))
         }
         Some(kind) if kind.is_route() => {
             let object = around.route(kind, namespace, &reference.name);
-            let facts = object.and_then(route::facts).ok_or_else(not_found)?;
-            let section = (!reference.section.is_empty()).then(|| reference.section.clone());
-            let on = On::Route {
-                kind: facts.kind,
-                namespace: namespace.clone(),
-                name: reference.name.clone(),
-            };
-            Ok(vec![target(on, None, section)])
+            let object = object.ok_or_else(not_found)?;
+            on_rule(reference, object).ok_or_else(not_found)?
         }
         _ => {
             let text = reference.kind.chars().filter(|c| !c.is_control());
             let shown: String = text.take(64).collect();
-            Err(("UnsupportedValue", format!("{shown} is no target")))
+            Err(refused("UnsupportedValue", format!("{shown} is no target")))
         }
     }
 }
 
-/// The port that a reference to a service names, by number or by name.
-fn port(reference: &Ref, ports: &BTreeMap<u16, ServicePort>) -> Result<Option<u16>, (&'static str, String)> {
-    let by_name = reference.section.parse().ok();
-    let port = reference.port.or(by_name);
-    match port {
-        None if reference.section.is_empty() => Ok(None),
-        Some(port) if ports.contains_key(&port) => Ok(Some(port)),
-        _ => Err((
-            "TargetNotFound",
-            "the service has no such port; write its number as `port`".to_owned(),
-        )),
+/// A service, or the port of it that a reference names, by number or by name.
+fn on_ports(reference: &Ref, found: &[Definition]) -> Result<Vec<Target>, Refused> {
+    let target = |of: &Definition, port| Target {
+        on: On::Service(of.service.key()),
+        port,
+        section: None,
+    };
+    let whole = || found.iter().map(|of| target(of, None)).collect();
+    let section = &reference.section;
+    if reference.port.is_none() && section.is_empty() {
+        return Ok(whole());
     }
+    let port = |of: &Definition| {
+        let named = || {
+            of.port_names
+                .get(section)
+                .copied()
+                .or_else(|| section.parse().ok())
+        };
+        let port = reference.port.or_else(named);
+        port.filter(|port| of.service.ports.contains_key(port))
+    };
+    let ports: Option<Vec<Target>> = found.iter().map(|of| Some(target(of, Some(port(of)?)))).collect();
+    ports.ok_or_else(|| {
+        let asked = reference
+            .port
+            .map_or_else(|| shown(section), |port| port.to_string());
+        let known: Vec<String> = found.first().map_or_else(Vec::new, ports_of);
+        let (kind, name) = (&reference.kind, &reference.name);
+        let message = format!("{kind} {name} has no port {asked}; it has {}", known.join(", "));
+        Refused {
+            whole: whole(),
+            ..refused("TargetNotFound", message)
+        }
+    })
+}
+
+/// Ports as they may be named, for a message.
+fn ports_of(of: &Definition) -> Vec<String> {
+    let named = |port: &u16| {
+        let mut names = of.port_names.iter();
+        let name = names.find(|(_, number)| *number == port);
+        name.map_or_else(
+            || port.to_string(),
+            |(name, _)| format!("{} ({port})", shown(name)),
+        )
+    };
+    of.service.ports.keys().take(PORTS_SHOWN_MAX).map(named).collect()
+}
+
+/// A route, or the rule of it that a reference names.
+fn on_rule(reference: &Ref, object: &Object) -> Option<Result<Vec<Target>, Refused>> {
+    let facts = route::facts(object)?;
+    let target = |section| Target {
+        on: On::Route {
+            kind: facts.kind,
+            namespace: facts.meta.namespace.clone(),
+            name: facts.meta.name.clone(),
+        },
+        port: None,
+        section,
+    };
+    let section = &reference.section;
+    if section.is_empty() {
+        return Some(Ok(vec![target(None)]));
+    }
+    if route::rule_names(object).any(|name| name == section) {
+        return Some(Ok(vec![target(Some(section.clone()))]));
+    }
+    let message = format!("the route has no rule called {}", shown(section));
+    Some(Err(Refused {
+        whole: vec![target(None)],
+        ..refused("TargetNotFound", message)
+    }))
 }
 
 /// Notes which waypoints enforce a policy on its targets; says whether there is one that is ready at each.
