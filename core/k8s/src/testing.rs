@@ -8,7 +8,8 @@ use tulle_model::{NamespacedHostname, Str};
 
 use crate::api::{Gateway, GatewayClass, Namespace, ReferenceGrant};
 use crate::document::documents;
-use crate::object::{Key, Kind, Object, Reading, read};
+use crate::object::{Key, Kind, Object, Reading, read, read_mesh};
+use crate::translate::condition::Condition;
 use crate::translate::lookup::{Definition, Lookup, NoDefinition};
 use crate::translate::waypoint::{Binding, Subject, Traffic, bind};
 use crate::translate::{MeshConfig, service};
@@ -31,6 +32,22 @@ pub fn objects(text: &str) -> Vec<Object> {
         .iter()
         .map(|document| read(document.as_ref().expect("a readable document")))
         .collect()
+}
+
+/// The mesh as settings have it, and what is said of them.
+///
+/// # Panics
+/// The text is no settings.
+#[must_use]
+pub fn mesh(text: &str) -> (MeshConfig, Vec<Condition>) {
+    let document = documents(text).remove(0).expect("a readable document");
+    match read_mesh(&document) {
+        Reading::Good { object, .. } => match &*object {
+            Object::Mesh(object) => MeshConfig::default().with(&object.settings),
+            other => panic!("another kind: {other:?}"),
+        },
+        other => panic!("no settings: {other:?}"),
+    }
 }
 
 /// Defines a function that reads one object of a kind.
@@ -85,6 +102,12 @@ impl Around {
             mesh: MeshConfig::default(),
             objects: keyed.collect(),
         }
+    }
+
+    /// The same in another mesh.
+    #[must_use]
+    pub fn within(self, mesh: MeshConfig) -> Self {
+        Self { mesh, ..self }
     }
 
     /// An object.

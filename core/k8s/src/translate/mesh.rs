@@ -14,6 +14,9 @@ use crate::api::Namespace;
 use crate::api::mesh::{MeshProvider, MeshSettings, ServiceRef, WaypointSettings};
 use crate::api::security::MtlsMode;
 
+#[cfg(test)]
+mod tests;
+
 /// Label that puts something into a network.
 pub(super) const NETWORK_LABEL: &str = "topology.istio.io/network";
 

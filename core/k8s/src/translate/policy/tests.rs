@@ -1,11 +1,15 @@
 //! From manifests, as users write them, to what waypoints are told. Every value differs from its neighbours, so that two
 //! fields that change places are seen.
 
+use std::time::Duration;
+
 use super::*;
 use crate::testing::{Around, objects};
 use crate::translate::condition::Status;
 
 mod backend_tls;
+mod security;
+mod traffic;
 
 /// A namespace with a waypoint, services behind it, and somebody to ask.
 const SHOP: &str = "
@@ -71,6 +75,10 @@ kind: ConfigMap
 metadata: {name: no-roots, namespace: shop}
 data: {ca.crt: nothing}
 ";
+
+fn seconds(number: u64) -> Option<Duration> {
+    Some(Duration::from_secs(number))
+}
 
 fn texts(all: &[&str]) -> Vec<Str> {
     all.iter().map(|text| Str::from(*text)).collect()
