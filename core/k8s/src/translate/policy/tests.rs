@@ -8,6 +8,7 @@ use crate::testing::{Around, objects};
 use crate::translate::condition::Status;
 
 mod backend_tls;
+mod bound;
 mod security;
 mod traffic;
 
