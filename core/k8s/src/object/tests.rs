@@ -193,3 +193,21 @@ fn a_target_that_means_nothing_is_told_with_its_place() {
         "line 6, column 5: `spec.targetRefs`: Servce of group apps is nothing that a policy can be attached to; correct the value"
     );
 }
+
+#[test]
+fn a_body_that_nobody_sends_along_is_refused_where_it_is_asked_for() {
+    let asks = |bytes: u32| {
+        reading(&format!(
+            "apiVersion: tulle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: a}}\nspec:\n  externalAuth:\n    provider: {{name: opa}}\n    maxBodyBytes: {bytes}\n"
+        ))
+    };
+    assert!(matches!(asks(8_192), Reading::Good { .. }));
+    let Reading::Bad { faults, stand_in, .. } = asks(8_193) else {
+        panic!("bad")
+    };
+    let expected = "line 7, column 19: `spec.externalAuth.maxBodyBytes`: at most 8192 bytes of a body are sent along; correct the value";
+    assert_eq!(
+        (faults[0].to_string().as_str(), stand_in.is_some()),
+        (expected, true)
+    );
+}

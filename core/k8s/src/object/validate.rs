@@ -1,6 +1,7 @@
 //! Rules between the fields of an object, as an API server would enforce them: an object that breaks one is refused.
 
 use tulle_model::Str;
+use tulle_model::filter::ASKED_BODY_BYTES_MAX;
 
 use super::{Kind, Object};
 use crate::api::route::{GrpcRule, HttpMatch, HttpRule, PathModifier, RouteFilter};
@@ -412,6 +413,9 @@ fn external_auth(auth: &ExternalAuth, found: &mut Faults<'_>) {
     found.require(one, &["externalAuth"], "it needs one of provider and backendRef");
     let known = ["", "GRPC", "HTTP"].contains(&&*auth.protocol);
     found.require(known, &["externalAuth", "protocol"], "it is GRPC or HTTP");
+    let cause = format!("at most {ASKED_BODY_BYTES_MAX} bytes of a body are sent along");
+    let fits = auth.max_body_bytes <= ASKED_BODY_BYTES_MAX;
+    found.require(fits, &["externalAuth", "maxBodyBytes"], cause);
     let status = auth
         .status_on_error
         .is_none_or(|status| (400..=599).contains(&status));

@@ -220,3 +220,17 @@ excludedNamespaces: [batch]
     let expected = "trustDomain is cluster.local by the flag of the control plane; it cannot be changed here; rootNamespace is istio-system by the flag of the control plane; it cannot be changed here";
     assert_eq!(flaw(&told), Some(expected));
 }
+
+#[test]
+fn a_provider_that_wants_more_of_a_body_than_is_sent_along_is_refused() {
+    let of = |bytes: u32| {
+        mesh(&format!(
+            "providers: [{{name: opa, extAuthz: {{backendRef: {{name: opa, port: 9000}}, maxBodyBytes: {bytes}}}}}]\n"
+        ))
+    };
+    assert!(of(8_192).0.decides("opa"));
+    let (found, told) = of(8_193);
+    assert!(!found.decides("opa"), "who names it denies");
+    let expected = "provider opa: maxBodyBytes is 8193, and at most 8192 bytes of a body are sent along; policies that name it deny until this is corrected";
+    assert_eq!(flaw(&told), Some(expected));
+}

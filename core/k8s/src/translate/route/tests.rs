@@ -447,6 +447,10 @@ fn what_cannot_be_done_is_answered_with_500_and_told() {
             "{type: ExternalAuth, externalAuth: {protocol: TCP, backendRef: {name: opa, port: 9000}}}",
             "the protocol of externalAuth is GRPC or HTTP",
         ),
+        (
+            "{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: opa, port: 9000}, forwardBody: {maxSize: 8193}}}",
+            "externalAuth.forwardBody.maxSize is 8193, and at most 8192 bytes of a body are sent along",
+        ),
     ] {
         let spec = format!("    filters: [{filter}]\n    backendRefs: [{{name: web, port: 80}}]\n");
         let (route, told) = rule("HTTPRoute", &spec);
