@@ -20,6 +20,7 @@ mod protecting;
 mod told;
 mod unbinding;
 mod waypoints;
+mod weights;
 
 /// The objects of a text.
 fn objects(text: &str) -> Vec<Arc<Object>> {
