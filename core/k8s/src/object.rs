@@ -157,13 +157,15 @@ impl Kind {
     }
 
     /// What policies can be attached to.
-    const TARGETS: [Self; 6] = [
+    const TARGETS: [Self; 8] = [
         Self::Service,
         Self::ServiceEntry,
         Self::Gateway,
         Self::GatewayClass,
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
     ];
 
     /// The kind of something that a policy can be attached to. One that is written without a group is of its own.

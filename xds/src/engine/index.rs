@@ -11,7 +11,7 @@ use tulle_k8s::translate::workload::{entry_labels, node_of, pod_addresses};
 use tulle_k8s::translate::{
     MeshConfig, authorization, peer_authentication, policy, route, service, waypoint,
 };
-use tulle_k8s::{Key, Object};
+use tulle_k8s::{Key, Kind, Object};
 use tulle_model::Str;
 
 use crate::few::Few;
@@ -146,7 +146,7 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
             .collect()
     };
     for target in waypoint::targets(object) {
-        if matches!(&*target.kind, "HTTPRoute" | "GRPCRoute") {
+        if is_route(&target.kind, &target.group) {
             keys.push(IndexKey::OnRoutes(namespace.clone()));
         }
         keys.push(IndexKey::Protecting(target.kind, namespace.clone(), target.name));
@@ -224,7 +224,7 @@ fn references(object: &Object, namespace: &Str, mesh: &MeshConfig, keys: &mut Ve
             namespace.clone(),
             target.name.clone(),
         ));
-        if matches!(&*target.kind, "HTTPRoute" | "GRPCRoute") {
+        if is_route(&target.kind, &target.group) {
             keys.push(IndexKey::Everywhere);
         }
     }
@@ -274,6 +274,10 @@ fn references(object: &Object, namespace: &Str, mesh: &MeshConfig, keys: &mut Ve
     }
     keys.sort();
     keys.dedup();
+}
+
+fn is_route(kind: &str, group: &str) -> bool {
+    Kind::target(kind, group).is_some_and(Kind::is_route)
 }
 
 fn uses(meta: &Meta) -> impl Iterator<Item = IndexKey> {

@@ -174,6 +174,7 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
             ("gateway.networking.k8s.io", "GatewayClass", "tulle-waypoint"),
             ("gateway.networking.k8s.io", "HTTPRoute", "x"),
             ("gateway.networking.k8s.io", "GRPCRoute", "y"),
+            ("gateway.networking.k8s.io", "TCPRoute", "x"),
         ])
     };
     let use_way = || {

@@ -139,6 +139,8 @@ fn r313_a_target_that_means_nothing_is_a_reach_that_cannot_be_read() {
             "{group: gateway.networking.k8s.io, kind: GatewayClass, name: way}",
             "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}",
             "{group: gateway.networking.k8s.io, kind: GRPCRoute, name: r}",
+            "{group: gateway.networking.k8s.io, kind: TLSRoute, name: r}",
+            "{group: gateway.networking.k8s.io, kind: TCPRoute, name: r}",
         ] {
             assert_eq!(
                 lost(kind, &format!("targetRefs: [{good}]")),

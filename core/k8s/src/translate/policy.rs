@@ -152,6 +152,17 @@ pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Tran
     for concern in said.concerns {
         let mut left = Vec::new();
         for (reference, target) in &meant {
+            if is_of_requests(&concern) && is_of_streams(target) {
+                let message = format!(
+                    "a {} has no requests, for which {} is; attach that to an HTTPRoute, a GRPCRoute or the service",
+                    reference.kind,
+                    concern.as_str()
+                );
+                let of = format!("{} {}", reference.kind, reference.name);
+                let told = Condition::fails(condition, "UnsupportedValue", message);
+                translated.conditions.push(told.of(of));
+                continue;
+            }
             match outranked(object, &concern, reference, rivals, around) {
                 None => left.push(target.clone()),
                 Some(by) => {
@@ -186,6 +197,29 @@ pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Tran
         }
     }
     translated
+}
+
+/// Whether a concern of traffic means something for requests alone. One of security that cannot be judged on a stream
+/// refuses it, and so is sent.
+fn is_of_requests(concern: &Concern) -> bool {
+    matches!(
+        concern,
+        Concern::Fault(_)
+            | Concern::LocalRateLimit(_)
+            | Concern::GlobalRateLimit(_)
+            | Concern::RetryBudget(_)
+            | Concern::Session(_)
+    )
+}
+
+fn is_of_streams(target: &Target) -> bool {
+    matches!(
+        target.on,
+        On::Route {
+            kind: Kind::Tls | Kind::Tcp,
+            ..
+        }
+    )
 }
 
 /// What holds on the whole of a target while the part that is meant is unknown; `None` for what may be left out.

@@ -33,7 +33,7 @@ fn policies(target: &str) -> Vec<(Kind, &'static str, String)> {
             of(
                 "tulle.dev/v1alpha1",
                 "TrafficPolicy",
-                ", retryBudget: {percent: 1}",
+                ", circuitBreaker: {maxRequests: 1}",
             ),
         ),
     ]
@@ -58,12 +58,17 @@ const MISSING: &str = "False TargetNotFound";
 #[test]
 fn a_policy_on_a_route_is_accepted_where_the_parents_of_the_route_are_bound() {
     let unready = WAY.replace("status: {addresses: [{value: 10.0.0.9}]}\n", "");
-    for kind in ["HTTPRoute", "GRPCRoute"] {
+    for kind in ["HTTPRoute", "GRPCRoute", "TCPRoute"] {
         let target = format!("{{group: gateway.networking.k8s.io, kind: {kind}, name: r}}");
         let own = route(kind, "shop", "r", "");
         check(&(WAY.to_owned() + WEB + POD + &own), &target, BOUND);
         check(&(WAY.to_owned() + WEB + POD), &target, MISSING);
-        let other = route("TCPRoute", "shop", "r", "");
+        let other = if kind == "TCPRoute" {
+            "HTTPRoute"
+        } else {
+            "TCPRoute"
+        };
+        let other = route(other, "shop", "r", "");
         check(&(WAY.to_owned() + WEB + POD + &other), &target, MISSING);
         check(&(WEB.to_owned() + POD + &own), &target, UNBOUND);
         check(&(unready.clone() + WEB + POD + &own), &target, UNBOUND);

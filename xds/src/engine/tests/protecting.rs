@@ -78,6 +78,11 @@ fn asking() -> Vec<(&'static str, String)> {
         ),
         ("filter of an HTTPRoute", route("HTTPRoute", "shop", "h", ASKS)),
         ("filter of a GRPCRoute", route("GRPCRoute", "shop", "g", ASKS)),
+        (
+            "TCPRoute",
+            route("TCPRoute", "shop", "t", "")
+                + &security("AuthorizationPolicy", "shop", "p", &on_route("TCPRoute", "t")),
+        ),
         ("mesh", asked("istio-system", "p", "")),
         ("mesh, unreadable", asked("istio-system", "p", "fault: 7, ")),
     ]
@@ -153,6 +158,7 @@ fn a_front_needs_the_policies_of_its_routes_and_the_rules_that_somebody_else_dec
         "TrafficPolicy/shop/p/ext_authz",
         "HTTPRoute/shop/h/0",
         "GRPCRoute/shop/g/0",
+        "AuthorizationPolicy/shop/p/authz",
         "TrafficPolicy/istio-system/p/ext_authz",
         "TrafficPolicy/istio-system/p/deny_all",
     ];

@@ -55,6 +55,20 @@ spec:
   - name: pay
     backendRefs: [{name: web, port: 80}]
 ---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: store, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web, port: 5432}]
+  rules: [{name: all, backendRefs: [{name: web, port: 5432}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TLSRoute
+metadata: {name: store, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web, port: 5432}]
+  rules: [{backendRefs: [{name: web, port: 5432}]}]
+---
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: roots, namespace: shop}

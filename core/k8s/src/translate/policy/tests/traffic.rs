@@ -410,3 +410,73 @@ fn every_field_of_a_retry_budget_is_its_own() {
     };
     assert_eq!(said(spec), Concern::RetryBudget(expected));
 }
+
+#[test]
+fn streams_of_a_route_have_what_means_something_for_streams() {
+    let spec = "
+  circuitBreaker: {maxConnections: 1}
+  outlierDetection: {}
+  loadBalancing: {algorithm: RingHash, hash: [{type: SourceIdentity}]}
+  externalAuth: {provider: {name: opa}}
+  retryBudget: {percent: 1}
+  sessionPersistence: {}
+  fault: {delay: {duration: 1s, percent: 1}}
+  rateLimit: {local: {requests: 1}, global: {provider: {name: counter}}}
+";
+    for (name, kind) in [("TCPRoute", Kind::Tcp), ("TLSRoute", Kind::Tls)] {
+        let text = format!(
+            "apiVersion: tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: p, namespace: shop}}
+spec:
+  targetRefs: [{{group: gateway.networking.k8s.io, kind: {name}, name: store}}]
+{spec}"
+        );
+        let translated = translate(&text, &around());
+        let concerns: Vec<&str> = translated
+            .policies
+            .iter()
+            .map(|policy| policy.concern.as_str())
+            .collect();
+        assert_eq!(
+            concerns,
+            ["circuit", "outlier", "load_balancing", "ext_authz"],
+            "{name}"
+        );
+        let target = Target {
+            on: On::Route {
+                kind,
+                namespace: "shop".into(),
+                name: "store".into(),
+            },
+            port: None,
+            section: None,
+        };
+        assert!(
+            translated
+                .policies
+                .iter()
+                .all(|policy| policy.targets == [target.clone()]),
+            "{name}"
+        );
+        let told: Vec<String> = flaws(&translated)
+            .into_iter()
+            .map(|(reason, message)| format!("{reason}: {message}"))
+            .collect();
+        let refused = |concern: &str| {
+            format!(
+                "UnsupportedValue: a {name} has no requests, for which {concern} is; attach that to an HTTPRoute, a GRPCRoute \
+                 or the service"
+            )
+        };
+        let expected = [
+            "fault",
+            "local_rate_limit",
+            "global_rate_limit",
+            "retry_budget",
+            "session",
+        ]
+        .map(refused);
+        assert_eq!(told, expected, "{name}");
+    }
+}
