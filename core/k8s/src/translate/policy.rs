@@ -40,6 +40,13 @@ pub struct Ref {
     pub port: Option<u16>,
 }
 
+impl Ref {
+    /// As conditions call it.
+    fn shown(&self) -> String {
+        format!("{} {}", self.kind, self.name)
+    }
+}
+
 /// What a policy refers to; empty for objects that waypoints do not enforce.
 #[must_use]
 pub fn refs(object: &Object) -> Vec<Ref> {
@@ -102,101 +109,126 @@ struct Said {
     flaw: Option<(&'static str, String)>,
 }
 
+/// What the references of a policy lead to.
+#[derive(Default)]
+struct Meant {
+    targets: Vec<(Ref, Target)>,
+    /// What was meant is a part of these that is not there; which, nobody knows.
+    parts_lost: Vec<Target>,
+}
+
 /// Translates a policy. `rivals` are the other objects that are attached to one of its targets.
 #[must_use]
 pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Translated {
     let Some(said) = said(object, around) else {
         return Translated::default();
     };
-    let meta = object.meta();
     let mut translated = Translated::default();
-    let mut meant: Vec<(Ref, Target)> = Vec::new();
-    // What was meant is a part of these that is not there; which, nobody knows.
-    let mut parts_lost: Vec<Target> = Vec::new();
-    let condition = condition_kind(object.kind());
+    let mut meant = Meant::default();
     let refs = refs(object);
     for reference in &refs {
-        let of = format!("{} {}", reference.kind, reference.name);
-        match targets::resolve(reference, meta, around) {
-            Ok(found) => {
-                let is_bound = targets::attach(&found, &mut translated, around);
-                translated
-                    .conditions
-                    .push(judged(condition, &said, is_bound).of(of));
-                meant.extend(found.into_iter().map(|target| (reference.clone(), target)));
-            }
-            Err(refused) => {
-                let Refused {
-                    reason,
-                    mut message,
-                    whole,
-                } = refused;
-                let closing = said
-                    .concerns
-                    .iter()
-                    .find_map(|concern| meanwhile(concern, &reference.kind));
-                if let Some(closing) = closing.filter(|_| !whole.is_empty()) {
-                    message.push_str(&closing);
-                    targets::attach(&whole, &mut translated, around);
-                    let new = whole.into_iter().filter(|target| !parts_lost.contains(target));
-                    parts_lost.extend(new.collect::<Vec<_>>());
-                }
-                let told = Condition::fails(condition, reason, message);
-                translated.conditions.push(told.of(of));
-            }
-        }
+        follow(reference, object, &said, &mut meant, &mut translated, around);
     }
     if refs.is_empty() {
         mesh_wide(object, &said, &mut meant, &mut translated, around);
     }
     for concern in said.concerns {
-        let mut left = Vec::new();
-        for (reference, target) in &meant {
-            if is_of_requests(&concern) && is_of_streams(target) {
-                let message = format!(
-                    "a {} has no requests, for which {} is; attach that to an HTTPRoute, a GRPCRoute or the service",
-                    reference.kind,
-                    concern.as_str()
-                );
-                let of = format!("{} {}", reference.kind, reference.name);
-                let told = Condition::fails(condition, "UnsupportedValue", message);
-                translated.conditions.push(told.of(of));
-                continue;
-            }
-            match outranked(object, &concern, reference, rivals, around) {
-                None => left.push(target.clone()),
-                Some(by) => {
-                    let message = format!(
-                        "the older {by} says the same of this target, and wins; remove one of the two"
-                    );
-                    let of = format!("{} {}", reference.kind, reference.name);
-                    translated
-                        .conditions
-                        .push(Condition::fails(condition, "Conflicted", message).of(of));
-                }
-            }
-        }
-        if concern.is_security() {
-            left.extend(parts_lost.iter().cloned());
-        }
-        if let Concern::BackendTls(tls) = &concern
-            && !parts_lost.is_empty()
-        {
-            translated
-                .policies
-                .push(Arc::new(untrusting(object, tls, &parts_lost)));
-        }
-        if !left.is_empty() {
-            translated.policies.push(Arc::new(Policy {
-                object: object.kind().as_str().into(),
-                origin: origin_of(Kind::Policy, meta),
-                targets: left,
-                dry_run: is_dry_run(object),
-                concern,
-            }));
-        }
+        say(object, concern, &meant, rivals, &mut translated, around);
     }
     translated
+}
+
+/// Follows a reference to what it leads to, and says whether a waypoint enforces the policy there.
+fn follow(
+    reference: &Ref,
+    object: &Object,
+    said: &Said,
+    meant: &mut Meant,
+    translated: &mut Translated,
+    around: &impl Lookup,
+) {
+    let condition = condition_kind(object.kind());
+    let told = match targets::resolve(reference, object.meta(), around) {
+        Ok(found) => {
+            let is_bound = targets::attach(&found, translated, around);
+            let found = found.into_iter().map(|target| (reference.clone(), target));
+            meant.targets.extend(found);
+            judged(condition, said, is_bound)
+        }
+        Err(refused) => {
+            let Refused {
+                reason,
+                mut message,
+                whole,
+            } = refused;
+            let mut concerns = said.concerns.iter();
+            let closing = concerns.find_map(|concern| meanwhile(concern, &reference.kind));
+            if let Some(closing) = closing.filter(|_| !whole.is_empty()) {
+                message.push_str(&closing);
+                targets::attach(&whole, translated, around);
+                for target in whole {
+                    if !meant.parts_lost.contains(&target) {
+                        meant.parts_lost.push(target);
+                    }
+                }
+            }
+            Condition::fails(condition, reason, message)
+        }
+    };
+    translated.conditions.push(told.of(reference.shown()));
+}
+
+/// Adds what one concern says, on the targets where nothing stands against it.
+fn say(
+    object: &Object,
+    concern: Concern,
+    meant: &Meant,
+    rivals: &[&Object],
+    translated: &mut Translated,
+    around: &impl Lookup,
+) {
+    let mut left = Vec::new();
+    for (reference, target) in &meant.targets {
+        let refused = if is_of_requests(&concern) && is_of_streams(target) {
+            let message = format!(
+                "a {} has no requests, for which {} is; attach that to an HTTPRoute, a GRPCRoute or the service",
+                reference.kind,
+                concern.as_str()
+            );
+            Some(("UnsupportedValue", message))
+        } else {
+            outranked(object, &concern, reference, rivals, around).map(|by| {
+                let message =
+                    format!("the older {by} says the same of this target, and wins; remove one of the two");
+                ("Conflicted", message)
+            })
+        };
+        match refused {
+            None => left.push(target.clone()),
+            Some((reason, message)) => {
+                let told = Condition::fails(condition_kind(object.kind()), reason, message);
+                translated.conditions.push(told.of(reference.shown()));
+            }
+        }
+    }
+    if concern.is_security() {
+        left.extend(meant.parts_lost.iter().cloned());
+    }
+    if let Concern::BackendTls(tls) = &concern
+        && !meant.parts_lost.is_empty()
+    {
+        let untrusting = untrusting(object, tls, &meant.parts_lost);
+        translated.policies.push(Arc::new(untrusting));
+    }
+    if !left.is_empty() {
+        translated.policies.push(Arc::new(Policy {
+            object: object.kind().as_str().into(),
+            origin: origin_of(Kind::Policy, object.meta()),
+            targets: left,
+            dry_run: is_dry_run(object),
+            concern,
+        }));
+    }
 }
 
 /// Whether a concern of traffic means something for requests alone. One of security that cannot be judged on a stream
@@ -306,7 +338,7 @@ fn judged(kind: &'static str, said: &Said, is_bound: bool) -> Condition {
 fn mesh_wide(
     object: &Object,
     said: &Said,
-    meant: &mut Vec<(Ref, Target)>,
+    meant: &mut Meant,
     translated: &mut Translated,
     around: &impl Lookup,
 ) {
@@ -328,7 +360,7 @@ fn mesh_wide(
     };
     let is_bound = targets::attach(std::slice::from_ref(&target), translated, around);
     translated.conditions.push(judged(ACCEPTED, said, is_bound));
-    meant.push((whole_mesh(), target));
+    meant.targets.push((whole_mesh(), target));
 }
 
 fn whole_mesh() -> Ref {

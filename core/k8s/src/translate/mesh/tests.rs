@@ -112,10 +112,7 @@ fn words_of_waypoints_are_those_that_are_known() {
     }
 }
 
-#[test]
-fn providers_are_what_they_do() {
-    let (mesh, told) = mesh(
-        "
+const PROVIDERS: &str = "
 providers:
 - name: http
   extAuthz:
@@ -135,8 +132,11 @@ providers:
   rateLimit: {service: limits.infra.svc.cluster.local, port: 8081}
 - name: spans
   tracing: {service: infra/collector.example, port: 4317}
-",
-    );
+";
+
+#[test]
+fn providers_are_what_they_do() {
+    let (mesh, told) = mesh(PROVIDERS);
     assert_eq!(flaw(&told), None);
     let backend = |namespace: &str, port| Backend {
         to: BackendTo::Service {

@@ -44,10 +44,8 @@ fn exact(any: &str, none: &str) -> Values<StringMatch> {
     }
 }
 
-#[test]
-fn every_attribute_of_a_rule_is_its_own() {
-    let authz = authorized(
-        "
+/// A rule in which every attribute is asked for.
+const EVERYTHING: &str = "
   action: DENY
   rules:
   - from:
@@ -78,8 +76,10 @@ fn every_attribute_of_a_rule_is_its_own() {
     - {key: 'request.headers[x-r]', values: [s], notValues: [t]}
     - {key: destination.port, values: ['8080']}
     - {key: remote.ip, notValues: [10.3.0.0/16]}
-",
-    );
+";
+
+#[test]
+fn every_attribute_of_a_rule_is_its_own() {
     let account = |namespace: &str, name: &str| ServiceAccountMatch {
         namespace: namespace.into(),
         service_account: name.into(),
@@ -145,7 +145,7 @@ fn every_attribute_of_a_rule_is_its_own() {
         rules: vec![rule],
         provider: None,
     };
-    assert_eq!(authz, expected);
+    assert_eq!(authorized(EVERYTHING), expected);
 }
 
 #[test]
