@@ -224,6 +224,7 @@ pub(super) fn front(service: &str) -> MeshUpdate {
         waypoint: "shop/way".into(),
         object: FrontOf::Service(service_key(service)),
         required_policies: Vec::new(),
+        required_routes: Vec::new(),
         client_namespaces: Vec::new(),
         draining: false,
     };

@@ -158,6 +158,26 @@ impl Kind {
         )
     }
 
+    /// What policies can be attached to.
+    const TARGETS: [Self; 8] = [
+        Self::Service,
+        Self::ServiceEntry,
+        Self::Gateway,
+        Self::GatewayClass,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
+    ];
+
+    /// The kind of something that a policy can be attached to. One that is written without a group is of its own.
+    #[must_use]
+    pub fn target(name: &str, group: &str) -> Option<Self> {
+        let known = Self::TARGETS.into_iter().find(|kind| kind.as_str() == name)?;
+        let own = known.group();
+        (group.is_empty() || group == own || (group == "core" && own == CORE)).then_some(known)
+    }
+
     /// The kind with this name and group.
     #[must_use]
     pub fn find(name: &str, group: &str) -> Option<Self> {

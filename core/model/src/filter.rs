@@ -115,6 +115,9 @@ pub struct Cors {
     pub max_age: Option<Duration>,
 }
 
+/// Bytes of a request's body that can be sent along to somebody who decides: a waypoint holds them until the answer.
+pub const ASKED_BODY_BYTES_MAX: u32 = 8 * 1024;
+
 /// Somebody else who decides.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -319,6 +319,12 @@ impl Snapshot {
         self.waypoints.routes_of(parent)
     }
 
+    /// The rule with this resource name.
+    #[must_use]
+    pub fn waypoint_route(&self, name: &str) -> Option<&Arc<Route>> {
+        self.waypoints.route(name)
+    }
+
     /// The policy of waypoints with this resource name.
     #[must_use]
     pub fn waypoint_policy(&self, name: &str) -> Option<&Arc<WaypointPolicy>> {

@@ -234,6 +234,8 @@ pub struct Front {
     pub object: FrontOf,
     /// Names of the policies without which nothing passes.
     pub required_policies: Vec<Str>,
+    /// Names of the rules without which nothing passes: somebody else decides about their requests.
+    pub required_routes: Vec<Str>,
     /// Namespaces whose callers may see it; empty is all.
     pub client_namespaces: Vec<Str>,
     /// It is bound elsewhere or nowhere now, and served until everybody knows.

@@ -251,6 +251,7 @@ fn front(object: FrontOf) -> Waypoint {
         waypoint: "shop/way".into(),
         object,
         required_policies: vec!["AuthorizationPolicy/shop/a/authz".into()],
+        required_routes: vec!["HTTPRoute/shop/a/0".into()],
         client_namespaces: vec!["shop".into()],
         draining: true,
     })

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use tulle_model::Str;
-use tulle_model::filter::{Ask as Whom, ExtAuthz};
+use tulle_model::filter::{ASKED_BODY_BYTES_MAX, Ask as Whom, ExtAuthz};
 use tulle_model::request::{Destination, RequestHead, Source};
 use tulle_model::waypoint::{Provider, ProviderKind};
 
@@ -23,7 +23,7 @@ pub use changes::Changes;
 /// How long an answer may take, unless the user says otherwise.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of a request's body that are ever sent along.
-pub const BODY_BYTES_MAX: usize = 8 * 1024;
+pub const BODY_BYTES_MAX: usize = ASKED_BODY_BYTES_MAX as usize;
 /// Bytes of an answer, with the body that a caller gets in place of the application's.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 

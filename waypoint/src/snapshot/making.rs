@@ -71,11 +71,11 @@ pub(super) struct Making<'a> {
 impl Making<'_> {
     /// `None` until the object itself has arrived.
     pub(super) fn front(&mut self, front: &Arc<Front>) -> Option<FrontState> {
-        let required = front.required_policies.iter();
-        let missing = required
-            .filter(|name| self.mesh.waypoint_policy(name).is_none())
-            .cloned()
-            .collect();
+        let policies = front.required_policies.iter();
+        let policies = policies.filter(|name| self.mesh.waypoint_policy(name).is_none());
+        let routes = front.required_routes.iter();
+        let routes = routes.filter(|name| self.mesh.waypoint_route(name).is_none());
+        let missing = policies.chain(routes).cloned().collect();
         let security = self.security(&front.object);
         let (object, ports, any_port) = match &front.object {
             FrontOf::Service(key) => {

@@ -6,13 +6,15 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use tulle_model::policy::Concern;
+use tulle_model::route::Kind;
 use tulle_model::service::AppProtocol;
-use tulle_model::testing::{service, workload};
+use tulle_model::testing::{route, service, workload};
 use tulle_model::waypoint::FrontOf;
 use tulle_model::{MeshUpdate, Reason};
 use tulle_runtime::tasks;
 use tulle_transport::hbone::ConnectRequest;
 
+use crate::resilience::{WEB, told};
 use crate::world::{World, front, get, told_policy, web};
 
 /// What a CONNECT is refused with: status and reason.
@@ -126,6 +128,23 @@ async fn a_stream_waits_for_a_required_policy_and_not_for_ever() {
     };
     let (asked, ()) = tokio::join!(tunnel, arriving);
     assert!(asked.is_ok(), "it arrived in time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_passes_without_the_rule_by_which_somebody_else_is_asked() {
+    let world = World::web().await;
+    let checked = route(Kind::Http, "shop/checked").under(WEB);
+    let needing = front("shop/web", |front| {
+        front.required_routes = vec!["HTTPRoute/shop/checked/0".into()];
+    });
+    world.apply(vec![needing]).await;
+    let pending = (401, Reason::PolicyPending);
+    assert_eq!(refused(&world, "client", "10.96.0.1:80").await, pending);
+    world.apply(vec![told(checked)]).await;
+    assert!(world.ask("client", "10.96.0.1:80").await.is_ok());
+    let gone = MeshUpdate::RemoveRoute("HTTPRoute/shop/checked/0".into());
+    world.apply(vec![gone]).await;
+    assert_eq!(refused(&world, "client", "10.96.0.1:80").await, pending, "again");
 }
 
 #[tokio::test(start_paused = true)]

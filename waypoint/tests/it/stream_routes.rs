@@ -8,15 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout};
 use tulle_model::MeshUpdate;
-use tulle_model::policy::Concern;
 use tulle_model::policy::traffic::{Algorithm, Key, LoadBalancing};
+use tulle_model::policy::{Concern, On};
 use tulle_model::route::{Kind, Route};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{route, service, workload};
 use tulle_transport::HboneStream;
 use tulle_transport::hbone::{ConnectRequest, OpenError};
 
-use crate::world::{World, front, identity, read_text, told_policy, web};
+use crate::world::{World, front, identity, policy_on, read_text, told_policy, web};
 
 const WEB: &str = "shop/web.shop.svc.cluster.local";
 const OTHER: &str = "shop/other.shop.svc.cluster.local";
@@ -246,19 +246,30 @@ async fn silence_where_a_server_name_decides_is_no_way_around_it() {
     assert!((5..6).contains(&begun.elapsed().as_secs()));
 }
 
-/// Which of four endpoints of `shop/web` take the streams of one caller, where one of them may not be reached.
-async fn takers(silent: Option<usize>) -> Vec<usize> {
+/// Which of four endpoints of `shop/web` take the streams of one caller, where one of them may not be reached. What hashes
+/// them is a policy on the service, or on the route they take.
+async fn takers(is_on_route: bool, silent: Option<usize>) -> Vec<usize> {
     let ips = ["10.0.0.21", "10.0.0.22", "10.0.0.23", "10.0.0.24"];
     let balancing = LoadBalancing {
         algorithm: Some(Algorithm::RingHash),
         hash: vec![Key::Header("x-user".into()), Key::SourceIdentity],
         ..LoadBalancing::default()
     };
-    let mut told = vec![
-        web(AppProtocol::Tcp),
-        front("shop/web", |_| {}),
-        told_policy("ring", Concern::LoadBalancing(balancing)),
-    ];
+    let concern = Concern::LoadBalancing(balancing);
+    let mut told = vec![web(AppProtocol::Tcp), front("shop/web", |_| {})];
+    if is_on_route {
+        let on = On::Route {
+            kind: Kind::Tcp,
+            namespace: "shop".into(),
+            name: "ring".into(),
+        };
+        told.push(MeshUpdate::WaypointPolicy(Arc::new(policy_on(
+            "ring", on, concern,
+        ))));
+        told.push(MeshUpdate::Route(Arc::new(tcp("shop/ring").to(WEB, 80, 1))));
+    } else {
+        told.push(told_policy("ring", concern));
+    }
     for (n, ip) in ips.iter().enumerate() {
         let one = workload(&format!("shop/web-{n}")).sa("web").ip(ip).hbone();
         told.push(one.serves("shop/web").into());
@@ -283,11 +294,13 @@ async fn takers(silent: Option<usize>) -> Vec<usize> {
 
 #[tokio::test(start_paused = true)]
 async fn streams_of_one_caller_stay_with_an_endpoint_and_go_on_to_the_next_if_it_is_not_reached() {
-    let taken = takers(None).await;
-    let first = taken[0];
-    assert_eq!(taken, [first; 6]);
-    let taken = takers(Some(first)).await;
-    let next = taken[0];
-    assert_ne!(next, first);
-    assert_eq!(taken, [next; 6]);
+    for is_on_route in [false, true] {
+        let taken = takers(is_on_route, None).await;
+        let first = taken[0];
+        assert_eq!(taken, [first; 6], "on the route: {is_on_route}");
+        let taken = takers(is_on_route, Some(first)).await;
+        let next = taken[0];
+        assert_ne!(next, first);
+        assert_eq!(taken, [next; 6], "on the route: {is_on_route}");
+    }
 }

@@ -148,6 +148,7 @@ pub(crate) fn front(service: &str, edit: impl FnOnce(&mut Front)) -> MeshUpdate 
         waypoint: "shop/way".into(),
         object: FrontOf::Service(service_key(service)),
         required_policies: Vec::new(),
+        required_routes: Vec::new(),
         client_namespaces: Vec::new(),
         draining: false,
     };

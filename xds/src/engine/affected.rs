@@ -10,11 +10,11 @@ use tulle_k8s::api::meta::Labels;
 use tulle_k8s::api::{AuthorizationPolicy, EndpointSlice, PeerAuthentication};
 use tulle_k8s::translate::namespace as translation;
 use tulle_k8s::translate::workload::ENROLMENT_ANNOTATION;
-use tulle_k8s::translate::{authorization, peer_authentication, service};
+use tulle_k8s::translate::{authorization, peer_authentication, route, service};
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::Str;
 
-use super::compute::OutKey;
+use super::compute::{OutKey, services};
 use super::index::{self, IndexKey, SERVICE_NAME};
 use super::world::{SOURCES, World};
 
@@ -151,14 +151,11 @@ fn touch(key: &Key, object: &Object, world: &World, out: &mut Affected) {
         }
         Object::Mesh(_) => everything(world, out),
         Object::ConfigMap(_) if world.is_settings(key) => everything(world, out),
-        Object::HttpRoute(_)
-        | Object::GrpcRoute(_)
-        | Object::TlsRoute(_)
-        | Object::TcpRoute(_)
-        | Object::TrafficPolicy(_)
-        | Object::BackendTlsPolicy(_)
-        | Object::ConfigMap(_)
-        | Object::Secret(_) => {}
+        Object::HttpRoute(_) | Object::GrpcRoute(_) | Object::TlsRoute(_) | Object::TcpRoute(_) => {
+            fronts_of_route(key, object, world, out);
+        }
+        Object::TrafficPolicy(_) | Object::BackendTlsPolicy(_) | Object::ConfigMap(_) | Object::Secret(_) => {
+        }
     }
     out.extend(output_of(key));
     rivals(object, world, out);
@@ -167,6 +164,22 @@ fn touch(key: &Key, object: &Object, world: &World, out: &mut Affected) {
         if let IndexKey::Protecting(kind, namespace, name) = entry {
             protected(&kind, &namespace, &name, world, out);
         }
+    }
+}
+
+/// What stands in front of the parents of a route: it has to have the rules that somebody else decides about. If a policy
+/// protects what the route leads to, the parents themselves.
+fn fronts_of_route(key: &Key, object: &Object, world: &World, out: &mut Affected) {
+    for parent in route::parents(object) {
+        let defined = world.get(&parent).into_iter();
+        let entries = defined.flat_map(|object| index::keys(object, world.mesh()));
+        out.extend(entries.filter_map(|entry| match entry {
+            IndexKey::Hostname(hostname) => Some(OutKey::Services(hostname)),
+            _ => None,
+        }));
+    }
+    if services::asked(key.kind.as_str(), &key.namespace, &key.name, world) {
+        protected(key.kind.as_str(), &key.namespace, &key.name, world, out);
     }
 }
 
@@ -192,13 +205,21 @@ fn rivals(object: &Object, world: &World, out: &mut Affected) {
     }
 }
 
-/// The routes and policies that refer to an object in any way.
+/// The routes and policies that refer to an object in any way, and the policies of such routes: what is said of those
+/// depends on what the routes hang on.
 fn referrers(kind: &str, namespace: &Str, name: &Str, world: &World, out: &mut Affected) {
     let (kind, namespace, name): (Str, Str, Str) = (kind.into(), namespace.clone(), name.clone());
     let attached = IndexKey::Attached(kind.clone(), namespace.clone(), name.clone());
     let refers = IndexKey::Refers(kind, namespace, name);
     for entry in [attached, refers] {
-        out.extend(world.lookup(&entry).filter_map(output_of));
+        for key in world.lookup(&entry) {
+            out.extend(output_of(key));
+            if key.kind.is_route() {
+                let kind = key.kind.as_str().into();
+                let entry = IndexKey::Attached(kind, key.namespace.clone(), key.name.clone());
+                out.extend(world.lookup(&entry).filter_map(output_of));
+            }
+        }
     }
 }
 
@@ -329,7 +350,14 @@ fn protected(kind: &str, namespace: &Str, name: &Str, world: &World, out: &mut A
             }
         }
         "Mesh" => everything(world, out),
-        _ => {}
+        _ => {
+            let mut routes = Kind::ALL.iter().filter(|kind| kind.is_route());
+            let route = routes.find(|of| of.as_str() == kind);
+            let route = route.and_then(|of| world.get(&Key::new(*of, namespace.clone(), name.clone())));
+            for parent in route.into_iter().flat_map(route::parents) {
+                protected(parent.kind.as_str(), &parent.namespace, &parent.name, world, out);
+            }
+        }
     }
 }
 

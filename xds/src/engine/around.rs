@@ -36,6 +36,21 @@ impl Lookup for World {
         }
     }
 
+    fn gateways(&self) -> Vec<&Gateway> {
+        let all = self
+            .of_kind(Kind::Gateway)
+            .filter_map(|(_, object)| match object {
+                Object::Gateway(object) => Some(object),
+                _ => None,
+            });
+        all.collect()
+    }
+
+    fn route(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Object> {
+        let object = self.get(&Key::new(kind, namespace, name));
+        object.filter(|_| kind.is_route())
+    }
+
     fn service_of(&self, namespace: &str, name: &str) -> Result<Definition, NoDefinition> {
         let object = self.service(namespace, name).ok_or(NoDefinition::Missing)?;
         if service::is_external_name(object) {
@@ -111,9 +126,11 @@ impl Lookup for World {
 /// What an object defines under a host name, if it is the one that holds in its namespace.
 fn holding(key: &Key, hostname: &Str, world: &World) -> Option<Definition> {
     let holds = services::winner(hostname, &key.namespace, world) == Some(key);
-    let (found, _) = services::translate(world.get(key).filter(|_| holds)?, hostname, world);
+    let object = world.get(key).filter(|_| holds)?;
+    let (found, _) = services::translate(object, hostname, world);
     found.map(|service: Service| Definition {
         is_headless: key.kind == Kind::Service && service.addresses.is_empty(),
+        port_names: service::port_names(object),
         service,
     })
 }

@@ -11,7 +11,7 @@ use tulle_k8s::translate::workload::{entry_labels, node_of, pod_addresses};
 use tulle_k8s::translate::{
     MeshConfig, authorization, peer_authentication, policy, route, service, waypoint,
 };
-use tulle_k8s::{Key, Object};
+use tulle_k8s::{Key, Kind, Object};
 use tulle_model::Str;
 
 use crate::few::Few;
@@ -35,6 +35,8 @@ pub enum IndexKey {
     SlicesWith(Str, Str),
     /// Objects that ask a waypoint to protect this: kind, namespace, name.
     Protecting(Str, Str, Str),
+    /// Policies of a namespace that ask a waypoint to protect what routes lead to.
+    OnRoutes(Str),
     /// Routes and policies that are attached to this, and may compete for it: kind, namespace, name.
     Attached(Str, Str, Str),
     /// Routes and policies that refer to this in any other way: kind, namespace, name.
@@ -143,8 +145,12 @@ pub(super) fn keys(object: &Object, mesh: &MeshConfig) -> Vec<IndexKey> {
             .map(|(name, value)| IndexKey::label(namespace, name, value))
             .collect()
     };
-    let protected = waypoint::targets(object).into_iter();
-    keys.extend(protected.map(|target| IndexKey::Protecting(target.kind, namespace.clone(), target.name)));
+    for target in waypoint::targets(object) {
+        if is_route(&target.kind, &target.group) {
+            keys.push(IndexKey::OnRoutes(namespace.clone()));
+        }
+        keys.push(IndexKey::Protecting(target.kind, namespace.clone(), target.name));
+    }
     references(object, namespace, mesh, &mut keys);
     match object {
         Object::Pod(pod) => {
@@ -218,7 +224,7 @@ fn references(object: &Object, namespace: &Str, mesh: &MeshConfig, keys: &mut Ve
             namespace.clone(),
             target.name.clone(),
         ));
-        if matches!(&*target.kind, "HTTPRoute" | "GRPCRoute") {
+        if is_route(&target.kind, &target.group) {
             keys.push(IndexKey::Everywhere);
         }
     }
@@ -241,10 +247,11 @@ fn references(object: &Object, namespace: &Str, mesh: &MeshConfig, keys: &mut Ve
     }
     match object {
         Object::TrafficPolicy(policy) => {
-            if policy.spec.target_refs.is_empty() {
+            if policy::is_mesh_wide(policy) {
                 keys.push(IndexKey::Everywhere);
                 keys.push(IndexKey::Attached("Mesh".into(), namespace.clone(), "".into()));
-                if policy.spec.external_auth.is_some() && *namespace == mesh.root_namespace {
+                let asks = policy.spec.external_auth.is_some() || policy.unreadable.is_some();
+                if asks && *namespace == mesh.root_namespace {
                     keys.push(IndexKey::Protecting("Mesh".into(), namespace.clone(), "".into()));
                 }
             }
@@ -267,6 +274,10 @@ fn references(object: &Object, namespace: &Str, mesh: &MeshConfig, keys: &mut Ve
     }
     keys.sort();
     keys.dedup();
+}
+
+fn is_route(kind: &str, group: &str) -> bool {
+    Kind::target(kind, group).is_some_and(Kind::is_route)
 }
 
 fn uses(meta: &Meta) -> impl Iterator<Item = IndexKey> {

@@ -12,12 +12,15 @@ use tulle_proto::resume::Layout;
 use super::*;
 use crate::snapshot::{Change, ResourceType, Scope, Slot, Version};
 
+mod accepted;
 mod cuts;
 mod explain;
 mod modes;
+mod protecting;
 mod told;
 mod unbinding;
 mod waypoints;
+mod weights;
 
 /// The objects of a text.
 fn objects(text: &str) -> Vec<Arc<Object>> {
@@ -171,6 +174,8 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
             ("gateway.networking.k8s.io", "Gateway", "way"),
             ("gateway.networking.k8s.io", "GatewayClass", "tulle-waypoint"),
             ("gateway.networking.k8s.io", "HTTPRoute", "x"),
+            ("gateway.networking.k8s.io", "GRPCRoute", "y"),
+            ("gateway.networking.k8s.io", "TCPRoute", "x"),
         ])
     };
     let use_way = || {
@@ -196,7 +201,7 @@ fn waypoint_manifest() -> impl Strategy<Value = String> {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{app: '1', gateway.networking.k8s.io/gateway-name: way, {}}}}}\nspec: {{nodeName: n1, serviceAccountName: way}}\nstatus: {{phase: Running, podIP: '10.0.0.1'}}\n", labels.trim_matches(['{', '}']))),
         4 => (kind(), namespace(), name(), namespace(), parent(), namespace(), name(), created(), prop::sample::select(vec!["", ", port: 80", ", port: 99"])).prop_map(|(kind, namespace, name, parent_ns, parent, backend_ns, backend, created, port)| {
             let version = if kind == "TCPRoute" || kind == "TLSRoute" { "v1alpha2" } else { "v1" };
-            let auth = if kind == "HTTPRoute" { format!("filters: [{{type: ExternalAuth, externalAuth: {{protocol: GRPC, backendRef: {{name: {backend}, namespace: {backend_ns}, port: 80}}}}}}], ") } else { String::new() };
+            let auth = if kind == "HTTPRoute" || (kind == "GRPCRoute" && name == "x") { format!("filters: [{{type: ExternalAuth, externalAuth: {{protocol: GRPC, backendRef: {{name: {backend}, namespace: {backend_ns}, port: 80}}}}}}], ") } else { String::new() };
             format!("apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: {{parentRefs: [{{{parent}, namespace: {parent_ns}{port}}}], rules: [{{{auth}backendRefs: [{{name: {backend}, namespace: {backend_ns}, port: 80}}]}}]}}\n")
         }),
         1 => (namespace(), name(), namespace()).prop_map(|(namespace, name, from)| format!(

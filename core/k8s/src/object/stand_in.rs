@@ -90,8 +90,10 @@ fn traffic_policy(node: &Node, key: &Key, cause: String) -> Object {
     };
     let refs = node.field("spec").and_then(|spec| spec.field("targetRefs"));
     let read = refs.map(|refs| refs.read::<Vec<TrafficTargetRef>>().ok());
-    let selector = read == Some(None);
+    let is_lost = read == Some(None);
     policy.spec.target_refs = read.flatten().unwrap_or_default();
+    let mut targets = policy.spec.target_refs.iter();
+    let selector = is_lost || !targets.all(|target| is_target(&target.kind, &target.group, &target.name));
     policy.unreadable = Some(Unreadable { cause, selector });
     Object::TrafficPolicy(policy)
 }
@@ -123,12 +125,24 @@ fn reach(node: &Node) -> Reach {
     let refs = spec
         .field("targetRefs")
         .map(|refs| refs.read::<Vec<PolicyTargetRef>>().ok());
-    let unreadable = selector == Some(None) || refs == Some(None);
+    let single = spec
+        .field("targetRef")
+        .map(|of| of.read::<PolicyTargetRef>().ok());
+    let is_lost = selector == Some(None) || refs == Some(None) || single == Some(None);
+    let mut target_refs = refs.flatten().unwrap_or_default();
+    target_refs.extend(single.flatten());
+    let mut targets = target_refs.iter();
+    let unreadable = is_lost || !targets.all(|target| is_target(&target.kind, &target.group, &target.name));
     Reach {
         selector: selector.flatten(),
-        target_refs: refs.flatten().unwrap_or_default(),
+        target_refs,
         unreadable,
     }
+}
+
+/// Whether this is something that a policy can be attached to: only then is it known what the policy protects.
+fn is_target(kind: &str, group: &str, name: &str) -> bool {
+    Kind::target(kind, group).is_some() && !name.is_empty()
 }
 
 /// The metadata if it can be read, else only what the object is called by.

@@ -151,3 +151,114 @@ fn a_rare_kind_does_not_make_the_common_ones_large() {
     // There may be a hundred thousand of them; lists that pods have in common and what few have stand apart.
     assert!(pod <= 280, "{pod} bytes");
 }
+
+/// What stands in for a policy of this kind, attached to this; `None` if it is good.
+fn lost(kind: &str, targets: &str) -> Option<bool> {
+    let (group, asks) = match kind {
+        "TrafficPolicy" => ("tulle.dev/v1alpha1", ", externalAuth: {provider: {name: opa}}"),
+        _ => ("security.istio.io/v1", ""),
+    };
+    let text = format!(
+        "apiVersion: {group}\nkind: {kind}\nmetadata: {{name: a, namespace: shop}}\nspec: {{{targets}{asks}}}\n"
+    );
+    let stand_in = match reading(&text) {
+        Reading::Good { .. } => return None,
+        Reading::Bad { stand_in, .. } => stand_in.expect("a security kind"),
+        other => panic!("{other:?}"),
+    };
+    let unreadable = match &*stand_in {
+        Object::AuthorizationPolicy(policy) => &policy.unreadable,
+        Object::RequestAuthentication(policy) => &policy.unreadable,
+        Object::TrafficPolicy(policy) => &policy.unreadable,
+        other => panic!("{other:?}"),
+    };
+    Some(unreadable.as_ref().expect("unreadable").selector)
+}
+
+#[test]
+fn r313_a_target_that_means_nothing_is_a_reach_that_cannot_be_read() {
+    for kind in ["AuthorizationPolicy", "RequestAuthentication", "TrafficPolicy"] {
+        for good in [
+            "{kind: Service, name: web}",
+            "{group: '', kind: Service, name: web}",
+            "{group: core, kind: Service, name: web}",
+            "{group: networking.istio.io, kind: ServiceEntry, name: web}",
+            "{group: gateway.networking.k8s.io, kind: Gateway, name: way}",
+            "{kind: Gateway, name: way}",
+            "{group: gateway.networking.k8s.io, kind: GatewayClass, name: way}",
+            "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}",
+            "{group: gateway.networking.k8s.io, kind: GRPCRoute, name: r}",
+            "{group: gateway.networking.k8s.io, kind: TLSRoute, name: r}",
+            "{group: gateway.networking.k8s.io, kind: TCPRoute, name: r}",
+        ] {
+            assert_eq!(
+                lost(kind, &format!("targetRefs: [{good}]")),
+                None,
+                "{kind} {good}"
+            );
+        }
+        for bad in [
+            "{kind: Servce, name: web}",
+            "{kind: service, name: web}",
+            "{kind: Deployment, group: apps, name: web}",
+            "{kind: Service, group: serving.knative.dev, name: web}",
+            "{kind: Service, group: networking.istio.io, name: web}",
+            "{kind: ServiceEntry, group: core, name: web}",
+            "{kind: Gateway, group: networking.istio.io, name: way}",
+            "{kind: Service}",
+            "{name: web}",
+            "7",
+        ] {
+            let refs = format!("targetRefs: [{{kind: Service, name: web}}, {bad}]");
+            assert_eq!(lost(kind, &refs), Some(true), "{kind} {refs}");
+        }
+    }
+    for kind in ["AuthorizationPolicy", "RequestAuthentication"] {
+        assert_eq!(
+            lost(kind, "targetRef: {kind: Service, name: web}"),
+            None,
+            "{kind}"
+        );
+        assert_eq!(
+            lost(kind, "targetRef: {kind: Servce, name: web}"),
+            Some(true),
+            "{kind}"
+        );
+        let fault = "targetRef: {kind: Service, name: web}, selectr: {}";
+        assert_eq!(
+            lost(kind, fault),
+            Some(false),
+            "{kind}: what it is attached to is known"
+        );
+    }
+}
+
+#[test]
+fn a_target_that_means_nothing_is_told_with_its_place() {
+    let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec:\n  targetRefs:\n  - {kind: Servce, group: apps, name: web}\n";
+    let Reading::Bad { faults, .. } = reading(text) else {
+        panic!("bad")
+    };
+    assert_eq!(
+        faults[0].to_string(),
+        "line 6, column 5: `spec.targetRefs`: Servce of group apps is nothing that a policy can be attached to; correct the value"
+    );
+}
+
+#[test]
+fn a_body_that_nobody_sends_along_is_refused_where_it_is_asked_for() {
+    let asks = |bytes: u32| {
+        reading(&format!(
+            "apiVersion: tulle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: a}}\nspec:\n  externalAuth:\n    provider: {{name: opa}}\n    maxBodyBytes: {bytes}\n"
+        ))
+    };
+    assert!(matches!(asks(8_192), Reading::Good { .. }));
+    let Reading::Bad { faults, stand_in, .. } = asks(8_193) else {
+        panic!("bad")
+    };
+    let expected = "line 7, column 19: `spec.externalAuth.maxBodyBytes`: at most 8192 bytes of a body are sent along; correct the value";
+    assert_eq!(
+        (faults[0].to_string().as_str(), stand_in.is_some()),
+        (expected, true)
+    );
+}

@@ -1,9 +1,11 @@
 //! Rules between the fields of an object, as an API server would enforce them: an object that breaks one is refused.
 
 use tulle_model::Str;
+use tulle_model::filter::ASKED_BODY_BYTES_MAX;
 
-use super::Object;
+use super::{Kind, Object};
 use crate::api::route::{GrpcRule, HttpMatch, HttpRule, PathModifier, RouteFilter};
+use crate::api::security::PolicyTargetRef;
 use crate::api::traffic::{ExternalAuth, RequestKey};
 use crate::api::{BackendTlsPolicy, Gateway, HttpRoute, ServiceEntry, TrafficPolicy};
 use crate::document::Fault;
@@ -37,7 +39,19 @@ pub(super) fn faults(node: &Node, object: &Object) -> Vec<Fault> {
         Object::TrafficPolicy(policy) => traffic_policy(policy, &mut found),
         Object::BackendTlsPolicy(policy) => backend_tls(policy, &mut found),
         Object::ServiceEntry(entry) => service_entry(entry, &mut found),
+        Object::AuthorizationPolicy(policy) => {
+            targets(
+                &policy.spec.target_refs,
+                policy.spec.target_ref.as_ref(),
+                &mut found,
+            );
+        }
         Object::RequestAuthentication(policy) => {
+            targets(
+                &policy.spec.target_refs,
+                policy.spec.target_ref.as_ref(),
+                &mut found,
+            );
             let targets = !policy.spec.target_refs.is_empty() || policy.spec.target_ref.is_some();
             let both = targets && policy.spec.selector.is_some();
             found.require(!both, &["selector"], "it has both a selector and targetRefs");
@@ -281,23 +295,34 @@ fn listeners(gateway: &Gateway, found: &mut Faults<'_>) {
     found.require(!doubled, &["listeners"], "two listeners have the same name");
 }
 
+/// What a security policy is attached to: where that means nothing, nobody would enforce it.
+fn targets(refs: &[PolicyTargetRef], single: Option<&PolicyTargetRef>, found: &mut Faults<'_>) {
+    for of in refs {
+        target((&of.group, &of.kind, &of.name), "targetRefs", found);
+    }
+    if let Some(of) = single {
+        target((&of.group, &of.kind, &of.name), "targetRef", found);
+    }
+}
+
+fn target((group, kind, name): (&Str, &Str, &Str), field: &str, found: &mut Faults<'_>) {
+    let of_group = match group.is_empty() {
+        true => String::new(),
+        false => format!(" of group {}", shown(group)),
+    };
+    let known = Kind::target(kind, group).is_some();
+    let cause = format!(
+        "{}{of_group} is nothing that a policy can be attached to",
+        shown(kind)
+    );
+    found.require(known, &[field], cause);
+    found.require(!name.is_empty(), &[field], "a name is missing");
+}
+
 fn traffic_policy(policy: &TrafficPolicy, found: &mut Faults<'_>) {
     let spec = &policy.spec;
-    for target in &spec.target_refs {
-        let known = [
-            "Service",
-            "ServiceEntry",
-            "Gateway",
-            "GatewayClass",
-            "HTTPRoute",
-            "GRPCRoute",
-        ];
-        found.require(
-            known.contains(&&*target.kind),
-            &["targetRefs"],
-            format!("{} is no target", shown(&target.kind)),
-        );
-        found.require(!target.name.is_empty(), &["targetRefs"], "a name is missing");
+    for of in &spec.target_refs {
+        target((&of.group, &of.kind, &of.name), "targetRefs", found);
     }
     if let Some(fault) = &spec.fault {
         let delay = fault
@@ -388,6 +413,9 @@ fn external_auth(auth: &ExternalAuth, found: &mut Faults<'_>) {
     found.require(one, &["externalAuth"], "it needs one of provider and backendRef");
     let known = ["", "GRPC", "HTTP"].contains(&&*auth.protocol);
     found.require(known, &["externalAuth", "protocol"], "it is GRPC or HTTP");
+    let cause = format!("at most {ASKED_BODY_BYTES_MAX} bytes of a body are sent along");
+    let fits = auth.max_body_bytes <= ASKED_BODY_BYTES_MAX;
+    found.require(fits, &["externalAuth", "maxBodyBytes"], cause);
     let status = auth
         .status_on_error
         .is_none_or(|status| (400..=599).contains(&status));

@@ -3,13 +3,14 @@
 //! Node proxies see connections, not requests. What they cannot evaluate is decided against access: an ALLOW rule
 //! that needs it cannot match, a DENY rule matches without it.
 
+use tulle_model::Str;
 use tulle_model::authz::policy::{Action, Authorization, Rule, Scope};
 
 use super::MeshConfig;
 use super::condition::{Condition, Status, ZTUNNEL_ACCEPTED};
 use crate::api::meta::Labels;
-use crate::api::security::LabelSelector;
-use crate::api::{AuthorizationPolicy, RequestAuthentication};
+use crate::api::security::{LabelSelector, Unreadable};
+use crate::api::{AuthorizationPolicy, Meta, RequestAuthentication, TrafficPolicy};
 
 mod rule;
 #[cfg(test)]
@@ -82,14 +83,22 @@ pub fn is_emitted(policy: &AuthorizationPolicy) -> bool {
     !has_only_targets(policy) && !audits
 }
 
+/// Whether a policy is the business of waypoints. One that also names what cannot be read is that of node proxies, too.
+#[must_use]
+pub fn is_of_waypoints(policy: &AuthorizationPolicy) -> bool {
+    has_targets(policy) && selector(policy).is_none()
+}
+
 /// Whether a policy is the business of waypoints alone.
 #[must_use]
 pub fn has_only_targets(policy: &AuthorizationPolicy) -> bool {
-    let unreadable_reach = policy
-        .unreadable
-        .as_ref()
-        .is_some_and(|unreadable| unreadable.selector);
-    has_targets(policy) && selector(policy).is_none() && !unreadable_reach
+    is_of_waypoints(policy) && !is_lost(policy.unreadable.as_ref())
+}
+
+/// Whether it is not known what an object applies to: then that is its whole namespace.
+#[must_use]
+pub fn is_lost(unreadable: Option<&Unreadable>) -> bool {
+    unreadable.is_some_and(|unreadable| unreadable.selector)
 }
 
 /// Whether a policy is evaluated and not enforced.
@@ -101,10 +110,7 @@ pub fn is_dry_run(policy: &AuthorizationPolicy) -> bool {
 /// What a policy applies to.
 #[must_use]
 pub fn scope(policy: &AuthorizationPolicy, mesh: &MeshConfig) -> Scope {
-    let unreadable_selector = policy
-        .unreadable
-        .as_ref()
-        .is_some_and(|unreadable| unreadable.selector);
+    let unreadable_selector = is_lost(policy.unreadable.as_ref());
     if selector(policy).is_some() {
         Scope::WorkloadSelector
     } else if policy.metadata.namespace == mesh.root_namespace && !unreadable_selector {
@@ -122,19 +128,41 @@ pub fn stand_in_for(policy: &RequestAuthentication) -> Option<AuthorizationPolic
     if targeted && !unreadable.selector {
         return None;
     }
+    let name = stand_in_name(&policy.metadata.name);
+    Some(stand_in(
+        name,
+        &policy.metadata,
+        policy.spec.selector.as_ref(),
+        unreadable,
+    ))
+}
+
+/// The policy that denies the namespace of a `TrafficPolicy` by which somebody decides, if its targets cannot be read.
+#[must_use]
+pub fn stand_in_for_traffic(policy: &TrafficPolicy) -> Option<AuthorizationPolicy> {
+    let unreadable = policy.unreadable.as_ref().filter(|of| of.selector)?;
+    let name = format!("tulle_traffic_policy_{}", policy.metadata.name).into();
+    Some(stand_in(name, &policy.metadata, None, unreadable))
+}
+
+fn stand_in(
+    name: Str,
+    of: &Meta,
+    selector: Option<&LabelSelector>,
+    unreadable: &Unreadable,
+) -> AuthorizationPolicy {
     let mut stand_in = AuthorizationPolicy {
-        metadata: policy.metadata.clone(),
+        metadata: Meta { name, ..of.clone() },
         unreadable: Some(unreadable.clone()),
         ..AuthorizationPolicy::default()
     };
-    stand_in.metadata.name = stand_in_name(&policy.metadata.name);
-    stand_in.spec.selector = policy.spec.selector.clone();
-    Some(stand_in)
+    stand_in.spec.selector = selector.cloned();
+    stand_in
 }
 
 /// The name of such a policy; no object of a user is called so.
 #[must_use]
-pub fn stand_in_name(name: &str) -> tulle_model::Str {
+pub fn stand_in_name(name: &str) -> Str {
     format!("tulle_request_authentication_{name}").into()
 }
 

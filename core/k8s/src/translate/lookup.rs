@@ -1,5 +1,6 @@
 //! What translation asks of the objects around the one it translates.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use tulle_model::service::Service as Model;
@@ -7,6 +8,7 @@ use tulle_model::{NamespacedHostname, Str};
 
 use super::MeshConfig;
 use crate::api::{Gateway, GatewayClass, Namespace, ReferenceGrant};
+use crate::{Kind, Object};
 
 /// A definition of a service that holds in its namespace.
 #[derive(Debug, Clone)]
@@ -15,6 +17,8 @@ pub struct Definition {
     pub service: Model,
     /// It has no address of its own.
     pub is_headless: bool,
+    /// Its ports by name, as far as they have one.
+    pub port_names: BTreeMap<Str, u16>,
 }
 
 /// Why there is no definition.
@@ -38,6 +42,10 @@ pub trait Lookup {
     fn gateway(&self, namespace: &str, name: &str) -> Option<&Gateway>;
     /// A class of gateways.
     fn gateway_class(&self, name: &str) -> Option<&GatewayClass>;
+    /// Every gateway.
+    fn gateways(&self) -> Vec<&Gateway>;
+    /// A route of one of the four kinds.
+    fn route(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Object>;
     /// What a Service becomes.
     fn service_of(&self, namespace: &str, name: &str) -> Result<Definition, NoDefinition>;
     /// What the hosts of a ServiceEntry become.

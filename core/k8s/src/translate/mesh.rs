@@ -1,7 +1,7 @@
 //! What holds for the mesh as a whole.
 
 use tulle_model::enrolment::MeshFacts;
-use tulle_model::filter::Ask;
+use tulle_model::filter::{ASKED_BODY_BYTES_MAX, Ask};
 use tulle_model::route::{Backend, BackendTo};
 use tulle_model::waypoint::{
     AccessLog, Limits, PathNormalization, Provider, ProviderKind, SourceIdentity, Target, Telemetry,
@@ -13,6 +13,9 @@ use super::gateway;
 use crate::api::Namespace;
 use crate::api::mesh::{MeshProvider, MeshSettings, ServiceRef, WaypointSettings};
 use crate::api::security::MtlsMode;
+
+#[cfg(test)]
+mod tests;
 
 /// Label that puts something into a network.
 pub(super) const NETWORK_LABEL: &str = "topology.istio.io/network";
@@ -148,6 +151,13 @@ impl MeshConfig {
         let name = of.name.clone();
         let kind = match (&of.ext_authz, &of.rate_limit, &of.tracing) {
             (Some(auth), None, None) => {
+                if auth.max_body_bytes > ASKED_BODY_BYTES_MAX {
+                    return Err(format!(
+                        "provider {name}: maxBodyBytes is {}, and at most {ASKED_BODY_BYTES_MAX} bytes of a body are sent \
+                         along; policies that name it deny until this is corrected",
+                        auth.max_body_bytes
+                    ));
+                }
                 let reference = auth.backend_ref.as_ref();
                 let reference = reference.ok_or_else(|| format!("provider {name}: backendRef is missing"))?;
                 let namespace = if reference.namespace.is_empty() {

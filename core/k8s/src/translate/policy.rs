@@ -3,20 +3,22 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tulle_model::policy::{Concern, On, Policy, Target};
-use tulle_model::route::Kind;
+use tulle_model::policy::{BackendTls, Concern, On, Policy, Target};
+use tulle_model::route::{Kind, Origin};
 use tulle_model::{NamespacedHostname, Str};
 
+use self::targets::Refused;
+use super::authorization;
 use super::condition::{ACCEPTED, Condition, WAYPOINT_ACCEPTED};
-use super::lookup::{Lookup, NoDefinition};
-use super::route::origin_of;
-use super::{authorization, waypoint};
-use crate::api::Meta;
-use crate::{Kind as ObjectKind, Object};
+use super::lookup::Lookup;
+use super::route::{object_kind, origin_of};
+use crate::api::TrafficPolicy;
+use crate::{Key, Kind as ObjectKind, Object};
 
 mod authz;
 mod backend_tls;
 mod jwt;
+mod targets;
 #[cfg(test)]
 mod tests;
 pub(in crate::translate) mod traffic;
@@ -36,6 +38,13 @@ pub struct Ref {
     pub section: Str,
     /// Port of a service.
     pub port: Option<u16>,
+}
+
+impl Ref {
+    /// As conditions call it.
+    fn shown(&self) -> String {
+        format!("{} {}", self.kind, self.name)
+    }
 }
 
 /// What a policy refers to; empty for objects that waypoints do not enforce.
@@ -58,7 +67,7 @@ pub fn refs(object: &Object) -> Vec<Ref> {
         port: target.port,
     };
     match object {
-        Object::AuthorizationPolicy(policy) if authorization::has_only_targets(policy) => {
+        Object::AuthorizationPolicy(policy) if authorization::is_of_waypoints(policy) => {
             let all = policy.spec.target_refs.iter().chain(&policy.spec.target_ref);
             all.map(of_security).collect()
         }
@@ -70,6 +79,12 @@ pub fn refs(object: &Object) -> Vec<Ref> {
         Object::BackendTlsPolicy(policy) => policy.spec.target_refs.iter().map(of_traffic).collect(),
         _ => Vec::new(),
     }
+}
+
+/// Whether a traffic policy is for the whole mesh, if it stands in the root namespace.
+#[must_use]
+pub fn is_mesh_wide(policy: &TrafficPolicy) -> bool {
+    policy.spec.target_refs.is_empty() && !authorization::is_lost(policy.unreadable.as_ref())
 }
 
 /// A translated policy.
@@ -94,62 +109,179 @@ struct Said {
     flaw: Option<(&'static str, String)>,
 }
 
+/// What the references of a policy lead to.
+#[derive(Default)]
+struct Meant {
+    targets: Vec<(Ref, Target)>,
+    /// What was meant is a part of these that is not there; which, nobody knows.
+    parts_lost: Vec<Target>,
+}
+
 /// Translates a policy. `rivals` are the other objects that are attached to one of its targets.
 #[must_use]
 pub fn policy(object: &Object, rivals: &[&Object], around: &impl Lookup) -> Translated {
     let Some(said) = said(object, around) else {
         return Translated::default();
     };
-    let meta = object.meta();
     let mut translated = Translated::default();
-    let mut targets: Vec<(Ref, Target)> = Vec::new();
-    let condition = condition_kind(object.kind());
+    let mut meant = Meant::default();
     let refs = refs(object);
     for reference in &refs {
-        let of = format!("{} {}", reference.kind, reference.name);
-        match resolve(reference, meta, around) {
-            Ok(found) => {
-                let is_bound = attach(&found, &mut translated, around);
-                translated
-                    .conditions
-                    .push(judged(condition, &said, is_bound).of(of));
-                targets.extend(found.into_iter().map(|target| (reference.clone(), target)));
-            }
-            Err((reason, message)) => translated
-                .conditions
-                .push(Condition::fails(condition, reason, message).of(of)),
-        }
+        follow(reference, object, &said, &mut meant, &mut translated, around);
     }
     if refs.is_empty() {
-        mesh_wide(object, &said, &mut targets, &mut translated, around);
+        mesh_wide(object, &said, &mut meant, &mut translated, around);
     }
     for concern in said.concerns {
-        let mut left = Vec::new();
-        for (reference, target) in &targets {
-            match outranked(object, &concern, reference, rivals, around) {
-                None => left.push(target.clone()),
-                Some(by) => {
-                    let message = format!(
-                        "the older {by} says the same of this target, and wins; remove one of the two"
-                    );
-                    let of = format!("{} {}", reference.kind, reference.name);
-                    translated
-                        .conditions
-                        .push(Condition::fails(condition, "Conflicted", message).of(of));
-                }
-            }
-        }
-        if !left.is_empty() {
-            translated.policies.push(Arc::new(Policy {
-                object: object.kind().as_str().into(),
-                origin: origin_of(Kind::Policy, meta),
-                targets: left,
-                dry_run: is_dry_run(object),
-                concern,
-            }));
-        }
+        say(object, concern, &meant, rivals, &mut translated, around);
     }
     translated
+}
+
+/// Follows a reference to what it leads to, and says whether a waypoint enforces the policy there.
+fn follow(
+    reference: &Ref,
+    object: &Object,
+    said: &Said,
+    meant: &mut Meant,
+    translated: &mut Translated,
+    around: &impl Lookup,
+) {
+    let condition = condition_kind(object.kind());
+    let told = match targets::resolve(reference, object.meta(), around) {
+        Ok(found) => {
+            let is_bound = targets::attach(&found, translated, around);
+            let found = found.into_iter().map(|target| (reference.clone(), target));
+            meant.targets.extend(found);
+            judged(condition, said, is_bound)
+        }
+        Err(refused) => {
+            let Refused {
+                reason,
+                mut message,
+                whole,
+            } = refused;
+            let mut concerns = said.concerns.iter();
+            let closing = concerns.find_map(|concern| meanwhile(concern, &reference.kind));
+            if let Some(closing) = closing.filter(|_| !whole.is_empty()) {
+                message.push_str(&closing);
+                targets::attach(&whole, translated, around);
+                for target in whole {
+                    if !meant.parts_lost.contains(&target) {
+                        meant.parts_lost.push(target);
+                    }
+                }
+            }
+            Condition::fails(condition, reason, message)
+        }
+    };
+    translated.conditions.push(told.of(reference.shown()));
+}
+
+/// Adds what one concern says, on the targets where nothing stands against it.
+fn say(
+    object: &Object,
+    concern: Concern,
+    meant: &Meant,
+    rivals: &[&Object],
+    translated: &mut Translated,
+    around: &impl Lookup,
+) {
+    let mut left = Vec::new();
+    for (reference, target) in &meant.targets {
+        let refused = if is_of_requests(&concern) && is_of_streams(target) {
+            let message = format!(
+                "a {} has no requests, for which {} is; attach that to an HTTPRoute, a GRPCRoute or the service",
+                reference.kind,
+                concern.as_str()
+            );
+            Some(("UnsupportedValue", message))
+        } else {
+            outranked(object, &concern, reference, rivals, around).map(|by| {
+                let message =
+                    format!("the older {by} says the same of this target, and wins; remove one of the two");
+                ("Conflicted", message)
+            })
+        };
+        match refused {
+            None => left.push(target.clone()),
+            Some((reason, message)) => {
+                let told = Condition::fails(condition_kind(object.kind()), reason, message);
+                translated.conditions.push(told.of(reference.shown()));
+            }
+        }
+    }
+    if concern.is_security() {
+        left.extend(meant.parts_lost.iter().cloned());
+    }
+    if let Concern::BackendTls(tls) = &concern
+        && !meant.parts_lost.is_empty()
+    {
+        let untrusting = untrusting(object, tls, &meant.parts_lost);
+        translated.policies.push(Arc::new(untrusting));
+    }
+    if !left.is_empty() {
+        translated.policies.push(Arc::new(Policy {
+            object: object.kind().as_str().into(),
+            origin: origin_of(Kind::Policy, object.meta()),
+            targets: left,
+            dry_run: is_dry_run(object),
+            concern,
+        }));
+    }
+}
+
+/// Whether a concern of traffic means something for requests alone. One of security that cannot be judged on a stream
+/// refuses it, and so is sent.
+fn is_of_requests(concern: &Concern) -> bool {
+    matches!(
+        concern,
+        Concern::Fault(_)
+            | Concern::LocalRateLimit(_)
+            | Concern::GlobalRateLimit(_)
+            | Concern::RetryBudget(_)
+            | Concern::Session(_)
+    )
+}
+
+fn is_of_streams(target: &Target) -> bool {
+    matches!(
+        target.on,
+        On::Route {
+            kind: Kind::Tls | Kind::Tcp,
+            ..
+        }
+    )
+}
+
+/// What holds on the whole of a target while the part that is meant is unknown; `None` for what may be left out.
+fn meanwhile(concern: &Concern, kind: &str) -> Option<String> {
+    match concern {
+        Concern::BackendTls(_) => Some(format!(
+            ". Until this is corrected, no endpoint of the {kind} is believed on any port that no other policy is for"
+        )),
+        concern if concern.is_security() => Some(format!(
+            ". Until this is corrected, it holds for the whole {kind}"
+        )),
+        _ => None,
+    }
+}
+
+/// The policy by which nobody is believed: what was to be spoken to over TLS is never spoken to in clear.
+fn untrusting(object: &Object, tls: &BackendTls, targets: &[Target]) -> Policy {
+    let meta = object.meta();
+    let origin = origin_of(Kind::Policy, meta);
+    Policy {
+        object: object.kind().as_str().into(),
+        origin: Origin {
+            // No object of a user is called so.
+            name: format!("tulle_part_unknown_{}", meta.name).into(),
+            ..origin
+        },
+        targets: targets.to_vec(),
+        dry_run: false,
+        concern: Concern::BackendTls(backend_tls::untrusting(tls)),
+    }
 }
 
 fn condition_kind(kind: ObjectKind) -> &'static str {
@@ -169,7 +301,7 @@ fn is_dry_run(object: &Object) -> bool {
 
 fn said(object: &Object, around: &impl Lookup) -> Option<Said> {
     match object {
-        Object::AuthorizationPolicy(policy) if authorization::has_only_targets(policy) => {
+        Object::AuthorizationPolicy(policy) if authorization::is_of_waypoints(policy) => {
             Some(authz::said(policy, around))
         }
         Object::RequestAuthentication(policy) => {
@@ -202,131 +334,15 @@ fn judged(kind: &'static str, said: &Said, is_bound: bool) -> Condition {
     }
 }
 
-/// What a reference leads to.
-fn resolve(
-    reference: &Ref,
-    meta: &Meta,
-    around: &impl Lookup,
-) -> Result<Vec<Target>, (&'static str, String)> {
-    let namespace = &meta.namespace;
-    if !reference.namespace.is_empty() && reference.namespace != *namespace {
-        let message = "a target must be in the policy's own namespace; move the policy there";
-        return Err(("Invalid", message.to_owned()));
-    }
-    let missing = |_: NoDefinition| {
-        let message = format!("there is no {} {namespace}/{}", reference.kind, reference.name);
-        ("TargetNotFound", message)
-    };
-    let target = |on, port, section| Target { on, port, section };
-    match &*reference.kind {
-        "Service" => {
-            let found = around.service_of(namespace, &reference.name).map_err(missing)?;
-            let port = port(reference, &found.service.ports)?;
-            Ok(vec![target(On::Service(found.service.key()), port, None)])
-        }
-        "ServiceEntry" => {
-            let found = around.entry_of(namespace, &reference.name).map_err(missing)?;
-            let on = found
-                .into_iter()
-                .map(|found| target(On::Service(found.service.key()), reference.port, None));
-            Ok(on.collect())
-        }
-        "Gateway" => {
-            let on = On::Waypoint(format!("{namespace}/{}", reference.name).into());
-            Ok(vec![target(on, None, None)])
-        }
-        "GatewayClass" if *namespace == around.mesh().root_namespace => {
-            Ok(vec![target(On::Class(reference.name.clone()), None, None)])
-        }
-        "GatewayClass" => {
-            let message = format!(
-                "a class is a target only in namespace {}",
-                around.mesh().root_namespace
-            );
-            Err(("Invalid", message))
-        }
-        "HTTPRoute" | "GRPCRoute" => {
-            let kind = if &*reference.kind == "HTTPRoute" {
-                Kind::Http
-            } else {
-                Kind::Grpc
-            };
-            let section = (!reference.section.is_empty()).then(|| reference.section.clone());
-            let on = On::Route {
-                kind,
-                namespace: namespace.clone(),
-                name: reference.name.clone(),
-            };
-            Ok(vec![target(on, None, section)])
-        }
-        _ => {
-            let shown: String = reference
-                .kind
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(64)
-                .collect();
-            Err(("UnsupportedValue", format!("{shown} is no target")))
-        }
-    }
-}
-
-/// The port that a reference to a service names, by number or by name.
-fn port(
-    reference: &Ref,
-    ports: &std::collections::BTreeMap<u16, tulle_model::service::ServicePort>,
-) -> Result<Option<u16>, (&'static str, String)> {
-    let by_name = reference.section.parse().ok();
-    let port = reference.port.or(by_name);
-    match port {
-        None if reference.section.is_empty() => Ok(None),
-        Some(port) if ports.contains_key(&port) => Ok(Some(port)),
-        _ => Err((
-            "TargetNotFound",
-            "the service has no such port; write its number as `port`".to_owned(),
-        )),
-    }
-}
-
-/// Notes which waypoints enforce a policy on a target; says whether any does.
-fn attach(targets: &[Target], translated: &mut Translated, around: &impl Lookup) -> bool {
-    let mut is_bound = true;
-    for target in targets {
-        match &target.on {
-            On::Service(service) => {
-                translated.waypoints.extend(around.waypoints_of(service));
-                is_bound &= around.is_bound(service);
-            }
-            On::Waypoint(name) => {
-                translated.waypoints.insert(name.clone());
-                is_bound &= is_ready(name, around);
-            }
-            On::Class(class) => {
-                translated.classes.insert(class.clone());
-            }
-            // Every waypoint that follows the route, wherever that is.
-            On::Route { .. } | On::Mesh | On::Workload(_) => translated.everywhere = true,
-        }
-    }
-    is_bound
-}
-
-fn is_ready(name: &str, around: &impl Lookup) -> bool {
-    let gateway = name
-        .split_once('/')
-        .and_then(|(namespace, name)| around.gateway(namespace, name));
-    gateway.is_some_and(|gateway| waypoint::address_of(gateway, around).is_some())
-}
-
 /// A traffic policy without targets holds for the whole mesh, if it stands in the root namespace.
 fn mesh_wide(
     object: &Object,
     said: &Said,
-    targets: &mut Vec<(Ref, Target)>,
+    meant: &mut Meant,
     translated: &mut Translated,
     around: &impl Lookup,
 ) {
-    if object.kind() != ObjectKind::TrafficPolicy {
+    if !matches!(object, Object::TrafficPolicy(policy) if is_mesh_wide(policy)) {
         return;
     }
     let root = &around.mesh().root_namespace;
@@ -337,14 +353,14 @@ fn mesh_wide(
             .push(Condition::fails(ACCEPTED, "Invalid", message));
         return;
     }
-    translated.everywhere = true;
-    translated.conditions.push(judged(ACCEPTED, said, true));
     let target = Target {
         on: On::Mesh,
         port: None,
         section: None,
     };
-    targets.push((whole_mesh(), target));
+    let is_bound = targets::attach(std::slice::from_ref(&target), translated, around);
+    translated.conditions.push(judged(ACCEPTED, said, is_bound));
+    meant.targets.push((whole_mesh(), target));
 }
 
 fn whole_mesh() -> Ref {
@@ -399,23 +415,48 @@ fn outranked(
     older.first().map(|rival| rival.key().to_string())
 }
 
-/// The names of the policies that a service behind a waypoint needs before anything passes.
+/// What stands in front of something, as far as policies are attached to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Passed<'a> {
+    /// The service, if it is one.
+    pub service: Option<&'a NamespacedHostname>,
+    /// The routes of the service.
+    pub routes: &'a [Key],
+    /// The waypoint, `<namespace>/<gateway>`.
+    pub waypoint: &'a str,
+    /// Class of its gateway.
+    pub class: &'a str,
+}
+
+impl Passed<'_> {
+    fn is_meant(&self, target: &Target) -> bool {
+        match &target.on {
+            On::Service(of) => Some(of) == self.service,
+            On::Waypoint(of) => **of == *self.waypoint,
+            On::Class(of) => **of == *self.class,
+            On::Mesh => true,
+            On::Route {
+                kind,
+                namespace,
+                name,
+            } => {
+                let kind = object_kind(*kind);
+                let is_it = |route: &Key| {
+                    Some(route.kind) == kind && route.namespace == *namespace && route.name == *name
+                };
+                self.routes.iter().any(is_it)
+            }
+            On::Workload(_) => false,
+        }
+    }
+}
+
+/// The names of the policies that are needed before anything passes.
 #[must_use]
-pub fn required<'a>(
-    translated: impl Iterator<Item = &'a Policy>,
-    service: Option<&NamespacedHostname>,
-    waypoint: &str,
-    class: &str,
-) -> Vec<Str> {
-    let applies = |target: &Target| match &target.on {
-        On::Service(of) => Some(of) == service,
-        On::Waypoint(of) => &**of == waypoint,
-        On::Class(of) => &**of == class,
-        On::Mesh => true,
-        On::Route { .. } | On::Workload(_) => false,
-    };
+pub fn required<'a>(translated: impl Iterator<Item = &'a Policy>, passed: Passed<'_>) -> Vec<Str> {
     let policies = translated.filter(|policy| {
-        policy.concern.is_security() && !policy.dry_run && policy.targets.iter().any(applies)
+        let mut targets = policy.targets.iter();
+        policy.concern.is_security() && !policy.dry_run && targets.any(|target| passed.is_meant(target))
     });
     let names: BTreeSet<Str> = policies.map(Policy::name).collect();
     names.into_iter().collect()

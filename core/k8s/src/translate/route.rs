@@ -10,7 +10,7 @@ use super::condition::{ACCEPTED, Condition, PARTIALLY_INVALID, PROGRAMMED, RESOL
 use super::lookup::Lookup;
 use crate::api::Meta;
 use crate::api::route::{BackendRef, ParentRef, RouteFilter};
-use crate::{Kind as ObjectKind, Object};
+use crate::{Key, Kind as ObjectKind, Object};
 
 mod backends;
 mod filters;
@@ -98,6 +98,68 @@ pub fn backend_refs(object: &Object) -> Vec<&BackendRef> {
             .collect(),
         _ => Vec::new(),
     }
+}
+
+/// The services that a route names as parents, by the objects that define them.
+pub fn parents(object: &Object) -> impl Iterator<Item = Key> {
+    let facts = facts(object).into_iter();
+    facts.flat_map(|facts| {
+        facts
+            .parents
+            .iter()
+            .filter_map(move |parent| parents::key(parent, facts.meta))
+    })
+}
+
+/// What the rules of a route are called.
+pub fn rule_names(object: &Object) -> impl Iterator<Item = &Str> {
+    let names: Vec<&Str> = match object {
+        Object::HttpRoute(route) => route.spec.rules.iter().map(|rule| &rule.name).collect(),
+        Object::GrpcRoute(route) => route.spec.rules.iter().map(|rule| &rule.name).collect(),
+        Object::TlsRoute(route) | Object::TcpRoute(route) => {
+            route.spec.rules.iter().map(|rule| &rule.name).collect()
+        }
+        _ => Vec::new(),
+    };
+    names.into_iter()
+}
+
+/// Whether waypoints that are ready follow a route: at each of its parents, and it has one.
+#[must_use]
+pub fn is_bound(object: &Object, around: &impl Lookup) -> bool {
+    let Some(facts) = facts(object) else {
+        return false;
+    };
+    let ours = |parent: &&ParentRef| parents::key(parent, facts.meta).is_some();
+    let mut ours = facts.parents.iter().filter(ours).peekable();
+    ours.peek().is_some() && ours.all(|parent| parents::is_bound(parent, facts.meta, around))
+}
+
+/// The rules of a route, by index, about whose requests somebody else is asked.
+#[must_use]
+pub fn asking(object: &Object) -> Vec<usize> {
+    fn asks(filters: &[RouteFilter], backends: &[BackendRef]) -> bool {
+        let of_backends = backends.iter().flat_map(|backend| &backend.filters);
+        let mut all = filters.iter().chain(of_backends);
+        all.any(|filter| &*filter.kind == "ExternalAuth" || filter.external_auth.is_some())
+    }
+    let asks: Vec<bool> = match object {
+        Object::HttpRoute(route) => {
+            let rules = route.spec.rules.iter();
+            rules
+                .map(|rule| asks(&rule.filters, &rule.backend_refs))
+                .collect()
+        }
+        Object::GrpcRoute(route) => {
+            let rules = route.spec.rules.iter();
+            rules
+                .map(|rule| asks(&rule.filters, &rule.backend_refs))
+                .collect()
+        }
+        _ => Vec::new(),
+    };
+    let asking = asks.into_iter().enumerate().filter(|(_, asks)| *asks);
+    asking.map(|(index, _)| index).collect()
 }
 
 /// The group that Services are of, however it is written.

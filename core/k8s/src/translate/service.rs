@@ -13,6 +13,7 @@ use tulle_model::{Identity, NetworkAddress, Str};
 
 use super::condition::{Condition, USABLE};
 use super::{MeshConfig, ports, waypoint};
+use crate::Object;
 use crate::api::networking::Resolution;
 use crate::api::{Meta, Namespace, Service, ServiceEntry};
 
@@ -41,6 +42,23 @@ pub struct Around<'a> {
 #[must_use]
 pub fn hostname(service: &Meta, mesh: &MeshConfig) -> Str {
     format!("{}.{}.svc.{}", service.name, service.namespace, mesh.domain).into()
+}
+
+/// The ports of a definition by name, as far as they have one.
+#[must_use]
+pub fn port_names(object: &Object) -> BTreeMap<Str, u16> {
+    let named = |(name, number): (&Str, u16)| (!name.is_empty()).then(|| (name.clone(), number));
+    match object {
+        Object::Service(object) => {
+            let ports = object.spec.ports.iter().map(|port| (&port.name, port.port));
+            ports.filter_map(named).collect()
+        }
+        Object::ServiceEntry(object) => {
+            let ports = object.spec.ports.iter().map(|port| (&port.name, port.number));
+            ports.filter_map(named).collect()
+        }
+        _ => BTreeMap::new(),
+    }
 }
 
 /// Whether a service stands for nothing inside of the mesh.

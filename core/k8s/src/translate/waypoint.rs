@@ -10,11 +10,11 @@ use tulle_model::{Identity, NamespacedHostname, NamespacedName, NetworkAddress, 
 
 use super::condition::{Condition, WAYPOINT_BOUND};
 use super::lookup::Lookup;
-use super::{MeshConfig, authorization};
-use crate::Object;
+use super::{MeshConfig, authorization, route};
 use crate::api::gateway::Listener;
 use crate::api::security::PolicyTargetRef;
 use crate::api::{Gateway, Meta, Namespace};
+use crate::{Key, Object};
 
 mod attach;
 #[cfg(test)]
@@ -380,7 +380,7 @@ pub fn application_tunnel(meta: &Meta, around: &impl Lookup) -> Option<Applicati
 pub fn targets(object: &Object) -> Vec<PolicyTargetRef> {
     match object {
         Object::AuthorizationPolicy(policy)
-            if authorization::has_only_targets(policy) && !authorization::is_dry_run(policy) =>
+            if authorization::is_of_waypoints(policy) && !authorization::is_dry_run(policy) =>
         {
             let refs = policy.spec.target_refs.iter().chain(&policy.spec.target_ref);
             refs.cloned().collect()
@@ -399,6 +399,17 @@ pub fn targets(object: &Object) -> Vec<PolicyTargetRef> {
                 namespace: "".into(),
             });
             refs.collect()
+        }
+        Object::HttpRoute(_) | Object::GrpcRoute(_) if !route::asking(object).is_empty() => {
+            // What a namespace has its own callers asked about must not close the pods of another to everybody else.
+            let own = |parent: &Key| parent.namespace == object.meta().namespace;
+            let parents = route::parents(object).filter(own).map(|parent| PolicyTargetRef {
+                group: parent.kind.group().into(),
+                kind: parent.kind.as_str().into(),
+                name: parent.name.clone(),
+                namespace: "".into(),
+            });
+            parents.collect()
         }
         _ => Vec::new(),
     }

@@ -44,6 +44,10 @@ impl Waypoints {
         named(&self.routes, self.routes_of.get(parent))
     }
 
+    pub(super) fn route(&self, name: &str) -> Option<&Arc<Route>> {
+        self.routes.get(name)
+    }
+
     pub(super) fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.routes.values()
     }
@@ -255,6 +259,7 @@ mod tests {
             waypoint: "shop/way".into(),
             object: FrontOf::Service(service(name)),
             required_policies: Vec::new(),
+            required_routes: Vec::new(),
             client_namespaces: Vec::new(),
             draining: false,
         })))

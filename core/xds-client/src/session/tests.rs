@@ -142,6 +142,7 @@ fn a_front_arrives_and_goes_by_its_resource_name() {
         waypoint: "shop/way".into(),
         object: tulle_model::waypoint::FrontOf::Service(NamespacedHostname::new("shop", "web.shop")),
         required_policies: Vec::new(),
+        required_routes: Vec::new(),
         client_namespaces: Vec::new(),
         draining: false,
     });

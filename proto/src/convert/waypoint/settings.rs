@@ -124,6 +124,7 @@ fn front_of(message: wire::Front) -> Result<Front, Flaw> {
         waypoint: required("waypoint", message.waypoint)?,
         object,
         required_policies: names(message.required_policies),
+        required_routes: names(message.required_routes),
         client_namespaces: names(message.client_namespaces),
         draining: message.draining,
     })
@@ -238,6 +239,7 @@ impl From<&Front> for wire::Front {
         Self {
             object: Some(object),
             required_policies: texts(&front.required_policies),
+            required_routes: texts(&front.required_routes),
             client_namespaces: texts(&front.client_namespaces),
             draining: front.draining,
             waypoint: front.waypoint.as_ref().into(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tulle_k8s::translate::policy::Passed;
 use tulle_k8s::translate::{gateway, policy};
 use tulle_k8s::{Key, Object};
 use tulle_model::policy::Policy;
@@ -48,8 +49,10 @@ pub(super) fn front(
         let entry = IndexKey::Protecting(kind.into(), namespace.clone(), name.clone());
         world.lookup(&entry)
     };
+    let routes = defined_by.map_or_else(Vec::new, |key| routes::attached(key, world));
     let itself = defined_by
         .into_iter()
+        .chain(&routes)
         .flat_map(|key| protecting(key.kind.as_str(), &key.namespace, &key.name));
     let root = &world.mesh().root_namespace;
     let policies: Vec<Arc<Policy>> = itself
@@ -62,11 +65,19 @@ pub(super) fn front(
         FrontOf::Service(service) => Some(service),
         FrontOf::Workload(_) => None,
     };
-    let required_policies = policy::required(policies.iter().map(AsRef::as_ref), service, &name, &class);
+    let passed = Passed {
+        service,
+        routes: &routes,
+        waypoint: &name,
+        class: &class,
+    };
+    let required_policies = policy::required(policies.iter().map(AsRef::as_ref), passed);
+    let required_routes = service.map_or_else(Vec::new, |service| routes::asking(&routes, service, world));
     Waypoint::Front(Front {
         waypoint: name,
         object,
         required_policies,
+        required_routes,
         client_namespaces,
         draining: false,
     })

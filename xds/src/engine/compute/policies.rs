@@ -26,7 +26,11 @@ pub(super) fn policies(key: &Key, world: &World) -> Vec<Part> {
             (emitted, conditions)
         }
         Some(Object::RequestAuthentication(policy)) => request_authentication(policy, world),
-        Some(Object::TrafficPolicy(_) | Object::BackendTlsPolicy(_)) => (None, Vec::new()),
+        Some(Object::TrafficPolicy(policy)) => match authorization::stand_in_for_traffic(policy) {
+            Some(stand_in) => authorization::authorization(&stand_in, world.mesh()),
+            None => (None, Vec::new()),
+        },
+        Some(Object::BackendTlsPolicy(_)) => (None, Vec::new()),
         _ => return Vec::new(),
     };
     let mut emitted: Vec<Emitted> = emitted

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tulle_k8s::translate::condition::{CONFLICTED, Condition};
 use tulle_k8s::translate::lookup::Lookup;
+use tulle_k8s::translate::route;
 use tulle_k8s::translate::service::{self, Around};
 use tulle_k8s::translate::waypoint::{self, Binding, Subject, Traffic};
 use tulle_k8s::{Key, Kind, Object};
@@ -177,7 +178,7 @@ fn conflicted(hostname: &str, winner: &Key) -> Condition {
 
 /// Whether anything asks for the protection of a waypoint: of the definition itself, or of a waypoint it names.
 pub(in crate::engine) fn protection(key: &Key, object: &Object, binding: &Binding, world: &World) -> bool {
-    let itself = asked(key.kind.as_str(), &key.namespace, &key.name, world);
+    let itself = asked(key.kind.as_str(), &key.namespace, &key.name, world) || asked_of_routes(key, world);
     let canary = waypoint::canary(object.meta(), world.namespace(&key.namespace));
     itself
         || binding
@@ -186,16 +187,33 @@ pub(in crate::engine) fn protection(key: &Key, object: &Object, binding: &Bindin
             .any(|waypoint| is_protecting(waypoint, world))
 }
 
-/// Whether a policy that only waypoints can enforce is attached to this waypoint or to its class.
+/// Whether a policy that only waypoints can enforce is attached to a route of the definition's own namespace.
+fn asked_of_routes(key: &Key, world: &World) -> bool {
+    let policies = world.lookup(&IndexKey::OnRoutes(key.namespace.clone()));
+    let targets = policies
+        .filter_map(|policy| world.get(policy))
+        .flat_map(waypoint::targets);
+    let mut routes = targets.filter_map(|target| {
+        let kind = Kind::ALL
+            .iter()
+            .find(|kind| kind.is_route() && kind.as_str() == &*target.kind)?;
+        world.get(&Key::new(*kind, key.namespace.clone(), target.name))
+    });
+    routes.any(|object| route::parents(object).any(|parent| parent == *key))
+}
+
+/// Whether a policy that only waypoints can enforce is attached to this waypoint, to its class or to the whole mesh.
 pub(super) fn is_protecting(waypoint: &NamespacedName, world: &World) -> bool {
     let class = Lookup::gateway(world, &waypoint.namespace, &waypoint.name);
     let class = class.map(|gateway| &gateway.spec.gateway_class_name);
     let root = &world.mesh().root_namespace;
-    asked("Gateway", &waypoint.namespace, &waypoint.name, world)
+    asked("Mesh", root, &"".into(), world)
+        || asked("Gateway", &waypoint.namespace, &waypoint.name, world)
         || class.is_some_and(|class| asked("GatewayClass", root, class, world))
 }
 
-fn asked(kind: &str, namespace: &Str, name: &Str, world: &World) -> bool {
+/// Whether anything asks for the protection of a waypoint for this: kind, namespace, name.
+pub(in crate::engine) fn asked(kind: &str, namespace: &Str, name: &Str, world: &World) -> bool {
     let entry = IndexKey::Protecting(kind.into(), namespace.clone(), name.clone());
     world.lookup(&entry).next().is_some()
 }

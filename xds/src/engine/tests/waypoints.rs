@@ -8,16 +8,16 @@ use tulle_proto::{decode_policy, decode_route, decode_waypoint};
 
 use super::*;
 
-const WAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: way, namespace: shop}\nspec: {gatewayClassName: tulle-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\nstatus: {addresses: [{value: 10.0.0.9}]}\n---\n";
-const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: way}}\nspec: {selector: {app: web}, clusterIPs: [10.9.0.1], ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-db, port: 90}]}\n---\n";
-const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web-1, namespace: shop, labels: {app: web}}\nspec: {nodeName: n1}\nstatus: {phase: Running, podIP: 10.0.0.1}\n---\n";
+pub(super) const WAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: way, namespace: shop}\nspec: {gatewayClassName: tulle-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}\nstatus: {addresses: [{value: 10.0.0.9}]}\n---\n";
+pub(super) const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: way}}\nspec: {selector: {app: web}, clusterIPs: [10.9.0.1], ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-db, port: 90}]}\n---\n";
+pub(super) const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web-1, namespace: shop, labels: {app: web}}\nspec: {nodeName: n1}\nstatus: {phase: Running, podIP: 10.0.0.1}\n---\n";
 
-fn snapshot(text: &str) -> Snapshot {
+pub(super) fn snapshot(text: &str) -> Snapshot {
     let events = objects(text).into_iter().map(set).collect();
     Engine::new(MeshConfig::default()).apply(batch(events))
 }
 
-fn route(kind: &str, namespace: &str, name: &str, rest: &str) -> String {
+pub(super) fn route(kind: &str, namespace: &str, name: &str, rest: &str) -> String {
     let version = if kind == "TCPRoute" { "v1alpha2" } else { "v1" };
     format!(
         "apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{parentRefs: [{{group: '', kind: Service, name: web, namespace: shop, port: 80}}], rules: [{{{rest}backendRefs: [{{name: web, namespace: shop, port: 80}}]}}]}}\n---\n"
@@ -38,7 +38,7 @@ fn policies(snapshot: &Snapshot) -> Vec<Policy> {
         .collect()
 }
 
-fn front(snapshot: &Snapshot, name: &str) -> tulle_model::waypoint::Front {
+pub(super) fn front(snapshot: &Snapshot, name: &str) -> tulle_model::waypoint::Front {
     let slot = snapshot
         .resource(ResourceType::Waypoint, name)
         .expect("the front");
@@ -48,7 +48,7 @@ fn front(snapshot: &Snapshot, name: &str) -> tulle_model::waypoint::Front {
     }
 }
 
-fn reasons(snapshot: &Snapshot, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
+pub(super) fn reasons(snapshot: &Snapshot, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
     let key = Key::new(kind, namespace, name);
     let status = snapshot.objects().object(&key).expect("the object");
     let conditions = status.conditions.iter();

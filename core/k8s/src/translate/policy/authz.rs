@@ -13,8 +13,8 @@ use super::{Said, unreadable};
 use crate::api::AuthorizationPolicy;
 use crate::api::security::{AuthorizationRule, Operation, Source, When as Condition};
 
-/// Values in one policy.
-const VALUES_MAX: usize = 100_000;
+/// Values in one policy, its rules and their parts counted along.
+pub(super) const VALUES_MAX: usize = 100_000;
 
 /// What a policy says.
 pub(super) fn said(policy: &AuthorizationPolicy, around: &impl Lookup) -> Said {
@@ -40,7 +40,7 @@ pub(super) fn said(policy: &AuthorizationPolicy, around: &impl Lookup) -> Said {
             return unreadable(&format!("the mesh has no provider `{name}` that decides"));
         }
     }
-    if values(policy) > VALUES_MAX {
+    if exceeds(sizes(policy), VALUES_MAX) {
         return unreadable(&format!("it has more than {VALUES_MAX} values"));
     }
     let context = Context {
@@ -88,41 +88,55 @@ fn flaw(action: Action, rules: &[Rule], unknown: &str) -> (&'static str, String)
     }
 }
 
-/// Number of values of a policy, cheaply.
-fn values(policy: &AuthorizationPolicy) -> usize {
-    let of_source = |source: &Source| {
-        source.principals.len()
-            + source.not_principals.len()
-            + source.namespaces.len()
-            + source.request_principals.len()
-            + source.ip_blocks.len()
-            + source.remote_ip_blocks.len()
-            + source.service_accounts.len()
-    };
-    let of_operation = |operation: &Operation| {
-        operation.hosts.len() + operation.paths.len() + operation.methods.len() + operation.ports.len()
-    };
-    let of_rule = |rule: &AuthorizationRule| {
-        let from: usize = rule
-            .from
-            .iter()
-            .filter_map(|from| from.source.as_ref())
-            .map(of_source)
-            .sum();
-        let to: usize = rule
-            .to
-            .iter()
-            .filter_map(|to| to.operation.as_ref())
-            .map(of_operation)
-            .sum();
-        let when: usize = rule
-            .when
-            .iter()
-            .map(|when| when.values.len() + when.not_values.len())
-            .sum();
-        1 + from + to + when
-    };
-    policy.spec.rules.iter().map(of_rule).sum()
+/// Whether these are more than so many together; nothing is looked at beyond that.
+pub(super) fn exceeds(sizes: impl Iterator<Item = usize>, max: usize) -> bool {
+    let mut left = max;
+    for size in sizes {
+        match left.checked_sub(size) {
+            Some(rest) => left = rest,
+            None => return true,
+        }
+    }
+    false
+}
+
+/// How much each part of a policy is: a rule, source, operation or condition is one, and so is each of its values.
+pub(super) fn sizes(policy: &AuthorizationPolicy) -> impl Iterator<Item = usize> {
+    policy.spec.rules.iter().flat_map(|rule| {
+        let from = rule.from.iter();
+        let from = from.map(|from| 1 + from.source.as_ref().map_or(0, size_of_source));
+        let to = rule.to.iter();
+        let to = to.map(|to| 1 + to.operation.as_ref().map_or(0, size_of_operation));
+        let when = rule.when.iter();
+        let when = when.map(|when| 1 + when.values.len() + when.not_values.len());
+        std::iter::once(1).chain(from).chain(to).chain(when)
+    })
+}
+
+fn size_of_source(of: &Source) -> usize {
+    of.principals.len()
+        + of.not_principals.len()
+        + of.request_principals.len()
+        + of.not_request_principals.len()
+        + of.namespaces.len()
+        + of.not_namespaces.len()
+        + of.service_accounts.len()
+        + of.not_service_accounts.len()
+        + of.ip_blocks.len()
+        + of.not_ip_blocks.len()
+        + of.remote_ip_blocks.len()
+        + of.not_remote_ip_blocks.len()
+}
+
+fn size_of_operation(of: &Operation) -> usize {
+    of.hosts.len()
+        + of.not_hosts.len()
+        + of.ports.len()
+        + of.not_ports.len()
+        + of.methods.len()
+        + of.not_methods.len()
+        + of.paths.len()
+        + of.not_paths.len()
 }
 
 struct Draft<'a> {

@@ -11,6 +11,14 @@ use crate::api::BackendTlsPolicy;
 /// Stands where no root could be read: no certificate is signed by it, so that no backend is believed.
 const NOBODY: &str = "# no usable certificate";
 
+/// The same, and nobody is believed.
+pub(super) fn untrusting(tls: &BackendTls) -> BackendTls {
+    BackendTls {
+        roots: vec![NOBODY.into()],
+        ..tls.clone()
+    }
+}
+
 /// What a policy says.
 pub(super) fn said(policy: &BackendTlsPolicy, around: &impl Lookup) -> Said {
     let validation = &policy.spec.validation;

@@ -18,9 +18,6 @@ use crate::api::TrafficPolicy;
 use crate::api::route::HttpMatch;
 use crate::api::traffic as api;
 
-/// Bytes of a body that can be sent along to somebody who decides.
-const BODY_BYTES_MAX: u32 = 1 << 20;
-
 /// What a policy says.
 pub(super) fn said(policy: &TrafficPolicy, around: &impl Lookup) -> Said {
     if let Some(of) = &policy.unreadable {
@@ -301,7 +298,7 @@ pub(in crate::translate) fn with(of: &api::ExternalAuth, ask: Ask) -> ExtAuthz {
         ask,
         headers: of.allowed_headers.clone(),
         response_headers: of.allowed_response_headers.clone(),
-        body_bytes_max: of.max_body_bytes.min(BODY_BYTES_MAX),
+        body_bytes_max: of.max_body_bytes,
         allow_partial: of.allow_partial,
         timeout: of.timeout.map(|span| span.0),
         fail_open: of.fail_open,

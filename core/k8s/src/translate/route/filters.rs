@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tulle_model::Str;
 use tulle_model::filter::{
-    Ask, Cors, ExtAuthz, Filter, Header, HeaderMod, Mirror, PathRewrite, Redirect, Rewrite,
+    ASKED_BODY_BYTES_MAX, Ask, Cors, ExtAuthz, Filter, Header, HeaderMod, Mirror, PathRewrite, Redirect,
+    Rewrite,
 };
 use tulle_model::request::reserved::is_untouchable;
 
@@ -175,6 +176,13 @@ fn external_auth(
         needs_grant: true,
         ..by
     };
+    let body_bytes_max = of.forward_body.as_ref().map_or(0, |body| body.max_size);
+    if body_bytes_max > ASKED_BODY_BYTES_MAX {
+        return Err(format!(
+            "externalAuth.forwardBody.maxSize is {body_bytes_max}, and at most {ASKED_BODY_BYTES_MAX} bytes of a body are \
+             sent along"
+        ));
+    }
     let (backend, invalid) = resolve(&of.backend_ref, by, around);
     unresolved.extend(invalid);
     let (ask, headers, response_headers): (Ask, Vec<Str>, Vec<Str>) = match &*of.protocol {
@@ -193,7 +201,7 @@ fn external_auth(
         ask,
         headers,
         response_headers,
-        body_bytes_max: of.forward_body.as_ref().map_or(0, |body| body.max_size),
+        body_bytes_max,
         allow_partial: false,
         timeout: None,
         fail_open: false,

@@ -9,9 +9,9 @@ use tulle_model::{NamespacedHostname, Str};
 use super::super::lookup::{Definition, Lookup, NoDefinition};
 use super::super::waypoint::is_waypoint;
 use super::{Facts, facts, is_gateway, is_service, is_service_entry};
-use crate::Object;
 use crate::api::Meta;
 use crate::api::route::ParentRef;
+use crate::{Key, Kind as ObjectKind, Object};
 
 /// Why a parent does not take a route.
 pub(super) struct Refused {
@@ -40,6 +40,23 @@ pub(super) fn describe(parent: &ParentRef, meta: &Meta) -> Option<String> {
     let namespace = namespace(parent, meta);
     let port = parent.port.map(|port| format!(":{port}")).unwrap_or_default();
     ours.then(|| format!("{} {namespace}/{}{port}", parent.kind, parent.name))
+}
+
+/// The object that defines a parent; `None` for one that is somebody else's business.
+pub(super) fn key(parent: &ParentRef, meta: &Meta) -> Option<Key> {
+    let group = parent.group.as_deref();
+    let kind = if is_service(group, &parent.kind) {
+        ObjectKind::Service
+    } else if is_service_entry(group, &parent.kind) {
+        ObjectKind::ServiceEntry
+    } else {
+        return None;
+    };
+    Some(Key::new(
+        kind,
+        namespace(parent, meta).clone(),
+        parent.name.clone(),
+    ))
 }
 
 /// A waypoint that is named as if it were an ingress gateway, as it is called in conditions.
@@ -96,6 +113,12 @@ fn resolve(parent: &ParentRef, meta: &Meta, around: &impl Lookup) -> Result<Vec<
         ));
     }
     Ok(found.into_iter().map(|definition| definition.service).collect())
+}
+
+/// Whether the services that a parent reference leads to are behind waypoints that are ready.
+pub(super) fn is_bound(parent: &ParentRef, meta: &Meta, around: &impl Lookup) -> bool {
+    let services = resolve(parent, meta, around).unwrap_or_default();
+    !services.is_empty() && services.iter().all(|service| around.is_bound(&service.key()))
 }
 
 /// The ports of a service that a parent reference names, as far as the kind of route fits them.

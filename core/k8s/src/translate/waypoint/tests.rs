@@ -58,6 +58,12 @@ impl Lookup for Around {
     fn gateway_class(&self, _: &str) -> Option<&GatewayClass> {
         None
     }
+    fn gateways(&self) -> Vec<&Gateway> {
+        self.gateways.values().collect()
+    }
+    fn route(&self, _: crate::Kind, _: &str, _: &str) -> Option<&Object> {
+        None
+    }
     fn service_of(&self, _: &str, _: &str) -> Result<Definition, NoDefinition> {
         Err(NoDefinition::Missing)
     }
