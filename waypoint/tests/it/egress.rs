@@ -135,6 +135,80 @@ async fn a_name_leads_to_no_address_that_nobody_may_be_sent_to() {
     }
 }
 
+/// The service `shop/web`, whose endpoint has no tunnels and this address; the waypoint itself is at 10.0.0.9 and 10.0.0.10.
+async fn listed(protocol: AppProtocol, address: &str, env: &[(&str, &str)]) -> World {
+    let mut api = workload("shop/api").serves("shop/web").build();
+    api.addresses = vec![address.parse().unwrap()];
+    let told = vec![
+        web(protocol),
+        MeshUpdate::Workload(Arc::new(api)),
+        workload("shop/way-1").sa("way").ip("10.0.0.10").into(),
+        front("shop/web", |_| {}),
+    ];
+    let own = [("INSTANCE_IP", "10.0.0.9"), ("POD_NAME", "way-1")];
+    let env: Vec<_> = own.iter().chain(env).copied().collect();
+    World::start_in(&env, told, None).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_listed_is_not_this_machine_nor_where_nobody_may_be_sent() {
+    const NEAR: &str = "127.0.0.0/8,::1/128";
+    for (address, allow, deny, expect) in [
+        ("127.0.0.1", "", "", 403),
+        ("127.8.8.8", "", "", 403),
+        ("::1", "", "", 403),
+        ("::ffff:127.0.0.1", "", "", 403),
+        ("169.254.169.254", "", "", 403),
+        ("fe80::1", "", "", 403),
+        ("fd00:ec2::254", "", "", 403),
+        ("0.0.0.0", "", "", 403),
+        // The waypoint, as its process and as the control plane know it.
+        ("10.0.0.9", "", "", 403),
+        ("::ffff:10.0.0.9", "", "", 403),
+        ("10.0.0.10", "", "", 403),
+        ("127.0.0.1", NEAR, "", 200),
+        ("::ffff:127.0.0.1", NEAR, "", 200),
+        ("127.0.0.1", NEAR, "127.0.0.1", 403),
+        // What names must not lead to may be listed: it is where pods without tunnels are.
+        ("10.0.0.7", "", "10.0.0.0/8", 200),
+        ("203.0.113.7", "", "", 200),
+    ] {
+        let env = [
+            ("TULLE_WAYPOINT_EGRESS_ALLOW", allow),
+            ("TULLE_WAYPOINT_EGRESS_DENY", deny),
+        ];
+        let at = SocketAddr::new(address.parse().unwrap(), 8080).to_string();
+        let world = listed(AppProtocol::Http11, address, &env).await;
+        serve(&world, &at, None);
+        let (status, reason, _) = ask(&world, get("/a")).await;
+        assert_eq!(status, expect, "{address} {allow} {deny}: {reason}");
+        let refused = reason.contains("egress_address_refused");
+        assert_eq!(refused, expect == 403, "{address}: {reason}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_do_not_go_to_this_machine_either() {
+    for (address, refused) in [("127.0.0.1", true), ("10.0.0.10", true), ("203.0.113.7", false)] {
+        let world = listed(AppProtocol::Tcp, address, &[]).await;
+        let mut sockets = world.pipes.listen(&format!("{address}:8080"));
+        let tunnel = world.tunnel(&identity("client")).await.unwrap();
+        let opened = tunnel.open(&ConnectRequest::new("10.96.0.1:80")).await;
+        if refused {
+            // The reset may come before the answer to the CONNECT was read.
+            if let Ok((mut stream, _)) = opened {
+                assert!(stream.read_u8().await.is_err(), "{address}");
+            }
+            assert!(sockets.try_recv().is_err(), "{address} was dialled");
+        } else {
+            let (mut stream, _) = opened.unwrap();
+            stream.write_all(b"ping").await.unwrap();
+            let mut socket = sockets.recv().await.unwrap();
+            assert_eq!(read_text(&mut socket, 4).await, "ping", "{address}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_name_that_leads_nowhere_is_no_endpoint() {
     let world = named(AppProtocol::Http11).await;
