@@ -351,6 +351,7 @@ impl<'a> Exchange<'a> {
         let Some(front) = place.snapshot.front(&of).filter(|_| of != self.arrival.front) else {
             return Ok(None);
         };
+        self.record.guarded_by(front, front.port(*port));
         policy::admit(front)?;
         Ok(front.port(*port).map(|port| &**port))
     }

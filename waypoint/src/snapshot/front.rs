@@ -11,6 +11,7 @@ use tulle_model::{Str, Workload};
 
 use crate::http::rule::Rule;
 use crate::policy::rules::Rules;
+use crate::telemetry::target::Params;
 use crate::upstream::backend::Backend;
 
 /// What is fronted.
@@ -65,6 +66,8 @@ pub(super) struct PortPolicies {
     pub(super) of_routes: BTreeMap<Str, Arc<Rules>>,
     /// Of requests that a route of another service sends here: what is attached to the service itself.
     pub(super) as_backend: Arc<Rules>,
+    /// Parameters that any of them reads tokens from.
+    pub(super) token_params: Params,
 }
 
 impl PortState {
@@ -81,8 +84,15 @@ impl PortState {
             every,
             of_routes,
             as_backend,
+            ..
         } = &self.policies;
         [every, as_backend].into_iter().chain(of_routes.values())
+    }
+
+    /// Parameters that policies read tokens from, of whichever route.
+    #[must_use]
+    pub fn token_params(&self) -> &Params {
+        &self.policies.token_params
     }
 
     /// The security policies of requests that a route of another service sends here.
