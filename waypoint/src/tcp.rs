@@ -163,6 +163,9 @@ async fn open(waypoint: &Waypoint, arrival: &Arrival, taken: &Taken<'_>) -> Resu
         on_trial,
     } = *taken;
     let front = snapshot.front(&arrival.front).ok_or((Reason::NotFronted, None))?;
+    if !front.is_visible_from(&arrival.source) {
+        return Err((Reason::NotVisible, None));
+    }
     let route = rule.map(|rule| &*rule.name);
     let may = |front: &FrontState, rules: &Rules| {
         crate::policy::admit_stream(waypoint, (front, rules), arrival, server_name, on_trial)

@@ -444,6 +444,9 @@ impl<'a> Exchange<'a> {
     fn place(&self) -> Result<Place, Reply> {
         let snapshot = self.waypoint.view.load();
         let front = snapshot.front(&self.arrival.front).ok_or(Reason::NotFronted)?;
+        if !front.is_visible_from(&self.arrival.source) {
+            return Err(Reason::NotVisible.into());
+        }
         let port = front.port(self.arrival.destination.address.port());
         let (port, front) = (Arc::clone(port.ok_or(Reason::NotFronted)?), Arc::clone(front));
         Ok(Place {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tulle_model::policy::Policy;
+use tulle_model::request::Source;
 use tulle_model::route::{PortRoutes, Route};
 use tulle_model::service::{AppProtocol, Service};
 use tulle_model::waypoint::{Front, FrontOf};
@@ -150,6 +151,13 @@ impl FrontState {
             Fronted::Service(service) => Some(service),
             Fronted::Workload(_) => None,
         }
+    }
+
+    /// Whether who asks may see it. Who has proven no identity sees what everybody does.
+    #[must_use]
+    pub fn is_visible_from(&self, source: &Source) -> bool {
+        let identity = source.identity.as_ref();
+        self.is_visible_to(identity.map_or("", |identity| &identity.namespace))
     }
 
     /// Whether callers of a namespace may see it.

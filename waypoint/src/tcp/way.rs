@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tulle_model::route::{PortRoutes, Routes};
 
 use crate::detect::Greeting;
-use crate::http::routing::exists;
 use crate::http::rule::Rule;
 use crate::upstream::backend::Backend;
 
@@ -45,5 +44,5 @@ pub(super) fn backend<'a>(
         return None;
     }
     let drawn = rule.backends().get(rule.draw(random)?)?;
-    drawn.backend.as_ref().filter(|backend| exists(backend))
+    drawn.backend.as_ref().filter(|backend| rule.may_use(backend))
 }

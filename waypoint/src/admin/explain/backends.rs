@@ -31,7 +31,8 @@ pub(super) fn onward(
     let weights = rule.route.backends.iter().map(|backend| backend.weight);
     let mut refused = None;
     for (weighted, weight) in rule.backends().iter().zip(weights) {
-        let Some(backend) = weighted.backend.as_ref().filter(|_| weight > 0) else {
+        let backend = weighted.backend.as_ref().filter(|backend| rule.may_use(backend));
+        let Some(backend) = backend.filter(|_| weight > 0) else {
             continue;
         };
         if let Err(ended) = backend_policy(snapshot, backend, arrival, head, walk) {
