@@ -199,7 +199,7 @@ fn read(
 ) -> Result<RequestHead, Ended> {
     let authority = arrival.destination.address.to_string();
     let terms = Terms {
-        bounds: Bounds::default(),
+        bounds: Bounds::of(&snapshot.settings.limits),
         paths: snapshot.settings.path_normalization,
         scheme: Scheme::Http,
         gateway: arrival.is_gateway,

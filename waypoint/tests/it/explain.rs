@@ -14,6 +14,7 @@ use tulle_model::policy::traffic::{Abort, Fault, LocalRateLimit};
 use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::route::{Kind, Origin};
 use tulle_model::testing::{exact, http_route, prefix, service_key};
+use tulle_model::waypoint::Waypoint as Told;
 use tulle_waypoint::admin::explain::{Explanation, Question, explain};
 
 use crate::tokens::{Issuer, jwt};
@@ -119,14 +120,22 @@ fn settings() -> Vec<Vec<MeshUpdate>> {
     ]
 }
 
-async fn explained(world: &World, who: &str, method: &str, path: &str) -> Explanation {
-    let question = Question {
+fn question(who: &str, authority: &str) -> Question {
+    Question {
         source: identity(who),
         source_ip: "10.0.0.1".parse().unwrap(),
-        authority: "10.96.0.1:80".to_owned(),
+        authority: authority.to_owned(),
+        method: None,
+        path: None,
+        headers: Vec::new(),
+    }
+}
+
+async fn explained(world: &World, who: &str, method: &str, path: &str) -> Explanation {
+    let question = Question {
         method: Some(method.to_owned()),
         path: Some(path.to_owned()),
-        headers: Vec::new(),
+        ..question(who, "10.96.0.1:80")
     };
     explain(&world.waypoint, &question).await
 }
@@ -230,15 +239,11 @@ async fn limits_and_tokens_are_explained() {
         ])
         .await;
     let asked = |token: Option<String>| Question {
-        source: identity("client"),
-        source_ip: "10.0.0.1".parse().unwrap(),
-        authority: "10.96.0.1:80".to_owned(),
-        method: None,
-        path: None,
         headers: token
             .map(|token| ("authorization".to_owned(), format!("Bearer {token}")))
             .into_iter()
             .collect(),
+        ..question("client", "10.96.0.1:80")
     };
     let said = |told: &Explanation, stage: &str| {
         let said = told.steps.iter().filter(|step| step.stage == stage);
@@ -268,15 +273,22 @@ async fn limits_and_tokens_are_explained() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_fronted_is_refused_on_the_tunnel() {
     let world = World::web().await;
-    let question = Question {
-        source: identity("client"),
-        source_ip: "10.0.0.1".parse().unwrap(),
-        authority: "127.0.0.1:80".to_owned(),
-        method: None,
-        path: None,
-        headers: Vec::new(),
-    };
+    let question = question("client", "127.0.0.1:80");
     let told = explain(&world.waypoint, &question).await;
     assert_eq!((told.verdict, told.status), ("deny", Some(400)));
     assert_eq!(told.steps.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_is_read_by_the_bounds_of_the_settings() {
+    let world = World::web().await;
+    let mut question = question("client", "10.96.0.1:80");
+    question.headers = vec![("x-long".to_owned(), "a".repeat(1_000))];
+    assert_eq!(explain(&world.waypoint, &question).await.verdict, "allow");
+    let mut told = super::world::settings();
+    told.limits.header_bytes = Some(512);
+    let told = Told::Settings(Box::new(told));
+    world.apply(vec![MeshUpdate::Waypoint(Arc::new(told))]).await;
+    let told = explain(&world.waypoint, &question).await;
+    assert_eq!((told.verdict, told.status), ("deny", Some(431)), "{told:#?}");
 }
