@@ -1,7 +1,7 @@
 //! Streams that are not read: bytes, and TLS that is not opened. One endpoint is drawn, and bytes are copied.
 
 mod record;
-mod way;
+pub(crate) mod way;
 
 use std::io;
 use std::net::SocketAddr;

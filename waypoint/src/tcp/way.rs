@@ -11,10 +11,10 @@ use crate::upstream::backend::Backend;
 /// There are rules, and none is for this stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no rule of the port is for this stream")]
-pub(super) struct NoRule;
+pub(crate) struct NoRule;
 
 /// The rule; `None` where there is none, and streams go to what they asked for.
-pub(super) fn choose<'a>(
+pub(crate) fn choose<'a>(
     rules: &'a PortRoutes<Arc<Rule>>,
     namespace: Option<&str>,
     greeting: &Greeting,

@@ -1,6 +1,7 @@
 //! Where a request may go.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tulle_model::policy::authz::Attributes;
 use tulle_model::waypoint::FrontOf;
@@ -9,6 +10,7 @@ use tulle_model::{Reason, RequestHead};
 use super::policies::authorize;
 use super::{End, Ended, Share, Walk};
 use crate::http::routing::Way;
+use crate::http::rule::Rule;
 use crate::listener::arrival::Arrival;
 use crate::policy;
 use crate::snapshot::{PortState, Snapshot};
@@ -23,9 +25,25 @@ pub(super) fn onward(
     head: &RequestHead,
     walk: &mut Walk,
 ) -> Result<(), Ended> {
-    let number = arrival.destination.address.port();
-    let Some(rule) = &way.rule else {
-        walk.backends.push(share(&port.backend, 1, number));
+    let asked = arrival.destination.address.port();
+    spread(
+        way.rule.as_ref(),
+        (&port.backend, asked),
+        walk,
+        |backend, walk| backend_policy(snapshot, backend, arrival, head, walk),
+    )
+}
+
+/// The backends of a rule, or what was asked for without one, so far as `judge` lets it go there. `asked` is the port that
+/// was asked for.
+pub(super) fn spread(
+    rule: Option<&Arc<Rule>>,
+    (default, asked): (&Backend, u16),
+    walk: &mut Walk,
+    mut judge: impl FnMut(&Backend, &mut Walk) -> Result<(), Ended>,
+) -> Result<(), Ended> {
+    let Some(rule) = rule else {
+        walk.backends.push(share(default, 1, asked));
         return usable(walk);
     };
     let weights = rule.route.backends.iter().map(|backend| backend.weight);
@@ -35,11 +53,11 @@ pub(super) fn onward(
         let Some(backend) = backend.filter(|_| weight > 0) else {
             continue;
         };
-        if let Err(ended) = backend_policy(snapshot, backend, arrival, head, walk) {
+        if let Err(ended) = judge(backend, walk) {
             refused.get_or_insert(ended);
             continue;
         }
-        walk.backends.push(share(backend, weight, number));
+        walk.backends.push(share(backend, weight, asked));
     }
     match refused.filter(|_| walk.backends.is_empty()) {
         Some(ended) => Err(ended),
@@ -95,7 +113,7 @@ fn usable(walk: &mut Walk) -> Result<(), Ended> {
 }
 
 /// A backend with who serves it now.
-pub(super) fn share(backend: &Backend, weight: u32, asked: u16) -> Share {
+fn share(backend: &Backend, weight: u32, asked: u16) -> Share {
     let now = backend.now();
     let cluster = backend.cluster();
     let endpoints = cluster.iter().flat_map(|cluster| {
