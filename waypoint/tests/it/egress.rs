@@ -27,6 +27,7 @@ use tulle_runtime::metrics::Registry;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::ConnectRequest;
+use tulle_waypoint::admin::explain::{Question, explain};
 use tulle_xds_client::on_demand::LOOKUP_MAX;
 use tulle_xds_client::{Client, NodeInfo, NodeKind, Options};
 
@@ -327,6 +328,35 @@ async fn tls_begins_where_a_policy_says_so_and_the_server_has_to_prove_its_name(
         assert_eq!(status, expect, "{proves} {asks} {names:?}: {seen}");
         assert_eq!(world.metric("tulle_waypoint_plaintext_upstream_total"), 0.0);
     }
+}
+
+/// How connections to the first endpoint are encrypted, and what is said of the backend, by explain.
+async fn explained(world: &World) -> (&'static str, String) {
+    let question = Question {
+        source: identity("client"),
+        source_ip: "10.0.0.1".parse().unwrap(),
+        authority: "10.96.0.1:80".to_owned(),
+        method: None,
+        path: None,
+        headers: Vec::new(),
+        server_name: None,
+    };
+    let told = explain(&world.waypoint, &question).await;
+    let said = told.steps.last().unwrap().details[0].clone();
+    (told.backends[0].endpoints[0].encryption, said)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_not_encrypted_is_shown_to_be_so() {
+    let world = named(AppProtocol::Http11).await;
+    let (encryption, said) = explained(&world).await;
+    assert_eq!(encryption, "none");
+    assert!(said.ends_with(", 1 endpoints, 1 of them unencrypted"), "{said}");
+    world.apply(vec![tls(&world, "api.example", vec![])]).await;
+    let (encryption, said) = explained(&world).await;
+    assert_eq!(encryption, "tls");
+    assert!(said.ends_with(", 1 endpoints"), "{said}");
+    assert_eq!(explained(&World::web().await).await.0, "mutual_tls");
 }
 
 #[tokio::test(start_paused = true)]

@@ -96,7 +96,19 @@ fn backend_policy(
 fn usable(walk: &mut Walk) -> Result<(), Ended> {
     let names = walk.backends.iter().map(|share| {
         let alive = share.endpoints.len();
-        format!("{} weight {}, {alive} endpoints", share.backend, share.weight)
+        let clear = share
+            .endpoints
+            .iter()
+            .filter(|end| end.encryption == "none")
+            .count();
+        let clear = match clear {
+            0 => String::new(),
+            clear => format!(", {clear} of them unencrypted"),
+        };
+        format!(
+            "{} weight {}, {alive} endpoints{clear}",
+            share.backend, share.weight
+        )
     });
     let details = names.collect();
     if walk.backends.is_empty() {
@@ -130,6 +142,7 @@ fn share(backend: &Backend, weight: u32, asked: u16) -> Share {
                 workload: endpoint.workload.uid.to_string(),
                 address,
                 tunnelled: endpoint.is_tunnelled(),
+                encryption: cluster.encryption_to(endpoint),
                 state: cluster.state_of(endpoint, now).as_str(),
             })
         });

@@ -101,6 +101,8 @@ pub struct End {
     pub address: String,
     /// Whether by a tunnel.
     pub tunnelled: bool,
+    /// How connections there are encrypted: `mutual_tls`, `tls`, `none`.
+    pub encryption: &'static str,
     /// How it stands with it.
     pub state: &'static str,
 }
