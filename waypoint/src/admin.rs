@@ -113,6 +113,7 @@ fn endpoints(backend: &Backend) -> Vec<Value> {
             "addresses": endpoint.workload.addresses,
             "targetPort": endpoint.target_port,
             "tunnelled": endpoint.is_tunnelled(),
+            "encryption": cluster.encryption_to(endpoint),
             "capacity": endpoint.workload.capacity,
             "inFlight": state.in_flight(),
             "latencyMs": state.latency(now).map(|latency| latency.as_secs_f64() * 1_000.0),

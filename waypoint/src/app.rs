@@ -161,6 +161,7 @@ impl App {
         });
         follow_configuration(&waypoint, exported.configuration, &ready, &watcher)?;
         drop(tasks::spawn("trust", follow_trust(Arc::clone(&waypoint))));
+        drop(tasks::spawn("buffers", buffers::follow(Arc::clone(&waypoint))));
         let certified = ready.register("certificate");
         drop(tasks::spawn(
             "first-certificate",

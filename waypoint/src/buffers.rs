@@ -6,6 +6,7 @@
 //! when the connection carries no request.
 
 use std::fmt;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -16,6 +17,7 @@ use tulle_transport::hbone::Settings;
 use tulle_transport::hbone::held::{self, Part, Room};
 
 use crate::config::Config;
+use crate::context::Waypoint;
 
 /// Windows of new connections once there is little room.
 const SMALL_WINDOW: u32 = 1024 * 1024;
@@ -24,7 +26,26 @@ const LITTLE: usize = 1024 * 1024;
 
 /// Sets the budget of this process. To be called before there are tunnels.
 pub fn limit(config: &Config) {
-    let bytes = config.buffers_within(MemoryLimits::of_process().tightest());
+    set(config, None);
+}
+
+/// Sets it anew whenever the settings say something else of it, for as long as the process lives.
+pub async fn follow(waypoint: Arc<Waypoint>) {
+    let (mut moved, mut last) = (waypoint.view.subscribe(), None);
+    loop {
+        let told = waypoint.view.load().settings.limits.buffer_bytes;
+        if told != last {
+            set(&waypoint.config, told);
+            last = told;
+        }
+        if moved.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn set(config: &Config, told: Option<u64>) {
+    let bytes = config.buffers_within(told, MemoryLimits::of_process().tightest());
     held::set_budget(usize::try_from(bytes).unwrap_or(usize::MAX));
 }
 

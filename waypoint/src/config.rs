@@ -233,10 +233,12 @@ impl Config {
         hosts.map(|host| host.trim_matches(['[', ']']))
     }
 
-    /// Bytes that may wait in this process for slow readers, where memory is limited to so much.
+    /// Bytes that may wait in this process for slow readers, where memory is limited to so much. What the settings of the
+    /// Gateway say wins.
     #[must_use]
-    pub fn buffers_within(&self, memory: Option<u64>) -> u64 {
-        memory.map_or(self.buffers, |limit| self.buffers.min(limit / BUFFERS_SHARE))
+    pub fn buffers_within(&self, told: Option<u64>, memory: Option<u64>) -> u64 {
+        let wanted = told.unwrap_or(self.buffers);
+        memory.map_or(wanted, |limit| wanted.min(limit / BUFFERS_SHARE))
     }
 
     /// The identity that peers see.
@@ -352,11 +354,13 @@ mod tests {
     #[test]
     fn a_memory_limit_lowers_what_may_wait() {
         let config = Config::from_env(&MapEnv::from(NEEDED)).unwrap();
-        assert_eq!(config.buffers_within(None), 256 * MEBIBYTE);
-        assert_eq!(config.buffers_within(Some(128 * MEBIBYTE)), 32 * MEBIBYTE);
+        assert_eq!(config.buffers_within(None, None), 256 * MEBIBYTE);
+        assert_eq!(config.buffers_within(None, Some(128 * MEBIBYTE)), 32 * MEBIBYTE);
         let env = MapEnv::from(NEEDED).with("TULLE_WAYPOINT_BUFFERS", "8MiB");
         let config = Config::from_env(&env).unwrap();
-        assert_eq!(config.buffers_within(Some(128 * MEBIBYTE)), 8 * MEBIBYTE);
+        assert_eq!(config.buffers_within(None, Some(128 * MEBIBYTE)), 8 * MEBIBYTE);
+        let told = |told: u64| config.buffers_within(Some(told * MEBIBYTE), Some(128 * MEBIBYTE));
+        assert_eq!((told(16), told(64)), (16 * MEBIBYTE, 32 * MEBIBYTE));
     }
 
     #[test]

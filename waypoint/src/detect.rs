@@ -7,13 +7,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, sleep, timeout_at};
 use tulle_model::route::Routes;
 use tulle_model::service::AppProtocol;
 use tulle_transport::hbone::{HboneStream, ResetCode};
 
 use crate::context::Waypoint;
-use crate::http::server;
+use crate::http::{farewell, pace, server};
 use crate::listener::arrival::Found;
 use crate::snapshot::PortState;
 use crate::tcp;
@@ -87,15 +88,20 @@ pub async fn detect(waypoint: Arc<Waypoint>, mut stream: HboneStream, found: Fou
     let first = match declared(&state, port, namespace) {
         Declared::Tcp => First::Bytes,
         Declared::Tls => First::Tls,
-        Declared::Http => match first_bytes(&mut stream, None).await {
-            Some(First::Http2) => First::Http2,
-            // What is no request is answered as one that cannot be read.
-            Some(_) => First::Http1,
-            None => {
-                stream.reset(ResetCode::Cancel);
+        Declared::Http => {
+            if !speaks(&waypoint, &mut stream).await {
                 return None;
             }
-        },
+            match first_bytes(&mut stream, None).await {
+                Some(First::Http2) => First::Http2,
+                // What is no request is answered as one that cannot be read.
+                Some(_) => First::Http1,
+                None => {
+                    stream.reset(ResetCode::Cancel);
+                    return None;
+                }
+            }
+        }
         Declared::Unknown => {
             let seen = first_bytes(&mut stream, Some(SILENCE_MAX)).await;
             seen.unwrap_or(First::Bytes)
@@ -110,6 +116,21 @@ pub async fn detect(waypoint: Arc<Waypoint>, mut stream: HboneStream, found: Fou
     Some(Box::pin(async move {
         tcp::forward(&waypoint, &arrival, &state, stream, greeting).await;
     }))
+}
+
+/// Waits for the first byte of a request as long as an idle connection waits for the next one, and ends the stream if there
+/// is none.
+async fn speaks(waypoint: &Waypoint, stream: &mut HboneStream) -> bool {
+    tokio::select! {
+        biased;
+        begun = stream.peek(0) => return begun.is_ok(),
+        () = waypoint.drain.urgent() => return false,
+        () = farewell::due(&waypoint.drain) => {}
+        () = sleep(pace::IDLE_MAX) => {}
+    }
+    // The end that a connection has which was idle for too long. A peer that does not take it is gone.
+    let _ = stream.shutdown().await;
+    false
 }
 
 /// What the first bytes look like; `None` if there was none in time, or the stream broke.

@@ -4,7 +4,7 @@ mod aim;
 pub mod body;
 pub mod cut;
 pub mod exchange;
-mod farewell;
+pub(crate) mod farewell;
 pub mod flood;
 pub mod frames;
 pub mod heads;

@@ -33,6 +33,24 @@ pub fn admit(front: &FrontState) -> Result<(), Reason> {
     }
 }
 
+/// Whether a stream that is not read may pass a front at all, and needs nobody to be asked about it.
+///
+/// # Errors
+/// Why not, and which policy says so. What can only be told of a request refuses.
+pub fn admit_unread(
+    front: &FrontState,
+    rules: &Rules,
+    of: &Attributes<'_>,
+) -> Result<(), (Reason, Option<Str>)> {
+    admit(front).map_err(|reason| (reason, front.missing.first().cloned()))?;
+    if let Some((matched, _)) = rules.authorizer.asks(of).next() {
+        return Err((Reason::PolicyDenied, Some(matched.policy)));
+    }
+    rules
+        .ask_nobody()
+        .map_err(|(reason, policy)| (reason, Some(policy)))
+}
+
 /// Whether a stream that is not read may pass. `on_trial` is set where a policy on trial would have refused it.
 ///
 /// # Errors
@@ -44,14 +62,8 @@ pub fn admit_stream(
     sni: Option<&str>,
     on_trial: &AtomicBool,
 ) -> Result<(), (Reason, Option<Str>)> {
-    admit(front).map_err(|reason| (reason, front.missing.first().cloned()))?;
     let of = Attributes::of_stream(&arrival.source, arrival.destination, sni);
-    if let Some((matched, _)) = rules.authorizer.asks(&of).next() {
-        return Err((Reason::PolicyDenied, Some(matched.policy)));
-    }
-    rules
-        .ask_nobody()
-        .map_err(|(reason, policy)| (reason, Some(policy)))?;
+    admit_unread(front, rules, &of)?;
     let judged = waypoint.policies.authorize(rules, &of, on_trial);
     judged.map_err(|denial| (denial.reason(), denial.policy().cloned()))
 }

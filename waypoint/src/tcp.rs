@@ -1,7 +1,7 @@
 //! Streams that are not read: bytes, and TLS that is not opened. One endpoint is drawn, and bytes are copied.
 
 mod record;
-mod way;
+pub(crate) mod way;
 
 use std::io;
 use std::net::SocketAddr;
@@ -163,6 +163,9 @@ async fn open(waypoint: &Waypoint, arrival: &Arrival, taken: &Taken<'_>) -> Resu
         on_trial,
     } = *taken;
     let front = snapshot.front(&arrival.front).ok_or((Reason::NotFronted, None))?;
+    if !front.is_visible_from(&arrival.source) {
+        return Err((Reason::NotVisible, None));
+    }
     let route = rule.map(|rule| &*rule.name);
     let may = |front: &FrontState, rules: &Rules| {
         crate::policy::admit_stream(waypoint, (front, rules), arrival, server_name, on_trial)

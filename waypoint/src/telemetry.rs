@@ -10,4 +10,5 @@ pub mod request_id;
 pub mod requests;
 pub mod series;
 pub mod spans;
+pub mod target;
 pub mod trace;

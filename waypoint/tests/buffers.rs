@@ -18,10 +18,13 @@ use tokio::time::sleep;
 use tulle_model::MeshUpdate;
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{service, workload};
+use tulle_model::waypoint::Waypoint as Told;
+use tulle_runtime::tasks;
 use tulle_transport::HboneStream;
 use tulle_transport::hbone::held::{self, Part};
+use tulle_waypoint::buffers;
 
-use world::{World, body, front, get, read_text};
+use world::{World, body, front, get, read_text, settings};
 
 const MEBIBYTE: usize = 1024 * 1024;
 
@@ -93,6 +96,42 @@ fn streams_and_requests_are_refused_with_a_reason_while_there_is_little_room() {
         let answer = known.send_request(get("/a")).await.unwrap();
         assert_eq!(answer.status(), 200);
         assert!(world.ask("client", "10.96.0.1:80").await.is_ok());
+    });
+}
+
+/// The settings of the waypoint, with this budget.
+fn budget(bytes: Option<u64>) -> MeshUpdate {
+    let mut told = settings();
+    told.limits.buffer_bytes = bytes;
+    MeshUpdate::Waypoint(Arc::new(Told::Settings(Box::new(told))))
+}
+
+#[test]
+fn the_settings_say_how_much_may_wait_and_may_say_it_again() {
+    within(256 * MEBIBYTE, async {
+        let world = World::web().await;
+        drop(tasks::spawn(
+            "buffers",
+            buffers::follow(Arc::clone(&world.waypoint)),
+        ));
+        let mut much = Part::new();
+        much.set(MEBIBYTE);
+        for (told, is_short) in [
+            (Some(MEBIBYTE), true),
+            (Some(32 * MEBIBYTE), false),
+            (Some(MEBIBYTE), true),
+            (None, false),
+        ] {
+            world.apply(vec![budget(told.map(|bytes| bytes as u64))]).await;
+            sleep(Duration::from_millis(1)).await;
+            assert_eq!(buffers::is_short(), is_short, "{told:?}");
+            assert_eq!(
+                world.ask("client", "10.96.0.1:80").await.is_err(),
+                is_short,
+                "{told:?}"
+            );
+        }
+        drop(much);
     });
 }
 

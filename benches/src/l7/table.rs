@@ -88,7 +88,11 @@ fn turns(plan: &Plan, version: Version) -> Vec<(usize, Option<u32>, Ask)> {
         .map(|connections| (*connections, None, Ask::Page));
     let mut turns: Vec<_> = full.chain([(4, Some(plan.rate), Ask::Page)]).collect();
     if version == Version::Two {
-        turns.push((32, None, Ask::Unary));
+        turns.extend(
+            plan.connections
+                .iter()
+                .map(|connections| (*connections, None, Ask::Unary)),
+        );
         // Streams of one tunnel, where there is one.
         turns.push((200, None, Ask::Message));
     }

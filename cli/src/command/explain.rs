@@ -20,6 +20,7 @@ use crate::running::{Component, Kind, RunDir};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  tulle explain productpage-v1 details:9080\n  \
     tulle explain reviews-v2 ratings:9080 --method GET --path /admin --header x-team=blue\n  \
+    tulle explain shop/web-1 shop/db:443 --sni db.example.com\n  \
     tulle explain shop/reviews-v2 10.96.0.13:9080 --exit-code")]
 pub(crate) struct Explain {
     /// The calling workload: NAME or NAMESPACE/NAME
@@ -47,6 +48,9 @@ struct Request {
     /// A header of it; may be given several times
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// The server name in the TLS that begins the connection, where the waypoint does not read requests
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
     /// A token, sent as `Authorization: Bearer`
     #[arg(long, value_name = "TOKEN")]
     jwt: Option<String>,

@@ -115,6 +115,7 @@ impl What {
                 ("WORKLOAD", "workload"),
                 ("ADDRESS", "addresses"),
                 ("TARGET PORT", "targetPort"),
+                ("ENCRYPTION", "encryption"),
                 ("STATE", "state"),
                 ("IN FLIGHT", "inFlight"),
             ],

@@ -130,7 +130,7 @@ reasons! {
     ExtAuthzError "T0625" "ext_authz_error" ExternalAuthorization "the external authorizer did not answer, or not in a way that can be used";
     FaultAbort "T0626" "fault_abort" Fault "a fault policy answered on purpose";
     FaultDelay "T0627" "fault_delay" FaultDelay "a fault policy held the request back on purpose";
-    EgressAddressRefused "T0628" "egress_address_refused" None "the name outside of the mesh leads to an address inside of it, or to one that nobody may be sent to";
+    EgressAddressRefused "T0628" "egress_address_refused" None "the name outside of the mesh leads to an address inside of it, or the endpoint is at one that nobody may be sent to";
     LoopDetected "T0629" "loop_detected" None "the request has passed too many waypoints";
     ClientGone "T0630" "client_gone" DownstreamClosed "the client ended the request before it was answered";
     StreamIdle "T0631" "stream_idle" StreamIdle "nothing moved for longer than a stream may be idle";

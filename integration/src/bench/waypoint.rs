@@ -10,7 +10,7 @@ use super::body;
 
 use tulle_benches::l7::routes::{self, SERVICES};
 use tulle_benches::l7::table::{Plan, json, line, measure, ratios};
-use tulle_benches::l7::{bodies, churn, fair, idle, rules, threads, windows};
+use tulle_benches::l7::{bodies, callers, churn, fair, idle, rules, threads, windows};
 
 /// Bytes of a large body.
 const BODY: u64 = 1 << 30;
@@ -38,6 +38,7 @@ Options:
   --windows          instead: what windows and frames of HTTP/2 do to a large body and to small requests beside it
   --idle             instead: memory of idle connections and open calls, clients in the process included
   --fair             instead: who gets how many requests of four endpoints, one of which is slow
+  --callers          instead: what it costs that callers share no connection to an endpoint, by one and by many
   --churn            instead: memory while a route changes and requests run
   --changes N        how often it changes, up to 1000000 (default 1000: 15 s)
   -h, --help         print this help
@@ -59,6 +60,7 @@ enum Instead {
     Windows,
     Idle,
     Fair,
+    Callers,
     /// So many changes.
     Churn(usize),
 }
@@ -82,6 +84,7 @@ impl Instead {
                 idle::measure(|| threads("waypoint"), &mut grown, |row| println!("{row}"));
             }
             Self::Fair => fair::measure(plan.turn, |row| println!("{row}")),
+            Self::Callers => callers::measure(plan.turn, |row| println!("{row}")),
             Self::Churn(changes) => println!("{}", churn::measure(changes)),
         }
     }
@@ -167,6 +170,7 @@ fn parse(arguments: Vec<String>) -> Result<Option<Options>, String> {
             "--windows" => options.instead = Some(Instead::Windows),
             "--idle" => options.instead = Some(Instead::Idle),
             "--fair" => options.instead = Some(Instead::Fair),
+            "--callers" => options.instead = Some(Instead::Callers),
             "--churn" => churns = Some(churns.unwrap_or(CHANGES)),
             "--changes" => churns = Some(count(&value()?, CHANGES_MAX)?),
             other => return Err(format!("unknown argument {other:?}")),
@@ -200,6 +204,8 @@ mod tests {
             read_from("--churn").unwrap().unwrap().instead,
             Some(Instead::Churn(1_000))
         );
+        let callers = read_from("--callers --seconds 1").unwrap().unwrap();
+        assert_eq!(callers.instead, Some(Instead::Callers));
         for asked in ["--churn --changes 20000", "--changes 20000 --churn"] {
             assert_eq!(
                 read_from(asked).unwrap().unwrap().instead,

@@ -2,6 +2,7 @@
 
 mod backends;
 mod policies;
+mod streams;
 mod told;
 
 use std::net::SocketAddr;
@@ -10,17 +11,16 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use http::{HeaderName, HeaderValue, Request};
-use tulle_model::policy::authz::Attributes;
 use tulle_model::request::Scheme;
 use tulle_model::route::{Fate, Routes, Unmet};
 use tulle_model::{Reason, RequestHead, Str};
 use tulle_transport::hbone::ConnectRequest;
 
-use self::backends::{onward, share};
-use self::policies::{authorize, judge};
+use self::backends::onward;
+use self::policies::judge;
 use super::Pages;
 use crate::context::Waypoint;
-use crate::detect::{Declared, declared};
+use crate::detect::{Declared, Greeting, declared};
 use crate::http::hygiene::{self, Bounds, Terms};
 use crate::http::respond::Reply;
 use crate::http::routing::{self, Way};
@@ -36,7 +36,8 @@ const MATCHES_MAX: usize = 20;
 /// How a request ends before it reaches an endpoint.
 struct Ended {
     verdict: &'static str,
-    status: u16,
+    /// `None` where there is nobody to answer: a stream is closed or reset.
+    status: Option<u16>,
     reason: Option<Reason>,
     by: Option<Str>,
 }
@@ -45,7 +46,7 @@ impl Ended {
     fn refused(status: u16, reason: Reason, by: Option<Str>) -> Self {
         Self {
             verdict: "deny",
-            status,
+            status: Some(status),
             reason: Some(reason),
             by,
         }
@@ -54,7 +55,7 @@ impl Ended {
     fn replied(status: u16, by: Option<Str>) -> Self {
         Self {
             verdict: "reply",
-            status,
+            status: Some(status),
             reason: None,
             by,
         }
@@ -113,7 +114,7 @@ pub async fn explain(waypoint: &Waypoint, question: &Question) -> Explanation {
         identity: waypoint.identity.clone(),
         steps: walk.steps,
         verdict: ended.as_ref().map_or("allow", |ended| ended.verdict),
-        status: ended.as_ref().map(|ended| ended.status),
+        status: ended.as_ref().and_then(|ended| ended.status),
         reason: reason.map(|reason| format!("{} {}", reason.code(), reason.token())),
         decided_by: ended.and_then(|ended| ended.by).map(|by| by.to_string()),
         backends: walk.backends,
@@ -135,8 +136,18 @@ async fn walk_through(
         .identity
         .as_ref()
         .map(|identity| &*identity.namespace);
-    if matches!(declared(port, number, namespace), Declared::Tcp | Declared::Tls) {
-        return stream(&front, port, &arrival, walk);
+    let greeting = match declared(port, number, namespace) {
+        Declared::Tcp => Some(Greeting::default()),
+        Declared::Tls => Some(question.hello()),
+        Declared::Unknown => question.server_name.as_ref().map(|_| question.hello()),
+        Declared::Http => None,
+    };
+    if let Some(greeting) = greeting {
+        let ended = |ended| Ended {
+            status: None,
+            ..ended
+        };
+        return streams::carry(snapshot, (&front, port), &arrival, &greeting, walk).map_err(ended);
     }
     let head = read(snapshot, question, &mut arrival, walk)?;
     policy::admit(&front)?;
@@ -199,7 +210,7 @@ fn read(
 ) -> Result<RequestHead, Ended> {
     let authority = arrival.destination.address.to_string();
     let terms = Terms {
-        bounds: Bounds::default(),
+        bounds: Bounds::of(&snapshot.settings.limits),
         paths: snapshot.settings.path_normalization,
         scheme: Scheme::Http,
         gateway: arrival.is_gateway,
@@ -280,16 +291,4 @@ fn told(unmet: &Unmet) -> String {
         Unmet::Header(name) => format!("header {name}"),
         Unmet::Query(name) => format!("parameter {name}"),
     }
-}
-
-/// A stream that nobody reads.
-fn stream(front: &FrontState, port: &PortState, arrival: &Arrival, walk: &mut Walk) -> Result<(), Ended> {
-    policy::admit(front)?;
-    walk.step("stream", "its bytes are not read");
-    let rules = port.policies_of(None);
-    let of = Attributes::of_stream(&arrival.source, arrival.destination, None);
-    authorize("policy", &rules.authorizer, &of, walk)?;
-    let number = arrival.destination.address.port();
-    walk.backends.push(share(&port.backend, 1, number));
-    Ok(())
 }

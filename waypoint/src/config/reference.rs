@@ -142,7 +142,7 @@ const TRAFFIC: &[Variable] = &[
     Variable::new(
         "TULLE_WAYPOINT_EGRESS_ALLOW",
         Nothing,
-        "Networks that names outside of the mesh may lead to although nobody may be sent there, such as `127.0.0.0/8`",
+        "Networks that names outside of the mesh may lead to, and listed endpoints be in, although nobody may be sent there, such as `127.0.0.0/8`",
     ),
     Variable::new(
         "TULLE_WAYPOINT_EGRESS_DENY",

@@ -351,6 +351,7 @@ impl<'a> Exchange<'a> {
         let Some(front) = place.snapshot.front(&of).filter(|_| of != self.arrival.front) else {
             return Ok(None);
         };
+        self.record.guarded_by(front, front.port(*port));
         policy::admit(front)?;
         Ok(front.port(*port).map(|port| &**port))
     }
@@ -405,20 +406,13 @@ impl<'a> Exchange<'a> {
     /// Reads a request into its canonical form.
     fn read(&self, parts: http::request::Parts, place: &Place) -> Result<Admitted, Reply> {
         let settings = &place.snapshot.settings;
-        let bounds = Bounds {
-            bytes: settings
-                .limits
-                .header_bytes
-                .map_or_else(|| Bounds::default().bytes, |bytes| bytes as usize),
-            ..Bounds::default()
-        };
         let is_http1 = parts.version < http::Version::HTTP_2;
         // Stands in for a host; nearly every request has one.
         let has_host = parts.uri.authority().is_some() || parts.headers.contains_key(http::header::HOST);
         let asked = Some(self.arrival.destination.address).filter(|_| !has_host);
         let authority = asked.map(|asked| asked.to_string()).unwrap_or_default();
         let terms = Terms {
-            bounds,
+            bounds: Bounds::of(&settings.limits),
             paths: settings.path_normalization,
             scheme: Scheme::Http,
             gateway: self.arrival.is_gateway,
@@ -443,6 +437,9 @@ impl<'a> Exchange<'a> {
     fn place(&self) -> Result<Place, Reply> {
         let snapshot = self.waypoint.view.load();
         let front = snapshot.front(&self.arrival.front).ok_or(Reason::NotFronted)?;
+        if !front.is_visible_from(&self.arrival.source) {
+            return Err(Reason::NotVisible.into());
+        }
         let port = front.port(self.arrival.destination.address.port());
         let (port, front) = (Arc::clone(port.ok_or(Reason::NotFronted)?), Arc::clone(front));
         Ok(Place {

@@ -21,7 +21,7 @@ pub(super) fn mark<B>(is_draining: bool, mut answer: Response<B>) -> Response<B>
 }
 
 /// Waits until a connection is to be closed that no answer has ended.
-pub(super) async fn due(drain: &DrainWatcher) {
+pub(crate) async fn due(drain: &DrainWatcher) {
     drain.signaled().await;
     tokio::time::sleep(IDLE_MAX).await;
 }

@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
 use tulle_model::reason::Reason;
 use tulle_model::request::{Protocol, RequestHead, Scheme};
-use tulle_model::waypoint::PathNormalization;
+use tulle_model::waypoint::{Limits, PathNormalization};
 
 pub mod answer;
 pub mod encode;
@@ -38,6 +38,19 @@ impl Default for Bounds {
             fields: 100,
             bytes: 64 << 10,
             target: 32 << 10,
+        }
+    }
+}
+
+impl Bounds {
+    /// Those of the settings, as far as they say some.
+    #[must_use]
+    pub fn of(limits: &Limits) -> Self {
+        let usual = Self::default();
+        let bytes = limits.header_bytes;
+        Self {
+            bytes: bytes.map_or(usual.bytes, |bytes| bytes as usize),
+            ..usual
         }
     }
 }

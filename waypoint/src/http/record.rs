@@ -22,6 +22,7 @@ use super::wire::Owed;
 use crate::clock::Time;
 use crate::context::Waypoint;
 use crate::policy::live::Open;
+use crate::snapshot::{FrontState, PortState};
 use crate::telemetry::access::Entry;
 use crate::telemetry::grpc::Messages;
 use crate::telemetry::labels::{Spoken, TrafficLabels};
@@ -29,6 +30,7 @@ use crate::telemetry::party::{Party, ServiceLabels, UNKNOWN};
 use crate::telemetry::provider;
 use crate::telemetry::requests::Sizes;
 use crate::telemetry::spans::{Spans, Told};
+use crate::telemetry::target::{Secrets, without_user};
 use crate::telemetry::trace::{self, Ids, Trace};
 use crate::upstream::backend::Backend;
 use crate::upstream::endpoint::Endpoint;
@@ -90,6 +92,8 @@ struct Course {
     transport_failure: Option<String>,
     reason: Option<Reason>,
     policy: Option<Str>,
+    /// What of its query is shown to nobody.
+    secrets: Secrets,
     /// Its trace; `None` where nobody takes spans.
     trace: Option<Trace>,
 }
@@ -228,6 +232,10 @@ impl Record {
         let mut course = self.course.lock();
         course.generation = place.snapshot.mesh.generation();
         course.service = labels(&place.port.backend);
+        if place.front.missing.is_empty() {
+            course.secrets = Secrets::Of(Vec::new());
+            course.secrets.add(place.port.token_params());
+        }
         let telemetry = &place.snapshot.settings.telemetry;
         course.trace = provider::collector(&place.snapshot.settings).map(|_| {
             let sampling = telemetry.sampling_ppm.unwrap_or(trace::SAMPLING_PPM);
@@ -237,6 +245,16 @@ impl Record {
             };
             Trace::begin(self.incoming, sampling, ids, rand::random_range(0..1_000_000))
         });
+    }
+
+    /// It goes where another front's policies guard what it asks for.
+    pub fn guarded_by(&self, front: &FrontState, port: Option<&Arc<PortState>>) {
+        let known = port.filter(|_| front.missing.is_empty());
+        let mut course = self.course.lock();
+        match known {
+            Some(port) => course.secrets.add(port.token_params()),
+            None => course.secrets = Secrets::All,
+        }
     }
 
     /// Tells the endpoint the trace, as the child of the span of a try. Without a collector what the client says goes on
@@ -414,10 +432,13 @@ impl Record {
         let trace = course.trace.map(|trace| trace.id).or_else(came);
         let trace = trace.map(|trace| format!("{trace:032x}"));
         let backend = course.backend.as_ref().map(|backend| backend.key.told());
+        let target = asked.uri.path_and_query();
+        let target = target.map(|target| course.secrets.blank(target.as_str()));
+        let authority = asked.uri.authority().map(|authority| authority.as_str());
         let line = Entry {
             start: Some(self.started),
             method: Some(asked.method.as_str()),
-            path: asked.uri.path_and_query().map(|path| path.as_str()),
+            path: target.as_deref(),
             protocol: Some(&version),
             transport_failure: course.transport_failure.as_deref(),
             received: sizes.request_bytes,
@@ -427,7 +448,7 @@ impl Record {
             forwarded_for: asked.forwarded_for.as_ref().and_then(text),
             user_agent: asked.user_agent.as_ref().and_then(text),
             request_id: text(&self.id),
-            authority: asked.uri.authority().map(|authority| authority.as_str()).or(host),
+            authority: authority.or(host).map(without_user),
             upstream_host: course.endpoint.as_ref().map(|reached| reached.address),
             upstream_cluster: backend.as_deref(),
             upstream_local: course.endpoint.as_ref().and_then(|reached| reached.local),

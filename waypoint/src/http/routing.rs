@@ -150,7 +150,9 @@ impl Way {
         let held = session.and_then(|session| rule.holding(session));
         let place = held.or_else(|| rule.draw(rand::random())).ok_or_else(invalid)?;
         let backend = rule.backends()[place].backend.as_ref();
-        let backend = backend.filter(|backend| exists(backend)).ok_or_else(invalid)?;
+        let backend = backend
+            .filter(|backend| rule.may_use(backend))
+            .ok_or_else(invalid)?;
         Ok(Drawn {
             backend: Arc::clone(backend),
             weighted: Some(place),
@@ -210,14 +212,6 @@ fn change(rule: &Rule, drawn: Option<&Weighted>, head: &mut RequestHead, prefix:
     }
     for change in drawn.iter().flat_map(|drawn| &drawn.filters.request_headers) {
         change.apply(&mut head.headers);
-    }
-}
-
-/// Whether a backend has arrived, with its port.
-pub(crate) fn exists(backend: &Backend) -> bool {
-    match &backend.key {
-        BackendKey::Service(_, port) => protocol(backend, *port).is_some(),
-        BackendKey::Workload(_) => true,
     }
 }
 

@@ -8,7 +8,7 @@ use tulle_model::{NamespacedHostname, Str};
 use super::tries::Tries;
 use crate::filter::Filters;
 use crate::filter::mirror::Share;
-use crate::upstream::backend::Backend;
+use crate::upstream::backend::{Backend, BackendKey};
 
 /// A rule, ready for requests.
 #[derive(Debug)]
@@ -109,6 +109,21 @@ impl Rule {
             cluster.is_some_and(|cluster| cluster.knows(session))
         };
         self.backends.iter().position(knows)
+    }
+
+    /// Whether a backend has arrived, with its port, and the namespace of the route may send to it: that of the service
+    /// itself, or one that the service is exported to.
+    #[must_use]
+    pub fn may_use(&self, backend: &Backend) -> bool {
+        let BackendKey::Service(_, port) = &backend.key else {
+            return true;
+        };
+        let by = &self.route.origin.namespace;
+        let cluster = backend.cluster();
+        let service = cluster.as_ref().and_then(|cluster| cluster.service());
+        service.is_some_and(|service| {
+            service.ports.contains_key(port) && (service.namespace == *by || service.is_visible_to(by))
+        })
     }
 
     /// Every backend, in order.

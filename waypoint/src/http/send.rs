@@ -10,11 +10,12 @@ use http::header::{HeaderName, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response};
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout};
-use tulle_model::Reason;
+use tulle_model::{Reason, RequestHead};
 
 use super::aim::Aim;
 use super::body::{RequestBody, ResponseBody};
 use super::hygiene::Upgrade;
+use super::hygiene::encode::FORWARDED_PROTO;
 use super::record::Record;
 use super::respond::{Own, Reply};
 use super::routing::Drawn;
@@ -227,7 +228,8 @@ impl Sending<'_> {
             .request(limits)
             .map_err(|_| overflow())?;
         state.tried.push(Arc::clone(&pick.endpoint().state));
-        let cookies = self.cookies(state, &pick, session, set_cookie);
+        let secure = self.is_secure(aim.asked());
+        let cookies = cookies(state, &pick, (session, secure), set_cookie);
         let limit = limits::of_try(&self.tries.timeouts, &self.deadline, self.waypoint.clock.now());
         let ends = limit.limit().map(|limit| Instant::now() + limit);
         (state.span, state.started) = (rand::random::<u64>().max(1), SystemTime::now());
@@ -314,20 +316,25 @@ impl Sending<'_> {
         }
     }
 
-    /// What the client is told so that it comes back to the same endpoint.
-    fn cookies(
-        &self,
-        state: &State,
-        pick: &Pick,
-        session: Option<&SessionPolicy>,
-        hashed: Option<HeaderValue>,
-    ) -> SmallVec<[(HeaderName, HeaderValue); 2]> {
-        let secure = self.arrival.is_gateway;
-        let session =
-            session.and_then(|policy| policy.write(state.token, pick.fingerprint(), unix_now(), secure));
-        let hashed = hashed.map(|cookie| (SET_COOKIE, cookie));
-        session.into_iter().chain(hashed).collect()
+    /// Whether the client speaks TLS, as far as its gateway says so: in the mesh, applications speak in clear to their node
+    /// proxies.
+    fn is_secure(&self, head: &RequestHead) -> bool {
+        let told = head.headers.get(FORWARDED_PROTO);
+        self.arrival.is_gateway && told.is_some_and(|scheme| scheme.as_bytes().eq_ignore_ascii_case(b"https"))
     }
+}
+
+/// What the client is told so that it comes back to the same endpoint.
+fn cookies(
+    state: &State,
+    pick: &Pick,
+    (session, secure): (Option<&SessionPolicy>, bool),
+    hashed: Option<HeaderValue>,
+) -> SmallVec<[(HeaderName, HeaderValue); 2]> {
+    let session =
+        session.and_then(|policy| policy.write(state.token, pick.fingerprint(), unix_now(), secure));
+    let hashed = hashed.map(|cookie| (SET_COOKIE, cookie));
+    session.into_iter().chain(hashed).collect()
 }
 
 impl Brought {

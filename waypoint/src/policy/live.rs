@@ -106,6 +106,8 @@ impl Drop for Open {
 pub enum Ended {
     /// A policy denies it now.
     Denied(Denial),
+    /// Who asked may not see any more what was asked for.
+    Hidden,
     /// A policy that is needed now has not arrived.
     Pending(Str),
     /// A policy would have somebody else decide, and nobody can be asked about what is not read.
@@ -157,6 +159,7 @@ impl Ended {
     #[must_use]
     pub fn policy(&self) -> Option<&Str> {
         match self {
+            Self::Hidden => None,
             Self::Denied(denial) => denial.policy(),
             Self::Pending(policy) | Self::Unasked(policy) | Self::Refused(policy) => Some(policy),
         }
@@ -173,6 +176,7 @@ impl Passed {
         let Some(front) = snapshot.front(asked.front) else {
             return Ok(Unasked::new());
         };
+        asked.sees(front)?;
         let port = front.port(asked.destination.address.port());
         let rules = port.map(|port| port.policies_of(asked.route));
         let said = Said::Claims(self.claims.as_deref());
@@ -188,6 +192,12 @@ impl Passed {
 }
 
 impl Asked<'_> {
+    /// Whether who asked may still see what was asked for.
+    fn sees(self, front: &FrontState) -> Result<(), Ended> {
+        let sees = front.is_visible_from(self.source);
+        sees.then_some(()).ok_or(Ended::Hidden)
+    }
+
     /// Judges it by the rules of one place, if they are others than those it has passed there.
     fn judge(
         self,
@@ -323,6 +333,7 @@ impl Held<'_> {
         };
         let of_front = self.backend.map_or(said, |behind| Said::Claims(behind.claims));
         if let (Some((_, mut known)), Some((front, rules))) = (port(self.by), port(snapshot)) {
+            asked.sees(&front)?;
             asked.judge(&front, Some(&rules), &mut known, of_front)?;
         }
         let Some(Behind { key, .. }) = self.backend else {

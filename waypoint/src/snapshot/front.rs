@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tulle_model::policy::Policy;
+use tulle_model::request::Source;
 use tulle_model::route::{PortRoutes, Route};
 use tulle_model::service::{AppProtocol, Service};
 use tulle_model::waypoint::{Front, FrontOf};
@@ -11,6 +12,7 @@ use tulle_model::{Str, Workload};
 
 use crate::http::rule::Rule;
 use crate::policy::rules::Rules;
+use crate::telemetry::target::Params;
 use crate::upstream::backend::Backend;
 
 /// What is fronted.
@@ -65,6 +67,8 @@ pub(super) struct PortPolicies {
     pub(super) of_routes: BTreeMap<Str, Arc<Rules>>,
     /// Of requests that a route of another service sends here: what is attached to the service itself.
     pub(super) as_backend: Arc<Rules>,
+    /// Parameters that any of them reads tokens from.
+    pub(super) token_params: Params,
 }
 
 impl PortState {
@@ -81,8 +85,15 @@ impl PortState {
             every,
             of_routes,
             as_backend,
+            ..
         } = &self.policies;
         [every, as_backend].into_iter().chain(of_routes.values())
+    }
+
+    /// Parameters that policies read tokens from, of whichever route.
+    #[must_use]
+    pub fn token_params(&self) -> &Params {
+        &self.policies.token_params
     }
 
     /// The security policies of requests that a route of another service sends here.
@@ -140,6 +151,13 @@ impl FrontState {
             Fronted::Service(service) => Some(service),
             Fronted::Workload(_) => None,
         }
+    }
+
+    /// Whether who asks may see it. Who has proven no identity sees what everybody does.
+    #[must_use]
+    pub fn is_visible_from(&self, source: &Source) -> bool {
+        let identity = source.identity.as_ref();
+        self.is_visible_to(identity.map_or("", |identity| &identity.namespace))
     }
 
     /// Whether callers of a namespace may see it.

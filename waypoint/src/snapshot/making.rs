@@ -1,10 +1,10 @@
 //! Makes the state of a front: its ports with their routes, rules, policies and backends.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 
 use tulle_model::policy::applies::{Object, Passed, Place};
-use tulle_model::policy::{On, Policy};
+use tulle_model::policy::{Concern, On, Policy};
 use tulle_model::route::{Kind, ParentTo, PortRoutes, Route};
 use tulle_model::service::{AppProtocol, Service};
 use tulle_model::waypoint::{Front, FrontOf, Settings};
@@ -259,6 +259,7 @@ impl Making<'_> {
                 .or_insert_with(|| Arc::clone(policy));
         }
         let policies: Vec<_> = policies.into_values().collect();
+        let mut tokens: BTreeSet<Str> = token_params(&policies).collect();
         let place = Place {
             waypoint: Some(Passed {
                 name: &waypoint,
@@ -286,6 +287,7 @@ impl Making<'_> {
             if !rules::has_own(route, &all) {
                 continue;
             }
+            tokens.extend(token_params(&all));
             all.retain(|policy| !policies.iter().any(|one| Arc::ptr_eq(one, policy)));
             all.extend(policies.iter().cloned());
             let place = Place {
@@ -298,6 +300,7 @@ impl Making<'_> {
             every: compile(&policies, &place, None),
             as_backend: compile(&policies, &alone, None),
             of_routes,
+            token_params: tokens.into_iter().collect(),
         }
     }
 
@@ -322,6 +325,15 @@ impl Making<'_> {
         self.kept.backends.insert(known, Arc::downgrade(&backend));
         backend
     }
+}
+
+/// The parameters that policies say tokens stand in, those among them that are only tried.
+fn token_params(policies: &[Arc<Policy>]) -> impl Iterator<Item = Str> {
+    let rules = policies.iter().filter_map(|policy| match &policy.concern {
+        Concern::Jwt(jwt) => Some(&jwt.rules),
+        _ => None,
+    });
+    rules.flatten().flat_map(|rule| rule.from_params.iter().cloned())
 }
 
 /// Whether a policy reads requests on a port, so that its bytes must not pass unread.

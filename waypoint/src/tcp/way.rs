@@ -5,17 +5,16 @@ use std::sync::Arc;
 use tulle_model::route::{PortRoutes, Routes};
 
 use crate::detect::Greeting;
-use crate::http::routing::exists;
 use crate::http::rule::Rule;
 use crate::upstream::backend::Backend;
 
 /// There are rules, and none is for this stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no rule of the port is for this stream")]
-pub(super) struct NoRule;
+pub(crate) struct NoRule;
 
 /// The rule; `None` where there is none, and streams go to what they asked for.
-pub(super) fn choose<'a>(
+pub(crate) fn choose<'a>(
     rules: &'a PortRoutes<Arc<Rule>>,
     namespace: Option<&str>,
     greeting: &Greeting,
@@ -45,5 +44,5 @@ pub(super) fn backend<'a>(
         return None;
     }
     let drawn = rule.backends().get(rule.draw(random)?)?;
-    drawn.backend.as_ref().filter(|backend| exists(backend))
+    drawn.backend.as_ref().filter(|backend| rule.may_use(backend))
 }

@@ -17,7 +17,7 @@ pub struct Entry<'a> {
     pub start: Option<SystemTime>,
     /// Method.
     pub method: Option<&'a str>,
-    /// Path and query as they came.
+    /// Path and query as they came, but for tokens.
     pub path: Option<&'a str>,
     /// What the client speaks: `HTTP/1.1`.
     pub protocol: Option<&'a str>,

@@ -133,7 +133,7 @@ const SERVICE: &[Label] = &[
 const OUTCOME: &[Label] = &[
     Label::says(
         "response_flags",
-        "`-` where nothing is wrong, or the flag of [the reason](errors.md)",
+        "`-` where nothing is wrong, or what [the reason](errors.md) has in the column *Waypoint*",
     ),
     Label::says(
         "connection_security_policy",

@@ -306,6 +306,16 @@ impl Cluster {
         self.policy.tls.as_deref().filter(|_| !endpoint.is_tunnelled())
     }
 
+    /// How connections to an endpoint are encrypted: `mutual_tls` in tunnels, `tls` where a policy begins it, else `none`.
+    #[must_use]
+    pub fn encryption_to(&self, endpoint: &Endpoint) -> &'static str {
+        match self.tls_to(endpoint) {
+            _ if endpoint.is_tunnelled() => "mutual_tls",
+            Some(_) => "tls",
+            None => "none",
+        }
+    }
+
     /// What policies say.
     #[must_use]
     pub fn policy(&self) -> &ClusterPolicy {

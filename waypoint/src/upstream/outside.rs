@@ -167,10 +167,11 @@ pub struct Place {
     pub of: usize,
 }
 
-/// Where an endpoint is: at its own address, or where its name leads.
+/// Where an endpoint is: at its own address, or where its name leads. What is reached by a tunnel proves who it is; any other
+/// address is as good as who wrote it down.
 ///
 /// # Errors
-/// It is not reached, see [`find`], or it has neither.
+/// It is not reached, see [`find`], it has neither, or it is this waypoint or where nobody may be sent.
 pub async fn address(
     waypoint: &Waypoint,
     snapshot: &Snapshot,
@@ -178,7 +179,14 @@ pub async fn address(
     wanted: Wanted<'_>,
 ) -> Result<Place, Reason> {
     match endpoint.address(wanted.address) {
-        Some(address) => Ok(Place { address, of: 1 }),
+        Some(address) => {
+            if !endpoint.is_tunnelled() {
+                let near = is_refused(waypoint, snapshot, address.ip().to_canonical());
+                let judged = if near { Dial::MustNot } else { Dial::May };
+                may_dial(judged, &endpoint.workload.uid.0, address.ip())?;
+            }
+            Ok(Place { address, of: 1 })
+        }
         None if endpoint.original.is_some() => {
             let address = Box::pin(original(waypoint, snapshot, endpoint, wanted.address)).await?;
             Ok(Place { address, of: 1 })
@@ -269,6 +277,21 @@ fn may_dial(judged: Dial, host: &str, address: IpAddr) -> Result<(), Reason> {
     }
 }
 
+/// Whether an address that somebody wrote down for an endpoint is this waypoint, its machine, a link, or what clouds hand out
+/// secrets at. That it is a node, or the mesh has it, is no reason against it: pods without tunnels are reached like this.
+fn is_refused(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> bool {
+    let config = &waypoint.config;
+    let is_among = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
+    (is_forbidden(address) || is_this_waypoint(waypoint, snapshot, address))
+        && (is_among(&config.egress_deny) || !is_among(&config.egress_allow))
+}
+
+fn is_this_waypoint(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr) -> bool {
+    let told = waypoint.config.instance_ip.map(|own| own.to_canonical());
+    let mut own = snapshot.own.addresses.iter().map(IpAddr::to_canonical);
+    told == Some(address) || own.any(|own| own == address)
+}
+
 /// Judges an address: not this machine, not a node, not a link or what clouds hand out secrets at, not the control plane,
 /// and nothing that the mesh has. A waypoint is told of what it stands in front of alone, so the control plane is asked
 /// about the rest. That the service itself, which has its callers go where they meant to, has the address is no reason
@@ -282,8 +305,7 @@ async fn judge(waypoint: &Waypoint, snapshot: &Snapshot, address: IpAddr, of: Op
     if is_among(&config.egress_allow) {
         return Dial::May;
     }
-    let is_own = config.instance_ip == Some(address) || snapshot.own.addresses.contains(&address);
-    let is_near = is_own || snapshot.settings.is_node(address);
+    let is_near = is_this_waypoint(waypoint, snapshot, address) || snapshot.settings.is_node(address);
     if is_forbidden(address) || is_near || is_control_plane(waypoint, address).await {
         return Dial::MustNot;
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use tulle_model::policy::Concern;
@@ -14,8 +15,9 @@ use tulle_model::{MeshUpdate, Reason};
 use tulle_runtime::tasks;
 use tulle_transport::hbone::ConnectRequest;
 
+use crate::held::{assert_soon_after, endless};
 use crate::resilience::{WEB, told};
-use crate::world::{World, front, get, told_policy, web};
+use crate::world::{World, application, front, get, told_policy, web};
 
 /// What a CONNECT is refused with: status and reason.
 async fn refused(world: &World, who: &str, authority: &str) -> (u16, Reason) {
@@ -95,6 +97,51 @@ async fn a_service_lets_in_the_namespaces_it_is_exported_to_alone() {
     assert!(world.ask("dev/client", "10.96.0.1:80").await.is_ok());
     world.apply(vec![exported(&[]).into()]).await;
     assert_eq!(refused(&world, "dev/client", "10.96.0.1:80").await, hidden);
+}
+
+/// What makes `shop/web` invisible to all namespaces but its own.
+fn hides() -> [MeshUpdate; 2] {
+    let exported = service("shop/web").vip("10.96.0.1").port(80, 8080);
+    let mut exported = exported.exported_to(&["shop"]).build();
+    exported.ports.get_mut(&80).unwrap().app_protocol = AppProtocol::Http11;
+    let listed = front("shop/web", |front| front.client_namespaces = vec!["shop".into()]);
+    [MeshUpdate::Service(Arc::new(exported)), listed]
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_see_a_front_any_more_is_not_answered_on_an_open_connection_either() {
+    for hide in hides() {
+        let world = World::web().await;
+        let (mut own, mut dev) = (world.http1("client").await, world.http1("dev/client").await);
+        assert_eq!(own.send_request(get("/")).await.unwrap().status(), 200);
+        assert_eq!(dev.send_request(get("/")).await.unwrap().status(), 200);
+        world.apply(vec![hide]).await;
+        let answer = dev.send_request(get("/")).await.unwrap();
+        assert_eq!(answer.status(), 401);
+        let reason = answer.headers()["x-tulle-reason"].to_str().unwrap();
+        assert!(reason.starts_with("T0424; not_visible"), "{reason}");
+        assert_eq!(own.send_request(get("/")).await.unwrap().status(), 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_on_its_way_ends_when_who_asked_may_not_see_the_front_any_more() {
+    for hide in hides() {
+        let world = World::web_with(AppProtocol::Http11, application(endless)).await;
+        let begin = async |who: &str| {
+            let answer = world.http1(who).await.send_request(get("/")).await.unwrap();
+            let mut answer = answer.into_body();
+            assert!(answer.frame().await.unwrap().is_ok(), "{who}");
+            answer
+        };
+        let (mut own, mut dev) = (begin("client").await, begin("dev/client").await);
+        let before = Instant::now();
+        world.apply(vec![hide]).await;
+        assert!(dev.frame().await.unwrap().is_err(), "reset, not ended well");
+        assert_soon_after(before);
+        let going_on = tokio::time::timeout(Duration::from_secs(5), own.frame()).await;
+        assert!(going_on.is_err(), "nothing has ended");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -352,6 +352,7 @@ async fn who_is_asked_and_who_counts_is_explained() {
         method: None,
         path: Some(path.to_owned()),
         headers: vec![],
+        server_name: None,
     };
     let asks = |steps: &[tulle_waypoint::admin::explain::Step], stage: &str| {
         let said = steps.iter().filter(|step| step.stage == stage);

@@ -398,3 +398,60 @@ async fn what_is_known_of_backends_is_exported() {
         "the last one stays"
     );
 }
+
+/// `shop/web`, whose route sends everything to `bank/db`, a service that is exported to these; its own policies guard it where
+/// this waypoint stands in front of it.
+async fn to_another_namespace(exported: Option<&[&str]>, by: &str, fronted: bool) -> World {
+    let mut db = service("bank/db").vip("10.96.0.2").port(80, 8080);
+    if let Some(namespaces) = exported {
+        db = db.exported_to(namespaces);
+    }
+    let mut given = vec![
+        db.into(),
+        workload("bank/db-1")
+            .sa("db")
+            .ip("10.0.0.20")
+            .serves("bank/db")
+            .into(),
+        web(AppProtocol::Http11),
+        front("shop/web", |_| {}),
+        told(
+            http_route(&format!("{by}/web"))
+                .under(WEB)
+                .to("bank/db.bank.svc.cluster.local", 80, 1),
+        ),
+    ];
+    if fronted {
+        given.push(front("bank/db", |_| {}));
+    }
+    let world = World::start(given).await;
+    world.serve_outside("10.0.0.20:8080", application(echo));
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_sends_to_no_service_that_its_namespace_may_not_see() {
+    for (exported, by, expect) in [
+        (None, "shop", 200),
+        (Some(&["shop"][..]), "shop", 200),
+        (Some(&["bank"]), "shop", 500),
+        (Some(&[]), "shop", 500),
+        (Some(&["client"]), "shop", 500),
+        // Routes of consumers, for their own callers.
+        (Some(&["client"]), "client", 200),
+        (Some(&["shop"]), "client", 500),
+        // The service's own namespace, although it does not list itself.
+        (Some(&["client"]), "bank", 200),
+    ] {
+        for fronted in [false, true] {
+            let world = to_another_namespace(exported, by, fronted).await;
+            let mut client = world.http1(&format!("{by}/app")).await;
+            let answer = client.send_request(get("/")).await.unwrap();
+            assert_eq!(answer.status(), expect, "{exported:?} {by} {fronted}");
+            if expect == 500 {
+                let reason = answer.headers()["x-tulle-reason"].to_str().unwrap();
+                assert!(reason.starts_with("T0602; backend_invalid"), "{reason}");
+            }
+        }
+    }
+}

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::Request;
+use http::{HeaderValue, Request};
 use http_body_util::Full;
-use tulle_model::policy::On;
 use tulle_model::policy::authz::{Action, From, Rule, Values};
+use tulle_model::policy::{Concern, On};
+use tulle_model::route::{Session, SessionBy};
 use tulle_model::testing::service_key;
 use tulle_model::waypoint::Waypoint as Told;
 use tulle_model::{MeshUpdate, Reason};
@@ -116,5 +117,48 @@ async fn who_speaks_for_clients_outside_is_told_the_code_of_a_refusal_and_no_pol
         let refusal = world.ask(who, "10.96.0.1:80").await.map(drop).unwrap_err();
         assert_eq!(refusal.reason(), Reason::PolicyPending, "{who}");
         assert_eq!(refusal.header.unwrap().policy.is_some(), names_policy, "{who}");
+    }
+}
+
+/// The cookie of a session that an answer to this caller sets.
+async fn cookie(world: &World, who: &str, proto: Option<&'static str>) -> String {
+    let mut request = get("/");
+    if let Some(proto) = proto {
+        let proto = HeaderValue::from_static(proto);
+        request.headers_mut().insert("x-forwarded-proto", proto);
+    }
+    let answer = world.http1(who).await.send_request(request).await.unwrap();
+    answer.headers()["set-cookie"].to_str().unwrap().to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cookie_is_secure_where_a_gateway_says_that_its_client_speaks_tls() {
+    let world = World::web().await;
+    believe(&world, "cluster.local/ns/edge/sa/gw").await;
+    let by = SessionBy::Cookie {
+        name: "".into(),
+        path: "".into(),
+    };
+    let session = Session {
+        by,
+        absolute: None,
+        idle: None,
+        permanent: false,
+    };
+    world
+        .apply(vec![told_policy("session", Concern::Session(session))])
+        .await;
+    for (who, proto, expect) in [
+        ("edge/gw", Some("https"), true),
+        ("edge/gw", Some("HTTPS"), true),
+        ("edge/gw", Some("http"), false),
+        ("edge/gw", None, false),
+        // Nobody else is believed, and nobody else of the mesh has clients that speak TLS here.
+        ("edge/other", Some("https"), false),
+        ("client", None, false),
+    ] {
+        let cookie = cookie(&world, who, proto).await;
+        let secure = cookie.split("; ").any(|part| part == "Secure");
+        assert_eq!(secure, expect, "{who} {proto:?}: {cookie}");
     }
 }

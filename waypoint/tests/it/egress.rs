@@ -27,6 +27,7 @@ use tulle_runtime::metrics::Registry;
 use tulle_runtime::ready::Ready;
 use tulle_runtime::tasks;
 use tulle_transport::hbone::ConnectRequest;
+use tulle_waypoint::admin::explain::{Question, explain};
 use tulle_xds_client::on_demand::LOOKUP_MAX;
 use tulle_xds_client::{Client, NodeInfo, NodeKind, Options};
 
@@ -132,6 +133,80 @@ async fn a_name_leads_to_no_address_that_nobody_may_be_sent_to() {
         let (status, reason, _) = ask(&world, get("/a")).await;
         assert_eq!(status, 403, "{address}");
         assert!(reason.contains("egress_address_refused"), "{address}: {reason}");
+    }
+}
+
+/// The service `shop/web`, whose endpoint has no tunnels and this address; the waypoint itself is at 10.0.0.9 and 10.0.0.10.
+async fn listed(protocol: AppProtocol, address: &str, env: &[(&str, &str)]) -> World {
+    let mut api = workload("shop/api").serves("shop/web").build();
+    api.addresses = vec![address.parse().unwrap()];
+    let told = vec![
+        web(protocol),
+        MeshUpdate::Workload(Arc::new(api)),
+        workload("shop/way-1").sa("way").ip("10.0.0.10").into(),
+        front("shop/web", |_| {}),
+    ];
+    let own = [("INSTANCE_IP", "10.0.0.9"), ("POD_NAME", "way-1")];
+    let env: Vec<_> = own.iter().chain(env).copied().collect();
+    World::start_in(&env, told, None).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_listed_is_not_this_machine_nor_where_nobody_may_be_sent() {
+    const NEAR: &str = "127.0.0.0/8,::1/128";
+    for (address, allow, deny, expect) in [
+        ("127.0.0.1", "", "", 403),
+        ("127.8.8.8", "", "", 403),
+        ("::1", "", "", 403),
+        ("::ffff:127.0.0.1", "", "", 403),
+        ("169.254.169.254", "", "", 403),
+        ("fe80::1", "", "", 403),
+        ("fd00:ec2::254", "", "", 403),
+        ("0.0.0.0", "", "", 403),
+        // The waypoint, as its process and as the control plane know it.
+        ("10.0.0.9", "", "", 403),
+        ("::ffff:10.0.0.9", "", "", 403),
+        ("10.0.0.10", "", "", 403),
+        ("127.0.0.1", NEAR, "", 200),
+        ("::ffff:127.0.0.1", NEAR, "", 200),
+        ("127.0.0.1", NEAR, "127.0.0.1", 403),
+        // What names must not lead to may be listed: it is where pods without tunnels are.
+        ("10.0.0.7", "", "10.0.0.0/8", 200),
+        ("203.0.113.7", "", "", 200),
+    ] {
+        let env = [
+            ("TULLE_WAYPOINT_EGRESS_ALLOW", allow),
+            ("TULLE_WAYPOINT_EGRESS_DENY", deny),
+        ];
+        let at = SocketAddr::new(address.parse().unwrap(), 8080).to_string();
+        let world = listed(AppProtocol::Http11, address, &env).await;
+        serve(&world, &at, None);
+        let (status, reason, _) = ask(&world, get("/a")).await;
+        assert_eq!(status, expect, "{address} {allow} {deny}: {reason}");
+        let refused = reason.contains("egress_address_refused");
+        assert_eq!(refused, expect == 403, "{address}: {reason}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_do_not_go_to_this_machine_either() {
+    for (address, refused) in [("127.0.0.1", true), ("10.0.0.10", true), ("203.0.113.7", false)] {
+        let world = listed(AppProtocol::Tcp, address, &[]).await;
+        let mut sockets = world.pipes.listen(&format!("{address}:8080"));
+        let tunnel = world.tunnel(&identity("client")).await.unwrap();
+        let opened = tunnel.open(&ConnectRequest::new("10.96.0.1:80")).await;
+        if refused {
+            // The reset may come before the answer to the CONNECT was read.
+            if let Ok((mut stream, _)) = opened {
+                assert!(stream.read_u8().await.is_err(), "{address}");
+            }
+            assert!(sockets.try_recv().is_err(), "{address} was dialled");
+        } else {
+            let (mut stream, _) = opened.unwrap();
+            stream.write_all(b"ping").await.unwrap();
+            let mut socket = sockets.recv().await.unwrap();
+            assert_eq!(read_text(&mut socket, 4).await, "ping", "{address}");
+        }
     }
 }
 
@@ -253,6 +328,35 @@ async fn tls_begins_where_a_policy_says_so_and_the_server_has_to_prove_its_name(
         assert_eq!(status, expect, "{proves} {asks} {names:?}: {seen}");
         assert_eq!(world.metric("tulle_waypoint_plaintext_upstream_total"), 0.0);
     }
+}
+
+/// How connections to the first endpoint are encrypted, and what is said of the backend, by explain.
+async fn explained(world: &World) -> (&'static str, String) {
+    let question = Question {
+        source: identity("client"),
+        source_ip: "10.0.0.1".parse().unwrap(),
+        authority: "10.96.0.1:80".to_owned(),
+        method: None,
+        path: None,
+        headers: Vec::new(),
+        server_name: None,
+    };
+    let told = explain(&world.waypoint, &question).await;
+    let said = told.steps.last().unwrap().details[0].clone();
+    (told.backends[0].endpoints[0].encryption, said)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_not_encrypted_is_shown_to_be_so() {
+    let world = named(AppProtocol::Http11).await;
+    let (encryption, said) = explained(&world).await;
+    assert_eq!(encryption, "none");
+    assert!(said.ends_with(", 1 endpoints, 1 of them unencrypted"), "{said}");
+    world.apply(vec![tls(&world, "api.example", vec![])]).await;
+    let (encryption, said) = explained(&world).await;
+    assert_eq!(encryption, "tls");
+    assert!(said.ends_with(", 1 endpoints"), "{said}");
+    assert_eq!(explained(&World::web().await).await.0, "mutual_tls");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! What `/explain` says of a request is what happens to it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,17 +8,21 @@ use http::Request;
 use http_body_util::Full;
 use tulle_model::MeshUpdate;
 use tulle_model::authz::policy::StringMatch;
-use tulle_model::filter::{Filter, Redirect};
+use tulle_model::filter::{Ask, Filter, Redirect};
 use tulle_model::policy::authz::{Action, Authz, From, PathPattern, Rule, To, Values};
 use tulle_model::policy::jwt::Keys;
 use tulle_model::policy::traffic::{Abort, Fault, LocalRateLimit};
 use tulle_model::policy::{Concern, On, Policy, Target};
 use tulle_model::route::{Kind, Origin};
+use tulle_model::service::AppProtocol;
 use tulle_model::testing::{exact, http_route, prefix, service_key};
+use tulle_model::waypoint::Waypoint as Told;
 use tulle_waypoint::admin::explain::{Explanation, Question, explain};
 
+use crate::asked::{asks, backend};
+use crate::stream_routes::{OTHER, WEB, What, hello, shop, tcp, tls};
 use crate::tokens::{Issuer, jwt};
-use crate::world::{World, identity};
+use crate::world::{World, front, identity, policy_on};
 
 fn policy(name: &str, concern: Concern) -> MeshUpdate {
     let origin = Origin {
@@ -119,14 +124,23 @@ fn settings() -> Vec<Vec<MeshUpdate>> {
     ]
 }
 
-async fn explained(world: &World, who: &str, method: &str, path: &str) -> Explanation {
-    let question = Question {
+fn question(who: &str, authority: &str) -> Question {
+    Question {
         source: identity(who),
         source_ip: "10.0.0.1".parse().unwrap(),
-        authority: "10.96.0.1:80".to_owned(),
+        authority: authority.to_owned(),
+        method: None,
+        path: None,
+        headers: Vec::new(),
+        server_name: None,
+    }
+}
+
+async fn explained(world: &World, who: &str, method: &str, path: &str) -> Explanation {
+    let question = Question {
         method: Some(method.to_owned()),
         path: Some(path.to_owned()),
-        headers: Vec::new(),
+        ..question(who, "10.96.0.1:80")
     };
     explain(&world.waypoint, &question).await
 }
@@ -230,15 +244,11 @@ async fn limits_and_tokens_are_explained() {
         ])
         .await;
     let asked = |token: Option<String>| Question {
-        source: identity("client"),
-        source_ip: "10.0.0.1".parse().unwrap(),
-        authority: "10.96.0.1:80".to_owned(),
-        method: None,
-        path: None,
         headers: token
             .map(|token| ("authorization".to_owned(), format!("Bearer {token}")))
             .into_iter()
             .collect(),
+        ..question("client", "10.96.0.1:80")
     };
     let said = |told: &Explanation, stage: &str| {
         let said = told.steps.iter().filter(|step| step.stage == stage);
@@ -268,15 +278,98 @@ async fn limits_and_tokens_are_explained() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_fronted_is_refused_on_the_tunnel() {
     let world = World::web().await;
-    let question = Question {
-        source: identity("client"),
-        source_ip: "10.0.0.1".parse().unwrap(),
-        authority: "127.0.0.1:80".to_owned(),
-        method: None,
-        path: None,
-        headers: Vec::new(),
-    };
+    let question = question("client", "127.0.0.1:80");
     let told = explain(&world.waypoint, &question).await;
     assert_eq!((told.verdict, told.status), ("deny", Some(400)));
     assert_eq!(told.steps.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_is_read_by_the_bounds_of_the_settings() {
+    let world = World::web().await;
+    let mut question = question("client", "10.96.0.1:80");
+    question.headers = vec![("x-long".to_owned(), "a".repeat(1_000))];
+    assert_eq!(explain(&world.waypoint, &question).await.verdict, "allow");
+    let mut told = super::world::settings();
+    told.limits.header_bytes = Some(512);
+    let told = Told::Settings(Box::new(told));
+    world.apply(vec![MeshUpdate::Waypoint(Arc::new(told))]).await;
+    let told = explain(&world.waypoint, &question).await;
+    assert_eq!((told.verdict, told.status), ("deny", Some(431)), "{told:#?}");
+}
+
+/// What may be configured for streams, alone and on top of what stands before it.
+fn of_streams() -> Vec<Vec<MeshUpdate>> {
+    let on_other = |concern| {
+        let guard = policy_on("guard", On::Service(service_key("shop/other")), concern);
+        vec![
+            front("shop/other", |_| {}),
+            MeshUpdate::WaypointPolicy(Arc::new(guard)),
+        ]
+    };
+    let route = |route| vec![MeshUpdate::Route(Arc::new(route))];
+    let missing = "shop/missing.shop.svc.cluster.local";
+    vec![
+        vec![],
+        vec![policy("no-dev", authz(Action::Deny, vec![namespace("dev")]))],
+        route(tcp("shop/t").to(OTHER, 80, 1)),
+        on_other(authz(Action::Deny, vec![namespace("shop")])),
+        on_other(authz(Action::Custom, vec![namespace("shop")])),
+        on_other(authz(Action::Deny, vec![namespace("elsewhere")])),
+        route(tls("shop/a", &["a.example"], OTHER)),
+        route(tls("shop/b", &["*.b.example"], WEB)),
+        route(tls("shop/c", &["c.example"], missing)),
+        vec![policy(
+            "asks",
+            Concern::ExtAuthz(Box::new(asks(Ask::Grpc(backend("judge"))))),
+        )],
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_explained_of_a_stream_is_what_happens_to_it() {
+    let names = [
+        None,
+        Some("a.example"),
+        Some("x.b.example"),
+        Some("c.example"),
+        Some("d.example"),
+    ];
+    let mut seen = BTreeSet::new();
+    for protocol in [AppProtocol::Tcp, AppProtocol::Tls] {
+        let mut shop = shop(protocol, vec![]).await;
+        for updates in of_streams() {
+            shop.world.apply(updates).await;
+            for (who, name) in ["client", "dev/tool"]
+                .into_iter()
+                .flat_map(|who| names.map(|name| (who, name)))
+            {
+                let question = Question {
+                    server_name: name.map(str::to_owned),
+                    ..question(who, "10.96.0.1:80")
+                };
+                let told = explain(&shop.world.waypoint, &question).await;
+                let happened = shop.said(who, &hello(name)).await;
+                let place = format!("{protocol:?} {who} {name:?}: {told:#?}");
+                let to = told.backends.first().map(|share| &*share.backend);
+                let expected = match (told.verdict, to) {
+                    ("allow", Some(to)) if to.starts_with("web.") => What::Web,
+                    ("allow", Some(to)) if to.starts_with("other.") => What::Other,
+                    ("deny", _) if told.reason.as_deref() == Some("T0601 route_not_found") => What::Closed,
+                    ("deny", _) => What::Reset,
+                    _ => panic!("{place}"),
+                };
+                assert_eq!(happened, expected, "{place}");
+                assert_eq!(told.status, None, "{place}");
+                seen.insert(told.reason.unwrap_or_default());
+            }
+        }
+    }
+    let all = [
+        "",
+        "T0412 policy_denied",
+        "T0601 route_not_found",
+        "T0602 backend_invalid",
+    ];
+    assert!(seen.iter().eq(all), "{seen:?}");
 }

@@ -243,7 +243,7 @@ async fn what_is_denied_while_it_is_held_back_reaches_no_endpoint() {
 }
 
 /// An application that begins to answer and never ends.
-async fn endless(_: Request<Incoming>) -> Answer {
+pub(crate) async fn endless(_: Request<Incoming>) -> Answer {
     let first = futures_util::stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"first")))]);
     let rest = futures_util::StreamExt::chain(first, futures_util::stream::pending());
     Response::new(StreamBody::new(rest).boxed())

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use proptest::prelude::*;
+use tokio::io::AsyncWriteExt;
 use tulle_model::authz::policy::StringMatch;
 use tulle_model::policy::authz::{
     Action, Attributes, Authorizer, Authz, From, PathPattern, Rule, To, Values, Verdict, When,
@@ -15,7 +16,7 @@ use tulle_model::{Identity, testing};
 
 use super::policies::{authz, exact, status};
 use super::tokens::{Issuer, jwt, with_token};
-use super::world::{World, body, get, policy, told_policy};
+use super::world::{World, body, get, policy, read_head, told_policy};
 
 fn of_paths(paths: Vec<StringMatch>) -> Rule {
     Rule {
@@ -253,13 +254,13 @@ async fn r311_no_disguise_of_a_denied_path_passes() {
     let paths: Vec<_> = denied.into_iter().flat_map(disguises).collect();
     assert!(paths.len() > 400, "{}", paths.len());
     for path in &paths {
-        let Ok(uri) = path.parse::<http::Uri>() else {
-            continue;
-        };
-        let mut request = get("/");
-        *request.uri_mut() = uri;
-        let status = status(&world, "client", request).await;
-        assert!([400, 403, 404].contains(&status), "{path}: {status}");
+        // As it is: what would write it for us might refuse to.
+        let mut stream = world.ask("client", "10.96.0.1:80").await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: web.shop\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let head = read_head(&mut stream).await;
+        let status = head.split(' ').nth(1).unwrap_or_default();
+        assert!(["400", "403", "404"].contains(&status), "{path}: {head}");
     }
     assert_eq!(status(&world, "client", get("/admin/other")).await, 200);
 }

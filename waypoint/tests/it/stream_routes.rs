@@ -18,11 +18,11 @@ use tulle_transport::hbone::{ConnectRequest, OpenError};
 
 use crate::world::{World, front, identity, policy_on, read_text, told_policy, web};
 
-const WEB: &str = "shop/web.shop.svc.cluster.local";
-const OTHER: &str = "shop/other.shop.svc.cluster.local";
+pub(crate) const WEB: &str = "shop/web.shop.svc.cluster.local";
+pub(crate) const OTHER: &str = "shop/other.shop.svc.cluster.local";
 
 /// A ClientHello for this server, as short as there can be one.
-fn hello(server_name: Option<&str>) -> Vec<u8> {
+pub(crate) fn hello(server_name: Option<&str>) -> Vec<u8> {
     let number = |length: usize| u16::try_from(length).unwrap().to_be_bytes();
     let mut extensions = Vec::new();
     if let Some(name) = server_name {
@@ -47,14 +47,14 @@ fn hello(server_name: Option<&str>) -> Vec<u8> {
     record
 }
 
-struct Shop {
-    world: World,
+pub(crate) struct Shop {
+    pub(crate) world: World,
     web: UnboundedReceiver<HboneStream>,
     other: UnboundedReceiver<HboneStream>,
 }
 
 /// A waypoint in front of `shop/web`, and beside it `shop/other`.
-async fn shop(protocol: AppProtocol, routes: Vec<Route>) -> Shop {
+pub(crate) async fn shop(protocol: AppProtocol, routes: Vec<Route>) -> Shop {
     let (world, web) = World::raw(protocol).await;
     let mut updates = vec![
         service("shop/other").vip("10.96.0.2").port(80, 8080).into(),
@@ -73,12 +73,12 @@ async fn shop(protocol: AppProtocol, routes: Vec<Route>) -> Shop {
 
 impl Shop {
     async fn open(&self) -> HboneStream {
-        self.try_open().await.unwrap()
+        self.try_open("client").await.unwrap()
     }
 
     /// A reset may come as soon as the stream is open.
-    async fn try_open(&self) -> Option<HboneStream> {
-        let tunnel = self.world.tunnel(&identity("client")).await.unwrap();
+    async fn try_open(&self, who: &str) -> Option<HboneStream> {
+        let tunnel = self.world.tunnel(&identity(who)).await.unwrap();
         match tunnel.open(&ConnectRequest::new("10.96.0.1:80")).await {
             Ok((stream, _)) => Some(stream),
             Err(OpenError::Reset(_)) => None,
@@ -87,8 +87,8 @@ impl Shop {
     }
 
     /// Says this first; gives back what came of it.
-    async fn said(&mut self, first: &[u8]) -> What {
-        let Some(mut client) = self.try_open().await else {
+    pub(crate) async fn said(&mut self, who: &str, first: &[u8]) -> What {
+        let Some(mut client) = self.try_open(who).await else {
             return What::Reset;
         };
         let _ = client.write_all(first).await;
@@ -118,18 +118,18 @@ async fn read_text_bytes(stream: &mut HboneStream, length: usize) -> Vec<u8> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
+pub(crate) enum What {
     Web,
     Other,
     Closed,
     Reset,
 }
 
-fn tls(name: &str, hosts: &[&str], to: &str) -> Route {
+pub(crate) fn tls(name: &str, hosts: &[&str], to: &str) -> Route {
     route(Kind::Tls, name).under(WEB).named(hosts).to(to, 80, 1)
 }
 
-fn tcp(name: &str) -> Route {
+pub(crate) fn tcp(name: &str) -> Route {
     route(Kind::Tcp, name).under(WEB)
 }
 
@@ -149,10 +149,18 @@ async fn tls_goes_where_its_server_name_says() {
             (Some("c.example"), What::Closed),
             (None, What::Closed),
         ] {
-            assert_eq!(shop.said(&hello(name)).await, expected, "{protocol:?} {name:?}");
+            assert_eq!(
+                shop.said("client", &hello(name)).await,
+                expected,
+                "{protocol:?} {name:?}"
+            );
         }
         let bytes = b"*1\r\n$4\r\nPING\r\n";
-        assert_eq!(shop.said(bytes).await, What::Closed, "{protocol:?}: no TLS");
+        assert_eq!(
+            shop.said("client", bytes).await,
+            What::Closed,
+            "{protocol:?}: no TLS"
+        );
     }
 }
 
@@ -160,17 +168,17 @@ async fn tls_goes_where_its_server_name_says() {
 async fn a_rule_without_names_takes_what_no_other_does() {
     let routes = vec![tls("shop/a", &["a.example"], OTHER), tls("shop/z", &[], WEB)];
     let mut shop = shop(AppProtocol::Tls, routes).await;
-    assert_eq!(shop.said(&hello(Some("a.example"))).await, What::Other);
-    assert_eq!(shop.said(&hello(Some("b.example"))).await, What::Web);
-    assert_eq!(shop.said(&hello(None)).await, What::Web);
+    assert_eq!(shop.said("client", &hello(Some("a.example"))).await, What::Other);
+    assert_eq!(shop.said("client", &hello(Some("b.example"))).await, What::Web);
+    assert_eq!(shop.said("client", &hello(None)).await, What::Web);
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_a_rule_bytes_go_to_what_was_asked_for() {
     let mut shop = shop(AppProtocol::Tls, vec![]).await;
-    assert_eq!(shop.said(&hello(Some("a.example"))).await, What::Web);
+    assert_eq!(shop.said("client", &hello(Some("a.example"))).await, What::Web);
     assert_eq!(
-        shop.said(b"PING").await,
+        shop.said("client", b"PING").await,
         What::Web,
         "declared as TLS, and is none"
     );
@@ -213,7 +221,7 @@ async fn only_the_first_rule_of_tcp_counts() {
         tcp("shop/old").created(100).to(OTHER, 80, 1),
     ];
     let mut shop = shop(AppProtocol::Tcp, routes).await;
-    assert_eq!(shop.said(b"x").await, What::Other);
+    assert_eq!(shop.said("client", b"x").await, What::Other);
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,7 +234,7 @@ async fn a_backend_that_cannot_be_used_resets_the_stream() {
     for route in [missing, port, nothing, broken] {
         let told = format!("{:?} {:?}", route.backends, route.error);
         let mut shop = shop(AppProtocol::Tcp, vec![route]).await;
-        assert_eq!(shop.said(b"x").await, What::Reset, "{told}");
+        assert_eq!(shop.said("client", b"x").await, What::Reset, "{told}");
         assert_eq!(
             shop.world
                 .metric("tulle_waypoint_local_replies_total{reason=\"backend_invalid\"}"),

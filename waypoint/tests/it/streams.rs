@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
+use tulle_model::MeshUpdate;
 use tulle_model::policy::authz::{Action, Rule};
 use tulle_model::service::AppProtocol;
+use tulle_model::testing::service;
 use tulle_transport::hbone::{ConnectRequest, OpenError};
 
 use crate::held::assert_soon_after;
 use crate::policies::{authz, from_namespace, to};
-use crate::world::{World, application, echo, identity, told_policy};
+use crate::world::{World, application, echo, front, identity, told_policy};
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_speaks_first_is_heard_at_once() {
@@ -116,15 +118,17 @@ async fn r312_what_can_only_be_told_of_a_request_refuses_a_stream() {
 
 /// Brings a policy to a stream that has carried something, and sees it end.
 async fn assert_ends_by(action: Action, rule: Rule) {
+    assert_ends(told_policy("new", authz(action, vec![rule]))).await;
+}
+
+async fn assert_ends(update: MeshUpdate) {
     let (world, mut streams) = World::raw(AppProtocol::Tcp).await;
     let mut client = world.ask("client", "10.96.0.1:80").await.unwrap();
     let mut server = streams.recv().await.unwrap();
     server.write_all(b"x").await.unwrap();
     assert_eq!(client.read_u8().await.unwrap(), b'x');
     let before = Instant::now();
-    world
-        .apply(vec![told_policy("new", authz(action, vec![rule]))])
-        .await;
+    world.apply(vec![update]).await;
     assert!(client.read_u8().await.is_err());
     assert_soon_after(before);
 }
@@ -132,6 +136,14 @@ async fn assert_ends_by(action: Action, rule: Rule) {
 #[tokio::test(start_paused = true)]
 async fn an_open_stream_ends_when_a_policy_denies_it() {
     assert_ends_by(Action::Deny, from_namespace("shop")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_stream_ends_when_its_caller_may_not_see_the_service_any_more() {
+    let to_others = vec!["dev".into()];
+    assert_ends(front("shop/web", |front| front.client_namespaces = to_others)).await;
+    let service = service("shop/web").vip("10.96.0.1").port(80, 8080);
+    assert_ends(service.exported_to(&["dev"]).into()).await;
 }
 
 #[tokio::test(start_paused = true)]

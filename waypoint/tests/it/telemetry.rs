@@ -13,6 +13,7 @@ use hyper::body::{Frame, Incoming};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tulle_model::MeshUpdate;
 use tulle_model::filter::{Filter, Mirror};
 use tulle_model::policy::Concern;
@@ -21,7 +22,7 @@ use tulle_model::route::{Backend, BackendTo, Retry, Route};
 use tulle_model::service::AppProtocol;
 use tulle_model::testing::{http_route, service, service_key, workload};
 use tulle_model::waypoint::{AccessLog, Provider, ProviderKind, Target as To, Telemetry, Waypoint as Told};
-use tulle_proto::otlp::trace::Traces;
+use tulle_proto::otlp::trace::{Span, Traces};
 use tulle_runtime::telemetry::{LogFormat, LogHandle, to_sink};
 use tulle_transport::hbone::ConnectRequest;
 
@@ -167,7 +168,7 @@ async fn a_local_reply_counts_with_the_flag_of_its_reason() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_counts_without_a_status() {
-    let (asked, mut arrived) = tokio::sync::mpsc::channel(1);
+    let (asked, mut arrived) = mpsc::channel(1);
     let silent = application(move |_| {
         let asked = asked.clone();
         async move {
@@ -494,9 +495,9 @@ async fn the_trace_of_a_client_is_passed_on() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_collector_gets_the_span_of_a_request_and_of_each_try() {
-    let (sender, mut messages) = tokio::sync::mpsc::unbounded_channel();
+/// Bodies of the calls that a collector gets, of a waypoint with these settings.
+pub(crate) async fn collected(world: &World, telemetry: Telemetry) -> UnboundedReceiver<Bytes> {
+    let (sender, messages) = mpsc::unbounded_channel();
     let collector = application(move |request: Request<Incoming>| {
         let sender = sender.clone();
         async move {
@@ -505,14 +506,17 @@ async fn a_collector_gets_the_span_of_a_request_and_of_each_try() {
                 "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
             );
             let bytes = request.into_body().collect().await.unwrap().to_bytes();
-            sender.send(Traces::decode(&bytes[5..]).unwrap()).unwrap();
+            sender.send(bytes).unwrap();
             let mut answer = text("");
             answer.headers_mut().insert("grpc-status", "0".parse().unwrap());
             answer
         }
     });
     let mut settings = settings();
-    settings.telemetry.tracing = Some("otel".into());
+    settings.telemetry = Telemetry {
+        tracing: Some("otel".into()),
+        ..telemetry
+    };
     settings.providers = vec![Provider {
         name: "otel".into(),
         kind: ProviderKind::Tracing(To {
@@ -520,7 +524,6 @@ async fn a_collector_gets_the_span_of_a_request_and_of_each_try() {
             port: 4317,
         }),
     }];
-    let world = World::web().await;
     world.serve("10.0.0.8", "otel", collector);
     let otel = service("shop/otel").vip("10.96.0.3").port(4317, 4317).build();
     let pod = workload("shop/otel-1").sa("otel").ip("10.0.0.8").hbone();
@@ -531,6 +534,20 @@ async fn a_collector_gets_the_span_of_a_request_and_of_each_try() {
             pod.serves("shop/otel").into(),
         ])
         .await;
+    messages
+}
+
+/// The spans of a call.
+pub(crate) fn spans_of(bytes: &[u8]) -> Vec<Span> {
+    let traces = Traces::decode(&bytes[5..]).unwrap();
+    let scopes = traces.resource_spans.into_iter().flat_map(|one| one.scope_spans);
+    scopes.flat_map(|scope| scope.spans).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_gets_the_span_of_a_request_and_of_each_try() {
+    let world = World::web().await;
+    let mut messages = collected(&world, Telemetry::default()).await;
     let mut request = get("/");
     request
         .headers_mut()
@@ -539,9 +556,7 @@ async fn a_collector_gets_the_span_of_a_request_and_of_each_try() {
     let seen = body(client.send_request(request).await.unwrap()).await;
     let mut spans = Vec::new();
     while spans.len() < 2 {
-        let traces = messages.recv().await.unwrap();
-        let scopes = traces.resource_spans.into_iter().flat_map(|one| one.scope_spans);
-        spans.extend(scopes.flat_map(|scope| scope.spans));
+        spans.extend(spans_of(&messages.recv().await.unwrap()));
     }
     let [attempt, request] = &spans[..] else {
         panic!("two spans: {spans:?}")

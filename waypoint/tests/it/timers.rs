@@ -5,11 +5,15 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
+use tulle_model::policy::authz::Action;
 use tulle_model::service::AppProtocol;
 use tulle_runtime::drain::DrainMode;
 use tulle_transport::hbone::{ConnectRequest, Settings};
 
-use crate::world::{World, application, body, echo, front, get, identity, read_head, read_text, text};
+use crate::policies::{authz, to};
+use crate::world::{
+    World, application, body, echo, front, get, identity, read_head, read_text, text, told_policy,
+};
 
 async fn answer_to_end(stream: &mut tulle_transport::HboneStream) -> String {
     let mut answer = Vec::new();
@@ -298,6 +302,54 @@ async fn a_waypoint_that_ends_says_so_to_http1_and_serves_what_is_under_way() {
     assert!(body(answer).await.starts_with("GET /a "));
     sleep(Duration::from_secs(1)).await;
     assert!(client.is_closed());
+}
+
+/// A stream that says nothing, with how long it was open, where `then` happens meanwhile.
+async fn silent(protocol: AppProtocol, then: impl FnOnce(&World)) -> Duration {
+    let world = World::web_with(protocol, application(echo)).await;
+    if protocol == AppProtocol::Unknown {
+        // What reads requests makes it HTTP.
+        let deny = authz(Action::Deny, vec![to("GET", "/admin")]);
+        world.apply(vec![told_policy("deny", deny)]).await;
+    }
+    let mut stream = world.ask("client", "10.96.0.1:80").await.unwrap();
+    let begun = Instant::now();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.metric("tulle_waypoint_streams"), 1.0);
+    then(&world);
+    assert_eq!(answer_to_end(&mut stream).await, "");
+    let open = begun.elapsed();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.metric("tulle_waypoint_streams"), 0.0);
+    open
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_says_nothing_is_waited_for_like_one_that_is_idle() {
+    for protocol in [AppProtocol::Http11, AppProtocol::Http2, AppProtocol::Unknown] {
+        let open = silent(protocol, |_| {}).await;
+        assert_eq!(open.as_secs(), 300, "{protocol:?}");
+        let open = silent(protocol, |world| world.drain.start(DrainMode::Graceful)).await;
+        assert_eq!(open.as_secs(), 11, "{protocol:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_speaks_late_is_served_also_while_the_waypoint_drains() {
+    for drains in [false, true] {
+        let world = World::web().await;
+        let mut stream = world.ask("client", "10.96.0.1:80").await.unwrap();
+        if drains {
+            world.drain.start(DrainMode::Graceful);
+        }
+        sleep(Duration::from_secs(if drains { 9 } else { 290 })).await;
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: web.shop\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let answer = answer_to_end(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{drains}: {answer}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

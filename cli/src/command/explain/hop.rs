@@ -33,10 +33,14 @@ pub(super) async fn ask(
         .get(0)
         .cloned()
         .unwrap_or_else(|| json!("0.0.0.0"));
-    let question = json!({
+    let mut question = json!({
         "source": identity(source), "sourceIp": from, "authority": authority,
         "method": request.method, "path": request.path, "headers": headers,
     });
+    // A waypoint of before knows no such field.
+    if let Some(name) = &request.sni {
+        question["serverName"] = json!(name);
+    }
     let mut answer: Value = waypoint.ask("/explain", &question).await?;
     answer["address"] = json!(address);
     Ok(Some(answer))

@@ -34,8 +34,7 @@ fn way(explained: &Explained) -> String {
     let plan = &explained.outbound["plan"];
     match (plan["kind"].as_str(), &explained.waypoint) {
         (Some(_), Some(waypoint)) => {
-            let last = waypoint["backends"][0]["endpoints"][0]["address"].as_str();
-            let last = last.map_or_else(String::new, |address| format!(" ──HBONE──▶ {address}"));
+            let last = onward(&waypoint["backends"][0]["endpoints"][0]);
             format!("──HBONE──▶ waypoint {}{last}", text(&waypoint["waypoint"]))
         }
         (Some("hbone"), None) => format!(
@@ -45,6 +44,18 @@ fn way(explained: &Explained) -> String {
         ),
         (Some(_), None) => format!("──plain──▶ {}", text(&plan["next_hop"])),
         (None, _) => "refused by the caller's proxy".to_owned(),
+    }
+}
+
+/// From the waypoint to an endpoint, if there is one.
+fn onward(endpoint: &Value) -> String {
+    let Some(address) = endpoint["address"].as_str() else {
+        return String::new();
+    };
+    match (endpoint["encryption"].as_str(), endpoint["tunnelled"].as_bool()) {
+        (Some("tls"), _) => format!(" ──TLS──▶ {address}"),
+        (Some("none"), _) | (None, Some(false)) => format!(" ──plain──▶ {address} (unencrypted)"),
+        _ => format!(" ──HBONE──▶ {address}"),
     }
 }
 
@@ -115,6 +126,27 @@ fn text(value: &Value) -> &str {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_is_not_encrypted_is_said_to_be_so() {
+        for (endpoint, expect) in [
+            (
+                json!({"address": "10.0.0.7:80", "tunnelled": true, "encryption": "mutual_tls"}),
+                " ──HBONE──▶ 10.0.0.7:80",
+            ),
+            (
+                json!({"address": "10.0.0.7:80", "tunnelled": false, "encryption": "tls"}),
+                " ──TLS──▶ 10.0.0.7:80",
+            ),
+            (
+                json!({"address": "10.0.0.7:80", "tunnelled": false, "encryption": "none"}),
+                " ──plain──▶ 10.0.0.7:80 (unencrypted)",
+            ),
+            (Value::Null, ""),
+        ] {
+            assert_eq!(onward(&endpoint), expect);
+        }
+    }
 
     #[test]
     fn the_stage_that_decides_is_marked() {

@@ -1,6 +1,7 @@
 //! Where a request may go.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tulle_model::policy::authz::Attributes;
 use tulle_model::waypoint::FrontOf;
@@ -9,6 +10,7 @@ use tulle_model::{Reason, RequestHead};
 use super::policies::authorize;
 use super::{End, Ended, Share, Walk};
 use crate::http::routing::Way;
+use crate::http::rule::Rule;
 use crate::listener::arrival::Arrival;
 use crate::policy;
 use crate::snapshot::{PortState, Snapshot};
@@ -23,22 +25,39 @@ pub(super) fn onward(
     head: &RequestHead,
     walk: &mut Walk,
 ) -> Result<(), Ended> {
-    let number = arrival.destination.address.port();
-    let Some(rule) = &way.rule else {
-        walk.backends.push(share(&port.backend, 1, number));
+    let asked = arrival.destination.address.port();
+    spread(
+        way.rule.as_ref(),
+        (&port.backend, asked),
+        walk,
+        |backend, walk| backend_policy(snapshot, backend, arrival, head, walk),
+    )
+}
+
+/// The backends of a rule, or what was asked for without one, so far as `judge` lets it go there. `asked` is the port that
+/// was asked for.
+pub(super) fn spread(
+    rule: Option<&Arc<Rule>>,
+    (default, asked): (&Backend, u16),
+    walk: &mut Walk,
+    mut judge: impl FnMut(&Backend, &mut Walk) -> Result<(), Ended>,
+) -> Result<(), Ended> {
+    let Some(rule) = rule else {
+        walk.backends.push(share(default, 1, asked));
         return usable(walk);
     };
     let weights = rule.route.backends.iter().map(|backend| backend.weight);
     let mut refused = None;
     for (weighted, weight) in rule.backends().iter().zip(weights) {
-        let Some(backend) = weighted.backend.as_ref().filter(|_| weight > 0) else {
+        let backend = weighted.backend.as_ref().filter(|backend| rule.may_use(backend));
+        let Some(backend) = backend.filter(|_| weight > 0) else {
             continue;
         };
-        if let Err(ended) = backend_policy(snapshot, backend, arrival, head, walk) {
+        if let Err(ended) = judge(backend, walk) {
             refused.get_or_insert(ended);
             continue;
         }
-        walk.backends.push(share(backend, weight, number));
+        walk.backends.push(share(backend, weight, asked));
     }
     match refused.filter(|_| walk.backends.is_empty()) {
         Some(ended) => Err(ended),
@@ -77,7 +96,19 @@ fn backend_policy(
 fn usable(walk: &mut Walk) -> Result<(), Ended> {
     let names = walk.backends.iter().map(|share| {
         let alive = share.endpoints.len();
-        format!("{} weight {}, {alive} endpoints", share.backend, share.weight)
+        let clear = share
+            .endpoints
+            .iter()
+            .filter(|end| end.encryption == "none")
+            .count();
+        let clear = match clear {
+            0 => String::new(),
+            clear => format!(", {clear} of them unencrypted"),
+        };
+        format!(
+            "{} weight {}, {alive} endpoints{clear}",
+            share.backend, share.weight
+        )
     });
     let details = names.collect();
     if walk.backends.is_empty() {
@@ -94,7 +125,7 @@ fn usable(walk: &mut Walk) -> Result<(), Ended> {
 }
 
 /// A backend with who serves it now.
-pub(super) fn share(backend: &Backend, weight: u32, asked: u16) -> Share {
+fn share(backend: &Backend, weight: u32, asked: u16) -> Share {
     let now = backend.now();
     let cluster = backend.cluster();
     let endpoints = cluster.iter().flat_map(|cluster| {
@@ -111,6 +142,7 @@ pub(super) fn share(backend: &Backend, weight: u32, asked: u16) -> Share {
                 workload: endpoint.workload.uid.to_string(),
                 address,
                 tunnelled: endpoint.is_tunnelled(),
+                encryption: cluster.encryption_to(endpoint),
                 state: cluster.state_of(endpoint, now).as_str(),
             })
         });

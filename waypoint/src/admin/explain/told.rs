@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use tulle_model::Identity;
 
+use crate::detect::Greeting;
+
 /// A request, or a stream without one.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -24,6 +26,19 @@ pub struct Question {
     /// Header fields.
     #[serde(default)]
     pub headers: Vec<(String, String)>,
+    /// The server that a ClientHello asks for, where the waypoint looks at one.
+    #[serde(default)]
+    pub server_name: Option<String>,
+}
+
+impl Question {
+    /// The ClientHello.
+    pub(super) fn hello(&self) -> Greeting {
+        Greeting {
+            is_tls: true,
+            server_name: self.server_name.clone(),
+        }
+    }
 }
 
 /// What would happen.
@@ -86,6 +101,8 @@ pub struct End {
     pub address: String,
     /// Whether by a tunnel.
     pub tunnelled: bool,
+    /// How connections there are encrypted: `mutual_tls`, `tls`, `none`.
+    pub encryption: &'static str,
     /// How it stands with it.
     pub state: &'static str,
 }

@@ -42,9 +42,12 @@ impl Exchange<'_> {
             passed,
             ..
         } = *draws;
-        let mirrors = way.rule.iter().flat_map(|rule| &rule.mirrors);
-        let drawn = mirrors.filter(|mirror| mirror.share.draws(rand::random()));
-        let wanted: Vec<_> = drawn.filter_map(|mirror| mirror.backend.clone()).collect();
+        let drawn = way.rule.iter().flat_map(|rule| {
+            let mirrors = rule.mirrors.iter();
+            let drawn = mirrors.filter(|mirror| mirror.share.draws(rand::random()));
+            drawn.filter_map(|mirror| mirror.backend.as_ref().filter(|backend| rule.may_use(backend)))
+        });
+        let wanted: Vec<_> = drawn.cloned().collect();
         // A stream of bytes has two ends and no copies.
         if wanted.is_empty() || admitted.upgrade.is_some() {
             return incoming;
