@@ -18,6 +18,7 @@ use tulle_model::policy::jwt::{Jwt, JwtRule, Keys};
 use tulle_model::policy::traffic::{Key, LocalRateLimit};
 use tulle_model::policy::{Concern, Policy};
 use tulle_model::request::{Destination, Protocol, RequestHead, Scheme, Source};
+use tulle_waypoint::policy::ask::BEGINS;
 use tulle_waypoint::policy::jwt::cache::Cache;
 use tulle_waypoint::policy::jwt::jwks::FetchError;
 use tulle_waypoint::policy::jwt::target::Target;
@@ -104,6 +105,7 @@ impl Fetch for Nobody {
     fn fetch<'a>(
         &'a self,
         _: &'a Target,
+        _: u8,
     ) -> Pin<Box<dyn Future<Output = Result<Bytes, FetchError>> + Send + 'a>> {
         Box::pin(async { Err(FetchError::NoUri) })
     }
@@ -151,7 +153,7 @@ fn tokens(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| {
                 let head = turn.next().expect("a cycle does not end");
-                let said = runtime.block_on(authentication.authenticate(head, &jwks, &cache, 1));
+                let said = runtime.block_on(authentication.authenticate(head, &jwks, &cache, 1, BEGINS));
                 assert!(said.expect("it is valid").claims.is_some());
             });
         });

@@ -91,6 +91,7 @@ pub async fn forward(
                 passed: taken.let_pass(arrival, &backend),
                 sni: greeting.server_name,
                 id: HeaderValue::from_static(""),
+                hops: connect::hops(arrival),
             };
             drop(snapshot);
             let carried = record.opened(&reached);

@@ -4,14 +4,19 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::json;
 use tulle_integration::TestMesh;
+use tulle_integration::hbone::{certificate, identity, open};
 use tulle_integration::manifest::{self, NAMESPACE, service_entry};
 use tulle_integration::mesh::eventually;
 use tulle_integration::names::{OUTSIDE, ask_all, ask_v6, resolve_by, serve};
 use tulle_integration::traffic::{Echo, assert_echo, gets_through, shares};
+use tulle_model::Identity;
 use tulle_world::{Component, Pod};
 
 /// Another enrolled namespace.
 const SHOP: &str = "shop";
+
+/// The address of the waypoint of something, in what a node proxy knows.
+const AT_ADDRESS: &str = "/waypoint/destination/address/address";
 
 /// Nobody lives here, so that only capture can answer.
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
@@ -196,6 +201,88 @@ async fn a_service_that_its_namespace_keeps_to_itself_is_neither_address_nor_nam
     assert_eq!(ask_all(buyer.namespace(), RESOLVER, name), [IpAddr::V4(address)]);
     seen_as("NAMESPACE", &kept).await;
     assert_eq!(called(buyer).await, (2, 2), "withdrawn");
+}
+
+/// Calls the address of `listed` and asks for its name: whoever sees it reaches its endpoint, through a waypoint if there is
+/// one, and others reach who has the address, and are told what their own resolver says.
+async fn seen_by(
+    mesh: &TestMesh,
+    callers: &[Pod],
+    [endpoint, passed_by]: [&Echo; 2],
+    expected: [bool; 3],
+    waypoint: Option<&Pod>,
+) {
+    for (caller, sees) in callers.iter().zip(expected) {
+        let (from, name) = (caller.namespace(), caller.name());
+        let (reached, other) = if sees {
+            (endpoint, passed_by)
+        } else {
+            (passed_by, endpoint)
+        };
+        let before = [reached, other].map(|echo| echo.peers().len());
+        assert_echo(from, passed_by.address()).await;
+        let source = IpAddr::V4(waypoint.filter(|_| sees).unwrap_or(caller).ipv4());
+        let calls: Vec<_> = reached.peers()[before[0]..].iter().map(SocketAddr::ip).collect();
+        assert_eq!(calls, [source], "{name}\n{}", mesh.logs());
+        assert_eq!(other.peers().len(), before[1], "{name}");
+        let told = if sees {
+            passed_by.address().ip()
+        } else {
+            IpAddr::V4(OUTSIDE)
+        };
+        assert_eq!(ask_all(from, RESOLVER, "listed.example.com"), [told], "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_is_address_and_name_to_the_namespaces_it_lists_and_to_nobody_else() {
+    let (mut mesh, callers, pods) = three_namespaces(&[(NAMESPACE, "db")]).await;
+    let outside = mesh.stranger("n2", "outside").await;
+    let resolver = mesh.stranger("n2", "nameserver").await;
+    serve(&resolver);
+    for caller in &callers {
+        resolve_by(&mesh, caller, &resolver);
+    }
+    let address = outside.ipv4();
+    let exported = |to: &str| {
+        let entry = service_entry(NAMESPACE, "listed", &address.to_string(), "db");
+        entry + &format!("  exportTo: [{to}]\n")
+    };
+    let own_and_shop = exported("\".\", shop");
+    mesh.apply("listed", &own_and_shop);
+    let servers = start(&mut mesh, &callers, &pods).await;
+    let passed_by = Echo::start(outside.namespace(), address, 80).await;
+
+    // As callers of `app`, of `shop` and of a third namespace see it.
+    let echoes = [&servers[0], &passed_by];
+    seen_by(&mesh, &callers, echoes, [true, true, false], None).await;
+    mesh.apply("listed", &exported("third"));
+    let listed = json!({"NAMESPACES": ["third"]});
+    mesh.known("n1", "services", "listed", "/visibility", listed)
+        .await;
+    // Its own namespace is not among them.
+    seen_by(&mesh, &callers, echoes, [false, false, true], None).await;
+
+    let label = "  labels:\n    istio.io/use-waypoint: way\n";
+    mesh.apply("listed", &manifest::with_metadata(&own_and_shop, "listed", label));
+    let way = mesh.start_waypoint("n2", NAMESPACE, "way").await;
+    mesh.known("n1", "services", "listed", AT_ADDRESS, json!(way.ipv4()))
+        .await;
+    seen_by(&mesh, &callers, echoes, [true, true, false], Some(&way)).await;
+    // Nor does the waypoint itself let anybody else in, whatever the node proxy of the caller believes.
+    let node = mesh.world.node("n1").unwrap().namespace();
+    let (at, asked) = (SocketAddr::from((way.ipv4(), 15008)), format!("{address}:80"));
+    for (account, expected) in [
+        (Identity::new("cluster.local", SHOP, "buyer"), (200, None)),
+        (
+            Identity::new("cluster.local", "third", "other"),
+            (401, Some("T0424".to_owned())),
+        ),
+    ] {
+        let own = certificate(&mesh, "n1", &account).unwrap();
+        let answered = open(node, &own, &identity("way"), at, &asked).await;
+        assert_eq!(answered.unwrap(), expected, "{account}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,7 @@ use crate::policy::engine::Passed;
 use crate::policy::live::{self, Ended, Open};
 use crate::snapshot::Snapshot;
 use crate::upstream::backend::Backend;
+use crate::upstream::connect;
 
 /// What a backend is drawn by.
 #[derive(Debug, Clone, Copy)]
@@ -160,6 +161,7 @@ impl<'a> Draws<'a> {
             front,
             source,
             destination,
+            hops,
             ..
         } = self.as_asked();
         Open {
@@ -170,6 +172,7 @@ impl<'a> Draws<'a> {
             head: Some(self.asked.clone()),
             sni: None,
             id: self.exchange.id().clone(),
+            hops,
             passed: self.let_pass(drawn, passed),
         }
     }
@@ -200,6 +203,7 @@ impl<'a> Draws<'a> {
             head: Some(self.asked),
             sni: None,
             id: self.exchange.id().to_str().unwrap_or_default(),
+            hops: connect::hops(arrival),
         }
     }
 

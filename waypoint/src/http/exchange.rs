@@ -41,6 +41,7 @@ use crate::snapshot::{FrontState, PortState, Snapshot};
 use crate::spare;
 use crate::telemetry::request_id::fresh;
 use crate::upstream::backend::{Backend, BackendKey};
+use crate::upstream::connect;
 use crate::upstream::timeout::Deadline;
 
 /// Bytes of a request's state while it waits for its answer: what a stream of HTTP/2 costs most.
@@ -229,6 +230,7 @@ impl<'a> Exchange<'a> {
                     head: Some(admitted.head),
                     sni: None,
                     id: self.id.clone(),
+                    hops: connect::hops(self.arrival),
                     passed,
                 };
                 // It ends when policies deny it while it is on its way.
@@ -400,6 +402,7 @@ impl<'a> Exchange<'a> {
             route,
             id: self.id.to_str().unwrap_or_default(),
             on_trial: self.record.on_trial(),
+            hops: connect::hops(self.arrival),
         }
     }
 

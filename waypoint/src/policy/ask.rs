@@ -44,6 +44,9 @@ pub enum Over {
     Http2,
 }
 
+/// Waypoints that a question has passed which no request causes: it begins here.
+pub const BEGINS: u8 = 1;
+
 /// A question.
 #[derive(Debug)]
 pub struct Question<'a> {
@@ -55,6 +58,9 @@ pub struct Question<'a> {
     pub request: Request<Bytes>,
     /// Bytes of an answer that are read; a longer one is an error.
     pub answer_bytes_max: usize,
+    /// Waypoints that the request which causes it has passed, this one included: who is asked may stand behind a waypoint
+    /// that has somebody else decide in turn. [`BEGINS`] where no request causes it.
+    pub hops: u8,
 }
 
 /// A whole answer.
@@ -84,6 +90,9 @@ pub enum AskError {
     /// As many are asked already as may be.
     #[error("too many questions are open")]
     Busy,
+    /// Who is asked stands behind a waypoint, and the request has passed as many as it may.
+    #[error("the question would pass too many waypoints")]
+    Loop,
     /// The answer cannot be used.
     #[error("the answer cannot be used: {0}")]
     Unusable(String),
@@ -98,13 +107,13 @@ pub trait Ask: fmt::Debug + Send + Sync {
 /// Bytes in front of a message of gRPC: not compressed, and how long it is.
 const PREFIX: usize = 5;
 
-/// Asks one question of gRPC: one message, and one message back.
+/// Asks one question of gRPC, for a request that has passed so many waypoints: one message, and one message back.
 pub async fn unary<Q: Message, A: Message + Default>(
     ask: &dyn Ask,
-    to: &Asked,
-    path: &'static str,
+    (to, path): (&Asked, &'static str),
     question: &Q,
     answer_bytes_max: usize,
+    hops: u8,
 ) -> Result<A, AskError> {
     let mut body = Vec::with_capacity(PREFIX + question.encoded_len());
     let length = u32::try_from(question.encoded_len())
@@ -124,6 +133,7 @@ pub async fn unary<Q: Message, A: Message + Default>(
         over: Over::Http2,
         request,
         answer_bytes_max,
+        hops,
     };
     let answer = ask.ask(question).await?;
     message(&answer)

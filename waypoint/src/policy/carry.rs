@@ -34,9 +34,6 @@ use crate::upstream::walk::Walk;
 
 pub use asked_services::AskedServices;
 
-/// Waypoints that a question has passed: it begins here.
-const HOPS: u8 = 1;
-
 impl Ask for Waypoint {
     fn ask<'a>(&'a self, question: Question<'a>) -> BoxFuture<'a, Result<Answer, AskError>> {
         Box::pin(self.carry(question))
@@ -101,11 +98,11 @@ impl Waypoint {
             source: None,
             baggage: Baggage::default(),
             host: Some(service.hostname.to_string()),
-            hops: HOPS,
+            hops: question.hops,
         };
         let endpoint = pick.endpoint().clone();
         let tls = cluster.tls_to(&endpoint);
-        let key = key(question.over, &endpoint, address, tls);
+        let key = key(question, &endpoint, address, tls);
         let to = To {
             endpoint: &endpoint,
             address,
@@ -125,6 +122,10 @@ impl Waypoint {
                 Ok(lease) => lease,
                 Err(LeaseError::Open(error)) => {
                     pick.settle(&connect::outcome_of(&error), backend.now());
+                    // Every instance of the waypoint in front of it says so.
+                    if connect::reason(&error) == Reason::LoopDetected {
+                        return Err(Failed::Asked(AskError::Loop));
+                    }
                     return Err(Failed::Unreached(error.to_string()));
                 }
                 Err(LeaseError::Overflow(_)) => return Err(Failed::Asked(AskError::Busy)),
@@ -172,13 +173,13 @@ fn answered(status: u16) -> Outcome {
 pub struct Fetcher(pub Weak<Waypoint>);
 
 impl Fetch for Fetcher {
-    fn fetch<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>> {
-        Box::pin(self.get(target))
+    fn fetch<'a>(&'a self, target: &'a Target, hops: u8) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+        Box::pin(self.get(target, hops))
     }
 }
 
 impl Fetcher {
-    async fn get(&self, target: &Target) -> Result<Bytes, FetchError> {
+    async fn get(&self, target: &Target, hops: u8) -> Result<Bytes, FetchError> {
         let gone = || FetchError::Connection("the waypoint ends".to_owned());
         let waypoint = self.0.upgrade().ok_or_else(gone)?;
         let Some(service) = in_mesh(&waypoint, target) else {
@@ -203,9 +204,11 @@ impl Fetcher {
             over: Over::Http1,
             request,
             answer_bytes_max: JWKS_BYTES_MAX,
+            hops,
         };
         let answer = waypoint.ask(question).await.map_err(|error| match error {
             AskError::TooLong => FetchError::TooLong,
+            AskError::Loop => FetchError::Loop,
             other => FetchError::Connection(other.to_string()),
         })?;
         let status = answer.response.status();
@@ -225,14 +228,14 @@ fn in_mesh(waypoint: &Arc<Waypoint>, target: &Target) -> Option<NamespacedHostna
 }
 
 /// What a connection for a question may be shared by.
-fn key(over: Over, endpoint: &Endpoint, address: SocketAddr, tls: Option<&Origination>) -> Key {
+fn key(question: &Question<'_>, endpoint: &Endpoint, address: SocketAddr, tls: Option<&Origination>) -> Key {
     Key {
         workload: endpoint.workload.uid.clone(),
         address,
         expected: endpoint.proven(),
         source: None,
-        hops: endpoint.counted(HOPS),
-        version: match over {
+        hops: endpoint.counted(question.hops),
+        version: match question.over {
             Over::Http1 => Version::Http1,
             Over::Http2 => Version::Http2,
         },

@@ -70,6 +70,8 @@ pub struct Asking<'a> {
     pub on_trial: &'a AtomicBool,
     /// Where it stands while it is held back.
     pub held: Held<'a>,
+    /// Waypoints it has passed, this one included.
+    pub hops: u8,
 }
 
 impl Asking<'_> {
@@ -258,7 +260,7 @@ impl Engine {
         rules.authentication.strip(&mut head.headers);
         let judging = rules
             .authentication
-            .authenticate(head, &self.jwks, &self.tokens, now());
+            .authenticate(head, &self.jwks, &self.tokens, now(), of.hops);
         let judged = of.hold(head, Said::Unverified, judging).await?;
         match judged {
             Ok(authenticated) => {
@@ -270,6 +272,9 @@ impl Engine {
             }
             Err(failure) => {
                 self.metrics.bad_token(failure.0.as_str());
+                if failure.reason() == Reason::LoopDetected {
+                    return Err(failure.reason().into());
+                }
                 let challenge = (
                     http::header::WWW_AUTHENTICATE,
                     HeaderValue::from_static(CHALLENGE),
@@ -324,6 +329,7 @@ impl Engine {
             id: of.id,
             body: &sent,
             now: now(),
+            hops: of.hops,
         };
         let before = Instant::now();
         let deciding = decider.decide(ask, subject);
@@ -351,6 +357,10 @@ impl Engine {
                 tracing::warn!(%policy, %error, "the authorizer did not answer; see T0625");
                 self.metrics.judged("custom", policy, false);
                 Err(with(reply(Reason::ExtAuthzError), status, HeaderMap::new(), None))
+            }
+            Decision::Loop => {
+                self.metrics.judged("custom", policy, false);
+                Err(reply(Reason::LoopDetected))
             }
         }
     }
@@ -399,7 +409,7 @@ impl Engine {
             ..reason.into()
         };
         let keyed = keyed(head, of);
-        let counting = limiter.count(ask, &self.questions, &keyed);
+        let counting = limiter.count(ask, &self.questions, &keyed, of.hops);
         let counted = of.hold(head, passed.said(), counting).await?;
         match counted {
             Counted::Pass { request, response } => {
@@ -425,6 +435,7 @@ impl Engine {
                 tracing::warn!(%policy, %error, "the rate limit service did not answer; see T0606");
                 Err(reply(Reason::RateLimitUnavailable))
             }
+            Counted::Loop => Err(reply(Reason::LoopDetected)),
         }
     }
 

@@ -72,6 +72,8 @@ pub struct Subject<'a> {
     pub body: &'a [u8],
     /// Seconds since 1970.
     pub now: i64,
+    /// Waypoints it has passed, this one included.
+    pub hops: u8,
 }
 
 /// What was decided.
@@ -85,6 +87,9 @@ pub enum Decision {
     AllowUnasked(AskError),
     /// Nobody answered in a way that can be used: it is answered with this status.
     Failed(StatusCode, AskError),
+    /// Nobody was asked, since the question would pass too many waypoints. It does not pass, whatever the user wants to
+    /// happen without an answer: who can write the number would pass unasked.
+    Loop,
 }
 
 /// An answer in place of the application's.
@@ -164,6 +169,7 @@ impl Authorizer {
         let answer = tokio::time::timeout(self.timeout, asking).await;
         match answer.unwrap_or(Err(AskError::Timeout)) {
             Ok(decision) => decision,
+            Err(AskError::Loop) => Decision::Loop,
             Err(error) if self.fail_open => Decision::AllowUnasked(error),
             Err(error) => Decision::Failed(self.status_on_error, error),
         }

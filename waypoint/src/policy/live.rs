@@ -14,6 +14,7 @@ use tulle_model::policy::authz::{Attributes, Denial, Verdict};
 use tulle_model::request::{Destination, RequestHead, Source};
 use tulle_model::waypoint::FrontOf;
 
+use super::ask::BEGINS;
 use super::ext_authz::Subject;
 use super::jwt::token::Claims;
 use super::rules::{Decider, Rules};
@@ -42,6 +43,8 @@ pub struct Open {
     pub sni: Option<String>,
     /// The id of the request.
     pub id: HeaderValue,
+    /// Waypoints it has passed, this one included.
+    pub hops: u8,
     /// What it passed.
     pub passed: Passed,
 }
@@ -63,6 +66,8 @@ pub struct Asked<'a> {
     pub sni: Option<&'a str>,
     /// The id of the request.
     pub id: &'a str,
+    /// Waypoints it has passed, this one included.
+    pub hops: u8,
 }
 
 /// What the token of a request says.
@@ -149,6 +154,7 @@ impl Open {
             head: self.head.as_ref(),
             sni: self.sni.as_deref(),
             id: self.id.to_str().unwrap_or_default(),
+            hops: self.hops,
         };
         (asked, &mut self.passed)
     }
@@ -255,6 +261,7 @@ impl Asked<'_> {
                 // It has gone by.
                 body: &[],
                 now: now(),
+                hops: self.hops,
             };
             let passes = waypoint.policies.ask_again(&policy, &decider, waypoint, subject);
             if !passes.await {
@@ -309,7 +316,9 @@ impl Held<'_> {
             destination,
             head: Some(head),
             sni: None,
+            // By these somebody would be asked, and nobody is.
             id: "",
+            hops: BEGINS,
         };
         loop {
             if changes.changed().await.is_err() {

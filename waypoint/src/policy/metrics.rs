@@ -49,7 +49,7 @@ label_set! {
 label_set! {
     struct OfToken {
         /// `too_large`, `malformed`, `algorithm`, `unknown_issuer`, `audience`, `expired`, `not_yet`, `signature`,
-        /// `no_keys`
+        /// `no_keys`, `loop`
         reason: &'static str,
     }
 }

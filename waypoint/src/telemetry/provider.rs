@@ -9,7 +9,7 @@ use tulle_runtime::telemetry::export::{Delivering, DeliveryError};
 
 use super::spans::Transport;
 use crate::context::Waypoint;
-use crate::policy::ask::{Ask as _, Asked, Over, Question};
+use crate::policy::ask::{Ask as _, Asked, BEGINS, Over, Question};
 
 /// Bytes of a collector's answer: an empty message, or what it did not like.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
@@ -61,6 +61,8 @@ async fn deliver(waypoint: &Arc<Waypoint>, body: Bytes) -> Result<(), DeliveryEr
         over: Over::Http2,
         request,
         answer_bytes_max: ANSWER_BYTES_MAX,
+        // Spans of many requests go together, and no request waits for them.
+        hops: BEGINS,
     };
     let answer = waypoint.ask(question).await;
     let answer = answer.map_err(|error| DeliveryError::Unreachable(error.to_string()))?;

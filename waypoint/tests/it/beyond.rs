@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
@@ -40,7 +43,8 @@ async fn world(backends: [MeshUpdate; 2]) -> World {
     world
 }
 
-fn behind(name: &str, vip: &str) -> MeshUpdate {
+/// The service `shop/<name>` behind the other waypoint.
+pub(crate) fn behind(name: &str, vip: &str) -> MeshUpdate {
     service(&format!("shop/{name}"))
         .vip(vip)
         .port(80, 8080)
@@ -49,7 +53,7 @@ fn behind(name: &str, vip: &str) -> MeshUpdate {
 }
 
 /// The other waypoint, at 10.0.0.5.
-fn way2() -> Vec<MeshUpdate> {
+pub(crate) fn way2() -> Vec<MeshUpdate> {
     vec![
         service("shop/way2").vip("10.96.0.5").port(15008, 15008).into(),
         workload("shop/way2-1")
@@ -106,6 +110,11 @@ async fn a_backend_behind_another_waypoint_is_asked_for_there() {
 
 /// What `shop/client` gets at `/a`, by a stream that has passed so many waypoints.
 async fn after(world: &World, hops: u8) -> u16 {
+    sent_after(world, hops, get("/a")).await.0
+}
+
+/// Status and reason that a request of `shop/client` gets, by a stream that has passed so many waypoints.
+pub(crate) async fn sent_after(world: &World, hops: u8, what: Request<Full<Bytes>>) -> (u16, String) {
     let request = ConnectRequest {
         hops,
         ..ConnectRequest::new("10.96.0.1:80")
@@ -113,10 +122,12 @@ async fn after(world: &World, hops: u8) -> u16 {
     let stream = world.ask_by("client", &request).await.unwrap();
     let (mut client, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     drop(tasks::spawn("client", async move { drop(connection.await) }));
-    let answer = client.send_request(get("/a")).await.unwrap();
+    let answer = client.send_request(what).await.unwrap();
     let status = answer.status().as_u16();
+    let reason = answer.headers().get("x-tulle-reason");
+    let reason = reason.map(|reason| reason.to_str().unwrap().to_owned());
     body(answer).await;
-    status
+    (status, reason.unwrap_or_default())
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,7 +148,7 @@ async fn a_connection_to_another_waypoint_is_for_requests_that_passed_as_many() 
 }
 
 /// Lets the other waypoint refuse whatever it is asked for, and counts how often it was asked.
-fn refusing(world: &World, status: u16, reason: Option<Reason>) -> Arc<AtomicU32> {
+pub(crate) fn refusing(world: &World, status: u16, reason: Option<Reason>) -> Arc<AtomicU32> {
     let certificate = world.ca.certificate(&identity("way2"));
     let mut sockets = world.pipes.listen("10.0.0.5:15008");
     let asked = Arc::new(AtomicU32::new(0));

@@ -9,6 +9,7 @@ mod asked;
 mod attacks;
 mod backends;
 mod beyond;
+mod circles;
 mod classes;
 mod clients_outside;
 mod desync;

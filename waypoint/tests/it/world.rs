@@ -213,7 +213,16 @@ impl World {
         updates: Vec<MeshUpdate>,
         log: Option<LogHandle>,
     ) -> Self {
-        let ca = Arc::new(TestCa::new());
+        Self::start_under(Arc::new(TestCa::new()), more, updates, log).await
+    }
+
+    /// The same, under the authority of another world.
+    pub(crate) async fn start_under(
+        ca: Arc<TestCa>,
+        more: &[(&str, &str)],
+        updates: Vec<MeshUpdate>,
+        log: Option<LogHandle>,
+    ) -> Self {
         // The authority of the mesh vouches for servers outside of it, too.
         let root = ca.root_pem();
         let env = MapEnv::from([

@@ -13,6 +13,7 @@ use crate::policy::engine::denied;
 use crate::policy::jwt::cache::Cache;
 use crate::policy::rules::Rules;
 use crate::snapshot::Snapshot;
+use crate::upstream::connect;
 
 /// What policies say; what only counts or is drawn is named.
 pub(super) async fn judge(
@@ -31,9 +32,10 @@ pub(super) async fn judge(
         let mut head = head.clone();
         rules.authentication.strip(&mut head.headers);
         let (jwks, cache) = (&waypoint.policies.jwks, Cache::default());
+        let hops = connect::hops(arrival);
         match rules
             .authentication
-            .authenticate(&head, jwks, &cache, now())
+            .authenticate(&head, jwks, &cache, now(), hops)
             .await
         {
             Ok(authenticated) => {

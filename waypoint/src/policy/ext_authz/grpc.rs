@@ -27,7 +27,7 @@ impl Authorizer {
         subject: Subject<'_>,
     ) -> Result<Decision, AskError> {
         let question = self.question(subject);
-        let answer: CheckResponse = unary(ask, to, PATH, &question, ANSWER_BYTES_MAX).await?;
+        let answer: CheckResponse = unary(ask, (to, PATH), &question, ANSWER_BYTES_MAX, subject.hops).await?;
         // Without a status, nothing was said.
         let status = answer
             .status
@@ -49,6 +49,7 @@ impl Authorizer {
             id,
             body,
             now,
+            hops: _,
         } = subject;
         let query = head
             .query

@@ -28,6 +28,7 @@ impl Authorizer {
             over: Over::Http1,
             request: self.http_question(path, subject)?,
             answer_bytes_max: ANSWER_BYTES_MAX,
+            hops: subject.hops,
         };
         let (parts, body) = ask.ask(question).await?.response.into_parts();
         if parts.status == StatusCode::OK {

@@ -20,6 +20,7 @@ use tulle_proto::ext_authz::{
 };
 use tulle_runtime::tasks;
 
+use super::super::ask::BEGINS;
 use super::super::ask::testing::Loopback;
 use super::*;
 
@@ -66,6 +67,7 @@ async fn decide(of: &ExtAuthz, to: SocketAddr, head: &RequestHead, body: &[u8]) 
         id: "id-1",
         body,
         now: 1000,
+        hops: BEGINS,
     };
     let authorizer = Authorizer::new(of, &[]).unwrap();
     authorizer.decide(&Loopback(to), subject).await

@@ -12,7 +12,7 @@ use tulle_model::request::reserved::is_untouchable;
 use tulle_model::request::{RequestHead, Text};
 
 use super::cache::{Cache, Digest};
-use super::jwks::{From, Jwks};
+use super::jwks::{From, Jwks, NoKeys};
 use super::keys::KeySet;
 use super::places::{Place, TOKENS_MAX};
 use super::token::{Claims, Invalid, Unverified};
@@ -72,11 +72,12 @@ pub struct Effects {
 pub struct Failure(pub Invalid);
 
 impl Failure {
-    /// The stable reason. Both are answered with 401 and [`CHALLENGE`].
+    /// The stable reason. All but a loop are answered with 401 and [`CHALLENGE`].
     #[must_use]
     pub fn reason(self) -> Reason {
         match self.0 {
             Invalid::NoKeys => Reason::JwksUnavailable,
+            Invalid::Loop => Reason::LoopDetected,
             _ => Reason::JwtInvalid,
         }
     }
@@ -149,13 +150,14 @@ impl Authentication {
         }
     }
 
-    /// Verifies every token of a request, at `now`, in seconds since 1970.
+    /// Verifies every token of a request that has passed so many waypoints, at `now`, in seconds since 1970.
     pub async fn authenticate(
         &self,
         head: &RequestHead,
         jwks: &Arc<Jwks>,
         cache: &Cache,
         now: i64,
+        hops: u8,
     ) -> Result<Authenticated, Failure> {
         let mut oldest: Option<(usize, Arc<Claims>)> = None;
         let mut effects = Effects::default();
@@ -167,7 +169,7 @@ impl Authentication {
                     return Err(Failure(Invalid::TooLarge));
                 }
                 let (index, claims) = self
-                    .verified(place, &token, (jwks, cache), now)
+                    .verified(place, &token, (jwks, cache), now, hops)
                     .await
                     .map_err(Failure)?;
                 self.rules[index].outputs(&claims, place, &mut effects);
@@ -189,6 +191,7 @@ impl Authentication {
         token: &str,
         (jwks, cache): (&Arc<Jwks>, &Cache),
         now: i64,
+        hops: u8,
     ) -> Result<(usize, Arc<Claims>), Invalid> {
         let unverified = Unverified::parse(token)?;
         let digest = Digest::of(token);
@@ -203,12 +206,22 @@ impl Authentication {
                 continue;
             }
             let keys = match &rule.keys {
-                KeysOf::Inline(keys) => keys.clone(),
-                KeysOf::Fetched(from) => jwks.keys(from, rule.timeout, unverified.key_id.as_deref()).await,
+                KeysOf::Inline(keys) => keys.clone().ok_or(NoKeys::Unavailable),
+                KeysOf::Fetched(from) => {
+                    let key_id = unverified.key_id.as_deref();
+                    jwks.keys(from, rule.timeout, key_id, hops).await
+                }
             };
-            let Some(keys) = keys else {
-                failed = Invalid::NoKeys;
-                continue;
+            let keys = match keys {
+                Ok(keys) => keys,
+                Err(NoKeys::Unavailable) => {
+                    failed = Invalid::NoKeys;
+                    continue;
+                }
+                Err(NoKeys::Loop) => {
+                    failed = Invalid::Loop;
+                    continue;
+                }
             };
             if let Some(claims) = cache.get(&digest, keys.number()) {
                 return Ok((index, claims));

@@ -21,6 +21,7 @@ use tulle_runtime::tasks;
 
 use super::keys::{JWKS_BYTES_MAX, KeySet, KeysError};
 use super::target::{BadTarget, Target};
+use crate::policy::ask::BEGINS;
 
 /// How long fetching may take, unless the rule says otherwise.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,16 +59,28 @@ pub enum FetchError {
     /// The metadata of the issuer names no keys.
     #[error("the issuer's metadata names no `jwks_uri`")]
     NoUri,
+    /// The service that has them stands behind a waypoint, and who needs them has passed as many as it may.
+    #[error("the fetch would pass too many waypoints")]
+    Loop,
     /// The connection failed.
     #[error("{0}")]
     Connection(String),
 }
 
+/// Why a request goes without keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoKeys {
+    /// They cannot be had.
+    Unavailable,
+    /// It has passed too many waypoints for a fetch, and others may have them.
+    Loop,
+}
+
 /// Performs one GET: to a service of the mesh as any request goes there, else over TLS after [`Target::judge`] of the
 /// address. It follows no redirect and reads no more than [`JWKS_BYTES_MAX`].
 pub trait Fetch: std::fmt::Debug + Send + Sync {
-    /// The body of an answer with status 200.
-    fn fetch<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>>;
+    /// The body of an answer with status 200, for a request that has passed so many waypoints.
+    fn fetch<'a>(&'a self, target: &'a Target, hops: u8) -> BoxFuture<'a, Result<Bytes, FetchError>>;
 }
 
 /// Where the keys of a rule come from.
@@ -149,7 +162,8 @@ impl Jwks {
     pub fn prepare(self: &Arc<Self>, from: &From, timeout: Option<Duration>) {
         let (this, from) = (self.clone(), from.clone());
         tasks::spawn("jwks_prepare", async move {
-            this.keys(&from, timeout, None).await;
+            // No request causes it.
+            let _ = this.keys(&from, timeout, None, BEGINS).await;
         });
     }
 
@@ -179,35 +193,42 @@ impl Jwks {
         for source in due {
             let (this, source) = (self.clone(), source.clone());
             tasks::spawn("jwks_refresh", async move {
-                this.renew(&source, None).await;
+                // No request causes it.
+                let _ = this.renew(&source, None, BEGINS).await;
             });
         }
     }
 
-    /// The keys of a rule, fetched if need be; `None` if there are none. If the key of this name is not among them,
-    /// they are fetched again, but not too often.
+    /// The keys of a rule, fetched if need be for a request that has passed so many waypoints. If the key of this name is
+    /// not among them, they are fetched again, but not too often.
+    ///
+    /// # Errors
+    /// Why there are none.
     pub async fn keys(
         self: &Arc<Self>,
         from: &From,
         timeout: Option<Duration>,
         key_id: Option<&str>,
-    ) -> Option<Arc<KeySet>> {
-        let source = self.source(from, timeout)?;
+        hops: u8,
+    ) -> Result<Arc<KeySet>, NoKeys> {
+        let source = self.source(from, timeout).ok_or(NoKeys::Unavailable)?;
         let step = source.state.lock().step(key_id, Instant::now());
         match step {
-            Step::Use(keys) => Some(keys),
+            Step::Use(keys) => Ok(keys),
             Step::UseAndRefresh(keys) => {
                 let (this, source) = (self.clone(), source.clone());
                 tasks::spawn("jwks_refresh", async move {
-                    this.renew(&source, None).await;
+                    // No request waits for it, so that it is none's.
+                    let _ = this.renew(&source, None, BEGINS).await;
                 });
-                Some(keys)
+                Ok(keys)
             }
-            Step::Without => None,
+            Step::Without => Err(NoKeys::Unavailable),
             Step::Fetch => {
-                self.renew(&source, key_id).await;
+                self.renew(&source, key_id, hops).await?;
                 let state = source.state.lock();
-                state.keys.as_ref().map(|(keys, _)| keys.clone())
+                let keys = state.keys.as_ref().map(|(keys, _)| keys.clone());
+                keys.ok_or(NoKeys::Unavailable)
             }
         }
     }
@@ -232,32 +253,48 @@ impl Jwks {
 
     /// Fetches keys, unless somebody else did so while this waited. The fetch goes on when who began it leaves: others
     /// wait for it, and nobody asks again so soon.
-    async fn renew(self: &Arc<Self>, source: &Arc<Source>, key_id: Option<&str>) {
+    ///
+    /// # Errors
+    /// [`NoKeys::Loop`], and for no other reason. It says nothing of the keys: who comes next asks for itself.
+    async fn renew(
+        self: &Arc<Self>,
+        source: &Arc<Source>,
+        key_id: Option<&str>,
+        hops: u8,
+    ) -> Result<(), NoKeys> {
         let flight = Arc::clone(&source.flight).lock_owned().await;
-        {
+        let before = {
             let mut state = source.state.lock();
             let now = Instant::now();
             // Nobody fetches who has not the flight.
             state.fetching = false;
             if matches!(state.step(key_id, now), Step::Use(_) | Step::Without) {
-                return;
+                return Ok(());
             }
-            state.asked = Some(now);
             state.fetching = true;
-        }
+            state.asked.replace(now)
+        };
         let (this, source) = (Arc::clone(self), Arc::clone(source));
-        let fetching = tasks::spawn_holding("jwks_fetch", flight, async move { this.fetch(&source).await });
+        let fetching = tasks::spawn_holding("jwks_fetch", flight, async move {
+            this.fetch(&source, before, hops).await
+        });
         // One that panicked is told of where tasks are watched, and has brought no keys.
-        let _ = fetching.await;
+        fetching.await.unwrap_or(Ok(()))
     }
 
-    async fn fetch(&self, source: &Source) {
-        let fetched = timeout(source.timeout, self.fetched(&source.from)).await;
+    /// Fetches keys that were asked for `before`.
+    async fn fetch(&self, source: &Source, before: Option<Instant>, hops: u8) -> Result<(), NoKeys> {
+        let fetched = timeout(source.timeout, self.fetched(&source.from, hops)).await;
         let fetched = fetched.unwrap_or(Err(FetchError::Timeout(source.timeout)));
         let mut state = source.state.lock();
         state.fetching = false;
         match fetched {
             Ok(keys) => state.keys = Some((Arc::new(keys), Instant::now())),
+            // Who has passed fewer may have them, and at once.
+            Err(FetchError::Loop) => {
+                state.asked = before;
+                return Err(NoKeys::Loop);
+            }
             Err(error) => {
                 let of = match &source.from {
                     From::Uri(text) | From::Issuer(text) => text,
@@ -265,25 +302,26 @@ impl Jwks {
                 tracing::warn!(%of, %error, "keys of tokens could not be fetched; see T0604");
             }
         }
+        Ok(())
     }
 
-    async fn fetched(&self, from: &From) -> Result<KeySet, FetchError> {
+    async fn fetched(&self, from: &From, hops: u8) -> Result<KeySet, FetchError> {
         let target = match from {
             From::Uri(uri) => Target::parse(uri)?,
-            From::Issuer(issuer) => self.discovered(issuer).await?,
+            From::Issuer(issuer) => self.discovered(issuer, hops).await?,
         };
-        Ok(KeySet::parse(&self.fetch.fetch(&target).await?)?)
+        Ok(KeySet::parse(&self.fetch.fetch(&target, hops).await?)?)
     }
 
     /// OpenID Connect Discovery 1.0, section 4.
-    async fn discovered(&self, issuer: &str) -> Result<Target, FetchError> {
+    async fn discovered(&self, issuer: &str, hops: u8) -> Result<Target, FetchError> {
         #[derive(Deserialize)]
         struct Metadata {
             jwks_uri: String,
         }
         let issuer = issuer.trim_end_matches('/');
         let target = Target::parse(&format!("{issuer}/.well-known/openid-configuration"))?;
-        let text = self.fetch.fetch(&target).await?;
+        let text = self.fetch.fetch(&target, hops).await?;
         let metadata: Metadata = serde_json::from_slice(&text).map_err(|_| FetchError::NoUri)?;
         Ok(Target::parse(&metadata.jwks_uri)?)
     }
@@ -311,7 +349,10 @@ mod tests {
     }
 
     impl Fetch for Served {
-        fn fetch<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+        fn fetch<'a>(&'a self, target: &'a Target, hops: u8) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+            if hops > BEGINS {
+                return Box::pin(async { Err(FetchError::Loop) });
+            }
             let url = format!("{}{}", target.host, target.path);
             self.asked.lock().push(url.clone());
             let answer = self.answers.lock().get(&url).cloned();
@@ -344,8 +385,13 @@ mod tests {
         }
 
         async fn keys(&self, id: &str) -> Option<Arc<KeySet>> {
+            self.after(BEGINS, id).await.ok()
+        }
+
+        /// What who has passed so many waypoints gets.
+        async fn after(&self, hops: u8, id: &str) -> Result<Arc<KeySet>, NoKeys> {
             let from = From::Uri("https://keys/jwks".into());
-            self.jwks.keys(&from, None, Some(id)).await
+            self.jwks.keys(&from, None, Some(id), hops).await
         }
 
         async fn has(&self, id: &str) -> bool {
@@ -457,7 +503,7 @@ mod tests {
         #[derive(Debug, Default)]
         struct Slow(tokio::sync::Notify);
         impl Fetch for Slow {
-            fn fetch<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+            fn fetch<'a>(&'a self, _: &'a Target, _: u8) -> BoxFuture<'a, Result<Bytes, FetchError>> {
                 Box::pin(async move {
                     self.0.notified().await;
                     Ok(jwks("a").into())
@@ -467,14 +513,29 @@ mod tests {
         let slow = Arc::new(Slow::default());
         let jwks = Arc::new(Jwks::new(slow.clone()));
         let from = From::Uri("https://keys/jwks".into());
-        let mut leaving = Box::pin(jwks.keys(&from, None, Some("a")));
-        let mut staying = Box::pin(jwks.keys(&from, None, Some("a")));
+        let mut leaving = Box::pin(jwks.keys(&from, None, Some("a"), BEGINS));
+        let mut staying = Box::pin(jwks.keys(&from, None, Some("a"), BEGINS));
         assert!(leaving.as_mut().now_or_never().is_none());
         assert!(staying.as_mut().now_or_never().is_none());
         tokio::task::yield_now().await;
         drop(leaving);
         slow.0.notify_one();
-        assert!(staying.await.is_some());
+        assert!(staying.await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fetch_that_passed_too_many_waypoints_keeps_nobody_else_from_the_keys() {
+        let world = World::new();
+        world.serves("keys/jwks", &jwks("a"));
+        for _ in 0..3 {
+            assert_eq!(world.after(2, "a").await.err(), Some(NoKeys::Loop));
+        }
+        assert!(world.has("a").await, "at once");
+        assert!(world.after(2, "a").await.is_ok(), "nothing is fetched for it");
+        tokio::time::advance(PAUSE).await;
+        world.serves("keys/jwks", &jwks("b"));
+        assert_eq!(world.after(2, "b").await.err(), Some(NoKeys::Loop));
+        assert!(world.has("b").await);
     }
 
     #[tokio::test(start_paused = true)]
@@ -487,9 +548,9 @@ mod tests {
         world.serves("keys/jwks", &jwks("a"));
         let keys = world
             .jwks
-            .keys(&From::Issuer("https://issuer/".into()), None, Some("a"))
+            .keys(&From::Issuer("https://issuer/".into()), None, Some("a"), BEGINS)
             .await;
-        assert!(keys.is_some());
+        assert!(keys.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -497,16 +558,16 @@ mod tests {
         #[derive(Debug)]
         struct Hangs;
         impl Fetch for Hangs {
-            fn fetch<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+            fn fetch<'a>(&'a self, _: &'a Target, _: u8) -> BoxFuture<'a, Result<Bytes, FetchError>> {
                 Box::pin(futures_util::future::pending())
             }
         }
         let jwks = Arc::new(Jwks::new(Arc::new(Hangs)));
         let before = Instant::now();
         assert!(
-            jwks.keys(&From::Uri("https://keys/jwks".into()), None, None)
+            jwks.keys(&From::Uri("https://keys/jwks".into()), None, None, BEGINS)
                 .await
-                .is_none()
+                .is_err()
         );
         assert_eq!(before.elapsed(), TIMEOUT);
     }

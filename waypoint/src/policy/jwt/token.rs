@@ -49,6 +49,9 @@ pub enum Invalid {
     /// The keys of its issuer cannot be had.
     #[error("no_keys")]
     NoKeys,
+    /// The request has passed too many waypoints for its keys to be fetched.
+    #[error("loop")]
+    Loop,
 }
 
 impl Invalid {
@@ -65,6 +68,7 @@ impl Invalid {
             Self::NotYet => "not_yet",
             Self::Signature => "signature",
             Self::NoKeys => "no_keys",
+            Self::Loop => "loop",
         }
     }
 }

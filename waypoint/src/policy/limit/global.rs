@@ -70,6 +70,9 @@ pub enum Counted {
     PassUncounted(AskError),
     /// There was no answer.
     Unavailable(AskError),
+    /// Nobody was asked, since the question would pass too many waypoints. It does not pass, whatever the user wants to
+    /// happen without an answer: who can write the number would have it uncounted.
+    Loop,
 }
 
 impl GlobalLimiter {
@@ -93,16 +96,17 @@ impl GlobalLimiter {
         }
     }
 
-    /// Asks whether a request may pass. Without anything to count, nobody is asked.
-    pub async fn count(&self, ask: &dyn Ask, questions: &Questions, of: &Keyed<'_>) -> Counted {
+    /// Asks whether a request may pass that has passed so many waypoints. Without anything to count, nobody is asked.
+    pub async fn count(&self, ask: &dyn Ask, questions: &Questions, of: &Keyed<'_>, hops: u8) -> Counted {
         let descriptors = self.descriptors_of(of);
         if descriptors.is_empty() {
             return passes();
         }
-        let asking = self.asked(ask, questions, descriptors);
+        let asking = self.asked(ask, questions, descriptors, hops);
         let answer = tokio::time::timeout(self.timeout, asking).await;
         match answer.unwrap_or(Err(AskError::Timeout)) {
             Ok(counted) => counted,
+            Err(AskError::Loop) => Counted::Loop,
             Err(error) if self.fail_open => Counted::PassUncounted(error),
             Err(error) => Counted::Unavailable(error),
         }
@@ -113,6 +117,7 @@ impl GlobalLimiter {
         ask: &dyn Ask,
         questions: &Questions,
         descriptors: Vec<RateLimitDescriptor>,
+        hops: u8,
     ) -> Result<Counted, AskError> {
         let unknown = || AskError::Unusable("the provider is not known".to_owned());
         let to = self.to.as_ref().ok_or_else(unknown)?;
@@ -122,7 +127,7 @@ impl GlobalLimiter {
             descriptors,
             hits_addend: 1,
         };
-        let answer: RateLimitResponse = unary(ask, to, PATH, &question, ANSWER_BYTES_MAX).await?;
+        let answer: RateLimitResponse = unary(ask, (to, PATH), &question, ANSWER_BYTES_MAX, hops).await?;
         match Code::try_from(answer.overall_code) {
             Ok(Code::Ok) => Ok(Counted::Pass {
                 request: fields(answer.request_headers_to_add),
@@ -196,6 +201,7 @@ mod tests {
     use tulle_proto::rate_limit::rate_limit_service_server::{RateLimitService, RateLimitServiceServer};
     use tulle_runtime::tasks;
 
+    use crate::policy::ask::BEGINS;
     use crate::policy::ask::testing::Loopback;
 
     #[derive(Clone)]
@@ -284,7 +290,9 @@ mod tests {
             route: None,
         };
         let limiter = GlobalLimiter::new(of, &[provider]);
-        limiter.count(&Loopback(to), &Questions::default(), &keyed).await
+        limiter
+            .count(&Loopback(to), &Questions::default(), &keyed, BEGINS)
+            .await
     }
 
     #[tokio::test]

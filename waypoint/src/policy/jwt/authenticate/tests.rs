@@ -18,6 +18,7 @@ use tulle_model::testing::get;
 use super::super::jwks::{Fetch, FetchError};
 use super::super::target::Target;
 use super::*;
+use crate::policy::ask::BEGINS;
 
 const NOW: i64 = 1_000_000;
 
@@ -132,7 +133,7 @@ fn policy(name: &str, rules: Vec<JwtRule>) -> Arc<Policy> {
 struct Nowhere;
 
 impl Fetch for Nowhere {
-    fn fetch<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Bytes, FetchError>> {
+    fn fetch<'a>(&'a self, _: &'a Target, _: u8) -> BoxFuture<'a, Result<Bytes, FetchError>> {
         Box::pin(async { Err(FetchError::Status(503)) })
     }
 }
@@ -145,7 +146,7 @@ async fn judge_all(policies: &[Arc<Policy>], head: &RequestHead) -> Result<Authe
     let jwks = Arc::new(Jwks::new(Arc::new(Nowhere)));
     let authentication = Authentication::new(policies);
     let judged = authentication
-        .authenticate(head, &jwks, &Cache::default(), NOW)
+        .authenticate(head, &jwks, &Cache::default(), NOW, BEGINS)
         .await;
     judged.map_err(|Failure(invalid)| invalid)
 }
@@ -374,12 +375,14 @@ async fn what_was_verified_is_remembered_and_still_ends_in_time() {
     for _ in 0..3 {
         assert!(
             authentication
-                .authenticate(&head, &jwks, &cache, NOW)
+                .authenticate(&head, &jwks, &cache, NOW, BEGINS)
                 .await
                 .is_ok()
         );
     }
     assert_eq!(cache.len(), 1);
-    let late = authentication.authenticate(&head, &jwks, &cache, NOW + 660).await;
+    let late = authentication
+        .authenticate(&head, &jwks, &cache, NOW + 660, BEGINS)
+        .await;
     assert_eq!(late.unwrap_err(), Failure(Invalid::Expired));
 }
