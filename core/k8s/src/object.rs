@@ -289,6 +289,14 @@ impl Object {
             Self::RequestAuthentication(object) => object.unreadable.is_some(),
             Self::TrafficPolicy(object) => object.unreadable.is_some(),
             Self::Mesh(object) => object.unreadable.is_some(),
+            Self::HttpRoute(object) => {
+                let mut rules = object.spec.rules.iter();
+                rules.any(|rule| stand_in::is_closed(&rule.filters))
+            }
+            Self::GrpcRoute(object) => {
+                let mut rules = object.spec.rules.iter();
+                rules.any(|rule| stand_in::is_closed(&rule.filters))
+            }
             _ => false,
         }
     }

@@ -1,8 +1,11 @@
 //! What a security object means while it cannot be read: the strictest thing it could say, where it says it.
 
+use serde::de::DeserializeOwned;
+
 use super::{Key, Kind, Object};
 use crate::api::mesh::Mode;
 use crate::api::meta::Meta;
+use crate::api::route::{GrpcRule, HttpRule, RouteFilter, RouteObject, RouteSpec};
 use crate::api::security::{LabelSelector, Mtls, MtlsMode, PolicyTargetRef, Unreadable};
 use crate::api::traffic::TrafficTargetRef;
 use crate::api::{AuthorizationPolicy, Mesh, PeerAuthentication, RequestAuthentication, TrafficPolicy};
@@ -63,6 +66,18 @@ pub(super) fn of(node: &Node, key: &Key, faults: &[Fault]) -> Option<Object> {
             Some(Object::RequestAuthentication(policy))
         }
         Kind::TrafficPolicy if asks_somebody(node, key.kind) => Some(traffic_policy(node, key, cause)),
+        Kind::HttpRoute => closed_route(node, key, |matches, filters| HttpRule {
+            matches,
+            filters,
+            ..HttpRule::default()
+        })
+        .map(Object::HttpRoute),
+        Kind::GrpcRoute => closed_route(node, key, |matches, filters| GrpcRule {
+            matches,
+            filters,
+            ..GrpcRule::default()
+        })
+        .map(Object::GrpcRoute),
         Kind::Mesh => {
             let mut mesh = Mesh::default();
             mesh.metadata.name = key.name.clone();
@@ -81,6 +96,63 @@ pub(super) fn of(node: &Node, key: &Key, faults: &[Fault]) -> Option<Object> {
 pub(super) fn asks_somebody(node: &Node, kind: Kind) -> bool {
     let spec = node.field("spec").filter(|_| kind == Kind::TrafficPolicy);
     spec.is_some_and(|spec| spec.field("externalAuth").is_some())
+}
+
+/// The filter by which a rule has somebody decide about its requests.
+const ASKS: &str = "ExternalAuth";
+
+/// Whether a rule is one of a stand-in: it asks somebody, and does not say whom. No rule that was read does that.
+pub(super) fn is_closed(filters: &[RouteFilter]) -> bool {
+    filters
+        .iter()
+        .any(|filter| &*filter.kind == ASKS && filter.external_auth.is_none())
+}
+
+/// A route of which the rules are left by which somebody is to decide, with what can be read of their matches: nobody can be
+/// asked, so that what they match is answered with 500, and what no route matches with 404. `None` if there is no such rule.
+fn closed_route<R: Default, M: DeserializeOwned>(
+    node: &Node,
+    key: &Key,
+    rule: impl Fn(Vec<M>, Vec<RouteFilter>) -> R,
+) -> Option<RouteObject<R>> {
+    let spec = node.field("spec")?;
+    let rules = items(spec.field("rules")).iter().filter(|rule| asks(rule));
+    let closed = |of: &Node| {
+        let asks = RouteFilter {
+            kind: ASKS.into(),
+            ..RouteFilter::default()
+        };
+        let matches = of.field("matches").and_then(|matches| matches.read().ok());
+        rule(matches.unwrap_or_default(), vec![asks])
+    };
+    let rules: Vec<R> = rules.map(closed).collect();
+    let parents = spec.field("parentRefs").and_then(|parents| parents.read().ok());
+    let hostnames = spec.field("hostnames").and_then(|names| names.read().ok());
+    let spec = RouteSpec {
+        parent_refs: parents.unwrap_or_default(),
+        hostnames: hostnames.unwrap_or_default(),
+        rules,
+    };
+    (!spec.rules.is_empty()).then(|| RouteObject {
+        metadata: meta(node, key),
+        spec,
+    })
+}
+
+/// Whether somebody is to decide about the requests of a rule, or about those to one of its backends.
+fn asks(rule: &Node) -> bool {
+    let asks = |of: &Node| {
+        let mut filters = items(of.field("filters")).iter();
+        filters.any(|filter| filter.text("type") == Some(ASKS) || filter.field("externalAuth").is_some())
+    };
+    asks(rule) || items(rule.field("backendRefs")).iter().any(asks)
+}
+
+fn items(node: Option<&Node>) -> &[Node] {
+    match node.map(|node| &node.value) {
+        Some(Value::Sequence(items)) => items,
+        _ => &[],
+    }
 }
 
 fn traffic_policy(node: &Node, key: &Key, cause: String) -> Object {

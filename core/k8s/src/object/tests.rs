@@ -262,3 +262,46 @@ fn a_body_that_nobody_sends_along_is_refused_where_it_is_asked_for() {
         (expected, true)
     );
 }
+
+#[test]
+fn a_route_that_cannot_be_read_closes_what_somebody_was_to_decide_about() {
+    let route = |kind: &str, rules: &str| {
+        reading(&format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: r, namespace: shop}}\nspec:\n  \
+             parentRefs: [{{group: '', kind: Service, name: web}}]\n  hostnames: [web.shop]\n  rules: {rules}\n"
+        ))
+    };
+    let stand_in = |reading: Reading| match reading {
+        Reading::Bad { stand_in, .. } => stand_in,
+        other => panic!("{other:?}"),
+    };
+    let asks = "filters: [{type: ExternalAuth, externalAuth: 7}]";
+    let rules = format!(
+        "[{{matches: [{{path: {{type: PathPrefix, value: /admin}}}}], {asks}}}, {{backendRefs: [{{name: a, port: 80}}]}}, \
+         {{matches: 7, {asks}}}, {{backendRefs: [{{name: a, port: 80, {asks}}}]}}]"
+    );
+    let closed = stand_in(route("HTTPRoute", &rules)).expect("a stand-in");
+    assert!(closed.is_stand_in());
+    let Object::HttpRoute(closed) = &*closed else {
+        panic!("a route")
+    };
+    assert_eq!(&*closed.spec.parent_refs[0].name, "web");
+    assert_eq!(&*closed.spec.hostnames[0], "web.shop");
+    let paths = closed.spec.rules.iter().map(|rule| {
+        let path = rule.matches.first()?.path.as_ref()?;
+        path.value.as_deref()
+    });
+    // What cannot be read matches everything.
+    assert_eq!(paths.collect::<Vec<_>>(), [Some("/admin"), None, None]);
+    assert!(stand_in(route("GRPCRoute", &format!("[{{{asks}}}]"))).is_some());
+    let plain = "[{timeouts: 7, backendRefs: [{name: a, port: 80}]}]";
+    assert!(
+        stand_in(route("HTTPRoute", plain)).is_none(),
+        "it restricts nothing"
+    );
+    let good = "[{filters: [{type: ExternalAuth, externalAuth: {protocol: GRPC, backendRef: {name: opa, port: 9000}}}]}]";
+    let Reading::Good { object, .. } = route("HTTPRoute", good) else {
+        panic!("good")
+    };
+    assert!(!object.is_stand_in());
+}

@@ -13,6 +13,8 @@ use tulle_model::route::{
 };
 
 use super::*;
+use crate::document::documents;
+use crate::object::{Reading, read};
 use crate::testing::{Around, objects};
 use crate::translate::condition::Status;
 
@@ -459,4 +461,32 @@ fn what_cannot_be_done_is_answered_with_500_and_told() {
         let expected = format!("UnsupportedValue: rules[0]: {cause}; requests that match it get 500");
         assert_eq!(told, [expected]);
     }
+}
+
+#[test]
+fn a_route_that_cannot_be_read_leaves_no_request_unasked() {
+    let text = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web}]
+  rules: [{filters: [{type: ExternalAuth, externalAuth: 7}], backendRefs: [{name: web, port: 80}]}]
+";
+    let node = documents(text).remove(0).expect("it is YAML");
+    let Reading::Bad {
+        stand_in: Some(object),
+        ..
+    } = read(&node)
+    else {
+        panic!("a stand-in")
+    };
+    assert_eq!(asking(&object), [0], "it closes the pods to everybody else, too");
+    let translated = route(&object, &[], &Around::of(SHOP));
+    let closed = &translated.routes[0];
+    assert_eq!(
+        closed.error.as_deref(),
+        Some("the filter ExternalAuth is not supported")
+    );
+    assert!(closed.matches.is_empty() && closed.backends.is_empty());
 }
