@@ -25,6 +25,7 @@ Options:
 
 Benches: connect decide framing latency pick policy push request route throughput (others print tables of their own)
 BASE is built in target/compare, once for each commit. The time of a row is the median of its rounds.
+It fails where a row takes more than a tenth longer than before, outside of the noise.
 Example: cargo xtask bench compare main --bench throughput tunnel/4
 ";
 
@@ -43,6 +44,8 @@ const BENCHES: [&str; 10] = [
 ];
 const USUAL: [&str; 4] = ["decide", "route", "pick", "policy"];
 const ROUNDS: u32 = 5;
+/// What a row may take of its time before; the check fails above it.
+const RATIO_MAX: f64 = 1.1;
 
 /// What is compared.
 #[derive(Debug, PartialEq, Eq)]
@@ -179,7 +182,15 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<(), String> {
     }
     let [before, after] = sides.map(|side| side.rounds);
     print!("{}", table(&before, &after));
-    Ok(())
+    let slower = regressions(&before, &after);
+    match slower.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "more than a tenth slower than {}: {}",
+            options.base,
+            slower.join(", ")
+        )),
+    }
 }
 
 fn bench_of(side: &Side, bench: &str) -> Command {
@@ -275,6 +286,21 @@ fn table(before: &BTreeMap<String, Vec<f64>>, after: &BTreeMap<String, Vec<f64>>
         let _ = writeln!(text, "| {name} | | {} | | new |", Spread::of(after));
     }
     text
+}
+
+/// The benchmarks that take longer than they may, whatever the noise.
+fn regressions<'a>(
+    before: &'a BTreeMap<String, Vec<f64>>,
+    after: &BTreeMap<String, Vec<f64>>,
+) -> Vec<&'a str> {
+    let both = before
+        .iter()
+        .filter_map(|(name, rounds)| Some((name, rounds, after.get(name)?)));
+    let slower = both.filter(|(_, before, after)| {
+        let [before, after] = [before, after].map(|rounds| Spread::of(rounds));
+        after.least > before.most && after.median > before.median * RATIO_MAX
+    });
+    slower.map(|(name, ..)| name.as_str()).collect()
 }
 
 /// The rounds of one side.
@@ -378,5 +404,24 @@ mod tests {
         assert!(table(&before, &rounds(&[1101.0, 1200.0, 2000.0])).ends_with("slower |\n"));
         assert!(table(&before, &BTreeMap::new()).ends_with("gone |\n"));
         assert!(table(&BTreeMap::new(), &before).ends_with("new |\n"));
+    }
+
+    #[test]
+    fn a_row_that_is_a_tenth_slower_outside_of_the_noise_fails_the_check() {
+        let rounds = |times: &[f64]| BTreeMap::from([("pick/10".to_owned(), times.to_vec())]);
+        let before = rounds(&[1000.0, 1010.0, 1100.0]);
+        for (after, fails) in [
+            ([1050.0, 1200.0, 1300.0], false),
+            ([1101.0, 1105.0, 1300.0], false),
+            ([1101.0, 1120.0, 1300.0], true),
+            ([500.0, 525.0, 999.0], false),
+        ] {
+            let slower = regressions(&before, &rounds(&after)).len();
+            assert_eq!(slower == 1, fails, "{after:?}");
+        }
+        assert!(
+            regressions(&before, &BTreeMap::new()).is_empty(),
+            "gone, and told as such"
+        );
     }
 }
