@@ -30,6 +30,16 @@ const OWNER: &str = "owner";
 /// Longest name of an owner that is read.
 const OWNER_BYTES_MAX: u64 = 512;
 
+/// Puts a whole file in the place of another, for good: until what that did to the folder is on the disk, too, a crash of
+/// the machine may bring the old one back.
+///
+/// # Errors
+/// It stays where it is, or it is in its place and may not stay there.
+pub(crate) fn replace(new: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(new, path)?;
+    File::open(path.parent().unwrap_or(path))?.sync_all()
+}
+
 /// The folder, held until dropped.
 #[derive(Debug)]
 pub struct StateDir {

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tulle_model::trust::{DENIED_MAX, Denied, Subject};
 
+use crate::state_dir::replace;
+
 /// The file in the state folder.
 pub const FILE: &str = "denied.json";
 /// Largest file read.
@@ -344,7 +346,7 @@ fn write(path: &Path, entries: &[Denied]) -> io::Result<()> {
     let mut file = options.open(&new)?;
     file.write_all(&text)?;
     file.sync_all()?;
-    fs::rename(&new, path)
+    replace(&new, path)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use tulle_model::trust::{Denied, Serial, Subject};
 use tulle_model::{Identity, Str};
 
 use crate::snapshot::Placement;
+use crate::state_dir::replace;
 
 mod commit;
 
@@ -399,11 +400,7 @@ impl Log {
         }
         let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
-        fs::rename(new, path)?;
-        if let Some(folder) = path.parent() {
-            // Else a crash may bring the old file back, without what is appended to this one.
-            fs::File::open(folder)?.sync_all()?;
-        }
+        replace(new, path)?;
         (self.file, self.appended, self.is_torn) = (Some(file), 0, false);
         Ok(())
     }

@@ -14,6 +14,7 @@ use tulle_model::{Reason, Str};
 use x509_parser::pem::Pem;
 
 use crate::ca::issue::{BACKDATED, random_serial};
+use crate::state_dir::replace;
 
 /// How long a root is valid.
 pub const ROOT_TTL: Duration = Duration::from_secs(3650 * 24 * 3600);
@@ -253,11 +254,7 @@ fn create(folder: &Path, trust_domain: &str, now: OffsetDateTime) -> Result<(), 
         .map_err(failed(&new))?;
     write(&new.join(KEY_FILE), &key).map_err(failed(&new))?;
     write(&new.join(CERTIFICATE_FILE), &certificate).map_err(failed(&new))?;
-    fs::rename(&new, folder).map_err(failed(folder))?;
-    let parent = folder.parent().unwrap_or(folder);
-    fs::File::open(parent)
-        .and_then(|parent| parent.sync_all())
-        .map_err(failed(parent))
+    replace(&new, folder).map_err(failed(folder))
 }
 
 pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {

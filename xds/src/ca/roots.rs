@@ -15,6 +15,7 @@ use tulle_model::Str;
 use crate::ca::issuer::{Issuing, Material, bundle};
 use crate::ca::root::{self, Root, RootError};
 use crate::ca::rotation::{Misplaced, Phase, State};
+use crate::state_dir::replace;
 
 /// Where a rotation stands.
 const STATE_FILE: &str = "rotation.json";
@@ -481,7 +482,7 @@ fn replace_file(path: &Path, text: &[u8]) -> Result<(), RootError> {
         _ => root::write(&new, &String::from_utf8_lossy(text)),
     };
     replaced
-        .and_then(|()| fs::rename(&new, path))
+        .and_then(|()| replace(&new, path))
         .map_err(io_error(path))
 }
 

@@ -17,6 +17,8 @@ use tulle_model::Str;
 
 use super::{PREFIX, TokenError, hash_of, hex, is_node_id};
 
+use crate::state_dir::replace;
+
 /// Longest time a token may wait for its use, in seconds.
 pub const TTL_MAX: u64 = 24 * 3600;
 /// How long the same request is answered again, in seconds: its answer may have been lost.
@@ -235,8 +237,7 @@ impl JoinTokens {
             let mut file = options.open(&new)?;
             file.write_all(&serde_json::to_vec_pretty(token)?)?;
             file.sync_all()?;
-            fs::rename(&new, &path)?;
-            fs::File::open(folder)?.sync_all()
+            replace(&new, &path)
         };
         write().map_err(|source| TokenError::Write {
             path: path.clone(),
