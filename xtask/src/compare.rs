@@ -155,11 +155,26 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<(), String> {
             bench_of(side, bench).arg("--no-run").succeed()?;
         }
     }
-    let results = place.join("results");
+    measure(&mut sides, &place.join("results"), options)?;
+    let [before, after] = sides.map(|side| side.rounds);
+    print!("{}", table(&before, &after));
+    let slower = regressions(&before, &after);
+    match slower.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "more than a tenth slower than {}: {}",
+            options.base,
+            slower.join(", ")
+        )),
+    }
+}
+
+/// Runs the benches of all sides in turns.
+fn measure(sides: &mut [Side], results: &Path, options: &Options) -> Result<(), String> {
     for round in 1..=options.rounds {
-        for side in &mut sides {
+        for side in sides.iter_mut() {
             println!("── round {round} of {}: {}", options.rounds, side.name);
-            let _ = fs::remove_dir_all(&results);
+            let _ = fs::remove_dir_all(results);
             for bench in &options.benches {
                 let mut command = bench_of(side, bench);
                 command.args([
@@ -172,25 +187,15 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<(), String> {
                 ]);
                 command
                     .args(&options.filter)
-                    .env("CRITERION_HOME", &results)
+                    .env("CRITERION_HOME", results)
                     .succeed()?;
             }
-            for (name, time) in medians(&results) {
+            for (name, time) in medians(results) {
                 side.rounds.entry(name).or_default().push(time);
             }
         }
     }
-    let [before, after] = sides.map(|side| side.rounds);
-    print!("{}", table(&before, &after));
-    let slower = regressions(&before, &after);
-    match slower.is_empty() {
-        true => Ok(()),
-        false => Err(format!(
-            "more than a tenth slower than {}: {}",
-            options.base,
-            slower.join(", ")
-        )),
-    }
+    Ok(())
 }
 
 fn bench_of(side: &Side, bench: &str) -> Command {

@@ -66,18 +66,7 @@ pub(super) fn of(node: &Node, key: &Key, faults: &[Fault]) -> Option<Object> {
             Some(Object::RequestAuthentication(policy))
         }
         Kind::TrafficPolicy if asks_somebody(node, key.kind) => Some(traffic_policy(node, key, cause)),
-        Kind::HttpRoute => closed_route(node, key, |matches, filters| HttpRule {
-            matches,
-            filters,
-            ..HttpRule::default()
-        })
-        .map(Object::HttpRoute),
-        Kind::GrpcRoute => closed_route(node, key, |matches, filters| GrpcRule {
-            matches,
-            filters,
-            ..GrpcRule::default()
-        })
-        .map(Object::GrpcRoute),
+        Kind::HttpRoute | Kind::GrpcRoute => route(node, key),
         Kind::Mesh => {
             let mut mesh = Mesh::default();
             mesh.metadata.name = key.name.clone();
@@ -96,6 +85,24 @@ pub(super) fn of(node: &Node, key: &Key, faults: &[Fault]) -> Option<Object> {
 pub(super) fn asks_somebody(node: &Node, kind: Kind) -> bool {
     let spec = node.field("spec").filter(|_| kind == Kind::TrafficPolicy);
     spec.is_some_and(|spec| spec.field("externalAuth").is_some())
+}
+
+/// A route that somebody is to decide about.
+fn route(node: &Node, key: &Key) -> Option<Object> {
+    let http = |matches, filters| HttpRule {
+        matches,
+        filters,
+        ..HttpRule::default()
+    };
+    let grpc = |matches, filters| GrpcRule {
+        matches,
+        filters,
+        ..GrpcRule::default()
+    };
+    match key.kind {
+        Kind::HttpRoute => closed_route(node, key, http).map(Object::HttpRoute),
+        _ => closed_route(node, key, grpc).map(Object::GrpcRoute),
+    }
 }
 
 /// The filter by which a rule has somebody decide about its requests.
