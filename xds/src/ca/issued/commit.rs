@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{Entry, Issued};
 
-/// Those who wait for the next write.
+/// Those who wait for the next write: requests under way, whose number the limits of each node bound (`ca/limit.rs`).
 #[derive(Debug, Default)]
 pub(super) struct Queue(Mutex<Waiting>);
 
