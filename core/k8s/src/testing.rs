@@ -104,6 +104,13 @@ impl Around {
         }
     }
 
+    /// With the objects of a text, too.
+    #[must_use]
+    pub fn with(mut self, text: &str) -> Self {
+        self.objects.extend(Self::of(text).objects);
+        self
+    }
+
     /// The same in another mesh.
     #[must_use]
     pub fn within(self, mesh: MeshConfig) -> Self {

@@ -1,36 +1,12 @@
-use std::collections::BTreeMap;
-
-use tulle_model::NamespacedHostname;
-
-use super::super::lookup::{Definition, NoDefinition};
 use super::*;
-use crate::api::{GatewayClass, ReferenceGrant};
-use crate::testing::{gateway, namespace, service};
+use crate::testing::{Around, service};
 
-/// A world of namespaces and gateways.
-#[derive(Default)]
-struct Around {
-    mesh: MeshConfig,
-    namespaces: BTreeMap<String, Namespace>,
-    gateways: BTreeMap<String, Gateway>,
+/// Binds the service `shop/web` with these labels.
+trait Bind {
+    fn bind(&self, labels: &str, traffic: Traffic) -> Binding;
 }
 
-impl Around {
-    fn with(mut self, text: &str) -> Self {
-        for text in text.split("---\n") {
-            if text.contains("kind: Namespace") {
-                let object = namespace(text);
-                self.namespaces.insert(object.metadata.name.to_string(), object);
-            } else {
-                let object = gateway(text);
-                let meta = &object.metadata;
-                self.gateways
-                    .insert(format!("{}/{}", meta.namespace, meta.name), object);
-            }
-        }
-        self
-    }
-
+impl Bind for Around {
     fn bind(&self, labels: &str, traffic: Traffic) -> Binding {
         let text = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop, labels: {{{labels}}}, annotations: {{istio.io/use-waypoint-canary-weight: '20'}}}}\n"
@@ -42,51 +18,6 @@ impl Around {
             visibility: &Visibility::Public,
         };
         bind(subject, self)
-    }
-}
-
-impl Lookup for Around {
-    fn mesh(&self) -> &MeshConfig {
-        &self.mesh
-    }
-    fn namespace(&self, name: &str) -> Option<&Namespace> {
-        self.namespaces.get(name)
-    }
-    fn gateway(&self, namespace: &str, name: &str) -> Option<&Gateway> {
-        self.gateways.get(&format!("{namespace}/{name}"))
-    }
-    fn gateway_class(&self, _: &str) -> Option<&GatewayClass> {
-        None
-    }
-    fn gateways(&self) -> Vec<&Gateway> {
-        self.gateways.values().collect()
-    }
-    fn route(&self, _: crate::Kind, _: &str, _: &str) -> Option<&Object> {
-        None
-    }
-    fn service_of(&self, _: &str, _: &str) -> Result<Definition, NoDefinition> {
-        Err(NoDefinition::Missing)
-    }
-    fn entry_of(&self, _: &str, _: &str) -> Result<Vec<Definition>, NoDefinition> {
-        Err(NoDefinition::Missing)
-    }
-    fn hostname(&self, _: &str, _: &str) -> Option<Definition> {
-        None
-    }
-    fn grants(&self, _: &str) -> Vec<&ReferenceGrant> {
-        Vec::new()
-    }
-    fn certificates(&self, _: &str, _: &str, _: &str) -> Option<Str> {
-        None
-    }
-    fn waypoints_of(&self, _: &NamespacedHostname) -> Vec<Str> {
-        Vec::new()
-    }
-    fn is_bound(&self, _: &NamespacedHostname) -> bool {
-        false
-    }
-    fn node_addresses(&self) -> Vec<std::net::IpAddr> {
-        Vec::new()
     }
 }
 
