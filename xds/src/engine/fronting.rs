@@ -25,8 +25,8 @@ type Counts = BTreeMap<Str, usize>;
 /// The counts, and the waypoints that changed since they were last published.
 #[derive(Debug, Default)]
 pub(super) struct Fronting {
-    /// Waypoints that have settings.
-    known: BTreeSet<Str>,
+    /// Waypoints that have settings, and how many: those that drain are counted until what is computed anew has their place.
+    known: Counts,
     /// Names of services and workloads, by waypoint.
     needs: BTreeMap<Str, Counts>,
     /// Waypoints, by service.
@@ -61,11 +61,7 @@ impl Fronting {
                 Waypoint::Settings(settings) => {
                     let name = settings.name();
                     self.need(&name, of_settings(settings), add);
-                    if add {
-                        self.known.insert(name.clone());
-                    } else {
-                        self.known.remove(&name);
-                    }
+                    count(&mut self.known, &name, add);
                     self.replicas.look_again(&name);
                     self.moved.insert(name);
                 }
@@ -117,7 +113,7 @@ impl Fronting {
 
     /// Whether there is such a waypoint.
     pub(super) fn is_known(&self, waypoint: &Str) -> bool {
-        self.known.contains(waypoint)
+        self.known.contains_key(waypoint)
     }
 
     /// Brings the published waypoints up to date; says whether anything moved. `around` knows the endpoints of services.
@@ -130,13 +126,13 @@ impl Fronting {
     ) -> bool {
         let mut changed = false;
         for name in self.replicas.stale() {
-            let identity = identity(&name, world).filter(|_| self.known.contains(&name));
+            let identity = identity(&name, world).filter(|_| self.known.contains_key(&name));
             self.replicas.find(&name, identity.as_ref(), world, computed);
         }
         for name in std::mem::take(&mut self.moved) {
             let fronts = self
                 .known
-                .contains(&name)
+                .contains_key(&name)
                 .then(|| self.fronts(&name, world, around));
             changed |= fronted.set(&name, fronts.flatten());
         }
@@ -169,13 +165,17 @@ fn identity(name: &str, world: &World) -> Option<Identity> {
 
 fn step(counts: &mut BTreeMap<Str, Counts>, of: &Str, what: &Str, add: bool) {
     let inner = counts.entry(of.clone()).or_default();
-    let count = inner.entry(what.clone()).or_default();
-    *count = if add { *count + 1 } else { count.saturating_sub(1) };
-    if *count == 0 {
-        inner.remove(what);
-    }
+    count(inner, what, add);
     if inner.is_empty() {
         counts.remove(of);
+    }
+}
+
+fn count(counts: &mut Counts, what: &Str, add: bool) {
+    let count = counts.entry(what.clone()).or_default();
+    *count = if add { *count + 1 } else { count.saturating_sub(1) };
+    if *count == 0 {
+        counts.remove(what);
     }
 }
 

@@ -95,6 +95,20 @@ fn a_waypoint_that_is_deleted_serves_on_until_it_is_released() {
 }
 
 #[test]
+fn a_waypoint_that_comes_back_before_it_is_released_is_one_again() {
+    let mut engine = engine();
+    let fronts = |snapshot: &Snapshot| snapshot.fronted().of("shop/way").cloned();
+    let (before, fronted) = (sent(&engine.snapshot), fronts(&engine.snapshot));
+    assert!(fronted.is_some());
+    let snapshot = engine.apply(batch(vec![gone(Key::new(Kind::Gateway, "shop", "way"))]));
+    let (waypoint, since) = snapshot.draining().iter().next().unwrap();
+    let back = engine.apply(batch(events(WAY)));
+    assert_eq!((sent(&back), fronts(&back)), (before.clone(), fronted.clone()));
+    let after = engine.release(waypoint, *since);
+    assert_eq!((sent(&after), fronts(&after)), (before, fronted));
+}
+
+#[test]
 fn a_service_that_moves_to_another_waypoint_has_both_for_a_while() {
     let mut engine = engine();
     let other =
