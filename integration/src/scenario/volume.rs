@@ -24,7 +24,7 @@ use crate::ads::{Stream, Taking, first};
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "LOAD",
-        480,
+        720,
         "100,000 workloads and 2,000 streams: memory, cold start, returns, certificates",
         load,
     ),
@@ -42,8 +42,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
 ];
 
-/// Memory that 100,000 workloads and 2,000 streams may take.
-const MEMORY_MIB_MAX: f64 = 400.0;
+/// Memory that 100,000 workloads and 2,000 streams may take while one thing changes after the other: 400 MB.
+const MEMORY_MIB_MAX: f64 = 381.0;
 /// Time until a control plane of 100,000 workloads is ready.
 const COLD_MAX: Duration = Duration::from_secs(10);
 /// The same for a folder of 10,000 objects.
@@ -72,7 +72,7 @@ fn load(scale: Scale) -> Run {
         let fleet = Fleet::connect(&plane, streams).await;
         let connected = plane.memory_mib(Memory::Resident);
         let edit = fleet
-            .changes(&plane, 1, Duration::from_secs(scale.pick(5, 30)))
+            .changes(&plane, 1, Duration::from_secs(scale.pick(5, 600)))
             .await;
         let (rss, peak) = (plane.memory_mib(Memory::Resident), plane.memory_mib(Memory::Peak));
         let differing = fleet.differing(&plane).await as u64;
@@ -96,7 +96,7 @@ fn load(scale: Scale) -> Run {
             .with("loaded_mib", format!("{loaded:.0}"))
             .with("connected_mib", format!("{connected:.0}"))
             .with("rss_mib", format!("{rss:.0}"))
-            .expect("peak_mib", format!("{peak:.0}"), peak <= MEMORY_MIB_MAX, "≤ 400")
+            .expect("peak_mib", format!("{peak:.0}"), peak <= MEMORY_MIB_MAX, "≤ 381")
             .expect(
                 "packed_bytes_per_workload",
                 format!("{packed:.1}"),

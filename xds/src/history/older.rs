@@ -47,7 +47,7 @@ impl History {
                 generation: recorded.generation,
                 stale_since: recorded.stale_since,
                 first_seen: recorded.first_seen,
-                written: written.as_str().into(),
+                written: written.clone().into(),
             })
         });
         records.collect()

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,7 @@ use tulle_proto::resume::bucket_of;
 use super::{Draft, Drafts, History, Library, Step, Texts, sha256};
 use crate::source::folder::library::Entry;
 use crate::source::folder::parse::form_of;
+use crate::source::folder::written::Written;
 
 /// Pages that files are spread over; objects are spread over as many as there are buckets.
 const FILE_PAGES: u16 = 64;
@@ -46,11 +46,11 @@ pub(super) struct Record {
     pub(super) stale_since: Option<u64>,
     pub(super) first_seen: Timestamp,
     /// The object as it was written, as JSON.
-    pub(super) written: Arc<str>,
+    pub(super) written: Written,
 }
 
 impl Record {
-    fn of(name: Str, entry: &Entry, written: Arc<str>) -> Self {
+    fn of(name: Str, entry: &Entry, written: Written) -> Self {
         let in_force = &entry.in_force;
         Self {
             name,

@@ -27,6 +27,7 @@ mod packed;
 pub(crate) mod parse;
 pub(crate) mod scan;
 pub(crate) mod watcher;
+pub(crate) mod written;
 
 pub use scan::DIRECTORIES_DEEP_MAX;
 

@@ -12,6 +12,7 @@ use tulle_k8s::object::{Pool, Reading, Unread, Weight, read, read_mesh};
 use tulle_k8s::{Key, Kind, Object};
 use tulle_model::{Reason, Str};
 
+use super::written::{self, Written};
 use crate::snapshot::{FileProblem, Severity};
 
 /// The first half of the SHA-256 of the text that says an object. Nobody finds two texts of the same half, and it is held
@@ -91,7 +92,7 @@ pub(crate) struct Good {
     /// What the text is known by.
     pub(crate) form: Form,
     /// The text: JSON without places. It is dropped once it is on record.
-    pub(crate) written: Option<Arc<str>>,
+    pub(crate) written: Option<Written>,
 }
 
 impl Good {
@@ -233,6 +234,8 @@ pub(crate) fn parse(file: &Str, text: &str) -> Parsed {
         }
     }
     parsed.statements.shrink_to_fit();
+    let goods = parsed.statements.iter_mut().filter_map(Statement::good_mut);
+    written::join(goods.filter_map(|good| good.written.as_mut()));
     parsed
 }
 

@@ -12,6 +12,7 @@ use crate::history::sha256;
 use crate::source::folder::packed::Packed;
 use crate::source::folder::parse::{self, Form};
 use crate::source::folder::scan::{File, Scan};
+use crate::source::folder::written::Written;
 
 /// A file as it was parsed last.
 #[derive(Debug, Clone)]
@@ -42,7 +43,7 @@ fn holds_secret(parsed: &Parsed, text: &str) -> bool {
 }
 
 /// How objects were written, by form.
-pub(crate) type Texts = BTreeMap<Form, Arc<str>>;
+pub(crate) type Texts = BTreeMap<Form, Written>;
 
 impl Known {
     fn read(path: &Str, file: &File) -> Self {
