@@ -56,6 +56,7 @@ mod plain;
 pub mod proxy_protocol;
 pub mod reason_header;
 mod records;
+mod room;
 mod shelf;
 pub mod socket;
 pub mod socks5;

@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::error::StreamError;
+use crate::room::room_for;
 
 /// Bytes that are copied for one write. What a peer's window has no room for would be copied again.
 const COPIED_MAX: usize = 64 * 1024;
@@ -281,7 +282,7 @@ impl AsyncWrite for HboneStream {
 /// The first [`COPIED_MAX`] bytes.
 fn copied(slices: &[IoSlice<'_>]) -> Bytes {
     let all: usize = slices.iter().map(|slice| slice.len()).sum();
-    let mut chunk = Vec::with_capacity(all.min(COPIED_MAX));
+    let mut chunk = Vec::with_capacity(room_for(all.min(COPIED_MAX)));
     for slice in slices {
         let room = COPIED_MAX - chunk.len();
         chunk.extend_from_slice(&slice[..slice.len().min(room)]);

@@ -23,6 +23,7 @@ use crate::hbone::watch::Watch;
 use crate::plain;
 use crate::records::buffer::{Buffer, Pinned, Size};
 use crate::records::{Fault, Session};
+use crate::room::room_for;
 
 /// Batches of up to this length go out in a buffer for one record.
 const SHORT: usize = 8 * 1024;
@@ -312,7 +313,7 @@ where
 fn share(buffer: Buffer, found: &[Range<usize>], pinned: Option<&Pinned>, chunks: &mut Vec<Bytes>) {
     let data: usize = found.iter().map(Range::len).sum();
     if data <= buffer.size().bytes() / 16 {
-        let mut copied = Vec::with_capacity(data);
+        let mut copied = Vec::with_capacity(room_for(data));
         found
             .iter()
             .for_each(|range| copied.extend_from_slice(&buffer.bytes[range.clone()]));
@@ -323,7 +324,11 @@ fn share(buffer: Buffer, found: &[Range<usize>], pinned: Option<&Pinned>, chunks
         let shared = buffer.share(pinned);
         chunks.extend(found.iter().map(|range| shared.slice(range.clone())));
     } else {
-        let copy = |range: &Range<usize>| Bytes::copy_from_slice(&buffer.bytes[range.clone()]);
+        let copy = |range: &Range<usize>| {
+            let mut copied = Vec::with_capacity(room_for(range.len()));
+            copied.extend_from_slice(&buffer.bytes[range.clone()]);
+            Bytes::from(copied)
+        };
         chunks.extend(found.iter().map(copy));
     }
 }
