@@ -264,7 +264,10 @@ impl<S: Store> Session<S> {
         self.begun = true;
         let response = self.response(ty.type_url().into(), taken, is_opening);
         let state = self.types.get_mut(&ty)?;
-        state.delivery.on_sent(&response, state.owed_since.unwrap_or(now));
+        let is_last = state.queue.is_empty();
+        state
+            .delivery
+            .on_sent(&response, state.owed_since.unwrap_or(now), is_last);
         state.owe_since(None);
         Some(response)
     }

@@ -35,6 +35,8 @@ struct Unacked {
     since: Instant,
     resources: Arc<[Arc<Slot>]>,
     removed: Vec<Str>,
+    /// Nothing of its cut was left to be sent after it.
+    is_last: bool,
 }
 
 /// One resource version that the client refused.
@@ -53,8 +55,8 @@ impl Delivery {
         self.unacked.len() >= UNACKED_RESPONSES_MAX || self.unacked_bytes >= UNACKED_BYTES_MAX
     }
 
-    /// Notes a response that goes out, and since when the oldest change in it is owed.
-    pub(super) fn on_sent(&mut self, response: &Response, since: Instant) {
+    /// Notes a response that goes out, since when the oldest change in it is owed, and whether it is the last of its cut.
+    pub(super) fn on_sent(&mut self, response: &Response, since: Instant, is_last: bool) {
         let entry = Unacked {
             nonce: response.nonce.clone(),
             cut: response.cut,
@@ -62,6 +64,7 @@ impl Delivery {
             since,
             resources: response.resources.clone(),
             removed: response.removed.clone(),
+            is_last,
         };
         // What is sent anew or removed is judged anew: should the refused form come back, the client must be told.
         let told = response
@@ -97,7 +100,9 @@ impl Delivery {
                 }
                 _ => {
                     self.acks += 1;
-                    self.acked = Some(entry.cut);
+                    if entry.is_last {
+                        self.acked = Some(entry.cut);
+                    }
                 }
             }
         }
@@ -164,7 +169,7 @@ impl Delivery {
         self.sent
     }
 
-    /// Cut of the newest response that was accepted.
+    /// The newest cut of which the client accepted everything.
     #[must_use]
     pub fn acked(&self) -> Option<u64> {
         self.acked

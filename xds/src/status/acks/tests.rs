@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::*;
 use crate::engine::table::Resource;
+use crate::serve::push::RESPONSE_BYTES_MAX;
 use crate::serve::session::{Nack, Request, Session};
 use crate::serve::viewer::Features;
 use crate::snapshot::{ObjectKey, Order, Scope};
@@ -84,6 +85,33 @@ fn judged(head: &Arc<Snapshot>, clients: &Clients) -> (Acks, Status) {
     let acks = acks(head, &clients.list(Instant::now()), &gateway());
     let status = conditions(&gateway(), &acks)[0].status;
     (acks, status)
+}
+
+#[test]
+fn a_cut_is_accepted_with_the_last_of_its_responses() {
+    let (clients, small) = (Clients::default(), cut(1, b"one"));
+    let mut head = Snapshot::clone(&small);
+    let large = Resource {
+        name: "shop/way/large".into(),
+        aliases: Vec::new(),
+        body: vec![0; RESPONSE_BYTES_MAX].into(),
+        order: Order::Policy,
+        scope: small
+            .resource(ResourceType::Waypoint, "shop/way")
+            .unwrap()
+            .scope
+            .clone(),
+    };
+    assert!(head.table_mut(ResourceType::Waypoint).set(large, 1));
+    let head = Arc::new(head);
+    let mut waypoint = Waypoint::new(&clients, &head);
+    for accepted in [0, 1] {
+        waypoint.answer(&head, None);
+        let (acks, _) = judged(&head, &clients);
+        assert_eq!((acks.acked, acks.pending), (accepted, 1 - accepted));
+    }
+    let listed = &clients.list(Instant::now())[0];
+    assert_eq!(listed.types[ResourceType::Waypoint.type_url()].acked, Some(1));
 }
 
 #[test]
