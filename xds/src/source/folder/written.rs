@@ -24,6 +24,12 @@ impl Written {
             ends: counted(ends),
         }
     }
+
+    /// Bytes that it keeps in memory.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.all.len()
+    }
 }
 
 impl From<String> for Written {
@@ -60,7 +66,7 @@ impl std::fmt::Debug for Written {
 }
 
 /// Puts texts into one piece.
-pub(super) fn join<'a>(texts: impl Iterator<Item = &'a mut Written>) {
+pub(crate) fn join<'a>(texts: impl Iterator<Item = &'a mut Written>) {
     let texts: Vec<&mut Written> = texts.collect();
     let all = Arc::new(texts.iter().map(|text| &***text).collect::<String>());
     let mut begins = 0;

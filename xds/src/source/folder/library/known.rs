@@ -12,7 +12,7 @@ use crate::history::sha256;
 use crate::source::folder::packed::Packed;
 use crate::source::folder::parse::{self, Form};
 use crate::source::folder::scan::{File, Scan};
-use crate::source::folder::written::Written;
+use crate::source::folder::written::{self, Written};
 
 /// A file as it was parsed last.
 #[derive(Debug, Clone)]
@@ -199,13 +199,15 @@ impl Library {
             if !known.parsed.statements.iter().any(is_kept) {
                 continue;
             }
-            for statement in &mut Arc::make_mut(&mut known.parsed).statements {
-                if is_kept(statement)
-                    && let Some(good) = statement.good_mut()
-                {
+            let statements = &mut Arc::make_mut(&mut known.parsed).statements;
+            for statement in statements.iter_mut().filter(|one| is_kept(one)) {
+                if let Some(good) = statement.good_mut() {
                     good.written = None;
                 }
             }
+            // Those that stay, as another file's are on record, must not hold the piece of all.
+            let goods = statements.iter_mut().filter_map(parse::Statement::good_mut);
+            written::join(goods.filter_map(|good| good.written.as_mut()));
         }
     }
 }

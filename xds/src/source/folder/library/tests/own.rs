@@ -139,3 +139,16 @@ fn an_object_is_held_once() {
     assert!(Arc::ptr_eq(&good.object, &in_force.object));
     assert_eq!(good.written, None);
 }
+
+#[test]
+fn a_text_that_is_not_on_record_holds_no_other() {
+    let both = policy("{rules: [{}]}") + &service("a", "v1");
+    let mut paper = Paper::new().put("a.yaml", &policy("{}")).put("b.yaml", &both);
+    let settled = paper.settle();
+    paper.library.drop_texts(&settled.step);
+    let statements = &paper.library.files["b.yaml"].parsed.statements;
+    let texts = statements.iter().filter_map(|one| one.good()?.written.as_ref());
+    let texts: Vec<_> = texts.collect();
+    assert_eq!(texts.len(), 1, "the policy of the other file is in force");
+    assert_eq!(texts[0].held(), texts[0].len());
+}
