@@ -4,7 +4,7 @@ mod analyze;
 mod ca;
 mod codes;
 mod completion;
-mod component;
+pub(crate) mod component;
 mod config;
 mod edges;
 mod explain;
@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use tulle_runtime::exit::Exit;
 
+use self::component::Proxy;
 use crate::output::Form;
 use crate::running::{RunDir, default_run_dir};
 
@@ -129,7 +130,7 @@ pub(crate) fn run(tulle: Tulle) -> Exit {
         Command::Edges(edges) => wait_for(edges::run(edges)),
         Command::Explain(explain) => wait_for(explain::run(explain)),
         Command::ZtunnelConfig(config) => wait_for(ztunnel_config::run(config)),
-        Command::Waypoint(waypoint) if waypoint.is_process() => return component::run_waypoint(),
+        Command::Waypoint(waypoint) if waypoint.is_process() => return Proxy::Waypoint.run(),
         Command::Waypoint(waypoint) => wait_for(waypoint::run(waypoint)),
         Command::WaypointConfig(config) => wait_for(waypoint_config::run(config)),
         Command::Workload(workload) => wait_for(workload::run(workload)),

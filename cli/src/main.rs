@@ -16,6 +16,8 @@ use clap::Parser as _;
 use tulle_runtime::config::ProcessEnv;
 use tulle_runtime::exit::Exit;
 
+use crate::command::component::Proxy;
+
 /// Small, quick allocations dominate in the proxies. It does not ask for huge pages, and [`main`] refuses them.
 #[cfg(not(feature = "heap-profile"))]
 #[global_allocator]
@@ -33,6 +35,9 @@ fn main() -> Exit {
     if tulle_agent::cni::plugin::is_asked(&ProcessEnv) {
         // Container runtimes start a plugin by its file's name, without a word on the command line.
         return tulle_agent::cni::plugin::main(&ProcessEnv);
+    }
+    if let Some(proxy) = Proxy::alone(std::env::args_os().skip(1)) {
+        return proxy.run();
     }
     match command::Tulle::try_parse() {
         Ok(tulle) => command::run(tulle),

@@ -1,5 +1,7 @@
 //! `tulle xds`, `tulle agent`, `tulle ztunnel`, `tulle waypoint`: one component as its own process.
 
+use std::ffi::OsString;
+
 use clap::Subcommand;
 use tulle_runtime::config::ProcessEnv;
 use tulle_runtime::exit::Exit;
@@ -48,15 +50,48 @@ pub(crate) struct Ztunnel {
     supervise: bool,
 }
 
-/// Runs an instance of a waypoint as this process.
-pub(crate) fn run_waypoint() -> Exit {
+/// A proxy as a process of its own, which takes its settings from the environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proxy {
+    Ztunnel,
+    Waypoint,
+}
+
+impl Proxy {
+    /// The proxy that `arguments`, without the program's name, ask for and say nothing else about, which is how all of a
+    /// mesh are started. Such a process has no use for the command line: to describe every command of it touches 2 MiB
+    /// of the program that would stay resident.
+    pub(crate) fn alone(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
+        let name = arguments.next()?;
+        let proxy = match name.to_str()? {
+            "ztunnel" => Self::Ztunnel,
+            "waypoint" => Self::Waypoint,
+            _ => return None,
+        };
+        arguments.next().is_none().then_some(proxy)
+    }
+
+    /// Runs it as this process.
+    pub(crate) fn run(self) -> Exit {
+        watch_parent();
+        self.serve()
+    }
+
+    fn serve(self) -> Exit {
+        match self {
+            Self::Ztunnel => tulle_ztunnel::run_process(&ProcessEnv),
+            Self::Waypoint => tulle_waypoint::run_process(&ProcessEnv),
+        }
+    }
+}
+
+/// A local mesh must not outlive the command that started it, however that ended.
+fn watch_parent() {
     parent::watch(&ProcessEnv);
-    tulle_waypoint::run_process(&ProcessEnv)
 }
 
 pub(crate) fn run(component: Component) -> Exit {
-    // A local mesh must not outlive the command that started it, however that ended.
-    parent::watch(&ProcessEnv);
+    watch_parent();
     match component {
         Component::Xds(config) => tulle_xds::main(*config),
         Component::Agent(command) => tulle_agent::main_of(*command),
@@ -65,6 +100,37 @@ pub(crate) fn run(component: Component) -> Exit {
         Component::Ztunnel(Ztunnel { supervise: true }) => {
             tulle_ztunnel::supervise::run_process(&ProcessEnv, vec!["ztunnel".into()])
         }
-        Component::Ztunnel(Ztunnel { supervise: false }) => tulle_ztunnel::run_process(&ProcessEnv),
+        Component::Ztunnel(Ztunnel { supervise: false }) => Proxy::Ztunnel.serve(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alone(arguments: &[&str]) -> Option<Proxy> {
+        Proxy::alone(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn a_proxy_is_asked_for_by_its_bare_name() {
+        assert_eq!(alone(&["ztunnel"]), Some(Proxy::Ztunnel));
+        assert_eq!(alone(&["waypoint"]), Some(Proxy::Waypoint));
+    }
+
+    #[test]
+    fn whatever_says_more_or_names_no_proxy_is_read_as_a_command_line() {
+        let said: [&[&str]; 7] = [
+            &[],
+            &["ztunnel", "--supervise"],
+            &["ztunnel", "--help"],
+            &["waypoint", "list"],
+            &["--help", "waypoint"],
+            &["xds"],
+            &["Waypoint"],
+        ];
+        for arguments in said {
+            assert_eq!(alone(arguments), None, "{arguments:?}");
+        }
     }
 }
