@@ -58,9 +58,9 @@ pub(crate) enum Proxy {
 }
 
 impl Proxy {
-    /// The proxy that `arguments`, without the program's name, ask for and say nothing else about, which is how all of a
-    /// mesh are started. Such a process has no use for the command line: to describe every command of it touches 2 MiB
-    /// of the program that would stay resident.
+    /// The proxy that `arguments`, without the program's name, ask for and say nothing else about, which is how a mesh
+    /// starts them, and a supervisor its generations. Such a process has no use for the command line: to describe every
+    /// command of it touches 2 MiB of the program that would stay resident.
     pub(crate) fn alone(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
         let name = arguments.next()?;
         let proxy = match name.to_str()? {
